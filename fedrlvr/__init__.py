@@ -1,0 +1,38 @@
+"""fedrlvr: organisations that may not pool their data post-train one reasoning LLM together.
+
+    import fedrlvr
+    result = fedrlvr.run("exp.toml")
+
+Importing this is cheap; torch, transformers and Flower load when a run starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedrlvr.config import Config
+    from fedrlvr.federation.run import RunResult
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "run"]
+
+
+def run(config: Config | dict[str, Any] | Path | str) -> RunResult:
+    """Run a federation on this machine.
+
+    config: a `Config`, a nested dict of settings, or the path of a TOML file.
+
+    Raises:
+        FedrlvrError: whatever is wrong with the config, the data, the model, a round or the disk.
+    """
+    from fedrlvr.config import Config, load_config, parse_config
+
+    if isinstance(config, dict):
+        config = parse_config(config)
+    elif not isinstance(config, Config):
+        config = load_config(config)
+    from fedrlvr.federation.run import run as run_here
+
+    return run_here(config)

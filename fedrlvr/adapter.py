@@ -1,0 +1,87 @@
+"""The adapter: one client's LoRA factors. Plain tensors; what `policy` trains, `aggregation` averages, messages carry.
+
+Shapes: A [r, k], B [d, r]; the layer's weight becomes W0 + (alpha / r) B A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedrlvr.errors import AdapterError
+
+
+class Factors(NamedTuple):
+    """One layer's factors: A [r, k] and B [d, r]."""
+
+    A: Tensor
+    B: Tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors by layer name, in the model's order, with the alpha they were trained with.
+
+    layers: module path of each adapted linear layer in the base model -> its factors.
+    alpha: the update's scale is alpha / rank.
+    """
+
+    layers: Mapping[str, Factors]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The common rank r of all layers."""
+        return int(next(iter(self.layers.values())).A.shape[0])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of every factor, named `<layer>.A` and `<layer>.B`."""
+        for name, factors in self.layers.items():
+            yield f"{name}.A", factors.A
+            yield f"{name}.B", factors.B
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors as they are held."""
+        return sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors())
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], alpha: float) -> Adapter:
+        """The inverse of `tensors()`.
+
+        Raises:
+            AdapterError: a factor without its other half, or shapes that are no factors of one matrix.
+        """
+        layers: dict[str, Factors] = {}
+        for name in tensors:
+            layer, _, half = name.rpartition(".")
+            if half not in ("A", "B") or f"{layer}.A" not in tensors or f"{layer}.B" not in tensors:
+                raise AdapterError(f"{name!r} is not one of a pair of LoRA factors <layer>.A and <layer>.B.")
+            if half == "A":
+                layers[layer] = Factors(tensors[name], tensors[f"{layer}.B"])
+        adapter = Adapter(layers, alpha)
+        ranks = {factors.A.shape[:1] for factors in layers.values()} | {f.B.shape[1:] for f in layers.values()}
+        if len(ranks) != 1 or any(f.A.dim() != 2 or f.B.dim() != 2 for f in layers.values()):
+            raise AdapterError("The factors are not matrices of one common rank.")
+        return adapter
+
+    def check_like(self, other: Adapter, *, whose: str) -> None:
+        """Check a foreign adapter before anything is computed with it.
+
+        Raises:
+            AdapterError: other layers, other shapes, or values that are not finite; `whose` is named.
+        """
+        if list(self.layers) != list(other.layers):
+            strange = next(iter(set(self.layers) ^ set(other.layers)), "their order")
+            raise AdapterError(
+                f"{whose}: its layers are not those of this run's adapters (first difference: {strange})."
+            )
+        for (name, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
+            if mine.shape != theirs.shape:
+                raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")
+            if not bool(torch.isfinite(mine).all()):
+                raise AdapterError(f"{whose}: {name} holds values that are not finite.")

@@ -1,0 +1,48 @@
+"""FedIT (arXiv 2305.05644): average the factors A and B separately.
+
+    A = sum_k p_k A_k        B = sum_k p_k B_k        p_k = w_k / sum_j w_j
+
+Exactness: inexact. The mean of products sum_k p_k B_k A_k is not the product of means unless all share a factor.
+Cost: r (d + k) numbers up and down per client and layer; one pass over the adapters, which are summed as they come,
+so memory does not grow with their number. Linear in the adapters, so it can be computed under secure aggregation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fedrlvr.adapter import Adapter
+
+
+def fedit(adapters: Iterable[tuple[Adapter, float]]) -> Adapter:
+    """The weighted mean of (adapter, weight) pairs, summed in float64 and returned in the first one's type.
+
+    Raises:
+        ValueError: no adapters, a weight that is negative or not finite, weights that sum to zero, or adapters of
+            different shapes or alpha.
+    """
+    sums: dict[str, Tensor] = {}
+    total = 0.0
+    first: Adapter | None = None
+    for adapter, weight in adapters:
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"weights must be finite and not negative, got {weight}")
+        if first is None:
+            first = adapter
+            sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in adapter.tensors()}
+        mine = dict(adapter.tensors())
+        if adapter.alpha != first.alpha or {n: t.shape for n, t in mine.items()} != {
+            n: t.shape for n, t in sums.items()
+        }:
+            raise ValueError("FedIT averages adapters of one rank, alpha and set of layers only")
+        for name, tensor in mine.items():
+            sums[name].add_(tensor.double(), alpha=weight)
+        total += weight
+    if first is None or total <= 0:
+        raise ValueError("there is nothing to average: no adapters, or all weights are zero")
+    types = {name: tensor.dtype for name, tensor in first.tensors()}
+    return Adapter.from_tensors({name: (s / total).to(types[name]) for name, s in sums.items()}, first.alpha)

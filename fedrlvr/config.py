@@ -1,0 +1,398 @@
+"""The configuration: small pydantic models, one per question, read from one TOML file.
+
+Each seam is a section with a `type` (`supervision`, `coordination`, `aggregation`), and so is the partition. A
+default is stated here and nowhere else. Unknown keys are errors that name the nearest key; a setting that could have
+no effect is an error too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedrlvr.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """One run and where it lies."""
+
+    name: str = "fedrlvr"
+    """Shown in the report."""
+    seed: int = Field(0, ge=0)
+    """Root of every random stream of the run."""
+    directory: Path | None = None
+    """Run directory; None makes runs/<name>-<date>-<time>."""
+    keep_checkpoints: int = Field(3, ge=2)
+    """How many of the newest rounds stay on disk."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Besides metrics.jsonl, which is always written. `tensorboard` needs the extra `trackers`."""
+
+
+class ModelConfig(Section):
+    """The frozen base model, the same for every client."""
+
+    name: str = "embedded"
+    """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    chat_template: bool = True
+    """Wrap each prompt in the tokenizer's chat template where it has one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LoraConfig(Section):
+    """The adapter each client trains."""
+
+    rank: int = Field(8, ge=1, le=1024)
+    """Inner dimension r of B [d, r] A [r, k]."""
+    alpha: float = Field(16.0, gt=0)
+    """The update is (alpha / rank) B A."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """`all-linear` (every linear layer but the output head) or the last names of layers, e.g. ["q_proj", "v_proj"]."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some_targets(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("name at least one layer, or say 'all-linear'")
+        return value
+
+
+class DataConfig(Section):
+    """The problems, before they are dealt to clients."""
+
+    name: str = "embedded"
+    """embedded | gsm8k | math | svamp | medqa | medmcqa | pubmedqa | jsonl | reasoning_gym:<family>."""
+    path: Path | None = None
+    """File or directory; None takes the hub (extra `hub`) where the data set has one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the loader, e.g. {hub = "..."} or {families = ["sum"], levels = ["easy"]} for the embedded problems."""
+    train_size: int | None = Field(None, ge=1)
+    """Problems kept for training, drawn by seed; None keeps all."""
+    public_size: int = Field(0, ge=0)
+    """Problems set aside as the public set: in no client's hands, used by coordination only."""
+    test_size: int | None = Field(None, ge=1)
+    """Held-out problems, drawn by seed and spread evenly over sources; None keeps all."""
+    instruction: str | None = None
+    """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    reward: str | None = None
+    """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
+
+
+class IidPartition(Section):
+    """Every client gets the same mix."""
+
+    type: Literal["iid"] = "iid"
+
+
+class SourcePartition(Section):
+    """Whole sources (subjects, families) go to clients."""
+
+    type: Literal["source"] = "source"
+
+
+class DirichletPartition(Section):
+    """Each source is split among clients by shares drawn from Dirichlet(alpha)."""
+
+    type: Literal["dirichlet"] = "dirichlet"
+    alpha: float = Field(0.5, gt=0)
+    """Small: each source sits with few clients. Large: close to iid."""
+
+
+Partition = Annotated[IidPartition | SourcePartition | DirichletPartition, Field(discriminator="type")]
+
+
+class FederationConfig(Section):
+    """Who takes part."""
+
+    clients: int | list[str] = 4
+    """A number (client-1, client-2, ...) or names."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the clients that train in a round, at least one, drawn by seed."""
+    arm: Literal["federated", "local", "central"] = "federated"
+    """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
+
+    @field_validator("clients")
+    @classmethod
+    def _clients(cls, value: int | list[str]) -> int | list[str]:
+        names = [f"client-{i + 1}" for i in range(value)] if isinstance(value, int) else value
+        if not 1 <= len(names) <= 4096:
+            raise ValueError("between 1 and 4096 clients")
+        if len(set(names)) != len(names):
+            raise ValueError("client names must differ")
+        for name in names:
+            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_" for c in name):
+                raise ValueError(f"client name {name!r}: letters, digits, - and _ only, at most 64")
+        return value
+
+    @property
+    def names(self) -> list[str]:
+        """The clients' names, in order."""
+        if isinstance(self.clients, int):
+            return [f"client-{i + 1}" for i in range(self.clients)]
+        return list(self.clients)
+
+
+class SamplingConfig(Section):
+    """How responses are drawn from the policy."""
+
+    group_size: int = Field(8, ge=2, le=1024)
+    """Responses per problem, G. One response has no group to be compared with."""
+    max_new_tokens: int = Field(256, ge=1, le=131072)
+    """Longest response in tokens."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Of sampling, and of the log-probs the loss is made of."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
+    top_k: int = Field(0, ge=0)
+    """Only the k likeliest tokens; 0 is off."""
+
+
+class TrainConfig(Section):
+    """The local objective and its optimizer (docs/methods.md, section 1)."""
+
+    rounds: int = Field(10, ge=1)
+    """Synchronisations."""
+    local_steps: int = Field(5, ge=1)
+    """Local steps of each client between two synchronisations, tau."""
+    problems_per_step: int = Field(8, ge=1)
+    """Problems of each client in a local step; each gets group_size responses."""
+    loss: Literal["grpo", "dr_grpo", "dapo"] = "dapo"
+    """How token losses are averaged: per response, by a constant length, over all tokens."""
+    scale_by_std: bool = True
+    """Divide advantages by the group's standard deviation (Dr. GRPO does not)."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """The ratio is clipped at 1 - clip_low ..."""
+    clip_high: float = Field(0.2, gt=0)
+    """... and at 1 + clip_high."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || base)."""
+    updates_per_batch: int = Field(1, ge=1, le=64)
+    """Optimizer steps on each sampled batch."""
+    proximal_mu: float = Field(0.0, ge=0)
+    """FedProx: (mu / 2) || adapter - the round's adapter ||^2. 0 is FedAvg."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Over all local steps of the run, after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Local steps with a linearly rising rate, once per run."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled, as in AdamW."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """AdamW's second moment; short runs want it below the usual 0.999."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Each client's gradient is clipped to this norm."""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
+
+
+class EngineConfig(Section):
+    """How a machine computes; changes cost and memory, never the result. Stays on the machine."""
+
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens, padding and all clients included, in one forward and backward; at least one response per client."""
+    decode_rows: int = Field(1024, ge=1)
+    """Responses decoded side by side, all clients together; at least one problem per client."""
+    threads: int | None = Field(None, ge=1)
+    """Torch threads; None takes one per core."""
+
+
+class LabelsSupervision(Section):
+    """Every problem's own answer decides."""
+
+    type: Literal["labels"] = "labels"
+
+
+class NoCoordination(Section):
+    """Clients exchange nothing but adapters."""
+
+    type: Literal["none"] = "none"
+
+
+class FedITAggregation(Section):
+    """A and B are averaged separately (FedIT, arXiv 2305.05644)."""
+
+    type: Literal["fedit"] = "fedit"
+    weights: Literal["examples", "equal"] = "examples"
+    """`examples`: by each client's number of training problems."""
+
+
+class EvaluateConfig(Section):
+    """Sampled pass@1 on held-out problems, each client on its own."""
+
+    every: int = Field(0, ge=0)
+    """Rounds between evaluations; 0 evaluates before the first round and after the last."""
+    samples: int = Field(1, ge=1, le=256)
+    """Responses per problem; pass@1 is the mean over them."""
+    temperature: float = Field(1.0, ge=0, le=10)
+    """0 is greedy."""
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    partition: Partition = SourcePartition()
+    federation: FederationConfig = FederationConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    train: TrainConfig = TrainConfig()
+    supervision: LabelsSupervision = LabelsSupervision()
+    coordination: NoCoordination = NoCoordination()
+    aggregation: FedITAggregation = FedITAggregation()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _settings_that_would_do_nothing(self) -> Config:
+        if self.federation.arm != "federated" and "fraction" in self.federation.model_fields_set:
+            raise ValueError(f"federation.fraction has no effect with federation.arm = {self.federation.arm!r}")
+        if self.federation.arm == "local" and self.train.proximal_mu:
+            raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
+        if self.coordination.type == "none" and self.data.public_size:
+            raise ValueError("data.public_size sets problems aside that coordination.type = 'none' never uses")
+        if self.train.warmup_steps >= self.train.rounds * self.train.local_steps > 1:
+            raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
+        return self
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides.
+
+    A value is read as TOML where it parses, else as a bare string. Relative paths mean relative to the working
+    directory.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or a key or value does not fit; the text names the key.
+    """
+    tree: dict[str, Any] = {}
+    where = "the configuration"
+    if path is not None:
+        where = str(path)
+        try:
+            tree = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: there is no such file. Give the path of a TOML configuration.") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path} is a directory. Give the path of a TOML configuration in it.") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, where=where)
+
+
+def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> Config:
+    """Validate a nested dict; `where` names it in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def load_resolved(path: Path) -> Config:
+    """Read the `config.json` of a run directory."""
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} does not hold a JSON object.")
+    return parse_config(tree, where=str(path))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: write section.key=value, for example --set train.rounds=20.")
+    for part in parts[:-1]:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section.")
+        tree = child
+    try:
+        tree[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[parts[-1]] = value.strip()
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """One paragraph: each wrong key by its dotted path, with the nearest known key where it is unknown."""
+    tags = {"iid", "source", "dirichlet"}
+    parts = []
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"] if part not in tags]
+        dotted = ".".join(location) or "the whole"
+        if item["type"] == "extra_forbidden":
+            near = _nearest(location)
+            hint = f" (did you mean {near!r}?)" if near else f" (known there: {', '.join(_siblings(location))})"
+            parts.append(f"unknown key {dotted!r}{hint}")
+        elif item["type"] == "union_tag_not_found":
+            parts.append(f"{dotted}: say which type it is, for example {dotted}.type = 'source'")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(item["input"], dict | Section) else f" (got {item['input']!r})"
+            parts.append(f"{dotted}: {message[0].lower()}{message[1:]}{got}")
+    return f"{where}: {'; '.join(parts)}."
+
+
+def _sections() -> dict[str, set[str]]:
+    """Keys of each section; a union section knows the keys of all its members."""
+    known: dict[str, set[str]] = {}
+    for name, info in Config.model_fields.items():
+        members = [m for m in getattr(info.annotation, "__args__", (info.annotation,)) if m is not None]
+        known[name] = {key for member in members for key in member.model_fields}
+    return known
+
+
+def _siblings(location: list[str]) -> list[str]:
+    sections = _sections()
+    return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))
+
+
+def _nearest(location: list[str]) -> str | None:
+    key = location[-1]
+    for section, keys in _sections().items():  # the right key in the wrong section, or in none
+        if key in keys and location[0] != section:
+            return f"{section}.{key}"
+    close = difflib.get_close_matches(key, _siblings(location), n=1, cutoff=0.6)
+    return ".".join([*location[:-1], close[0]]) if close else None
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default, docstring) of every setting, for the reference in the docs."""
+    for name, info in Config.model_fields.items():
+        members = getattr(info.annotation, "__args__", (info.annotation,))
+        for member in members:
+            for key, sub in member.model_fields.items():
+                default = (
+                    "" if sub.is_required() else json.dumps(sub.get_default(call_default_factory=True), default=str)
+                )
+                yield f"{name}.{key}", default, sub.description or ""

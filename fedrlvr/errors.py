@@ -1,0 +1,46 @@
+"""Every error fedrlvr raises on purpose.
+
+One root, so that `except FedrlvrError` catches all of ours and nothing else; each child also inherits the
+standard type a caller would expect. A message is one paragraph that names the file, row, field, client or
+round, and says what to do; the command line prints it without a traceback.
+"""
+
+
+class FedrlvrError(Exception):
+    """Root of all errors raised on purpose by fedrlvr."""
+
+
+class ConfigError(FedrlvrError, ValueError):
+    """The configuration is wrong: an unknown key, a wrong type, a setting that would have no effect."""
+
+
+class DataError(FedrlvrError, ValueError):
+    """A problem file or row cannot be used."""
+
+
+class GradingError(FedrlvrError, ValueError):
+    """A reward function or grader cannot be used as configured."""
+
+
+class ModelError(FedrlvrError, ValueError):
+    """A model or tokenizer cannot be loaded or used."""
+
+
+class AdapterError(FedrlvrError, ValueError):
+    """An adapter does not fit the model, or is not a finite tensor set of the right shapes."""
+
+
+class MessageError(FedrlvrError, ValueError):
+    """A message from another party is malformed or beyond its bounds."""
+
+
+class CheckpointError(FedrlvrError, OSError):
+    """A checkpoint cannot be written or read."""
+
+
+class RoundError(FedrlvrError, RuntimeError):
+    """A round cannot be completed."""
+
+
+class MissingExtraError(FedrlvrError, ImportError):
+    """An optional dependency is needed; the message names the extra to install."""

@@ -1,0 +1,86 @@
+"""An in-process Flower grid that hands all messages of a push to the client code at once.
+
+Flower's own simulation runs one client after another; ours gives the whole cohort its messages together, so that they
+can be computed as one batch. Contents are copied record by record in both directions, as if they had crossed a wire.
+This is the one module that touches Flower's private paths: without a SuperLink nobody else sets the task identity, the
+run and the message ids.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+Handler = Callable[[Sequence[Message], Sequence[Context]], Sequence[Message]]
+"""Client code for a cohort: messages and the receivers' contexts in, one reply each out, in order."""
+
+RUN_ID = 1
+
+
+class LocalGrid(Grid):
+    """A grid whose nodes live in this process.
+
+    contexts: node id -> Flower context; its `state` is the client's own memory and never passes through the grid.
+    """
+
+    def __init__(self, handler: Handler, contexts: dict[int, Context]) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 0, 1
+        self._run = Run.create_empty(run_id=RUN_ID)
+        self._handler = handler
+        self.contexts = contexts
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, in order."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Deliver messages and compute their replies; the ids to pull these by."""
+        delivered = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            delivered.append(_copy(message))
+        contexts = [self.contexts[message.metadata.dst_node_id] for message in delivered]
+        for message, reply in zip(delivered, self._handler(delivered, contexts), strict=True):
+            self._replies[message.metadata.message_id] = _copy(reply)
+        return [message.metadata.message_id for message in delivered]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies by the ids of the messages they answer."""
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull; replies are there at once, so there is nothing to time out."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _copy(message: Message) -> Message:
+    """The same message with a content of its own. Strategies put one content into all clients' messages."""
+    if not message.has_content():
+        return message
+    kinds = (ArrayRecord, ConfigRecord, MetricRecord)
+    content = RecordDict()
+    for name, record in message.content.items():
+        kind = next(kind for kind in kinds if isinstance(record, kind))
+        content[name] = kind(dict(record.items()))
+    return Message(content, metadata=message.metadata)

@@ -1,0 +1,203 @@
+"""What travels, and its checks. Every message's content is made and read here and nowhere else.
+
+    train      down  arrays: the adapter           config: a TrainRequest
+               up    arrays: the adapter           metrics: numbers
+    evaluate   down  arrays: the adapter           config: an EvaluateRequest
+               up    metrics: numbers              config: names of sources
+
+No prompt, answer or response has a place in these, private or not. A reader trusts nothing: requests are validated
+field by field, adapters by name, shape and value, numbers by type and count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.config import EvaluateConfig, LabelsSupervision, SamplingConfig, TrainConfig
+from fedrlvr.errors import AdapterError, MessageError
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+MAX_REQUEST = 1 << 16
+MAX_SOURCES = 10_000
+
+
+class Request(BaseModel):
+    """Base of both requests.
+
+    round: counted from 1; 0 is before the first.
+    own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    round: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    own_adapter: bool = False
+    sampling: SamplingConfig
+
+
+class TrainRequest(Request):
+    """Train the adapter for `steps` local steps."""
+
+    steps: int = Field(ge=1)
+    train: TrainConfig
+    supervision: LabelsSupervision
+
+
+class EvaluateRequest(Request):
+    """Measure pass@1 on the client's held-out problems."""
+
+    evaluate: EvaluateConfig
+
+
+R = TypeVar("R", bound=Request)
+
+
+def content(request: Request, arrays: ArrayRecord | None) -> RecordDict:
+    """A request's content."""
+    record = RecordDict({CONFIG: ConfigRecord({"request": request.model_dump_json()})})
+    if arrays is not None:
+        record[ARRAYS] = arrays
+    return record
+
+
+def read_request(message: Message, kind: type[R]) -> R:
+    """The request in a message.
+
+    Raises:
+        MessageError: there is none, or a field of it does not fit.
+    """
+    record = message.content.config_records.get(CONFIG)
+    text = record.get("request") if record is not None else None
+    if not isinstance(text, str) or len(text) > MAX_REQUEST:
+        raise MessageError(f"a {message.metadata.message_type} message without a usable request")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
+        raise MessageError(f"a {message.metadata.message_type} request that cannot be used: {where}") from None
+
+
+def adapter_to_arrays(adapter: Adapter) -> ArrayRecord:
+    """The adapter's factors as Flower arrays, by name."""
+    return ArrayRecord(OrderedDict((name, tensor.contiguous()) for name, tensor in adapter.tensors()))
+
+
+def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adapter:
+    """The adapter in a record, checked against one of the right names and shapes before it is decoded.
+
+    Raises:
+        AdapterError: other names, types or shapes, bytes that are no array, or values that are not finite.
+    """
+    expected = dict(like.tensors())
+    if list(arrays) != list(expected):
+        raise AdapterError(f"{whose}: its factors are not those of this run's adapters.")
+    tensors = {}
+    for name, tensor in expected.items():
+        array = arrays[name]
+        # The header a sender writes is checked first, so that no oversized array is ever allocated.
+        if tuple(array.shape) != tuple(tensor.shape) or len(array.data) > tensor.numel() * 8 + 1024:
+            raise AdapterError(f"{whose}: {name} has shape {tuple(array.shape)}, expected {tuple(tensor.shape)}.")
+        try:
+            values = array.numpy()
+        except Exception as error:  # numpy raises several kinds for bytes that are no array
+            raise AdapterError(f"{whose}: {name} cannot be decoded ({type(error).__name__}).") from None
+        if values.shape != tuple(tensor.shape) or values.dtype not in (np.float32, np.float16, np.float64):
+            raise AdapterError(f"{whose}: {name} holds {values.dtype} {values.shape}, expected {tuple(tensor.shape)}.")
+        tensors[name] = torch.from_numpy(values.astype(np.float32))
+    adapter = Adapter.from_tensors(tensors, like.alpha)
+    adapter.check_like(like, whose=whose)
+    return adapter
+
+
+def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:
+    """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
+    kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
+    return MetricRecord(kept)
+
+
+def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
+    """The scalar metrics of a reply.
+
+    Raises:
+        MessageError: there are none, they have no `num-examples`, or a value is not finite.
+    """
+    record = message.content.metric_records.get(METRICS)
+    if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
+        raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            raise MessageError(f"{whose}: the metric {key!r} is not finite")
+    if numbers["num-examples"] < 0:
+        raise MessageError(f"{whose}: num-examples is negative")
+    return numbers
+
+
+class SourceScores(BaseModel):
+    """Pass@1 sums by source: over n problems the sum of their pass rates and of the squares."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str = Field(max_length=200)
+    n: int = Field(ge=0)
+    total: float = Field(ge=0)
+    squares: float = Field(ge=0)
+
+
+def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int]) -> RecordDict:
+    """An evaluation's reply."""
+    return RecordDict(
+        {
+            METRICS: metrics_record(
+                {
+                    **numbers,
+                    "n": [s.n for s in scores],
+                    "total": [s.total for s in scores],
+                    "squares": [s.squares for s in scores],
+                }
+            ),
+            CONFIG: ConfigRecord({"sources": [s.source for s in scores]}),
+        }
+    )
+
+
+def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
+    """The scores in an evaluation's reply.
+
+    Raises:
+        MessageError: lists that are missing, too long, of different lengths, or not possible as sums of pass rates.
+    """
+    metrics = message.content.metric_records.get(METRICS, {})
+    sources = message.content.config_records.get(CONFIG, {}).get("sources")
+    columns = [sources, metrics.get("n"), metrics.get("total"), metrics.get("squares")]
+    if not all(isinstance(c, list) for c in columns) or len({len(c) for c in columns}) != 1:  # type: ignore[arg-type]
+        raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")
+    if len(columns[0]) > MAX_SOURCES:  # type: ignore[arg-type]
+        raise MessageError(f"{whose}: more than {MAX_SOURCES} sources")
+    try:
+        scores = [
+            SourceScores(source=s, n=n, total=t, squares=q)
+            for s, n, t, q in zip(*columns, strict=True)  # type: ignore[arg-type]
+        ]
+    except ValidationError as error:
+        raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
+    if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
+        raise MessageError(f"{whose}: scores that are no sums of pass rates")
+    return scores
+
+
+def nbytes(message: Message) -> int:
+    """Bytes of a message's records as Flower counts them."""
+    if not message.has_content():
+        return 0
+    return sum(record.count_bytes() for record in message.content.values())

@@ -1,0 +1,129 @@
+"""What is written of each round: its line of metrics.jsonl, then the memories, then the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+from fedrlvr.errors import CheckpointError
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints, atomic_text
+from fedrlvr.federation.messages import SourceScores
+from fedrlvr.reporting.trackers import Tracker
+
+
+class RoundRecord:
+    """One round's numbers: per client, per client and source, and seconds by phase."""
+
+    def __init__(self, round_: int) -> None:
+        self.round = round_
+        self.clients: dict[str, dict[str, float]] = {}
+        self.scores: dict[str, list[SourceScores]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def client(self, name: str) -> dict[str, float]:
+        """A client's numbers, to add to."""
+        return self.clients.setdefault(name, {})
+
+    def add_bytes(self, client: str, *, up: int = 0, down: int = 0) -> None:
+        """Count bytes of messages to (down) and from (up) a client."""
+        numbers = self.client(client)
+        numbers["bytes_up"] = numbers.get("bytes_up", 0) + up
+        numbers["bytes_down"] = numbers.get("bytes_down", 0) + down
+
+    def evaluated(self, client: str, scores: list[SourceScores]) -> None:
+        """A client's pass@1 sums by source."""
+        self.scores[client] = scores
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of metrics.jsonl; numbers that are not finite become null."""
+        clients = {
+            name: {k: (v if math.isfinite(v) else None) for k, v in sorted(numbers.items())}
+            for name, numbers in sorted(self.clients.items())
+        }
+        evaluate = {
+            client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in scores}
+            for client, scores in sorted(self.scores.items())
+        }
+        record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
+        if evaluate:
+            record["evaluate"] = evaluate
+        return record
+
+
+class RunLog:
+    """The files of a run directory that grow with each round.
+
+    contexts: the clients whose memories this process keeps.
+    """
+
+    def __init__(
+        self, directory: Path, checkpoints: Checkpoints, contexts: Mapping[str, Context], tracker: Tracker
+    ) -> None:
+        self.path = directory / "metrics.jsonl"
+        self.checkpoints = checkpoints
+        self.contexts = contexts
+        self.tracker = tracker
+
+    def write(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
+        """Write a round down; what is on disk already stays valid whatever happens in between.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written.
+        """
+        line = record.to_json()
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror}). Earlier rounds are intact: make room or mend the "
+                "disk, then go on with --resume."
+            ) from error
+        self.checkpoints.save_memories(record.round, self.contexts)
+        self.checkpoints.save(checkpoint)
+        self.tracker.log(line)
+
+    def rewind(self, round_: int) -> None:
+        """Drop the lines after a round: they were written by a run that did not live to checkpoint them.
+
+        Raises:
+            CheckpointError: the file cannot be read or written, or lacks a round up to this one.
+        """
+        kept = [line for line in read_metrics(self.path.parent) if line["round"] <= round_]
+        if [line["round"] for line in kept] != list(range(round_ + 1)):
+            raise CheckpointError(
+                f"{self.path} does not hold each of the rounds 0 to {round_} once, which the checkpoint says are done. "
+                "Restore the file, or start a new run."
+            )
+        atomic_text(self.path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run directory's metrics.jsonl. A last line cut short by a kill is left out.
+
+    Raises:
+        CheckpointError: the file is missing, or another line is not JSON; the text names the line.
+    """
+    path = directory / "metrics.jsonl"
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from None
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("round"), int):
+                raise ValueError("not a round's record")
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number}: {error}. Restore the file, or start a new run.") from None
+        records.append(record)
+    return records

@@ -1,0 +1,188 @@
+"""One run on this machine, from a config to a run directory: the local engine.
+
+config.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.config import Config, load_resolved
+from fedrlvr.errors import CheckpointError, ConfigError, DataError
+from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
+from fedrlvr.federation.client import OWN_ADAPTER, CohortApp
+from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
+from fedrlvr.federation.messages import arrays_to_adapter
+from fedrlvr.federation.record import RunLog, read_metrics
+from fedrlvr.federation.sites import Dealt, deal
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.policy.base import Base, load_base
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.peft_format import save_peft
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.report import write_report
+from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.seeds import stream
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where it lies, and its records (the lines of metrics.jsonl)."""
+
+    directory: Path
+    config: Config
+    records: list[dict[str, Any]]
+
+
+def run(config: Config, *, observer: Observer | None = None) -> RunResult:
+    """Run a federation on this machine, as one cohort.
+
+    Raises:
+        FedrlvrError: whatever is wrong with the config, the data, the model, a round or the disk; rounds that are done
+            stay done.
+    """
+    directory = config.run.directory or _new_directory(config.run.name)
+    if (directory / "config.json").exists():
+        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
+    return _Run(config, directory, observer or Observer()).go(resume=False)
+
+
+def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
+    """Go on with the run in a directory, exactly as if it had never stopped.
+
+    Raises:
+        ConfigError: the directory holds no run.
+        CheckpointError: a checkpoint or memory is missing or damaged.
+        FedrlvrError: as `run`.
+    """
+    config = load_resolved(directory / "config.json")
+    return _Run(config, directory, observer or Observer()).go(resume=True)
+
+
+class _Run:
+    """What a run is made of, put together."""
+
+    def __init__(self, config: Config, directory: Path, observer: Observer) -> None:
+        self.config = config
+        self.directory = directory
+        self.observer = observer
+        torch.set_num_threads(config.engine.threads or threads_here())
+        self.dealt: Dealt = deal(config)
+        base = load_base(config.model)
+        check_lengths(base, self.dealt, config)
+        self.cohort = Cohort(base, config.lora, config.engine)
+        first = self.dealt.sites[0]
+        self.cohort.self_check(base.encode(first.train[0].prompt, first.instruction), config.run.seed)
+        self.initial = self.cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+        self.checkpoints = Checkpoints(directory, config.run.keep_checkpoints)
+
+    def go(self, *, resume: bool) -> RunResult:
+        names = {node: site.name for node, site in enumerate(self.dealt.sites, start=1)}
+        first_round, adapter = 1, self.initial
+        contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in names}
+        checkpoint = self.checkpoints.load() if resume else None
+        if checkpoint is not None:
+            first_round, adapter = checkpoint.round + 1, checkpoint.adapter
+            adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+            for node, name in names.items():
+                contexts[node].state = self.checkpoints.load_memory(checkpoint.round, name)
+        by_name = {names[node]: context for node, context in contexts.items()}
+        self._write_down()
+        tracker = make_tracker(self.config.run.tracker, self.directory)
+        log = RunLog(self.directory, self.checkpoints, by_name, tracker)
+        if checkpoint is not None:
+            log.rewind(checkpoint.round)
+        elif (self.directory / "metrics.jsonl").exists():
+            atomic_text(self.directory / "metrics.jsonl", "")
+        sites = dict(zip(names, self.dealt.sites, strict=True))
+        app = CohortApp(self.cohort, sites, self.initial, self.observer)
+        strategy = FederatedRLVR(self._effective(), names, adapter, self.observer)
+        self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, first_round)
+        try:
+            adapter = strategy.start(LocalGrid(app, contexts), log, first_round=first_round)
+        finally:
+            tracker.close()
+            self.observer.close()
+        self._export(adapter, by_name)
+        records = read_metrics(self.directory)
+        write_report(self.directory, self.config, records)
+        return RunResult(self.directory, self.config, records)
+
+    def _effective(self) -> Config:
+        """The central arm's one client takes as many problems a step as all clients together would."""
+        if self.config.federation.arm != "central":
+            return self.config
+        train = self.config.train
+        many = train.problems_per_step * len(self.config.federation.names)
+        return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
+
+    def _write_down(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
+        tables = {"train": self.dealt.train_table, "test": self.dealt.test_table}
+        holdings = {key: [[h.client, h.source, h.problems] for h in table] for key, table in tables.items()}
+        atomic_text(self.directory / "holdings.json", json.dumps(holdings, indent=1) + "\n")
+
+    def _export(self, adapter: Adapter, contexts: dict[str, Context]) -> None:
+        base_name = base_reference(self.config.model.name)
+        try:
+            if self.config.federation.arm != "local":
+                save_peft(adapter, self.directory / "adapter", base_name=base_name)
+                return
+            for name, context in contexts.items():
+                arrays = context.state[OWN_ADAPTER]
+                own = arrays_to_adapter(arrays, self.initial, whose=name)  # type: ignore[arg-type]
+                save_peft(own, self.directory / "adapter" / name, base_name=base_name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory / 'adapter'} cannot be written ({error.strerror}). All rounds are done and "
+                "checkpointed: make room, then --resume writes it."
+            ) from error
+
+
+def base_reference(name: str) -> str:
+    """What an exported adapter names as its base model: the path of the embedded weights, or the model's own name."""
+    if name == "embedded":
+        from fedrlvr.zoo import weights_dir
+
+        return str(weights_dir())
+    return name
+
+
+def check_lengths(base: Base, dealt: Dealt, config: Config) -> None:
+    """Check before the first round that every prompt and its longest response fit the model.
+
+    Raises:
+        DataError: one does not; the text names the client and the problem's id.
+    """
+    room = base.max_length - config.sampling.max_new_tokens
+    for site in dealt.sites:
+        for problem in [*site.train, *site.test]:
+            length = len(base.encode(problem.prompt, site.instruction))
+            if length > room:
+                raise DataError(
+                    f"{site.name}: problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "
+                    f"{config.sampling.max_new_tokens} exceeds the model's {base.max_length} positions. Leave the "
+                    "problem out or lower max_new_tokens."
+                )
+
+
+def threads_here() -> int:
+    """Torch threads for this process alone on the machine: one per core it may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _new_directory(name: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"

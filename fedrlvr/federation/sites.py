@@ -1,0 +1,122 @@
+"""From the config's data section to each client's own problems: load, split, check, deal."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedrlvr.config import Config, DataConfig
+from fedrlvr.errors import ConfigError
+from fedrlvr.federation.client import Site
+from fedrlvr.seeds import stream
+from fedrlvr.tasks import (
+    Holding,
+    Problem,
+    check_disjoint,
+    drop_overlap,
+    grader_for,
+    instruction,
+    load,
+    partition,
+    take_public,
+    who_holds_what,
+)
+from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.zoo import FAMILIES, LEVELS
+
+CENTRAL = "central"
+
+# Problems generated where data.train_size and data.test_size do not say.
+GENERATED_TRAIN, GENERATED_TEST = 4096, 1024
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Who holds what. `public` is in no client's hands."""
+
+    sites: list[Site]
+    public: list[Problem]
+    train_table: list[Holding]
+    test_table: list[Holding]
+
+
+def deal(config: Config) -> Dealt:
+    """Load the problems and deal them to the config's clients (to one client, in the arm `central`).
+
+    Raises:
+        ConfigError, DataError, GradingError: as the loaders, graders and partitions say.
+    """
+    data, seed = config.data, config.run.seed
+    train, test = _load_both(data)
+    test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
+    train = drop_overlap(train, test)
+    train, public = take_public(train, data.public_size, seed)
+    train = _sample(train, data.train_size, stream(seed, "train"))
+    check_disjoint(train, public, test)
+    clients = [CENTRAL] if config.federation.arm == "central" else config.federation.names
+    alpha = getattr(config.partition, "alpha", 1.0)
+    kind = "iid" if len(clients) == 1 else config.partition.type
+    parts = partition(train, clients, type=kind, alpha=alpha, seed=seed)
+    held_out = deal_like(parts, test)
+    reward = grader_for(data.reward)
+    own = data.instruction
+    if own is None:
+        own = "" if data.name == "embedded" else instruction(train[0].kind)
+    sites = [Site(name, parts[name], held_out[name], reward, own) for name in clients]
+    return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
+
+
+def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+    """Deal held-out problems in the proportions in which the clients hold each source for training.
+
+    So each client is tested on what it trains on. A source no client trains on is dealt evenly.
+    """
+    dealt: dict[str, list[Problem]] = {client: [] for client in parts}
+    held = {client: {s: len(ps) for s, ps in by_source(own).items()} for client, own in parts.items()}
+    for source, own in by_source(problems).items():
+        shares = {client: held[client].get(source, 0) for client in parts}
+        if not any(shares.values()):
+            shares = dict.fromkeys(parts, 1)
+        start, reached, total = 0, 0, sum(shares.values())
+        for client, share in shares.items():
+            reached += share
+            end = round(len(own) * reached / total)
+            dealt[client].extend(own[start:end])
+            start = end
+    return dealt
+
+
+def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:
+    """Train (public problems still among them) and test."""
+    if data.name == "embedded":
+        if "size" in data.options:
+            raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
+        options: dict[str, Any] = {"seed": 0, **data.options}
+        families, levels = options.get("families", FAMILIES), options.get("levels", LEVELS)
+        cells = max(len(families) * len(levels), 1)
+        sizes = [(data.train_size or GENERATED_TRAIN) + data.public_size, data.test_size or GENERATED_TEST]
+        per_cell = [-(-size // cells) for size in sizes]
+        return (
+            load(data.name, data.path, "train", size=per_cell[0], **options),
+            load(data.name, data.path, "test", size=per_cell[1], **options),
+        )
+    if data.name.startswith("reasoning_gym:"):
+        if "size" in data.options:
+            raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
+        train_size = (data.train_size or GENERATED_TRAIN) + data.public_size
+        return (
+            load(data.name, data.path, "train", size=train_size, **data.options),
+            load(data.name, data.path, "test", size=data.test_size or GENERATED_TEST, **data.options),
+        )
+    return load(data.name, data.path, "train", **data.options), load(data.name, data.path, "test", **data.options)
+
+
+def _sample(problems: list[Problem], size: int | None, seed: int) -> list[Problem]:
+    """`size` of the problems, spread over sources in proportion; all of them if None or if there are no more."""
+    if size is None or size >= len(problems):
+        return problems
+    order = list(problems)
+    random.Random(seed).shuffle(order)
+    return take_public(order, size, seed)[1]

@@ -1,0 +1,209 @@
+"""The server's side of a federation: whom to ask, what to make of the answers, when to write it down.
+
+Flower's own `start()` can neither resume nor exchange anything between synchronisations, so `start()` is ours; the
+hooks it calls are Flower's, so a strategy that wraps another still wraps this one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.aggregation import aggregate, client_weights
+from fedrlvr.config import Config
+from fedrlvr.coordination import stretches
+from fedrlvr.errors import MessageError, RoundError
+from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.messages import (
+    ARRAYS,
+    EvaluateRequest,
+    SourceScores,
+    TrainRequest,
+    adapter_to_arrays,
+    arrays_to_adapter,
+    content,
+    nbytes,
+    read_numbers,
+    read_scores,
+)
+from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.seeds import stream
+
+
+class FederatedRLVR(Strategy):
+    """Rounds of local GRPO and one aggregation.
+
+    clients: the organisations by Flower node id.
+    """
+
+    def __init__(self, config: Config, clients: Mapping[int, str], adapter: Adapter, observer: Observer) -> None:
+        self.config = config
+        self.clients = clients
+        self.adapter = adapter
+        self.observer = observer
+        self.record = RoundRecord(0)
+
+    # The hooks, in the order a round calls them.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The round's clients, drawn by seed, and one `train` message for each."""
+        nodes = sorted(grid.get_node_ids())
+        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
+        chosen = sorted(random.Random(stream(self.config.run.seed, "clients", server_round)).sample(nodes, count))
+        local = self.config.federation.arm == "local"
+        request = TrainRequest(
+            round=server_round,
+            seed=self.config.run.seed,
+            own_adapter=local,
+            sampling=self.config.sampling,
+            steps=stretches(self.config.train.local_steps, exchanges=0)[0],
+            train=self.config.train,
+            supervision=self.config.supervision,
+        )
+        for node in chosen:
+            body = content(request, None if local else arrays)
+            yield Message(body, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply, weigh the clients, make one adapter of theirs.
+
+        Raises:
+            RoundError: a client failed.
+            MessageError, AdapterError: a reply that cannot be used; the text names client and round.
+        """
+        adapters: dict[str, Adapter] = {}
+        examples: dict[str, int] = {}
+        for reply in replies:
+            client, whose = self._whose(reply, server_round)
+            numbers = read_numbers(reply, whose=whose)
+            examples[client] = int(numbers["num-examples"])
+            self.record.client(client).update(numbers)
+            if self.config.federation.arm != "local":
+                arrays = reply.content.array_records.get(ARRAYS)
+                if arrays is None:
+                    raise MessageError(f"{whose}: a train reply without an adapter")
+                adapters[client] = arrays_to_adapter(arrays, self.adapter, whose=whose)
+        if not examples:
+            raise RoundError(f"round {server_round}: no client answered")
+        if self.config.federation.arm == "local":
+            return None, None
+        weights = client_weights(examples, rule=self.config.aggregation.weights)
+        for client, weight in weights.items():
+            self.record.client(client)["weight"] = weight
+        self.adapter = aggregate(adapters, weights, rule=self.config.aggregation.type)
+        return adapter_to_arrays(self.adapter), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """An `evaluate` message for every client, in the rounds that are due."""
+        every, last = self.config.evaluate.every, self.config.train.rounds
+        if server_round not in (0, last) and (not every or server_round % every):
+            return
+        local = self.config.federation.arm == "local"
+        request = EvaluateRequest(
+            round=server_round,
+            seed=self.config.run.seed,
+            own_adapter=local,
+            sampling=self.config.sampling,
+            evaluate=self.config.evaluate,
+        )
+        for node in sorted(grid.get_node_ids()):
+            body = content(request, None if local else arrays)
+            yield Message(body, node, MessageType.EVALUATE, group_id=str(server_round))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect every client's scores by source; they are written with the round.
+
+        Raises:
+            RoundError, MessageError: as `aggregate_train`.
+        """
+        for reply in replies:
+            client, whose = self._whose(reply, server_round)
+            numbers = read_numbers(reply, whose=whose)
+            self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
+            scores: list[SourceScores] = read_scores(reply, whose=whose)
+            self.record.evaluated(client, scores)
+        return None
+
+    def summary(self) -> None:
+        """Nothing: the command line says what is about to run."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be remembered between rounds besides the adapter, in JSON types. FedIT needs nothing."""
+        return {}
+
+    # The loop.
+
+    def start(  # type: ignore[override]
+        self, grid: Grid, log: RunLog, *, first_round: int = 1, timeout: float = 3600.0
+    ) -> Adapter:
+        """Run the rounds from `first_round` on; the adapter after the last one.
+
+        Before round 1 the starting adapter is evaluated and checkpointed as round 0. After each round `log` writes its
+        metrics, the clients' memories and the checkpoint, in this order, so that a run killed at any moment goes on
+        from the last round whose checkpoint is there.
+        """
+        arrays = adapter_to_arrays(self.adapter)
+        nothing = ConfigRecord()
+        for round_ in range(0 if first_round == 1 else first_round, self.config.train.rounds + 1):
+            self.record = RoundRecord(round_)
+            if round_:
+                self.observer.phase(round_, "train")
+                replies = self._exchange(grid, self.configure_train(round_, arrays, nothing, grid), timeout)
+                self.observer.phase(round_, "aggregate")
+                started = time.perf_counter()
+                new_arrays, _ = self.aggregate_train(round_, replies)
+                arrays = new_arrays if new_arrays is not None else arrays
+                self.record.seconds["aggregate"] = time.perf_counter() - started
+            self.observer.phase(round_, "evaluate")
+            replies = self._exchange(grid, self.configure_evaluate(round_, arrays, nothing, grid), timeout)
+            self.aggregate_evaluate(round_, replies)
+            self.observer.phase(round_, "checkpoint")
+            log.write(self.record, Checkpoint(round_, self.adapter, self.state()))
+            self.observer.round_done(self.record.to_json())
+        return self.adapter
+
+    def _exchange(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
+        """Send, receive, and count the bytes of both directions by client."""
+        out = list(messages)
+        if not out:
+            return []
+        started = time.perf_counter()
+        for message in out:
+            self.record.add_bytes(self.clients[message.metadata.dst_node_id], down=nbytes(message))
+        replies = list(grid.send_and_receive(out, timeout=timeout))
+        for reply in replies:
+            client = self.clients.get(reply.metadata.src_node_id)
+            if client is not None:
+                self.record.add_bytes(client, up=nbytes(reply))
+        missing = {m.metadata.dst_node_id for m in out} - {r.metadata.src_node_id for r in replies}
+        if missing:
+            names = ", ".join(sorted(self.clients[node] for node in missing))
+            raise RoundError(f"round {self.record.round}: no answer within {timeout:.0f} s from {names}")
+        kind = out[0].metadata.message_type
+        self.record.seconds[kind] = self.record.seconds.get(kind, 0.0) + time.perf_counter() - started
+        return replies
+
+    def _whose(self, reply: Message, server_round: int) -> tuple[str, str]:
+        client = self.clients.get(reply.metadata.src_node_id)
+        if client is None:
+            raise MessageError(f"round {server_round}: a reply from a node that is no client of this run")
+        whose = f"round {server_round}, {client}"
+        if not reply.has_content():
+            reason = reply.error.reason if reply.has_error() else "an empty reply"
+            raise RoundError(f"{whose}: the client failed ({reason})")
+        return client, whose

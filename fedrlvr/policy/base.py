@@ -1,0 +1,160 @@
+"""The frozen base model and its tokenizer: any Hugging Face causal LM, by directory or hub id."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedrlvr.config import ModelConfig
+from fedrlvr.errors import DataError, ModelError
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home; must be set before the import
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen model with what the sampler and the learner need to know of it.
+
+    eos_ids: every token that ends a response.
+    max_length: prompt and response together, in tokens.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    device: torch.device
+    pad_id: int
+    eos_ids: frozenset[int]
+    max_length: int
+    chat_template: bool
+    checkpointing: bool = False
+
+    def encode(self, prompt: str, instruction: str = "") -> list[int]:
+        """Token ids of a prompt with its instruction, in the chat template where there is one and it is wanted.
+
+        Raises:
+            DataError: the prompt has no tokens.
+        """
+        text = f"{prompt}\n{instruction}" if instruction else prompt
+        if self.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        # A template writes its own special tokens; adding the tokenizer's again would double the first one.
+        ids = list(self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"])
+        if not ids:
+            raise DataError("a prompt has no tokens under this model's tokenizer")
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of a response, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def load_base(config: ModelConfig) -> Base:
+    """Load and freeze the model.
+
+    Only safetensors weights are read and no code from the model's repository is run.
+
+    Raises:
+        ModelError: the name is no model, the device or dtype cannot be had, or the tokenizer has no end token.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    place = _place(config.name)
+    device = _device(config.device)
+    local = Path(place).is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=_dtype(config.dtype, device),
+            local_files_only=local,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # transformers raises many kinds for one cause: this is no loadable model
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.name = {config.name!r} cannot be loaded as a Hugging Face causal LM ({first}). Give a directory "
+            "with config.json, safetensors weights and a tokenizer, a hub id, or 'embedded'."
+        ) from error
+    model.requires_grad_(False)
+    model.eval().to(device)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The input of the first checkpointed block has no gradient of its own, since the embeddings are frozen.
+        model.enable_input_require_grads()
+        # Checkpointing works in training mode only, where dropout would move the ratio of a fresh sample away from 1.
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+    eos_ids = _eos_ids(model, tokenizer)
+    if not eos_ids:
+        raise ModelError(f"model.name = {config.name!r}: neither its tokenizer nor its config names an end token.")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
+    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=config.name,
+        device=device,
+        pad_id=pad_id,
+        eos_ids=frozenset(eos_ids),
+        max_length=int(limit),
+        chat_template=config.chat_template and bool(getattr(tokenizer, "chat_template", None)),
+        checkpointing=config.gradient_checkpointing,
+    )
+
+
+def _place(name: str) -> str:
+    if name == "embedded":
+        from fedrlvr.zoo import weights_dir
+
+        return str(weights_dir())
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")):
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model.name = {name!r} is not a model: {path} "
+                f"{'has no config.json' if path.is_dir() else 'is not a directory'}. Give a directory that holds "
+                "config.json, safetensors weights and a tokenizer."
+            )
+        return str(path)
+    return name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"model.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    ids: set[int] = set()
+    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(value, int):
+            ids.add(value)
+        elif value is not None:
+            ids.update(int(item) for item in value)
+    return ids

@@ -1,0 +1,97 @@
+"""AdamW over stacked adapters: each client has its own moments, step count, clipping and learning rate.
+
+Equal to torch.optim.AdamW on each client's slice (tested); a client that sits out keeps what it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedrlvr.config import TrainConfig
+
+
+class StackedAdamW:
+    """AdamW (arXiv 1711.05101) over parameters whose leading axis is the client axis.
+
+    State per client i: `steps[i]`, and slice i of `m` and `v` for each parameter.
+    """
+
+    EPS = 1e-8
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
+        self.parameters = list(parameters)
+        self.config = config
+        clients = self.parameters[0].shape[0]
+        self.steps = torch.zeros(clients, dtype=torch.int64)
+        self.m = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip(self) -> Tensor:
+        """Scale each client's gradient to at most `max_grad_norm`; the norms [K] before that."""
+        clients = self.parameters[0].shape[0]
+        square_K = torch.zeros(clients, device=self.parameters[0].device)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                square_K += parameter.grad.reshape(clients, -1).square().sum(dim=1)
+        norm_K = square_K.sqrt()
+        scale_K = (self.config.max_grad_norm / (norm_K + 1e-6)).clamp(max=1.0)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale_K.view(-1, 1, 1))
+        return norm_K.cpu()
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float]) -> None:
+        """One update of every client i, at learning rate `rates[i]`."""
+        config = self.config
+        self.steps += 1
+        device = self.parameters[0].device
+        rates_K11 = torch.tensor(rates, device=device, dtype=torch.float32).view(-1, 1, 1)
+        steps_K11 = self.steps.to(device, torch.float32).view(-1, 1, 1)
+        correct1_K11 = 1 - config.beta1**steps_K11
+        correct2_K11 = 1 - config.beta2**steps_K11
+        for parameter, m, v in zip(self.parameters, self.m, self.v, strict=True):
+            grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            if config.weight_decay:
+                parameter.mul_(1 - rates_K11 * config.weight_decay)
+            m.lerp_(grad, 1 - config.beta1)
+            v.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
+            denominator = (v / correct2_K11).sqrt_().add_(self.EPS)
+            parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
+
+    def state(self, client: int) -> dict[str, Tensor]:
+        """One client's moments and step count, copied to the CPU."""
+        out = {"steps": self.steps[client].clone()}
+        for index, (m, v) in enumerate(zip(self.m, self.v, strict=True)):
+            out[f"m.{index}"] = m[client].cpu().clone(memory_format=torch.contiguous_format)
+            out[f"v.{index}"] = v[client].cpu().clone(memory_format=torch.contiguous_format)
+        return out
+
+    def restore(self, client: int, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.steps[client] = state["steps"]
+        for index, (m, v) in enumerate(zip(self.m, self.v, strict=True)):
+            m[client].copy_(state[f"m.{index}"])
+            v[client].copy_(state[f"v.{index}"])
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of a client's local step number `step`, counted from 0 over all of its rounds."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    length = max(config.rounds * config.local_steps - config.warmup_steps, 1)
+    share = min((step - config.warmup_steps) / length, 1.0)
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - share)
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    return config.learning_rate

@@ -1,0 +1,110 @@
+"""Adapters on disk in PEFT's format, so that plain `peft` and `vllm` load what a federation trained.
+
+A directory with adapter_config.json and adapter_model.safetensors; keys are
+`base_model.model.<layer>.lora_A.weight` [r, k] and `.lora_B.weight` [d, r].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.errors import AdapterError
+
+PREFIX = "base_model.model."
+
+
+def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
+    """Write the adapter. `base_name` is what PEFT will look the base model up by."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A.contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B.contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        # Full paths: last names would also match layers of the same name that have no factors here.
+        "target_modules": list(adapter.layers),
+    }
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def load_peft(directory: Path) -> Adapter:
+    """Read a PEFT LoRA adapter, ours or made elsewhere.
+
+    Raises:
+        AdapterError: missing or unreadable files, or a kind of adapter that is not plain LoRA of one rank and alpha.
+    """
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text("utf-8"))
+        tensors = load_file(directory / "adapter_model.safetensors")
+    except FileNotFoundError as error:
+        raise AdapterError(
+            f"{directory} is not a PEFT adapter: {Path(error.filename or '?').name} is missing."
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AdapterError(f"{directory}: the adapter cannot be read ({error}).") from None
+    _check_plain(config, directory)
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        for half, ending in (("A", ".lora_A.weight"), ("B", ".lora_B.weight")):
+            if name.endswith(ending):
+                layers.setdefault(name.removesuffix(ending), {})[half] = tensor.float()
+                break
+        else:
+            raise AdapterError(f"{directory}: {key} is no LoRA factor of a linear layer.")
+    for name, halves in layers.items():
+        a, b = halves.get("A"), halves.get("B")
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or {a.shape[0], b.shape[1]} != {config["r"]}:
+            raise AdapterError(f"{directory}: the factors of {name} are not a pair of rank {config['r']}.")
+    if not layers:
+        raise AdapterError(f"{directory}: the adapter has no factors.")
+    return Adapter({n: Factors(h["A"], h["B"]) for n, h in layers.items()}, float(config["lora_alpha"]))
+
+
+def _check_plain(config: Any, directory: Path) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise AdapterError(f"{directory}: adapter_config.json does not describe a LoRA adapter.")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or config[key] <= 0:
+            raise AdapterError(f"{directory}: adapter_config.json has no usable {key!r}.")
+    for key in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if config.get(key):
+            raise AdapterError(f"{directory}: {key} = {config[key]!r} is not supported; only plain LoRA is.")
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{directory}: bias = {config['bias']!r} is not supported; only plain LoRA is.")
+
+
+def in_model_order(adapter: Adapter, like: Adapter, *, whose: str) -> Adapter:
+    """The adapter with its layers in the order of `like` and checked against it.
+
+    Raises:
+        AdapterError: it is an adapter of another model, rank or set of layers.
+    """
+    if set(adapter.layers) != set(like.layers):
+        strange = sorted(set(adapter.layers) ^ set(like.layers))[0]
+        raise AdapterError(
+            f"{whose} is an adapter of another model or of other target layers (first difference: {strange})."
+        )
+    ordered = Adapter({name: adapter.layers[name] for name in like.layers}, adapter.alpha)
+    ordered.check_like(like, whose=whose)
+    return ordered

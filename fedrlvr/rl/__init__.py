@@ -1,0 +1,23 @@
+"""Reinforcement learning, pure: advantages, losses, typed samples. Tensors and plain values in, values out.
+
+Shape suffixes used throughout: P problems, G responses of a group, B responses of a batch, T response tokens.
+"""
+
+from fedrlvr.rl.advantage import assign_advantages, group_advantages
+from fedrlvr.rl.kl import k3
+from fedrlvr.rl.loss import LOSSES, normaliser, policy_loss, ratio_sums, response_losses
+from fedrlvr.rl.samples import Group, Origin, Response
+
+__all__ = [
+    "LOSSES",
+    "Group",
+    "Origin",
+    "Response",
+    "assign_advantages",
+    "group_advantages",
+    "k3",
+    "normaliser",
+    "policy_loss",
+    "ratio_sums",
+    "response_losses",
+]

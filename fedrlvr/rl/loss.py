@@ -1,0 +1,132 @@
+"""Clipped policy-gradient losses over responses: `grpo`, `dr_grpo`, `dapo`.
+
+    rho_t = exp(logp_t - behaviour_logp_t)
+    l_t   = -min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + kl_beta k3_t
+
+    grpo     mean over responses of the mean over a response's tokens        (arXiv 2402.03300)
+    dr_grpo  sum over tokens / (responses x longest allowed response)        (arXiv 2503.20783)
+    dapo     mean over all tokens of the batch                               (arXiv 2503.14476)
+
+1. A loss is a sum over responses divided by a normaliser. The two are separate functions, because a batch is cut
+   into micro-batches and leaves out responses with zero advantage: the normaliser still counts those, so the gradient
+   is the same.
+2. The behaviour log-probs are those of the policy that sampled the response, so an off-policy response needs no
+   special case.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedrlvr.rl.kl import k3
+
+Loss = Literal["grpo", "dr_grpo", "dapo"]
+LOSSES: tuple[Loss, ...] = ("grpo", "dr_grpo", "dapo")
+
+
+def response_losses(
+    logps_BT: Tensor,
+    behaviour_logps_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    loss: Loss,
+    clip_low: float,
+    clip_high: float,
+    reference_logps_BT: Tensor | None = None,
+    kl_beta: float = 0.0,
+) -> Tensor:
+    """Each response's share [B] of the loss, before the normaliser.
+
+    logps_BT: the policy's log-probs of the response tokens; the only argument a gradient is taken of.
+    mask_BT: 1 on response tokens, 0 on padding.
+
+    Raises:
+        ValueError: an unknown loss, or kl_beta without reference log-probs.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if kl_beta and reference_logps_BT is None:
+        raise ValueError("kl_beta needs the reference log-probs")
+    mask_BT = mask_BT.to(logps_BT.dtype)
+    # Padding is emptied before the exponential: exp of what stands there may overflow, and inf x 0 is nan.
+    log_ratio_BT = (logps_BT - behaviour_logps_BT.detach()) * mask_BT
+    ratio_BT = torch.exp(log_ratio_BT)
+    advantages_B1 = advantages_B.detach().to(logps_BT.dtype).unsqueeze(1)
+    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    tokens_BT = -torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+    if kl_beta and reference_logps_BT is not None:
+        tokens_BT = tokens_BT + kl_beta * k3(logps_BT * mask_BT, reference_logps_BT.detach() * mask_BT)
+    sums_B = (tokens_BT * mask_BT).sum(dim=1)
+    return sums_B / mask_BT.sum(dim=1).clamp(min=1) if loss == "grpo" else sums_B
+
+
+def normaliser(loss: Loss, *, responses: int, tokens: int, max_tokens: int) -> float:
+    """What the sum of `response_losses` over a whole batch is divided by; at least 1.
+
+    responses, tokens: of the whole batch, responses left out for their zero advantage included.
+    max_tokens: the longest allowed response, the constant of `dr_grpo`.
+    """
+    value = {"grpo": responses, "dr_grpo": responses * max_tokens, "dapo": tokens}[loss]
+    return float(max(value, 1))
+
+
+def policy_loss(
+    logps_BT: Tensor,
+    behaviour_logps_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    loss: Loss,
+    clip_low: float,
+    clip_high: float,
+    max_tokens: int | None = None,
+    reference_logps_BT: Tensor | None = None,
+    kl_beta: float = 0.0,
+) -> Tensor:
+    """The loss (a scalar) of one whole batch. `max_tokens` defaults to T.
+
+    Raises:
+        ValueError: as `response_losses`.
+    """
+    losses_B = response_losses(
+        logps_BT,
+        behaviour_logps_BT,
+        advantages_B,
+        mask_BT,
+        loss=loss,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        reference_logps_BT=reference_logps_BT,
+        kl_beta=kl_beta,
+    )
+    responses, width = mask_BT.shape
+    tokens = int(mask_BT.sum().item())
+    return losses_B.sum() / normaliser(loss, responses=responses, tokens=tokens, max_tokens=max_tokens or width)
+
+
+def ratio_sums(
+    logps_BT: Tensor,
+    behaviour_logps_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """Per response [B, 3]: sum of the ratios, largest ratio, tokens whose clip is active. No gradient.
+
+    A token is clipped where the clip takes its gradient away: ratio above 1 + clip_high with a positive advantage, or
+    below 1 - clip_low with a negative one.
+    """
+    with torch.no_grad():
+        mask_BT = mask_BT.to(logps_BT.dtype)
+        ratio_BT = torch.exp((logps_BT - behaviour_logps_BT) * mask_BT) * mask_BT
+        up_B1 = (advantages_B > 0).unsqueeze(1)
+        down_B1 = (advantages_B < 0).unsqueeze(1)
+        clipped_BT = (up_B1 & (ratio_BT > 1 + clip_high)) | (down_B1 & (ratio_BT < 1 - clip_low))
+        clipped_B = (clipped_BT & mask_BT.bool()).sum(dim=1).to(ratio_BT.dtype)
+        return torch.stack([ratio_BT.sum(dim=1), ratio_BT.amax(dim=1), clipped_B], dim=1)

@@ -1,0 +1,66 @@
+"""Typed samples: a response carries its own behaviour log-probs and origin, so no code has to guess them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fedrlvr.tasks.problem import Problem
+
+
+class Origin(Enum):
+    """Whose policy sampled a response."""
+
+    OWN = "own"
+    FOREIGN = "foreign"
+
+
+@dataclass(slots=True)
+class Response:
+    """One sampled answer to a problem.
+
+    token_ids: the response's tokens, the end-of-sequence token included where it was sampled.
+    logps: their log-probs under the behaviour policy at its temperature, before any top-p or top-k cut.
+    text: the decoded response, without special tokens.
+    finished: whether it ended by itself rather than at the length limit.
+    """
+
+    token_ids: Sequence[int]
+    logps: Sequence[float]
+    text: str
+    finished: bool
+    origin: Origin = Origin.OWN
+    reward: float | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """One problem's G responses.
+
+    multiplier: what supervision lets the group's advantages count; 0 masks it.
+    advantages: one per response, set by `assign_advantages`.
+    """
+
+    problem: Problem
+    prompt_ids: Sequence[int]
+    responses: list[Response]
+    multiplier: float = 1.0
+    advantages: list[float] = field(default_factory=list)
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards of the responses, in order.
+
+        Raises:
+            ValueError: a response has not been graded.
+        """
+        rewards = [response.reward for response in self.responses if response.reward is not None]
+        if len(rewards) != len(self.responses):
+            raise ValueError("a response of this group has not been graded")
+        return rewards
+
+    @property
+    def same_rewards(self) -> bool:
+        """Whether the group has no gradient because all rewards are equal."""
+        return len(set(self.rewards)) <= 1

@@ -1,0 +1,39 @@
+"""The typed problem: what `tasks` hands to every other package."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Kind = Literal["math", "choice", "yes_no_maybe", "exact"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem with a checkable answer.
+
+    prompt: what the model reads, before any chat template or instruction.
+    answer: the gold answer in the form its `kind` expects (a LaTeX or plain number, a letter, yes/no/maybe, text).
+    id: unique within its data set.
+    source: where it comes from within its data set (MATH type, MedMCQA subject, problem family); partitions and
+        tables go by it.
+    kind: which grader decides.
+    info: passed on to a user's own reward as keyword arguments.
+    """
+
+    prompt: str
+    answer: str
+    id: str
+    source: str
+    kind: Kind
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content_key(self) -> str:
+        """Hex digest of the prompt, blind to case, width and white space: two problems with one key are one problem."""
+        text = " ".join(unicodedata.normalize("NFKC", self.prompt).casefold().split())
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
