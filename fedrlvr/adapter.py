@@ -73,13 +73,15 @@ class Adapter:
         """Check a foreign adapter before anything is computed with it.
 
         Raises:
-            AdapterError: other layers, other shapes, or values that are not finite; `whose` is named.
+            AdapterError: other layers, another alpha, other shapes, or values that are not finite; `whose` is named.
         """
         if list(self.layers) != list(other.layers):
             strange = next(iter(set(self.layers) ^ set(other.layers)), "their order")
             raise AdapterError(
                 f"{whose}: its layers are not those of this run's adapters (first difference: {strange})."
             )
+        if self.alpha != other.alpha:
+            raise AdapterError(f"{whose}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
         for (name, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
             if mine.shape != theirs.shape:
                 raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")

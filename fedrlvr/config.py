@@ -88,6 +88,9 @@ class DataConfig(Section):
     """Problems set aside as the public set: in no client's hands, used by coordination only."""
     test_size: int | None = Field(None, ge=1)
     """Held-out problems, drawn by seed and spread evenly over sources; None keeps all."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Problems with longer prompts are left out, and counted; None takes all, and one too long for the model is an
+    error."""
     instruction: str | None = None
     """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
     reward: str | None = None
@@ -345,12 +348,15 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, where: str) -> str:
     """One paragraph: each wrong key by its dotted path, with the nearest known key where it is unknown."""
-    tags = {"iid", "source", "dirichlet"}
     parts = []
     for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"] if part not in tags]
+        location = [str(part) for part in item["loc"]]
+        if location[:1] == ["partition"]:
+            del location[1:2]  # pydantic names the member of the union there, the file does not
         dotted = ".".join(location) or "the whole"
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
+            parts.append(f"{dotted} has no effect with this {location[0]}.type")
+        elif item["type"] == "extra_forbidden":
             near = _nearest(location)
             hint = f" (did you mean {near!r}?)" if near else f" (known there: {', '.join(_siblings(location))})"
             parts.append(f"unknown key {dotted!r}{hint}")
@@ -389,7 +395,7 @@ def _nearest(location: list[str]) -> str | None:
 def describe() -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, docstring) of every setting, for the reference in the docs."""
     for name, info in Config.model_fields.items():
-        members = getattr(info.annotation, "__args__", (info.annotation,))
+        members: tuple[Any, ...] = getattr(info.annotation, "__args__", (info.annotation,))
         for member in members:
             for key, sub in member.model_fields.items():
                 default = (

@@ -92,9 +92,12 @@ class CohortApp:
             MessageError: a message this client does not know, or cannot read.
         """
         replies: dict[int, Message] = {}
-        batches: dict[Request, list[int]] = {}
+        batches: dict[TrainRequest | EvaluateRequest, list[int]] = {}
         for i, message in enumerate(messages):
-            kinds: dict[str, type[Request]] = {"train": TrainRequest, "evaluate": EvaluateRequest}
+            kinds: dict[str, type[TrainRequest] | type[EvaluateRequest]] = {
+                "train": TrainRequest,
+                "evaluate": EvaluateRequest,
+            }
             kind = kinds.get(message.metadata.message_type)
             if kind is None:
                 raise MessageError(f"this client does not answer messages of type {message.metadata.message_type!r}")
@@ -102,8 +105,11 @@ class CohortApp:
         for request, indices in batches.items():
             mine = [messages[i] for i in indices]
             theirs = {self.sites[m.metadata.dst_node_id].name: contexts[i] for i, m in zip(indices, mine, strict=True)}
-            work = self._train if isinstance(request, TrainRequest) else self._evaluate
-            for i, answer in zip(indices, work(request, mine, theirs), strict=True):  # type: ignore[operator]
+            if isinstance(request, TrainRequest):
+                answers = self._train(request, mine, theirs)
+            else:
+                answers = self._evaluate(request, mine, theirs)
+            for i, answer in zip(indices, answers, strict=True):
                 replies[i] = Message(answer, reply_to=messages[i])
         return [replies[i] for i in range(len(messages))]
 

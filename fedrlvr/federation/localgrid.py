@@ -78,9 +78,12 @@ def _copy(message: Message) -> Message:
     """The same message with a content of its own. Strategies put one content into all clients' messages."""
     if not message.has_content():
         return message
-    kinds = (ArrayRecord, ConfigRecord, MetricRecord)
     content = RecordDict()
     for name, record in message.content.items():
-        kind = next(kind for kind in kinds if isinstance(record, kind))
-        content[name] = kind(dict(record.items()))
-    return Message(content, metadata=message.metadata)
+        if isinstance(record, ArrayRecord):
+            content[name] = ArrayRecord(dict(record))
+        elif isinstance(record, MetricRecord):
+            content[name] = MetricRecord(dict(record))
+        else:
+            content[name] = ConfigRecord(dict(record))
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload]  # Flower's own, undeclared

@@ -177,18 +177,16 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     Raises:
         MessageError: lists that are missing, too long, of different lengths, or not possible as sums of pass rates.
     """
-    metrics = message.content.metric_records.get(METRICS, {})
-    sources = message.content.config_records.get(CONFIG, {}).get("sources")
-    columns = [sources, metrics.get("n"), metrics.get("total"), metrics.get("squares")]
-    if not all(isinstance(c, list) for c in columns) or len({len(c) for c in columns}) != 1:  # type: ignore[arg-type]
+    metrics = message.content.metric_records.get(METRICS) or MetricRecord()
+    names = message.content.config_records.get(CONFIG) or ConfigRecord()
+    found = [names.get("sources"), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
+    columns = [column for column in found if isinstance(column, list)]
+    if len(columns) != len(found) or len({len(column) for column in columns}) != 1:
         raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")
-    if len(columns[0]) > MAX_SOURCES:  # type: ignore[arg-type]
+    if len(columns[0]) > MAX_SOURCES:
         raise MessageError(f"{whose}: more than {MAX_SOURCES} sources")
     try:
-        scores = [
-            SourceScores(source=s, n=n, total=t, squares=q)
-            for s, n, t, q in zip(*columns, strict=True)  # type: ignore[arg-type]
-        ]
+        scores = [SourceScores(source=s, n=n, total=t, squares=q) for s, n, t, q in zip(*columns, strict=True)]
     except ValidationError as error:
         raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
     if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):

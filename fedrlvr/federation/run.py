@@ -16,17 +16,17 @@ from flwr.app import Context, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
-from fedrlvr.errors import CheckpointError, ConfigError, DataError
+from fedrlvr.errors import CheckpointError, ConfigError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
 from fedrlvr.federation.client import OWN_ADAPTER, CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.record import RunLog, read_metrics
-from fedrlvr.federation.sites import Dealt, deal
+from fedrlvr.federation.sites import deal, fit_prompts
 from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.policy.base import Base, load_base
+from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.peft_format import save_peft
+from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.report import write_report
 from fedrlvr.reporting.trackers import make_tracker
@@ -76,9 +76,8 @@ class _Run:
         self.directory = directory
         self.observer = observer
         torch.set_num_threads(config.engine.threads or threads_here())
-        self.dealt: Dealt = deal(config)
         base = load_base(config.model)
-        check_lengths(base, self.dealt, config)
+        self.dealt = fit_prompts(deal(config), base, config)
         self.cohort = Cohort(base, config.lora, config.engine)
         first = self.dealt.sites[0]
         self.cohort.self_check(base.encode(first.train[0].prompt, first.instruction), config.run.seed)
@@ -147,40 +146,6 @@ class _Run:
                 f"{self.directory / 'adapter'} cannot be written ({error.strerror}). All rounds are done and "
                 "checkpointed: make room, then --resume writes it."
             ) from error
-
-
-def base_reference(name: str) -> str:
-    """What an exported adapter names as its base model: the path of the embedded weights, or the model's own name."""
-    if name == "embedded":
-        from fedrlvr.zoo import weights_dir
-
-        return str(weights_dir())
-    return name
-
-
-def check_lengths(base: Base, dealt: Dealt, config: Config) -> None:
-    """Check before the first round that every prompt and its longest response fit the model.
-
-    Raises:
-        DataError: one does not; the text names the client and the problem's id.
-    """
-    room = base.max_length - config.sampling.max_new_tokens
-    for site in dealt.sites:
-        for problem in [*site.train, *site.test]:
-            length = len(base.encode(problem.prompt, site.instruction))
-            if length > room:
-                raise DataError(
-                    f"{site.name}: problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "
-                    f"{config.sampling.max_new_tokens} exceeds the model's {base.max_length} positions. Leave the "
-                    "problem out or lower max_new_tokens."
-                )
-
-
-def threads_here() -> int:
-    """Torch threads for this process alone on the machine: one per core it may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _new_directory(name: str) -> Path:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedrlvr.config import Config, DataConfig
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.federation.client import Site
+from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import (
     Holding,
@@ -25,6 +27,8 @@ from fedrlvr.tasks import (
 )
 from fedrlvr.tasks.partitioning import by_source
 from fedrlvr.zoo import FAMILIES, LEVELS
+
+_log = logging.getLogger("fedrlvr.federation")
 
 CENTRAL = "central"
 
@@ -86,6 +90,47 @@ def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem
             dealt[client].extend(own[start:end])
             start = end
     return dealt
+
+
+def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
+    """Leave out problems whose prompts are longer than `data.max_prompt_tokens`; how many is logged.
+
+    Raises:
+        DataError: a prompt and its longest response do not fit the model, or a client is left without problems; the
+            text names the client.
+    """
+    limit = config.data.max_prompt_tokens
+    room = base.max_length - config.sampling.max_new_tokens
+    if limit is not None and limit > room:
+        raise DataError(
+            f"data.max_prompt_tokens = {limit} and sampling.max_new_tokens = {config.sampling.max_new_tokens} exceed "
+            f"the model's {base.max_length} positions. Lower one of them."
+        )
+
+    def fits(problem: Problem, site: Site) -> bool:
+        length = len(base.encode(problem.prompt, site.instruction))
+        if limit is None and length > room:
+            raise DataError(
+                f"{site.name}: the prompt of problem {problem.id!r} has {length} tokens, which with "
+                f"sampling.max_new_tokens = {config.sampling.max_new_tokens} exceeds the model's {base.max_length} "
+                "positions. Lower max_new_tokens, or leave long problems out with data.max_prompt_tokens."
+            )
+        return limit is None or length <= limit
+
+    sites = []
+    for site in dealt.sites:
+        train = [problem for problem in site.train if fits(problem, site)]
+        test = [problem for problem in site.test if fits(problem, site)]
+        dropped = len(site.train) - len(train), len(site.test) - len(test)
+        if any(dropped):
+            _log.info("%s: left out %d training and %d held-out problems with long prompts", site.name, *dropped)
+        if not train:
+            raise DataError(
+                f"{site.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
+            )
+        sites.append(replace(site, train=train, test=test))
+    train_table = who_holds_what({site.name: site.train for site in sites})
+    return Dealt(sites, dealt.public, train_table, who_holds_what({site.name: site.test for site in sites}))
 
 
 def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:

@@ -97,7 +97,7 @@ def load_base(config: ModelConfig) -> Base:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
+                module.attention_dropout = 0.0  # type: ignore[assignment]
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids:
         raise ModelError(f"model.name = {config.name!r}: neither its tokenizer nor its config names an end token.")
@@ -158,3 +158,8 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
         elif value is not None:
             ids.update(int(item) for item in value)
     return ids
+
+
+def threads_here() -> int:
+    """Torch threads for this process alone on the machine: one per core it may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,11 +10,15 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from fedrlvr.errors import ModelError
+
 
 class FilledLayer(CacheLayerMixin):
     """Keys and values [rows, heads, capacity, head size] of which the first `length` positions are filled."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor, *, repeats: int, capacity: int) -> None:
         """Take a prompt's keys and values [prompts, heads, length, head size], each repeated for its responses."""
@@ -67,9 +71,15 @@ def whole_cache() -> DynamicCache:
 
 
 def expand(prefill: DynamicCache, *, repeats: int, new_tokens: int) -> Cache:
-    """A cache for `repeats` responses of each prefilled prompt, with room for `new_tokens` more positions."""
-    layers = [
-        FilledLayer(layer.keys, layer.values, repeats=repeats, capacity=layer.keys.shape[2] + new_tokens)
-        for layer in prefill.layers
-    ]
+    """A cache for `repeats` responses of each prefilled prompt, with room for `new_tokens` more positions.
+
+    Raises:
+        ModelError: a layer is no attention layer.
+    """
+    layers: list[Any] = []
+    for layer in prefill.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None:
+            raise ModelError("this model keeps state other than keys and values; fedrlvr samples attention models only")
+        layers.append(FilledLayer(keys, values, repeats=repeats, capacity=keys.shape[2] + new_tokens))
     return Cache(layers=layers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,8 @@ def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if any(isinstance(module, StackedLinear) for module in model.modules()):
         raise ModelError("this model has stacked adapters already; load it afresh")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output_embeddings: Any = getattr(model, "get_output_embeddings", None)
+    head = output_embeddings() if output_embeddings else None
     if config.targets == "all-linear":
         names = [name for name, module in linear.items() if module is not head]
     else:

@@ -108,3 +108,12 @@ def in_model_order(adapter: Adapter, like: Adapter, *, whose: str) -> Adapter:
     ordered = Adapter({name: adapter.layers[name] for name in like.layers}, adapter.alpha)
     ordered.check_like(like, whose=whose)
     return ordered
+
+
+def base_reference(name: str) -> str:
+    """What an exported adapter names as its base model: the path of the embedded weights, or the model's own name."""
+    if name == "embedded":
+        from fedrlvr.zoo import weights_dir
+
+        return str(weights_dir())
+    return name

@@ -51,15 +51,17 @@ def response_losses(
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if kl_beta and reference_logps_BT is None:
         raise ValueError("kl_beta needs the reference log-probs")
+    padding_BT = ~mask_BT.bool()
     mask_BT = mask_BT.to(logps_BT.dtype)
-    # Padding is emptied before the exponential: exp of what stands there may overflow, and inf x 0 is nan.
-    log_ratio_BT = (logps_BT - behaviour_logps_BT.detach()) * mask_BT
+    # Padding is emptied before the exponential, and not by a product: whatever stands there, inf x 0 is nan.
+    logps_BT = logps_BT.masked_fill(padding_BT, 0.0)
+    log_ratio_BT = logps_BT - behaviour_logps_BT.detach().masked_fill(padding_BT, 0.0)
     ratio_BT = torch.exp(log_ratio_BT)
     advantages_B1 = advantages_B.detach().to(logps_BT.dtype).unsqueeze(1)
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     tokens_BT = -torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
     if kl_beta and reference_logps_BT is not None:
-        tokens_BT = tokens_BT + kl_beta * k3(logps_BT * mask_BT, reference_logps_BT.detach() * mask_BT)
+        tokens_BT = tokens_BT + kl_beta * k3(logps_BT, reference_logps_BT.detach().masked_fill(padding_BT, 0.0))
     sums_B = (tokens_BT * mask_BT).sum(dim=1)
     return sums_B / mask_BT.sum(dim=1).clamp(min=1) if loss == "grpo" else sums_B
 
@@ -123,8 +125,8 @@ def ratio_sums(
     below 1 - clip_low with a negative one.
     """
     with torch.no_grad():
-        mask_BT = mask_BT.to(logps_BT.dtype)
-        ratio_BT = torch.exp((logps_BT - behaviour_logps_BT) * mask_BT) * mask_BT
+        log_ratio_BT = (logps_BT - behaviour_logps_BT).masked_fill(~mask_BT.bool(), -torch.inf)
+        ratio_BT = torch.exp(log_ratio_BT)
         up_B1 = (advantages_B > 0).unsqueeze(1)
         down_B1 = (advantages_B < 0).unsqueeze(1)
         clipped_BT = (up_B1 & (ratio_BT > 1 + clip_high)) | (down_B1 & (ratio_BT < 1 - clip_low))

@@ -1,0 +1,5 @@
+"""`python -m fedrlvr`."""
+
+from fedrlvr.cli import main
+
+main()

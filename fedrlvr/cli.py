@@ -1,0 +1,183 @@
+"""The command line: run | eval | tasks | validate | export | doctor.
+
+Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.errors import ConfigError, FedrlvrError
+
+EMBEDDED = Path(__file__).parent / "zoo" / "embedded.toml"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Organisations post-train one reasoning LLM together without pooling their problems.",
+    epilog="Put --debug anywhere to see the whole traceback of an error.",
+)
+
+ConfigPath = Annotated[Path | None, typer.Argument(help="A TOML configuration; none is the embedded default.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    quiet: Annotated[bool, typer.Option(help="One line a round instead of live progress.")] = False,
+) -> None:
+    """Run a federation on this machine."""
+    if resume is not None and (config is not None or overrides):
+        raise ConfigError(
+            "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
+        )
+    settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
+    from fedrlvr.federation import run as local
+    from fedrlvr.reporting.progress import final_table, progress
+
+    observer = progress(quiet=quiet)
+    result = local.run(settings, observer=observer) if resume is None else local.resume(resume, observer=observer)
+    final_table(result.records, result.config, result.directory)
+
+
+@app.command(name="eval")
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A run directory, or a TOML configuration.")],
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; default: the run's own.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="The base model without an adapter.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Pass@1 of an adapter, or of the base model, on the held-out problems."""
+    if base and adapter is not None:
+        raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
+    settings = _config_of(source, overrides)
+    if not base and adapter is None:
+        if not source.is_dir():
+            raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
+        adapter = source / "adapter"
+    from fedrlvr.federation.evaluation import evaluate as evaluate_here
+    from fedrlvr.reporting.progress import scores_table
+
+    scores_table([score.model_dump() for score in evaluate_here(settings, None if base else adapter)])
+
+
+@app.command()
+def tasks(config: ConfigPath = None, overrides: Overrides = None) -> None:
+    """Load a configuration's problems and show who holds what. No model is loaded."""
+    settings = _configured(config, overrides)
+    from fedrlvr.federation.sites import deal
+    from fedrlvr.reporting.progress import holdings_table
+
+    dealt = deal(settings)
+    holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+
+
+@app.command()
+def validate(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    attacked: Annotated[int, typer.Option(min=0, help="Problems tried with adversarial responses.")] = 100,
+) -> None:
+    """Check that every gold answer earns its reward and that nonsense earns none. No model is loaded."""
+    settings = _configured(config, overrides)
+    from fedrlvr.federation.sites import deal
+    from fedrlvr.tasks import validate as validate_problems
+
+    dealt = deal(settings)
+    failures = 0
+    for site in dealt.sites:
+        problems = [*site.train, *site.test]
+        verdict = validate_problems(problems, site.reward, attacked=attacked)
+        typer.echo(f"{site.name}: {len(problems)} problems, {len(verdict.failures)} failures")
+        for failure in verdict.failures[:10]:
+            typer.echo(f"  {failure.id}: {failure.reason}")
+        failures += len(verdict.failures)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run_directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Argument(help="Where to write; must not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Whole weights instead of a PEFT adapter.")] = False,
+    client: Annotated[str | None, typer.Option(help="Whose adapter, in a run of the arm `local`.")] = None,
+) -> None:
+    """Write what a run trained: a PEFT adapter directory, or merged weights."""
+    settings = load_resolved(run_directory / "config.json")
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give a new directory.")
+    local_arm = settings.federation.arm == "local"
+    if local_arm != (client is not None):
+        hint = "name one with --client" if local_arm else "leave out --client"
+        raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
+    from fedrlvr.policy.merge import save_merged
+    from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
+
+    adapter = load_peft(run_directory / "adapter" / (client or ""))
+    if merged:
+        save_merged(adapter, settings.model, out)
+    else:
+        save_peft(adapter, out, base_name=base_reference(settings.model.name))
+    typer.echo(f"wrote {'merged weights' if merged else 'a PEFT adapter'} to {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why."""
+    from fedrlvr.reporting.doctor import examine, show
+
+    findings = examine()
+    show(findings)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _configured(config: Path | None, overrides: list[str] | None) -> Config:
+    """The settings of a command; without a file those of the embedded default."""
+    return load_config(config if config is not None else EMBEDDED, overrides or ())
+
+
+def _config_of(source: Path, overrides: list[str] | None) -> Config:
+    if source.is_dir():
+        if overrides:
+            raise ConfigError("--set changes a TOML configuration; a run directory has its own, fixed one.")
+        return load_resolved(source / "config.json")
+    return load_config(source, overrides or ())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"])
+    except FedrlvrError as error:
+        _fail(f"error: {error}", debug, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished rounds are kept: go on with fedrlvr run --resume DIRECTORY", debug, 130)
+    except Exception as error:  # a bug of ours: say so in one line, and how to see where
+        _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
+
+
+def _fail(message: str, debug: bool, code: int) -> None:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

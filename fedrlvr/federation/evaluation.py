@@ -1,0 +1,44 @@
+"""Evaluate one adapter, or the base model, on all held-out problems of a config: what `fedrlvr eval` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from fedrlvr.config import Config
+from fedrlvr.federation.client import CohortApp
+from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
+from fedrlvr.federation.messages import SourceScores, adapter_to_arrays
+from fedrlvr.federation.sites import CENTRAL, deal, fit_prompts
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.policy.base import load_base, threads_here
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.peft_format import in_model_order, load_peft
+from fedrlvr.reporting.observer import Observer
+
+
+def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
+    """Pass@1 sums by source, of a PEFT adapter directory or (None) of the base model.
+
+    The same problems and random numbers for every adapter, so that two calls can be compared.
+
+    Raises:
+        AdapterError: the adapter is unreadable or of another model.
+        FedrlvrError: as the config, the data and the model say.
+    """
+    torch.set_num_threads(config.engine.threads or threads_here())
+    config = config.model_copy(update={"federation": config.federation.model_copy(update={"arm": CENTRAL})})
+    base = load_base(config.model)
+    site = fit_prompts(deal(config), base, config).sites[0]
+    cohort = Cohort(base, config.lora, config.engine)
+    trained = initial = cohort.fresh_adapter(0)
+    if adapter is not None:
+        trained = in_model_order(load_peft(adapter), initial, whose=str(adapter))
+    strategy = FederatedRLVR(config, {1: CENTRAL}, initial, Observer())
+    context = Context(RUN_ID, 1, {}, RecordDict(), {})
+    grid = LocalGrid(CohortApp(cohort, {1: site}, initial, Observer()), {1: context})
+    messages = strategy.configure_evaluate(0, adapter_to_arrays(trained), ConfigRecord(), grid)
+    strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
+    return strategy.record.scores[CENTRAL]
