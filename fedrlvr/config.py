@@ -268,7 +268,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_that_would_do_nothing(self) -> Config:
-        if self.federation.arm != "federated" and "fraction" in self.federation.model_fields_set:
+        # By value, not by what was set: the config.json of a run directory states every setting.
+        if self.federation.arm != "federated" and self.federation.fraction != 1.0:
             raise ValueError(f"federation.fraction has no effect with federation.arm = {self.federation.arm!r}")
         if self.federation.arm == "local" and self.train.proximal_mu:
             raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")

@@ -55,7 +55,12 @@ class Checkpoints:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
         """
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.adapter.tensors()}
-        state = {"round": checkpoint.round, "alpha": checkpoint.adapter.alpha, "strategy": checkpoint.strategy}
+        state = {
+            "round": checkpoint.round,
+            "alpha": checkpoint.adapter.alpha,
+            "strategy": checkpoint.strategy,
+            "order": list(tensors),  # safetensors sorts its tensors; messages and checks go by the model's order
+        }
         _write(self.root, checkpoint.round, "adapter.safetensors", tensors, "state.json", state)
         _prune(self.root, self.keep)
 
@@ -72,12 +77,13 @@ class Checkpoints:
         rounds = self.rounds()
         if not rounds:
             return None
-        tensors, state = _read(self.root, rounds[-1], "adapter.safetensors", "state.json")
+        newest = self.root / _name(rounds[-1])
+        tensors, state = _read(newest, rounds[-1], "adapter.safetensors", "state.json", newest)
         try:
-            adapter = Adapter.from_tensors(tensors, float(state["alpha"]))
+            adapter = Adapter.from_tensors({name: tensors[name] for name in state["order"]}, float(state["alpha"]))
             return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.root / _name(rounds[-1]), error) from None
+            raise _damaged(newest, error, newest) from None
 
     def save_memories(self, round_: int, contexts: Mapping[str, Context]) -> None:
         """Write each client's `context.state` of this round, and drop the oldest.
@@ -110,9 +116,12 @@ class Checkpoints:
         if not (root / _name(round_)).is_dir():
             raise CheckpointError(
                 f"{root / _name(round_)}: {client} has no memory of round {round_}, which the checkpoint of that round "
-                "needs. Restore the directory, or start a new run."
+                f"needs. Restore the directory, delete {self.root / _name(round_)} to go on from the round before it, "
+                "or start a new run."
             )
-        tensors, state = _read(root, round_, "memory.safetensors", "memory.json")
+        tensors, state = _read(
+            root / _name(round_), round_, "memory.safetensors", "memory.json", self.root / _name(round_)
+        )
         memory = RecordDict()
         try:
             for name, values in state["values"].items():
@@ -120,7 +129,7 @@ class Checkpoints:
             for name, keys in state["arrays"].items():
                 memory[name] = ArrayRecord(OrderedDict((key, tensors[f"{name}/{key}"]) for key in keys))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(root / _name(round_), error) from None
+            raise _damaged(root / _name(round_), error, self.root / _name(round_)) from None
         return memory
 
 
@@ -174,8 +183,9 @@ def _write(
         ) from error
 
 
-def _read(root: Path, round_: int, tensor_file: str, json_file: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    directory = root / _name(round_)
+def _read(
+    directory: Path, round_: int, tensor_file: str, json_file: str, remove: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         state = json.loads((directory / json_file).read_text("utf-8"))
         if not isinstance(state, dict) or state.get("round") != round_:
@@ -184,13 +194,13 @@ def _read(root: Path, round_: int, tensor_file: str, json_file: str) -> tuple[di
             raise ValueError(f"{tensor_file} is not what was written")
         return load_file(directory / tensor_file), state
     except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(directory, error) from None
+        raise _damaged(directory, error, remove) from None
 
 
-def _damaged(directory: Path, error: Exception) -> FedrlvrError:
+def _damaged(directory: Path, error: Exception, remove: Path) -> FedrlvrError:
+    """`remove`: the server's checkpoint of the round. A client's memory is of use only together with it."""
     return CheckpointError(
-        f"{directory} is damaged ({error}). Delete that directory to go on from the round before it, or start a new "
-        "run."
+        f"{directory} is damaged ({error}). Delete {remove} to go on from the round before it, or start a new run."
     )
 
 

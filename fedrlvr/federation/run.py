@@ -86,7 +86,7 @@ class _Run:
 
     def go(self, *, resume: bool) -> RunResult:
         names = {node: site.name for node, site in enumerate(self.dealt.sites, start=1)}
-        first_round, adapter = 1, self.initial
+        first_round, adapter = 0, self.initial
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in names}
         checkpoint = self.checkpoints.load() if resume else None
         if checkpoint is not None:
@@ -105,7 +105,7 @@ class _Run:
         sites = dict(zip(names, self.dealt.sites, strict=True))
         app = CohortApp(self.cohort, sites, self.initial, self.observer)
         strategy = FederatedRLVR(self._effective(), names, adapter, self.observer)
-        self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, first_round)
+        self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:
             adapter = strategy.start(LocalGrid(app, contexts), log, first_round=first_round)
         finally:

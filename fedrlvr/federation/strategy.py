@@ -149,29 +149,34 @@ class FederatedRLVR(Strategy):
     # The loop.
 
     def start(  # type: ignore[override]
-        self, grid: Grid, log: RunLog, *, first_round: int = 1, timeout: float = 3600.0
+        self, grid: Grid, log: RunLog, *, first_round: int = 0, timeout: float = 3600.0, hooks: Strategy | None = None
     ) -> Adapter:
         """Run the rounds from `first_round` on; the adapter after the last one.
 
-        Before round 1 the starting adapter is evaluated and checkpointed as round 0. After each round `log` writes its
+        hooks: a Flower strategy that wraps this one (differential privacy, say) and is called in its place.
+
+        Round 0 trains nothing: the starting adapter is evaluated and checkpointed. After each round `log` writes its
         metrics, the clients' memories and the checkpoint, in this order, so that a run killed at any moment goes on
         from the last round whose checkpoint is there.
         """
+        hooks = hooks or self
         arrays = adapter_to_arrays(self.adapter)
         nothing = ConfigRecord()
-        for round_ in range(0 if first_round == 1 else first_round, self.config.train.rounds + 1):
+        for round_ in range(first_round, self.config.train.rounds + 1):
             self.record = RoundRecord(round_)
             if round_:
                 self.observer.phase(round_, "train")
-                replies = self._exchange(grid, self.configure_train(round_, arrays, nothing, grid), timeout)
+                replies = self._exchange(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
                 self.observer.phase(round_, "aggregate")
                 started = time.perf_counter()
-                new_arrays, _ = self.aggregate_train(round_, replies)
-                arrays = new_arrays if new_arrays is not None else arrays
+                new_arrays, _ = hooks.aggregate_train(round_, replies)
+                if new_arrays is not None:  # what a wrapper made of our result is what everybody gets
+                    arrays = new_arrays
+                    self.adapter = arrays_to_adapter(arrays, self.adapter, whose=f"round {round_}, the aggregate")
                 self.record.seconds["aggregate"] = time.perf_counter() - started
             self.observer.phase(round_, "evaluate")
-            replies = self._exchange(grid, self.configure_evaluate(round_, arrays, nothing, grid), timeout)
-            self.aggregate_evaluate(round_, replies)
+            replies = self._exchange(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
+            hooks.aggregate_evaluate(round_, replies)
             self.observer.phase(round_, "checkpoint")
             log.write(self.record, Checkpoint(round_, self.adapter, self.state()))
             self.observer.round_done(self.record.to_json())

@@ -73,12 +73,13 @@ def load_base(config: ModelConfig) -> Base:
     local = Path(place).is_dir()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=_dtype(config.dtype, device),
             local_files_only=local,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds for one cause: this is no loadable model
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -86,10 +87,17 @@ def load_base(config: ModelConfig) -> Base:
             f"model.name = {config.name!r} cannot be loaded as a Hugging Face causal LM ({first}). Give a directory "
             "with config.json, safetensors weights and a tokenizer, a hub id, or 'embedded'."
         ) from error
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"model.name = {config.name!r}: its weights lack {len(missing)} tensors that its config.json asks for, "
+            f"{missing[0]} among them. Give the directory of the whole model."
+        )
     model.requires_grad_(False)
     model.eval().to(device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         # The input of the first checkpointed block has no gradient of its own, since the embeddings are frozen.
         model.enable_input_require_grads()
         # Checkpointing works in training mode only, where dropout would move the ratio of a fresh sample away from 1.

@@ -53,13 +53,12 @@ def load_peft(directory: Path) -> Adapter:
     Raises:
         AdapterError: missing or unreadable files, or a kind of adapter that is not plain LoRA of one rank and alpha.
     """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (directory / name).is_file():
+            raise AdapterError(f"{directory} is not a PEFT adapter: {name} is missing.")
     try:
         config = json.loads((directory / "adapter_config.json").read_text("utf-8"))
         tensors = load_file(directory / "adapter_model.safetensors")
-    except FileNotFoundError as error:
-        raise AdapterError(
-            f"{directory} is not a PEFT adapter: {Path(error.filename or '?').name} is missing."
-        ) from None
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{directory}: the adapter cannot be read ({error}).") from None
     _check_plain(config, directory)

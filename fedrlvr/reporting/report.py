@@ -1,5 +1,255 @@
+"""report.html: one page that shows what a run did, with nothing to load from elsewhere and no script.
+
+The page is a Jinja template beside this file; the curves are SVG inside it. The same run directory and the same
+installed versions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fedrlvr import __version__
 from fedrlvr.config import Config
+from fedrlvr.errors import CheckpointError
+from fedrlvr.reporting import units
+from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves, draw_evaluations
+from fedrlvr.reporting.scores import (
+    Comparison,
+    Totals,
+    evaluations,
+    natural,
+    series,
+    summarise,
+    totals,
+)
+
+PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "math-verify", "numpy")
+"""Those whose versions can change a result."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A figure: a number of each client's record over the rounds, perhaps with a second one dashed."""
+
+    key: str
+    title: str
+    dashed: str | None = None
+    percent: bool = False
+    floor: bool = True
+
+
+_CURVES = (
+    _Curve("reward", "Mean reward in training"),
+    _Curve("pass@1", "pass@1 in training", percent=True),
+    _Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
+    _Curve("response_length", "Response length, tokens"),
+    _Curve("kl_to_base", "KL to the base model, per token"),
+    _Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
+    _Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
+    _Curve("grad_norm", "Gradient norm before clipping"),
+    _Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
+)
+
+
 def write_report(directory: Path, config: Config, records: list[dict[str, Any]]) -> Path:
-    return directory / "report.html"
+    """Write `<directory>/report.html` as a whole and return its path.
+
+    records: the lines of metrics.jsonl. `<directory>/holdings.json` is used if it is there.
+
+    Raises:
+        CheckpointError: the page cannot be written (an old one is intact), or holdings.json cannot be read.
+    """
+    path = directory / "report.html"
+    page = render(config, records, _read_holdings(directory / "holdings.json"))
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror}). The run's rounds, metrics and adapter are not affected: "
+            "make room or mend the disk, then go on with --resume, which writes the report again."
+        ) from error
+    return path
+
+
+def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Mapping[str, Any] | None = None) -> str:
+    """The page's text.
+
+    holdings: `{"train": [[client, source, problems], ...], "test": ...}`.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for function in (units.percent, units.with_interval, units.signed, units.count, units.size, units.duration):
+        environment.filters[function.__name__] = function
+    scores = summarise(records)
+    sums = totals(records)
+    return environment.get_template("report.html.jinja").render(
+        config=config,
+        scores=scores,
+        sums=sums,
+        verdict=_verdict(scores.overall, len(scores.sources)) if scores else None,
+        greedy=config.evaluate.temperature == 0,
+        shared=scores is not None and len(scores.lines) > len(scores.sources),
+        method=_method(config),
+        held_out=_evaluation_figure(records),
+        figures=_training_figures(records),
+        clients=_clients_drawn(records),
+        phases=_phases(sums),
+        holdings=_holdings_matrix(holdings) if holdings else None,
+        settings=_settings(config),
+        versions=_versions(),
+        many=COLOURS,
+    )
+
+
+def _read_holdings(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Delete it to have a report without it.") from None
+    return dict(found)
+
+
+def _method(config: Config) -> str:
+    """The method in a few words, by its seams."""
+    if config.federation.arm != "federated":
+        alone = config.federation.arm == "local"
+        return "each client alone, nothing travels" if alone else "all problems pooled with one client"
+    fedprox = f", FedProx μ = {config.train.proximal_mu:g}" if config.train.proximal_mu else ""
+    return (
+        f"supervision {config.supervision.type}, coordination {config.coordination.type}, aggregation "
+        f"{config.aggregation.type}{fedprox}"
+    )
+
+
+def _verdict(overall: Comparison, families: int) -> str | None:
+    """The result in one sentence; None where before or after is missing."""
+    before, after, change = overall.before, overall.after, overall.change
+    if before is None or after is None or change is None:
+        return None
+    if change.low > 0 or change.high < 0:
+        moved = "rose" if change.mean > 0 else "fell"
+        tail = ""
+    else:
+        moved, tail = "went", "; the interval includes no change"
+    mean = f", the mean over {families} families," if families > 1 else ""
+    return (
+        f"Pass@1 on {units.count(after.n)} held-out problems{mean} {moved} from {units.percent(before.mean)} to "
+        f"{units.percent(after.mean)}: {units.signed(change.mean)} points, 95 % interval {units.signed(change.low)} to "
+        f"{units.signed(change.high)}{tail}."
+    )
+
+
+def _evaluation_figure(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The curve over evaluated rounds, where there are more than two."""
+    from markupsafe import Markup
+
+    found = evaluations(records)
+    if len(found) <= 2:
+        return None
+    sources: dict[str, list[tuple[int, float]]] = {}
+    for round_, (_, by_source) in sorted(found.items()):
+        for source, value in by_source.items():
+            sources.setdefault(source, []).append((round_, value.mean))
+    sources = dict(sorted(sources.items())) if len(sources) > 1 else {}
+    overall = {round_: value for round_, (value, _) in found.items()}
+    svg = draw_evaluations("Held-out pass@1 by round", overall, sources)
+    return {"svg": Markup(svg), "sources": list(sources)}
+
+
+def _training_figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    order = _clients_drawn(records)
+    figures = []
+    for curve in _CURVES:
+        lines = series(records, curve.key)
+        if not lines:
+            continue  # a number nobody has, such as the ratio where no group had a gradient
+        dashed = series(records, curve.dashed) if curve.dashed else None
+        # Every figure names the same clients in the same order, so that a client keeps its colour.
+        named = {client: lines.get(client, []) for client in order}
+        svg = draw_curves(Curves(curve.title, named, dashed, curve.percent, curve.floor))
+        figures.append({"title": curve.title, "svg": Markup(svg)})
+    return figures
+
+
+def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(series(records, "reward"))
+
+
+def _phases(sums: Totals) -> dict[str, Any]:
+    """Seconds by phase: the server's wall clock, and the clients' own work added up."""
+    wall: list[tuple[str, float]] = [
+        (phase, sums.wall[phase]) for phase in ("train", "evaluate", "aggregate") if phase in sums.wall
+    ]
+    wall += [(phase, s) for phase, s in sorted(sums.wall.items()) if phase not in dict(wall)]
+    known = [
+        (k, v) for k, v in (("sample", "sample"), ("grade", "grade"), ("train", "learn"), ("evaluate", "evaluate"))
+    ]
+    own = [(title, sums.client_seconds[phase]) for phase, title in known if phase in sums.client_seconds]
+    own += [(phase, s) for phase, s in sums.client_seconds.items() if phase not in dict(known)]
+    return {
+        "wall": [(p, s, s / sum(sums.wall.values())) for p, s in wall if s > 0],
+        "own": [(p, s, s / sum(sums.client_seconds.values())) for p, s in own if s > 0],
+        "seconds": sum(sums.wall.values()),
+    }
+
+
+def _holdings_matrix(holdings: Mapping[str, Any]) -> dict[str, Any]:
+    """Clients by sources; each cell is (training, held-out)."""
+    parts = {key: {(str(c), str(s)): int(n) for c, s, n in holdings.get(key, [])} for key in ("train", "test")}
+    cells = {*parts["train"], *parts["test"]}
+    clients = sorted({client for client, _ in cells}, key=natural)
+    sources = sorted({source for _, source in cells})
+    return {
+        "sources": sources,
+        "rows": [
+            (c, [(parts["train"].get((c, s), 0), parts["test"].get((c, s), 0)) for s in sources]) for c in clients
+        ],
+        "most": max(parts["train"].values(), default=0) or 1,
+    }
+
+
+def _settings(config: Config) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Sections of (key, value, whether it differs from the default)."""
+    defaults = Config().model_dump(mode="json")
+    sections = []
+    for section, values in config.model_dump(mode="json").items():
+        standard = defaults[section]
+        rows = [(k, _value(v), k not in standard or standard[k] != v) for k, v in values.items()]
+        sections.append((section, rows))
+    return sections
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("fedrlvr", __version__), ("Python", platform.python_version())]
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append((package, importlib.metadata.version(package)))
+    return found

@@ -1,0 +1,165 @@
+"""The report's curves, as SVG text to be set into the page.
+
+Drawn by matplotlib, whose colours and font are then handed over to the page's style sheet (CSS variables), so that one
+drawing serves light and dark. The same numbers give the same bytes. Names of clients and sources stay out of the
+drawings; the page's own legend holds them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedrlvr.reporting.scores import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = 8
+"""The page has this many line colours, --line-1 to --line-8. More lines than that are drawn as one bundle."""
+_LEAST_SPAN = 0.02  # of an axis that does not start at 0, as a part of its values
+_FONT = "DejaVu Sans"  # ships with matplotlib; its widths stand in for the reader's font
+# Colours that stand for a variable of the style sheet until the drawing is done.
+_INK, _MUTED, _GRID, _MEAN = "#010101", "#020202", "#030303", "#040404"
+_LINES = [f"#0501{i:02x}" for i in range(1, COLOURS + 1)]
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--rule)",
+    _MEAN: "var(--accent)",
+    **{colour: f"var(--line-{i})" for i, colour in enumerate(_LINES, start=1)},
+}
+
+_MARKS: dict[str, dict[str, Any]] = {
+    "-": {"linewidth": 1.6, "marker": "o", "markersize": 2.8},
+    "--": {"linewidth": 1.1, "marker": "o", "markersize": 1.8},
+}
+
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a figure shows: lines by name, in legend order, over rounds.
+
+    dashed: a second set of lines of the same names. percent: write 0.25 as 25 %. floor: the axis starts at 0.
+    """
+
+    title: str
+    lines: Mapping[str, Points]
+    dashed: Mapping[str, Points] | None = None
+    percent: bool = False
+    floor: bool = True
+
+
+def draw_curves(curves: Curves) -> str:
+    """SVG of a line per name; beyond `COLOURS` names, all of them faint and their mean strong."""
+
+    def paint(axes: Axes) -> None:
+        for lines, style in ((curves.lines, "-"), (curves.dashed or {}, "--")):
+            marks = _MARKS[style]
+            if len(curves.lines) > COLOURS:
+                for points in lines.values():
+                    axes.plot(*_xy(points), color=_MUTED, linestyle=style, linewidth=0.6, alpha=0.35)
+                axes.plot(*_xy(_mean(lines)), color=_MEAN, linestyle=style, **marks)
+            else:
+                for colour, name in zip(_LINES, curves.lines, strict=False):
+                    axes.plot(*_xy(lines.get(name, [])), color=colour, linestyle=style, **marks)
+        _finish(axes, percent=curves.percent, floor=curves.floor)
+
+    return _svg(curves.title, 4.4, 2.3, paint)
+
+
+def draw_evaluations(title: str, overall: Mapping[int, Estimate], sources: Mapping[str, Points]) -> str:
+    """SVG of the overall pass@1 with its interval as a band, over a thin line per source."""
+
+    def paint(axes: Axes) -> None:
+        few = len(sources) <= COLOURS
+        for i, points in enumerate(sources.values()):
+            colour, alpha = (_LINES[i], 0.9) if few else (_MUTED, 0.4)
+            axes.plot(*_xy(points), color=colour, linewidth=0.9, alpha=alpha)
+        rounds = sorted(overall)
+        low, high = [overall[r].low for r in rounds], [overall[r].high for r in rounds]
+        axes.fill_between(rounds, low, high, color=_INK, alpha=0.1, linewidth=0)
+        axes.plot(rounds, [overall[r].mean for r in rounds], color=_INK, linewidth=2.2, marker="o", markersize=4)
+        _finish(axes, percent=True, floor=True)
+
+    return _svg(title, 9.0, 2.8, paint)
+
+
+def _svg(title: str, width: float, height: float, paint: Callable[[Axes], None]) -> str:
+    """The SVG of what `paint` draws; width and height in inches, of which only the proportion matters."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own matplotlibrc has no say in the report
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": f"fedrlvr {title}",  # the figures share one page, so their ids must differ
+                "font.family": _FONT,
+                "font.size": 9,
+                "text.color": _INK,
+                "xtick.color": _MUTED,
+                "ytick.color": _MUTED,
+                "axes.edgecolor": _GRID,
+                "axes.formatter.useoffset": False,
+                "lines.dashed_pattern": (3, 2),
+            }
+        )
+        figure = Figure(figsize=(width, height), layout="constrained")
+        paint(figure.add_subplot())
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return _adopt(out.getvalue(), title)
+
+
+def _finish(axes: Axes, *, percent: bool, floor: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9.5)
+    axes.margins(x=0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    data = axes.dataLim
+    if data.x0 == data.x1:  # a single round
+        axes.set_xlim(data.x0 - 0.5, data.x1 + 0.5)
+    if (floor and data.y0 < 0.4 * data.y1) or data.y0 == data.y1 == 0:
+        axes.set_ylim(bottom=min(0.0, data.y0))
+    elif data.y1 - data.y0 < _LEAST_SPAN * abs(data.y1):  # rounding noise would fill the whole height
+        middle = (data.y0 + data.y1) / 2
+        axes.set_ylim(middle - _LEAST_SPAN * abs(middle), middle + _LEAST_SPAN * abs(middle))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _adopt(svg: str, title: str) -> str:
+    """Matplotlib's SVG made fit for the page: no prologue, no repeated ids, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace(f"'{_FONT}'", "var(--sans)")
+
+
+def _xy(points: Points) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _mean(lines: Mapping[str, Points]) -> list[tuple[int, float]]:
+    at: dict[int, list[float]] = {}
+    for points in lines.values():
+        for x, y in points:
+            at.setdefault(x, []).append(y)
+    return [(x, sum(values) / len(values)) for x, values in sorted(at.items())]

@@ -1,0 +1,196 @@
+"""The tables the command line prints, with rich. Numbers and names only, never a prompt or an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedrlvr.config import Config
+from fedrlvr.reporting import units
+from fedrlvr.reporting.scores import Comparison, Scores, Totals, estimate, macro_mean, natural, summarise, totals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+MOST_LINES = 48
+"""With more clients times families than this, the final table has a line for each client and each family."""
+MOST_CLIENTS = 16
+"""A line for each client stops here; the report has them all."""
+
+
+_WIDE = 112
+"""Columns of a terminal from which on intervals stand beside their means, not below."""
+
+
+class Held(Protocol):
+    """A line of who holds what (`fedrlvr.tasks.Holding`)."""
+
+    @property
+    def client(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def problems(self) -> int: ...
+
+
+def final_table(
+    records: Sequence[Mapping[str, Any]], config: Config, directory: Path, console: Console | None = None
+) -> None:
+    """Print how a run ended: pass@1 before and after, bytes by client, and where everything lies."""
+    from rich.console import Console
+
+    console = console or Console()
+    scores, sums = summarise(records), totals(records)
+    console.print()
+    if scores is None:
+        console.print("Nothing was evaluated.")
+    else:
+        greedy = config.evaluate.temperature == 0
+        console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < _WIDE))
+    console.print(_traffic_table(sums))
+    console.print(_where_table(directory))
+
+
+def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print pass@1 by source, from `{"source", "n", "total", "squares"}` each, and the mean over sources."""
+    from rich.console import Console
+    from rich.text import Text
+
+    rows = [(str(s["source"]), estimate(int(s["n"]), float(s["total"]), float(s["squares"]))) for s in scores if s["n"]]
+    table = _table("pass@1, with 95 % intervals", ("family", "left"), ("problems", "right"), ("pass@1", "right"))
+    for source, value in sorted(rows):
+        table.add_row(_plain(source), units.count(value.n), Text(units.with_interval(value)))
+    if rows:
+        overall = macro_mean([value for _, value in rows])
+        table.add_section()
+        table.add_row("mean over families", units.count(overall.n), Text(units.with_interval(overall)), style="bold")
+    (console or Console()).print(table)
+
+
+def holdings_table(
+    config: Config,
+    train_table: Sequence[Held],
+    test_table: Sequence[Held],
+    public_count: int,
+    console: Console | None = None,
+) -> None:
+    """Print who holds what: training and held-out problems by client and source."""
+    from rich.console import Console
+
+    train = {(h.client, h.source): h.problems for h in train_table}
+    test = {(h.client, h.source): h.problems for h in test_table}
+    title = f"who holds what: {config.data.name}, partition {config.partition.type}"
+    table = _table(title, ("client", "left"), ("family", "left"), ("training", "right"), ("held out", "right"))
+    cells = sorted({*train, *test}, key=lambda cell: (natural(cell[0]), cell[1]))
+    last = None
+    for client, source in cells:
+        if last not in (None, client):
+            table.add_section()
+        name = "" if client == last else client
+        numbers = [units.count(part.get((client, source), 0)) for part in (train, test)]
+        table.add_row(_plain(name), _plain(source), *numbers)
+        last = client
+    table.add_section()
+    table.add_row("all", "", units.count(sum(train.values())), units.count(sum(test.values())), style="bold")
+    console = console or Console()
+    console.print(table)
+    if public_count:
+        console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")
+
+
+def _change_table(scores: Scores, kind: str, *, narrow: bool) -> Table:
+    table = _table(
+        f"{kind} pass@1 on n held-out problems, with 95 % intervals",
+        ("client", "left"),
+        ("family", "left"),
+        ("n", "right"),
+        ("before", "right"),
+        ("after", "right"),
+        ("gain in points", "right"),
+    )
+    between = "\n" if narrow else " "
+    short = len(scores.lines) <= MOST_LINES
+    last = None
+    for line in scores.lines if short else scores.clients[:MOST_CLIENTS]:
+        if short and last not in (None, line.client):
+            table.add_section()
+        _add(table, "" if line.client == last else str(line.client), line.source or "mean", line, between)
+        last = line.client
+    table.add_section()
+    if not short and len(scores.clients) > MOST_CLIENTS:
+        table.add_row(f"{len(scores.clients) - MOST_CLIENTS} more", "in the report")
+        table.add_section()
+    if len(scores.lines) > len(scores.sources):  # a family in several hands
+        for line in scores.sources:
+            _add(table, "all", str(line.source), line, between)
+        table.add_section()
+    _add(table, "all", "mean", scores.overall, between, style="bold")
+    return table
+
+
+def _add(table: Table, client: str, source: str, line: Comparison, between: str, style: str | None = None) -> None:
+    from rich.text import Text
+
+    known = line.after or line.before
+    change = line.change
+    colour = ""
+    if change is not None:
+        colour = "green" if change.low > 0 else "red" if change.high < 0 else ""
+    table.add_row(
+        _plain(client),
+        _plain(source),
+        units.count(known.n) if known else "",
+        Text(units.with_interval(line.before, between)),
+        Text(units.with_interval(line.after, between)),
+        Text(units.points(change, between), style=colour),
+        style=style,
+    )
+
+
+def _traffic_table(sums: Totals) -> Table:
+    table = _table("bytes of messages", ("client", "left"), ("up", "right"), ("down", "right"))
+    clients = list(sums.bytes_up)
+    for client in clients[:MOST_CLIENTS]:
+        table.add_row(_plain(client), units.size(sums.bytes_up[client]), units.size(sums.bytes_down[client]))
+    if len(clients) > MOST_CLIENTS:
+        table.add_row(f"and {len(clients) - MOST_CLIENTS} more")
+    table.add_section()
+    both = (sums.bytes_up, sums.bytes_down)
+    table.add_row("all", *(units.size(sum(part.values())) for part in both), style="bold")
+    return table
+
+
+def _where_table(directory: Path) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for what, name in (
+        ("report", "report.html"),
+        ("metrics", "metrics.jsonl"),
+        ("config", "config.json"),
+        ("adapter", "adapter"),
+        ("checkpoints", "checkpoints"),
+    ):
+        if (directory / name).exists():
+            table.add_row(what, _plain(str(directory / name)))
+    return table
+
+
+def _table(title: str, *columns: tuple[str, str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
+    return table
+
+
+def _plain(text: str) -> Text:
+    """A name as it is: rich would read "[x]" in a string as markup."""
+    from rich.text import Text
+
+    return Text(text, overflow="fold")

@@ -1,0 +1,39 @@
+"""Problems, graders, and who holds what.
+
+Nothing here imports torch, transformers, sympy, math-verify or datasets: what is heavy is imported on use, and
+math-verify only ever in a child process.
+"""
+
+from fedrlvr.tasks.extraction import extract, instruction, wrap
+from fedrlvr.tasks.grading import canonical, grade, same_answer
+from fedrlvr.tasks.loading import load
+from fedrlvr.tasks.partitioning import Holding, partition, who_holds_what
+from fedrlvr.tasks.problem import KINDS, Kind, Problem
+from fedrlvr.tasks.rewards import Reward, grader_for
+from fedrlvr.tasks.splits import check_disjoint, drop_overlap, take_public
+from fedrlvr.tasks.validation import Failure, Validation, adversarial, validate
+
+__all__ = [
+    "KINDS",
+    "Failure",
+    "Holding",
+    "Kind",
+    "Problem",
+    "Reward",
+    "Validation",
+    "adversarial",
+    "canonical",
+    "check_disjoint",
+    "drop_overlap",
+    "extract",
+    "grade",
+    "grader_for",
+    "instruction",
+    "load",
+    "partition",
+    "same_answer",
+    "take_public",
+    "validate",
+    "who_holds_what",
+    "wrap",
+]

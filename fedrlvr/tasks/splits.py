@@ -1,0 +1,77 @@
+"""Train, public and test stay apart by content: two problems with one `content_key` are one problem."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from itertools import combinations
+
+from fedrlvr.errors import DataError
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.tasks.problem import Problem
+
+_log = logging.getLogger("fedrlvr.tasks")
+
+
+def check_disjoint(train: Sequence[Problem], public: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Make sure that no problem stands in two of the splits.
+
+    Raises:
+        DataError: names the two splits, how many problems they share, and one of them by both ids.
+    """
+    for (name, left), (other, right) in combinations((("train", train), ("public", public), ("test", test)), 2):
+        ids = {problem.content_key: problem.id for problem in left}
+        shared = [problem for problem in right if problem.content_key in ids]
+        if shared:
+            first = shared[0]
+            raise DataError(
+                f"The {name} and {other} splits share {len(shared)} problems by content, for example {name} "
+                f"{ids[first.content_key]!r} and {other} {first.id!r}. Remove them from one side."
+            )
+
+
+def drop_overlap(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
+    """`train` without what also stands in `held_out`; how many went is logged (published sets do repeat problems)."""
+    keys = {problem.content_key for problem in held_out}
+    kept = [problem for problem in train if problem.content_key not in keys]
+    if len(kept) < len(train):
+        _log.info("left out %d of %d training problems that are also held out", len(train) - len(kept), len(train))
+    return kept
+
+
+def take_public(train: Sequence[Problem], size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Set `size` problems aside, spread over sources in proportion: (the rest, those set aside), both in order.
+
+    Further copies of a problem set aside leave the rest too, so the two sides share no content.
+
+    Raises:
+        DataError: fewer than `size` + 1 different problems are there.
+    """
+    first = {problem.content_key: problem for problem in reversed(train)}
+    if size >= len(first):
+        raise DataError(
+            f"{size} public problems cannot be set aside from {len(first)} different training problems and leave any. "
+            "Lower data.public_size or give more problems."
+        )
+    unique = [problem for problem in train if first[problem.content_key] is problem]
+    taken: set[str] = set()
+    for source, count in _quotas({name: len(group) for name, group in by_source(unique).items()}, size).items():
+        rng = random.Random(stream(seed, "public", source))
+        group = [problem for problem in unique if problem.source == source]
+        taken.update(problem.content_key for problem in rng.sample(group, count))
+    return (
+        [problem for problem in train if problem.content_key not in taken],
+        [problem for problem in unique if problem.content_key in taken],
+    )
+
+
+def _quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
+    """`total` shared in proportion to `sizes`: rounded down, then one more by largest remainder, by name if equal."""
+    whole = sum(sizes.values())
+    quotas = {name: total * size // whole for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: (-(total * sizes[name] % whole), name))
+    for name in by_remainder[: total - sum(quotas.values())]:
+        quotas[name] += 1
+    return quotas

@@ -1,0 +1,97 @@
+r"""Does a reward do what it should? The gold answer must score 1.0, and strings that answer nothing 0.0.
+
+The commonest failures of verifiable rewards are a grader that pays for nonsense and one that pays for nothing; both
+look like training. So both are tried before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedrlvr.errors import GradingError
+from fedrlvr.tasks.extraction import wrap
+from fedrlvr.tasks.grading import canonical
+from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.rewards import Reward
+
+_LISTED = ", ".join([*(str(n) for n in range(101)), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "yes", "no", "maybe"])
+
+
+class Failure(NamedTuple):
+    """A problem on which the reward is wrong, and how."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How many problems were checked, how many of them with the adversarial strings too, and what failed."""
+
+    checked: int
+    attacked: int
+    failures: list[Failure]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100) -> Validation:
+    """Score every gold answer, and for `attacked` problems spread evenly over the list every adversarial string."""
+    failures = []
+    for problem in problems:
+        if reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
+            failures.append(Failure(problem.id, f"the gold answer {reason}"))
+    count = min(attacked, len(problems))
+    for index in range(count):
+        problem = problems[index * len(problems) // count]
+        for name, completion in adversarial(problem).items():
+            if reason := _wrong(reward, completion, problem, 0.0):
+                failures.append(Failure(problem.id, f"the adversarial string {name!r} {reason}"))
+    return Validation(len(problems), count, failures)
+
+
+def adversarial(problem: Problem) -> dict[str, str]:
+    """Completions by name that answer nothing, or answer wrongly, whatever the problem.
+
+    Made from the problem so that none of them is the right answer by chance.
+    """
+    gold = problem.answer
+    tries = {
+        "empty": "",
+        "white space": " \n\t ",
+        "all letters": "ABCD",
+        "boxed letters": r"\boxed{ABCD}",
+        "nested boxes": rf"\boxed{{\boxed{{{gold}}}}}",
+        "empty tags": "<answer></answer>",
+        "empty tags after the answer": f"<answer>{gold}</answer> <answer></answer>",
+        "empty box": r"\boxed{}",
+        "empty hashes": "####",
+        "unbalanced box": rf"\boxed{{{gold}",
+        "unclosed tag": f"<answer>{gold}",
+        "only in thought": f"<think>It must be {wrap(gold, problem.kind)}.</think> I am done.",
+        "no marker": f"I believe that it is {gold}, because of what was said before.",
+        "everything listed": rf"\boxed{{{_LISTED}}}",
+        "everything listed, answer last": f"<answer>{_LISTED}, {gold}</answer>",
+        "ten thousand digits": rf"\boxed{{{'7' * 10_000}}}",
+        "tower of powers": r"\boxed{9^{9^{9^9}}}",
+        "null bytes": f"\\boxed{{{gold}\x00}}",
+        "a megabyte of boxes": r"\boxed{" * 150_000,
+    }
+    if problem.kind != "math" or gold.isdecimal():  # a formula between two factors may be itself: 1 x 1, 7 \infty 7
+        tries["inside a longer answer"] = rf"\boxed{{1{gold}1}}"
+    if canonical(problem.prompt, problem.kind) != canonical(gold, problem.kind):
+        tries["the prompt"] = problem.prompt
+    return tries
+
+
+def _wrong(reward: Reward, completion: str, problem: Problem, expected: float) -> str | None:
+    try:
+        value = reward(completion, problem)
+    except GradingError as error:
+        return f"cannot be scored: {error}"
+    return None if value == expected else f"scores {value:g} instead of {expected:g}"

@@ -1,0 +1,19 @@
+"""The embedded reasoner: eight families of problems and a model of about one million parameters that half knows them.
+
+Importing this does not import torch. `python -m fedrlvr.zoo.train` rebuilds the weights; `weights/CARD.md` says what
+they are and how well they do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedrlvr.zoo.families import LEVELS
+from fedrlvr.zoo.generators import FAMILIES, problems
+
+__all__ = ["FAMILIES", "LEVELS", "problems", "weights_dir"]
+
+
+def weights_dir() -> Path:
+    """The directory of the embedded weights, in ordinary Hugging Face format."""
+    return Path(__file__).parent / "weights"

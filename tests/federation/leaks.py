@@ -1,0 +1,81 @@
+"""A detector of private text in messages and files: any part of a secret, as text or as token ids, in any record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+
+PART = 12
+"""Characters, or token ids, that count as a leak. Random ones of this length do not occur by chance."""
+TYPES = ("<u1", "<u2", "<i4", "<i8", "<f2", "<f4", "<f8")
+"""Number types whose bytes are searched for token ids."""
+
+
+@dataclass
+class Secrets:
+    """What must not leave a client."""
+
+    texts: list[str] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+
+    def needles(self) -> Iterator[tuple[bytes, str]]:
+        """(bytes to look for, what they are), for the first, the middle and the last part of every secret."""
+        for text in self.texts:
+            for part in _parts(text):
+                yield part.encode("utf-8"), f"text {part!r}"
+                yield json.dumps(part)[1:-1].encode("utf-8"), f"text {part!r} in JSON"
+        for ids in self.ids:
+            for some in _parts(ids):
+                yield ",".join(map(str, some)).encode(), f"ids {some} in JSON"
+                for kind in TYPES:
+                    if kind != "<u1" or max(some) < 256:
+                        yield np.array(some, kind).tobytes(), f"ids {some} as {kind}"
+
+
+def _parts(secret: Sequence) -> list:  # type: ignore[type-arg]
+    if len(secret) < PART:
+        return []
+    starts = sorted({0, (len(secret) - PART) // 2, len(secret) - PART})
+    return [secret[start : start + PART] for start in starts]
+
+
+def searchable(contents: Iterable[RecordDict]) -> bytes:
+    """Everything that is in these records, names too, as bytes: arrays as they are, the rest as text and as numbers."""
+    pieces: list[bytes] = []
+    for content in contents:
+        for name, record in content.items():
+            pieces.append(name.encode())
+            for key, value in record.items():
+                pieces.append(key.encode())
+                if isinstance(record, ArrayRecord):
+                    pieces += [value.data, str(value.shape).encode(), value.dtype.encode()]
+                elif isinstance(value, bytes):
+                    pieces.append(value)
+                elif isinstance(value, list) and value and all(isinstance(item, bytes) for item in value):
+                    pieces += value
+                else:
+                    pieces.append(value.encode() if isinstance(value, str) else b"")
+                    pieces.append(json.dumps(value, separators=(",", ":")).encode())
+    return b"\0".join(pieces)
+
+
+def leaks(secrets: Secrets, haystack: bytes) -> list[str]:
+    """What of the secrets is in there."""
+    return sorted({what for needle, what in secrets.needles() if needle in haystack})
+
+
+def contents(messages: Iterable[Message]) -> list[RecordDict]:
+    """The contents of messages that have one; an error's reason counts as text."""
+    found = []
+    for message in messages:
+        if message.has_content():
+            found.append(message.content)
+        elif message.has_error():
+            from flwr.app import ConfigRecord
+
+            found.append(RecordDict({"error": ConfigRecord({"reason": message.error.reason})}))
+    return found

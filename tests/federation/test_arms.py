@@ -1,0 +1,182 @@
+"""Whole runs: the arms, FedProx, and that the same config gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from safetensors.torch import load_file
+from small_runs import CLIENTS, VARIANTS, Configs, Runs, adapter_bytes, without_seconds
+
+import fedrlvr
+from fedrlvr.federation import run as run_module
+from fedrlvr.federation.client import CohortApp
+from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.reporting.observer import Observer
+
+FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
+
+
+class Watching(LocalGrid):
+    """Notes which records each message held."""
+
+    seen: list[tuple[str, str, list[str]]]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        messages = list(messages)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for direction, these in (("down", messages), ("up", replies)):
+            self.seen += [(direction, m.metadata.message_type, sorted(m.content)) for m in these]
+        return replies
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
+    Watching.seen = []
+    monkeypatch.setattr(run_module, "LocalGrid", Watching)
+    return Watching.seen
+
+
+def test_a_federated_run_sends_adapters_both_ways(
+    configured: Configs, tmp_path: Path, watching: list[tuple[str, str, list[str]]]
+) -> None:
+    fedrlvr.run(configured(tmp_path / "run"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert set(adapter_bytes(tmp_path / "run")) == {"adapter_model.safetensors"}
+    kinds = {(direction, kind): records for direction, kind, records in watching}
+    assert kinds == {
+        ("down", "train"): ["arrays", "config"],
+        ("up", "train"): ["arrays", "metrics"],
+        ("down", "evaluate"): ["arrays", "config"],
+        ("up", "evaluate"): ["config", "metrics"],
+    }
+    assert len(watching) == 2 * 3 * (2 + 2)  # two directions, three clients, two trainings and two evaluations
+
+
+def test_the_arm_local_sends_no_adapter_and_leaves_one_for_each_client(
+    configured: Configs, tmp_path: Path, watching: list[tuple[str, str, list[str]]]
+) -> None:
+    fedrlvr.run(configured(tmp_path / "run", federation={"arm": "local"}))
+    assert watching
+    assert not any("arrays" in records for _, _, records in watching)
+    exported = adapter_bytes(tmp_path / "run")
+    assert set(exported) == {f"{client}/adapter_model.safetensors" for client in CLIENTS}
+    assert len(set(exported.values())) == 3
+    for line in without_seconds(tmp_path / "run"):
+        for numbers in line["clients"].values():
+            assert max(numbers["bytes_up"], numbers["bytes_down"]) < 2500  # an adapter has 19,000
+            assert "weight" not in numbers
+
+
+def test_the_arm_central_gives_one_client_everything(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    real = CohortApp._local_step
+
+    def counted(self: CohortApp, request: Any, *rest: Any) -> None:
+        steps.append(request.train.problems_per_step)
+        real(self, request, *rest)
+
+    monkeypatch.setattr(CohortApp, "_local_step", counted)
+    result = fedrlvr.run(configured(tmp_path / "run", federation={"arm": "central"}))
+    assert steps == [2 * 3] * 4
+    holdings = json.loads((tmp_path / "run" / "holdings.json").read_text("utf-8"))
+    assert holdings["train"] == [["central", client, 8] for client in CLIENTS]
+    assert holdings["test"] == [["central", client, 4] for client in CLIENTS]
+    assert set(result.records[1]["clients"]) == {"central"}
+    assert result.records[1]["clients"]["central"]["num-examples"] == 24
+    # What is written down is what was asked for, so that a resumed run does not multiply again.
+    assert json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["train"]["problems_per_step"] == 2
+
+
+def drift(configured: Configs, directory: Path, mu: float) -> tuple[float, dict[str, bytes]]:
+    """Squared distance of the adapter from where it began, after one round of ten steps."""
+    many = {"rounds": 1, "local_steps": 10, "proximal_mu": mu}
+    fedrlvr.run(configured(directory, train=many))
+    start = load_file(directory / "checkpoints" / "round-0000" / "adapter.safetensors")
+    end = load_file(directory / "checkpoints" / "round-0001" / "adapter.safetensors")
+    return sum(float(((end[name] - start[name]) ** 2).sum()) for name in start), adapter_bytes(directory)
+
+
+def test_fedprox_holds_the_clients_back_and_with_mu_0_is_fedavg(configured: Configs, tmp_path: Path) -> None:
+    free, bytes_free = drift(configured, tmp_path / "free", 0.0)
+    fedrlvr.run(configured(tmp_path / "plain", train={"rounds": 1, "local_steps": 10}))
+    assert adapter_bytes(tmp_path / "plain") == bytes_free
+    held, bytes_held = drift(configured, tmp_path / "held", 100.0)
+    assert bytes_held != bytes_free
+    assert held < 0.8 * free
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_config_twice_gives_the_same_bytes_and_numbers(
+    variant: str, finished: Runs, configured: Configs, tmp_path: Path
+) -> None:
+    fedrlvr.run(configured(tmp_path / "again", **VARIANTS[variant]))
+    assert adapter_bytes(tmp_path / "again") == adapter_bytes(finished(variant))
+    assert without_seconds(tmp_path / "again") == without_seconds(finished(variant))
+
+
+def test_another_seed_gives_another_adapter(configured: Configs, finished: Runs, tmp_path: Path) -> None:
+    fedrlvr.run(configured(tmp_path / "run", run={"seed": 4, "directory": str(tmp_path / "run")}, train={"rounds": 1}))
+    other = load_file(tmp_path / "run" / "checkpoints" / "round-0001" / "adapter.safetensors")
+    assert adapter_bytes(tmp_path / "run") != adapter_bytes(finished("all"))
+    assert other
+
+
+def test_partial_participation_trains_two_of_three(finished: Runs) -> None:
+    lines = without_seconds(finished("some"))
+    trained = [{c for c, numbers in line["clients"].items() if "reward" in numbers} for line in lines]
+    assert trained[0] == set()
+    assert [len(who) for who in trained[1:]] == [2] * 5  # 0.6 of 3 clients, rounded
+    assert len({frozenset(who) for who in trained[1:]}) > 1
+    assert set(lines[-1]["evaluate"]) == set(CLIENTS), "all are evaluated"
+
+
+def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Path) -> None:
+    heard: list[tuple[Any, ...]] = []
+
+    class Listener(Observer):
+        def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
+            heard.append(("started", clients, rounds, first_round))
+
+        def phase(self, round_: int, phase: str) -> None:
+            heard.append(("phase", round_, phase))
+
+        def step(self, round_: int, step: int, steps: int, rewards: Any, tokens: int) -> None:
+            assert set(rewards) == set(CLIENTS)
+            assert tokens > 0
+            heard.append(("step", round_, step, steps))
+
+        def evaluated(self, round_: int, problems: int) -> None:
+            heard.append(("evaluated", round_, problems))
+
+        def round_done(self, record: Any) -> None:
+            heard.append(("done", record["round"]))
+
+        def close(self) -> None:
+            heard.append(("close",))
+
+    from fedrlvr.config import parse_config
+
+    run_module.run(parse_config(configured(tmp_path / "run", train={"rounds": 1})), observer=Listener())
+    assert heard == [
+        ("started", list(CLIENTS), 1, 1),
+        ("phase", 0, "evaluate"),
+        ("evaluated", 0, 12),
+        ("phase", 0, "checkpoint"),
+        ("done", 0),
+        ("phase", 1, "train"),
+        ("step", 1, 1, 2),
+        ("step", 1, 2, 2),
+        ("phase", 1, "aggregate"),
+        ("phase", 1, "evaluate"),
+        ("evaluated", 1, 12),
+        ("phase", 1, "checkpoint"),
+        ("done", 1),
+        ("close",),
+    ]

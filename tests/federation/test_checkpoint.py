@@ -1,0 +1,275 @@
+"""Checkpoints are whole or absent, damage is named with its way out, and a full disk costs no finished round."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import adapter_of, contexts
+from flwr.app import ArrayRecord, ConfigRecord
+from safetensors import SafetensorError
+from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, without_seconds, write_toml
+
+from fedrlvr.config import parse_config
+from fedrlvr.errors import CheckpointError
+from fedrlvr.federation import checkpoint as module
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.federation.record import RunLog
+from fedrlvr.federation.run import resume, run
+from fedrlvr.policy import peft_format
+from fedrlvr.reporting.observer import Observer
+
+
+def saved(directory: Path, rounds: int, keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(directory, keep)
+    for round_ in range(rounds):
+        checkpoints.save(Checkpoint(round_, adapter_of(float(round_)), {"note": [round_, None, "x"]}))
+    return checkpoints
+
+
+def test_what_is_loaded_is_what_was_saved_in_the_models_order(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, 3).load()
+    assert loaded is not None
+    assert (loaded.round, loaded.strategy) == (2, {"note": [2, None, "x"]})
+    assert list(loaded.adapter.layers) == ["up", "down"], "not the alphabet's"
+    loaded.adapter.check_like(adapter_of(0.0), whose="the loaded one")
+    assert all(bool((tensor == 2).all()) for _, tensor in loaded.adapter.tensors())
+
+
+def test_the_newest_are_kept_and_none_before_any(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path, 2).load() is None
+    assert saved(tmp_path, 5, keep=3).rounds() == [2, 3, 4]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"round-000{i}" for i in (2, 3, 4)]
+
+
+def test_a_memory_comes_back_as_it_was(tmp_path: Path) -> None:
+    checkpoints, by_name = Checkpoints(tmp_path, 2), {"ann": contexts([1])[1], "bob": contexts([2])[2]}
+    state = by_name["ann"].state
+    state["fedrlvr"] = ConfigRecord({"cursor": 5, "steps": 2})
+    arrays = {"z": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(7), "m": torch.tensor([1.5], dtype=torch.float64)}
+    state["moments"] = ArrayRecord(arrays)  # type: ignore[arg-type]
+    state["empty"] = ArrayRecord()
+    checkpoints.save_memories(4, by_name)
+    memory = checkpoints.load_memory(4, "ann")
+    assert dict(memory.config_records["fedrlvr"]) == {"cursor": 5, "steps": 2}
+    back = memory.array_records["moments"].to_torch_state_dict()
+    assert list(back) == ["z", "a", "m"]
+    for name, tensor in arrays.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+    assert list(memory.array_records["empty"]) == []
+    assert len(checkpoints.load_memory(4, "bob")) == 0
+
+
+def failing(*errors: Exception | None) -> Callable[..., Any]:
+    """Stands in for a function that fails in the calls for which an error is given, and then always with the last."""
+    queue = list(errors)
+
+    def call(real: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            error = queue.pop(0) if len(queue) > 1 else queue[0]
+            if error is not None:
+                raise error
+            return real(*args, **kwargs)
+
+        return stand_in
+
+    return call
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FULL_TENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("where", ["save_file", "_sync", "_digest"])
+@pytest.mark.parametrize("error", [FULL, FULL_TENSORS])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_nothing_else(
+    where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(tmp_path, 2)
+    monkeypatch.setattr(module, where, failing(error)(getattr(module, where)))
+    with pytest.raises(CheckpointError, match=r"round-0002 cannot be written \(.*No space left") as caught:
+        checkpoints.save(Checkpoint(2, adapter_of(9.0), {}))
+    assert "Earlier rounds are intact" in str(caught.value)
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["round-0000", "round-0001"]
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.round == 1
+
+
+def damage_adapter(directory: Path) -> None:
+    path = directory / "adapter.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate_adapter(directory: Path) -> None:
+    path = directory / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def change_state(**changes: Any) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "state.json"
+        state = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({k: v for k, v in {**state, **changes}.items() if v is not ...}), "utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_adapter,
+        truncate_adapter,
+        lambda d: (d / "adapter.safetensors").unlink(),
+        lambda d: (d / "state.json").unlink(),
+        lambda d: (d / "state.json").write_text("{"),
+        lambda d: (d / "state.json").write_text("[]"),
+        lambda d: (d / "state.json").write_bytes(b"\xff"),
+        change_state(round=1),
+        change_state(sha256="0"),
+        change_state(alpha=...),
+        change_state(alpha="much"),
+        change_state(order=...),
+        change_state(order=["up.A"]),
+        change_state(order=["up.A", "nobody.A"]),
+        change_state(strategy=3),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_round_before_it_is_the_way_out(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    checkpoints = saved(tmp_path, 3)
+    newest = tmp_path / "checkpoints" / "round-0002"
+    damage(newest)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.load()
+    assert f"{newest} is damaged" in str(caught.value)
+    assert f"Delete {newest} to go on from the round before it" in str(caught.value)
+    shutil.rmtree(newest)
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded.round == 1
+
+
+class Stop(Exception):
+    """Ends a run from within."""
+
+
+class StopAfter(Observer):
+    """Ends a run after a round."""
+
+    def round_done(self, record: Any) -> None:
+        if record["round"] == 3:
+            raise Stop
+
+
+@pytest.fixture
+def half_done(configured: Configs, tmp_path: Path) -> Path:
+    """A run of the arm `local` that stopped after round 3 of 5."""
+    with pytest.raises(Stop):
+        run(parse_config(configured(tmp_path / "run", **VARIANTS["local"])), observer=StopAfter())
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "json"])
+def test_a_damaged_memory_is_named_and_its_way_out_leads_to_the_same_end(
+    how: str, half_done: Path, finished: Runs
+) -> None:
+    memory, checkpoint = half_done / "clients" / "bob" / "round-0003", half_done / "checkpoints" / "round-0003"
+    if how == "gone":
+        shutil.rmtree(memory)
+    else:
+        name = {"cut": "memory.safetensors", "json": "memory.json"}[how]
+        (memory / name).write_bytes((memory / name).read_bytes()[:-9])
+    with pytest.raises(CheckpointError) as caught:
+        resume(half_done)
+    assert str(memory) in str(caught.value)
+    assert f"elete {checkpoint} to go on from the round before it" in str(caught.value)
+    shutil.rmtree(checkpoint)
+    resume(half_done)
+    assert adapter_bytes(half_done) == adapter_bytes(finished("local"))
+    assert without_seconds(half_done) == without_seconds(finished("local"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(half_done: Path) -> None:
+    Checkpoints(half_done, 3).save(Checkpoint(4, adapter_of(0.0), {}))
+    for client in (half_done / "clients").iterdir():
+        shutil.copytree(client / "round-0003", client / "round-0004")
+    with pytest.raises(Exception, match="the checkpoint of round 4: its layers are not those"):
+        resume(half_done)
+
+
+def fill_memory(patch: pytest.MonkeyPatch) -> None:
+    # Four memories of round 3 and the checkpoints of rounds 0 to 2 come before: 3 rounds x (3 memories + 1).
+    patch.setattr(module, "save_file", failing(*[None] * 13, FULL_TENSORS)(module.save_file))
+
+
+def fill_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "save_file", failing(*[None] * 15, FULL_TENSORS)(module.save_file))
+
+
+def fill_line(patch: pytest.MonkeyPatch) -> None:
+    real = RunLog.write
+
+    def write(self: RunLog, record: Any, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == 3:  # a full disk takes part of the line
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write('{"round": 3, "cli')
+            patch.setattr("os.fsync", failing(FULL)(None))  # type: ignore[arg-type]
+        real(self, record, checkpoint)
+
+    patch.setattr(RunLog, "write", write)
+
+
+def fill_export(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(peft_format, "save_file", failing(FULL_TENSORS)(peft_format.save_file))
+
+
+@pytest.mark.parametrize(
+    ("fill", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)]
+)
+@pytest.mark.parametrize("variant", ["all", "local"])
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_it(
+    variant: str,
+    fill: Callable[[pytest.MonkeyPatch], None],
+    done: int,
+    finished: Runs,
+    configured: Configs,
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "run"
+    finished(variant)  # made before anything is broken
+    with pytest.MonkeyPatch.context() as patch:
+        fill(patch)
+        with pytest.raises(CheckpointError, match="cannot be written .*No space left on device"):
+            run(parse_config(configured(directory, **VARIANTS[variant])))
+    checkpoint = Checkpoints(directory, 3).load()
+    assert checkpoint is not None
+    assert checkpoint.round == done
+    resume(directory)
+    assert adapter_bytes(directory) == adapter_bytes(finished(variant))
+    assert without_seconds(directory) == without_seconds(finished(variant))
+
+
+@pytest.mark.parametrize(("largest", "word"), [(6_000, "round-0000"), (9_000, "metrics.jsonl")])
+def test_a_real_limit_on_what_can_be_written(
+    largest: int, word: str, finished: Runs, configured: Configs, tmp_path: Path
+) -> None:
+    """The operating system refuses to write more than so many bytes into one file."""
+    arm = {"arm": "local"} if word == "metrics.jsonl" else {}
+    del arm, finished
+    toml = write_toml(tmp_path / "exp.toml", configured(tmp_path / "run", **VARIANTS["all"]))
+    process = start_command(["run", str(toml), "--quiet"], tmp_path / "out", largest_file=largest)
+    process.join()
+    print((tmp_path / "out").read_text("utf-8"))
+    assert process.exitcode == 1

@@ -1,0 +1,274 @@
+"""The server's side: whom it asks, how it weighs them, and what it says of replies it cannot use."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import (
+    NAMES,
+    adapter_of,
+    answering,
+    arrays_with,
+    contexts,
+    scores_reply,
+    start_round,
+    strategy_of,
+    train_reply,
+)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.errors import AdapterError, FedrlvrError, MessageError, RoundError
+from fedrlvr.federation.checkpoint import Checkpoints
+from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.federation.record import RunLog
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.reporting.trackers import Tracker
+
+
+def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:
+    names = {node: f"c{node}" for node in range(1, clients + 1)}
+    strategy = strategy_of(names, fraction=fraction)
+    strategy.config = strategy.config.model_copy(
+        update={"run": strategy.config.run.model_copy(update={"seed": seed})}
+    )
+    grid = LocalGrid(answering(lambda _: train_reply(0.0)), contexts(names))
+    return [[m.metadata.dst_node_id for m in start_round(strategy, r, grid)] for r in range(1, rounds + 1)]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "count"), [(1.0, 10, 10), (0.5, 10, 5), (0.25, 10, 3), (0.6, 7, 4), (0.01, 10, 1), (0.3, 1, 1)]
+)
+def test_a_fraction_of_the_clients_and_at_least_one_is_asked(fraction: float, clients: int, count: int) -> None:
+    for nodes in chosen(fraction, 0, 5, clients):
+        assert len(set(nodes)) == len(nodes) == count
+
+
+def test_who_is_asked_depends_on_seed_and_round_alone() -> None:
+    assert chosen(0.3, 0, 8) == chosen(0.3, 0, 8)
+    assert chosen(0.3, 0, 8) != chosen(0.3, 1, 8)
+    rounds = chosen(0.3, 0, 60)
+    assert len({tuple(nodes) for nodes in rounds}) > 20
+    often = [sum(node in nodes for nodes in rounds) for node in range(1, 11)]
+    assert min(often) >= 8  # 18 of 60 on average, standard deviation 3.5
+
+
+def trained(examples: list[int], weights: str) -> tuple[Adapter, FederatedRLVR]:
+    values = {1: 1.0, 2: 2.0, 3: 6.0}
+    strategy = strategy_of(weights=weights)
+    grid = LocalGrid(
+        answering(lambda m: train_reply(values[m.metadata.dst_node_id], examples[m.metadata.dst_node_id - 1])),
+        contexts(),
+    )
+    strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
+    return strategy.adapter, strategy
+
+
+@pytest.mark.parametrize(
+    ("weights", "mean", "shares"),
+    [("examples", (1 * 5 + 2 * 3 + 6 * 2) / 10, [0.5, 0.3, 0.2]), ("equal", 3.0, [1 / 3, 1 / 3, 1 / 3])],
+)
+def test_clients_count_by_their_examples_or_equally(weights: str, mean: float, shares: list[float]) -> None:
+    adapter, strategy = trained([5, 3, 2], weights)
+    for _, tensor in adapter.tensors():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, mean))
+    assert [strategy.record.clients[name]["weight"] for name in NAMES.values()] == pytest.approx(shares)
+
+
+def test_a_client_without_examples_does_not_count() -> None:
+    adapter, _ = trained([1, 1, 0], "examples")
+    assert all(bool((tensor == 1.5).all()) for _, tensor in adapter.tensors())
+
+
+def fails(reply: RecordDict | Error, kind: type[FedrlvrError], *words: str) -> None:
+    """Bob's reply in round 4 is refused with an error that names both."""
+    strategy = strategy_of()
+    grid = LocalGrid(answering(lambda m: reply if m.metadata.dst_node_id == 2 else train_reply(1.0)), contexts())
+    replies = list(grid.send_and_receive(start_round(strategy, 4, grid)))
+    with pytest.raises(kind) as caught:
+        strategy.aggregate_train(4, replies)
+    for word in ("round 4", "bob", *words):
+        assert word in str(caught.value)
+    assert all(bool((tensor == 0).all()) for _, tensor in strategy.adapter.tensors()), "the adapter has changed"
+
+
+def test_a_client_that_failed_is_named_with_its_reason() -> None:
+    fails(Error(0, "out of memory"), RoundError, "failed", "out of memory")
+
+
+def test_an_adapter_with_numbers_that_are_none_is_refused() -> None:
+    for bad in (math.nan, math.inf):
+        reply = train_reply(1.0)
+        reply["arrays"] = arrays_with(down__B=torch.tensor([[0.0, bad]] * 3))
+        fails(reply, AdapterError, "down.B", "not finite")
+
+
+def test_an_adapter_of_another_shape_is_refused() -> None:
+    reply = train_reply(1.0)
+    reply["arrays"] = arrays_with(up__A=torch.zeros(3, 3))
+    fails(reply, AdapterError, "up.A", "(3, 3)", "(2, 3)")
+
+
+def test_an_adapter_of_other_layers_is_refused() -> None:
+    whole = adapter_of(1.0)
+    for names in (["up.A"], ["other.A", "other.B", "down.A", "down.B"], ["down.A", "down.B", "up.A", "up.B"]):
+        spare = torch.zeros(2, 2)
+        reply = train_reply(1.0)
+        reply["arrays"] = ArrayRecord({n: dict(whole.tensors()).get(n, spare) for n in names})  # type: ignore[arg-type]
+        fails(reply, AdapterError, "factors are not those")
+
+
+def test_an_adapter_of_whole_numbers_or_texts_is_refused() -> None:
+    reply = train_reply(1.0)
+    reply["arrays"] = arrays_with(up__A=torch.zeros(2, 3, dtype=torch.int64))
+    fails(reply, AdapterError, "up.A", "int64")
+
+
+def as_array(data: bytes, shape: tuple[int, ...] = (2, 3)) -> RecordDict:
+    reply = train_reply(1.0)
+    arrays = reply.array_records["arrays"]
+    arrays["up.A"] = Array("float32", shape, "numpy.ndarray", data)
+    return reply
+
+
+def npy(array: np.ndarray) -> bytes:
+    return Array(array).data
+
+
+def test_an_array_whose_header_lies_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[tuple[int, ...]] = []
+    real = Array.numpy
+    monkeypatch.setattr(Array, "numpy", lambda self: decoded.append(tuple(self.shape)) or real(self))
+    fails(as_array(npy(np.zeros(100_000, np.float32))), AdapterError, "up.A")
+    fails(as_array(npy(np.zeros((2, 3), np.float32)), (200_000, 300_000)), AdapterError, "up.A", "(200000, 300000)")
+    # Ann's four factors were decoded each time, and of Bob's nothing that was too long or of another stated shape.
+    assert decoded == [(2, 3), (4, 2), (2, 4), (3, 2)] * 2
+
+
+def test_an_array_of_other_contents_than_its_header_says_is_refused() -> None:
+    fails(as_array(npy(np.zeros((3, 2), np.float32))), AdapterError, "up.A")
+    fails(as_array(b"no array at all"), AdapterError, "up.A", "cannot be decoded")
+    fails(as_array(npy(np.zeros((2, 3), np.float32))[:-1]), AdapterError, "up.A", "cannot be decoded")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 10**6)})
+    fails(as_array(header.getvalue() + bytes(24)), AdapterError, "up.A", "cannot be decoded")
+
+
+def test_an_array_that_is_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([[Trap()] * 3] * 2, dtype=object), allow_pickle=True)
+    fails(as_array(buffer.getvalue()), AdapterError, "up.A")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_reply_without_its_parts_is_refused() -> None:
+    without_arrays = train_reply(1.0)
+    del without_arrays["arrays"]
+    fails(without_arrays, MessageError, "without an adapter")
+    without_metrics = train_reply(1.0)
+    del without_metrics["metrics"]
+    fails(without_metrics, MessageError, "num-examples")
+    fails(RecordDict(), MessageError, "num-examples")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "word"),
+    [
+        ({"reward": 0.5}, "num-examples"),
+        ({"num-examples": 0.5}, "num-examples"),
+        ({"num-examples": [1]}, "num-examples"),
+        ({"num-examples": -1}, "negative"),
+        ({"num-examples": 1, "reward": math.nan}, "'reward' is not finite"),
+        ({"num-examples": 1, "reward": math.inf}, "'reward' is not finite"),
+        ({"num-examples": 1, **{f"k{i}": 0 for i in range(1000)}}, "metrics"),
+    ],
+)
+def test_metrics_that_cannot_be_used_are_refused(numbers: dict[str, float], word: str) -> None:
+    reply = train_reply(1.0)
+    reply["metrics"] = MetricRecord(numbers)  # type: ignore[arg-type]
+    fails(reply, MessageError, word)
+
+
+def run_rounds(strategy: FederatedRLVR, grid: LocalGrid, directory: Path) -> None:
+    log = RunLog(directory, Checkpoints(directory, 3), {}, Tracker())
+    strategy.start(grid, log, timeout=7.0)
+
+
+def test_a_client_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    class Deaf(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            replies = super().send_and_receive(messages, timeout=timeout)
+            return [r for r in replies if (r.metadata.src_node_id, r.metadata.message_type) != (3, "train")]
+
+    def answer(message: Message) -> RecordDict:
+        return train_reply(1.0) if message.metadata.message_type == "train" else scores_reply(["s"], [1], [0.0], [0.0])
+
+    with pytest.raises(RoundError, match=r"round 1: no answer within 7 s from cyd"):
+        run_rounds(strategy_of(), Deaf(answering(answer), contexts()), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["round-0000"]
+
+
+def test_a_reply_from_a_stranger_is_refused() -> None:
+    strategy = strategy_of({1: "ann", 2: "bob"})
+    grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
+    replies = grid.send_and_receive(start_round(strategy, 1, grid))
+    with pytest.raises(MessageError, match="no client of this run"):
+        strategy.aggregate_train(1, replies)
+
+
+@pytest.mark.parametrize(
+    ("reply", "word"),
+    [
+        (scores_reply(["a", "b"], [1], [1.0], [1.0]), "matching lists"),
+        (scores_reply(["a"], [1], [1.0], []), "matching lists"),
+        (RecordDict({"metrics": MetricRecord({"num-examples": 1, "n": [1]})}), "matching lists"),
+        (scores_reply(["a"], [4], [5.0], [1.0]), "no sums of pass rates"),
+        (scores_reply(["a"], [4], [1.0], [2.0]), "no sums of pass rates"),
+        (scores_reply(["a"], [4], [math.nan], [0.0]), "cannot be used|no sums of pass rates"),
+        (scores_reply(["a"], [-1], [0.0], [0.0]), "cannot be used"),
+        (scores_reply(["a" * 201], [1], [0.0], [0.0]), "cannot be used"),
+        (scores_reply(["a"] * 10_001, [1] * 10_001, [0.0] * 10_001, [0.0] * 10_001), "more than"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(reply: RecordDict, word: str) -> None:
+    strategy = strategy_of()
+    handler = answering(lambda m: reply if m.metadata.dst_node_id == 2 else scores_reply(["a"], [2], [1.0], [1.0]))
+    grid = LocalGrid(handler, contexts())
+    messages = list(strategy.configure_evaluate(0, arrays_with(), ConfigRecord(), grid))
+    with pytest.raises(MessageError, match=word) as caught:
+        strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
+    assert "round 0, bob" in str(caught.value)
+
+
+def test_scores_are_kept_by_client_and_source() -> None:
+    strategy = strategy_of()
+    grid = LocalGrid(answering(lambda _: scores_reply(["a", "b"], [4, 2], [1.5, 2.0], [0.75, 2.0])), contexts())
+    strategy.aggregate_evaluate(
+        0, grid.send_and_receive(strategy.configure_evaluate(0, arrays_with(), ConfigRecord(), grid))
+    )
+    line = strategy.record.to_json()["evaluate"]
+    assert set(line) == {"ann", "bob", "cyd"}
+    assert line["bob"] == {"a": {"n": 4, "total": 1.5, "squares": 0.75}, "b": {"n": 2, "total": 2.0, "squares": 2.0}}
+
+
+@pytest.mark.parametrize(("every", "due"), [(0, [0, 5]), (2, [0, 2, 4, 5]), (1, [0, 1, 2, 3, 4, 5])])
+def test_evaluations_are_due_before_after_and_every_so_often(every: int, due: list[int]) -> None:
+    strategy = strategy_of()
+    strategy.config = strategy.config.model_copy(
+        update={
+            "evaluate": strategy.config.evaluate.model_copy(update={"every": every}),
+            "train": strategy.config.train.model_copy(update={"rounds": 5}),
+        }
+    )
+    grid = LocalGrid(answering(lambda _: RecordDict()), contexts())
+    asked = [r for r in range(6) if list(strategy.configure_evaluate(r, arrays_with(), ConfigRecord(), grid))]
+    assert asked == due

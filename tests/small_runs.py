@@ -1,0 +1,130 @@
+"""Runs of a second: a tiny random model, a dozen problems, and a reward that a random model earns half the time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+CLIENTS = ("ann", "bob", "cyd")
+
+Configs = Callable[..., dict[str, Any]]
+"""Settings for a run directory, with changes by section."""
+Runs = Callable[[str], Path]
+"""The directory of an uninterrupted run by its variant."""
+
+VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "all": {"train": {"rounds": 5}},
+    "some": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}},
+    "local": {"train": {"rounds": 5}, "federation": {"arm": "local"}},
+    "moments": {"train": {"rounds": 5, "optimizer_state": "keep", "schedule": "cosine", "warmup_steps": 2}},
+}
+"""Runs of five rounds: everybody trains, two of three do, each alone, and with moments kept between rounds."""
+
+
+def parity(completion: str, answer: str, **info: Any) -> float:
+    """1 if the letters' numbers sum to an even one. Learnable a little, and different within nearly every group."""
+    return float(sum(map(ord, completion)) % 2 == 0)
+
+
+def not_a_number(completion: str, answer: str, **info: Any) -> float:
+    """A reward that is none."""
+    return float("nan")
+
+
+def tells_all(completion: str, answer: str, **info: Any) -> float:
+    """A reward whose error would give everything away."""
+    raise ValueError(f"{answer} is not {completion}")
+
+
+def write_problems(directory: Path, clients: Sequence[str] = CLIENTS, train: int = 8, test: int = 4) -> Path:
+    """`train` and `test` problems of each client in train.jsonl and test.jsonl; each client is a source."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("test", test)):
+        rows = [
+            {"prompt": f"{split} {i} of {client}?", "answer": str(i), "id": f"{client}-{split}-{i}", "source": client}
+            for client in clients
+            for i in range(count)
+        ]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return directory
+
+
+def settings(model: Path, problems: Path, directory: Path | None, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of two rounds of two steps; `changes` go into the sections they name."""
+    tree: dict[str, dict[str, Any]] = {
+        "run": {"seed": 3},
+        "model": {"name": str(model), "device": "cpu"},
+        "lora": {"rank": 4, "alpha": 8.0},
+        "data": {"name": "jsonl", "path": str(problems), "instruction": "", "reward": "small_runs:parity"},
+        "partition": {"type": "source"},
+        "federation": {"clients": list(CLIENTS)},
+        "sampling": {"group_size": 4, "max_new_tokens": 8},
+        "train": {"rounds": 2, "local_steps": 2, "problems_per_step": 2, "learning_rate": 1e-2},
+        "engine": {"threads": 1},
+    }
+    if directory is not None:
+        tree["run"]["directory"] = str(directory)
+    for section, values in changes.items():
+        tree[section] = {**tree.get(section, {}), **values}
+    return tree
+
+
+def write_toml(path: Path, tree: Mapping[str, Mapping[str, Any]]) -> Path:
+    """The settings as a file; JSON's strings, numbers, booleans and lists are TOML's too."""
+    lines = []
+    for section, values in tree.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def without_seconds(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what differs from one run to the next."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        del line["seconds"]
+        for numbers in line["clients"].values():
+            for key in [key for key in numbers if key.startswith("seconds_")]:
+                del numbers[key]
+    return lines
+
+
+def adapter_bytes(directory: Path) -> dict[str, bytes]:
+    """Every exported adapter file of a run, by its path within `adapter/`."""
+    root = directory / "adapter"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.safetensors"))}
+
+
+_workers = multiprocessing.get_context("forkserver")
+_workers.set_forkserver_preload(["fedrlvr.federation.run", "transformers.models.llama.modeling_llama", "fedrlvr.cli"])
+
+
+def _command(arguments: list[str], out: str, largest_file: int | None) -> None:
+    file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    if largest_file is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    from fedrlvr.cli import main
+
+    main(arguments)
+
+
+def start_command(arguments: Sequence[str], out: Path, largest_file: int | None = None) -> BaseProcess:
+    """`fedrlvr ARGUMENTS` in a process of its own, forked from one that has the imports done.
+
+    out: takes what it prints. largest_file: bytes beyond which every write fails, as on a disk that is full.
+    """
+    process = _workers.Process(target=_command, args=(list(arguments), str(out), largest_file))
+    process.start()
+    return process

@@ -1,0 +1,139 @@
+"""Which text of a completion counts as its answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fedrlvr.tasks import KINDS, extract, instruction, wrap
+from fedrlvr.tasks.extraction import LONGEST_ANSWER, LOOKED_AT, balanced, last_box
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("so <answer> 42 </answer> it is", "42"),
+        ("<answer>1</answer> no: <answer>2</answer>", "2"),
+        ("<answer>1</answer> and <answer>2", "1"),
+        (r"<answer>\boxed{42}</answer>", "42"),
+        (r"\boxed{41} <answer>42</answer> #### 43", "42"),
+        (r"first \boxed{1}, then $\boxed{2}$.", "2"),
+        (r"\boxed{\frac{1}{2}} as \{ is no brace", r"\frac{1}{2}"),
+        (r"\fbox{7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{3} and an open \boxed{4", "3"),
+        ("a #### 1\nb\n#### 72\n", "72"),
+        ("12+30=42 #### 42", "42"),
+        ("#### 1 234 \nthat was it", "1 234"),
+        (r"\boxed{1} #### 2", "1"),
+        (r"<think>\boxed{1}</think>\boxed{2}", "2"),
+        (r"it began before: \boxed{1}</think> #### 5", "5"),
+    ],
+)
+def test_markers(completion: str, answer: str) -> None:
+    assert extract(completion, "math") == answer
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "the answer is 42",
+        "42",
+        "<answer></answer>",
+        r"\boxed{1} <answer> </answer>",  # an empty marker does not fall back
+        r"\boxed{}",
+        "#### ",
+        "##### 42",
+        "####",
+        r"\boxed{42",
+        r"\boxed{\boxed{42}}",
+        r"<answer>\boxed{1} \boxed{2}</answer>",
+        r"<think>\boxed{42}</think> done",
+        r"<think>\boxed{42}",
+        "\\boxed{4\x002}",
+        "<answer>" + "1" * (LONGEST_ANSWER + 1) + "</answer>",
+        r"\boxed{1}" + "." * LOOKED_AT,
+    ],
+)
+def test_no_answer(completion: str) -> None:
+    assert extract(completion, "math") is None
+
+
+@pytest.mark.parametrize(
+    ("last", "letter"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("**B**", "B"),
+        ("Answer: B", "B"),
+        ("**Final answer:** (C).", "C"),
+        ("The answer is D", "D"),
+        ("Therefore, the correct answer is A.", "A"),
+        ("b", None),
+        ("AB", None),
+        ("A, B", None),
+        ("A. Warfarin", None),
+        ("I think that it is B", None),
+        ("B" + " " * 100 + "B", None),
+    ],
+)
+def test_final_letter(last: str, letter: str | None) -> None:
+    assert extract(f"Some reasoning about A.\n{last}\n", "choice") == letter
+    assert extract(f"Some reasoning about A.\n{last}\n", "math") is None
+    assert extract(f"{last}\nand more words", "choice") is None
+
+
+@pytest.mark.parametrize(
+    ("last", "word"),
+    [
+        ("yes", "yes"),
+        ("No.", "No"),
+        ("Answer: maybe", "maybe"),
+        ("yes and no", None),
+        ("not", None),
+        ("yes no maybe", None),
+    ],
+)
+def test_final_word(last: str, word: str | None) -> None:
+    assert extract(f"Because.\n{last}", "yes_no_maybe") == word
+
+
+def test_own_wrapping_is_extracted_and_an_instruction_repeated_is_no_answer() -> None:
+    for kind in KINDS:
+        assert extract("Thus " + wrap("B", kind), kind) == "B"  # type: ignore[arg-type]
+        assert extract(instruction(kind), kind) is None  # type: ignore[arg-type]
+
+
+def test_boxes_and_balance() -> None:
+    assert last_box(r"\boxed{a{b}c}") == "a{b}c"
+    assert last_box(r"}}{ \boxed{1}") == "1"
+    assert last_box("none") is None
+    assert balanced(r"\{ {a} \boxed{b}")
+    assert not balanced("{")
+    assert not balanced("}{")
+
+
+LONG = {
+    "boxes": r"\boxed{" * 150_000,
+    "closed boxes": r"\boxed{a}" * 100_000 + r"\boxed{",
+    "braces": "{" * 1_000_000,
+    "backslashes": "\\" * 1_000_000,
+    "tags": "<answer>" * 100_000,
+    "hashes": "####" * 250_000,
+    "spaces": " " * 1_000_000,
+    "leads": "answer is " * 100_000,
+    "thoughts": "<think>" * 100_000,
+    "a box and spaces": r"\boxed" + " " * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_megabyte_of_anything_costs_bounded_time(name: str) -> None:
+    start = time.perf_counter()
+    answers = [extract(LONG[name], kind) for kind in KINDS]  # type: ignore[arg-type]
+    assert time.perf_counter() - start < 2.0
+    assert answers == [None] * 4 if name != "closed boxes" else ["a"] * 4

@@ -1,0 +1,270 @@
+"""The configuration: defaults, overrides, and what each mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import fedrlvr
+from fedrlvr.config import (
+    Config,
+    DirichletPartition,
+    IidPartition,
+    SourcePartition,
+    describe,
+    load_config,
+    load_resolved,
+    parse_config,
+)
+from fedrlvr.errors import ConfigError, FedrlvrError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted([*(ROOT / "examples").glob("*.toml"), *Path(fedrlvr.__file__).parent.rglob("*.toml")])
+
+
+def refused(tree: dict[str, Any]) -> str:
+    """What the user is told, which is one line and says where."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree, where="exp.toml")
+    text = str(caught.value)
+    assert text.startswith("exp.toml: ")
+    assert "\n" not in text
+    return text
+
+
+def test_an_empty_configuration_is_the_default() -> None:
+    config = parse_config({})
+    assert config == Config() == load_config()
+    assert config.model.name == "embedded"
+    assert config.federation.names == ["client-1", "client-2", "client-3", "client-4"]
+    assert isinstance(config.partition, SourcePartition)
+    assert (config.train.loss, config.supervision.type, config.coordination.type) == ("dapo", "labels", "none")
+    assert (config.aggregation.type, config.aggregation.weights) == ("fedit", "examples")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().train.rounds = 3
+
+
+def test_the_partition_is_chosen_by_its_type() -> None:
+    assert parse_config({"partition": {"type": "iid"}}).partition == IidPartition()
+    assert parse_config({"partition": {"type": "dirichlet", "alpha": 0.1}}).partition == DirichletPartition(alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"train": {"ronuds": 3}}, "unknown key 'train.ronuds' (did you mean 'train.rounds'?)"),
+        ({"trian": {}}, "unknown key 'trian' (did you mean 'train'?)"),
+        ({"rounds": 3}, "unknown key 'rounds' (did you mean 'train.rounds'?)"),
+        ({"model": {"rank": 4}}, "unknown key 'model.rank' (did you mean 'lora.rank'?)"),
+        ({"train": {"group_size": 4}}, "unknown key 'train.group_size' (did you mean 'sampling.group_size'?)"),
+        ({"partition": {"type": "dirichlet", "alhpa": 1}}, "'partition.alhpa' (did you mean 'partition.alpha'?)"),
+        ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
+        ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
+        ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], told: str) -> None:
+    assert told in refused(tree)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("run", "seed", -1),
+        ("run", "keep_checkpoints", 1),
+        ("run", "tracker", "wandb"),
+        ("model", "dtype", "float16"),
+        ("lora", "rank", 0),
+        ("lora", "alpha", 0),
+        ("lora", "targets", []),
+        ("lora", "targets", "q_proj"),
+        ("data", "train_size", 0),
+        ("data", "public_size", -1),
+        ("data", "path", 3),
+        ("federation", "clients", 0),
+        ("federation", "clients", 4097),
+        ("federation", "clients", ["a", "a"]),
+        ("federation", "clients", ["a b"]),
+        ("federation", "clients", ["../up"]),
+        ("federation", "clients", []),
+        ("federation", "fraction", 0),
+        ("federation", "fraction", 1.5),
+        ("federation", "arm", "alone"),
+        ("sampling", "group_size", 1),
+        ("sampling", "max_new_tokens", 0),
+        ("sampling", "temperature", 0),
+        ("sampling", "top_p", 0),
+        ("sampling", "top_k", -1),
+        ("train", "rounds", 0),
+        ("train", "rounds", "three"),
+        ("train", "rounds", 2.5),
+        ("train", "local_steps", 0),
+        ("train", "loss", "ppo"),
+        ("train", "clip_low", 1),
+        ("train", "clip_high", 0),
+        ("train", "kl_beta", -0.1),
+        ("train", "learning_rate", 0),
+        ("train", "learning_rate", float("nan")),
+        ("train", "learning_rate", float("inf")),
+        ("train", "schedule", "step"),
+        ("train", "beta2", 1),
+        ("train", "max_grad_norm", 0),
+        ("train", "optimizer_state", "drop"),
+        ("engine", "threads", 0),
+        ("engine", "decode_rows", 0),
+        ("supervision", "type", "votes"),
+        ("coordination", "type", "swap"),
+        ("aggregation", "type", "flora"),
+        ("aggregation", "weights", "size"),
+        ("evaluate", "temperature", -1),
+        ("evaluate", "samples", 0),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: object) -> None:
+    text = refused({section: {key: value}})
+    assert f"{section}.{key}" in text
+    assert f"(got {value!r})" in text
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"train": 3}, "train: "),
+        ({"partition": {"alpha": 0.3}}, "partition: say which type it is"),
+        ({"partition": {"type": "dirichet"}}, "partition: input tag 'dirichet'"),
+        ({"partition": {"type": "dirichlet", "alpha": -1}}, "partition.alpha: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_section_is_named(tree: dict[str, Any], told: str) -> None:
+    assert told in refused(tree)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = refused({"train": {"rounds": 0, "ronuds": 1}, "lora": {"rank": 0}})
+    assert all(part in text for part in ("train.rounds", "train.ronuds", "lora.rank"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"partition": {"type": "iid", "alpha": 0.3}}, "partition.alpha has no effect"),
+        ({"partition": {"type": "source", "alpha": 0.3}}, "partition.alpha has no effect"),
+        ({"federation": {"arm": "local", "fraction": 0.5}}, "federation.fraction has no effect"),
+        ({"federation": {"arm": "central", "fraction": 0.9}}, "federation.fraction has no effect"),
+        ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
+        ({"data": {"public_size": 8}}, "data.public_size"),
+        ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
+    ],
+)
+def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any], told: str) -> None:
+    assert told in refused(tree)
+
+
+def test_the_same_settings_where_they_have_an_effect() -> None:
+    parse_config({"federation": {"fraction": 0.5}, "train": {"proximal_mu": 0.1}})
+    parse_config({"federation": {"arm": "central"}, "train": {"proximal_mu": 0.1}})
+    parse_config({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 3}})
+
+
+# Files and overrides.
+
+
+def test_a_file_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "exp.toml"
+    path.write_text('[train]\nrounds = 3\nloss = "grpo"\n', "utf-8")
+    overrides = ["train.rounds=20", "train.loss=dr_grpo", "lora.targets=['q_proj']", "run.name=a = b", "model.name=./x"]
+    config = load_config(path, [*overrides, "federation.clients=['a', 'b']", "data.path=some/where"])
+    assert (config.train.rounds, config.train.loss) == (20, "dr_grpo")
+    assert config.lora.targets == ["q_proj"]
+    assert config.run.name == "a = b"  # a value that is not TOML is a bare string
+    assert config.federation.names == ["a", "b"]
+    assert config.data.path == Path("some/where")
+
+
+def test_the_last_override_counts() -> None:
+    assert load_config(overrides=["train.rounds=2", "train.rounds=5"]).train.rounds == 5
+
+
+@pytest.mark.parametrize("override", ["train.rounds", "=3", ".rounds=3", "train.=3", ""])
+def test_an_override_of_no_form(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"write section\.key=value"):
+        load_config(overrides=[override])
+
+
+def test_an_override_below_a_value(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'rounds' is a value, not a section"):
+        load_config(overrides=["train.rounds=3", "train.rounds.more=4"])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for name, content, told in (
+        ("broken.toml", b"[train\nrounds = 3", "is not valid TOML"),
+        ("latin.toml", "name = 'café'".encode("latin-1"), "byte 11 is not UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=told) as caught:
+            load_config(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="is a directory"):
+        load_config(tmp_path)
+
+
+def test_the_errors_of_a_file_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "exp.toml"
+    path.write_text("[train]\nronuds = 3\n", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: unknown key 'train.ronuds'")
+    assert isinstance(caught.value, FedrlvrError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"partition": {"type": "dirichlet", "alpha": 0.2}, "federation": {"clients": ["x"]}, "train": {"rounds": 7}},
+        {"federation": {"arm": "local"}},
+        {"federation": {"arm": "central"}, "lora": {"targets": ["q_proj"]}, "data": {"path": "some/where"}},
+    ],
+)
+def test_a_resolved_configuration_reads_back_as_itself(tree: dict[str, Any], tmp_path: Path) -> None:
+    """It states every setting, those left at their defaults too, and must not be told that they have no effect."""
+    config = parse_config(tree)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert load_resolved(tmp_path / "config.json") == config
+
+
+def test_a_resolved_configuration_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match="not a run directory"):
+        load_resolved(path)
+    for text, told in (("{", "cannot be read"), ("[]", "does not hold a JSON object"), ('{"x": 1}', "unknown key 'x'")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            load_resolved(path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_file_parses_and_is_short(path: Path) -> None:
+    config = load_config(path)
+    assert config != Config()
+    assert len(path.read_text("utf-8").splitlines()) <= 40
+
+
+def test_every_setting_has_a_default_and_a_docstring() -> None:
+    settings = list(describe())
+    assert len({key for key, _, _ in settings}) > 50
+    assert "train.rounds" in {key for key, _, _ in settings}
+    for key, default, text in settings:
+        if not key.endswith(".type"):
+            assert text, f"{key} has no docstring"
+            assert default, f"{key} has no default"

@@ -1,0 +1,207 @@
+"""The house rules on the import graph, the public names, and what a cheap command may load."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fedrlvr
+import fedrlvr.aggregation
+import fedrlvr.rl
+import fedrlvr.tasks
+
+PACKAGE = Path(fedrlvr.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+PURE = ("rl", "supervision", "coordination", "aggregation")
+STANDARD = {"__future__", "collections", "dataclasses", "enum", "math", "typing"}
+"""What the pure packages take from the standard library: nothing that reads, writes, logs or waits."""
+BELOW = ("fedrlvr.adapter", "fedrlvr.errors", "fedrlvr.tasks.problem", *(f"fedrlvr.{name}" for name in PURE))
+"""What of ours the pure packages may stand on."""
+WITHOUT_IMPORT = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
+
+
+def part(path: Path) -> str:
+    """The package or module of ours that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            yield node.module
+
+
+def named(path: Path) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+
+
+def importers(*modules: str) -> set[str]:
+    """The parts of the house that import one of these third-party modules."""
+    return {part(path) for path in FILES for name in imported(path) if name.split(".")[0] in modules}
+
+
+def test_the_files_are_found() -> None:
+    assert {*PURE, "policy", "federation", "tasks"} <= {part(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(p) in {*PURE, "adapter"}], ids=lambda p: p.name)
+def test_the_pure_core_takes_tensors_and_plain_values_only(path: Path) -> None:
+    for name in imported(path):
+        root = name.split(".")[0]
+        if root == "fedrlvr":
+            assert name.startswith(BELOW), f"{path}: {name}"
+        else:
+            assert root in STANDARD | {"torch"}, f"{path}: {name}"
+    assert not named(path) & WITHOUT_IMPORT
+
+
+def test_only_the_federation_knows_flower() -> None:
+    assert importers("flwr") == {"federation"}
+
+
+def test_only_policy_and_the_zoo_know_transformers() -> None:
+    assert importers("transformers", "tokenizers") == {"policy", "zoo"}
+
+
+def test_nothing_of_ours_stands_on_test_dependencies() -> None:
+    assert importers("trl", "peft", "pytest", "hypothesis") == set()
+
+
+def test_no_pickle_and_no_eval_anywhere() -> None:
+    assert importers("pickle", "marshal", "shelve", "cloudpickle", "dill") == set()
+    assert [path for path in FILES if {"eval", "exec"} & named(path)] == []
+
+
+def test_one_module_touches_flowers_private_paths() -> None:
+    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
+    private = {
+        path.name
+        for path in FILES
+        for name in imported(path)
+        if name.startswith("flwr") and not name.startswith(public)
+    }
+    assert private <= {"localgrid.py"}
+
+
+def test_no_file_is_over_500_lines() -> None:
+    assert [path.name for path in FILES if len(path.read_text("utf-8").splitlines()) > 500] == []
+
+
+# Public names that others build on.
+
+
+def test_public_names_of_the_package() -> None:
+    assert fedrlvr.__all__ == ["__version__", "run"]
+    assert list(inspect.signature(fedrlvr.run).parameters) == ["config"]
+
+
+def test_public_names_of_rl() -> None:
+    assert sorted(fedrlvr.rl.__all__) == [
+        "Group",
+        "LOSSES",
+        "Origin",
+        "Response",
+        "assign_advantages",
+        "group_advantages",
+        "k3",
+        "normaliser",
+        "policy_loss",
+        "ratio_sums",
+        "response_losses",
+    ]
+    assert fedrlvr.rl.LOSSES == ("grpo", "dr_grpo", "dapo")
+    parameters = inspect.signature(fedrlvr.rl.group_advantages).parameters
+    assert list(parameters)[:2] == ["rewards_PG", "scale_by_std"]
+    assert parameters["scale_by_std"].default is True
+    parameters = inspect.signature(fedrlvr.rl.policy_loss).parameters
+    assert list(parameters)[:7] == [
+        "logps_BT",
+        "behaviour_logps_BT",
+        "advantages_B",
+        "mask_BT",
+        "loss",
+        "clip_low",
+        "clip_high",
+    ]
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("loss", "clip_low", "clip_high"))
+
+
+def test_public_names_of_tasks() -> None:
+    assert {"grade", "load", "Problem", "KINDS"} <= set(fedrlvr.tasks.__all__)
+    assert fedrlvr.tasks.KINDS == ("math", "choice", "yes_no_maybe", "exact")
+    assert list(inspect.signature(fedrlvr.tasks.grade).parameters)[:3] == ["completion", "answer", "kind"]
+    assert list(inspect.signature(fedrlvr.tasks.load).parameters)[:3] == ["name", "path", "split"]
+
+
+def test_public_names_of_aggregation() -> None:
+    assert fedrlvr.aggregation.__all__ == ["Adapter", "Factors", "Rule", "aggregate", "client_weights", "fedit"]
+    assert list(inspect.signature(fedrlvr.aggregation.aggregate).parameters)[:2] == ["adapters", "weights"]
+
+
+@pytest.mark.parametrize("module", [fedrlvr, fedrlvr.rl, fedrlvr.tasks, fedrlvr.aggregation])
+def test_every_public_name_is_there_and_documented(module: object) -> None:
+    for name in module.__all__:  # type: ignore[attr-defined]
+        value = getattr(module, name)
+        assert not (inspect.isfunction(value) or inspect.isclass(value)) or value.__doc__, name
+
+
+# What a cheap command may load.
+
+HEAVY = {"torch", "transformers", "tokenizers", "flwr", "numpy", "sympy", "math_verify", "datasets", "matplotlib"}
+
+
+def loaded_by(code: str) -> tuple[set[str], str]:
+    """Heavy modules loaded in a fresh process that runs `code`, and what it wrote to stderr."""
+    program = f"import json, sys\n{code}\nprint(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1])), done.stderr
+
+
+def command(*arguments: str) -> str:
+    """Code that runs the command line, and fails if it does not end with an exit code."""
+    return (
+        f"sys.argv = ['fedrlvr', *{arguments!r}]\n"
+        "from fedrlvr.cli import main\n"
+        "try:\n    main()\n    sys.exit('main returned')\n"
+        "except SystemExit as end:\n    code = end.code or 0\n    assert isinstance(code, int), code\n"
+        "print(code)"
+    )
+
+
+@pytest.mark.parametrize("module", ["fedrlvr", "fedrlvr.config", "fedrlvr.tasks", "fedrlvr.cli", "fedrlvr.zoo"])
+def test_importing_is_light(module: str) -> None:
+    assert loaded_by(f"import {module}")[0] == set()
+
+
+def test_help_is_light() -> None:
+    assert loaded_by(command("--help") + "\nassert code == 0")[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("run", "--set", "train.ronuds=3"), "train.rounds"),
+        (("run", "no-such-file.toml"), "there is no such file"),
+        (("run", "--set", "sampling.group_size=1"), "sampling.group_size"),
+    ],
+)
+def test_a_mistake_in_the_config_is_answered_without_loading_anything_heavy(
+    arguments: tuple[str, ...], text: str
+) -> None:
+    heavy, errors = loaded_by(command(*arguments) + "\nassert code != 0")
+    assert heavy == set()
+    assert text in errors
+    assert "Traceback" not in errors
