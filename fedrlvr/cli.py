@@ -166,8 +166,10 @@ def main(arguments: list[str] | None = None) -> None:
         app([argument for argument in arguments if argument != "--debug"])
     except FedrlvrError as error:
         _fail(f"error: {error}", debug, 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished rounds are kept: go on with fedrlvr run --resume DIRECTORY", debug, 130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt, without a word
+            _fail("interrupted; finished rounds are kept: go on with fedrlvr run --resume DIRECTORY", debug, 130)
+        raise
     except Exception as error:  # a bug of ours: say so in one line, and how to see where
         _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
 

@@ -354,7 +354,7 @@ def _explain(error: ValidationError, where: str) -> str:
         location = [str(part) for part in item["loc"]]
         if location[:1] == ["partition"]:
             del location[1:2]  # pydantic names the member of the union there, the file does not
-        dotted = ".".join(location) or "the whole"
+        dotted = ".".join(location)
         if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
@@ -366,7 +366,8 @@ def _explain(error: ValidationError, where: str) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             got = "" if isinstance(item["input"], dict | Section) else f" (got {item['input']!r})"
-            parts.append(f"{dotted}: {message[0].lower()}{message[1:]}{got}")
+            # A check across sections has no place of its own; its message names the settings.
+            parts.append(f"{dotted}: {message[0].lower()}{message[1:]}{got}" if dotted else message)
     return f"{where}: {'; '.join(parts)}."
 
 

@@ -53,7 +53,7 @@ def tiny_model(directory: Path, kind: str = "llama", seed: int = 0, *, chat_temp
         shape["sliding_window"] = GEMMA2_WINDOW
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
     if chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(directory)

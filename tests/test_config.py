@@ -47,7 +47,7 @@ def test_an_empty_configuration_is_the_default() -> None:
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Config().train.rounds = 3
+        Config().train.rounds = 3  # type: ignore[misc]
 
 
 def test_the_partition_is_chosen_by_its_type() -> None:

@@ -9,6 +9,7 @@ before the server's checkpoint of the same round, so every checkpoint has its me
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -146,7 +147,8 @@ def atomic_text(path: Path, text: str) -> None:
         _sync(temporary)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error.strerror}).") from error
 
 

@@ -166,7 +166,8 @@ def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int
                     "squares": [s.squares for s in scores],
                 }
             ),
-            CONFIG: ConfigRecord({"sources": [s.source for s in scores]}),
+            # Flower cannot count the bytes of an empty list of texts: a client with nothing held out sends none.
+            CONFIG: ConfigRecord({"sources": [s.source for s in scores]} if scores else {}),
         }
     )
 
@@ -179,7 +180,7 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     """
     metrics = message.content.metric_records.get(METRICS) or MetricRecord()
     names = message.content.config_records.get(CONFIG) or ConfigRecord()
-    found = [names.get("sources"), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
+    found = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
     columns = [column for column in found if isinstance(column, list)]
     if len(columns) != len(found) or len({len(column) for column in columns}) != 1:
         raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")

@@ -125,7 +125,6 @@ class _Run:
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
 
     def _write_down(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
         tables = {"train": self.dealt.train_table, "test": self.dealt.test_table}
         holdings = {key: [[h.client, h.source, h.problems] for h in table] for key, table in tables.items()}
@@ -141,10 +140,9 @@ class _Run:
                 arrays = context.state[OWN_ADAPTER]
                 own = arrays_to_adapter(arrays, self.initial, whose=name)  # type: ignore[arg-type]
                 save_peft(own, self.directory / "adapter" / name, base_name=base_name)
-        except OSError as error:
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{self.directory / 'adapter'} cannot be written ({error.strerror}). All rounds are done and "
-                "checkpointed: make room, then --resume writes it."
+                f"{error} All rounds are done and checkpointed: make room, then --resume writes it."
             ) from error
 
 

@@ -160,7 +160,7 @@ def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:
 
 def _sample(problems: list[Problem], size: int | None, seed: int) -> list[Problem]:
     """`size` of the problems, spread over sources in proportion; all of them if None or if there are no more."""
-    if size is None or size >= len(problems):
+    if size is None or size >= len({problem.content_key for problem in problems}):
         return problems
     order = list(problems)
     random.Random(seed).shuffle(order)

@@ -105,7 +105,7 @@ def load_base(config: ModelConfig) -> Base:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0  # type: ignore[assignment]
+                module.attention_dropout = 0.0
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids:
         raise ModelError(f"model.name = {config.name!r}: neither its tokenizer nor its config names an end token.")

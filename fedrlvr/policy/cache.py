@@ -49,7 +49,7 @@ class FilledLayer(CacheLayerMixin):
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
-            new[:, :, filled] = old[rows][:, :, filled]
+            new[:, :, filled] = old[:, :, filled][rows]
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

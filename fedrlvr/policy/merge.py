@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
@@ -35,5 +36,6 @@ def save_merged(adapter: Adapter, model: ModelConfig, directory: Path) -> None:
     try:
         base.model.save_pretrained(directory, safe_serialization=True)
         base.tokenizer.save_pretrained(directory)
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{directory} cannot be written ({reason}).") from error

@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.errors import AdapterError
+from fedrlvr.errors import AdapterError, CheckpointError
 
 PREFIX = "base_model.model."
 
 
 def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
-    """Write the adapter. `base_name` is what PEFT will look the base model up by."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write the adapter. `base_name` is what PEFT will look the base model up by.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     tensors = {}
     for name, factors in adapter.layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A.contiguous()
@@ -43,8 +46,13 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
         # Full paths: last names would also match layers of the same name that have no factors here.
         "target_modules": list(adapter.layers),
     }
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{directory}: the adapter cannot be written ({reason}).") from error
 
 
 def load_peft(directory: Path) -> Adapter:

@@ -25,7 +25,7 @@ from fedrlvr.zoo.card import Score, table, write_card
 
 NEW_TOKENS = 32
 SAMPLES = 8
-ROWS = 400  # responses decoded at once: enough to keep one core busy, a cache of some 60 MB
+ROWS = 400  # responses decoded at once: enough to keep one core busy, a cache of some 110 MB
 
 
 def load(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 PART = 12
 """Characters, or token ids, that count as a leak. Random ones of this length do not occur by chance."""
@@ -51,12 +51,12 @@ def searchable(contents: Iterable[RecordDict]) -> bytes:
             pieces.append(name.encode())
             for key, value in record.items():
                 pieces.append(key.encode())
-                if isinstance(record, ArrayRecord):
+                if isinstance(value, Array):
                     pieces += [value.data, str(value.shape).encode(), value.dtype.encode()]
                 elif isinstance(value, bytes):
                     pieces.append(value)
-                elif isinstance(value, list) and value and all(isinstance(item, bytes) for item in value):
-                    pieces += value
+                elif isinstance(value, list) and value and isinstance(value[0], bytes):
+                    pieces += [item for item in value if isinstance(item, bytes)]
                 else:
                     pieces.append(value.encode() if isinstance(value, str) else b"")
                     pieces.append(json.dumps(value, separators=(",", ":")).encode())
@@ -75,7 +75,5 @@ def contents(messages: Iterable[Message]) -> list[RecordDict]:
         if message.has_content():
             found.append(message.content)
         elif message.has_error():
-            from flwr.app import ConfigRecord
-
-            found.append(RecordDict({"error": ConfigRecord({"reason": message.error.reason})}))
+            found.append(RecordDict({"error": ConfigRecord({"reason": message.error.reason or ""})}))
     return found

@@ -14,13 +14,13 @@ import torch
 from fakes import adapter_of, contexts
 from flwr.app import ArrayRecord, ConfigRecord
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, without_seconds, write_toml
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.federation import checkpoint as module
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.record import RunLog
 from fedrlvr.federation.run import resume, run
 from fedrlvr.policy import peft_format
 from fedrlvr.reporting.observer import Observer
@@ -53,7 +53,7 @@ def test_a_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     state = by_name["ann"].state
     state["fedrlvr"] = ConfigRecord({"cursor": 5, "steps": 2})
     arrays = {"z": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(7), "m": torch.tensor([1.5], dtype=torch.float64)}
-    state["moments"] = ArrayRecord(arrays)  # type: ignore[arg-type]
+    state["moments"] = ArrayRecord(arrays)
     state["empty"] = ArrayRecord()
     checkpoints.save_memories(4, by_name)
     memory = checkpoints.load_memory(4, "ann")
@@ -210,34 +210,46 @@ def test_a_checkpoint_of_another_model_is_refused(half_done: Path) -> None:
 
 
 def fill_memory(patch: pytest.MonkeyPatch) -> None:
-    # Four memories of round 3 and the checkpoints of rounds 0 to 2 come before: 3 rounds x (3 memories + 1).
-    patch.setattr(module, "save_file", failing(*[None] * 13, FULL_TENSORS)(module.save_file))
+    # Rounds 0 to 2 write three memories and a checkpoint each; of round 3 one memory is written, and no second.
+    patch.setattr(module, "save_file", failing(*[None] * 13, FULL_TENSORS)(save_file))
 
 
 def fill_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module, "save_file", failing(*[None] * 15, FULL_TENSORS)(module.save_file))
+    patch.setattr(module, "save_file", failing(*[None] * 15, FULL_TENSORS)(save_file))
+
+
+class HalfLine:
+    """A file on a disk with room for twenty characters more."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> HalfLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, text: str) -> None:
+        self.file.write(text[:20])
+        raise FULL
 
 
 def fill_line(patch: pytest.MonkeyPatch) -> None:
-    real = RunLog.write
+    real, lines = Path.open, iter(range(6))
 
-    def write(self: RunLog, record: Any, checkpoint: Checkpoint) -> None:
-        if checkpoint.round == 3:  # a full disk takes part of the line
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write('{"round": 3, "cli')
-            patch.setattr("os.fsync", failing(FULL)(None))  # type: ignore[arg-type]
-        real(self, record, checkpoint)
+    def open_(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        file = real(path, mode, *rest, **options)
+        return HalfLine(file) if path.name == "metrics.jsonl" and mode == "a" and next(lines) == 3 else file
 
-    patch.setattr(RunLog, "write", write)
+    patch.setattr(Path, "open", open_)
 
 
 def fill_export(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(peft_format, "save_file", failing(FULL_TENSORS)(peft_format.save_file))
+    patch.setattr(peft_format, "save_file", failing(FULL_TENSORS)(save_file))
 
 
-@pytest.mark.parametrize(
-    ("fill", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)]
-)
+@pytest.mark.parametrize(("fill", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)])
 @pytest.mark.parametrize("variant", ["all", "local"])
 def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_it(
     variant: str,
@@ -251,7 +263,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_i
     finished(variant)  # made before anything is broken
     with pytest.MonkeyPatch.context() as patch:
         fill(patch)
-        with pytest.raises(CheckpointError, match="cannot be written .*No space left on device"):
+        with pytest.raises(CheckpointError, match=r"cannot be written .*No space left on device"):
             run(parse_config(configured(directory, **VARIANTS[variant])))
     checkpoint = Checkpoints(directory, 3).load()
     assert checkpoint is not None
@@ -261,15 +273,32 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_i
     assert without_seconds(directory) == without_seconds(finished(variant))
 
 
-@pytest.mark.parametrize(("largest", "word"), [(6_000, "round-0000"), (9_000, "metrics.jsonl")])
-def test_a_real_limit_on_what_can_be_written(
-    largest: int, word: str, finished: Runs, configured: Configs, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "largest", "file"),
+    [({}, 6_000, "round-0000"), ({"lora": {"rank": 1, "targets": ["q_proj"]}}, 5_000, "metrics.jsonl")],
+)
+def test_the_operating_system_refuses_to_write_more_than_so_many_bytes(
+    changes: dict[str, Any], largest: int, file: str, configured: Configs, tmp_path: Path
 ) -> None:
-    """The operating system refuses to write more than so many bytes into one file."""
-    arm = {"arm": "local"} if word == "metrics.jsonl" else {}
-    del arm, finished
-    toml = write_toml(tmp_path / "exp.toml", configured(tmp_path / "run", **VARIANTS["all"]))
+    """With adapters of 20 kB the first checkpoint does not fit; with small ones the third or fourth line of metrics."""
+    run(parse_config(configured(tmp_path / "reference", **VARIANTS["all"], **changes)))
+    directory = tmp_path / "run"
+    toml = write_toml(tmp_path / "exp.toml", configured(directory, **VARIANTS["all"], **changes))
     process = start_command(["run", str(toml), "--quiet"], tmp_path / "out", largest_file=largest)
     process.join()
-    print((tmp_path / "out").read_text("utf-8"))
-    assert process.exitcode == 1
+    said = (tmp_path / "out").read_text("utf-8")
+    assert process.exitcode == 1, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert f"{file} cannot be written (" in last
+    assert "File too large" in last
+    assert "--resume" in last
+    assert "Traceback" not in said
+    if file == "metrics.jsonl":
+        assert Checkpoints(directory, 3).rounds()[-1] >= 1
+        assert (directory / file).stat().st_size == largest, "the line was cut by the limit"
+    process = start_command(["run", "--resume", str(directory), "--quiet"], tmp_path / "out")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "out").read_text("utf-8")
+    assert adapter_bytes(directory) == adapter_bytes(tmp_path / "reference")
+    assert without_seconds(directory) == without_seconds(tmp_path / "reference")

@@ -46,7 +46,7 @@ def test_one_content_in_all_messages_reaches_each_receiver_as_its_own() -> None:
     def handler(messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
         for message in messages:
             record = message.content
-            seen.append((record["config"]["word"], record["metrics"]["n"], record["arrays"]["up.A"].shape))  # type: ignore[index,union-attr]
+            seen.append((record["config"]["word"], record["metrics"]["n"], record["arrays"]["up.A"].shape))  # type: ignore[union-attr]
             spoil(record)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
@@ -100,7 +100,7 @@ def test_messages_can_be_pushed_now_and_pulled_later_once() -> None:
 
 
 def test_bytes_are_those_of_the_arrays_and_of_the_words() -> None:
-    arrays = ArrayRecord({"x": torch.zeros(100)})  # type: ignore[arg-type]
+    arrays = ArrayRecord({"x": torch.zeros(100)})
     alone = nbytes(Message(RecordDict({"arrays": arrays}), 1, "train"))
     with_word = nbytes(Message(RecordDict({"arrays": arrays, "config": ConfigRecord({"k": "12345"})}), 1, "train"))
     assert 400 <= alone < 400 + 300  # 100 floats of 4 bytes, and numpy's header

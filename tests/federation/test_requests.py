@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from fedrlvr.federation.messages import (
     adapter_to_arrays,
     arrays_to_adapter,
     content,
+    nbytes,
     read_scores,
 )
 from fedrlvr.federation.sites import deal
@@ -106,7 +108,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_client(grid_of: Made) -> 
     tensors = dict(initial.tensors())
     name = next(iter(tensors))
     for bad in (torch.full_like(tensors[name], torch.nan), torch.zeros(1, 1)):
-        arrays = ArrayRecord({**tensors, name: bad})  # type: ignore[arg-type]
+        arrays = ArrayRecord({**tensors, name: bad})
         with pytest.raises(AdapterError, match="adapter sent to bob in round 1"):
             grid.push_messages([Message(content(train_request(config), arrays), 2, "train")])
 
@@ -180,6 +182,18 @@ def test_clients_asked_different_things_at_once_are_each_answered(grid_of: Made)
     ]
     tokens = [reply.content.metric_records["metrics"].get("tokens_sampled") for reply in replies]
     assert tokens[0] > tokens[2]  # type: ignore[operator]  # two steps against one
+
+
+def test_a_client_with_nothing_held_out_is_evaluated_on_nothing(grid_of: Made) -> None:
+    grid, config, initial = grid_of()
+    app = grid._handler
+    assert isinstance(app, CohortApp)
+    app.sites = {node: replace(site, test=[] if node == 2 else site.test) for node, site in app.sites.items()}
+    request = EvaluateRequest(round=0, seed=3, sampling=config.sampling, evaluate=config.evaluate)
+    arrays = adapter_to_arrays(initial)
+    replies = list(grid.send_and_receive([Message(content(request, arrays), node, "evaluate") for node in (1, 2, 3)]))
+    assert [[s.n for s in read_scores(reply, whose="one")] for reply in replies] == [[4], [], [4]]
+    assert nbytes(replies[0]) > nbytes(replies[1]) > 0
 
 
 def test_a_problem_is_drawn_once_before_any_is_drawn_again(configured: Configs) -> None:

@@ -44,8 +44,7 @@ def same_as(directory: Path, reference: Path) -> None:
     lines = without_seconds(directory)
     assert [line["round"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert lines == without_seconds(reference)
-    hidden = [path for path in directory.rglob(".*")]
-    assert not hidden, "something temporary is left behind"
+    assert list(directory.rglob(".*")) == [], "something temporary is left behind"
 
 
 def wait_for(path: Path, process: object, seconds: float = 60.0) -> None:

@@ -34,15 +34,14 @@ from fedrlvr.reporting.trackers import Tracker
 def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:
     names = {node: f"c{node}" for node in range(1, clients + 1)}
     strategy = strategy_of(names, fraction=fraction)
-    strategy.config = strategy.config.model_copy(
-        update={"run": strategy.config.run.model_copy(update={"seed": seed})}
-    )
+    strategy.config = strategy.config.model_copy(update={"run": strategy.config.run.model_copy(update={"seed": seed})})
     grid = LocalGrid(answering(lambda _: train_reply(0.0)), contexts(names))
     return [[m.metadata.dst_node_id for m in start_round(strategy, r, grid)] for r in range(1, rounds + 1)]
 
 
 @pytest.mark.parametrize(
-    ("fraction", "clients", "count"), [(1.0, 10, 10), (0.5, 10, 5), (0.25, 10, 3), (0.6, 7, 4), (0.01, 10, 1), (0.3, 1, 1)]
+    ("fraction", "clients", "count"),
+    [(1.0, 10, 10), (0.5, 10, 5), (0.25, 10, 3), (0.6, 7, 4), (0.01, 10, 1), (0.3, 1, 1)],
 )
 def test_a_fraction_of_the_clients_and_at_least_one_is_asked(fraction: float, clients: int, count: int) -> None:
     for nodes in chosen(fraction, 0, 5, clients):
@@ -119,7 +118,7 @@ def test_an_adapter_of_other_layers_is_refused() -> None:
     for names in (["up.A"], ["other.A", "other.B", "down.A", "down.B"], ["down.A", "down.B", "up.A", "up.B"]):
         spare = torch.zeros(2, 2)
         reply = train_reply(1.0)
-        reply["arrays"] = ArrayRecord({n: dict(whole.tensors()).get(n, spare) for n in names})  # type: ignore[arg-type]
+        reply["arrays"] = ArrayRecord({n: dict(whole.tensors()).get(n, spare) for n in names})
         fails(reply, AdapterError, "factors are not those")
 
 
@@ -143,7 +142,12 @@ def npy(array: np.ndarray) -> bytes:
 def test_an_array_whose_header_lies_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[int, ...]] = []
     real = Array.numpy
-    monkeypatch.setattr(Array, "numpy", lambda self: decoded.append(tuple(self.shape)) or real(self))
+
+    def numpy(self: Array) -> np.ndarray:
+        decoded.append(tuple(self.shape))
+        return real(self)
+
+    monkeypatch.setattr(Array, "numpy", numpy)
     fails(as_array(npy(np.zeros(100_000, np.float32))), AdapterError, "up.A")
     fails(as_array(npy(np.zeros((2, 3), np.float32)), (200_000, 300_000)), AdapterError, "up.A", "(200000, 300000)")
     # Ann's four factors were decoded each time, and of Bob's nothing that was too long or of another stated shape.

@@ -63,6 +63,7 @@ def test_a_ratio_on_the_wrong_side_of_the_clip_is_not_clipped() -> None:
 def test_on_policy_gradient_is_the_policy_gradient() -> None:
     policy = BEHAVIOUR.clone().requires_grad_()
     policy_loss(policy, BEHAVIOUR, ADVANTAGES, MASK, loss="dapo", **CLIP).backward()
+    assert policy.grad is not None
     assert policy.grad.tolist() == [[-0.2, -0.2, -0.2], [0.4, 0.4, 0.0]]
 
 
@@ -158,7 +159,7 @@ def test_a_response_without_tokens_costs_nothing() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="grpo, dr_grpo, dapo, got 'ppo'"):
-        policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="ppo", **CLIP)
+        policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="ppo", **CLIP)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference"):
         policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="grpo", kl_beta=0.1, **CLIP)
 

@@ -34,6 +34,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return load_base(ModelConfig(name=str(directory), device="cpu"))
 
 
+def no_reward(completions: list[Any], **_: Any) -> list[float | None]:
+    """A trainer must have a reward; this one is never asked for it."""
+    return [None] * len(completions)
+
+
 @pytest.fixture(scope="module")
 def trainer(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
     settings = GRPOConfig(
@@ -54,7 +59,7 @@ def trainer(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     made: Any = GRPOTrainer(
         load_base(ModelConfig(name=base.name, device="cpu")).model.requires_grad_(True),
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        reward_funcs=no_reward,
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": ["1 + 1 ="] * 4}),
         processing_class=base.tokenizer,

@@ -72,8 +72,8 @@ def test_answers_agree_with_the_prompt_and_the_worked_solution(family, level):
     ("name", "operands", "right", "misconceived"),
     [
         ("sum", (47, 85), "12 13 #### 132", None),
-        ("difference", (325, 147), "8' 7' 1 #### 178", "2 2 2 #### 222"),
-        ("difference", (5003, 4998), "5' 0' 0' 0 #### 5", "5 9 9 1 #### 1995"),
+        ("difference", (325, 47), "15-7=8 11-4=7 2 #### 278", "7-5=2 4-2=2 3 #### 322"),
+        ("difference", (1003, 908), "13-8=5 9-0=9 9-9=0 #### 95", "8-3=5 0-0=0 10-9=1 #### 105"),
         ("product", (347, 6), "42 28 20 #### 2082", None),
         ("remainder", (347, 6), "0r3 5r4 7r5 r #### 5", "0r3 5r4 7r5 q #### 57"),
         ("dose", (34, 12, 3), "4 16 13 #### 136", None),
@@ -170,7 +170,7 @@ def test_problems_are_reproducible():
     """The card was measured on these very problems: where they change, weights and card must be made anew."""
     chosen = problems(split="test", size=4, seed=0)
     digest = hashlib.sha256("\n".join(f"{one.id} {one.prompt} {one.answer}" for one in chosen).encode()).hexdigest()
-    assert digest[:16] == "58f4b9c87241e78f"
+    assert digest[:16] == "799b326d077bc197"
     assert chosen == problems(split="test", size=4, seed=0)
     assert chosen != problems(split="test", size=4, seed=1)
 

@@ -3,7 +3,7 @@
 | family     | easy           | hard            | error                                                       |
 |------------|----------------|-----------------|-------------------------------------------------------------|
 | sum        | 2 + 2 digits   | 4 + 4 digits    | diffuse                                                     |
-| difference | 3 - 3 digits   | 4 - 4 digits    | systematic: the smaller digit from the larger, no borrowing |
+| difference | 3 - 2 digits   | 4 - 3 digits    | systematic: the smaller digit from the larger, no borrowing |
 | product    | 3 x 1 digits   | 4 x 1 digits    | diffuse                                                     |
 | remainder  | 3 mod 1 digits | 4 mod 1 digits  | systematic: the quotient for the remainder                  |
 """
@@ -45,31 +45,37 @@ SUM = Family(
 
 
 def _draw_difference(rng: Random, level: Level) -> Operands:
-    """The units need a borrow, so that the misconception shows in the first digit written."""
+    """The units need a borrow, so that the misconception shows in the first digits written."""
     digits = 3 if level == "easy" else 4
     while True:
-        one, other = _number(rng, digits), _number(rng, digits)
-        if one > other and one % 10 < other % 10:
+        one, other = _number(rng, digits), _number(rng, digits - 1)
+        if one % 10 < other % 10:
             return one, other
 
 
 def _work_difference(operands: Operands, pen: Pen) -> int:
-    """325-147: "15:8 11:7 2:1", each upper digit as borrowed from and to, then what is left of it.
+    """325-47: "15-7=8 11-4=7 2", the upper digits as borrowed to and from; 1325-147: "15-7=8 11-4=7 12-1=11".
 
-    With the misconception |5-7|, |2-4|, |3-1|: "5:2 2:2 3:2".
+    The last column takes what is left of the upper number. With the misconception, which takes the smaller digit from
+    the larger and never borrows, 325-47 is "7-5=2 4-2=2 3".
     """
+    upper, lower = operands
     columns: list[int] = []
-    borrowed = 0
-    for one, other in zip(*map(digits_of, operands), strict=True):
-        upper = one - borrowed
-        if pen.misconceived:
-            pen.write(one)
-            columns.append(pen.write(abs(one - other), before=":"))
-            continue
-        borrowed = int(upper < other)
-        upper = pen.write(upper + 10 * borrowed)
-        columns.append(pen.write(upper - other, before=":"))
+    for _ in range(2):
+        one, other = upper % 10, lower % 10
+        borrowed = int(one < other and not pen.misconceived)
+        columns.append(_subtract(one + 10 * borrowed, other, pen))
+        upper, lower = upper // 10 - borrowed, lower // 10
+    columns.append(_subtract(upper, lower, pen) if lower else pen.write(upper))
     return read_columns(columns)
+
+
+def _subtract(one: int, other: int, pen: Pen) -> int:
+    """Write the larger minus the smaller and what it makes."""
+    larger, smaller = max(one, other), min(one, other)
+    pen.write(larger)
+    pen.write(smaller, before="-")
+    return pen.write(larger - smaller, before="=")
 
 
 DIFFERENCE = Family(
