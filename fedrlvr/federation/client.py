@@ -16,7 +16,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.errors import FedrlvrError, MessageError
+from fedrlvr.errors import GradingError, MessageError
 from fedrlvr.federation.messages import (
     ARRAYS,
     METRICS,
@@ -58,8 +58,15 @@ class Site:
     instruction: str = ""
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
-        """The site's ledger of true labels (supervision's `Ledger`)."""
-        return [self.reward(completion, problem) for completion in completions]
+        """The site's ledger of true labels (supervision's `Ledger`).
+
+        Raises:
+            GradingError: the reward fails; the text names the client.
+        """
+        try:
+            return [self.reward(completion, problem) for completion in completions]
+        except GradingError as error:
+            raise GradingError(f"{self.name}: {error}") from (error.__cause__ or error)
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Problem]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""
@@ -223,10 +230,7 @@ class CohortApp:
         responses: list[Response],
     ) -> Group:
         group = Group(problem, prompt_ids, responses)
-        try:
-            verdict = supervision.supervise(group, site)
-        except FedrlvrError as error:
-            raise type(error)(f"{site.name}: {error}") from error
+        verdict = supervision.supervise(group, site)
         for response, reward in zip(responses, verdict.rewards, strict=True):
             response.reward = reward
         group.multiplier = verdict.multiplier
@@ -283,7 +287,7 @@ def _scores(site: Site, drawn: Sequence[Sequence[Response]]) -> list[SourceScore
     """Pass rates of the held-out problems, summed by source."""
     rates: dict[str, list[float]] = {}
     for problem, responses in zip(site.test, drawn, strict=True):
-        right = [site.reward(response.text, problem) >= CORRECT for response in responses]
+        right = [reward >= CORRECT for reward in site.grade(problem, [response.text for response in responses])]
         rates.setdefault(problem.source, []).append(sum(right) / len(right))
     return [
         SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))

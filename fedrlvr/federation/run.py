@@ -16,7 +16,7 @@ from flwr.app import Context, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
-from fedrlvr.errors import CheckpointError, ConfigError
+from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
 from fedrlvr.federation.client import OWN_ADAPTER, CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
@@ -95,7 +95,7 @@ class _Run:
             for node, name in names.items():
                 contexts[node].state = self.checkpoints.load_memory(checkpoint.round, name)
         by_name = {names[node]: context for node, context in contexts.items()}
-        self._write_down()
+        self._write_down(same_problems=checkpoint is not None)
         tracker = make_tracker(self.config.run.tracker, self.directory)
         log = RunLog(self.directory, self.checkpoints, by_name, tracker)
         if checkpoint is not None:
@@ -124,11 +124,19 @@ class _Run:
         many = train.problems_per_step * len(self.config.federation.names)
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
 
-    def _write_down(self) -> None:
+    def _write_down(self, *, same_problems: bool) -> None:
+        """Write config and holdings; a run that goes on must have the problems it began with."""
+        path = self.directory / "holdings.json"
+        holdings: dict[str, Any] = {"digest": self.dealt.digest}
+        for key, table in (("train", self.dealt.train_table), ("test", self.dealt.test_table)):
+            holdings[key] = [[h.client, h.source, h.problems] for h in table]
+        if same_problems and _digest_in(path) not in (None, self.dealt.digest):
+            raise DataError(
+                f"{self.directory}: the problems are not those the run was started with, so it cannot go on exactly. "
+                "Restore the data, or start a new run."
+            )
         atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
-        tables = {"train": self.dealt.train_table, "test": self.dealt.test_table}
-        holdings = {key: [[h.client, h.source, h.problems] for h in table] for key, table in tables.items()}
-        atomic_text(self.directory / "holdings.json", json.dumps(holdings, indent=1) + "\n")
+        atomic_text(path, json.dumps(holdings, indent=1) + "\n")
 
     def _export(self, adapter: Adapter, contexts: dict[str, Context]) -> None:
         base_name = base_reference(self.config.model.name)
@@ -144,6 +152,14 @@ class _Run:
             raise CheckpointError(
                 f"{error} All rounds are done and checkpointed: make room, then --resume writes it."
             ) from error
+
+
+def _digest_in(path: Path) -> str | None:
+    """The digest of a run's problems; None where it was not written, or cannot be read any more."""
+    try:
+        return str(json.loads(path.read_text("utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _new_directory(name: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -44,6 +46,16 @@ class Dealt:
     public: list[Problem]
     train_table: list[Holding]
     test_table: list[Holding]
+
+    @property
+    def digest(self) -> str:
+        """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
+        digest = hashlib.sha256()
+        for site in self.sites:
+            for problem in (*site.train, *site.test):
+                row = (site.name, problem.id, problem.prompt, problem.answer, problem.source)
+                digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
 
 
 def deal(config: Config) -> Dealt:

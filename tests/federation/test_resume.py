@@ -10,10 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, without_seconds, write_toml
+from small_runs import (
+    VARIANTS,
+    Configs,
+    Runs,
+    adapter_bytes,
+    start_command,
+    without_seconds,
+    write_problems,
+    write_toml,
+)
 
 from fedrlvr.config import parse_config
-from fedrlvr.errors import CheckpointError, ConfigError
+from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.run import resume, run
 from fedrlvr.reporting.observer import Observer
 
@@ -191,3 +200,14 @@ def test_a_run_is_not_started_over_another(finished: Runs, configured: Configs) 
     with pytest.raises(ConfigError, match="already holds a run"):
         run(parse_config(configured(finished("all"))))
     assert adapter_bytes(finished("all")) == before
+
+
+def test_resume_refuses_problems_that_changed(configured: Configs, tmp_path: Path) -> None:
+    data = write_problems(tmp_path / "data")
+    directory = tmp_path / "run"
+    tree = configured(directory)
+    run(parse_config({**tree, "data": {**tree["data"], "path": str(data)}}))
+    changed = (data / "train.jsonl").read_text("utf-8").replace('"answer": "1"', '"answer": "2"')
+    (data / "train.jsonl").write_text(changed, "utf-8")
+    with pytest.raises(DataError, match="not those the run was started with"):
+        resume(directory)

@@ -1,0 +1,162 @@
+"""The commands beside `run`: what they print, what they write, how they end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import adapter_bytes
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedrlvr.config import ModelConfig, load_resolved
+from fedrlvr.policy.base import load_base
+from fedrlvr.policy.peft_format import load_peft
+
+Command = Callable[..., Any]
+Toml = Callable[..., Path]
+Arm = Callable[[str], Path]
+
+
+def test_run_ends_with_a_table_and_says_where_everything_lies(fedrlvr: Command, toml: Toml, tmp_path: Path) -> None:
+    said = fedrlvr("run", toml(), "--quiet")
+    assert said.code == 0, said.err
+    assert "error" not in said.err
+    shown = "".join(said.out.split())  # a table may break a long path
+    for word in ("ann", "bob", "cyd", "report.html", "adapter", "metrics.jsonl"):
+        assert word in shown
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"adapter", "checkpoints", "report.html"}
+
+
+def test_run_without_a_directory_makes_one_that_is_named_by_the_run(
+    fedrlvr: Command, toml: Toml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = toml(run={"name": "trial"}, train={"rounds": 1})
+    path.write_text(re.sub(r"^directory = .*\n", "", path.read_text("utf-8"), flags=re.M), "utf-8")
+    assert fedrlvr("run", path).code == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"trial-\d{8}-\d{6}", made.name)
+    assert load_resolved(made / "config.json").run.directory == Path("runs") / made.name
+
+
+def test_the_settings_that_are_written_down_are_those_that_ran(runs: Arm) -> None:
+    config = load_resolved(runs("local") / "config.json")
+    assert (config.federation.arm, config.train.rounds, config.run.seed) == ("local", 2, 3)
+    again = json.loads((runs("local") / "config.json").read_text("utf-8"))
+    assert json.loads(config.model_dump_json()) == again
+
+
+def numbers_after(word: str, text: str) -> list[str]:
+    return re.findall(r"\d+\.?\d*", next(line for line in text.splitlines() if word in line))
+
+
+def test_eval_of_a_run_and_of_its_base_model(fedrlvr: Command, runs: Arm, toml: Toml) -> None:
+    mine = fedrlvr("eval", runs("federated"))
+    again = fedrlvr("eval", toml(), "--adapter", runs("federated") / "adapter")
+    base = fedrlvr("eval", runs("federated"), "--base")
+    assert mine.code == again.code == base.code == 0, mine.err + again.err + base.err
+    assert mine.out == again.out, "the same adapter on the same problems"
+    for source in ("ann", "bob", "cyd"):
+        assert "4" in numbers_after(source, mine.out), "four held-out problems each"
+    assert fedrlvr("eval", toml(), "--base").out == base.out
+
+
+def test_tasks_shows_who_holds_what_without_a_model(
+    fedrlvr: Command, toml: Toml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedrlvr.policy import base
+
+    monkeypatch.setattr(base, "load_base", lambda _: pytest.fail("a model was loaded"))
+    said = fedrlvr("tasks", toml())
+    assert said.code == 0, said.err
+    for client in ("ann", "bob", "cyd"):
+        held = numbers_after(client, said.out)
+        assert "8" in held
+        assert "4" in held
+    assert not (tmp_path / "run").exists()
+    assert fedrlvr("tasks").code == 0, "the embedded default"
+
+
+def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonsense(
+    fedrlvr: Command, toml: Toml
+) -> None:
+    path = toml()
+    path.write_text(re.sub(r"^reward = .*\n", "", path.read_text("utf-8"), flags=re.M), "utf-8")
+    sound = fedrlvr("validate", path, "--attacked", "2")
+    assert sound.code == 0, sound.out + sound.err
+    assert sound.out.splitlines() == [f"{client}: 12 problems, 0 failures" for client in ("ann", "bob", "cyd")]
+    unsound = fedrlvr("validate", toml(), "--attacked", "2")
+    assert unsound.code == 1
+    assert re.search(r"ann: 12 problems, [1-9]\d* failures", unsound.out)
+    assert re.search(r"^  ann-\w+-\d+: .", unsound.out, re.M), "which problem, and why"
+
+
+def test_doctor_looks_at_this_machine(fedrlvr: Command) -> None:
+    said = fedrlvr("doctor")
+    assert said.code in (0, 1)
+    assert "unexpected" not in said.err
+    for word in ("torch", "flwr", "core", "disk"):
+        assert word in said.out.lower()
+
+
+def test_help_names_every_command_and_a_wrong_one_is_told(fedrlvr: Command) -> None:
+    said = fedrlvr("--help")
+    assert said.code == 0
+    for word in ("run", "eval", "tasks", "validate", "export", "doctor", "--debug"):
+        assert word in said.out
+    wrong = fedrlvr("trian")
+    assert wrong.code == 2
+    assert "Traceback" not in wrong.err
+    assert "trian" in wrong.err
+
+
+def test_export_writes_the_adapter_peft_reads(fedrlvr: Command, runs: Arm, model: Path, tmp_path: Path) -> None:
+    assert fedrlvr("export", runs("federated"), tmp_path / "whole" / "peft").code == 0
+    assert (
+        adapter_bytes_of(tmp_path / "whole" / "peft") == adapter_bytes(runs("federated"))["adapter_model.safetensors"]
+    )
+    config = json.loads((tmp_path / "whole" / "peft" / "adapter_config.json").read_text("utf-8"))
+    assert (config["r"], config["base_model_name_or_path"]) == (4, str(model))
+    assert fedrlvr("export", runs("local"), tmp_path / "bob", "--client", "bob").code == 0
+    assert adapter_bytes_of(tmp_path / "bob") == adapter_bytes(runs("local"))["bob/adapter_model.safetensors"]
+
+
+def adapter_bytes_of(directory: Path) -> bytes:
+    return (directory / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("arm", "client"), [("federated", None), ("local", "cyd")])
+def test_merged_weights_are_the_base_with_the_adapter(
+    arm: str, client: str | None, fedrlvr: Command, runs: Arm, model: Path, tmp_path: Path
+) -> None:
+    """Plain transformers on the merged weights, against base + scale B A written out by hand."""
+    extra = [] if client is None else ["--client", client]
+    said = fedrlvr("export", runs(arm), tmp_path / "merged", "--merged", *extra)
+    assert said.code == 0, said.err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    base = load_base(ModelConfig(name=str(model), device="cpu"))
+    prompt = "What is 6 x 7? Say it in one word."
+    assert tokenizer(prompt)["input_ids"] == base.encode(prompt)
+    ids = torch.tensor([base.encode(prompt)])
+    adapter = load_peft(runs(arm) / "adapter" / (client or ""))
+    hooks = []
+    for name, factors in adapter.layers.items():
+
+        def update(_: Any, inputs: Any, output: Any, factors: Any = factors) -> Any:
+            return output + adapter.alpha / adapter.rank * (inputs[0] @ factors.A.T @ factors.B.T)
+
+        hooks.append(base.model.get_submodule(name).register_forward_hook(update))
+    with torch.no_grad():
+        expected = base.model(ids).logits
+        got = merged(ids).logits
+        for hook in hooks:
+            hook.remove()
+        plain = base.model(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert float((plain - expected).abs().max()) > 1e-2, "the adapter does nothing"
