@@ -82,7 +82,7 @@ class Pace:
 
     def round_done(self) -> None:
         """The round is complete."""
-        self.step_number = 0
+        self.step_number, self.phase_name = 0, ""
         self._rounds_done += self.round > 0
         self.round += 1
 
@@ -108,7 +108,7 @@ class Pace:
         if rounds > 0 and self._evaluations:
             share = self._rounds_evaluated / self._rounds_done if self._rounds_done else 0.0
             seconds += max(1.0, share * rounds) * sum(self._evaluations) / len(self._evaluations)
-        if steps:  # the step under way has already taken its part
+        if self.phase_name == "train" and self.step_number < self.steps:  # the step under way has taken its part
             seconds -= min(self.clock() - self._last_step, per_step)
         return max(seconds, 0.0)
 

@@ -31,6 +31,8 @@ from fedrlvr.reporting.scores import (
     totals,
 )
 
+Holdings = Mapping[str, Mapping[tuple[str, str], int]]
+
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "math-verify", "numpy")
 """Those whose versions can change a result."""
 
@@ -84,10 +86,10 @@ def write_report(directory: Path, config: Config, records: list[dict[str, Any]])
     return path
 
 
-def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Mapping[str, Any] | None = None) -> str:
+def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdings | None = None) -> str:
     """The page's text.
 
-    holdings: `{"train": [[client, source, problems], ...], "test": ...}`.
+    holdings: number of problems by "train" and "test", then by (client, source).
     """
     import jinja2
 
@@ -121,14 +123,17 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Mappi
     )
 
 
-def _read_holdings(path: Path) -> dict[str, Any] | None:
+def _read_holdings(path: Path) -> Holdings | None:
+    """Problems by part (train, test), client and source; None if there is no such file."""
     try:
         found = json.loads(path.read_text("utf-8"))
+        return {part: {(str(c), str(s)): int(n) for c, s, n in found[part]} for part in ("train", "test")}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). Delete it to have a report without it.") from None
-    return dict(found)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Delete it to have a report without who holds what."
+        ) from None
 
 
 def _method(config: Config) -> str:
@@ -196,7 +201,8 @@ def _training_figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(series(records, "reward"))
+    """Everybody with a number to draw: who trained in some round."""
+    return sorted({client for curve in _CURVES for client in series(records, curve.key)}, key=natural)
 
 
 def _phases(sums: Totals) -> dict[str, Any]:
@@ -217,9 +223,8 @@ def _phases(sums: Totals) -> dict[str, Any]:
     }
 
 
-def _holdings_matrix(holdings: Mapping[str, Any]) -> dict[str, Any]:
+def _holdings_matrix(parts: Holdings) -> dict[str, Any]:
     """Clients by sources; each cell is (training, held-out)."""
-    parts = {key: {(str(c), str(s)): int(n) for c, s, n in holdings.get(key, [])} for key in ("train", "test")}
     cells = {*parts["train"], *parts["test"]}
     clients = sorted({client for client, _ in cells}, key=natural)
     sources = sorted({source for _, source in cells})

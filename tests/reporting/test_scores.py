@@ -7,11 +7,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reporting.samples import numbers, run_records, score
+from run_samples import numbers, run_records, score
 
 from fedrlvr.reporting.scores import (
-    Z,
     Estimate,
+    Z,
     difference,
     estimate,
     evaluations,

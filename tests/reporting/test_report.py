@@ -1,0 +1,195 @@
+"""The page: self-contained, escaped, the same bytes for the same run, and whole whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from run_samples import numbers, run_records, score
+
+from fedrlvr.config import Config, parse_config
+from fedrlvr.errors import CheckpointError
+from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves
+from fedrlvr.reporting.report import render, write_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+HELD = {"train": {("alpha", "sum"): 70, ("beta", "dose"): 30}, "test": {("alpha", "sum"): 7}}
+FILE = {"train": [["alpha", "sum", 70], ["beta", "dose", 30]], "test": [["alpha", "sum", 7]]}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in ("td", "dt", "dd"):
+            self.words += " "
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words += data
+
+
+def page(records: list[dict], config: Config | None = None, holdings: dict | None = None) -> Page:
+    return Page(render(config or parse_config({"train": {"rounds": 2}}), records, holdings))
+
+
+def test_headline_and_table_of_a_run() -> None:
+    words = re.sub(r"\s+", " ", page(run_records(), holdings=HELD).words)
+    # sum: 6 of 20, then 10 of 20; dose: 10 of 20, then 12 of 20; means 40 % and 55 %.
+    assert "40.0 % → 55.0 %" in words
+    assert "Pass@1 on 40 held-out problems, the mean over 2 families, went from 40.0 % to 55.0 %: +15.0 points" in words
+    assert "the interval includes no change" in words
+    assert "alpha sum 10 20.0 %" in words
+    assert "Tokens sampled 400" in words
+    assert "70 / 7" in words
+    assert "4.0 kB" in words  # 2 x 2,010 bytes up
+    assert "rounds 2" in words  # of the configuration
+
+
+def test_a_clear_rise_is_called_one() -> None:
+    records = [
+        {"round": r, "clients": {}, "seconds": {}, "evaluate": {"a": {"x": score(400, right)}}}
+        for r, right in ((0, 100), (1, 200))
+    ]
+    words = re.sub(r"\s+", " ", page(records).words)
+    assert "rose from 25.0 % to 50.0 %: +25.0 points, 95 % interval +18.4 to +31.3." in words
+
+
+def test_nothing_comes_from_elsewhere_and_no_script_runs() -> None:
+    found = page(run_records(rounds=3, evaluated=(0, 1, 3)), holdings=HELD)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
+    for name, value in found.attributes:
+        assert not name.startswith("on")
+        if name in ("href", "xlink:href", "src"):
+            assert str(value).startswith("#")
+    text = render(Config(), run_records())
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert set(re.findall(r"https?://[\w./]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_ids_are_unique_and_colours_belong_to_the_page() -> None:
+    found = page(run_records(rounds=3, evaluated=(0, 1, 3)))
+    assert found.ids
+    assert len(found.ids) == len(set(found.ids))
+    style = " ".join(str(value) for name, value in found.attributes if name in ("style", "fill", "stroke"))
+    assert "var(--line-1)" in style
+    assert not re.findall(r"(?:fill|stroke): #", style)  # each colour is the style sheet's, for light and dark
+
+
+def test_the_same_run_gives_the_same_page() -> None:
+    records = run_records(rounds=3, evaluated=(0, 1, 3))
+    assert render(Config(), records, HELD) == render(Config(), json.loads(json.dumps(records)), HELD)
+
+
+def test_names_are_escaped() -> None:
+    evil = "<script>alert(1)</script>$x_{$"
+    records = run_records(rounds=3, evaluated=(0, 1, 3))
+    for record in records:
+        for sources in record.get("evaluate", {}).values():
+            sources[evil] = score(4, 1)
+    found = page(records, parse_config({"run": {"name": evil}}), {"train": {("alpha", evil): 1}, "test": {}})
+    assert "script" not in found.tags
+    assert found.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        run_records(rounds=0, evaluated=(0,)),
+        run_records(rounds=1, evaluated=(0, 1)),
+        run_records(evaluated=()),
+        [{"round": 1, "clients": {"a": numbers(None) | {"ratio_mean": None, "ratio_max": None}}, "seconds": {}}],
+        [{"round": 1, "clients": {"a": dict.fromkeys(numbers())}, "seconds": {"train": 0.0}}],
+        [{"round": r, "clients": {"a": dict.fromkeys(numbers(), 0)}, "seconds": {}} for r in (1, 2)],
+    ],
+    ids=["no round", "round 0", "one round", "no evaluation", "some nulls", "all null", "all zero"],
+)
+def test_whatever_is_missing_the_page_is_whole(records: list[dict]) -> None:
+    assert "Configuration" in page(records).words
+
+
+def test_many_clients_are_drawn_as_a_bundle_and_folded() -> None:
+    names = [f"client-{i}" for i in range(1, 61)]
+    records = [
+        {
+            "round": r,
+            "clients": {name: numbers(i / 60) for i, name in enumerate(names)},
+            "seconds": {},
+            "evaluate": {name: {"sum": score(4, r), "dose": score(4, 2)} for name in names},
+        }
+        for r in (0, 1, 2)
+    ]
+    found = page(records)
+    assert found.tags.count("details") == 2
+    assert "each of 60 clients" in found.words
+    style = " ".join(str(value) for name, value in found.attributes if name == "style")
+    assert "var(--accent)" in style
+
+
+def test_a_line_for_each_client_and_one_round_has_a_mark() -> None:
+    svg = draw_curves(Curves("Reward", {"a": [(1, 0.5)], "b": [(1, 0.7)]}))
+    ElementTree.fromstring(svg)  # well-formed by itself
+    assert 'aria-label="Reward"' in svg
+    for line in ("var(--line-1)", "var(--line-2)"):
+        assert line in svg
+    assert "var(--line-3)" not in svg
+    bundle = draw_curves(Curves("Reward", {str(i): [(1, 0.5), (2, 0.7)] for i in range(COLOURS + 1)}))
+    assert "var(--line-1)" not in bundle
+
+
+def test_settings_that_differ_from_the_default_are_marked() -> None:
+    text = render(parse_config({"train": {"rounds": 7}, "partition": {"type": "dirichlet", "alpha": 0.3}}), [])
+    marked = re.findall(r'<div class="set"><dt>(\w+)</dt><dd>([^<]*)</dd>', text)
+    assert marked == [("type", "dirichlet"), ("alpha", "0.3"), ("rounds", "7")]
+
+
+def test_write_report_takes_the_holdings_in_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "holdings.json").write_text(json.dumps(FILE), "utf-8")
+    path = write_report(tmp_path, Config(), run_records())
+    assert path == tmp_path / "report.html"
+    assert "Who holds what" in path.read_text("utf-8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["holdings.json", "report.html"]
+
+
+def test_write_report_errors_leave_the_old_page(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()  # what no file can replace
+    with pytest.raises(CheckpointError, match=r"report\.html cannot be written"):
+        write_report(tmp_path, Config(), [])
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"train": [["a", 3]], "test": []}'])
+def test_damaged_holdings_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "holdings.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=r"holdings\.json"):
+        write_report(tmp_path, Config(), [])
