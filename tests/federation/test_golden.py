@@ -4,8 +4,8 @@ After a change that is meant to change results (or new weights), write it anew w
 
     FEDRLVR_UPDATE_GOLDEN=1 scripts/test tests/federation/test_golden.py
 
-and say why in the commit. Rewards are counts of right answers and must be equal; losses and norms agree to 1e-3 relative,
-which leaves room for another machine's rounding but not for another sample.
+and say why in the commit. Rewards are counts of right answers and must be equal; losses and norms agree to 1e-3
+relative, which leaves room for another machine's rounding but not for another sample.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def test_the_embedded_default_reproduces_its_golden_curve(tmp_path: Path) -> Non
         for record in fedrlvr.run(config).records[1:]
     ]
     if os.environ.get("FEDRLVR_UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), "utf-8")
     golden = [json.loads(line) for line in GOLDEN.read_text("utf-8").splitlines()]
     assert len(golden) == 10
