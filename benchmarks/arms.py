@@ -1,11 +1,12 @@
 """The embedded default in its three arms, over seeds: federated, each client alone, all problems pooled.
 
-    scripts/bench arms                   5 seeds; about 5 x 3 runs of two minutes on two cores
+    scripts/bench arms                   5 seeds; about 5 x 3 runs of a minute or two on two cores
     scripts/bench arms --seeds 3
 
 The same problems, held-out problems, rounds, steps and sampled responses in every arm; seeds differ in adapters, draws
-and samples. Resumable: a run that is done is not done again. Writes docs/results/arms.json, docs/figures/arms.svg and
-the table in docs/results/arms.md.
+and samples. An arm's score is each client's adapter on the client's own families; in `local` those are four adapters,
+so they are also measured on everybody's families ("local, on all"). Resumable: a run that is done is not done again.
+Writes docs/results/arms.json, docs/figures/arms.svg and the table in docs/results/arms.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.config import Config, load_config
+from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.federation.evaluation import evaluate
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import resume, run
 from fedrlvr.reporting.scores import evaluations, totals
@@ -42,6 +44,20 @@ def one(arm: str, seed: int) -> list[dict[str, Any]]:
     if not (directory / "report.html").exists():
         return resume(directory).records
     return read_metrics(directory)
+
+
+def on_all_families(seed: int) -> float:
+    """Mean over clients of what the adapter each trained alone scores on everybody's families."""
+    directory = RUNS / f"local-{seed}"
+    kept = directory / "on_all_families.json"
+    if not kept.exists():
+        config = load_resolved(directory / "config.json")
+        found = []
+        for client in config.federation.names:
+            scores = evaluate(config, directory / "adapter" / client)
+            found.append(statistics.fmean(score.total / score.n for score in scores))
+        kept.write_text(json.dumps(found), "utf-8")
+    return statistics.fmean(json.loads(kept.read_text("utf-8")))
 
 
 def mean_interval(values: list[float]) -> tuple[float, float]:
@@ -74,11 +90,16 @@ def main() -> None:
             sampled[arm].append(total.tokens_sampled)
             bytes_up[arm].append(max(total.bytes_up.values()))
             print(f"seed {seed}  {arm}: {curves[arm][0][-1]:.3f} -> {curves[arm][max(found)][-1]:.3f}", flush=True)
-    write(seeds, curves, sources, sampled, bytes_up)
+    abroad = []
+    for seed in seeds:
+        abroad.append(on_all_families(seed))
+        print(f"seed {seed}  local, on all: {abroad[-1]:.3f}", flush=True)
+    write(seeds, abroad, curves, sources, sampled, bytes_up)
 
 
 def write(
     seeds: list[int],
+    abroad: list[float],
     curves: dict[str, dict[int, list[float]]],
     sources: dict[str, dict[str, list[float]]],
     sampled: dict[str, list[int]],
@@ -92,7 +113,14 @@ def write(
         "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, {platform.system()}",
         "seeds": seeds,
     }
-    results = {**about, "pass@1": curves, "sources": sources, "tokens_sampled": sampled, "bytes_up": bytes_up}
+    results = {
+        **about,
+        "pass@1": curves,
+        "local on all families": abroad,
+        "sources": sources,
+        "tokens_sampled": sampled,
+        "bytes_up": bytes_up,
+    }
     (ROOT / "docs" / "results" / "arms.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     lines = [
         f"`{about['command']}`, {about['date']}; mean sampled pass@1 over eight families (2,048 held-out problems), "
@@ -110,6 +138,13 @@ def write(
             f"| {arm} | {before[0]:.3f} ± {before[1]:.3f} | {after[0]:.3f} ± {after[1]:.3f} | {shown} | "
             f"{statistics.fmean(sampled[arm]):,.0f} | {statistics.fmean(bytes_up[arm]):,.0f} |"
         )
+        if arm == "local":
+            after = mean_interval(abroad)
+            gap = mean_interval([a - f for a, f in zip(abroad, curves["federated"][last], strict=True)])
+            lines.append(
+                f"| local, on all families | {before[0]:.3f} ± {before[1]:.3f} | {after[0]:.3f} ± {after[1]:.3f} | "
+                f"{gap[0]:+.3f} ± {gap[1]:.3f} | | |"
+            )
     (ROOT / "docs" / "results" / "arms.md").write_text("\n".join(lines) + "\n", "utf-8")
     draw(curves, sources["federated"])
 
