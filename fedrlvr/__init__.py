@@ -8,12 +8,17 @@ Importing this is cheap; torch, transformers and Flower load when a run starts.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedrlvr.config import Config
     from fedrlvr.federation.run import RunResult
+
+# Threads that wait should sleep, not spin: spinning ones take the cores from whoever else works on this machine, and a
+# run beside another busy process then takes many times as long. Read by OpenMP when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "run"]
