@@ -215,7 +215,7 @@ class EngineConfig(Section):
     decode_rows: int = Field(1024, ge=1)
     """Responses decoded side by side, all clients together; at least one problem per client."""
     threads: int | None = Field(None, ge=1)
-    """Torch threads; None takes one per core."""
+    """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core."""
 
 
 class LabelsSupervision(Section):

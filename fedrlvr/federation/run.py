@@ -52,7 +52,10 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
     directory = config.run.directory or _new_directory(config.run.name)
     if (directory / "config.json").exists():
         raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
-    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
+    # Written down, because the number of threads decides how sums are rounded, and a resumed run must round alike.
+    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here()})
+    where = config.run.model_copy(update={"directory": directory})
+    config = config.model_copy(update={"run": where, "engine": engine})
     return _Run(config, directory, observer or Observer()).go(resume=False)
 
 

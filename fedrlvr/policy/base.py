@@ -169,5 +169,8 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 def threads_here() -> int:
-    """Torch threads for this process alone on the machine: one per core it may use."""
+    """Torch threads where `engine.threads` does not say: OMP_NUM_THREADS if it is set, else one per core we may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

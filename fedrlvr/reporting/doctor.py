@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "note", "problem"]
 
-EXTRAS = ("hub", "reasoning-gym", "trackers", "bench")
+EXTRAS = ("hub", "reasoning-gym", "trackers")
 """The extras a user may want; `test` and `check` are for work on fedrlvr itself."""
 SLOW_CHECK_S = 1.0
 """A check that math-verify should answer in some hundredths of a second."""
@@ -95,7 +95,7 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
 def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     """One finding for the dependencies that fit, one for each that does not, one for each extra.
 
-    requirements: as in a package's metadata, for example "torch<2.14,>=2.13" or "trl>=1; extra == 'bench'".
+    requirements: as in a package's metadata, for example "torch<2.14,>=2.13" or "tensorboard>=2; extra == 'trackers'".
     """
     from packaging.requirements import Requirement
 
@@ -267,8 +267,9 @@ def _fits(requirement: Requirement, version: str) -> bool:
 
 def _threads(cores: int) -> Finding:
     setting = os.environ.get("OMP_NUM_THREADS")
-    said = f"; OMP_NUM_THREADS={setting} does not change that" if setting else ""
-    return Finding("torch threads", f"{cores} in a run, unless engine.threads says otherwise{said}")
+    if setting and setting.isdigit() and int(setting) > 0:
+        return Finding("torch threads", f"{setting} in a run, by OMP_NUM_THREADS, unless engine.threads says otherwise")
+    return Finding("torch threads", f"{cores} in a run, unless engine.threads says otherwise")
 
 
 def _cores() -> int:
