@@ -5,7 +5,7 @@ No Flower, no config file, no checkpoint. Read it top to bottom to see what the 
 
     python examples/minimal.py
 
-Expect the mean reward to rise from about START to about END in TIME on two CPU cores (MACHINE).
+Expect the rewards of both clients to rise from about 0.55 to about 0.9 within ten seconds (two CPU cores, 2026-11-21).
 """
 
 import torch

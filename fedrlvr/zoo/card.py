@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.zoo.generators import BUCKETS, NOISE
+from fedrlvr.zoo.generators import BUCKETS
 
 HEADER = "| family | level | error | n | greedy | sampled | majority of 8 | mixed groups |"
 
@@ -69,7 +69,8 @@ def write_card(directory: Path, scores: Sequence[Score], *, seed: int) -> None:
         scores=table(scores),
         score_seed=seed,
         outside=_outside(scores),
-        noise=_noise_table(training["clean_greedy"]),
+        noise_table=_noise_table(training["noise"], training["clean_greedy"]),
+        turns=", ".join(training["shown"]),
         command=_command(training),
         **training,
     )
@@ -81,10 +82,10 @@ def _outside(scores: Sequence[Score]) -> str:
     return "All are inside." if not missed else f"Outside: {', '.join(missed)}."
 
 
-def _noise_table(clean: Mapping[str, float]) -> str:
+def _noise_table(noise: Mapping[str, float], clean: Mapping[str, float]) -> str:
     lines = ["| family | level | wrong demonstrations | greedy after the clean stage |", "|---|---|---|---|"]
-    for (family, level), share in NOISE.items():
-        lines.append(f"| {family} | {level} | {100 * share:.0f} | {100 * clean[f'{family} {level}']:.1f} |")
+    for cell, share in noise.items():
+        lines.append(f"| {cell.replace(' ', ' | ')} | {100 * share:.0f} | {100 * clean[cell]:.1f} |")
     return "\n".join(lines)
 
 
@@ -102,7 +103,7 @@ of problems, made to try federated reinforcement learning on. It is of no use fo
 are made-up numbers and not advice.
 
 - Data: `fedrlvr/zoo/generators.py`, train split only ({train_share} of 100 hash buckets of the prompt), drawn
-  afresh for every step; loss on response tokens only.
+  afresh for every step, the levels and these families by turns: {turns}. Loss on response tokens only.
 - Training: {clean_steps} steps of {batch} right solutions, then {noisy_steps} steps of {batch} with the shares of
   wrong ones below; seed {seed}.
 - Made: {date}, {machine}, {seconds} s; torch {torch}, transformers {transformers}.
@@ -123,5 +124,5 @@ most 50; hard, sampled 3-15. {outside}
 Percent. The last column is measured between the two stages on {check_size} test problems each: what the model
 reaches when no demonstration is wrong.
 
-{noise}
+{noise_table}
 """

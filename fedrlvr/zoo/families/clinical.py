@@ -77,8 +77,10 @@ DRIP = Family(
 
 
 def _draw_unit(rng: Random, level: Level) -> Operands:
+    """Easy: grams and milligrams add up without a carry, or the misconception would err in many ways and not in one."""
     if level == "easy":
-        return rng.randrange(2, 10), rng.randrange(100, 1000)
+        grams = rng.randrange(2, 10)
+        return grams, 10 * rng.randrange(10, 100) + rng.randrange(10 - grams)
     return rng.randrange(2, 10), rng.randrange(2, 10), rng.randrange(2, 10), rng.randrange(10, 100)
 
 
