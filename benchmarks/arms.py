@@ -165,6 +165,7 @@ def draw(curves: dict[str, dict[int, list[float]]], families: dict[str, list[flo
     left.set(
         xlabel="round", ylabel="pass@1, mean over families", ylim=(0, 1), title="three arms, the same responses sampled"
     )
+    left.set_xticks(sorted(curves["federated"]))
     left.legend(frameon=False)
     names = sorted({key.rsplit(" ", 1)[0] for key in families})
     for offset, when in ((-0.2, "before"), (0.2, "after")):

@@ -70,12 +70,12 @@ class Site:
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Problem]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""
-        drawn = []
-        for position in range(cursor, cursor + count):
-            epoch, index = divmod(position, len(self.train))
-            order = list(range(len(self.train)))
+        drawn: list[Problem] = []
+        while len(drawn) < count:
+            epoch, index = divmod(cursor + len(drawn), len(self.train))
+            order = list(self.train)
             random.Random(stream(seed, self.name, "epoch", epoch)).shuffle(order)
-            drawn.append(self.train[order[index]])
+            drawn.extend(order[index : index + count - len(drawn)])
         return drawn
 
 

@@ -35,7 +35,7 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
+        "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
