@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import math
+import os
 import platform
 import statistics
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedrlvr.federation.evaluation import evaluate
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import resume, run
 from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.zoo.train import processor
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "embedded.toml"
@@ -110,7 +112,9 @@ def write(
     about = {
         "command": f"scripts/bench arms --seeds {len(seeds)}",
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores, {processor()}, {platform.system()}",
+        # The number of torch threads decides how sums are rounded; each run wrote its own down.
+        "torch threads": load_resolved(RUNS / "federated-0" / "config.json").engine.threads,
         "seeds": seeds,
     }
     results = {
@@ -123,7 +127,8 @@ def write(
     }
     (ROOT / "docs" / "results" / "arms.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     lines = [
-        f"`{about['command']}`, {about['date']}; mean sampled pass@1 over eight families (2,048 held-out problems), "
+        f"`{about['command']}`, {about['date']}, {about['machine']}, torch threads a run: {about['torch threads']}. "
+        "Mean sampled pass@1 over eight families (2,048 held-out problems), "
         f"n = {len(seeds)} seeds, 95 % interval over seeds.",
         "",
         "| arm | before | after | minus federated, paired by seed | tokens sampled | bytes up, a client |",
