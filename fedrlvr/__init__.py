@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fedrlvr.config import Config
     from fedrlvr.federation.run import RunResult
 
-# Threads that wait should sleep, not spin: spinning ones take the cores from whoever else works on this machine, and a
-# run beside another busy process then takes many times as long. Read by OpenMP when torch loads.
+# Threads that wait should sleep, not spin: spinning ones take the cores from whoever else works on this machine, and
+# slow a run beside another busy process. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
