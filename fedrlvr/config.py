@@ -208,14 +208,43 @@ class TrainConfig(Section):
 
 
 class EngineConfig(Section):
-    """How a machine computes; changes cost and memory, never the result. Stays on the machine."""
+    """How a machine computes; changes cost and memory, never the result. Stays on the machine.
 
-    micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens, padding and all clients included, in one forward and backward; at least one response per client."""
+    Each saving is a switch of its own, so that it can be measured and tested alone (docs/performance.md).
+    """
+
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens, padding included, in one forward and backward; at least one problem. None: 1,024 on a CPU, for its cache,
+    16,384 on a GPU."""
     decode_rows: int = Field(1024, ge=1)
     """Responses decoded side by side, all clients together; at least one problem per client."""
+    logits_at_once: int = Field(1 << 24, ge=1)
+    """Logits (tokens x vocabulary) held at once in training, at least one token's; 4 bytes each."""
     threads: int | None = Field(None, ge=1)
     """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core."""
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    """Matrix products in bfloat16; `auto` is bfloat16 on a GPU that has it, else off."""
+    decode_cache: Literal["auto", "growing", "static"] = "auto"
+    """`static` computes every decode step at the full length, so that a GPU can replay it as one CUDA graph; `auto` is
+    static on a GPU, else growing."""
+    cohort: bool = True
+    """All clients of this machine in one batch; off: one after another."""
+    skip_zero_advantage: bool = True
+    """No forward and backward for responses without a gradient; the normaliser still counts them."""
+    prefill_once: bool = True
+    """In sampling, a problem's prompt is computed once for its G responses."""
+    shared_cache: bool = True
+    """In sampling, a prompt's keys and values are kept once for its G responses; needs prefill_once."""
+    shared_prefix: bool = True
+    """In training, a problem's prompt is computed once for its G responses."""
+    compact: bool = True
+    """Responses that ended leave the decode batch."""
+    sampled_logps: bool = True
+    """Behaviour log-probs are those taken at sampling; off: a forward pass of their own."""
+    response_logits: bool = True
+    """Logits at response positions only and in chunks, never [tokens x vocabulary] at once."""
+    by_length: bool = True
+    """Micro-batches are cut by tokens from rows sorted by length; off: in the order drawn."""
 
 
 class LabelsSupervision(Section):

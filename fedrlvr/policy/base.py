@@ -21,6 +21,8 @@ class Base:
 
     eos_ids: every token that ends a response.
     max_length: prompt and response together, in tokens.
+    packs: the training pass can share a prompt among its responses (policy/attention.py).
+    plain_head: logits can be made from hidden states apart from the model (policy/forward.py).
     """
 
     model: Any
@@ -32,6 +34,8 @@ class Base:
     max_length: int
     chat_template: bool
     checkpointing: bool = False
+    packs: bool = False
+    plain_head: bool = False
 
     def encode(self, prompt: str, instruction: str = "") -> list[int]:
         """Token ids of a prompt with its instruction, in the chat template where there is one and it is wanted.
@@ -65,6 +69,9 @@ def load_base(config: ModelConfig) -> Base:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
+
+    from fedrlvr.policy.attention import use_own_attention
+    from fedrlvr.policy.forward import can_pack, has_plain_head
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -111,6 +118,7 @@ def load_base(config: ModelConfig) -> Base:
         raise ModelError(f"model.name = {config.name!r}: neither its tokenizer nor its config names an end token.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    packs = use_own_attention(model) and can_pack(model, config.name)
     return Base(
         model=model,
         tokenizer=tokenizer,
@@ -121,6 +129,8 @@ def load_base(config: ModelConfig) -> Base:
         max_length=int(limit),
         chat_template=config.chat_template and bool(getattr(tokenizer, "chat_template", None)),
         checkpointing=config.gradient_checkpointing,
+        packs=packs,
+        plain_head=has_plain_head(model, config.name),
     )
 
 

@@ -1,6 +1,8 @@
-"""A static key-value cache for the decode loop: allocated once, filled in place, rows that ended taken out.
+"""Key-value caches for the decode loop: allocated once, filled in place, rows that ended taken out.
 
-Unlike a static cache that always attends over its whole length, `update` hands back only the part filled so far.
+`FilledLayer` hands back only the part filled so far, so that early steps are cheap. `StaticLayer` always hands back
+everything and writes at an index that lies in a tensor, so that every step has the same shapes and addresses and can
+be replayed as a CUDA graph; the model's causal mask hides what is not filled yet.
 """
 
 from __future__ import annotations
@@ -20,15 +22,12 @@ class FilledLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, keys: Tensor, values: Tensor, *, repeats: int, capacity: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, *, repeats: int, new_tokens: int) -> None:
         """Take a prompt's keys and values [prompts, heads, length, head size], each repeated for its responses."""
         super().__init__()
-        prompts, heads, self.length, _ = keys.shape
-        rows = prompts * repeats
-        self.keys = keys.new_empty(rows, heads, capacity, keys.shape[-1])
-        self.values = values.new_empty(rows, heads, capacity, values.shape[-1])
-        self.keys[:, :, : self.length] = keys.repeat_interleave(repeats, dim=0)
-        self.values[:, :, : self.length] = values.repeat_interleave(repeats, dim=0)
+        self.length = keys.shape[2]
+        self.keys = _with_room(keys, repeats, new_tokens)
+        self.values = _with_room(values, repeats, new_tokens)
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -44,13 +43,7 @@ class FilledLayer(CacheLayerMixin):
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows only, in this order."""
-        filled = slice(None, self.length)
-        capacity = self.keys.shape[2]
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
-            new[:, :, filled] = old[:, :, filled][rows]
-            setattr(self, name, new)
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset the attention mask is made for."""
@@ -65,13 +58,44 @@ class FilledLayer(CacheLayerMixin):
         return int(self.keys.shape[2])
 
 
+class StaticLayer(FilledLayer):
+    """The same at fixed shapes, one token a step: written at the index `at`, handed back whole.
+
+    at: [1], int64, on the device; one for all layers. Whoever runs the steps moves it on.
+    """
+
+    is_compileable = True  # transformers then makes the mask without looking at what is in it
+
+    def __init__(self, keys: Tensor, values: Tensor, *, repeats: int, new_tokens: int, at: Tensor) -> None:
+        super().__init__(keys, values, repeats=repeats, new_tokens=new_tokens)
+        self.at = at
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new position and return all, filled or not."""
+        self.keys.index_copy_(2, self.at, key_states)
+        self.values.index_copy_(2, self.at, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset the attention mask is made for."""
+        return self.get_max_length(), 0
+
+    def get_seq_length(self) -> Tensor:  # type: ignore[override]  # as in transformers' own static layers
+        """Positions filled so far, [1]: where the query stands for the causal mask."""
+        return self.at
+
+
 def whole_cache() -> DynamicCache:
     """A cache for the prefill that keeps every position, also in layers with a sliding window: their mask cuts it."""
     return DynamicCache()
 
 
-def expand(prefill: DynamicCache, *, repeats: int, new_tokens: int) -> Cache:
+def expand(
+    prefill: DynamicCache, *, repeats: int, new_tokens: int, at: Tensor | None = None, prompts_apart: bool = False
+) -> Cache:
     """A cache for `repeats` responses of each prefilled prompt, with room for `new_tokens` more positions.
+
+    at: makes it static; see `StaticLayer`. prompts_apart: the prompts are kept elsewhere, once.
 
     Raises:
         ModelError: a layer is no attention layer.
@@ -81,5 +105,19 @@ def expand(prefill: DynamicCache, *, repeats: int, new_tokens: int) -> Cache:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:
             raise ModelError("this model keeps state other than keys and values; fedrlvr samples attention models only")
-        layers.append(FilledLayer(keys, values, repeats=repeats, capacity=keys.shape[2] + new_tokens))
+        if prompts_apart:
+            keys, values = keys[:, :, :0], values[:, :, :0]
+        if at is None:
+            layers.append(FilledLayer(keys, values, repeats=repeats, new_tokens=new_tokens))
+        else:
+            layers.append(StaticLayer(keys, values, repeats=repeats, new_tokens=new_tokens, at=at))
     return Cache(layers=layers)
+
+
+def _with_room(old: Tensor, repeats: int, new_tokens: int) -> Tensor:
+    """Each row `repeats` times, then zeros: a masked position has weight 0 in the product, and 0 x NaN would be NaN."""
+    rows, heads, length, size = old.shape
+    new = old.new_empty(rows, repeats, heads, length + new_tokens, size)
+    new[:, :, :, :length] = old.unsqueeze(1)
+    new[:, :, :, length:] = 0
+    return new.flatten(0, 1)

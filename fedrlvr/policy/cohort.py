@@ -13,6 +13,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import ModelError
 from fedrlvr.policy.base import Base
+from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.learner import Learner, StepStats
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.sampler import Decoding, sample
@@ -53,9 +54,9 @@ class Cohort:
             self.base,
             self.stack,
             train,
+            self.engine,
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens,
-            micro_batch_tokens=self.engine.micro_batch_tokens,
         )
         for client, state in (moments or {}).items():
             self._learner.optimizer.restore(self.clients.index(client), state)
@@ -67,15 +68,22 @@ class Cohort:
         seeds: Mapping[str, int],
     ) -> dict[str, list[list[Response]]]:
         """Responses by client, prompt and draw. Clients without prompts get an empty list."""
-        drawn = sample(
-            self.base,
-            self.stack,
-            [prompts.get(client, ()) for client in self.clients],
-            decoding,
-            [seeds.get(client, 0) for client in self.clients],
-            decode_rows=self.engine.decode_rows,
-        )
+        with autocast(self.base, self.engine):
+            drawn = sample(
+                self.base,
+                self.stack,
+                [prompts.get(client, ()) for client in self.clients],
+                decoding,
+                [seeds.get(client, 0) for client in self.clients],
+                self.engine,
+            )
         return dict(zip(self.clients, drawn, strict=True))
+
+    def rescore(
+        self, prompts: Mapping[str, Sequence[Sequence[int]]], drawn: Mapping[str, Sequence[Sequence[Response]]]
+    ) -> None:
+        """Let a training pass set the behaviour log-probs of responses just sampled (`engine.sampled_logps` off)."""
+        self._training().rescore([prompts[c] for c in self.clients], [drawn[c] for c in self.clients])
 
     def learn(self, groups: Mapping[str, Sequence[Group]], rates: Mapping[str, float]) -> dict[str, StepStats]:
         """One optimizer step of every seated client."""

@@ -1,8 +1,12 @@
 """Sampling for a whole cohort: our own decode loop over the model, one row per response.
 
 Rows are K equal blocks, client after client, left-padded; a client with fewer prompts than the longest has blank rows
-that are never read. Each prompt is prefilled once and its cache copied for its G responses. Rows that ended leave the
-batch as soon as half of it has ended.
+that are never read. Each prompt is prefilled once, and its keys and values are kept once for its G responses where the
+model allows it, else copied. Rows that ended leave the batch as soon as half of it has ended; until then they go on
+drawing tokens that nobody reads.
+
+On a GPU a step is captured as a CUDA graph and replayed (policy/graph.py). A graph lives no longer than its batch, so
+it never outlives the adapters it was captured with.
 
 Every token is drawn by inverting the distribution at one uniform number, and a client's numbers [responses, tokens]
 are drawn beforehand from its own seed. So what a client samples depends on its seed, adapter and prompts, and on
@@ -11,18 +15,35 @@ nobody else's (up to float rounding in the logits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from fedrlvr.config import SamplingConfig
+from fedrlvr.config import EngineConfig, SamplingConfig
 from fedrlvr.errors import DataError
+from fedrlvr.policy.attention import SharedPrompts, can_share_prompts, no_mask
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cache import FilledLayer, expand, whole_cache
+from fedrlvr.policy.graph import can_capture, capture, wants_static
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.rl import Response
+
+BLOCK = 128
+"""Entries of a vocabulary that a draw adds up at once."""
+BELOW_ONE = 1 - 2**-53
+"""The largest quantile."""
+COMPACT_AT = 0.5
+"""Rows leave when this share or less would stay. On the embedded reasoner (512 rows) shares from 0.5 to 0.95 cost the
+same within 3 %, 0.25 some 8 % more and never leaving 16 % more; so few copies, and on a GPU few captures.
+"""
+CAPTURE_WORTH = 32
+"""Steps that must be left for a smaller batch to be captured anew: doing so takes two steps at the pace of Python."""
+LOOK_EVERY = {"cuda": 8}
+"""Steps between looks at which rows ended: 1, but more where a look waits for all that was launched."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +69,19 @@ def sample(
     prompts: Sequence[Sequence[Sequence[int]]],
     decoding: Decoding,
     seeds: Sequence[int],
-    *,
-    decode_rows: int = 1024,
+    engine: EngineConfig,
 ) -> list[list[list[Response]]]:
     """Responses by client, prompt and draw: `out[i][p][g]`.
 
     prompts: for each of the K seated clients its prompts' token ids; the numbers of prompts may differ.
     seeds: one per client.
-    decode_rows: responses decoded side by side; a client's prompts are taken in slices that keep to it.
+    engine: `decode_rows` responses go side by side, a client's prompts in slices that keep to it; `prefill_once`,
+        `compact` and `decode_cache` are read here too.
 
     Raises:
         DataError: a prompt and its longest response do not fit the model.
     """
+    assert len(prompts) == stack.clients, "one list of prompts for each seated client"
     longest = max((len(ids) for client in prompts for ids in client), default=0)
     if longest + decoding.max_new_tokens > base.max_length:
         raise DataError(
@@ -75,12 +97,12 @@ def sample(
         )
         for client, seed in zip(prompts, seeds, strict=True)
     ]
-    width = max(1, decode_rows // (len(prompts) * decoding.responses))
+    width = max(1, engine.decode_rows // (len(prompts) * decoding.responses))
     out: list[list[list[Response]]] = [[] for _ in prompts]
     for start in range(0, max(map(len, prompts), default=0), width):
         window = slice(start, start + width)
         draws = slice(start * decoding.responses, (start + width) * decoding.responses)
-        part = _decode(base, stack, [c[window] for c in prompts], decoding, [u[draws] for u in uniforms])
+        part = _decode(base, [c[window] for c in prompts], decoding, [u[draws] for u in uniforms], engine)
         for mine, new in zip(out, part, strict=True):
             mine.extend(new)
     return out
@@ -104,100 +126,219 @@ def position_ids(mask: Tensor) -> Tensor:
 
 def _decode(
     base: Base,
-    stack: LoraStack,
     prompts: list[Sequence[Sequence[int]]],
     decoding: Decoding,
     uniforms: list[Tensor],
+    engine: EngineConfig,
 ) -> list[list[list[Response]]]:
-    clients, responses = len(prompts), decoding.responses
+    clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
     per_client = max(map(len, prompts))
+    rows = per_client * responses  # of one client
     blank = next(row for client in prompts for row in client)
     padded = [row for client in prompts for row in [*client, *[blank] * (per_client - len(client))]]
-    ids, mask = left_pad(padded, base.pad_id, base.device)
-    output = base.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        past_key_values=whole_cache(),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits = output.logits[:, -1].repeat_interleave(responses, dim=0)
-    cache = expand(output.past_key_values, repeats=responses, new_tokens=decoding.max_new_tokens)
-    mask = mask.repeat_interleave(responses, dim=0)
-    mask = torch.cat([mask, mask.new_ones(len(mask), decoding.max_new_tokens)], dim=1)
-    next_position = position_ids(mask)[:, ids.shape[1]]
-
-    rows = per_client * responses  # of one client
-    total = clients * rows
-    u = torch.zeros(total, decoding.max_new_tokens, dtype=torch.float64)
-    alive = torch.zeros(total, dtype=torch.bool)
+    u = torch.zeros(clients, rows, new_tokens, dtype=torch.float64)
+    ended = torch.ones(clients, rows, dtype=torch.bool)
     for i, client_u in enumerate(uniforms):
-        u[i * rows : i * rows + len(client_u)] = client_u
-        alive[i * rows : i * rows + len(client_u)] = True
-    u = u.to(base.device)
-    tokens = torch.zeros(total, decoding.max_new_tokens, dtype=torch.int64)
-    logps = torch.zeros(total, decoding.max_new_tokens)
-    lengths = torch.zeros(total, dtype=torch.int64)
-    finished = torch.zeros(total, dtype=torch.bool)
-    eos = torch.tensor(sorted(base.eos_ids))
-    where = torch.arange(total)  # the response each row of the batch belongs to
+        u[i, : len(client_u)] = client_u
+        ended[i, : len(client_u)] = False
 
-    for step in range(decoding.max_new_tokens):
-        chosen, chosen_logps = _draw(logits, u[where.to(base.device), step], decoding)
-        chosen_cpu, live = chosen.cpu(), alive[where]
-        tokens[where[live], step] = chosen_cpu[live]
-        logps[where[live], step] = chosen_logps.cpu()[live]
-        lengths[where[live]] = step + 1
-        ended = where[live & torch.isin(chosen_cpu, eos)]
-        finished[ended] = True
-        alive[ended] = False
-        if not bool(alive.any()) or step + 1 == decoding.max_new_tokens:
-            break
-        keep = _compact(alive[where].view(clients, -1))
-        if keep is not None:
-            where = where[keep]
-            keep = keep.to(base.device)
-            chosen, mask, next_position = chosen[keep], mask[keep], next_position[keep]
-            for layer in cache.layers:
-                assert isinstance(layer, FilledLayer)
-                layer.keep(keep)
-        output = base.model(
-            input_ids=chosen.unsqueeze(1),
-            attention_mask=mask[:, : ids.shape[1] + step + 1],
-            position_ids=next_position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
-        next_position = next_position + 1
+    batch = _Batch(base, padded, decoding, engine, u.flatten(0, 1), ended.flatten())
+    tokens = torch.zeros(clients * rows, new_tokens, dtype=torch.int64)
+    logps = torch.zeros(clients * rows, new_tokens)
+    for step in range(1, new_tokens + 1):
+        if step == new_tokens or step % batch.look_every == 0:
+            alive = ~batch.ended.cpu()
+            if step == new_tokens or not bool(alive.any()):
+                break
+            if engine.compact and new_tokens - step >= batch.least_steps_left:
+                keep = _compact(alive.view(clients, -1))
+                if keep is not None:
+                    batch.write(tokens, logps)
+                    batch.keep(keep)
+        batch.advance()
+    batch.write(tokens, logps)
+
+    # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
+    ends = torch.isin(tokens, torch.tensor(sorted(base.eos_ids)))
+    finished = ends.any(dim=1).tolist()
+    lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
+    ids, lps = tokens.tolist(), logps.tolist()
+
+    def response(row: int) -> Response:
+        mine = ids[row][: lengths[row]]
+        return Response(token_ids=mine, logps=lps[row][: lengths[row]], text=base.decode(mine), finished=finished[row])
 
     out: list[list[list[Response]]] = []
     for i, client in enumerate(prompts):
-        groups = []
-        for p in range(len(client)):
-            first = i * rows + p * responses
-            groups.append(
-                [_response(base, r, tokens, logps, lengths, finished) for r in range(first, first + responses)]
-            )
-        out.append(groups)
+        starts = [i * rows + p * responses for p in range(len(client))]
+        out.append([[response(row) for row in range(start, start + responses)] for start in starts])
     return out
+
+
+class _Batch:
+    """The rows being decoded, R of them. All that a step changes lies in tensors that stay where they are.
+
+    where_R: the response each row belongs to. u_RT: the uniforms to draw at. tokens_RT, logps_RT: what was drawn.
+    last_R: the token drawn last. ended_R: whether an end token was. mask_RS: False where the prompt is padding.
+    positions_R: of the next token. drawn, at: [1], tokens drawn and cache positions filled. prompt_R, where prompts are
+    shared: which prompt each row follows.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        prompts: list[Sequence[int]],
+        decoding: Decoding,
+        engine: EngineConfig,
+        u: Tensor,
+        ended: Tensor,
+    ) -> None:
+        """Prefill the prompts, `decoding.responses` rows each, and draw every row's first token."""
+        self.base, self.decoding = base, decoding
+        repeats = decoding.responses
+        if not engine.prefill_once:
+            prompts = [row for row in prompts for _ in range(repeats)]
+            repeats = 1
+        ids, mask = left_pad(prompts, base.pad_id, base.device)
+        output = base.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            past_key_values=whole_cache(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        static = wants_static(engine.decode_cache, base.model)
+        longest = ids.shape[1] + decoding.max_new_tokens
+        share = engine.shared_cache and engine.prefill_once and not static and can_share_prompts(base, longest)
+        self.captures = static and can_capture(base.device)
+        self.look_every = LOOK_EVERY.get(base.device.type, 1)
+        self.least_steps_left = CAPTURE_WORTH if self.captures else 1
+        self.replay: Callable[[], None] | None = None
+
+        self.where = torch.arange(len(u))
+        self.u = u.to(base.device)
+        self.ended = ended.to(base.device)
+        self.tokens = torch.zeros(len(u), decoding.max_new_tokens, dtype=torch.int64, device=base.device)
+        self.logps = torch.zeros(len(u), decoding.max_new_tokens, device=base.device)
+        self.last = self.tokens[:, 0].clone()
+        self.drawn = torch.zeros(1, dtype=torch.int64, device=base.device)
+        self.at = torch.full_like(self.drawn, ids.shape[1])
+        self.eos = torch.tensor(sorted(base.eos_ids), device=base.device)
+        prompts_mask = mask.bool()
+        mask = prompts_mask.repeat_interleave(repeats, dim=0)
+        self.positions = mask.sum(dim=1)
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), decoding.max_new_tokens)], dim=1)
+        self.shared: SharedPrompts | None = None
+        if share:
+            kept = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            self.shared = SharedPrompts(kept, prompts_mask)
+            self.prompt = torch.arange(len(prompts), device=base.device).repeat_interleave(repeats)
+            self.shared.seat(self.prompt)
+        self.cache = expand(
+            output.past_key_values,
+            repeats=repeats,
+            new_tokens=decoding.max_new_tokens,
+            at=self.at if static else None,
+            prompts_apart=share,
+        )
+        self._take(output.logits[:, -1].repeat_interleave(repeats, dim=0))
+
+    def advance(self) -> None:
+        """One more token of every row."""
+        if self.replay is not None:
+            self.replay()
+            return
+        self._step()
+        if self.captures:  # what ran just now was the graph's warm-up and a token as well
+            self.replay = capture(self._step, self.base.name)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows only, in this order."""
+        self.replay = None  # it holds the memory that is let go here
+        self.where = self.where[rows]
+        rows = rows.to(self.base.device)
+        for name in ("u", "ended", "tokens", "logps", "last", "mask", "positions"):
+            setattr(self, name, getattr(self, name)[rows])
+        for layer in self.cache.layers:
+            assert isinstance(layer, FilledLayer)
+            layer.keep(rows)
+        if self.shared is not None:
+            self.prompt = self.prompt[rows]
+            self.shared.seat(self.prompt)
+
+    def write(self, tokens: Tensor, logps: Tensor) -> None:
+        """Write what was drawn to its responses' rows of [all responses, T]."""
+        tokens[self.where] = self.tokens.cpu()
+        logps[self.where] = self.logps.cpu()
+
+    def _step(self) -> None:
+        if self.shared is not None:  # every row's own positions are real, so there is nothing to mask
+            how: dict[str, Any] = {"attention_mask": no_mask(self.last), "shared_prompts": self.shared}
+        else:
+            how = {"attention_mask": self.mask[:, : self.cache.get_mask_sizes(1, 0)[0]]}
+        output = self.base.model(
+            input_ids=self.last.unsqueeze(1),
+            position_ids=self.positions.unsqueeze(1),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **how,
+        )
+        self.at += 1
+        self.positions += 1
+        self._take(output.logits[:, -1])
+
+    def _take(self, logits: Tensor) -> None:
+        chosen, logps = _draw(logits, self.u.index_select(1, self.drawn).squeeze(1), self.decoding)
+        self.last.copy_(chosen)
+        self.tokens.index_copy_(1, self.drawn, chosen.unsqueeze(1))
+        self.logps.index_copy_(1, self.drawn, logps.unsqueeze(1))
+        self.ended |= (chosen.unsqueeze(1) == self.eos).any(dim=1)
+        self.drawn += 1
 
 
 def _draw(logits: Tensor, u: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
     """The token at quantile u of each row, and its log-prob under the whole tempered distribution."""
     logits = logits.float()
+    if decoding.temperature not in (0.0, 1.0):
+        logits = logits / decoding.temperature
+    probs = logits.softmax(dim=-1)
     if decoding.temperature == 0:
         chosen = logits.argmax(dim=-1)
-        return chosen, torch.log_softmax(logits, dim=-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
-    logps = torch.log_softmax(logits / decoding.temperature, dim=-1)
-    probs = _truncate(logps, decoding).exp().double()
-    cumulative = probs.cumsum(dim=-1)
-    # The last entry stands for 1: scaling u by it keeps rounding from pointing past the end or at a cut token.
-    target = (u * cumulative[:, -1]).unsqueeze(1)
-    chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return chosen.squeeze(1), logps.gather(1, chosen).squeeze(1)
+    elif decoding.top_k or decoding.top_p < 1:
+        chosen = _invert(_truncate(logits.log_softmax(dim=-1), decoding).exp(), u)
+    else:
+        chosen = _invert(probs, u)
+    return chosen, probs.gather(1, chosen.unsqueeze(1)).squeeze(1).log()
+
+
+def _invert(weights_RV: Tensor, u_R: Tensor) -> Tensor:
+    """The entry of each row at which its running sum passes the share u of the whole; never one of weight zero.
+
+    Running sums are in double precision. Over a whole vocabulary they cost more than its softmax, so sums of blocks say
+    which block to look into.
+    """
+    width = weights_RV.shape[1]
+    if width <= BLOCK:
+        cumulative = weights_RV.double().cumsum(dim=1)
+        # The last entry stands for 1: scaling u by it keeps rounding from pointing past the end or at a cut token.
+        return _passes(cumulative, u_R * cumulative[:, -1])
+    blocks_RNB = pad(weights_RV, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums_RN = blocks_RNB.sum(dim=2).double()
+    cumulative = sums_RN.cumsum(dim=1)
+    target = u_R * cumulative[:, -1]
+    block_R = _passes(cumulative, target)
+    at = block_R.unsqueeze(1)
+    mine = sums_RN.gather(1, at).squeeze(1)
+    inside = (target - cumulative.gather(1, at).squeeze(1) + mine) / mine
+    entries_RB = blocks_RNB.gather(1, at.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
+    return block_R * BLOCK + _invert(entries_RB, inside.clamp(0, BELOW_ONE))
+
+
+def _passes(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first entry of each row above its target."""
+    return torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
 
 
 def _truncate(logps: Tensor, decoding: Decoding) -> Tensor:
@@ -214,18 +355,10 @@ def _truncate(logps: Tensor, decoding: Decoding) -> Tensor:
 
 
 def _compact(alive_KN: Tensor) -> Tensor | None:
-    """Rows to keep (equal blocks, each client's living rows first), or None while that would not halve the batch."""
+    """Rows to keep (equal blocks, each client's living rows first), or None while too many would stay."""
     clients, rows = alive_KN.shape
     most = int(alive_KN.sum(dim=1).max())
-    if most * 2 > rows:
+    if most > COMPACT_AT * rows:
         return None
     living_first = alive_KN.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return (living_first + torch.arange(clients).unsqueeze(1) * rows).flatten()
-
-
-def _response(base: Base, row: int, tokens: Tensor, logps: Tensor, lengths: Tensor, finished: Tensor) -> Response:
-    length = int(lengths[row])
-    ids = tokens[row, :length].tolist()
-    return Response(
-        token_ids=ids, logps=logps[row, :length].tolist(), text=base.decode(ids), finished=bool(finished[row])
-    )

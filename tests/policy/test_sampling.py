@@ -17,7 +17,7 @@ from fedrlvr.config import EngineConfig, SamplingConfig
 from fedrlvr.errors import DataError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import save_peft
-from fedrlvr.policy.sampler import Decoding, _compact, _draw, _truncate, left_pad, position_ids
+from fedrlvr.policy.sampler import BLOCK, Decoding, _compact, _draw, _invert, _truncate, left_pad, position_ids
 
 PROMPTS = ["1 + 1 =", "What is 12 + 345?", "A dose of 5 mg per kg for 20 kg is"]
 
@@ -171,6 +171,25 @@ def test_the_extremes_of_the_quantile_never_reach_a_cut_token() -> None:
     logits = torch.tensor([-50.0, 1.0, 2.0, -50.0]).expand(2, -1)
     u = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert _draw(logits, u, Decoding(1, 1, top_k=2))[0].tolist() == [1, 2]
+
+
+def test_blocks_invert_the_same_distribution() -> None:
+    # Wider than a block and no multiple of it, with cut entries; against one running sum over everything.
+    generator = torch.Generator().manual_seed(3)
+    rows, width = 4_000, 3 * BLOCK + 17
+    weights = torch.rand(1, width, generator=generator)
+    weights[:, :40] = 0
+    weights[:, BLOCK : 2 * BLOCK] = 0
+    weights[:, -5:] = 0
+    u = torch.rand(rows, generator=generator, dtype=torch.float64)
+    u[:2] = torch.tensor([0.0, 1 - 2**-53])
+    cumulative = weights[0].double().cumsum(0) / weights.double().sum()
+    chosen = _invert(weights.expand(rows, -1), u)
+    assert bool((weights[0, chosen] > 0).all())
+    assert chosen[:2].tolist() == [40, width - 6]
+    # Blocks are summed in single precision: the running sums agree to about 1e-6, so u must lie that near.
+    assert bool((u < cumulative[chosen] + 1e-6).all())
+    assert bool((u >= cumulative[chosen - 1] - 1e-6).all())
 
 
 def kept(decoding: Decoding, logits: Sequence[float]) -> list[int]:

@@ -1,8 +1,8 @@
 """Our losses against TRL's own `GRPOTrainer._compute_loss`: same model, same tensors, same loss, same gradient.
 
 The trainer is a real one. Each side makes its own log-probs of the same weights (TRL through its fused head, ours
-through the learner's forward pass), so what is compared is the whole way from tokens to gradient. Prompts are padded
-on the left and responses on the right, as both libraries do it.
+through the learner's forward pass, packed), so what is compared is the whole way from tokens to gradient. Logits are
+taken whole: the learner's chunked ones (tests/policy/test_logps.py) give the frozen head no gradient to compare.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from models import tiny_model
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from fedrlvr.config import ModelConfig
+from fedrlvr.config import EngineConfig, ModelConfig
 from fedrlvr.policy.base import Base, load_base
-from fedrlvr.policy.learner import MicroBatch, response_logps
+from fedrlvr.policy.batches import Pack, Row, micro_batches
+from fedrlvr.policy.forward import response_logps
 from fedrlvr.rl import LOSSES, policy_loss, ratio_sums
 
 TOLERANCE = 1e-5
@@ -89,18 +90,17 @@ def batch() -> dict[str, Tensor]:
     }
 
 
-def ours(base: Base, batch: dict[str, Tensor], behaviour: Tensor | None, temperature: float) -> Tensor:
-    return response_logps(
-        base,
-        MicroBatch(
-            ids=torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-            attention=torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-            mask_BT=batch["completion_mask"],
-            behaviour_BT=torch.empty(0) if behaviour is None else behaviour,
-            advantages_B=batch["advantages"],
-        ),
-        temperature,
+def ours(base: Base, batch: dict[str, Tensor], temperature: float) -> Tensor:
+    assert base.packs
+    sides = zip(
+        batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"], strict=True
     )
+    packs = [
+        Pack(0, prompt[real.bool()].tolist(), [Row(tokens[there.bool()].tolist(), [0.0] * int(there.sum()), 1.0)])
+        for prompt, real, tokens, there in sides
+    ]
+    (whole,) = micro_batches(packs, 1000, base.pad_id, base.device, packed=True, shared=True, by_length=False)
+    return response_logps(base, whole, temperature, EngineConfig(response_logits=False))
 
 
 def noisy(logps: Tensor, seed: int) -> Tensor:
@@ -116,7 +116,7 @@ def test_loss_and_gradient_are_those_of_trl(
     loss: Any, on_policy: bool, kl_beta: float, base: Base, trainer: Any, batch: dict[str, Tensor]
 ) -> None:
     base.model.requires_grad_(True).zero_grad()
-    logps = ours(base, batch, None, trainer.temperature)
+    logps = ours(base, batch, trainer.temperature)
     behaviour = logps.detach() if on_policy else noisy(logps, 4)
     reference = noisy(logps, 5)
 
@@ -154,7 +154,7 @@ def test_the_batch_has_tokens_on_both_sides_of_both_clip_bounds(
     base: Base, trainer: Any, batch: dict[str, Tensor]
 ) -> None:
     """Else the comparison above would say little about the clip. TRL's own clip metrics agree with ours."""
-    logps = ours(base, batch, None, trainer.temperature).detach()
+    logps = ours(base, batch, trainer.temperature).detach()
     behaviour, mask = noisy(logps, 4), batch["completion_mask"].bool()
     ratio = torch.exp(logps - behaviour)
     up = (batch["advantages"] > 0).unsqueeze(1) & mask

@@ -1,0 +1,63 @@
+"""Log-probs of response tokens from the last hidden states, a chunk of logits at a time.
+
+A token's log-prob depends on its own hidden state only, so its gradient with respect to that state,
+
+    d logp_n / d h_n = (W[y_n] - sum_v p_v W[v]) / temperature
+
+can be computed in the forward pass, while the chunk's probabilities are at hand, and multiplied by the incoming
+gradient in the backward pass: as many products as usual, and never more than one chunk of logits. The output head is
+frozen, so nothing else needs a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, heat: float, rows: int
+    ) -> Tensor:
+        logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        slope_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets_N), rows):
+            part = slice(start, start + rows)
+            logits_CV = torch.nn.functional.linear(hidden_ND[part].to(weight_VD.dtype), weight_VD, bias_V).float()
+            if heat != 1.0:
+                logits_CV /= heat
+            logits_CV -= logits_CV.logsumexp(dim=1, keepdim=True)
+            each_C, targets_C = torch.arange(len(logits_CV), device=logits_CV.device), targets_N[part]
+            logps_N[part] = logits_CV[each_C, targets_C]
+            if slope_ND is not None:
+                probs_CV = logits_CV.exp_()
+                probs_CV[each_C, targets_C] -= 1.0
+                slope_ND[part] = (probs_CV.to(weight_VD.dtype) @ weight_VD).to(slope_ND.dtype) * (-1.0 / heat)
+        if slope_ND is not None:
+            ctx.save_for_backward(slope_ND)
+        return logps_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (slope_ND,) = ctx.saved_tensors
+        return slope_ND * grads[0].unsqueeze(1).to(slope_ND.dtype), None, None, None, None, None
+
+
+def token_logps(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    logits_at_once: int = 1 << 24,
+) -> Tensor:
+    """Log-probs [N] of the targets under softmax((W h + b) / temperature), with a gradient for `hidden_ND` alone.
+
+    logits_at_once: most entries of [tokens, V] held at a time; at least one token's.
+    """
+    rows = max(1, logits_at_once // weight_VD.shape[0])
+    return _TokenLogps.apply(hidden_ND, targets_N, weight_VD, bias_V, temperature, rows)

@@ -1,0 +1,131 @@
+"""Each of the engine's savings in training, turned off alone: the same gradient, the same numbers.
+
+Tolerance: 1e-5 of the largest entry of a factor's gradient (float32; the same terms are added in another order). The
+switches of sampling are in test_decode.py, `cohort` in tests/federation/test_sweep.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import KINDS, group_of, moved_adapter, tiny_cohort
+
+from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.forward import heads_apart
+from fedrlvr.policy.learner import StepStats
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.rl import Group
+
+SAMPLING = SamplingConfig(group_size=4, max_new_tokens=10, temperature=0.8)
+PROMPTS = {
+    "a": ["1 + 1 =", "What is 12 + 345?", "x"],
+    "b": ["A dose of 5 mg per kg for 20 kg?"],
+    "c": ["9 - 4", "60 / 5"],
+}
+ADVANTAGES = [[1.5, -1.0, 0.0, -0.5], [0.0, 0.0, 0.0, 0.0], [0.7, 0.4, -1.1, 0.2]]
+OFF: list[dict[str, Any]] = [
+    {"skip_zero_advantage": False},
+    {"shared_prefix": False},
+    {"response_logits": False},
+    {"by_length": False},
+    {"logits_at_once": 150},  # one token at a time
+    {"micro_batch_tokens": 40},
+    {"shared_prefix": False, "response_logits": False, "by_length": False, "skip_zero_advantage": False},
+]
+
+
+def step(directory: Path, engine: EngineConfig, lora: LoraConfig | None = None) -> tuple[Cohort, dict[str, StepStats]]:
+    """Three clients, one of them without any gradient in one of its groups, one step on another policy's samples."""
+    cohort = tiny_cohort(directory, lora)
+    ids = {client: [cohort.base.encode(prompt) for prompt in prompts] for client, prompts in PROMPTS.items()}
+    cohort.seat({client: moved_adapter(cohort, 2 + i, std=0.15) for i, client in enumerate(PROMPTS)})
+    drawn = cohort.sample(ids, Decoding.of(SAMPLING), {"a": 3, "b": 4, "c": 5})
+    groups: dict[str, list[Group]] = {
+        client: [group_of(*parts) for parts in zip(ids[client], drawn[client], ADVANTAGES, strict=False)]
+        for client in PROMPTS
+    }
+    cohort.engine = engine
+    cohort.seat({client: moved_adapter(cohort, 2 + i) for i, client in enumerate(PROMPTS)})
+    cohort.begin_training(TrainConfig(max_grad_norm=1e9), SAMPLING)
+    return cohort, cohort.learn(groups, dict.fromkeys(PROMPTS, 0.0))
+
+
+def gradients(cohort: Cohort) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in cohort.stack.parameters() if parameter.grad is not None]
+
+
+def assert_same(off: tuple[Cohort, dict[str, StepStats]], on: tuple[Cohort, dict[str, StepStats]]) -> None:
+    assert len(gradients(on[0])) == len(gradients(off[0])) > 0
+    for mine, theirs in zip(gradients(off[0]), gradients(on[0]), strict=True):
+        assert float(theirs.abs().max()) > 0
+        assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+    for client in PROMPTS:
+        mine_stats, stats = vars(off[1][client]), vars(on[1][client])
+        trained = ("tokens_trained", "ratio_mean", "clip_fraction", "ratio_max")  # of more tokens, nothing skipped
+        for name, value in stats.items():
+            if mine_stats["tokens_trained"] == stats["tokens_trained"] or name not in trained:
+                assert mine_stats[name] == pytest.approx(value, rel=2e-5, abs=1e-6), (client, name)
+
+
+@pytest.mark.parametrize("off", OFF, ids=lambda off: "-".join(off))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saving_turned_off_changes_no_gradient(
+    kind: str, off: dict[str, Any], model_of: Callable[[str], Path]
+) -> None:
+    assert_same(step(model_of(kind), EngineConfig(**off)), step(model_of(kind), EngineConfig()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
+def test_these_share_prompts_and_make_logits_in_chunks(kind: str, model_of: Callable[[str], Path]) -> None:
+    """Else the test above would compare a path with itself."""
+    base = tiny_cohort(model_of(kind)).base
+    assert base.packs
+    assert heads_apart(base)
+
+
+def test_a_model_that_caps_its_logits_and_scores_keeps_its_own_ways(model_of: Callable[[str], Path]) -> None:
+    base = tiny_cohort(model_of("gemma2")).base
+    assert not base.packs
+    assert not base.plain_head
+
+
+def test_an_adapted_head_is_not_taken_for_a_frozen_one(model_of: Callable[[str], Path]) -> None:
+    lora = LoraConfig(rank=4, targets=["q_proj", "lm_head"])
+    on = step(model_of("llama"), EngineConfig(), lora)
+    assert not heads_apart(on[0].base)
+    assert_same(step(model_of("llama"), EngineConfig(response_logits=False, shared_prefix=False), lora), on)
+
+
+def test_rescored_log_probs_are_those_of_sampling(llama: Path) -> None:
+    """`sampled_logps` off asks a training pass instead. Tolerance 1e-5."""
+    cohort = tiny_cohort(llama)
+    ids = {client: [cohort.base.encode(prompt) for prompt in prompts] for client, prompts in PROMPTS.items()}
+    cohort.seat({client: moved_adapter(cohort, 2 + i) for i, client in enumerate(PROMPTS)})
+    cohort.begin_training(TrainConfig(), SAMPLING)
+    drawn = cohort.sample(ids, Decoding.of(SAMPLING), {"a": 3, "b": 4, "c": 5})
+    before = [[list(r.logps) for r in group] for client in PROMPTS for group in drawn[client]]
+    for client in PROMPTS:
+        for group in drawn[client]:
+            for response in group:
+                response.logps = [0.0] * len(response.token_ids)
+    cohort.rescore(ids, drawn)
+    after = [[list(r.logps) for r in group] for client in PROMPTS for group in drawn[client]]
+    for one, other in zip(before, after, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def test_autocast_computes_in_bfloat16_and_stays_near(llama: Path) -> None:
+    """Adapters and gradients stay float32 and point where the exact ones do: bfloat16 has eight bits."""
+    exact, rounded = step(llama, EngineConfig(autocast="off")), step(llama, EngineConfig(autocast="bfloat16"))
+    differs = False
+    for mine, theirs in zip(gradients(rounded[0]), gradients(exact[0]), strict=True):
+        assert mine.dtype == torch.float32
+        assert float(torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0)) > 0.95
+        differs = differs or not torch.equal(mine, theirs)
+    assert differs
