@@ -1,10 +1,11 @@
-"""The command line: run | eval | tasks | validate | export | doctor.
+"""The command line: run | sweep | eval | tasks | validate | export | doctor.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -50,6 +51,43 @@ def run(
     observer = progress(quiet=quiet)
     result = local.run(settings, observer=observer) if resume is None else local.resume(resume, observer=observer)
     final_table(result.records, result.config, result.directory)
+
+
+@app.command()
+def sweep(
+    config: ConfigPath = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each arm: run.seed, run.seed + 1, ...")] = 5,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECTION.KEY=VALUE,VALUE", help="A setting and its values; may be repeated."),
+    ] = None,
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where all runs lie; with an earlier sweep's the sweep goes on.")
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="One federation after another, for comparison or where memory is short.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="One line a round of each federation instead of live progress.")] = False,
+) -> None:
+    """Run a federation for every combination of settings and every seed, all as rows of one cohort."""
+    from fedrlvr.federation.plan import plan
+
+    planned = plan(config or EMBEDDED, overrides or (), vary or (), seeds=seeds, directory=directory)
+    from fedrlvr.federation import sweep as engine
+    from fedrlvr.reporting.sweepprogress import sweep_progress
+    from fedrlvr.reporting.sweeptable import show_sweep
+
+    told = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
+    for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
+        for value in values or ():
+            told += [option, str(value)]
+    command = shlex.join([*told, *["--apart"] * apart])
+    result = engine.sweep(planned, command=command, apart=apart, observer=sweep_progress(quiet=quiet))
+    if any(line.seeds for line in result.lines):
+        show_sweep(result.lines, planned.seeds)
+        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+    result.check()
 
 
 @app.command(name="eval")
@@ -168,7 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"error: {error}", debug, 1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of an interrupt, without a word
-            _fail("interrupted; finished rounds are kept: go on with fedrlvr run --resume DIRECTORY", debug, 130)
+            kept = "finished rounds are kept: go on with fedrlvr run --resume DIRECTORY"
+            _fail(f"interrupted; {kept} (a sweep: the same command with --directory DIRECTORY)", debug, 130)
         raise
     except Exception as error:  # a bug of ours: say so in one line, and how to see where
         _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)

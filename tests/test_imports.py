@@ -196,6 +196,8 @@ def test_help_is_light() -> None:
         (("run", "--set", "train.ronuds=3"), "train.rounds"),
         (("run", "no-such-file.toml"), "there is no such file"),
         (("run", "--set", "sampling.group_size=1"), "sampling.group_size"),
+        (("sweep", "--vary", "train.ronuds=1,2"), "train.rounds"),
+        (("sweep", "--vary", "train.rounds=1,0"), "train.rounds"),
     ],
 )
 def test_a_mistake_in_the_config_is_answered_without_loading_anything_heavy(

@@ -1,14 +1,15 @@
 """Client code: what an organisation does with the messages it gets, written for a cohort of K.
 
-A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once. What a client must
-remember between messages (cursor, steps done, optimizer moments, its own adapter in the arm `local`) lives in Flower's
-`context.state` and never in a message.
+A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once, and a sweep those of
+several federations, which share a cohort and nothing else. What a client must remember between messages (cursor, steps
+done, optimizer moments, its own adapter in the arm `local`) lives in Flower's `context.state` and never in a message.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,18 +80,63 @@ class Site:
         return drawn
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A message at its client: what is asked, and of whom.
+
+    app: the client code of the client's federation.
+    context: the client's own memory.
+    """
+
+    app: CohortApp
+    message: Message
+    context: Context
+    request: TrainRequest | EvaluateRequest
+
+    @property
+    def site(self) -> Site:
+        """Who is asked."""
+        return self.app.sites[self.message.metadata.dst_node_id]
+
+    @property
+    def row(self) -> str:
+        """The client's name in the cohort, where clients of several federations may sit."""
+        return f"{self.app.federation}/{self.site.name}" if self.app.federation else self.site.name
+
+
+def batches(asked: Sequence[Asked], *, together: bool = True) -> list[list[Asked]]:
+    """What can be computed at once: messages that ask the same of different clients, whatever their seeds and rounds.
+
+    together: off makes batches of one, in order.
+    """
+    if not together:
+        return [[one] for one in asked]
+    found: dict[tuple[Request, int], list[Asked]] = {}
+    before: Counter[tuple[Request, str]] = Counter()
+    for one in asked:
+        # Each client's own round, seed and adapter are its row's; nothing else may differ within a batch.
+        same = one.request.model_copy(update={"round": 0, "seed": 0, "own_adapter": False})
+        found.setdefault((same, before[same, one.row]), []).append(one)
+        before[same, one.row] += 1
+    return list(found.values())
+
+
 class CohortApp:
-    """Answers `train` and `evaluate` messages for the sites of this process, all of one kind at once.
+    """Answers `train` and `evaluate` messages for one federation's sites in this process, all of one kind at once.
 
     sites: by Flower node id.
     initial: the adapter a client without one starts from; others are checked against its names and shapes.
+    federation: tells its clients from those of other federations on the same cohort; "" if there are none.
     """
 
-    def __init__(self, cohort: Cohort, sites: Mapping[int, Site], initial: Adapter, observer: Observer) -> None:
+    def __init__(
+        self, cohort: Cohort, sites: Mapping[int, Site], initial: Adapter, observer: Observer, federation: str = ""
+    ) -> None:
         self.cohort = cohort
         self.sites = sites
         self.initial = initial
         self.observer = observer
+        self.federation = federation
 
     def __call__(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """One reply per message, in order. Messages that ask the same are computed together.
@@ -98,70 +144,86 @@ class CohortApp:
         Raises:
             MessageError: a message this client does not know, or cannot read.
         """
-        replies: dict[int, Message] = {}
-        batches: dict[TrainRequest | EvaluateRequest, list[int]] = {}
-        for i, message in enumerate(messages):
-            kinds: dict[str, type[TrainRequest] | type[EvaluateRequest]] = {
-                "train": TrainRequest,
-                "evaluate": EvaluateRequest,
-            }
+        asked = self.read(messages, contexts)
+        replies: dict[Asked, Message] = {}
+        for batch in batches(asked, together=self.cohort.engine.cohort):
+            replies.update(zip(batch, self.compute(batch), strict=True))
+        return [replies[one] for one in asked]
+
+    def read(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Asked]:
+        """What these messages ask.
+
+        Raises:
+            MessageError: as `__call__`.
+        """
+        kinds: dict[str, type[TrainRequest] | type[EvaluateRequest]] = {
+            "train": TrainRequest,
+            "evaluate": EvaluateRequest,
+        }
+        asked = []
+        for message, context in zip(messages, contexts, strict=True):
             kind = kinds.get(message.metadata.message_type)
             if kind is None:
                 raise MessageError(f"this client does not answer messages of type {message.metadata.message_type!r}")
-            batches.setdefault(read_request(message, kind), []).append(i)
-        for request, indices in batches.items():
-            mine = [messages[i] for i in indices]
-            theirs = {self.sites[m.metadata.dst_node_id].name: contexts[i] for i, m in zip(indices, mine, strict=True)}
-            if isinstance(request, TrainRequest):
-                answers = self._train(request, mine, theirs)
-            else:
-                answers = self._evaluate(request, mine, theirs)
-            for i, answer in zip(indices, answers, strict=True):
-                replies[i] = Message(answer, reply_to=messages[i])
-        return [replies[i] for i in range(len(messages))]
+            asked.append(Asked(self, message, context, read_request(message, kind)))
+        return asked
 
-    def _seat(self, request: Request, messages: Sequence[Message], contexts: Mapping[str, Context]) -> dict[str, Site]:
-        sites = {self.sites[m.metadata.dst_node_id].name: self.sites[m.metadata.dst_node_id] for m in messages}
+    def compute(self, batch: Sequence[Asked]) -> list[Message]:
+        """Replies to one batch of `batches`, which may hold messages of other federations on the same cohort.
+
+        A client's memory changes only after everything was computed, so a batch that fails can be computed again.
+        """
+        clients = {one.row: one for one in batch}
+        request = batch[0].request
+        if isinstance(request, TrainRequest):
+            answers = self._train(request, clients)
+        else:
+            answers = self._evaluate(request, clients)
+        return [Message(answer, reply_to=one.message) for one, answer in zip(batch, answers, strict=True)]
+
+    def _seat(self, clients: Mapping[str, Asked]) -> None:
         adapters = {}
-        for message, name in zip(messages, sites, strict=True):
-            if request.own_adapter:
-                arrays = contexts[name].state.get(OWN_ADAPTER)
+        for row, one in clients.items():
+            name, round_ = one.site.name, one.request.round
+            if one.request.own_adapter:
+                arrays = one.context.state.get(OWN_ADAPTER)
             else:
-                arrays = message.content.array_records.get(ARRAYS)
+                arrays = one.message.content.array_records.get(ARRAYS)
                 if arrays is None:
-                    raise MessageError(f"{name}: round {request.round}: a request without an adapter")
-            adapters[name] = (
-                arrays_to_adapter(arrays, self.initial, whose=f"the adapter sent to {name} in round {request.round}")
+                    raise MessageError(f"{name}: round {round_}: a request without an adapter")
+            adapters[row] = (
+                arrays_to_adapter(arrays, one.app.initial, whose=f"the adapter sent to {name} in round {round_}")
                 if isinstance(arrays, ArrayRecord)
-                else self.initial
+                else one.app.initial
             )
         self.cohort.seat(adapters)
-        return sites
 
-    def _train(
-        self, request: TrainRequest, messages: Sequence[Message], contexts: Mapping[str, Context]
-    ) -> list[RecordDict]:
-        sites = self._seat(request, messages, contexts)
+    def _train(self, request: TrainRequest, clients: Mapping[str, Asked]) -> list[RecordDict]:
+        """request: stands for all in what a batch has in common; round, seed and adapter are each client's own."""
+        self._seat(clients)
         keep = request.train.optimizer_state == "keep"
-        moments = {n: _load_moments(contexts[n]) for n in sites if keep and MOMENTS in contexts[n].state}
-        self.cohort.begin_training(request.train, request.sampling, moments)
+        kept = {row: one.context for row, one in clients.items() if keep and MOMENTS in one.context.state}
+        self.cohort.begin_training(
+            request.train, request.sampling, {row: _load_moments(context) for row, context in kept.items()}
+        )
         supervision = TrueLabels()
-        metrics = {name: StepMetrics() for name in sites}
-        memory = {name: _Memory.of(contexts[name]) for name in sites}
+        metrics = {row: StepMetrics() for row in clients}
+        memory = {row: _Memory.of(one.context) for row, one in clients.items()}
         for step in range(request.steps):
-            self._local_step(request, step, sites, memory, supervision, metrics)
+            self._local_step(request, step, clients, memory, supervision, metrics)
         answers = []
         adapters = self.cohort.adapters()
         all_moments = self.cohort.moments() if keep else {}
-        for name, site in sites.items():
-            memory[name].store(contexts[name])
+        for row, one in clients.items():
+            state = one.context.state
+            memory[row].store(one.context)
             if keep:
-                contexts[name].state[MOMENTS] = ArrayRecord(all_moments[name])
-            numbers = {"num-examples": len(site.train), **metrics[name].summary()}
+                state[MOMENTS] = ArrayRecord(all_moments[row])
+            numbers = {"num-examples": len(one.site.train), **metrics[row].summary()}
             answer = RecordDict({METRICS: metrics_record(numbers)})
-            arrays = adapter_to_arrays(adapters[name])
-            if request.own_adapter:
-                contexts[name].state[OWN_ADAPTER] = arrays
+            arrays = adapter_to_arrays(adapters[row])
+            if one.request.own_adapter:
+                state[OWN_ADAPTER] = arrays
             else:
                 answer[ARRAYS] = arrays
             answers.append(answer)
@@ -171,7 +233,7 @@ class CohortApp:
         self,
         request: TrainRequest,
         step: int,
-        sites: Mapping[str, Site],
+        clients: Mapping[str, Asked],
         memory: Mapping[str, _Memory],
         supervision: Supervision,
         metrics: Mapping[str, StepMetrics],
@@ -179,47 +241,50 @@ class CohortApp:
         """One local step of every client: draw, sample, grade and supervise, learn."""
         started = time.perf_counter()
         count = request.train.problems_per_step
-        problems = {n: s.draw(memory[n].cursor, count, request.seed) for n, s in sites.items()}
-        prompts = {n: [self.cohort.base.encode(p.prompt, sites[n].instruction) for p in problems[n]] for n in sites}
-        seeds = {n: stream(request.seed, n, "sample", request.round, step) for n in sites}
+        problems = {n: one.site.draw(memory[n].cursor, count, one.request.seed) for n, one in clients.items()}
+        prompts = {n: _encode(self.cohort, one.site, problems[n]) for n, one in clients.items()}
+        # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
+        seeds = {
+            n: stream(one.request.seed, one.site.name, "sample", one.request.round, step) for n, one in clients.items()
+        }
         drawn = self.cohort.sample(prompts, Decoding.of(request.sampling), seeds)
+        if not self.cohort.engine.sampled_logps:
+            self.cohort.rescore(prompts, drawn)
         sampled = time.perf_counter()
         groups = {
             n: [
-                self._group(sites[n], supervision, *item)
+                self._group(one.site, supervision, *item)
                 for item in zip(problems[n], prompts[n], drawn[n], strict=True)
             ]
-            for n in sites
+            for n, one in clients.items()
         }
-        for name in sites:
+        for name in clients:
             assign_advantages(groups[name], scale_by_std=request.train.scale_by_std)
         graded = time.perf_counter()
         if step + 1 == request.steps:
             for name, value in self.cohort.kl_to_base(groups).items():
                 metrics[name].kl = value
-        rates = {n: learning_rate(request.train, memory[n].steps) for n in sites}
+        rates = {n: learning_rate(request.train, memory[n].steps) for n in clients}
         for _ in range(request.train.updates_per_batch):
             stats = self.cohort.learn(groups, rates)
-            for name in sites:
+            for name in clients:
                 metrics[name].learned(stats[name])
         learned = time.perf_counter()
-        for name in sites:
+        for name in clients:
             memory[name].cursor += count
             memory[name].steps += 1
             metrics[name].sampled(groups[name])
             # A cohort's time is everybody's: each client is told its equal share.
             metrics[name].took(
-                sample=(sampled - started) / len(sites),
-                grade=(graded - sampled) / len(sites),
-                train=(learned - graded) / len(sites),
+                sample=(sampled - started) / len(clients),
+                grade=(graded - sampled) / len(clients),
+                train=(learned - graded) / len(clients),
             )
-        self.observer.step(
-            request.round,
-            step + 1,
-            request.steps,
-            {name: metrics[name].last_reward for name in sites},
-            sum(metrics[name].last_tokens for name in sites),
-        )
+        for app, mine in _by_federation(clients).items():
+            rewards = {one.site.name: metrics[n].last_reward for n, one in mine.items()}
+            tokens = sum(metrics[n].last_tokens for n in mine)
+            round_ = next(iter(mine.values())).request.round
+            app.observer.step(round_, step + 1, request.steps, rewards, tokens)
 
     def _group(
         self,
@@ -236,27 +301,38 @@ class CohortApp:
         group.multiplier = verdict.multiplier
         return group
 
-    def _evaluate(
-        self, request: EvaluateRequest, messages: Sequence[Message], contexts: Mapping[str, Context]
-    ) -> list[RecordDict]:
+    def _evaluate(self, request: EvaluateRequest, clients: Mapping[str, Asked]) -> list[RecordDict]:
         started = time.perf_counter()
-        sites = self._seat(request, messages, contexts)
+        self._seat(clients)
         decoding = Decoding(
             responses=request.evaluate.samples,
             max_new_tokens=request.sampling.max_new_tokens,
             temperature=request.evaluate.temperature,
         )
-        prompts = {n: [self.cohort.base.encode(p.prompt, s.instruction) for p in s.test] for n, s in sites.items()}
+        prompts = {n: _encode(self.cohort, one.site, one.site.test) for n, one in clients.items()}
         # One stream for every evaluation: before and after are compared on the same random numbers.
-        seeds = {n: stream(request.seed, n, "evaluate") for n in sites}
+        seeds = {n: stream(one.request.seed, one.site.name, "evaluate") for n, one in clients.items()}
         drawn = self.cohort.sample(prompts, decoding, seeds)
-        scores = {name: _scores(site, drawn[name]) for name, site in sites.items()}
-        seconds = (time.perf_counter() - started) / len(sites)
-        self.observer.evaluated(request.round, sum(len(site.test) for site in sites.values()))
+        scores = {n: _scores(one.site, drawn[n]) for n, one in clients.items()}
+        seconds = (time.perf_counter() - started) / len(clients)
+        for app, mine in _by_federation(clients).items():
+            round_ = next(iter(mine.values())).request.round
+            app.observer.evaluated(round_, sum(len(one.site.test) for one in mine.values()))
         return [
-            scores_content(scores[n], {"num-examples": len(s.test), "seconds_evaluate": seconds})
-            for n, s in sites.items()
+            scores_content(scores[n], {"num-examples": len(one.site.test), "seconds_evaluate": seconds})
+            for n, one in clients.items()
         ]
+
+
+def _encode(cohort: Cohort, site: Site, problems: Sequence[Problem]) -> list[list[int]]:
+    return [cohort.base.encode(problem.prompt, site.instruction) for problem in problems]
+
+
+def _by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Asked]]:
+    found: dict[CohortApp, dict[str, Asked]] = {}
+    for row, one in clients.items():
+        found.setdefault(one.app, {})[row] = one
+    return found
 
 
 @dataclass

@@ -19,7 +19,7 @@ from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
 from fedrlvr.federation.client import OWN_ADAPTER, CohortApp
-from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
+from fedrlvr.federation.localgrid import RUN_ID, Handler, LocalGrid
 from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.record import RunLog, read_metrics
 from fedrlvr.federation.sites import deal, fit_prompts
@@ -52,11 +52,7 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
     directory = config.run.directory or _new_directory(config.run.name)
     if (directory / "config.json").exists():
         raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
-    # Written down, because the number of threads decides how sums are rounded, and a resumed run must round alike.
-    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here()})
-    where = config.run.model_copy(update={"directory": directory})
-    config = config.model_copy(update={"run": where, "engine": engine})
-    return _Run(config, directory, observer or Observer()).go(resume=False)
+    return _alone(settled(config, directory), directory, observer, resume=False)
 
 
 def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
@@ -67,28 +63,64 @@ def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
         CheckpointError: a checkpoint or memory is missing or damaged.
         FedrlvrError: as `run`.
     """
-    config = load_resolved(directory / "config.json")
-    return _Run(config, directory, observer or Observer()).go(resume=True)
+    return _alone(load_resolved(directory / "config.json"), directory, observer, resume=True)
 
 
-class _Run:
-    """What a run is made of, put together."""
+def settled(config: Config, directory: Path) -> Config:
+    """The config with what is settled when a run starts, as it is written down: its directory and threads."""
+    # The number of threads decides how sums are rounded, and a resumed run must round alike.
+    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here()})
+    where = config.run.model_copy(update={"directory": directory})
+    return config.model_copy(update={"run": where, "engine": engine})
 
-    def __init__(self, config: Config, directory: Path, observer: Observer) -> None:
+
+def new_cohort(config: Config) -> Cohort:
+    """The base model and the cohort that sits on it, unchecked (`Federation.self_check`); sets torch's threads.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    torch.set_num_threads(config.engine.threads or threads_here())
+    return Cohort(load_base(config.model), config.lora, config.engine)
+
+
+def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
+    federation = Federation(config, directory, new_cohort(config), observer or Observer())
+    federation.self_check()
+    return federation.go(resume=resume)
+
+
+class Federation:
+    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep)."""
+
+    def __init__(self, config: Config, directory: Path, cohort: Cohort, observer: Observer, name: str = "") -> None:
         self.config = config
         self.directory = directory
+        self.cohort = cohort
         self.observer = observer
-        torch.set_num_threads(config.engine.threads or threads_here())
-        base = load_base(config.model)
-        self.dealt = fit_prompts(deal(config), base, config)
-        self.cohort = Cohort(base, config.lora, config.engine)
-        first = self.dealt.sites[0]
-        self.cohort.self_check(base.encode(first.train[0].prompt, first.instruction), config.run.seed)
-        self.initial = self.cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+        self.dealt = fit_prompts(deal(config), cohort.base, config)
+        self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
         self.checkpoints = Checkpoints(directory, config.run.keep_checkpoints)
+        sites = dict(enumerate(self.dealt.sites, start=1))
+        self.names = {node: site.name for node, site in sites.items()}
+        self.app = CohortApp(cohort, sites, self.initial, observer, name)
 
-    def go(self, *, resume: bool) -> RunResult:
-        names = {node: site.name for node, site in enumerate(self.dealt.sites, start=1)}
+    def self_check(self) -> None:
+        """Assert that adapters reach the sampler, on a problem of the first site; once for each cohort.
+
+        Raises:
+            ModelError: as `Cohort.self_check`.
+        """
+        first = self.dealt.sites[0]
+        prompt = self.cohort.base.encode(first.train[0].prompt, first.instruction)
+        self.cohort.self_check(prompt, self.config.run.seed)
+
+    def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
+        """All rounds that are not done, and the result.
+
+        handler: what answers the messages; None is this federation's own client code.
+        """
+        names = self.names
         first_round, adapter = 0, self.initial
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in names}
         checkpoint = self.checkpoints.load() if resume else None
@@ -105,12 +137,10 @@ class _Run:
             log.rewind(checkpoint.round)
         elif (self.directory / "metrics.jsonl").exists():
             atomic_text(self.directory / "metrics.jsonl", "")
-        sites = dict(zip(names, self.dealt.sites, strict=True))
-        app = CohortApp(self.cohort, sites, self.initial, self.observer)
         strategy = FederatedRLVR(self._effective(), names, adapter, self.observer)
         self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:
-            adapter = strategy.start(LocalGrid(app, contexts), log, first_round=first_round)
+            adapter = strategy.start(LocalGrid(handler or self.app, contexts), log, first_round=first_round)
         finally:
             tracker.close()
             self.observer.close()

@@ -107,7 +107,7 @@ def test_doctor_looks_at_this_machine(fedrlvr: Command) -> None:
 def test_help_names_every_command_and_a_wrong_one_is_told(fedrlvr: Command) -> None:
     said = fedrlvr("--help")
     assert said.code == 0
-    for word in ("run", "eval", "tasks", "validate", "export", "doctor", "--debug"):
+    for word in ("run", "sweep", "eval", "tasks", "validate", "export", "doctor", "--debug"):
         assert word in said.out
     wrong = fedrlvr("trian")
     assert wrong.code == 2

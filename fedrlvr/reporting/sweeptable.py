@@ -1,0 +1,207 @@
+"""The table of a sweep: for each arm the mean over seeds and its 95 % interval, in a terminal, in Markdown and in JSON.
+
+The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n seeds and t the 97.5 %
+quantile for n - 1 degrees of freedom. It says how far another set of seeds might lead, on the same held-out problems.
+Arms are compared seed by seed: the interval of a difference is that of the n differences to the first arm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedrlvr.reporting import units
+from fedrlvr.reporting.scores import evaluations, totals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 112
+"""Columns of a terminal from which on intervals stand beside their means, not below."""
+_ARM = 16
+"""Columns that an arm's name gets however narrow the terminal is."""
+_ONE_SEED = "One seed: no interval."
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A number over seeds: its mean, half of its 95 % interval (None with one seed), and each seed's own."""
+
+    mean: float
+    half: float | None
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmLine:
+    """What an arm came to. None where nothing was evaluated or, for `minus_first`, in the first arm itself.
+
+    settings: the varied keys and their values. seeds: those that finished. before, after: pass@1, the mean over
+    sources. minus_first: `after` minus that of the first arm, on the seeds both have. tokens_sampled: by all clients.
+    bytes_up: mean of the clients.
+    """
+
+    name: str
+    settings: dict[str, str]
+    seeds: list[int]
+    before: Spread | None
+    after: Spread | None
+    minus_first: Spread | None
+    tokens_sampled: Spread | None
+    bytes_up: Spread | None
+
+
+def t95(freedom: int) -> float:
+    """The t with 95 % of Student's distribution between -t and t, for so many degrees of freedom.
+
+    From the finite series for P(|T| < t) (Abramowitz and Stegun 26.7.3 and 26.7.4), by bisection.
+
+    Raises:
+        ValueError: less than one degree of freedom.
+    """
+    if freedom < 1:
+        raise ValueError("Student's distribution needs at least one degree of freedom")
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < 0.95:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def spread(by_seed: Mapping[int, float]) -> Spread | None:
+    """Mean and interval over seeds; None without any."""
+    if not by_seed:
+        return None
+    values = list(by_seed.values())
+    half = None
+    if len(values) > 1:
+        half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Spread(statistics.fmean(values), half, dict(by_seed))
+
+
+def tabulate(
+    arms: Sequence[tuple[str, dict[str, str]]], records: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+) -> list[ArmLine]:
+    """A line for each arm.
+
+    arms: name and settings. records: by arm and seed the lines of metrics.jsonl of each finished federation.
+    """
+    lines: list[ArmLine] = []
+    first: dict[int, float] = {}
+    for name, settings in arms:
+        own = {seed: found for (arm, seed), found in records.items() if arm == name}
+        scores = {seed: evaluations(found) for seed, found in own.items()}
+        sums = {seed: totals(found) for seed, found in own.items()}
+        before = {seed: found[0][0].mean for seed, found in scores.items() if 0 in found}
+        after = {seed: found[max(found)][0].mean for seed, found in scores.items() if max(found, default=0) > 0}
+        gaps = {seed: value - first[seed] for seed, value in after.items() if seed in first} if lines else {}
+        if not lines:
+            first = after
+        tokens = {seed: float(total.tokens_sampled) for seed, total in sums.items()}
+        up = {seed: statistics.fmean(total.bytes_up.values()) for seed, total in sums.items() if total.bytes_up}
+        numbers = (spread(part) for part in (before, after, gaps, tokens, up))
+        lines.append(ArmLine(name, settings, sorted(own), *numbers))
+    return lines
+
+
+def to_json(lines: Sequence[ArmLine], about: Mapping[str, Any], failed: Mapping[str, str]) -> str:
+    """Everything, with each seed's own numbers.
+
+    about: how the sweep was made. failed: by federation, why.
+    """
+    tree = {**about, "arms": [asdict(line) for line in lines], "failed": dict(failed)}
+    return json.dumps(tree, indent=1) + "\n"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+_COLUMNS: tuple[tuple[str, Callable[[ArmLine], Spread | None], Callable[[float], str]], ...] = (
+    ("before, %", lambda line: line.before, _percent),
+    ("after, %", lambda line: line.after, _percent),
+    ("minus the first, points", lambda line: line.minus_first, units.signed),
+    ("tokens sampled", lambda line: line.tokens_sampled, units.count),
+    ("bytes up, a client", lambda line: line.bytes_up, units.size),
+)
+"""Title, number, how it is written."""
+
+
+def _cells(line: ArmLine, between: str = " ") -> list[str]:
+    cells = []
+    for _, get, write in _COLUMNS:
+        value = get(line)
+        if value is None:
+            cells.append("")
+        elif value.half is None:
+            cells.append(write(value.mean))
+        else:
+            cells.append(f"{write(value.mean)}{between}± {write(value.half).lstrip('+')}")
+    return cells
+
+
+def to_markdown(lines: Sequence[ArmLine], about: Mapping[str, Any]) -> str:
+    """The table with a paragraph that says how it was made."""
+    titles = ["arm", "seeds", *(title for title, *_ in _COLUMNS)]
+    rows = [[line.name, str(len(line.seeds)), *_cells(line)] for line in lines]
+    return "\n".join(
+        [
+            f"`{about['command']}`, {about['date']}, {about['machine']}, fedrlvr {about['fedrlvr']}.",
+            _explained(lines, about["seeds"]),
+            "",
+            *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)),
+            "",
+        ]
+    )
+
+
+def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
+    which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+    many = any(len(line.seeds) > 1 for line in lines)
+    interval = "Mean and 95 % interval over seeds (Student's t); arms are compared seed by seed." if many else _ONE_SEED
+    return f"{which}. pass@1 on the held-out problems, mean over families. {interval}"
+
+
+def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:
+    """Print the table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    table = Table(
+        title="arms of the sweep",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
+    table.add_column("arm", min_width=min(_ARM, max(len(line.name) for line in lines)))
+    between = " " if console.width >= _WIDE else "\n"
+    for title in ("n", *(title for title, *_ in _COLUMNS)):
+        table.add_column(title.replace(" ", between), justify="right")
+    for line in lines:
+        cells = [Text(cell, no_wrap=True) for cell in _cells(line, between)]
+        table.add_row(Text(line.name, overflow="fold"), str(len(line.seeds)), *cells)
+    console.print()
+    console.print(table)
+    console.print(_explained(lines, seeds), highlight=False)
