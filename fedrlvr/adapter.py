@@ -5,8 +5,10 @@ Shapes: A [r, k], B [d, r]; the layer's weight becomes W0 + (alpha / r) B A.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -43,6 +45,12 @@ class Adapter:
         for name, factors in self.layers.items():
             yield f"{name}.A", factors.A
             yield f"{name}.B", factors.B
+
+    @cached_property
+    def layout(self) -> str:
+        """A digest of the factors' names, order and shapes: adapters of one layout can be averaged."""
+        lines = "".join(f"{name} {tuple(tensor.shape)}\n" for name, tensor in self.tensors())
+        return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
     @property
     def nbytes(self) -> int:

@@ -214,8 +214,8 @@ class EngineConfig(Section):
     """
 
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens, padding included, in one forward and backward; at least one problem. None: 1,024 on a CPU, for its cache,
-    16,384 on a GPU."""
+    """Tokens, padding included, in one forward and backward; at least one problem. None: 16,384 on a GPU; on a
+    CPU 1,024, for its cache, and down to 256 for large models, for memory."""
     decode_rows: int = Field(1024, ge=1)
     """Responses decoded side by side, all clients together; at least one problem per client."""
     logits_at_once: int = Field(1 << 24, ge=1)

@@ -6,22 +6,22 @@
                up    metrics: numbers              config: names of sources
 
 No prompt, answer or response has a place in these, private or not. A reader trusts nothing: requests are validated
-field by field, adapters by name, shape and value, numbers by type and count.
+field by field, adapters by layout, size and value, numbers by type and count.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
-from fedrlvr.adapter import Adapter
+from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import EvaluateConfig, LabelsSupervision, SamplingConfig, TrainConfig
 from fedrlvr.errors import AdapterError, MessageError
 
@@ -88,35 +88,58 @@ def read_request(message: Message, kind: type[R]) -> R:
 
 
 def adapter_to_arrays(adapter: Adapter) -> ArrayRecord:
-    """The adapter's factors as Flower arrays, by name."""
-    return ArrayRecord(OrderedDict((name, tensor.contiguous()) for name, tensor in adapter.tensors()))
+    """The adapter as two Flower arrays, all A factors and all B factors end to end in the layers' order.
+
+    Two arrays and not two per layer: Flower handles each array by itself, which for hundreds of small ones costs more
+    than the numbers in them. Their names carry the adapter's layout, so that another model's adapter is no match.
+    """
+    return ArrayRecord(
+        {
+            f"{half}.{adapter.layout}": Array(torch.cat([tensor.flatten() for _, tensor in factors]).numpy())
+            for half, factors in _halves(adapter)
+        }
+    )
 
 
 def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adapter:
-    """The adapter in a record, checked against one of the right names and shapes before it is decoded.
+    """The adapter in a record, checked against one of the right layout before it is decoded.
 
     Raises:
-        AdapterError: other names, types or shapes, bytes that are no array, or values that are not finite.
+        AdapterError: other names, types or sizes, bytes that are no array, or values that are not finite.
     """
-    expected = dict(like.tensors())
-    if list(arrays) != list(expected):
-        raise AdapterError(f"{whose}: its factors are not those of this run's adapters.")
-    tensors = {}
-    for name, tensor in expected.items():
-        array = arrays[name]
+    if list(arrays) != [f"{half}.{like.layout}" for half in "AB"]:
+        raise AdapterError(
+            f"{whose}: its factors are not those of this run's adapters (their names, order or shapes differ). Its "
+            "organisation uses another model, other lora settings or another version of transformers."
+        )
+    tensors: dict[str, Tensor] = {}
+    for half, factors in _halves(like):
+        array = arrays[f"{half}.{like.layout}"]
+        count = sum(tensor.numel() for _, tensor in factors)
         # The header a sender writes is checked first, so that no oversized array is ever allocated.
-        if tuple(array.shape) != tuple(tensor.shape) or len(array.data) > tensor.numel() * 8 + 1024:
-            raise AdapterError(f"{whose}: {name} has shape {tuple(array.shape)}, expected {tuple(tensor.shape)}.")
+        if tuple(array.shape) != (count,) or len(array.data) > count * 8 + 1024:
+            raise AdapterError(f"{whose}: its {half} factors have shape {tuple(array.shape)}, expected ({count},).")
         try:
             values = array.numpy()
         except Exception as error:  # numpy raises several kinds for bytes that are no array
-            raise AdapterError(f"{whose}: {name} cannot be decoded ({type(error).__name__}).") from None
-        if values.shape != tuple(tensor.shape) or values.dtype not in (np.float32, np.float16, np.float64):
-            raise AdapterError(f"{whose}: {name} holds {values.dtype} {values.shape}, expected {tuple(tensor.shape)}.")
-        tensors[name] = torch.from_numpy(values.astype(np.float32))
-    adapter = Adapter.from_tensors(tensors, like.alpha)
-    adapter.check_like(like, whose=whose)
-    return adapter
+            raise AdapterError(f"{whose}: its {half} factors cannot be decoded ({type(error).__name__}).") from None
+        if values.shape != (count,) or values.dtype not in (np.float32, np.float16, np.float64):
+            raise AdapterError(
+                f"{whose}: its {half} factors are {values.dtype} {values.shape}, expected numbers of shape ({count},)."
+            )
+        whole = torch.from_numpy(values.astype(np.float32))
+        parts = whole.split([tensor.numel() for _, tensor in factors])
+        if not bool(torch.isfinite(whole).all()):
+            bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
+            raise AdapterError(f"{whose}: {bad} holds values that are not finite.")
+        for (name, tensor), part in zip(factors, parts, strict=True):
+            tensors[name] = part.view(tensor.shape).clone()
+    return Adapter({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers}, like.alpha)
+
+
+def _halves(adapter: Adapter) -> list[tuple[str, list[tuple[str, Tensor]]]]:
+    """("A", names and tensors of all A factors), and the same for B."""
+    return [(half, [item for item in adapter.tensors() if item[0].endswith(f".{half}")]) for half in "AB"]
 
 
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:

@@ -215,11 +215,13 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 class SharedPrompts:
     """Keys and values of B prompts, kept once for the rows (responses) that are being decoded behind them.
 
-    layers: keys and values [B, KV, P, D] of each layer. mask_BP: False on padding.
+    layers: keys and values [B, KV, P, D] of each layer. mask_BP: False on padding. filled: how many of the positions
+    that `attend` gets as the rows' own count, the first ones; set it before each step.
     """
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]], mask_BP: Tensor) -> None:
         self.layers = layers
+        self.filled = 0
         self.bias_B1P = (
             torch.zeros_like(mask_BP, dtype=layers[0][0].dtype).masked_fill_(~mask_BP, -torch.inf).unsqueeze(1)
         )
@@ -260,6 +262,7 @@ class SharedPrompts:
         of_prompt.view(prompts, -1, length).add_(self.bias_B1P)
         own_query = query.reshape(rows * kv, each, size)
         own = torch.bmm(own_query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, -1)
+        own[:, :, self.filled :] = -torch.inf
         probs = torch.cat([by_row(of_prompt), own], dim=2).softmax(dim=2)
         at_prompt = by_row(torch.bmm(by_prompt(probs[:, :, :length]), prompt_values.flatten(0, 1)))
         at_own = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))

@@ -91,7 +91,10 @@ class Cohort:
         return dict(zip(self.clients, stats, strict=True))
 
     def kl_to_base(self, groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:
-        """Per client the mean k3 per token between the policy that sampled these groups and the base model."""
+        """Per client the mean k3 per token between the policy that sampled these groups and the base model.
+
+        Of the first responses of each group (`KL_RESPONSES`); needs `begin_training`.
+        """
         values = self._training().kl_to_base([groups[c] for c in self.clients])
         return dict(zip(self.clients, values, strict=True))
 

@@ -24,6 +24,10 @@ from fedrlvr.rl import Group, Response, k3, normaliser, ratio_sums, response_los
 
 # Most logits held at once of a model whose logits cannot be made in chunks: 1 GiB.
 MAX_LOGITS = 1 << 28
+CPU_ACTIVATIONS = 1 << 23
+"""Tokens x layers x width of a CPU's micro-batch; what a layer keeps for the backward pass is some 30 times as much."""
+KL_RESPONSES = 2
+"""Responses of each group that `kl_to_base` looks at."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Learner:
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
         """Micro-batches one after another; the stack knows whose the tokens of the one at hand are."""
-        budget = self.engine.micro_batch_tokens or (1024 if self.base.device.type == "cpu" else 16384)
+        budget = self.engine.micro_batch_tokens or _suitable_tokens(self.base)
         if self.engine.response_logits and not heads_apart(self.base):
             budget = min(budget, MAX_LOGITS // self.base.model.get_input_embeddings().num_embeddings)
         for batch in micro_batches(
@@ -160,8 +164,12 @@ class Learner:
 
     @torch.no_grad()
     def kl_to_base(self, groups: Sequence[Sequence[Group]]) -> list[float]:
-        """Per client the mean k3 per token between the policy that sampled these groups and the base model."""
-        packs = [packs_of(i, _with_zero_advantages(client), keep_zero=True) for i, client in enumerate(groups)]
+        """Per client the mean k3 per token between the policy that sampled these groups and the base model.
+
+        Estimated on the first KL_RESPONSES of each group: nothing depends on it, and all of them would cost half of a
+        step.
+        """
+        packs = [packs_of(i, _first_responses(client), keep_zero=True) for i, client in enumerate(groups)]
         sums_K = torch.zeros(len(groups), device=self.base.device)
         for batch in self._batches([pack for client in packs for pack in client]):
             with self.stack.off():
@@ -198,5 +206,15 @@ class Learner:
         return gap
 
 
-def _with_zero_advantages(groups: Sequence[Group]) -> list[Group]:
-    return [replace(g, advantages=[0.0] * len(g.responses)) for g in groups]
+def _suitable_tokens(base: Base) -> int:
+    """Tokens of a micro-batch where the config does not say."""
+    if base.device.type != "cpu":
+        return 16384
+    # More than a thousand leave a CPU's cache; of a larger model fewer do, and their activations would fill the memory.
+    text = base.model.config.get_text_config()
+    return max(256, min(1024, CPU_ACTIVATIONS // (text.num_hidden_layers * text.hidden_size)))
+
+
+def _first_responses(groups: Sequence[Group]) -> list[Group]:
+    some = [replace(g, responses=g.responses[:KL_RESPONSES]) for g in groups]
+    return [replace(g, advantages=[0.0] * len(g.responses)) for g in some]

@@ -1,12 +1,12 @@
 """Sampling for a whole cohort: our own decode loop over the model, one row per response.
 
-Rows are K equal blocks, client after client, left-padded; a client with fewer prompts than the longest has blank rows
-that are never read. Each prompt is prefilled once, and its keys and values are kept once for its G responses where the
-model allows it, else copied. Rows that ended leave the batch as soon as half of it has ended; until then they go on
-drawing tokens that nobody reads.
+Rows lie client after client, prompts padded on the left. Each prompt is prefilled once, and its keys and values are
+kept once for its G responses where the model allows it, else copied. Rows that ended leave the batch when enough of
+them have; until then they go on drawing tokens that nobody reads.
 
 On a GPU a step is captured as a CUDA graph and replayed (policy/graph.py). A graph lives no longer than its batch, so
-it never outlives the adapters it was captured with.
+it never outlives the adapters it was captured with. Such batches are equal blocks of all clients: one with fewer rows
+than the longest has blank ones that are never read, and one LoRA product serves everyone.
 
 Every token is drawn by inverting the distribution at one uniform number, and a client's numbers [responses, tokens]
 are drawn beforehand from its own seed. So what a client samples depends on its seed, adapter and prompts, and on
@@ -29,16 +29,16 @@ from fedrlvr.policy.attention import SharedPrompts, can_share_prompts, no_mask
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cache import FilledLayer, expand, whole_cache
 from fedrlvr.policy.graph import can_capture, capture, wants_static
-from fedrlvr.policy.lora import LoraStack
+from fedrlvr.policy.lora import LoraStack, Span
 from fedrlvr.rl import Response
 
 BLOCK = 128
 """Entries of a vocabulary that a draw adds up at once."""
 BELOW_ONE = 1 - 2**-53
 """The largest quantile."""
-COMPACT_AT = 0.5
-"""Rows leave when this share or less would stay. On the embedded reasoner (512 rows) shares from 0.5 to 0.95 cost the
-same within 3 %, 0.25 some 8 % more and never leaving 16 % more; so few copies, and on a GPU few captures.
+COMPACT_AT, COMPACT_EQUAL_AT = 0.8, 0.5
+"""Rows leave when this share or less would stay. Equal blocks wait for the client with the most living rows: there
+shares from 0.5 to 0.95 cost the same within 3 % on the embedded reasoner, and fewer compactions are fewer captures.
 """
 CAPTURE_WORTH = 32
 """Steps that must be left for a smaller batch to be captured anew: doing so takes two steps at the pace of Python."""
@@ -102,7 +102,10 @@ def sample(
     for start in range(0, max(map(len, prompts), default=0), width):
         window = slice(start, start + width)
         draws = slice(start * decoding.responses, (start + width) * decoding.responses)
-        part = _decode(base, [c[window] for c in prompts], decoding, [u[draws] for u in uniforms], engine)
+        try:
+            part = _decode(base, stack, [c[window] for c in prompts], decoding, [u[draws] for u in uniforms], engine)
+        finally:
+            stack.spans = None
         for mine, new in zip(out, part, strict=True):
             mine.extend(new)
     return out
@@ -126,32 +129,39 @@ def position_ids(mask: Tensor) -> Tensor:
 
 def _decode(
     base: Base,
+    stack: LoraStack,
     prompts: list[Sequence[Sequence[int]]],
     decoding: Decoding,
     uniforms: list[Tensor],
     engine: EngineConfig,
 ) -> list[list[list[Response]]]:
     clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
-    per_client = max(map(len, prompts))
-    rows = per_client * responses  # of one client
-    blank = next(row for client in prompts for row in client)
-    padded = [row for client in prompts for row in [*client, *[blank] * (per_client - len(client))]]
-    u = torch.zeros(clients, rows, new_tokens, dtype=torch.float64)
-    ended = torch.ones(clients, rows, dtype=torch.bool)
-    for i, client_u in enumerate(uniforms):
-        u[i, : len(client_u)] = client_u
-        ended[i, : len(client_u)] = False
+    equal = wants_static(engine.decode_cache, base.model)
+    most, blank = max(map(len, prompts)), next(row for client in prompts for row in client)
+    flat: list[Sequence[int]] = []
+    owners: list[int] = []
+    starts: list[int] = []
+    for i, client in enumerate(prompts):
+        starts.append(len(flat) * responses)
+        flat += [*client, *[blank] * (most - len(client) if equal else 0)]
+        owners += [i] * (len(flat) - len(owners))
+    rows = len(flat) * responses
+    u = torch.zeros(rows, new_tokens, dtype=torch.float64)
+    ended = torch.ones(rows, dtype=torch.bool)
+    for start, client_u in zip(starts, uniforms, strict=True):
+        u[start : start + len(client_u)] = client_u
+        ended[start : start + len(client_u)] = False
 
-    batch = _Batch(base, padded, decoding, engine, u.flatten(0, 1), ended.flatten())
-    tokens = torch.zeros(clients * rows, new_tokens, dtype=torch.int64)
-    logps = torch.zeros(clients * rows, new_tokens)
+    batch = _Batch(base, stack, flat, torch.tensor(owners), decoding, engine, u, ended)
+    tokens = torch.zeros(rows, new_tokens, dtype=torch.int64)
+    logps = torch.zeros(rows, new_tokens)
     for step in range(1, new_tokens + 1):
         if step == new_tokens or step % batch.look_every == 0:
             alive = ~batch.ended.cpu()
             if step == new_tokens or not bool(alive.any()):
                 break
             if engine.compact and new_tokens - step >= batch.least_steps_left:
-                keep = _compact(alive.view(clients, -1))
+                keep = _compact_blocks(alive.view(clients, -1)) if equal else _compact(alive)
                 if keep is not None:
                     batch.write(tokens, logps)
                     batch.keep(keep)
@@ -169,37 +179,41 @@ def _decode(
         return Response(token_ids=mine, logps=lps[row][: lengths[row]], text=base.decode(mine), finished=finished[row])
 
     out: list[list[list[Response]]] = []
-    for i, client in enumerate(prompts):
-        starts = [i * rows + p * responses for p in range(len(client))]
-        out.append([[response(row) for row in range(start, start + responses)] for start in starts])
+    for start, client in zip(starts, prompts, strict=True):
+        firsts = [start + p * responses for p in range(len(client))]
+        out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
     return out
 
 
 class _Batch:
     """The rows being decoded, R of them. All that a step changes lies in tensors that stay where they are.
 
-    where_R: the response each row belongs to. u_RT: the uniforms to draw at. tokens_RT, logps_RT: what was drawn.
-    last_R: the token drawn last. ended_R: whether an end token was. mask_RS: False where the prompt is padding.
-    positions_R: of the next token. drawn, at: [1], tokens drawn and cache positions filled. prompt_R, where prompts are
-    shared: which prompt each row follows.
+    where_R: the response each row belongs to. owner_R: its client. u_RT: the uniforms to draw at. tokens_RT, logps_RT:
+    what was drawn. last_R: the token drawn last. ended_R: whether an end token was. mask_RS: False where the prompt is
+    padding. positions_R: of the next token. drawn, at: [1], tokens drawn and cache positions filled. prompt_R, where
+    prompts are shared: which prompt each row follows.
     """
 
     def __init__(
         self,
         base: Base,
+        stack: LoraStack,
         prompts: list[Sequence[int]],
+        owners: Tensor,
         decoding: Decoding,
         engine: EngineConfig,
         u: Tensor,
         ended: Tensor,
     ) -> None:
         """Prefill the prompts, `decoding.responses` rows each, and draw every row's first token."""
-        self.base, self.decoding = base, decoding
+        self.base, self.stack, self.decoding = base, stack, decoding
         repeats = decoding.responses
+        self.owner = owners.repeat_interleave(repeats)
         if not engine.prefill_once:
-            prompts = [row for row in prompts for _ in range(repeats)]
+            prompts, owners = [row for row in prompts for _ in range(repeats)], self.owner
             repeats = 1
         ids, mask = left_pad(prompts, base.pad_id, base.device)
+        stack.spans = _spans(owners, stack.clients, ids.shape[1])
         output = base.model(
             input_ids=ids,
             attention_mask=mask,
@@ -208,6 +222,7 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         )
+        stack.spans = _spans(self.owner, stack.clients, 1)
         static = wants_static(engine.decode_cache, base.model)
         longest = ids.shape[1] + decoding.max_new_tokens
         share = engine.shared_cache and engine.prefill_once and not static and can_share_prompts(base, longest)
@@ -256,7 +271,8 @@ class _Batch:
     def keep(self, rows: Tensor) -> None:
         """Keep these rows only, in this order."""
         self.replay = None  # it holds the memory that is let go here
-        self.where = self.where[rows]
+        self.where, self.owner = self.where[rows], self.owner[rows]
+        self.stack.spans = _spans(self.owner, self.stack.clients, 1)
         rows = rows.to(self.base.device)
         for name in ("u", "ended", "tokens", "logps", "last", "mask", "positions"):
             setattr(self, name, getattr(self, name)[rows])
@@ -273,7 +289,8 @@ class _Batch:
         logps[self.where] = self.logps.cpu()
 
     def _step(self) -> None:
-        if self.shared is not None:  # every row's own positions are real, so there is nothing to mask
+        if self.shared is not None:
+            self.shared.filled += 1
             how: dict[str, Any] = {"attention_mask": no_mask(self.last), "shared_prompts": self.shared}
         else:
             how = {"attention_mask": self.mask[:, : self.cache.get_mask_sizes(1, 0)[0]]}
@@ -354,11 +371,26 @@ def _truncate(logps: Tensor, decoding: Decoding) -> Tensor:
     return logps
 
 
-def _compact(alive_KN: Tensor) -> Tensor | None:
+def _compact(alive_R: Tensor) -> Tensor | None:
+    """Living rows, or None while too many would stay."""
+    rows = alive_R.nonzero().flatten()
+    return None if len(rows) > COMPACT_AT * len(alive_R) else rows
+
+
+def _compact_blocks(alive_KN: Tensor) -> Tensor | None:
     """Rows to keep (equal blocks, each client's living rows first), or None while too many would stay."""
     clients, rows = alive_KN.shape
     most = int(alive_KN.sum(dim=1).max())
-    if most > COMPACT_AT * rows:
+    if most > COMPACT_EQUAL_AT * rows:
         return None
     living_first = alive_KN.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return (living_first + torch.arange(clients).unsqueeze(1) * rows).flatten()
+
+
+def _spans(owner_R: Tensor, clients: int, width: int) -> list[Span] | None:
+    """Whose the tokens of R rows of `width` tokens are; None where they are equal blocks of all clients."""
+    owners, counts = owner_R.unique_consecutive(return_counts=True)
+    if len(owners) == clients and bool((counts == counts[0]).all()):
+        return None
+    ends = (counts.cumsum(0) * width).tolist()
+    return list(zip(owners.tolist(), [0, *ends[:-1]], ends, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -62,10 +61,10 @@ def train_reply(value: float, examples: int = 1, **metrics: float) -> RecordDict
 
 def arrays_with(**tensors: torch.Tensor) -> ArrayRecord:
     """The arrays of an adapter of zeros with some of its tensors replaced; dots are written as `__`."""
-    factors = OrderedDict(adapter_of(0.0).tensors())
+    factors = dict(adapter_of(0.0).tensors())
     for name, tensor in tensors.items():
         factors[name.replace("__", ".")] = tensor
-    return ArrayRecord(factors)
+    return adapter_to_arrays(Adapter.from_tensors(factors, 4.0))
 
 
 def scores_reply(sources: list[str], n: list[int], total: list[float], squares: list[float]) -> RecordDict:

@@ -36,7 +36,8 @@ def shared_content() -> RecordDict:
 def spoil(record: RecordDict) -> None:
     record.config_records["config"]["word"] = "spoilt"
     record.metric_records["metrics"]["n"] = 2
-    record.array_records["arrays"]["up.A"] = record.array_records["arrays"]["down.A"]
+    first, second = record.array_records["arrays"]
+    record.array_records["arrays"][first] = record.array_records["arrays"][second]
     del record["metrics"]
 
 
@@ -46,7 +47,8 @@ def test_one_content_in_all_messages_reaches_each_receiver_as_its_own() -> None:
     def handler(messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
         for message in messages:
             record = message.content
-            seen.append((record["config"]["word"], record["metrics"]["n"], record["arrays"]["up.A"].shape))  # type: ignore[union-attr]
+            (array, _) = record.array_records["arrays"].values()
+            seen.append((record["config"]["word"], record["metrics"]["n"], array.shape))  # type: ignore[union-attr]
             spoil(record)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
@@ -54,7 +56,7 @@ def test_one_content_in_all_messages_reaches_each_receiver_as_its_own() -> None:
     before = {name: np.array(array.numpy()) for name, array in record.array_records["arrays"].items()}
     grid = LocalGrid(handler, contexts())
     list(grid.send_and_receive([Message(record, node, "train") for node in NAMES]))
-    assert seen == [("sent", 1, (2, 3))] * 3
+    assert seen == [("sent", 1, (14,))] * 3
     assert record.config_records["config"]["word"] == "sent"
     assert record.metric_records["metrics"]["n"] == 1
     for name, array in record.array_records["arrays"].items():
@@ -72,7 +74,7 @@ def test_a_reply_is_the_servers_own_copy_too() -> None:
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "train")])
     spoil(kept[0])
     assert reply.content.config_records["config"]["word"] == "sent"
-    assert tuple(reply.content.array_records["arrays"]["up.A"].shape) == (2, 3)
+    assert [tuple(array.shape) for array in reply.content.array_records["arrays"].values()] == [(14,), (14,)]
 
 
 def test_replies_come_in_the_order_of_the_messages_with_their_addresses() -> None:

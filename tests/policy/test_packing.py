@@ -149,11 +149,12 @@ def test_shared_prompts_against_a_cache_of_each_row(heads: tuple[int, int]) -> N
     mask_BP = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
     query = torch.randn(4, heads[0], 1, 4, generator=generator)
     buffer = torch.randn(2, 4, heads[1], 6, 4, generator=generator)
-    own_key, own_value = buffer[0, :, :, :3], buffer[1, :, :, :3]
+    own_key, own_value = buffer[0, :, :, :3], buffer[1, :, :, :3]  # of six positions three are filled
 
     shared = SharedPrompts([(prompts[0], prompts[1])], mask_BP)
     shared.seat(prompt_R)
-    mine = shared.attend(0, query, own_key, own_value, 0.4)
+    shared.filled = 3
+    mine = shared.attend(0, query, buffer[0], buffer[1], 0.4)
     keys, values = (torch.cat([p[prompt_R], own], dim=2) for p, own in ((prompts[0], own_key), (prompts[1], own_value)))
     mask = torch.cat([mask_BP[prompt_R], torch.ones(4, 3, dtype=torch.bool)], dim=1).view(4, 1, 1, 8)
     torch.testing.assert_close(mine, _one_query(query, keys, values, mask, 0.4), rtol=1e-5, atol=1e-6)

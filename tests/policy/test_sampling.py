@@ -17,7 +17,18 @@ from fedrlvr.config import EngineConfig, SamplingConfig
 from fedrlvr.errors import DataError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import save_peft
-from fedrlvr.policy.sampler import BLOCK, Decoding, _compact, _draw, _invert, _truncate, left_pad, position_ids
+from fedrlvr.policy.sampler import (
+    BLOCK,
+    Decoding,
+    _compact,
+    _compact_blocks,
+    _draw,
+    _invert,
+    _spans,
+    _truncate,
+    left_pad,
+    position_ids,
+)
 
 PROMPTS = ["1 + 1 =", "What is 12 + 345?", "A dose of 5 mg per kg for 20 kg is"]
 
@@ -226,13 +237,28 @@ def test_left_padding_and_positions() -> None:
 
 
 def test_compaction_by_hand() -> None:
-    # Two clients of four rows. Client 0 has rows 1 and 3 alive, client 1 (its rows are 4 to 7) row 2 alone.
-    alive = torch.tensor([[False, True, False, True], [False, False, True, False]])
+    alive = torch.tensor([False, True, False, True, True])
     rows = _compact(alive)
     assert rows is not None
-    assert rows.tolist() == [1, 3, 6, 4]  # equal blocks: client 1 keeps one dead row
+    assert rows.tolist() == [1, 3, 4]
+    assert _compact(torch.tensor([True] * 9 + [False])) is None  # nine of ten would stay
+
+
+def test_compaction_in_equal_blocks_by_hand() -> None:
+    # Two clients of four rows. Client 0 has rows 1 and 3 alive, client 1 (its rows are 4 to 7) row 2 alone.
+    alive = torch.tensor([[False, True, False, True], [False, False, True, False]])
+    rows = _compact_blocks(alive)
+    assert rows is not None
+    assert rows.tolist() == [1, 3, 6, 4]  # client 1 keeps one dead row
     alive[0, 0] = True
-    assert _compact(alive) is None  # three of four of client 0 are alive: not half of the batch would go
+    assert _compact_blocks(alive) is None  # three of four of client 0 are alive: not half of the batch would go
+
+
+def test_whose_the_tokens_are_by_hand() -> None:
+    """Two tokens a row: client 0 has one row, client 2 two; equal blocks of everybody need no spans."""
+    assert _spans(torch.tensor([0, 2, 2]), 3, 2) == [(0, 0, 2), (2, 2, 6)]
+    assert _spans(torch.tensor([0, 0, 1, 1]), 2, 5) is None
+    assert _spans(torch.tensor([0, 0, 1, 1]), 3, 1) == [(0, 0, 2), (1, 2, 4)]
 
 
 def test_decoding_of_a_config() -> None:

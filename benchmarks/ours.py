@@ -1,0 +1,111 @@
+"""Our side of a case: rounds of the real strategy, grid and client code, one local step each, no evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from benchmarks.cases import Case, take
+from benchmarks.measure import Phases
+from fedrlvr.config import Config, load_config
+from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.client import CohortApp, Site
+from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
+from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.policy.base import load_base
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks import Problem
+
+ROUNDS = 1_000_000
+"""Never reached: the one who paces the rounds ends the run."""
+
+
+class InOrder(Site):
+    """A site that takes its problems as the case lists them, so that all sides train on the same ones."""
+
+    def draw(self, cursor: int, count: int, seed: int) -> list[Problem]:
+        """The next `count` problems after `cursor` draws."""
+        return take(self.train, cursor, count)
+
+
+class Trainers(FederatedRLVR):
+    """The strategy with its evaluations left out: the baseline has none."""
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """No messages."""
+        return []
+
+
+class PacedLog:
+    """Stands where a run's log stands, at the end of every round; writes nothing (the baseline does not either)."""
+
+    def __init__(self, pace: Any, phases: Phases) -> None:
+        self.pace = pace
+        self.phases = phases
+
+    def write(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
+        """Report the round and wait."""
+        numbers = record.clients.values()
+        sampled, trained = (int(sum(n.get(key, 0) for n in numbers)) for key in ("tokens_sampled", "tokens_trained"))
+        if not self.pace(record.round, self.phases.take(), sampled, trained):
+            raise _Enough
+
+
+class Ours:
+    """Our engine on a case, with everything that is set up once."""
+
+    def __init__(self, case: Case, settings: Sequence[str] = ()) -> None:
+        """settings: `section.key=value`, e.g. `engine.cohort=false`."""
+        self.config = config_of(case, settings)
+        self.phases = Phases()
+        base = load_base(self.config.model)
+        self.cohort = Cohort(base, self.config.lora, self.config.engine)
+        for method, phase in (("sample", "sample"), ("learn", "train"), ("kl_to_base", "KL to the base")):
+            setattr(self.cohort, method, self.phases.timed(phase, getattr(self.cohort, method)))
+        self.sites = {
+            node: InOrder(f"client-{node}", pool, (), self.phases.timed("grade", case.reward))
+            for node, pool in enumerate(case.pools, start=1)
+        }
+        self.initial = self.cohort.fresh_adapter(0)
+        self.contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in self.sites}
+
+    def run(self, pace: Any) -> None:
+        """Rounds until `pace` (`benchmarks.flower_trl.Pace`) says to stop."""
+        app = CohortApp(self.cohort, self.sites, self.initial, Observer())
+        names = {node: site.name for node, site in self.sites.items()}
+        strategy = Trainers(self.config, names, self.initial, Observer())
+        log = cast(RunLog, PacedLog(pace, self.phases))
+        try:
+            strategy.start(LocalGrid(app, self.contexts), log)
+        except _Enough:
+            return
+
+
+def config_of(case: Case, settings: Sequence[str]) -> Config:
+    """The case as a configuration."""
+    return load_config(
+        None,
+        [
+            f"model.name={str(case.model)!r}",
+            "model.device=cpu",
+            f"federation.clients={case.clients}",
+            f"sampling.group_size={case.responses}",
+            f"sampling.max_new_tokens={case.max_new_tokens}",
+            f"train.problems_per_step={case.problems}",
+            f"train.learning_rate={case.learning_rate}",
+            f"train.rounds={ROUNDS}",
+            "train.local_steps=1",
+            *settings,
+        ],
+    )
+
+
+class _Enough(Exception):
+    """Raised out of the strategy's loop, which has no other end than its number of rounds."""
