@@ -182,7 +182,8 @@ class CohortApp:
         return [Message(answer, reply_to=one.message) for one, answer in zip(batch, answers, strict=True)]
 
     def _seat(self, clients: Mapping[str, Asked]) -> None:
-        adapters = {}
+        adapters: dict[str, Adapter] = {}
+        decoded: dict[tuple[bytes, ...], Adapter] = {}  # all clients of a federation are sent the same one
         for row, one in clients.items():
             name, round_ = one.site.name, one.request.round
             if one.request.own_adapter:
@@ -191,11 +192,14 @@ class CohortApp:
                 arrays = one.message.content.array_records.get(ARRAYS)
                 if arrays is None:
                     raise MessageError(f"{name}: round {round_}: a request without an adapter")
-            adapters[row] = (
-                arrays_to_adapter(arrays, one.app.initial, whose=f"the adapter sent to {name} in round {round_}")
-                if isinstance(arrays, ArrayRecord)
-                else one.app.initial
-            )
+            if not isinstance(arrays, ArrayRecord):
+                adapters[row] = one.app.initial
+                continue
+            content = (*(key.encode() for key in arrays), *(array.data for array in arrays.values()))
+            if content not in decoded:
+                whose = f"the adapter sent to {name} in round {round_}"
+                decoded[content] = arrays_to_adapter(arrays, one.app.initial, whose=whose)
+            adapters[row] = decoded[content]
         self.cohort.seat(adapters)
 
     def _train(self, request: TrainRequest, clients: Mapping[str, Asked]) -> list[RecordDict]:
@@ -325,7 +329,7 @@ class CohortApp:
 
 
 def _encode(cohort: Cohort, site: Site, problems: Sequence[Problem]) -> list[list[int]]:
-    return [cohort.base.encode(problem.prompt, site.instruction) for problem in problems]
+    return cohort.base.encode_all([problem.prompt for problem in problems], site.instruction)
 
 
 def _by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Asked]]:

@@ -133,13 +133,17 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adap
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
             raise AdapterError(f"{whose}: {bad} holds values that are not finite.")
         for (name, tensor), part in zip(factors, parts, strict=True):
-            tensors[name] = part.view(tensor.shape).clone()
+            tensors[name] = part.view(tensor.shape)
     return Adapter({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers}, like.alpha)
 
 
 def _halves(adapter: Adapter) -> list[tuple[str, list[tuple[str, Tensor]]]]:
     """("A", names and tensors of all A factors), and the same for B."""
-    return [(half, [item for item in adapter.tensors() if item[0].endswith(f".{half}")]) for half in "AB"]
+    layers = adapter.layers.items()
+    return [
+        ("A", [(f"{name}.A", factors.A) for name, factors in layers]),
+        ("B", [(f"{name}.B", factors.B) for name, factors in layers]),
+    ]
 
 
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:

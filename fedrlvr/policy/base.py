@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,29 @@ class Base:
         Raises:
             DataError: the prompt has no tokens.
         """
-        text = f"{prompt}\n{instruction}" if instruction else prompt
+        return self.encode_all([prompt], instruction)[0]
+
+    def encode_all(self, prompts: Sequence[str], instruction: str = "") -> list[list[int]]:
+        """`encode` of each prompt.
+
+        Raises:
+            DataError: a prompt has no tokens.
+        """
+        if not prompts:
+            return []
+        texts = [f"{prompt}\n{instruction}" if instruction else prompt for prompt in prompts]
         if self.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
+            texts = [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                )
+                for text in texts
+            ]
         # A template writes its own special tokens; adding the tokenizer's again would double the first one.
-        ids = list(self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"])
-        if not ids:
+        encoded = self.tokenizer(texts, add_special_tokens=not self.chat_template)["input_ids"]
+        if not all(encoded):
             raise DataError("a prompt has no tokens under this model's tokenizer")
-        return ids
+        return [list(ids) for ids in encoded]
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of a response, without special tokens."""

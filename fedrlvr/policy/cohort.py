@@ -100,7 +100,7 @@ class Cohort:
 
     def adapters(self) -> dict[str, Adapter]:
         """Copies of the seated clients' adapters."""
-        return {client: self.stack.unseat(i) for i, client in enumerate(self.clients)}
+        return dict(zip(self.clients, self.stack.unseat(), strict=True)) if self.clients else {}
 
     def moments(self) -> dict[str, dict[str, torch.Tensor]]:
         """The seated clients' optimizer states."""

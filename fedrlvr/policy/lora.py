@@ -148,17 +148,22 @@ class LoraStack:
             layer.A = nn.Parameter(a.to(self.device, torch.float32))
             layer.B = nn.Parameter(b.to(self.device, torch.float32))
 
-    def unseat(self, client: int) -> Adapter:
-        """Client number `client`'s adapter, copied to the CPU."""
-        layers = {}
+    def unseat(self) -> list[Adapter]:
+        """Every client's adapter, copied to the CPU: the stack changes no more of it.
+
+        Raises:
+            ModelError: no adapters are seated.
+        """
+        if not self.clients:
+            raise ModelError("no adapters are seated")
+        layers: list[dict[str, Factors]] = [{} for _ in range(self.clients)]
         for name, layer in self.layers.items():
-            if layer.A is None or layer.B is None:
-                raise ModelError("no adapters are seated")
-            layers[name] = Factors(
-                layer.A[client].detach().cpu().clone(memory_format=torch.contiguous_format),
-                layer.B[client].detach().cpu().clone(memory_format=torch.contiguous_format),
-            )
-        return Adapter(layers, self.alpha)
+            assert layer.A is not None
+            assert layer.B is not None
+            halves = (half.detach().to("cpu", copy=True).unbind() for half in (layer.A, layer.B))
+            for own, a, b in zip(layers, *halves, strict=True):
+                own[name] = Factors(a, b)
+        return [Adapter(own, self.alpha) for own in layers]
 
     def parameters(self) -> list[nn.Parameter]:
         """All stacked factors, each [K, ., .], in the layers' order, A before B."""

@@ -107,7 +107,7 @@ def test_the_table_of_a_case() -> None:
     )
     assert tables.gap(found).median == pytest.approx(1.5 / 0.75)
     assert "2.00 (1.33 to 2.67) times that" in text
-    assert "Those of a round of Flower + TRL: 4,000 calls, 3 shapes, 12 GFLOP: alone they take 3.00 CPU-s" in text
+    assert "Those of a round of Flower + TRL, tuned: 4,000 calls, 3 shapes, 12 GFLOP: alone they take 3.00 CPU-s" in text
     assert "| fedrlvr | the rest | 0.375 | 25.0 % |" in text
 
 
