@@ -26,14 +26,13 @@ from fedrlvr.federation.evaluation import evaluate
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import resume, run
 from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.reporting.sweeptable import t95
 from fedrlvr.zoo.train import processor
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "embedded.toml"
 RUNS = ROOT / "runs" / "arms"
 ARMS = ("federated", "local", "central")
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def one(arm: str, seed: int) -> list[dict[str, Any]]:
@@ -67,7 +66,7 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan
-    return mean, T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ class EngineConfig(Section):
     logits_at_once: int = Field(1 << 24, ge=1)
     """Logits (tokens x vocabulary) held at once in training, at least one token's; 4 bytes each."""
     threads: int | None = Field(None, ge=1)
-    """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core."""
+    """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core, for a small model just one."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """Matrix products in bfloat16; `auto` is bfloat16 on a GPU that has it, else off."""
     decode_cache: Literal["auto", "growing", "static"] = "auto"

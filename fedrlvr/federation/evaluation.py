@@ -28,7 +28,7 @@ def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
         AdapterError: the adapter is unreadable or of another model.
         FedrlvrError: as the config, the data and the model say.
     """
-    torch.set_num_threads(config.engine.threads or threads_here())
+    torch.set_num_threads(config.engine.threads or threads_here(config.model))
     config = config.model_copy(update={"federation": config.federation.model_copy(update={"arm": CENTRAL})})
     base = load_base(config.model)
     site = fit_prompts(deal(config), base, config).sites[0]

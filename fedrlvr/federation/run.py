@@ -69,7 +69,7 @@ def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
 def settled(config: Config, directory: Path) -> Config:
     """The config with what is settled when a run starts, as it is written down: its directory and threads."""
     # The number of threads decides how sums are rounded, and a resumed run must round alike.
-    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here()})
+    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
     where = config.run.model_copy(update={"directory": directory})
     return config.model_copy(update={"run": where, "engine": engine})
 
@@ -80,7 +80,7 @@ def new_cohort(config: Config) -> Cohort:
     Raises:
         ModelError: as `load_base`.
     """
-    torch.set_num_threads(config.engine.threads or threads_here())
+    torch.set_num_threads(config.engine.threads or threads_here(config.model))
     return Cohort(load_base(config.model), config.lora, config.engine)
 
 

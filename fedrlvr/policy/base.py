@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from fedrlvr.config import ModelConfig
 from fedrlvr.errors import DataError, ModelError
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home; must be set before the import
+
+SMALL = 1 << 12
+"""Layers x width up to which one thread is faster than several."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,19 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
     return ids
 
 
-def threads_here() -> int:
-    """Torch threads where `engine.threads` does not say: OMP_NUM_THREADS if it is set, else one per core we may use."""
+def threads_here(model: ModelConfig) -> int:
+    """Torch threads where `engine.threads` does not say.
+
+    OMP_NUM_THREADS if it is set; else one for a small model, whose products are too short to be shared out (on the
+    embedded reasoner two threads take twice as long as one), and one per core we may use for any other.
+    """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
+    try:
+        shape = json.loads((Path(_place(model.name)) / "config.json").read_text("utf-8"))
+        if int(shape["num_hidden_layers"]) * int(shape["hidden_size"]) <= SMALL:
+            return 1
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
+        pass  # a hub id, or a config of other names: a large model, as a rule; what is wrong is said when it is loaded
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -269,7 +269,7 @@ def _threads(cores: int) -> Finding:
     setting = os.environ.get("OMP_NUM_THREADS")
     if setting and setting.isdigit() and int(setting) > 0:
         return Finding("torch threads", f"{setting} in a run, by OMP_NUM_THREADS, unless engine.threads says otherwise")
-    return Finding("torch threads", f"{cores} in a run, unless engine.threads says otherwise")
+    return Finding("torch threads", f"{cores} in a run, 1 with a small model, unless engine.threads says otherwise")
 
 
 def _cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
 from fedrlvr.errors import DataError, ModelError
-from fedrlvr.policy.base import Base, load_base
+from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 
 
@@ -186,3 +187,16 @@ def test_self_check_finds_a_decode_loop_that_disagrees_with_the_training_pass(
     monkeypatch.setattr(cohort.base.model, "forward", shifted)
     with pytest.raises(ModelError, match="differ from those of the training pass"):
         cohort.self_check(cohort.base.encode("What is 12 + 345?"), seed=0)
+
+
+def test_threads_by_the_environment_the_model_and_the_cores(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of 32 are a small model; 24 layers of 1,024 are not, nor is one that is only known by its hub id."""
+    cores = len(os.sched_getaffinity(0))
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 24, "hidden_size": 1024}', "utf-8")
+    names = {"embedded": 1, str(llama): 1, str(tmp_path): cores, "someone/model": cores}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert {name: threads_here(ModelConfig(name=name)) for name in names} == names
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert {threads_here(ModelConfig(name=name)) for name in names} == {3}
