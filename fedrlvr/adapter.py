@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -49,8 +49,7 @@ class Adapter:
     @cached_property
     def layout(self) -> str:
         """A digest of the factors' names, order and shapes: adapters of one layout can be averaged."""
-        lines = "".join(f"{name} {tuple(tensor.shape)}\n" for name, tensor in self.tensors())
-        return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
+        return _digest(tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors()))
 
     @property
     def nbytes(self) -> int:
@@ -95,3 +94,9 @@ class Adapter:
                 raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")
             if not bool(torch.isfinite(mine).all()):
                 raise AdapterError(f"{whose}: {name} holds values that are not finite.")
+
+
+@lru_cache(maxsize=64)
+def _digest(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    lines = "".join(f"{name} {shape}\n" for name, shape in shapes)
+    return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()

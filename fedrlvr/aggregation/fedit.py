@@ -34,13 +34,10 @@ def fedit(adapters: Iterable[tuple[Adapter, float]]) -> Adapter:
         if first is None:
             first = adapter
             sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in adapter.tensors()}
-        mine = dict(adapter.tensors())
-        if adapter.alpha != first.alpha or {n: t.shape for n, t in mine.items()} != {
-            n: t.shape for n, t in sums.items()
-        }:
+        if adapter.alpha != first.alpha or adapter.layout != first.layout:
             raise ValueError("FedIT averages adapters of one rank, alpha and set of layers only")
-        for name, tensor in mine.items():
-            sums[name].add_(tensor.double(), alpha=weight)
+        for name, tensor in adapter.tensors():
+            sums[name].add_(tensor, alpha=weight)
         total += weight
     if first is None or total <= 0:
         raise ValueError("there is nothing to average: no adapters, or all weights are zero")

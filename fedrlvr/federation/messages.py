@@ -127,7 +127,7 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adap
             raise AdapterError(
                 f"{whose}: its {half} factors are {values.dtype} {values.shape}, expected numbers of shape ({count},)."
             )
-        whole = torch.from_numpy(values.astype(np.float32))
+        whole = torch.from_numpy(values.astype(np.float32, copy=False))
         parts = whole.split([tensor.numel() for _, tensor in factors])
         if not bool(torch.isfinite(whole).all()):
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
