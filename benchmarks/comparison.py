@@ -57,8 +57,6 @@ _E2_SWITCHES = (
     "each response prefills its prompt",
     "a prompt's cache copied for each response",
     "each response trains with its own prompt",
-    "all logits at once",
-    "gradient checkpointing",
 )
 PLANS = {
     "E1": Plan(warm=2, rounds=7, switch_rounds=3, split_clients=4, documented_rounds=5),
@@ -107,7 +105,7 @@ def compare(
     for label in plan.switches:
         row(label, replace(ours, settings=(SWITCHES[label],)), plan.switch_rounds)
     cores = os.cpu_count() or 1
-    if cores > 1:
+    if cores > 1 and plan.apart:  # where rounds are long, this is left out too
         row(f"{cores} threads", replace(ours, threads=cores), plan.switch_rounds)
 
     def measure_floor(work: Work = ours) -> Any:

@@ -263,7 +263,8 @@ class SharedPrompts:
         own_query = query.reshape(rows * kv, each, size)
         own = torch.bmm(own_query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, -1)
         own[:, :, self.filled :] = -torch.inf
-        probs = torch.cat([by_row(of_prompt), own], dim=2).softmax(dim=2)
+        # In float32, as torch's fused kernels sum; the products may be in half precision.
+        probs = torch.cat([by_row(of_prompt), own], dim=2).softmax(dim=2, dtype=torch.float32).to(query.dtype)
         at_prompt = by_row(torch.bmm(by_prompt(probs[:, :, :length]), prompt_values.flatten(0, 1)))
         at_own = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))
         return at_prompt.add_(at_own.view(rows, heads, size)).unsqueeze(1)
