@@ -21,7 +21,7 @@ PACKAGE = Path(fedrlvr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 PURE = ("rl", "supervision", "coordination", "aggregation")
-STANDARD = {"__future__", "collections", "dataclasses", "enum", "math", "typing"}
+STANDARD = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "math", "typing"}
 """What the pure packages take from the standard library: nothing that reads, writes, logs or waits."""
 BELOW = ("fedrlvr.adapter", "fedrlvr.errors", "fedrlvr.tasks.problem", *(f"fedrlvr.{name}" for name in PURE))
 """What of ours the pure packages may stand on."""
