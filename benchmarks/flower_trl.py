@@ -33,55 +33,26 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.cases import Case
 from benchmarks.measure import Phases
+from fedrlvr.federation.localgrid import LocalGrid
 
 RANK, ALPHA = 8, 16
 Pace = Callable[[int, dict[str, float], int, int], bool]
 """Called after each round (0: before the first) with its phases and tokens sampled and trained; False ends the run."""
 
 
-class OneByOneGrid(Grid):
-    """Calls one client app in this process, for one message after another."""
+class OneByOneGrid(LocalGrid):
+    """Calls one client app in this process, for one message after another, without the local grid's copies."""
 
     def __init__(self, app: ClientApp, nodes: Iterable[int]) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
-        self._run = Run.create_empty(run_id=1)
         self.app = app
-        self.contexts = {node: Context(1, node, {"partition-id": i}, RecordDict(), {}) for i, node in enumerate(nodes)}
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message to one node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All nodes."""
-        return list(self.contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Unused: Flower's strategies only ask for `send_and_receive`."""
-        raise NotImplementedError("use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Unused, as `push_messages`."""
-        raise NotImplementedError("use send_and_receive")
+        contexts = {node: Context(1, node, {"partition-id": i}, RecordDict(), {}) for i, node in enumerate(nodes)}
+        super().__init__(lambda messages, own: [app(*pair) for pair in zip(messages, own, strict=True)], contexts)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Every client's reply, computed one after another."""

@@ -14,6 +14,7 @@ import torch
 from small_runs import Configs, without_seconds
 
 import fedrlvr
+from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft
 
 OFF = (
@@ -52,3 +53,22 @@ def test_a_saving_turned_off_changes_no_sample(
     one, other = (load_peft(directory / "adapter") for directory in (tmp_path / "run", everything_on))
     gaps = torch.cat([(a - b).abs().flatten() for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True)])
     assert float((gaps > 1e-4).float().mean()) <= 0.01
+
+
+def test_behaviour_log_probs_are_taken_again_where_the_engine_says_so(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds of two steps; by default never."""
+    calls = 0
+    plain = Cohort.rescore
+
+    def rescore(self: Cohort, *args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        plain(self, *args)
+
+    monkeypatch.setattr(Cohort, "rescore", rescore)
+    fedrlvr.run(configured(tmp_path / "on"))
+    assert calls == 0
+    fedrlvr.run(configured(tmp_path / "off", engine={"threads": 1, "sampled_logps": False}))
+    assert calls == 4

@@ -15,9 +15,10 @@ import torch
 from models import KINDS, group_of, moved_adapter, tiny_cohort
 
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
+from fedrlvr.policy.attention import SharedPrompts
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.forward import heads_apart
-from fedrlvr.policy.learner import StepStats
+from fedrlvr.policy.learner import Learner, StepStats
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import Group
 
@@ -129,3 +130,71 @@ def test_autocast_computes_in_bfloat16_and_stays_near(llama: Path) -> None:
         assert float(torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0)) > 0.95
         differs = differs or not torch.equal(mine, theirs)
     assert differs
+
+
+def tokens_of(directory: Path, monkeypatch: pytest.MonkeyPatch, **off: Any) -> tuple[list[int], int]:
+    """Tokens of each forward pass of a learning step, and how often the model made logits itself."""
+    seen: list[int] = []
+    logits = 0
+
+    def learned(self: Learner, *args: Any) -> list[StepStats]:
+        nonlocal logits
+
+        def head(*_: Any) -> None:
+            nonlocal logits
+            logits += 1
+
+        model = self.base.model
+        hooks = [
+            model.get_input_embeddings().register_forward_hook(lambda _, ids, __: seen.append(ids[0].numel())),
+            model.get_output_embeddings().register_forward_hook(head),
+        ]
+        stats = plain(self, *args)
+        for hook in hooks:
+            hook.remove()
+        return stats
+
+    plain = Learner.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", learned)
+        step(directory, EngineConfig(**off))
+    return seen, logits
+
+
+def test_a_saving_turned_off_is_off(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the tests above would hold a switch that does nothing against itself."""
+    seen, logits = tokens_of(llama, monkeypatch)
+    assert logits == 0
+    assert sum(tokens_of(llama, monkeypatch, shared_prefix=False)[0]) > 1.5 * sum(seen)
+    assert sum(tokens_of(llama, monkeypatch, skip_zero_advantage=False)[0]) > 1.2 * sum(seen)
+    assert tokens_of(llama, monkeypatch, response_logits=False)[1] > 0
+    longest_first, _ = tokens_of(llama, monkeypatch, micro_batch_tokens=1)
+    as_drawn, _ = tokens_of(llama, monkeypatch, micro_batch_tokens=1, by_length=False)
+    assert longest_first == sorted(as_drawn, reverse=True)
+    assert as_drawn != longest_first
+
+
+def test_a_saving_in_sampling_turned_off_is_off(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampled(**off: Any) -> tuple[int, int]:
+        """Tokens of the prefill, and how often rows attended to a shared prompt."""
+        cohort = tiny_cohort(llama, engine=EngineConfig(**off))
+        cohort.seat({"a": moved_adapter(cohort, 2)})
+        seen: list[int] = []
+        shared = 0
+
+        def attend(self: SharedPrompts, *args: Any) -> torch.Tensor:
+            nonlocal shared
+            shared += 1
+            return plain(self, *args)
+
+        plain = SharedPrompts.attend
+        cohort.base.model.get_input_embeddings().register_forward_hook(lambda _, ids, __: seen.append(ids[0].numel()))
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedPrompts, "attend", attend)
+            cohort.sample({"a": [cohort.base.encode("1 + 1 =")]}, Decoding.of(SAMPLING), {"a": 3})
+        return seen[0], shared
+
+    tokens, shared = sampled()
+    assert shared > 0
+    assert sampled(shared_cache=False) == (tokens, 0)
+    assert sampled(prefill_once=False) == (SAMPLING.group_size * tokens, 0)
