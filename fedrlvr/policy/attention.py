@@ -6,7 +6,7 @@ Attention moves the tokens into padded blocks: prompts attend to themselves, res
 
 Decode step: a prompt's keys and values are kept once for its responses, which the cache holds alone; reading keys and
 values is what a step's attention costs, and most of them are the prompt's. Without that, with one query token per row
-torch's fused kernel for CPUs takes 3 to 4 times as long as the two products, so these are batched directly.
+torch's fused kernel for CPUs takes longer than the two products, so these are batched directly.
 
 Everything else goes to transformers' own `sdpa`.
 """
@@ -141,7 +141,7 @@ class _FromSlots(torch.autograd.Function):
 
 class _ToResponses(torch.autograd.Function):
     """What belongs to each prompt [B, ...], once for each of its responses [R, ...]; responses of a prompt are side by
-    side, so the gradient is a sum of slices, which is several times faster than a scattered sum."""
+    side, so the gradient is a sum of slices, which is faster than a scattered sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group_R: Tensor, counts: list[int]) -> Tensor:

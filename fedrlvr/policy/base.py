@@ -200,7 +200,7 @@ def threads_here(model: ModelConfig) -> int:
     """Torch threads where `engine.threads` does not say.
 
     OMP_NUM_THREADS if it is set; else one for a small model, whose products are too short to be shared out (on the
-    embedded reasoner two threads take twice as long as one), and one per core we may use for any other.
+    embedded reasoner two threads take nearly twice as long as one), and one per core we may use for any other.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:

@@ -64,7 +64,7 @@ class FilledLayer(CacheLayerMixin):
 class OwnLayer(FilledLayer):
     """Responses alone, their prompts being kept elsewhere: handed back whole, filled or not, and grown in steps.
 
-    Batched products over slices of a longer buffer are several times slower on a CPU than over what lies together.
+    Batched products over slices of a longer buffer are slower on a CPU than over what lies together.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, *, repeats: int, new_tokens: int) -> None:

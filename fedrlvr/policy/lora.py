@@ -50,8 +50,8 @@ class StackedLinear(nn.Module):
 class _LowRank(torch.autograd.Function):
     """y += scale B_i A_i x over each client's rows, in place: y is the frozen layer's output and nobody else's.
 
-    Orders of factors are chosen for speed: on a CPU products with a side of r columns are two to five times slower when
-    r comes last in memory (measured for r of 8 and 16), so A and B^T are used as [r, .] throughout.
+    Orders of factors are chosen for speed: on a CPU products with a side of r columns are up to five times slower when
+    r comes last in memory (measured for r = 8), so A and B^T are used as [r, .] throughout.
     """
 
     @staticmethod
