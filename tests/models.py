@@ -13,6 +13,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.learner import StepStats
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Problem
 from fedrlvr.zoo.tokenizer import build
@@ -92,3 +93,8 @@ def same_tensors(one: Adapter, other: Adapter) -> bool:
 def largest_gap(one: Adapter, other: Adapter) -> float:
     """Largest absolute difference of any factor."""
     return max(float((a - b).abs().max()) for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True))
+
+
+def numbers_of(stats: StepStats) -> dict[str, float]:
+    """A step's numbers without those of foreign responses, for comparison."""
+    return {name: value for name, value in vars(stats).items() if name != "foreign"}

@@ -55,6 +55,11 @@ def test_the_partition_is_chosen_by_its_type() -> None:
     assert parse_config({"partition": {"type": "dirichlet", "alpha": 0.1}}).partition == DirichletPartition(alpha=0.1)
 
 
+def pubswap(**settings: Any) -> dict[str, Any]:
+    """A federation with exchanges about 8 public problems."""
+    return {"data": {"public_size": 8}, "coordination": {"type": "pubswap", **settings}}
+
+
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
@@ -136,8 +141,10 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
     ("tree", "told"),
     [
         ({"train": 3}, "train: "),
-        ({"partition": {"alpha": 0.3}}, "partition: say which type it is"),
-        ({"partition": {"type": "dirichet"}}, "partition: input tag 'dirichet'"),
+        ({"partition": {"alpha": 0.3}}, "partition: say which type it is, for example partition.type = 'source'"),
+        ({"coordination": {"exchanges": 2}}, "for example coordination.type = 'pubswap'"),
+        ({"coordination": {"type": "pubswap", "exchanges": 0}}, "coordination.exchanges: input should be"),
+        ({"partition": {"type": "dirichet"}}, "partition.type: input should be one of 'iid', 'source', 'dirichlet'"),
         ({"partition": {"type": "dirichlet", "alpha": -1}}, "partition.alpha: input should be greater than 0"),
     ],
 )
@@ -158,15 +165,36 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"federation": {"arm": "local", "fraction": 0.5}}, "federation.fraction has no effect"),
         ({"federation": {"arm": "central", "fraction": 0.9}}, "federation.fraction has no effect"),
         ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
-        ({"data": {"public_size": 8}}, "data.public_size"),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
+        ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
+        (pubswap(cap=3.0), "cap has no effect with ratio = 'local_old'"),
+        (pubswap(gamma=0.2, ratio="behaviour"), "gamma has no effect with ratio = 'behaviour'"),
+        (pubswap(swap="none", ratio="behaviour"), "ratio has no effect with swap = 'none'"),
+        ({**pubswap(), "federation": {"arm": "local"}}, "coordination.type = 'pubswap' has no effect"),
+        ({**pubswap(), "federation": {"arm": "central"}}, "coordination.type = 'pubswap' has no effect"),
     ],
 )
 def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any], told: str) -> None:
     assert told in refused(tree)
 
 
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        (pubswap(exchanges=6), "coordination.exchanges = 6 do not fit into train.local_steps = 5"),
+        (pubswap(public_problems=9), "coordination.public_problems = 9 are more than data.public_size = 8"),
+        ({"coordination": {"type": "pubswap"}}, "are more than data.public_size = 0"),
+    ],
+)
+def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], told: str) -> None:
+    assert told in refused(tree)
+
+
 def test_the_same_settings_where_they_have_an_effect() -> None:
+    parse_config(pubswap(exchanges=5, ratio="truncated", cap=3.0))
+    parse_config(pubswap(ratio="shaped", gamma=0.2))
+    # Nobody uses this public set: an arm without exchanges, on the private problems of those that have them.
+    parse_config({"data": {"public_size": 8}})
     parse_config({"federation": {"fraction": 0.5}, "train": {"proximal_mu": 0.1}})
     parse_config({"federation": {"arm": "central"}, "train": {"proximal_mu": 0.1}})
     parse_config({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 3}})

@@ -14,6 +14,7 @@ import pytest
 
 import fedrlvr
 import fedrlvr.aggregation
+import fedrlvr.coordination
 import fedrlvr.rl
 import fedrlvr.tasks
 
@@ -21,9 +22,16 @@ PACKAGE = Path(fedrlvr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 PURE = ("rl", "supervision", "coordination", "aggregation")
-STANDARD = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "math", "typing"}
-"""What the pure packages take from the standard library: nothing that reads, writes, logs or waits."""
-BELOW = ("fedrlvr.adapter", "fedrlvr.errors", "fedrlvr.tasks.problem", *(f"fedrlvr.{name}" for name in PURE))
+STANDARD = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "math", "random", "typing"}
+"""What the pure packages take from the standard library: nothing that reads, writes, logs or waits. Of `random` the
+generators, which callers seed (a test below)."""
+BELOW = (
+    "fedrlvr.adapter",
+    "fedrlvr.errors",
+    "fedrlvr.seeds",
+    "fedrlvr.tasks.problem",
+    *(f"fedrlvr.{name}" for name in PURE),
+)
 """What of ours the pure packages may stand on."""
 WITHOUT_IMPORT = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
 
@@ -68,6 +76,16 @@ def test_the_pure_core_takes_tensors_and_plain_values_only(path: Path) -> None:
     assert not named(path) & WITHOUT_IMPORT
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_chance_is_always_seeded(path: Path) -> None:
+    """Nothing of `random` but its generator, and that never without a seed."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random":
+            assert node.attr == "Random", f"{path}:{node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "random.Random":
+            assert node.args, f"{path}:{node.lineno}"
+
+
 def test_only_the_federation_knows_flower() -> None:
     assert importers("flwr") == {"federation"}
 
@@ -110,6 +128,7 @@ def test_public_names_of_the_package() -> None:
 
 def test_public_names_of_rl() -> None:
     assert sorted(fedrlvr.rl.__all__) == [
+        "CORRECT",
         "Group",
         "LOSSES",
         "Origin",
@@ -151,7 +170,13 @@ def test_public_names_of_aggregation() -> None:
     assert list(inspect.signature(fedrlvr.aggregation.aggregate).parameters)[:2] == ["adapters", "weights"]
 
 
-@pytest.mark.parametrize("module", [fedrlvr, fedrlvr.rl, fedrlvr.tasks, fedrlvr.aggregation])
+def test_public_names_of_coordination() -> None:
+    parameters = inspect.signature(fedrlvr.coordination.swap).parameters
+    assert list(parameters) == ["own_rewards_PG", "pool", "rule", "rng"]
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("rule", "rng"))
+
+
+@pytest.mark.parametrize("module", [fedrlvr, fedrlvr.rl, fedrlvr.tasks, fedrlvr.aggregation, fedrlvr.coordination])
 def test_every_public_name_is_there_and_documented(module: object) -> None:
     for name in module.__all__:  # type: ignore[attr-defined]
         value = getattr(module, name)

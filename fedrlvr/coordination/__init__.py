@@ -1,9 +1,31 @@
-"""Seam 2: what clients tell each other besides weights. Pure; a method is one file.
+"""Seam 2: what clients tell each other besides weights. Pure; one file for each concept.
 
-A round of tau local steps is cut into stretches by the exchanges a coordination asks for; with none, clients
-exchange adapters only and the round is one stretch.
+A round of tau local steps is cut into stretches by the exchanges a coordination asks for (`stretches`); each exchange
+is about a batch of the public set (`public_batch`). Correct responses make the pool (`Pool`), a rule says which slots
+of a client's group take which of them (`swap`), another what their policy ratio is taken against (`reference`). With
+no exchanges, clients exchange adapters only and the round is one stretch.
 """
 
+from fedrlvr.coordination.pool import Pool, PoolEntry, Sent
+from fedrlvr.coordination.publicset import public_batch
+from fedrlvr.coordination.ratio import NEEDS_LOCAL, NEEDS_SENDER, RATIO_RULES, RatioRule, Reference, reference
 from fedrlvr.coordination.stretches import stretches
+from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule, swap, wanted
 
-__all__ = ["stretches"]
+__all__ = [
+    "NEEDS_LOCAL",
+    "NEEDS_SENDER",
+    "RATIO_RULES",
+    "SWAP_RULES",
+    "Pool",
+    "PoolEntry",
+    "RatioRule",
+    "Reference",
+    "Sent",
+    "SwapRule",
+    "public_batch",
+    "reference",
+    "stretches",
+    "swap",
+    "wanted",
+]

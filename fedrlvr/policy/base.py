@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ class Base:
     max_length: prompt and response together, in tokens.
     packs: the training pass can share a prompt among its responses (policy/attention.py).
     plain_head: logits can be made from hidden states apart from the model (policy/forward.py).
+    model_id: architecture, and a digest of all parameters' names and shapes.
     """
 
     model: Any
@@ -41,6 +44,18 @@ class Base:
     checkpointing: bool = False
     packs: bool = False
     plain_head: bool = False
+    model_id: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids the model can take: 0 to this, excluded."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """A digest of what each token id means."""
+        entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
+        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
     def encode(self, prompt: str, instruction: str = "") -> list[int]:
         """Token ids of a prompt with its instruction, in the chat template where there is one and it is wanted.
@@ -149,7 +164,13 @@ def load_base(config: ModelConfig) -> Base:
         checkpointing=config.gradient_checkpointing,
         packs=packs,
         plain_head=has_plain_head(model, config.name),
+        model_id=_model_id(model),
     )
+
+
+def _model_id(model: Any) -> str:
+    shapes = "".join(f"{name} {tuple(parameter.shape)}\n" for name, parameter in model.named_parameters())
+    return f"{type(model).__name__}-{hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest()}"
 
 
 def _place(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedrlvr.policy.attention import Packing
 from fedrlvr.policy.lora import Span
-from fedrlvr.rl import Group
+from fedrlvr.rl import Group, Origin
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Row:
     token_ids: Sequence[int]
     behaviour_logps: Sequence[float]
     advantage: float
+    foreign: bool = False
+    weights: Sequence[float] | None = None
+    shaping: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class MicroBatch:
     mask_RT: 1 where response r has a token t; row by row these are the M tokens.
     client_R: whose a response is. spans: whose the flattened input tokens are.
     packing: None in the padded form.
+    rows: the R responses, in order. Only where one of them is foreign: foreign_R says which, and weights_RT and
+        shaping_R what the loss makes of them.
     """
 
     ids: Tensor
@@ -66,6 +71,10 @@ class MicroBatch:
     client_R: Tensor
     spans: list[Span]
     packing: Packing | None
+    rows: Sequence[Row]
+    foreign_R: Tensor | None = None
+    weights_RT: Tensor | None = None
+    shaping_R: Tensor | None = None
 
 
 def packs_of(client: int, groups: Sequence[Group], *, keep_zero: bool) -> list[Pack]:
@@ -73,7 +82,14 @@ def packs_of(client: int, groups: Sequence[Group], *, keep_zero: bool) -> list[P
     packs = []
     for group in groups:
         rows = [
-            Row(response.token_ids, response.logps, advantage)
+            Row(
+                response.token_ids,
+                response.logps,
+                advantage,
+                foreign=response.origin is Origin.FOREIGN,
+                weights=response.weights,
+                shaping=response.shaping,
+            )
             for response, advantage in zip(group.responses, group.advantages, strict=True)
             if (keep_zero or advantage != 0.0) and response.token_ids
         ]
@@ -123,6 +139,15 @@ def _make(packs: Sequence[Pack], pad_id: int, device: torch.device, packed: bool
     for r, row in enumerate(rows):
         mask[r, : len(row.token_ids)] = True
         behaviour[r, : len(row.token_ids)] = torch.tensor(row.behaviour_logps)
+    foreign = weights = shaping = None
+    if any(row.foreign for row in rows):
+        foreign = torch.tensor([row.foreign for row in rows]).to(device)
+        shaping = torch.tensor([row.shaping for row in rows]).to(device)
+        weights = torch.ones(len(rows), width)
+        for r, row in enumerate(rows):
+            if row.weights is not None:
+                weights[r, : len(row.token_ids)] = torch.tensor(row.weights)
+        weights = weights.to(device)
     return MicroBatch(
         ids=ids.to(device),
         positions=positions.to(device),
@@ -136,6 +161,10 @@ def _make(packs: Sequence[Pack], pad_id: int, device: torch.device, packed: bool
         packing=Packing.of([(len(p.prompt_ids), [len(r.token_ids) - 1 for r in p.rows]) for p in packs], device)
         if packed
         else None,
+        rows=rows,
+        foreign_R=foreign,
+        weights_RT=weights,
+        shaping_R=shaping,
     )
 
 

@@ -48,8 +48,13 @@ class Cohort:
         train: TrainConfig,
         sampling: SamplingConfig,
         moments: Mapping[str, dict[str, torch.Tensor]] | None = None,
+        anchors: Mapping[str, Adapter] | None = None,
     ) -> None:
-        """Start a round's training of the seated clients from their adapters; `moments` restores optimizer state."""
+        """Train the seated clients from their adapters on.
+
+        moments: optimizer states to go on with, by client. anchors: the adapters the round began with (FedProx), if
+        they are not those seated now.
+        """
         self._learner = Learner(
             self.base,
             self.stack,
@@ -57,6 +62,7 @@ class Cohort:
             self.engine,
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens,
+            anchors=self.stack.stacked([anchors[client] for client in self.clients]) if anchors else (),
         )
         for client, state in (moments or {}).items():
             self._learner.optimizer.restore(self.clients.index(client), state)
@@ -82,7 +88,10 @@ class Cohort:
     def rescore(
         self, prompts: Mapping[str, Sequence[Sequence[int]]], drawn: Mapping[str, Sequence[Sequence[Response]]]
     ) -> None:
-        """Let a training pass set the behaviour log-probs of responses just sampled (`engine.sampled_logps` off)."""
+        """Let a training pass set the log-probs of these responses to those of the policy as it is now.
+
+        Of others' responses to public problems, and of one's own where `engine.sampled_logps` is off.
+        """
         self._training().rescore([prompts[c] for c in self.clients], [drawn[c] for c in self.clients])
 
     def learn(self, groups: Mapping[str, Sequence[Group]], rates: Mapping[str, float]) -> dict[str, StepStats]:

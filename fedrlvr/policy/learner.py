@@ -32,7 +32,10 @@ KL_RESPONSES = 2
 
 @dataclass(frozen=True)
 class StepStats:
-    """One client's numbers of one update. Sums are over trained tokens; nan where nothing was trained."""
+    """One client's numbers of one update. Ratios are over trained tokens; nan where nothing was trained.
+
+    foreign: the same ratios over the tokens of other clients' responses alone; None where there were none.
+    """
 
     loss: float
     grad_norm: float
@@ -40,10 +43,24 @@ class StepStats:
     ratio_max: float
     clip_fraction: float
     tokens_trained: int
+    foreign: Ratios | None = None
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Policy ratios of some tokens: their mean, the largest, and the share whose clip is active."""
+
+    tokens: int
+    mean: float
+    largest: float
+    clipped: float
 
 
 class Learner:
-    """Updates the adapters seated on a stack. Made anew whenever clients are seated."""
+    """Updates the adapters seated on a stack. Made anew whenever clients are seated.
+
+    anchors: the round's adapters as `LoraStack.stacked` gives them, if they are not those seated now.
+    """
 
     def __init__(
         self,
@@ -54,6 +71,7 @@ class Learner:
         *,
         temperature: float,
         max_tokens: int,
+        anchors: Sequence[Tensor] = (),
     ) -> None:
         self.base = base
         self.stack = stack
@@ -62,8 +80,9 @@ class Learner:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.optimizer = StackedAdamW(stack.parameters(), config)
-        # FedProx pulls towards the round's adapter: the one seated when the round began.
-        self.anchors = [p.detach().clone() for p in stack.parameters()] if config.proximal_mu else []
+        # FedProx pulls towards the round's adapters: those seated when the round began.
+        anchors = anchors or stack.parameters()
+        self.anchors = [anchor.detach().clone() for anchor in anchors] if config.proximal_mu else []
 
     def step(self, groups: Sequence[Sequence[Group]], rates: Sequence[float]) -> list[StepStats]:
         """One optimizer step of every client on its own groups, at its own learning rate."""
@@ -81,7 +100,9 @@ class Learner:
         ]
         clients = len(groups)
         norms_K = torch.tensor(norms, device=self.base.device)
-        losses_K, ratios_K, largest_K, clipped_K = torch.zeros(4, clients, device=self.base.device)
+        losses_K = torch.zeros(clients, device=self.base.device)
+        # Sum, largest and clipped of the policy ratios, of all responses and of foreign ones.
+        sums_2K3 = torch.zeros(2, clients, 3, device=self.base.device)
         self.optimizer.zero_grad()
         self.base.model.train(self.base.checkpointing)
         for batch in self._batches([pack for client in packs for pack in client]):
@@ -100,6 +121,8 @@ class Learner:
                 clip_high=config.clip_high,
                 reference_logps_BT=reference_RT,
                 kl_beta=config.kl_beta,
+                weights_BT=batch.weights_RT,
+                shaping_B=batch.shaping_R,
             )
             losses_R = losses_R / norms_K[batch.client_R]
             losses_R.sum().backward()
@@ -110,28 +133,35 @@ class Learner:
                 batch.mask_RT,
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
+                shaping_B=batch.shaping_R,
             )
             losses_K.index_add_(0, batch.client_R, losses_R.detach())
-            ratios_K.index_add_(0, batch.client_R, sums_R3[:, 0])
-            largest_K.scatter_reduce_(0, batch.client_R, sums_R3[:, 1], "amax")
-            clipped_K.index_add_(0, batch.client_R, sums_R3[:, 2])
+            _add_ratios(sums_2K3[0], batch.client_R, sums_R3)
+            if batch.foreign_R is not None:
+                _add_ratios(sums_2K3[1], batch.client_R[batch.foreign_R], sums_R3[batch.foreign_R])
         self.stack.spans = None
         self.base.model.eval()
         self._pull_to_anchor()
         norms_after = self.optimizer.clip()
         self.optimizer.step(rates)
-        tokens = [sum(len(row.token_ids) for pack in client for row in pack.rows) for client in packs]
-        return [
-            StepStats(
-                loss=float(losses_K[i]),
-                grad_norm=float(norms_after[i]),
-                ratio_mean=float(ratios_K[i]) / tokens[i] if tokens[i] else math.nan,
-                ratio_max=float(largest_K[i]) if tokens[i] else math.nan,
-                clip_fraction=float(clipped_K[i]) / tokens[i] if tokens[i] else math.nan,
-                tokens_trained=tokens[i],
+        every, foreign = sums_2K3.tolist()
+        stats = []
+        for i, client in enumerate(packs):
+            rows = [row for pack in client for row in pack.rows]
+            all_of_them = _ratios(every[i], sum(len(row.token_ids) for row in rows))
+            theirs = sum(len(row.token_ids) for row in rows if row.foreign)
+            stats.append(
+                StepStats(
+                    loss=float(losses_K[i]),
+                    grad_norm=float(norms_after[i]),
+                    ratio_mean=all_of_them.mean,
+                    ratio_max=all_of_them.largest,
+                    clip_fraction=all_of_them.clipped,
+                    tokens_trained=all_of_them.tokens,
+                    foreign=_ratios(foreign[i], theirs) if theirs else None,
+                )
             )
-            for i in range(clients)
-        ]
+        return stats
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
         """Micro-batches one after another; the stack knows whose the tokens of the one at hand are."""
@@ -186,12 +216,16 @@ class Learner:
 
         prompts: token ids by client and prompt; drawn: responses by client, prompt and draw.
         """
+        packs: list[Pack] = []
+        whose: dict[int, Response] = {}  # by the identity of its row: micro-batches come in an order of their own
         for i, (ids, groups) in enumerate(zip(prompts, drawn, strict=True)):
             for prompt_ids, responses in zip(ids, groups, strict=True):
-                pack = Pack(i, prompt_ids, [Row(r.token_ids, r.logps, 0.0) for r in responses])
-                logps = [row for batch in self._batches([pack]) for row in self._logps(batch).tolist()]
-                for response, row in zip(responses, logps, strict=True):
-                    response.logps = row[: len(response.token_ids)]
+                rows = [Row(r.token_ids, [0.0] * len(r.token_ids), 0.0) for r in responses if r.token_ids]
+                whose.update(zip(map(id, rows), (r for r in responses if r.token_ids), strict=True))
+                packs += [Pack(i, prompt_ids, rows)] if rows else []
+        for batch in self._batches(packs):
+            for row, logps in zip(batch.rows, self._logps(batch).tolist(), strict=True):
+                whose[id(row)].logps = logps[: len(row.token_ids)]
 
     @torch.no_grad()
     def logp_gap(self, responses: Sequence[Sequence[Response]], prompt_ids: Sequence[int]) -> float:
@@ -204,6 +238,19 @@ class Learner:
             difference_RT = (self._logps(batch) - batch.behaviour_RT) * batch.mask_RT
             gap = max(gap, float(difference_RT.abs().max()))
         return gap
+
+
+def _add_ratios(sums_K3: Tensor, client_R: Tensor, sums_R3: Tensor) -> None:
+    """Add responses' ratio sums, largest ratios and clipped tokens to their clients'."""
+    sums_K3[:, 0].index_add_(0, client_R, sums_R3[:, 0])
+    sums_K3[:, 1].scatter_reduce_(0, client_R, sums_R3[:, 1], "amax")
+    sums_K3[:, 2].index_add_(0, client_R, sums_R3[:, 2])
+
+
+def _ratios(sums: Sequence[float], tokens: int) -> Ratios:
+    if not tokens:
+        return Ratios(0, math.nan, math.nan, math.nan)
+    return Ratios(tokens, sums[0] / tokens, sums[1], sums[2] / tokens)
 
 
 def _suitable_tokens(base: Base) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -142,11 +143,17 @@ class LoraStack:
 
     def seat(self, adapters: Sequence[Adapter]) -> None:
         """Stack these adapters, in this order, as the K clients; copies, in float32."""
-        for name, layer in self.layers.items():
-            a = torch.stack([adapter.layers[name].A for adapter in adapters])
-            b = torch.stack([adapter.layers[name].B for adapter in adapters])
-            layer.A = nn.Parameter(a.to(self.device, torch.float32))
-            layer.B = nn.Parameter(b.to(self.device, torch.float32))
+        factors = iter(self.stacked(adapters))
+        for layer in self.layers.values():
+            layer.A, layer.B = nn.Parameter(next(factors)), nn.Parameter(next(factors))
+
+    def stacked(self, adapters: Sequence[Adapter]) -> list[Tensor]:
+        """Copies of these adapters' factors in float32, each [K, ., .], in the order of `parameters`."""
+        return [
+            torch.stack([half_of(adapter.layers[name]) for adapter in adapters]).to(self.device, torch.float32)
+            for name in self.layers
+            for half_of in (_A, _B)
+        ]
 
     def unseat(self) -> list[Adapter]:
         """Every client's adapter, copied to the CPU: the stack changes no more of it.
@@ -177,6 +184,9 @@ class LoraStack:
             yield
         finally:
             self.enabled = True
+
+
+_A, _B = attrgetter("A"), attrgetter("B")
 
 
 def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:

@@ -69,19 +69,20 @@ class StackedAdamW:
             parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
 
     def state(self, client: int) -> dict[str, Tensor]:
-        """One client's moments and step count, copied to the CPU."""
-        out = {"steps": self.steps[client].clone()}
-        for index, (m, v) in enumerate(zip(self.m, self.v, strict=True)):
-            out[f"m.{index}"] = m[client].cpu().clone(memory_format=torch.contiguous_format)
-            out[f"v.{index}"] = v[client].cpu().clone(memory_format=torch.contiguous_format)
-        return out
+        """One client's step count and moments, each of these end to end as one vector; copies on the CPU."""
+        moments = {name: torch.cat([t[client].flatten() for t in kind]).cpu() for name, kind in self._moments()}
+        return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.steps[client] = state["steps"]
-        for index, (m, v) in enumerate(zip(self.m, self.v, strict=True)):
-            m[client].copy_(state[f"m.{index}"])
-            v[client].copy_(state[f"v.{index}"])
+        for name, kind in self._moments():
+            parts = state[name].split([t[client].numel() for t in kind])
+            for t, part in zip(kind, parts, strict=True):
+                t[client].copy_(part.view_as(t[client]))
+
+    def _moments(self) -> list[tuple[str, list[Tensor]]]:
+        return [("m", self.m), ("v", self.v)]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -11,7 +11,8 @@
    into micro-batches and leaves out responses with zero advantage: the normaliser still counts those, so the gradient
    is the same.
 2. The behaviour log-probs are those of the policy that sampled the response, so an off-policy response needs no
-   special case.
+   special case. A coordination may still weigh the tokens of a foreign one, w_t l_t with a constant w_t, or put the
+   shaped ratio p / (p + gamma) in place of rho (`coordination/ratio.py`).
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ def response_losses(
     clip_high: float,
     reference_logps_BT: Tensor | None = None,
     kl_beta: float = 0.0,
+    weights_BT: Tensor | None = None,
+    shaping_B: Tensor | None = None,
 ) -> Tensor:
     """Each response's share [B] of the loss, before the normaliser.
 
     logps_BT: the policy's log-probs of the response tokens; the only argument a gradient is taken of.
     mask_BT: 1 on response tokens, 0 on padding.
+    weights_BT: of tokens, not of their KL; None: 1. shaping_B: gamma of a response's shaped ratio; 0 or None: rho.
 
     Raises:
         ValueError: an unknown loss, or kl_beta without reference log-probs.
@@ -55,15 +59,28 @@ def response_losses(
     mask_BT = mask_BT.to(logps_BT.dtype)
     # Padding is emptied before the exponential, and not by a product: whatever stands there, inf x 0 is nan.
     logps_BT = logps_BT.masked_fill(padding_BT, 0.0)
-    log_ratio_BT = logps_BT - behaviour_logps_BT.detach().masked_fill(padding_BT, 0.0)
-    ratio_BT = torch.exp(log_ratio_BT)
+    ratio_BT = _ratio(logps_BT, behaviour_logps_BT.detach().masked_fill(padding_BT, 0.0), shaping_B)
     advantages_B1 = advantages_B.detach().to(logps_BT.dtype).unsqueeze(1)
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     tokens_BT = -torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+    if weights_BT is not None:
+        tokens_BT = tokens_BT * weights_BT.detach()
     if kl_beta and reference_logps_BT is not None:
         tokens_BT = tokens_BT + kl_beta * k3(logps_BT, reference_logps_BT.detach().masked_fill(padding_BT, 0.0))
     sums_B = (tokens_BT * mask_BT).sum(dim=1)
     return sums_B / mask_BT.sum(dim=1).clamp(min=1) if loss == "grpo" else sums_B
+
+
+def _ratio(logps_BT: Tensor, behaviour_logps_BT: Tensor, shaping_B: Tensor | None) -> Tensor:
+    """rho [B, T], or p / (p + gamma) where a response's gamma is above 0."""
+    ratio_BT = torch.exp(logps_BT - behaviour_logps_BT)
+    if shaping_B is None:
+        return ratio_BT
+    gamma_B1 = shaping_B.detach().to(logps_BT.dtype).unsqueeze(1)
+    policy_BT = torch.exp(logps_BT)
+    # The unused branch must not be 0 / 0 either, or its gradient would be nan.
+    shaped_BT = policy_BT / (policy_BT + torch.where(gamma_B1 > 0, gamma_B1, 1.0))
+    return torch.where(gamma_B1 > 0, shaped_BT, ratio_BT)
 
 
 def normaliser(loss: Loss, *, responses: int, tokens: int, max_tokens: int) -> float:
@@ -118,6 +135,7 @@ def ratio_sums(
     *,
     clip_low: float,
     clip_high: float,
+    shaping_B: Tensor | None = None,
 ) -> Tensor:
     """Per response [B, 3]: sum of the ratios, largest ratio, tokens whose clip is active. No gradient.
 
@@ -125,8 +143,7 @@ def ratio_sums(
     below 1 - clip_low with a negative one.
     """
     with torch.no_grad():
-        log_ratio_BT = (logps_BT - behaviour_logps_BT).masked_fill(~mask_BT.bool(), -torch.inf)
-        ratio_BT = torch.exp(log_ratio_BT)
+        ratio_BT = _ratio(logps_BT, behaviour_logps_BT, shaping_B).masked_fill(~mask_BT.bool(), 0.0)
         up_B1 = (advantages_B > 0).unsqueeze(1)
         down_B1 = (advantages_B < 0).unsqueeze(1)
         clipped_BT = (up_B1 & (ratio_BT > 1 + clip_high)) | (down_B1 & (ratio_BT < 1 - clip_low))

@@ -8,6 +8,9 @@ from enum import Enum
 
 from fedrlvr.tasks.problem import Problem
 
+CORRECT = 1.0 - 1e-6
+"""A response counts as correct from this reward on; a user's own reward may give less for partial credit."""
+
 
 class Origin(Enum):
     """Whose policy sampled a response."""
@@ -24,6 +27,8 @@ class Response:
     logps: their log-probs under the behaviour policy at its temperature, before any top-p or top-k cut.
     text: the decoded response, without special tokens.
     finished: whether it ended by itself rather than at the length limit.
+    weights: of its tokens in the loss; None: 1 (`coordination.reference` sets others).
+    shaping: gamma > 0 puts p / (p + gamma) in place of the policy ratio.
     """
 
     token_ids: Sequence[int]
@@ -32,6 +37,8 @@ class Response:
     finished: bool
     origin: Origin = Origin.OWN
     reward: float | None = None
+    weights: Sequence[float] | None = None
+    shaping: float = 0.0
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import group_of, largest_gap, moved_adapter, same_tensors, tiny_cohort
+from models import group_of, largest_gap, moved_adapter, numbers_of, same_tensors, tiny_cohort
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, SamplingConfig, TrainConfig
@@ -101,7 +101,7 @@ def test_micro_batches_do_not_change_the_step(loss: Any, kl_beta: float, llama: 
     for budget in (1, 60):  # one response at a time, and two
         cut, _ = ready(llama, train, micro_batch_tokens=budget)
         cut_stats = step(cut, groups)
-        assert vars(cut_stats) == pytest.approx(vars(stats), rel=1e-5, abs=1e-6)
+        assert numbers_of(cut_stats) == pytest.approx(numbers_of(stats), rel=1e-5, abs=1e-6)
         for mine, theirs in zip(gradients(cut), gradients(whole), strict=True):
             assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
 
@@ -212,7 +212,7 @@ def test_gradient_checkpointing_gives_the_same_step(kl_beta: float, llama: Path)
     plain, groups = ready(llama, TrainConfig(kl_beta=kl_beta))
     saving, same_groups = ready(llama, TrainConfig(kl_beta=kl_beta), checkpointing=True)
     assert groups == same_groups  # sampling is not touched by it
-    assert vars(step(saving, groups)) == pytest.approx(vars(step(plain, groups)), rel=1e-6, abs=1e-7)
+    assert numbers_of(step(saving, groups)) == pytest.approx(numbers_of(step(plain, groups)), rel=1e-6, abs=1e-7)
     for mine, theirs in zip(gradients(saving), gradients(plain), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
     assert not saving.base.model.training

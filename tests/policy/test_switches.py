@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import KINDS, group_of, moved_adapter, tiny_cohort
+from models import KINDS, group_of, moved_adapter, numbers_of, tiny_cohort
 
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy.attention import SharedPrompts
@@ -66,7 +66,7 @@ def assert_same(off: tuple[Cohort, dict[str, StepStats]], on: tuple[Cohort, dict
         assert float(theirs.abs().max()) > 0
         assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
     for client in PROMPTS:
-        mine_stats, stats = vars(off[1][client]), vars(on[1][client])
+        mine_stats, stats = numbers_of(off[1][client]), numbers_of(on[1][client])
         trained = ("tokens_trained", "ratio_mean", "clip_fraction", "ratio_max")  # of more tokens, nothing skipped
         for name, value in stats.items():
             if mine_stats["tokens_trained"] == stats["tokens_trained"] or name not in trained:

@@ -1,0 +1,70 @@
+"""Which of a client's responses to public problems are replaced by others' correct ones (PubSwap, arXiv 2604.12160).
+
+With c own correct responses, W the own incorrect ones and P the others' correct ones to the same problem:
+
+    balanced  m = min(max(0, ceil(G / 2) - c), |W|, |P|); m random members of W take m draws from P
+    random    the same m; any m of the G slots take them, correct or not
+    full      m = min(|W|, |P|); as many of W as there are draws
+    none      m = 0: steps on public problems without any exchange of responses
+
+Known: incorrect responses are replaced by others' correct ones, and a group is brought towards half correct, where the
+variance p (1 - p) of a binary reward is largest. Our reading: the formulas, that draws are uniform and without
+replacement, and the two ablations, of which nothing but the names could be read.
+
+1. A group that is all correct stays as it is under every rule: correct for correct would change no reward.
+2. `full` makes a group all correct where the pool is rich enough, and such a group has no gradient: it learns from
+   hard problems only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fedrlvr.rl.samples import CORRECT
+
+SwapRule = Literal["balanced", "random", "full", "none"]
+SWAP_RULES: tuple[SwapRule, ...] = ("balanced", "random", "full", "none")
+
+
+def wanted(correct: int, group: int, rule: SwapRule) -> int:
+    """How many of others' responses a group of this size with so many correct ones can take.
+
+    Raises:
+        ValueError: an unknown rule, or more correct responses than there are.
+    """
+    if rule not in SWAP_RULES:
+        raise ValueError(f"rule must be one of {', '.join(SWAP_RULES)}, got {rule!r}")
+    if not 0 <= correct <= group:
+        raise ValueError(f"{correct} correct responses of {group}")
+    if rule == "none":
+        return 0
+    incorrect = group - correct
+    return incorrect if rule == "full" else min(max(0, -(-group // 2) - correct), incorrect)
+
+
+def swap(
+    own_rewards_PG: Sequence[Sequence[float]],
+    pool: Sequence[Sequence[Any]],
+    *,
+    rule: SwapRule = "balanced",
+    rng: random.Random,
+) -> list[dict[int, int]]:
+    """For each problem, which slots of the client's group receive which entries of the pool: {slot: entry}.
+
+    own_rewards_PG: rewards of the client's own responses; correct is a reward of 1.
+    pool: for each problem, what others gave that is correct; only how much there is matters here.
+
+    Raises:
+        ValueError: as `wanted`, or a pool of another number of problems.
+    """
+    if len(pool) != len(own_rewards_PG):
+        raise ValueError(f"a pool of {len(pool)} problems for groups of {len(own_rewards_PG)}")
+    swaps = []
+    for rewards_G, entries in zip(own_rewards_PG, pool, strict=True):
+        wrong = [slot for slot, reward in enumerate(rewards_G) if reward < CORRECT]
+        count = min(wanted(len(rewards_G) - len(wrong), len(rewards_G), rule), len(entries))
+        slots = rng.sample(range(len(rewards_G)) if rule == "random" else wrong, count)
+        swaps.append(dict(zip(slots, rng.sample(range(len(entries)), count), strict=True)))
+    return swaps
