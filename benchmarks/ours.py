@@ -12,9 +12,10 @@ from benchmarks.cases import Case, take
 from benchmarks.measure import Phases
 from fedrlvr.config import Config, load_config
 from fedrlvr.federation.checkpoint import Checkpoint
-from fedrlvr.federation.client import CohortApp, Site
+from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort

@@ -23,8 +23,15 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "some": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}},
     "local": {"train": {"rounds": 5}, "federation": {"arm": "local"}},
     "moments": {"train": {"rounds": 5, "optimizer_state": "keep", "schedule": "cosine", "warmup_steps": 2}},
+    "pubswap": {
+        "train": {"rounds": 5, "local_steps": 3, "proximal_mu": 0.1},
+        "data": {"public_size": 6},
+        "federation": {"fraction": 0.6},
+        "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2, "public_steps": 2},
+    },
 }
-"""Runs of five rounds: everybody trains, two of three do, each alone, and with moments kept between rounds."""
+"""Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, with exchanges
+(between two of three, held back by FedProx)."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:

@@ -1,12 +1,13 @@
 """What travels, and its checks. Every message's content is made and read here and nowhere else.
 
-    train      down  arrays: the adapter           config: a TrainRequest
-               up    arrays: the adapter           metrics: numbers
-    evaluate   down  arrays: the adapter           config: an EvaluateRequest
-               up    metrics: numbers              config: names of sources
+    train          down  arrays: the adapter           config: a TrainRequest
+                   up    arrays: the adapter           metrics: numbers
+    evaluate       down  arrays: the adapter           config: an EvaluateRequest
+                   up    metrics: numbers              config: names of sources
+    query.respond  what an exchange adds: publicmessages.py
 
-No prompt, answer or response has a place in these, private or not. A reader trusts nothing: requests are validated
-field by field, adapters by layout, size and value, numbers by type and count.
+No private prompt, answer or response has a place in these. A reader trusts nothing: requests are validated field by
+field, adapters by layout, size and value, numbers by type and count.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.config import EvaluateConfig, LabelsSupervision, SamplingConfig, TrainConfig
+from fedrlvr.config import EvaluateConfig, LabelsSupervision, PubSwapCoordination, SamplingConfig, TrainConfig
 from fedrlvr.errors import AdapterError, MessageError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
@@ -31,7 +32,7 @@ MAX_SOURCES = 10_000
 
 
 class Request(BaseModel):
-    """Base of both requests.
+    """Base of all requests.
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
@@ -45,12 +46,38 @@ class Request(BaseModel):
     sampling: SamplingConfig
 
 
-class TrainRequest(Request):
-    """Train the adapter for `steps` local steps."""
+class StretchRequest(Request):
+    """Base of what asks for training.
 
-    steps: int = Field(ge=1)
+    steps: local steps to take now, of the round's `train.local_steps`.
+    coordination: set in a round with exchanges.
+    """
+
+    steps: int = Field(ge=0)
     train: TrainConfig
     supervision: LabelsSupervision
+    coordination: PubSwapCoordination | None = None
+
+
+class TrainRequest(StretchRequest):
+    """Take the round's last local steps, or just the public steps on the last share, and send the adapter."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> TrainRequest:
+        if not self.steps and self.coordination is None:
+            raise ValueError("steps must be at least 1 in a round without exchanges")
+        return self
+
+
+class RespondRequest(StretchRequest):
+    """Take public steps on the share that comes with it, then local steps; then answer the public problems.
+
+    exchange: counted from 1 within the round; the first comes with the round's adapter.
+    send: whether the responses are to be sent, or kept for public steps without a swap.
+    """
+
+    exchange: int = Field(ge=1)
+    send: bool = True
 
 
 class EvaluateRequest(Request):

@@ -18,13 +18,14 @@ from fedrlvr.reporting.trackers import Tracker
 
 
 class RoundRecord:
-    """One round's numbers: per client, per client and source, and seconds by phase."""
+    """One round's numbers: per client, per client and source, per exchange, and seconds by phase."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
         self.clients: dict[str, dict[str, float]] = {}
         self.scores: dict[str, list[SourceScores]] = {}
         self.seconds: dict[str, float] = {}
+        self.exchanges: list[dict[str, Any]] = []
 
     def client(self, name: str) -> dict[str, float]:
         """A client's numbers, to add to."""
@@ -51,6 +52,8 @@ class RoundRecord:
             for client, scores in sorted(self.scores.items())
         }
         record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
+        if self.exchanges:
+            record["exchanges"] = self.exchanges
         if evaluate:
             record["evaluate"] = evaluate
         return record

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import Context, RecordDict
+from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
-from fedrlvr.federation.client import OWN_ADAPTER, CohortApp
+from fedrlvr.federation.client import CohortApp
+from fedrlvr.federation.exchange import PublicSet
 from fedrlvr.federation.localgrid import RUN_ID, Handler, LocalGrid
+from fedrlvr.federation.memory import OWN_ADAPTER
 from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.record import RunLog, read_metrics
 from fedrlvr.federation.sites import deal, fit_prompts
@@ -31,6 +35,8 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.report import write_report
 from fedrlvr.reporting.trackers import make_tracker
 from fedrlvr.seeds import stream
+
+Wrap = Callable[[FederatedRLVR], Strategy]
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,22 @@ def _alone(config: Config, directory: Path, observer: Observer | None, *, resume
 
 
 class Federation:
-    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep)."""
+    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep).
 
-    def __init__(self, config: Config, directory: Path, cohort: Cohort, observer: Observer, name: str = "") -> None:
+    wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        cohort: Cohort,
+        observer: Observer,
+        name: str = "",
+        wrap: Wrap | None = None,
+    ) -> None:
         self.config = config
+        self.wrap = wrap
         self.directory = directory
         self.cohort = cohort
         self.observer = observer
@@ -137,10 +155,12 @@ class Federation:
             log.rewind(checkpoint.round)
         elif (self.directory / "metrics.jsonl").exists():
             atomic_text(self.directory / "metrics.jsonl", "")
-        strategy = FederatedRLVR(self._effective(), names, adapter, self.observer)
+        strategy = FederatedRLVR(self._effective(), names, adapter, self.observer, self._public_set())
+        hooks = self.wrap(strategy) if self.wrap else None
         self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:
-            adapter = strategy.start(LocalGrid(handler or self.app, contexts), log, first_round=first_round)
+            grid = LocalGrid(handler or self.app, contexts)
+            adapter = strategy.start(grid, log, first_round=first_round, hooks=hooks)
         finally:
             tracker.close()
             self.observer.close()
@@ -148,6 +168,15 @@ class Federation:
         records = read_metrics(self.directory)
         write_report(self.directory, self.config, records)
         return RunResult(self.directory, self.config, records)
+
+    def _public_set(self) -> PublicSet | None:
+        base = self.cohort.base
+        if not self.dealt.public:
+            return None
+        reward = self.dealt.sites[0].reward  # everybody's, the server's included
+        return PublicSet(
+            self.dealt.public, base.decode, reward, base.model_id, base.tokenizer_id, vocabulary=base.vocabulary
+        )
 
     def _effective(self) -> Config:
         """The central arm's one client takes as many problems a step as all clients together would."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedrlvr.config import Config, DataConfig
 from fedrlvr.errors import ConfigError, DataError
-from fedrlvr.federation.client import Site
+from fedrlvr.federation.site import Site
 from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import (
@@ -51,9 +51,10 @@ class Dealt:
     def digest(self) -> str:
         """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
         digest = hashlib.sha256()
-        for site in self.sites:
-            for problem in (*site.train, *site.test):
-                row = (site.name, problem.id, problem.prompt, problem.answer, problem.source)
+        held = [(site.name, (*site.train, *site.test)) for site in self.sites]
+        for name, problems in [*held, ("", self.public)]:
+            for problem in problems:
+                row = (name, problem.id, problem.prompt, problem.answer, problem.source)
                 digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
@@ -141,8 +142,16 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
                 f"{site.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
             )
         sites.append(replace(site, train=train, test=test))
+    public = [problem for problem in dealt.public if fits(problem, replace(sites[0], name="the public set"))]
+    if len(public) < len(dealt.public):
+        _log.info("left out %d public problems with long prompts", len(dealt.public) - len(public))
+    if (least := getattr(config.coordination, "public_problems", 0)) > len(public):
+        raise DataError(
+            f"{len(public)} public problems have at most data.max_prompt_tokens = {limit} tokens, and "
+            f"coordination.public_problems = {least} are needed. Raise data.max_prompt_tokens or data.public_size."
+        )
     train_table = who_holds_what({site.name: site.train for site in sites})
-    return Dealt(sites, dealt.public, train_table, who_holds_what({site.name: site.test for site in sites}))
+    return Dealt(sites, public, train_table, who_holds_what({site.name: site.test for site in sites}))
 
 
 def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:

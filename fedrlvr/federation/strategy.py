@@ -12,19 +12,21 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import aggregate, client_weights
-from fedrlvr.config import Config
+from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
 from fedrlvr.errors import MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.exchange import Exchange, PublicSet
 from fedrlvr.federation.messages import (
     ARRAYS,
     EvaluateRequest,
+    RespondRequest,
     SourceScores,
     TrainRequest,
     adapter_to_arrays,
@@ -34,19 +36,29 @@ from fedrlvr.federation.messages import (
     read_numbers,
     read_scores,
 )
+from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 
 
 class FederatedRLVR(Strategy):
-    """Rounds of local GRPO and one aggregation.
+    """Rounds of local GRPO, public exchanges if the config has them, and one aggregation.
 
-    clients: the organisations by Flower node id.
+    clients: the organisations by Flower node id. public: what exchanges are about; needed only for them.
     """
 
-    def __init__(self, config: Config, clients: Mapping[int, str], adapter: Adapter, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clients: Mapping[int, str],
+        adapter: Adapter,
+        observer: Observer,
+        public: PublicSet | None = None,
+    ) -> None:
         self.config = config
+        self.public = public
+        self.exchange: Exchange | None = None
         self.clients = clients
         self.adapter = adapter
         self.observer = observer
@@ -57,23 +69,80 @@ class FederatedRLVR(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The round's clients, drawn by seed, and one `train` message for each."""
-        nodes = sorted(grid.get_node_ids())
-        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
-        chosen = sorted(random.Random(stream(self.config.run.seed, "clients", server_round)).sample(nodes, count))
+        """The round's clients, drawn by seed, and one `train` message for each.
+
+        After exchanges it brings the last one's share; local steps are done, and the clients have their adapters.
+        """
         local = self.config.federation.arm == "local"
+        last = self.exchange
         request = TrainRequest(
             round=server_round,
             seed=self.config.run.seed,
             own_adapter=local,
             sampling=self.config.sampling,
-            steps=stretches(self.config.train.local_steps, exchanges=0)[0],
+            steps=0 if last else self.config.train.local_steps,
             train=self.config.train,
             supervision=self.config.supervision,
+            coordination=last.coordination if last else None,
         )
-        for node in chosen:
-            body = content(request, None if local else arrays)
+        for node in self._chosen(server_round, grid):
+            body = content(request, None if local or last else arrays)
+            if last and (share := last.share(self.clients[node])) is not None:
+                body[SHARE] = share
             yield Message(body, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def _chosen(self, server_round: int, grid: Grid) -> list[int]:
+        """The nodes that take part in a round."""
+        nodes = sorted(grid.get_node_ids())
+        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
+        return sorted(random.Random(stream(self.config.run.seed, "clients", server_round)).sample(nodes, count))
+
+    def exchange_public(self, server_round: int, arrays: ArrayRecord, grid: Grid, timeout: float) -> None:
+        """The round's local steps with an exchange after each stretch of them; what the last one gave is left for
+        `configure_train`. Not a hook: Flower's strategies know nothing of it, so none needs to wrap it.
+
+        Raises:
+            RoundError: a client failed.
+            GradingError: a public problem cannot be graded.
+        """
+        coordination = self.config.coordination
+        if not isinstance(coordination, PubSwapCoordination) or self.public is None:
+            return
+        nodes = self._chosen(server_round, grid)
+        last: Exchange | None = None
+        for number, steps in enumerate(stretches(self.config.train.local_steps, coordination.exchanges), start=1):
+            now = Exchange(self.config, self.public, server_round, number, [self.clients[node] for node in nodes])
+            request = RespondRequest(
+                round=server_round,
+                seed=self.config.run.seed,
+                sampling=self.config.sampling,
+                steps=steps,
+                train=self.config.train,
+                supervision=self.config.supervision,
+                coordination=coordination,
+                exchange=number,
+                send=now.trades,
+            )
+            messages = []
+            for node in nodes:
+                client = self.clients[node]
+                body = content(request, arrays if number == 1 else None)
+                body[PUBLIC] = problems_record(now.problems, last.notices.get(client, "") if last else "")
+                now.count_down(client, RecordDict({PUBLIC: body[PUBLIC]}))
+                if last and (share := last.share(client)) is not None:
+                    body[SHARE] = share
+                messages.append(Message(body, node, RESPOND, group_id=str(server_round)))
+            replies = {}
+            for reply in self._ask(grid, messages, timeout):
+                client, _ = self._whose(reply, server_round)
+                replies[client] = reply.content
+                if last:
+                    last.took(client, reply.content)
+            now.receive(replies)
+            if last:
+                self.record.exchanges.append(last.to_json())
+            last = now
+        self.exchange = last
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -91,6 +160,8 @@ class FederatedRLVR(Strategy):
             numbers = read_numbers(reply, whose=whose)
             examples[client] = int(numbers["num-examples"])
             self.record.client(client).update(numbers)
+            if self.exchange:
+                self.exchange.took(client, reply.content)
             if self.config.federation.arm != "local":
                 arrays = reply.content.array_records.get(ARRAYS)
                 if arrays is None:
@@ -98,6 +169,9 @@ class FederatedRLVR(Strategy):
                 adapters[client] = arrays_to_adapter(arrays, self.adapter, whose=whose)
         if not examples:
             raise RoundError(f"round {server_round}: no client answered")
+        if self.exchange:
+            self.record.exchanges.append(self.exchange.to_json())
+            self.exchange = None
         if self.config.federation.arm == "local":
             return None, None
         weights = client_weights(examples, rule=self.config.aggregation.weights)
@@ -166,7 +240,8 @@ class FederatedRLVR(Strategy):
             self.record = RoundRecord(round_)
             if round_:
                 self.observer.phase(round_, "train")
-                replies = self._exchange(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
+                self.exchange_public(round_, arrays, grid, timeout)
+                replies = self._ask(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
                 self.observer.phase(round_, "aggregate")
                 started = time.perf_counter()
                 new_arrays, _ = hooks.aggregate_train(round_, replies)
@@ -175,14 +250,14 @@ class FederatedRLVR(Strategy):
                     self.adapter = arrays_to_adapter(arrays, self.adapter, whose=f"round {round_}, the aggregate")
                 self.record.seconds["aggregate"] = time.perf_counter() - started
             self.observer.phase(round_, "evaluate")
-            replies = self._exchange(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
+            replies = self._ask(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
             hooks.aggregate_evaluate(round_, replies)
             self.observer.phase(round_, "checkpoint")
             log.write(self.record, Checkpoint(round_, self.adapter, self.state()))
             self.observer.round_done(self.record.to_json())
         return self.adapter
 
-    def _exchange(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
+    def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
         """Send, receive, and count the bytes of both directions by client."""
         out = list(messages)
         if not out:

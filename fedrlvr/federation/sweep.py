@@ -15,7 +15,7 @@ import os
 import platform
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from fedrlvr.federation.checkpoint import atomic_text
 from fedrlvr.federation.client import Asked, CohortApp, batches
 from fedrlvr.federation.plan import Plan, Planned
 from fedrlvr.federation.record import read_metrics
-from fedrlvr.federation.run import Federation, new_cohort, settled
+from fedrlvr.federation.run import Federation, Wrap, new_cohort, settled
 from fedrlvr.reporting.sweepprogress import SweepObserver
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
 from fedrlvr.zoo.train import processor
@@ -78,12 +78,20 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + more
 
 
-def sweep(plan: Plan, *, command: str = "", apart: bool = False, observer: SweepObserver | None = None) -> SweepResult:
+def sweep(
+    plan: Plan,
+    *,
+    command: str = "",
+    apart: bool = False,
+    observer: SweepObserver | None = None,
+    wrap: Callable[[Planned], Wrap] | None = None,
+) -> SweepResult:
     """Run all federations of a plan that are not finished, and write the table to sweep.json and sweep.md.
 
     One that fails leaves, and the others go on (`SweepResult.check`).
 
-    command: for the record. apart: one after another, each as a cohort of its own.
+    command: for the record. apart: one after another, each as a cohort of its own. wrap: of each federation's
+        strategy the one whose hooks are called.
 
     Raises:
         CheckpointError: the table cannot be written.
@@ -94,7 +102,7 @@ def sweep(plan: Plan, *, command: str = "", apart: bool = False, observer: Sweep
     observer.started(str(plan.directory), [(one.name, one.config.train) for one in todo], len(plan.federations))
     try:
         for alike in _alike(todo):
-            _run_alike(alike, apart, observer, failures)
+            _run_alike(alike, apart, observer, failures, wrap)
     finally:
         observer.close()
     records = {}
@@ -152,7 +160,13 @@ def _clients(config: Config) -> int:
     return 1 if config.federation.arm == "central" else len(config.federation.names)
 
 
-def _run_alike(alike: Sequence[Planned], apart: bool, observer: SweepObserver, failures: Failures) -> None:
+def _run_alike(
+    alike: Sequence[Planned],
+    apart: bool,
+    observer: SweepObserver,
+    failures: Failures,
+    wrap: Callable[[Planned], Wrap] | None,
+) -> None:
     """Run federations that can share a cohort; what went wrong goes to `failures`."""
 
     def fail(one: str, error: BaseException) -> None:
@@ -170,7 +184,8 @@ def _run_alike(alike: Sequence[Planned], apart: bool, observer: SweepObserver, f
         members = []
         for one in part:
             try:
-                federation = Federation(one.config, one.directory, cohort, observer.of(one.name), one.name)
+                watcher, hooks = observer.of(one.name), wrap(one) if wrap else None
+                federation = Federation(one.config, one.directory, cohort, watcher, one.name, hooks)
                 if not checked:
                     federation.self_check()
                     checked = True

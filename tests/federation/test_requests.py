@@ -16,8 +16,9 @@ from small_runs import Configs
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import AdapterError, MessageError
-from fedrlvr.federation.client import MEMORY, OWN_ADAPTER, CohortApp, Site
+from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.federation.memory import MEMORY, OWN_ADAPTER
 from fedrlvr.federation.messages import (
     EvaluateRequest,
     TrainRequest,
@@ -27,6 +28,7 @@ from fedrlvr.federation.messages import (
     nbytes,
     read_scores,
 )
+from fedrlvr.federation.site import Site
 from fedrlvr.federation.sites import deal
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort

@@ -22,10 +22,11 @@ import fedrlvr
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, TrainConfig, parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, GradingError, RoundError
-from fedrlvr.federation.client import Site, batches
+from fedrlvr.federation.client import batches
 from fedrlvr.federation.messages import EvaluateRequest, TrainRequest
 from fedrlvr.federation.plan import Plan, plan
 from fedrlvr.federation.run import run
+from fedrlvr.federation.site import Site
 from fedrlvr.federation.sweep import sweep
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft

@@ -37,7 +37,7 @@ def test_server_side_clipping_of_flowers_bounds_what_a_round_changes(
 
     def wrapped(self: FederatedRLVR, *args: object, **kwargs: object) -> object:
         hooks = DifferentialPrivacyServerSideFixedClipping(self, 0.0, norm, 2)
-        return start(self, *args, hooks=hooks, **kwargs)  # type: ignore[arg-type]
+        return start(self, *args, **{**kwargs, "hooks": hooks})  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(FederatedRLVR, "start", wrapped)

@@ -1,0 +1,114 @@
+"""What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
+
+From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
+kept, its own adapter in the arm `local`. In the middle of a round with exchanges, besides: its adapter and moments as
+they are, and its responses to the public problems whose pool it waits for. The latter is begun anew by a message with
+an adapter and gone at the end of the round, so a round that was broken off leaves no trace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+
+from fedrlvr.errors import MessageError
+from fedrlvr.federation.stepmetrics import StepMetrics
+from fedrlvr.rl import Group, Response
+from fedrlvr.tasks.problem import Problem
+
+MEMORY, MOMENTS, OWN_ADAPTER = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter"
+ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS = (
+    "fedrlvr.round",
+    "fedrlvr.round.adapter",
+    "fedrlvr.round.anchor",
+    "fedrlvr.round.moments",
+)
+
+
+@dataclass
+class Memory:
+    """A client's past: problems drawn and local steps done; and the round that is under way.
+
+    round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
+    waiting: the own groups on public problems whose pool has not come yet.
+    """
+
+    cursor: int = 0
+    steps: int = 0
+    round_steps: int = 0
+    updates: int = 0
+    metrics: StepMetrics = field(default_factory=StepMetrics)
+    waiting: list[Group] = field(default_factory=list)
+
+    @staticmethod
+    def of(context: Context, *, under_way: bool) -> Memory:
+        """The memory in a context.
+
+        under_way: go on with the round it is in the middle of, rather than begin one.
+
+        Raises:
+            MessageError: there is no such round.
+        """
+        if under_way:
+            record = context.state.get(ROUND)
+            if not isinstance(record, ConfigRecord):
+                raise MessageError("no round is under way here, and this message brings no adapter to begin one with")
+            kept = json.loads(str(record["json"]))
+            waiting = [_group(item) for item in kept.pop("waiting")]
+            return Memory(**{**kept, "metrics": StepMetrics(**kept["metrics"]), "waiting": waiting})
+        record = context.state.get(MEMORY)
+        if not isinstance(record, ConfigRecord):
+            return Memory()
+        return Memory(cursor=int(record["cursor"]), steps=int(record["steps"]))  # type: ignore[arg-type]
+
+    def pause(
+        self, context: Context, adapter: ArrayRecord, anchor: ArrayRecord | None, moments: dict[str, torch.Tensor]
+    ) -> None:
+        """Remember the round under way.
+
+        anchor: the round's adapter where training is pulled towards it (FedProx).
+        """
+        kept = {name: getattr(self, name) for name in ("cursor", "steps", "round_steps", "updates")}
+        kept |= {"metrics": asdict(self.metrics), "waiting": [_item(group) for group in self.waiting]}
+        context.state[ROUND] = ConfigRecord({"json": json.dumps(kept)})
+        context.state[ROUND_ADAPTER] = adapter
+        context.state[ROUND_MOMENTS] = ArrayRecord(moments)
+        if anchor is not None:
+            context.state[ROUND_ANCHOR] = anchor
+
+    def finish(self, context: Context, moments: dict[str, torch.Tensor] | None) -> None:
+        """The round is over: remember what lasts.
+
+        moments: where they are kept from round to round.
+        """
+        for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS):
+            context.state.pop(name, None)
+        context.state[MEMORY] = ConfigRecord({"cursor": self.cursor, "steps": self.steps})
+        if moments is not None:
+            context.state[MOMENTS] = ArrayRecord(moments)
+
+
+def arrays_in(context: Context, name: str) -> ArrayRecord | None:
+    """The arrays of this name that a context remembers."""
+    record = context.state.get(name)
+    return record if isinstance(record, ArrayRecord) else None
+
+
+def _item(group: Group) -> dict[str, Any]:
+    problem = group.problem
+    return {
+        "problem": [problem.prompt, problem.answer, problem.id, problem.source, problem.kind, dict(problem.info)],
+        "prompt_ids": list(group.prompt_ids),
+        "responses": [[list(r.token_ids), list(r.logps), r.text, r.finished, r.reward] for r in group.responses],
+    }
+
+
+def _group(item: dict[str, Any]) -> Group:
+    rows: Sequence[Sequence[Any]] = item["responses"]
+    responses = [Response(ids, logps, text, finished, reward=reward) for ids, logps, text, finished, reward in rows]
+    return Group(Problem(*item["problem"]), item["prompt_ids"], responses)

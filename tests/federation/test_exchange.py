@@ -1,0 +1,340 @@
+"""The server as a careful receiver: every response is graded again, and what is not as it should be is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedrlvr.config import parse_config
+from fedrlvr.coordination import Sent
+from fedrlvr.errors import MessageError
+from fedrlvr.federation.exchange import Exchange, PublicSet
+from fedrlvr.federation.publicmessages import (
+    EXCHANGE,
+    MAX_PROBLEMS,
+    PUBLIC,
+    RESPONSES,
+    STAMP,
+    Stamp,
+    problems_record,
+    read_problems,
+    read_responses,
+    responses_record,
+    stamp_record,
+)
+from fedrlvr.tasks import Problem
+
+CLIENTS = ("ann", "bob", "cyd")
+GROUP, LONGEST, VOCABULARY = 4, 3, 27
+A, B, C = 1, 2, 3
+"""Tokens; a response is correct if it spells its problem's answer."""
+
+
+def decode(ids: list[int]) -> str:
+    if 26 in ids:
+        raise ValueError("no text")
+    return "".join(chr(64 + i) for i in ids)
+
+
+def reward(completion: str, problem: Problem) -> float:
+    return 1.0 if completion == problem.answer else 0.5 if completion in problem.answer else 0.0
+
+
+def public(size: int = 2) -> PublicSet:
+    problems = [Problem(f"spell {i}", "AB" if i % 2 else "A", f"p{i}", "spelling", "exact") for i in range(size)]
+    return PublicSet(problems, decode, reward, "tiny-1", "letters-1", VOCABULARY)
+
+
+def exchange(clients: Sequence[str] = CLIENTS, size: int = 2, **coordination: Any) -> Exchange:
+    config = parse_config(
+        {
+            "run": {"seed": 3},
+            "data": {"public_size": size},
+            "sampling": {"group_size": GROUP, "max_new_tokens": LONGEST},
+            "coordination": {"type": "pubswap", "public_problems": 2, **coordination},
+        }
+    )
+    return Exchange(config, public(size), 1, 1, clients)
+
+
+def place(of: Exchange, answer: str) -> int:
+    """The place of the problem with this answer."""
+    return [problem.answer for problem in of.problems].index(answer)
+
+
+def reply(of: Exchange, *responses: tuple[int, ...], problem: int | None = None, **changes: Any) -> RecordDict:
+    """These responses to the problem whose answer is A, stamped."""
+    where = place(of, "A") if problem is None else problem
+    sent = [Sent(where, tokens, age=5) for tokens in responses]
+    stamp = of.stamp.model_copy(update=changes)
+    return RecordDict({RESPONSES: responses_record(sent, 1 << 20), STAMP: stamp_record(stamp)})
+
+
+def given(of: Exchange, client: str) -> list[Sent]:
+    """What a client's share holds."""
+    record = of.share(client)
+    if record is None:
+        return []
+    return read_responses(record, most=100, max_tokens=LONGEST, logps=False)
+
+
+def numbers(of: Exchange, client: str) -> dict[str, float]:
+    """A client's counts, without bytes."""
+    return {name: value for name, value in of.numbers[client].items() if not name.startswith("bytes")}
+
+
+def test_only_what_the_server_calls_correct_enters_the_pool_whatever_a_client_claims() -> None:
+    now = exchange()
+    boasting = reply(now, (B,), (C,), (A, B))
+    boasting[EXCHANGE] = MetricRecord({"own_correct": 1.0, "correct": 4})
+    now.receive({"ann": boasting, "bob": reply(now, (A,), (B,))})
+    assert now.pool.size == 1
+    assert [entry.origin for entry in now.pool.entries[place(now, "A")]] == ["bob"]
+    assert numbers(now, "ann") == {"sent": 3, "pooled": 0, "correct": 0}
+    assert numbers(now, "bob") == {"sent": 2, "pooled": 1, "correct": 1}
+    assert given(now, "cyd") == [Sent(place(now, "A"), (A,), age=5)]
+
+
+def test_partial_credit_is_not_correct() -> None:
+    now = exchange()
+    now.receive({"ann": reply(now, (A,), problem=place(now, "AB"))})  # half of AB: a reward of 0.5
+    assert now.pool.size == 0
+    assert numbers(now, "ann")["correct"] == 0
+
+
+@pytest.mark.parametrize(
+    ("responses", "why", "pooled"),
+    [
+        ([(A,), (A,), (A,)], {"duplicate": 2}, 1),
+        ([(B,), (B,), (A,)], {"duplicate": 1}, 1),
+        ([(A, A, A, A), (A,)], {"too_long": 1}, 1),
+        ([(VOCABULARY,), (A,)], {"undecodable": 1}, 1),
+        ([(26,), (A,)], {"undecodable": 1}, 1),
+        ([(), (A,)], {"undecodable": 1}, 1),
+        ([(B,), (C,), (B, B), (C, C), (A,)], {"too_many": 1}, 0),
+        ([(B,), (C,), (B, B), (A,)], {}, 1),
+    ],
+)
+def test_what_is_dropped_is_counted_by_who_sent_it(
+    responses: list[tuple[int, ...]], why: dict[str, int], pooled: int
+) -> None:
+    now = exchange()
+    now.receive({"ann": reply(now, *responses), "bob": reply(now, (C,))})
+    counted = {name.removeprefix("dropped_"): n for name, n in numbers(now, "ann").items() if "dropped" in name}
+    assert counted == why
+    assert now.pool.size == pooled
+    assert not any("dropped" in name for name in numbers(now, "bob"))
+    assert now.notices == {}
+
+
+@pytest.mark.parametrize("problem", [-1, 2, 1 << 30])
+def test_a_response_to_no_problem_is_dropped(problem: int) -> None:
+    now = exchange()
+    now.receive({"ann": reply(now, (A,), problem=problem)})
+    assert numbers(now, "ann")["dropped_undecodable"] == 1
+    assert now.pool.size == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", "tiny-2"), ("tokenizer", "letters-2"), ("temperature", 0.5), ("round", 2), ("exchange", 2)],
+)
+def test_a_client_with_another_stamp_is_left_out_and_told_so(field: str, value: Any) -> None:
+    now = exchange()
+    now.receive({"ann": reply(now, (A,), **{field: value}), "bob": reply(now, (A,))})
+    assert [entry.origin for own in now.pool.entries for entry in own] == ["bob"]
+    assert numbers(now, "ann")["dropped_stamp"] == 1
+    assert f"{field} {value}, not " in now.notices["ann"]
+    assert now.share("ann") is None, "it could not read others' tokens either"
+    assert set(now.notices) == {"ann"}
+
+
+def hostile(**columns: np.ndarray[Any, Any]) -> RecordDict:
+    """A reply with some of its columns replaced."""
+    good = {
+        "problem": np.zeros(1, np.int32),
+        "age": np.zeros(1, np.int32),
+        "length": np.ones(1, np.int32),
+        "tokens": np.ones(1, np.uint16),
+    }
+    return RecordDict({RESPONSES: ArrayRecord({k: Array(v) for k, v in {**good, **columns}.items()})})
+
+
+def lying_header() -> RecordDict:
+    """A header that announces a small array before the bytes of a large one."""
+    content = hostile(tokens=np.ones(10_000, np.uint16))
+    array = content.array_records[RESPONSES]["tokens"]
+    content.array_records[RESPONSES]["tokens"] = Array(array.dtype, (1,), array.stype, array.data)
+    return content
+
+
+def no_array() -> RecordDict:
+    content = hostile()
+    content.array_records[RESPONSES]["tokens"] = Array("uint16", (1,), "numpy.ndarray", b"not numpy's bytes")
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({RESPONSES: ConfigRecord({"text": "A"})}),
+        RecordDict({RESPONSES: ArrayRecord({"tokens": Array(np.ones(1, np.uint16))})}),
+        hostile(tokens=np.ones(10_000, np.uint16)),
+        hostile(length=np.ones(1_000, np.int32)),
+        hostile(length=np.array([-1], np.int32)),
+        hostile(length=np.array([2], np.int32)),
+        hostile(tokens=np.ones((1, 1), np.uint16)),
+        hostile(tokens=np.ones(1, np.float32)),
+        hostile(tokens=np.array(["A"])),
+        hostile(problem=np.zeros(2, np.int32)),
+        hostile(more=np.ones(1), still_more=np.ones(1)),
+        lying_header(),
+        no_array(),
+    ],
+    ids=range(14),
+)
+def test_a_reply_that_cannot_be_read_is_left_out_and_the_exchange_goes_on(content: RecordDict) -> None:
+    now = exchange()
+    content = RecordDict({**content, STAMP: stamp_record(now.stamp)})
+    now.receive({"ann": content, "bob": reply(now, (A,))})
+    assert numbers(now, "ann") == {"sent": 0, "pooled": 0, "dropped_unreadable": 1}
+    assert "left out" in now.notices["ann"]
+    assert now.pool.size == 1
+
+
+@pytest.mark.parametrize("logp", [np.nan, np.inf, -np.inf, 0.1, -51.0])
+def test_log_probs_that_no_sampled_token_has_are_refused(logp: float) -> None:
+    """Minus infinity would make the receiver's ratio, and its gradient, infinite."""
+    now = exchange(ratio="behaviour")
+    content = reply(now, (A,))
+    content.array_records[RESPONSES]["logps"] = Array(np.array([logp], np.float32))
+    now.receive({"ann": content})
+    assert numbers(now, "ann")["dropped_unreadable"] == 1
+
+
+def test_log_probs_travel_where_the_ratio_needs_them() -> None:
+    sent = [Sent(0, (A, B), (-0.5, -1.25), 3), Sent(1, (C,), (0.0,), 3)]
+    record = responses_record(sent, VOCABULARY)
+    assert read_responses(record, most=8, max_tokens=3, logps=True) == sent
+    bare = [Sent(s.problem, s.token_ids, (), s.age) for s in sent]
+    assert read_responses(responses_record(bare, VOCABULARY), most=8, max_tokens=3, logps=False) == bare
+    with pytest.raises(MessageError, match="without their arrays"):
+        read_responses(responses_record(bare, VOCABULARY), most=8, max_tokens=3, logps=True)
+
+
+def test_a_share_is_of_others_and_no_more_than_the_group_can_take() -> None:
+    now = exchange()
+    where = place(now, "A")
+    now.receive({client: reply(now, (A,), (B,), (C,)) for client in CLIENTS})
+    # One of three own responses is correct; half of a group of four is two.
+    for client in CLIENTS:
+        (entry,) = given(now, client)
+        assert entry.token_ids == (A,)
+        assert numbers(now, client)["offered"] == 1
+    now = exchange()
+    now.receive({"ann": reply(now, (A,)), "bob": reply(now, (A,), (A,)), "cyd": reply(now, (B,))})
+    assert given(now, "ann") == [Sent(where, (A,), age=5)]
+    assert given(now, "bob") == [], "two of four correct, the duplicate counted as the response it is"
+    assert len(given(now, "cyd")) == 2
+
+
+def test_a_client_that_answers_nothing_gets_its_share() -> None:
+    now = exchange()
+    now.receive({"ann": reply(now), "bob": reply(now, (A,))})
+    assert numbers(now, "ann") == {"sent": 0, "pooled": 0, "correct": 0}
+    assert [entry.token_ids for entry in given(now, "ann")] == [(A,)]
+    assert given(now, "bob") == []
+
+
+def test_nothing_is_traded_by_one_client_or_under_none() -> None:
+    for now in (exchange(clients=["ann"]), exchange(swap="none")):
+        assert not now.trades
+        now.receive({"ann": RecordDict()})
+        assert now.share("ann") is None
+        assert "pool" not in now.to_json()
+
+
+def test_the_pool_is_bounded_per_problem() -> None:
+    now = exchange(pool_size=2)
+    now.receive({client: reply(now, (A,)) for client in CLIENTS})
+    assert now.pool.size == 2
+
+
+def test_reports_of_clients_are_taken_by_name_and_only_if_finite() -> None:
+    now = exchange()
+    said = MetricRecord({"swapped_in": 3, "staleness": float("nan"), "correct": 99, "prompt": 1.0, "refused": [1, 2]})
+    now.took("ann", RecordDict({EXCHANGE: said}))
+    assert numbers(now, "ann") == {"swapped_in": 3}
+    now.took("ann", RecordDict({EXCHANGE: ConfigRecord({"refused": 1})}))
+    assert numbers(now, "ann") == {"swapped_in": 3}
+
+
+def test_bytes_of_an_exchange_are_those_of_its_records() -> None:
+    now = exchange()
+    content = reply(now, (A,), (A, B, C))
+    now.receive({"ann": content, "bob": reply(now, (A,))})
+    assert now.numbers["ann"]["bytes_up"] == sum(content[name].count_bytes() for name in (RESPONSES, STAMP))
+    before = now.numbers["bob"].get("bytes_down", 0)
+    share = now.share("cyd")
+    assert share is not None
+    assert now.numbers["cyd"]["bytes_down"] == share.count_bytes()
+    assert before == 0
+
+
+def test_exchanges_go_through_the_public_set_in_the_same_order_for_everybody() -> None:
+    config = parse_config(
+        {"data": {"public_size": 6}, "coordination": {"type": "pubswap", "public_problems": 2, "exchanges": 3}}
+    )
+    first = [Exchange(config, public(6), 1, n, CLIENTS).problems for n in (1, 2, 3)]
+    assert {p.id for own in first for p in own} == {f"p{i}" for i in range(6)}
+    second = [Exchange(config, public(6), 2, n, CLIENTS).problems for n in (1, 2, 3)]
+    assert {p.id for own in second for p in own} == {f"p{i}" for i in range(6)}
+    assert first != second
+
+
+def test_public_problems_travel_whole() -> None:
+    problems = [Problem("Why?\n\u00e9", "x", "id", "s", "exact", {"deep": [1, {"a": None}]})]
+    content = RecordDict({PUBLIC: problems_record(problems, "listen")})
+    assert read_problems(content, 1) == (problems, "listen")
+    assert content.config_records[PUBLIC].count_bytes() > 0
+    assert RecordDict({PUBLIC: problems_record(problems)}).config_records[PUBLIC].count_bytes() > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "without usable public problems"),
+        (b"[]", "without usable public problems"),
+        ("x" * (MAX_PROBLEMS + 1), "without usable public problems"),
+        ("[]", "0 public problems"),
+        ("{}", "cannot be used"),
+        ('[{"prompt": "a"}]', "cannot be used"),
+        ("not json", "cannot be used"),
+    ],
+)
+def test_public_problems_that_cannot_be_read_are_refused(text: Any, told: str) -> None:
+    content = RecordDict({PUBLIC: ConfigRecord({} if text is None else {"problems": text})})
+    with pytest.raises(MessageError, match=told):
+        read_problems(content, 4)
+
+
+def test_more_public_problems_than_announced_are_refused() -> None:
+    problems = [Problem(str(i), "x", str(i), "s", "exact") for i in range(3)]
+    with pytest.raises(MessageError, match="3 public problems, where at most 2"):
+        read_problems(RecordDict({PUBLIC: problems_record(problems)}), 2)
+
+
+def test_public_problems_too_long_for_a_message_are_an_error() -> None:
+    with pytest.raises(MessageError, match=r"lower coordination\.public_problems"):
+        problems_record([Problem("x" * MAX_PROBLEMS, "x", "1", "s", "exact")])
+
+
+def test_a_stamp_names_the_first_difference() -> None:
+    one = Stamp(model="m", tokenizer="t", temperature=1.0, round=1, exchange=1)
+    assert one.difference(one) is None
+    assert one.difference(one.model_copy(update={"tokenizer": "u"})) == "tokenizer t, not u"

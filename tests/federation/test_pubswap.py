@@ -1,0 +1,368 @@
+"""PubSwap in a whole federation: a tiny model, three clients, exchanges over the local grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from leaks import Secrets, contents, leaks, searchable
+from safetensors.torch import load_file
+from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
+
+import fedrlvr
+from fedrlvr.config import parse_config
+from fedrlvr.federation import run as run_module
+from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
+from fedrlvr.federation.messages import CONFIG, nbytes
+from fedrlvr.federation.publicmessages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
+from fedrlvr.federation.sites import deal
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.learner import Learner
+from fedrlvr.rl import Group, Origin
+
+Watching = Callable[..., list[Message]]
+
+
+def exchanges(tmp: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    """Two rounds of three local steps and two exchanges about two of six public problems."""
+    coordination = {"type": "pubswap", "exchanges": 2, "public_problems": 2, **changes.pop("coordination", {})}
+    train = {"local_steps": 3, **changes.pop("train", {})}
+    data = {"public_size": 6, **changes.pop("data", {})}
+    return {"train": train, "data": data, "coordination": coordination, **changes}
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """Every message of the runs of a test, in order."""
+    seen: list[Message] = []
+
+    class Recording(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            messages = list(messages)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            seen.extend([*messages, *replies])
+            return replies
+
+    monkeypatch.setattr(run_module, "LocalGrid", Recording)
+    return seen
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_rounds_messages_are_those_of_the_design(
+    configured: Configs, tmp_path: Path, watching: list[Message]
+) -> None:
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
+    down = [(m.metadata.message_type, set(m.content)) for m in watching if m.metadata.dst_node_id]
+    up = [(m.metadata.message_type, set(m.content)) for m in watching if not m.metadata.dst_node_id]
+    kinds = [kind for kind, _ in down if kind != "evaluate"]
+    assert kinds == [RESPOND] * 6 + ["train"] * 3
+    first, second, last = (records for kind, records in (down[3], down[6], down[9]))
+    assert first == {"config", "arrays", PUBLIC}
+    assert second - {SHARE} == {"config", PUBLIC}
+    assert last - {SHARE} == {"config"}
+    assert any(SHARE in records for _, records in down[6:])
+    assert up[3][1] == {"metrics", STAMP, RESPONSES}
+    assert up[6][1] == {"metrics", STAMP, RESPONSES, EXCHANGE}
+    assert up[9][1] == {"metrics", "arrays", EXCHANGE}, "the adapter travels as plain train, and only there"
+
+
+def test_what_an_exchange_writes_down(configured: Configs, tmp_path: Path, watching: list[Message]) -> None:
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    before, *rounds = lines(tmp_path / "run")
+    assert "exchanges" not in before
+    for line in rounds:
+        assert [e["exchange"] for e in line["exchanges"]] == [1, 2]
+        for one in line["exchanges"]:
+            assert set(one["clients"]) == set(CLIENTS)
+            assert one["problems"] == 2
+            assert 0 <= one["unsolved"] <= 1
+            assert one["pool"] == sum(n["pooled"] for n in one["clients"].values())
+            for numbers in one["clients"].values():
+                assert numbers["sent"] == 2 * 4
+                assert numbers["correct"] == round(numbers["own_correct"] * 8), "client and server grade alike here"
+                assert numbers["swapped_in"] == numbers["offered"], "everything offered is of use"
+                assert numbers["refused"] == 0
+                if numbers["swapped_in"]:
+                    # 2 local steps before the first exchange; then a public and a local one before the second.
+                    assert numbers["staleness"] == {1: 2, 2: 4}[one["exchange"]]
+                    assert numbers["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+                    assert numbers["foreign_logp"] < 0
+    swapped = [n["swapped_in"] for line in rounds for e in line["exchanges"] for n in e["clients"].values()]
+    assert sum(swapped) > 0
+    # Bytes of exchanges are those of their records, and part of the round's.
+    records = [m.content[name] for m in watching for name in (PUBLIC, SHARE, RESPONSES, STAMP) if name in m.content]
+    counted = [n for line in rounds for e in line["exchanges"] for n in e["clients"].values()]
+    assert sum(n["bytes_up"] + n["bytes_down"] for n in counted) == sum(r.count_bytes() for r in records)
+    every = [n for line in [before, *rounds] for n in line["clients"].values()]
+    assert sum(n["bytes_up"] + n["bytes_down"] for n in every) == sum(map(nbytes, watching))
+
+
+def test_swapped_groups_are_what_is_trained_on(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group with a foreign response has a gradient, at most half of it correct unless the client had more itself."""
+    taken: list[Group] = []
+    real = Cohort.learn
+
+    def learn(self: Cohort, groups: dict[str, list[Group]], rates: Any) -> Any:
+        for group in (g for own in groups.values() for g in own):
+            if any(r.origin is Origin.FOREIGN for r in group.responses):
+                taken.append(group)
+        return real(self, groups, rates)
+
+    monkeypatch.setattr(Cohort, "learn", learn)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    assert taken
+    for group in taken:
+        foreign = [r for r in group.responses if r.origin is Origin.FOREIGN]
+        assert all(r.reward == 1.0 for r in foreign)
+        assert all(len(r.logps) == len(r.token_ids) for r in foreign)
+        assert sum(r.reward == 1.0 for r in group.responses) <= 2
+        assert all(a > 0 for r, a in zip(group.responses, group.advantages, strict=True) if r.reward == 1.0)
+
+
+@pytest.mark.parametrize(
+    "coordination",
+    [
+        {"swap": "random"},
+        {"swap": "full"},
+        {"ratio": "behaviour"},
+        {"ratio": "truncated", "cap": 0.5},
+        {"ratio": "shaped", "gamma": 0.2},
+        {"swap": "none"},
+        {"public_steps": 3},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_every_rule_and_ratio_runs_and_gives_an_adapter_of_its_own(
+    coordination: dict[str, Any], configured: Configs, tmp_path: Path, watching: list[Message]
+) -> None:
+    ends = {}
+    for name, settings in (("plain", {}), ("other", coordination)):
+        tree = configured(tmp_path / name, **exchanges(tmp_path, coordination=settings, train={"rounds": 1}))
+        fedrlvr.run(tree)
+        ends[name] = adapter_bytes(tmp_path / name)
+        (tensors,) = (load_file(path) for path in (tmp_path / name / "adapter").glob("*.safetensors"))
+        assert all(torch.isfinite(t).all() for t in tensors.values())
+        if name == "plain":
+            watching.clear()
+    assert ends["plain"] != ends["other"]
+    logps = any("logps" in m.content[RESPONSES] for m in watching if RESPONSES in m.content)  # type: ignore[operator]
+    assert logps == (coordination.get("ratio") in ("behaviour", "truncated"))
+    if coordination.get("swap") == "none":
+        assert not any(name in m.content for m in watching for name in (RESPONSES, SHARE))
+        numbers = lines(tmp_path / "other")[1]["exchanges"][0]["clients"]["ann"]
+        assert numbers["tokens_trained"] > 0
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("ratio", ["local_old", "truncated", "shaped"])
+def test_every_loss_takes_foreign_responses(loss: str, ratio: str, configured: Configs, tmp_path: Path) -> None:
+    changes = exchanges(tmp_path, coordination={"ratio": ratio}, train={"rounds": 1, "loss": loss, "kl_beta": 0.05})
+    fedrlvr.run(configured(tmp_path / "run", **changes))
+    numbers = [n for e in lines(tmp_path / "run")[1]["exchanges"] for n in e["clients"].values()]
+    assert sum(n["swapped_in"] for n in numbers) > 0
+
+
+def test_equal_policies_have_a_behaviour_ratio_of_1(configured: Configs, tmp_path: Path) -> None:
+    """With a vanishing learning rate all clients have one policy, so sender's and receiver's log-probs agree."""
+    changes = exchanges(tmp_path, coordination={"ratio": "behaviour"}, train={"rounds": 1, "learning_rate": 1e-12})
+    fedrlvr.run(configured(tmp_path / "run", **changes))
+    numbers = [n for e in lines(tmp_path / "run")[1]["exchanges"] for n in e["clients"].values() if n["swapped_in"]]
+    assert numbers
+    for one in numbers:
+        assert one["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert one["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert one["foreign_clip_fraction"] == 0.0
+
+
+def test_one_client_alone_trades_nothing(configured: Configs, tmp_path: Path, watching: list[Message]) -> None:
+    one = {"clients": ["ann"]}
+    fedrlvr.run(configured(tmp_path / "swap", **exchanges(tmp_path, federation=one)))
+    assert not any(name in m.content for m in watching for name in (RESPONSES, SHARE))
+    fedrlvr.run(configured(tmp_path / "none", **exchanges(tmp_path, federation=one, coordination={"swap": "none"})))
+    assert adapter_bytes(tmp_path / "swap") == adapter_bytes(tmp_path / "none")
+
+
+def test_a_client_that_answers_nothing_stops_nobody(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                if reply.metadata.src_node_id == 1:
+                    for name in (RESPONSES, STAMP, EXCHANGE):
+                        reply.content.pop(name, None)
+            return replies
+
+    monkeypatch.setattr(run_module, "LocalGrid", Silent)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    for line in lines(tmp_path / "run")[1:]:
+        for one in line["exchanges"]:
+            assert one["clients"]["ann"]["sent"] == 0
+            assert one["clients"]["ann"]["dropped_unreadable"] == 1
+            assert one["clients"]["bob"]["sent"] == 8
+
+
+def test_a_client_left_out_is_told_so_in_the_next_exchange(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OtherTokens(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                if reply.metadata.src_node_id == 2 and STAMP in reply.content:
+                    stamp = json.loads(str(reply.content.config_records[STAMP]["stamp"]))
+                    reply.content.config_records[STAMP]["stamp"] = json.dumps({**stamp, "tokenizer": "other"})
+            return replies
+
+    monkeypatch.setattr(run_module, "LocalGrid", OtherTokens)
+    with caplog.at_level("WARNING", "fedrlvr.federation"):
+        fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
+    told = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("bob: the server says: your responses of exchange 1 of round 1 were left out: tokenizer")
+    for one in lines(tmp_path / "run")[1]["exchanges"]:
+        assert one["clients"]["bob"]["dropped_stamp"] == 8
+        assert one["clients"]["bob"]["pooled"] == 0
+        assert one["clients"]["bob"]["swapped_in"] == 0
+
+
+def test_a_share_is_checked_again_by_who_gets_it(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that deals out incorrect responses, or tokens that do not exist, has them refused."""
+    changed: list[int] = []
+
+    class Cheating(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            messages = list(messages)
+            for message in messages:
+                if SHARE in message.content:
+                    arrays = message.content.array_records[SHARE]
+                    tokens = arrays["tokens"].numpy().copy()
+                    tokens[:] = 60_000
+                    changed.append(len(arrays["length"].numpy()))
+                    message.content[SHARE] = ArrayRecord({**arrays, "tokens": type(arrays["tokens"])(tokens)})
+            return super().send_and_receive(messages, timeout=timeout)
+
+    monkeypatch.setattr(run_module, "LocalGrid", Cheating)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    numbers = [n for line in lines(tmp_path / "run")[1:] for e in line["exchanges"] for n in e["clients"].values()]
+    assert sum(changed) > 0
+    assert sum(n["refused"] for n in numbers) == sum(changed)
+    assert sum(n["swapped_in"] for n in numbers) == 0
+
+
+def test_the_optimizer_and_the_anchor_go_on_through_a_round(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, list[torch.Tensor], list[torch.Tensor]]] = []
+    real = Learner.step
+
+    def step(self: Learner, *args: Any) -> Any:
+        seated = [p.detach().clone() for p in self.stack.parameters()]
+        begun.append((int(self.optimizer.steps[0]), self.anchors, seated))
+        return real(self, *args)
+
+    monkeypatch.setattr(Learner, "step", step)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"proximal_mu": 0.1, "rounds": 2})))
+    # A round: local, local | public, local | public. Moments are reset at the synchronisation alone.
+    assert [steps for steps, _, _ in begun] == [0, 1, 2, 3, 4] * 2
+    for round_ in (begun[:5], begun[5:]):
+        start = round_[0][2]
+        for _, anchors, _ in round_:
+            assert all(torch.equal(a, s) for a, s in zip(anchors, start, strict=True))
+        assert not all(torch.equal(a, s) for a, s in zip(round_[4][2], start, strict=True))
+
+
+def test_nothing_of_a_round_is_left_in_a_memory_after_it(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: set[str] = set()
+
+    class Looking(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            replies = super().send_and_receive(messages, timeout=timeout)
+            inside.update(name for context in self.contexts.values() for name in context.state)
+            return replies
+
+    monkeypatch.setattr(run_module, "LocalGrid", Looking)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"proximal_mu": 0.1})))
+    assert inside == {"fedrlvr", ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS}
+    for memory in (tmp_path / "run" / "clients").rglob("memory.json"):
+        kept = json.loads(memory.read_text("utf-8"))
+        assert set(kept["values"]) <= {"fedrlvr"}
+        assert kept["arrays"] == {}
+
+
+def test_one_client_after_another_gives_the_same(configured: Configs, tmp_path: Path) -> None:
+    fedrlvr.run(configured(tmp_path / "cohort", **exchanges(tmp_path)))
+    fedrlvr.run(configured(tmp_path / "apart", **exchanges(tmp_path, engine={"cohort": False})))
+    together, apart = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("cohort", "apart")
+    )
+    for name, tensor in together.items():
+        assert torch.allclose(tensor, apart[name], atol=1e-4), name
+    mine, theirs = (without_seconds(tmp_path / name) for name in ("cohort", "apart"))
+    for one, other in zip(mine[1:], theirs[1:], strict=True):
+        for a, b in zip(one["exchanges"], other["exchanges"], strict=True):
+            assert (a["pool"], a["unsolved"]) == (b["pool"], b["unsolved"])
+
+
+def test_a_message_in_the_middle_of_no_round_is_refused(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            self.contexts[2].state = RecordDict()
+            return super().send_and_receive(messages, timeout=timeout)
+
+    monkeypatch.setattr(run_module, "LocalGrid", Forgetful)
+    with pytest.raises(fedrlvr.errors.MessageError, match="bob: round 1: a request without an adapter"):
+        fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+
+
+def test_public_responses_travel_and_nothing_private_does(
+    configured: Configs, tmp_path: Path, watching: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = configured(tmp_path / "run", **exchanges(tmp_path, sampling={"max_new_tokens": 16}))
+    public = {problem.prompt for problem in deal(parse_config(tree)).public}
+    private, shared = Secrets(), Secrets()
+    asked: list[list[list[int]]] = []
+    real = Cohort.sample
+
+    def sample(self: Cohort, prompts: Any, *args: Any) -> Any:
+        drawn = real(self, prompts, *args)
+        for client, groups in drawn.items():
+            for ids, responses in zip(prompts[client], groups, strict=True):
+                text = self.base.decode(list(ids))
+                where = shared if text.strip() in public else private
+                where.ids += [list(r.token_ids) for r in responses]
+        asked.append([list(ids) for own in prompts.values() for ids in own])
+        return drawn
+
+    monkeypatch.setattr(Cohort, "sample", sample)
+    fedrlvr.run(tree)
+    assert len(shared.ids) == 2 * 2 * 3 * 2 * 4  # rounds, exchanges, clients, problems, responses
+    assert len(private.ids) > 2 * 3 * 3 * 2 * 4
+    known = {tuple(ids) for ids in shared.ids}
+    private.ids = [ids for ids in private.ids if tuple(ids) not in known]
+    travelled = searchable(contents(watching))
+    assert leaks(private, travelled) == []
+    shared.ids = [ids for ids in shared.ids if len(ids) >= 14]
+    assert leaks(shared, travelled), "the detector sees responses that do travel"
+    down = "".join(str(m.content.config_records[PUBLIC]["problems"]) for m in watching if PUBLIC in m.content)
+    assert any(prompt in down for prompt in public)
+    requests = "".join(str(m.content.config_records[CONFIG]) for m in watching if CONFIG in m.content)
+    assert not any(prompt in requests for prompt in public)
