@@ -57,8 +57,8 @@ class MicroBatch:
     mask_RT: 1 where response r has a token t; row by row these are the M tokens.
     client_R: whose a response is. spans: whose the flattened input tokens are.
     packing: None in the padded form.
-    rows: the R responses, in order. Only where one of them is foreign: foreign_R says which, and weights_RT and
-        shaping_R what the loss makes of them.
+    rows: the R responses, in order. Only where one of them is foreign, or has weights or shaping of its own: foreign_R
+        says which, and weights_RT and shaping_R what the loss makes of them.
     """
 
     ids: Tensor
@@ -140,7 +140,7 @@ def _make(packs: Sequence[Pack], pad_id: int, device: torch.device, packed: bool
         mask[r, : len(row.token_ids)] = True
         behaviour[r, : len(row.token_ids)] = torch.tensor(row.behaviour_logps)
     foreign = weights = shaping = None
-    if any(row.foreign for row in rows):
+    if any(row.foreign or row.weights is not None or row.shaping for row in rows):
         foreign = torch.tensor([row.foreign for row in rows]).to(device)
         shaping = torch.tensor([row.shaping for row in rows]).to(device)
         weights = torch.ones(len(rows), width)
