@@ -135,10 +135,12 @@ def validate(
 
     dealt = deal(settings)
     failures = 0
-    for site in dealt.sites:
-        problems = [*site.train, *site.test]
-        verdict = validate_problems(problems, site.reward, attacked=attacked)
-        typer.echo(f"{site.name}: {len(problems)} problems, {len(verdict.failures)} failures")
+    reward = dealt.sites[0].reward  # everybody's
+    held = [(site.name, [*site.train, *site.test]) for site in dealt.sites]
+    held += [("the public set", dealt.public)] if dealt.public else []
+    for name, problems in held:
+        verdict = validate_problems(problems, reward, attacked=attacked)
+        typer.echo(f"{name}: {len(problems)} problems, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
             typer.echo(f"  {failure.id}: {failure.reason}")
         failures += len(verdict.failures)

@@ -37,6 +37,18 @@ class RoundRecord:
         numbers["bytes_up"] = numbers.get("bytes_up", 0) + up
         numbers["bytes_down"] = numbers.get("bytes_down", 0) + down
 
+    def sum_exchanges(self) -> None:
+        """Add to each client's numbers what the round's exchanges came to for it."""
+        for name, numbers in self.clients.items():
+            own = [one["clients"][name] for one in self.exchanges if name in one["clients"]]
+            answered = [one["own_correct"] for one in own if "own_correct" in one]
+            if answered:
+                numbers["public_pass@1"] = sum(answered) / len(answered)
+            for key in ("swapped_in", "rescued"):
+                numbers[key] = sum(one.get(key, 0) for one in own)
+            for way in ("up", "down"):
+                numbers[f"bytes_{way}_exchanges"] = sum(one.get(f"bytes_{way}", 0) for one in own)
+
     def evaluated(self, client: str, scores: list[SourceScores]) -> None:
         """A client's pass@1 sums by source."""
         self.scores[client] = scores

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr import __version__
-from fedrlvr.config import Config
+from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves, draw_evaluations
@@ -58,6 +58,8 @@ _CURVES = (
     _Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
     _Curve("grad_norm", "Gradient norm before clipping"),
     _Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
+    _Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
+    _Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
 )
 
 
@@ -142,8 +144,11 @@ def _method(config: Config) -> str:
         alone = config.federation.arm == "local"
         return "each client alone, nothing travels" if alone else "all problems pooled with one client"
     fedprox = f", FedProx μ = {config.train.proximal_mu:g}" if config.train.proximal_mu else ""
+    coordination: str = config.coordination.type
+    if isinstance(config.coordination, PubSwapCoordination):
+        coordination += f" (swap {config.coordination.swap}, ratio {config.coordination.ratio})"
     return (
-        f"supervision {config.supervision.type}, coordination {config.coordination.type}, aggregation "
+        f"supervision {config.supervision.type}, coordination {coordination}, aggregation "
         f"{config.aggregation.type}{fedprox}"
     )
 

@@ -83,8 +83,9 @@ class Scores:
 class Totals:
     """Sums over the rounds of a run.
 
-    bytes_up, bytes_down: by client. tokens_sampled, tokens_trained: by all clients. wall: the server's seconds by
-    phase. client_seconds: the clients' own seconds by phase, added up.
+    bytes_up, bytes_down: by client. tokens_sampled, tokens_trained: by all clients, on public problems too. wall: the
+    server's seconds by phase. client_seconds: the clients' own seconds by phase, added up. exchanges_up,
+    exchanges_down: bytes of public exchanges, by all clients, counted in the others already; None without exchanges.
     """
 
     rounds: int
@@ -94,6 +95,8 @@ class Totals:
     tokens_trained: int
     wall: dict[str, float]
     client_seconds: dict[str, float]
+    exchanges_up: int | None = None
+    exchanges_down: int | None = None
 
 
 def estimate(n: int, total: float, squares: float) -> Estimate:
@@ -195,8 +198,9 @@ def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
         for client, numbers in record.get("clients", {}).items():
             up[client] = up.get(client, 0) + int(numbers.get("bytes_up") or 0)
             down[client] = down.get(client, 0) + int(numbers.get("bytes_down") or 0)
-            sampled += int(numbers.get("tokens_sampled") or 0)
-            trained += int(numbers.get("tokens_trained") or 0)
+            for whose in ("", "public_"):
+                sampled += int(numbers.get(f"{whose}tokens_sampled") or 0)
+                trained += int(numbers.get(f"{whose}tokens_trained") or 0)
             for key, value in numbers.items():
                 if key.startswith("seconds_") and value is not None:
                     phase = key.removeprefix("seconds_")
@@ -211,7 +215,14 @@ def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
         trained,
         wall,
         dict(sorted(own.items())),
+        exchanges_up=_sum_of(records, "bytes_up_exchanges"),
+        exchanges_down=_sum_of(records, "bytes_down_exchanges"),
     )
+
+
+def _sum_of(records: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    found = [n[key] for record in records for n in record.get("clients", {}).values() if n.get(key) is not None]
+    return int(sum(found)) if found else None
 
 
 def natural(name: str) -> list[tuple[str, int]]:

@@ -160,6 +160,8 @@ def _traffic_table(sums: Totals) -> Table:
     table.add_section()
     both = (sums.bytes_up, sums.bytes_down)
     table.add_row("all", *(units.size(sum(part.values())) for part in both), style="bold")
+    if sums.exchanges_up is not None and sums.exchanges_down is not None:
+        table.add_row("of it exchanges", units.size(sums.exchanges_up), units.size(sums.exchanges_down))
     return table
 
 

@@ -90,6 +90,8 @@ def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonse
     sound = fedrlvr("validate", path, "--attacked", "2")
     assert sound.code == 0, sound.out + sound.err
     assert sound.out.splitlines() == [f"{client}: 12 problems, 0 failures" for client in ("ann", "bob", "cyd")]
+    public = fedrlvr("validate", path, "--attacked", "2", "--set", "data.public_size=3")
+    assert public.out.splitlines()[-1] == "the public set: 3 problems, 0 failures"
     unsound = fedrlvr("validate", toml(), "--attacked", "2")
     assert unsound.code == 1
     assert re.search(r"ann: 12 problems, [1-9]\d* failures", unsound.out)

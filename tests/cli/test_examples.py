@@ -17,6 +17,8 @@ from anytext import any_text_model
 from fedrlvr.config import load_config
 
 ROOT = Path(__file__).parents[2]
+GENERATED = ("embedded", "pubswap")
+"""Examples on the embedded problems."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 FIXTURES = ROOT / "tests" / "fixtures"
 REAL = Path(os.environ.get("FEDRLVR_DATA", ROOT.parent / "shared" / "data"))
@@ -40,7 +42,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_there_is_an_example_for_each_main_task() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"embedded", "gsm8k", "math", "medmcqa"}
+    assert {path.stem for path in EXAMPLES} >= {"embedded", "gsm8k", "math", "medmcqa", "pubswap"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -48,7 +50,7 @@ def test_an_example_parses_and_is_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 40
     config = load_config(path)
     assert config.run.name == path.stem
-    assert config.data.name == path.stem
+    assert config.data.name == ("embedded" if path.stem in GENERATED else path.stem)
 
 
 def test_the_embedded_example_is_what_run_does_without_a_file() -> None:
@@ -57,7 +59,7 @@ def test_the_embedded_example_is_what_run_does_without_a_file() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, any_text: Path, tmp_path: Path) -> None:
-    generated = path.stem == "embedded"
+    generated = path.stem in GENERATED
     said = fedrlvr(
         "run",
         path,
@@ -73,6 +75,7 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
             engine__threads=1,
         ),
         *settings(**{} if generated else {"data__path": FIXTURES / path.stem}),
+        *settings(**{"coordination__exchanges": 2} if path.stem == "pubswap" else {}),
         # So few problems would leave a client of a skewed partition without any.
         *settings(**{"partition__alpha": 10.0} if path.stem == "medmcqa" else {}),
     )
