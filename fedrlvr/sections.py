@@ -296,8 +296,47 @@ class FedITAggregation(Section):
     """A and B are averaged separately (FedIT, arXiv 2305.05644)."""
 
     type: Literal["fedit"] = "fedit"
-    weights: Literal["examples", "equal"] = "examples"
-    """`examples`: by each client's number of training problems."""
+    weights: Literal["examples", "equal", "fgrpo"] = "examples"
+    """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
+    (FGRPO, arXiv 2606.03094; docs/methods.md, section 2)."""
+    fgrpo_gain: Literal["relative", "zscore"] | None = None
+    """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
+    fgrpo_baseline: Literal["ema", "window"] | None = None
+    """Of a client's earlier mean rewards. None: ema."""
+    fgrpo_shape: Literal["softmax", "positive"] | None = None
+    """exp(gain / temperature), or the positive part of the gain plus a floor. None: softmax."""
+    fgrpo_temperature: float | None = Field(None, gt=0)
+    """Of `softmax`; the larger, the closer to `examples`. None: 1."""
+    fgrpo_beta: float | None = Field(None, gt=0, le=1)
+    """Share of the newest reward in an `ema`. None: 0.5."""
+    fgrpo_window: int | None = Field(None, ge=1, le=1000)
+    """Rounds of a `window`. None: 5."""
+    fgrpo_floor: float | None = Field(None, gt=0)
+    """What a client without a gain counts under `positive`. None: 0.1."""
+
+    @property
+    def fgrpo(self) -> dict[str, Any]:
+        """The options of `FGRPOWeights` that are set."""
+        given = {name: getattr(self, f"fgrpo_{name}") for name in _FGRPO}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _settings_that_would_do_nothing(self) -> FedITAggregation:
+        if self.weights != "fgrpo" and self.fgrpo:
+            raise ValueError(f"fgrpo_{next(iter(self.fgrpo))} has no effect with weights = {self.weights!r}")
+        baseline, shape = self.fgrpo_baseline or "ema", self.fgrpo_shape or "softmax"
+        for name, needs, has in (
+            ("temperature", "softmax", shape),
+            ("floor", "positive", shape),
+            ("beta", "ema", baseline),
+            ("window", "window", baseline),
+        ):
+            if name in self.fgrpo and needs != has:
+                raise ValueError(f"fgrpo_{name} has no effect with {has!r}; it is of {needs!r}")
+        return self
+
+
+_FGRPO = ("gain", "baseline", "shape", "temperature", "beta", "window", "floor")
 
 
 class EvaluateConfig(Section):
@@ -333,6 +372,11 @@ class Config(Section):
         # By value, not by what was set: the config.json of a run directory states every setting.
         if self.federation.arm != "federated" and self.federation.fraction != 1.0:
             raise ValueError(f"federation.fraction has no effect with federation.arm = {self.federation.arm!r}")
+        if self.federation.arm != "federated" and self.aggregation.weights == "fgrpo":
+            raise ValueError(
+                f"aggregation.weights = 'fgrpo' has no effect with federation.arm = {self.federation.arm!r}, where "
+                "nobody is weighed against anybody"
+            )
         if self.federation.arm == "local" and self.train.proximal_mu:
             raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
         if isinstance(self.coordination, PubSwapCoordination):

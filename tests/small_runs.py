@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "some": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}},
     "local": {"train": {"rounds": 5}, "federation": {"arm": "local"}},
     "moments": {"train": {"rounds": 5, "optimizer_state": "keep", "schedule": "cosine", "warmup_steps": 2}},
+    "fgrpo": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}, "aggregation": {"weights": "fgrpo"}},
     "pubswap": {
         "train": {"rounds": 5, "local_steps": 3, "proximal_mu": 0.1},
         "data": {"public_size": 6},
@@ -30,8 +31,8 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2, "public_steps": 2},
     },
 }
-"""Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, with exchanges
-(between two of three, held back by FedProx)."""
+"""Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, weighed by
+FGRPO, with exchanges (between two of three, held back by FedProx)."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:

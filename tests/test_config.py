@@ -55,6 +55,11 @@ def test_the_partition_is_chosen_by_its_type() -> None:
     assert parse_config({"partition": {"type": "dirichlet", "alpha": 0.1}}).partition == DirichletPartition(alpha=0.1)
 
 
+def fgrpo(**settings: Any) -> dict[str, Any]:
+    """A federation weighed by FGRPO with some of its options."""
+    return {"aggregation": {"weights": "fgrpo", **{f"fgrpo_{name}": value for name, value in settings.items()}}}
+
+
 def pubswap(**settings: Any) -> dict[str, Any]:
     """A federation with exchanges about 8 public problems."""
     return {"data": {"public_size": 8}, "coordination": {"type": "pubswap", **settings}}
@@ -167,6 +172,12 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
+        ({"aggregation": {"fgrpo_gain": "zscore"}}, "fgrpo_gain has no effect with weights = 'examples'"),
+        (fgrpo(floor=0.2), "fgrpo_floor has no effect with 'softmax'"),
+        (fgrpo(shape="positive", temperature=2.0), "fgrpo_temperature has no effect with 'positive'"),
+        (fgrpo(window=3), "fgrpo_window has no effect with 'ema'"),
+        (fgrpo(baseline="window", beta=0.5), "fgrpo_beta has no effect with 'window'"),
+        ({**fgrpo(), "federation": {"arm": "local"}}, "aggregation.weights = 'fgrpo' has no effect"),
         (pubswap(cap=3.0), "cap has no effect with ratio = 'local_old'"),
         (pubswap(gamma=0.2, ratio="behaviour"), "gamma has no effect with ratio = 'behaviour'"),
         (pubswap(swap="none", ratio="behaviour"), "ratio has no effect with swap = 'none'"),
@@ -191,6 +202,8 @@ def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], told: s
 
 
 def test_the_same_settings_where_they_have_an_effect() -> None:
+    parse_config(fgrpo(gain="zscore", baseline="window", window=3, shape="positive", floor=0.2))
+    parse_config(fgrpo(temperature=0.3, beta=0.1))
     parse_config(pubswap(exchanges=5, ratio="truncated", cap=3.0))
     parse_config(pubswap(ratio="shaped", gamma=0.2))
     # Nobody uses this public set: an arm without exchanges, on the private problems of those that have them.

@@ -166,7 +166,15 @@ def test_public_names_of_tasks() -> None:
 
 
 def test_public_names_of_aggregation() -> None:
-    assert fedrlvr.aggregation.__all__ == ["Adapter", "Factors", "Rule", "aggregate", "client_weights", "fedit"]
+    assert fedrlvr.aggregation.__all__ == [
+        "Adapter",
+        "FGRPOWeights",
+        "Factors",
+        "Rule",
+        "aggregate",
+        "client_weights",
+        "fedit",
+    ]
     assert list(inspect.signature(fedrlvr.aggregation.aggregate).parameters)[:2] == ["adapters", "weights"]
 
 

@@ -11,11 +11,12 @@ from typing import Literal
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation.fedit import fedit
+from fedrlvr.aggregation.fgrpo import FGRPOWeights
 from fedrlvr.aggregation.weights import client_weights
 
 Rule = Literal["fedit"]
 
-__all__ = ["Adapter", "Factors", "Rule", "aggregate", "client_weights", "fedit"]
+__all__ = ["Adapter", "FGRPOWeights", "Factors", "Rule", "aggregate", "client_weights", "fedit"]
 
 
 def aggregate(adapters: Mapping[str, Adapter], weights: Mapping[str, float], *, rule: Rule = "fedit") -> Adapter:

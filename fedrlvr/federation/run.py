@@ -156,6 +156,8 @@ class Federation:
         elif (self.directory / "metrics.jsonl").exists():
             atomic_text(self.directory / "metrics.jsonl", "")
         strategy = FederatedRLVR(self._effective(), names, adapter, self.observer, self._public_set())
+        if checkpoint is not None:
+            strategy.restore(checkpoint.strategy)
         hooks = self.wrap(strategy) if self.wrap else None
         self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:

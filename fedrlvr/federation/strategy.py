@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import aggregate, client_weights
+from fedrlvr.aggregation import FGRPOWeights, aggregate, client_weights
 from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
-from fedrlvr.errors import MessageError, RoundError
+from fedrlvr.errors import CheckpointError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint
 from fedrlvr.federation.exchange import Exchange, PublicSet
 from fedrlvr.federation.messages import (
@@ -58,6 +58,8 @@ class FederatedRLVR(Strategy):
     ) -> None:
         self.config = config
         self.public = public
+        aggregation = config.aggregation
+        self.fgrpo = FGRPOWeights(**aggregation.fgrpo) if aggregation.weights == "fgrpo" else None
         self.exchange: Exchange | None = None
         self.clients = clients
         self.adapter = adapter
@@ -171,14 +173,33 @@ class FederatedRLVR(Strategy):
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
             self.record.exchanges.append(self.exchange.to_json())
+            self.record.sum_exchanges()
             self.exchange = None
         if self.config.federation.arm == "local":
             return None, None
-        weights = client_weights(examples, rule=self.config.aggregation.weights)
+        weights = self._weights(server_round, examples)
         for client, weight in weights.items():
             self.record.client(client)["weight"] = weight
         self.adapter = aggregate(adapters, weights, rule=self.config.aggregation.type)
         return adapter_to_arrays(self.adapter), None
+
+    def _weights(self, server_round: int, examples: Mapping[str, int]) -> dict[str, float]:
+        """How much each client of the round counts.
+
+        Raises:
+            MessageError: a client reports no mean reward, and FGRPO weighs by it.
+        """
+        if self.fgrpo is None:
+            rule = self.config.aggregation.weights
+            return client_weights(examples, rule="equal" if rule == "equal" else "examples")
+        rewards = {client: self.record.client(client).get("reward") for client in examples}
+        for client, reward in rewards.items():
+            if reward is None:
+                raise MessageError(f"round {server_round}, {client}: a train reply without a mean reward")
+        known = {client: reward for client, reward in rewards.items() if reward is not None}
+        for client, gain in self.fgrpo.gains(known).items():
+            self.record.client(client)["gain"] = gain
+        return self.fgrpo.weights(known, examples)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -217,8 +238,20 @@ class FederatedRLVR(Strategy):
         """Nothing: the command line says what is about to run."""
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds besides the adapter, in JSON types. FedIT needs nothing."""
-        return {}
+        """What must be remembered between rounds besides the adapter, in JSON types: FGRPO's histories."""
+        return {"fgrpo": self.fgrpo.state()} if self.fgrpo else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            CheckpointError: something that is no such state.
+        """
+        if self.fgrpo:
+            try:
+                self.fgrpo.load(state["fgrpo"])
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(f"the checkpoint's state of FGRPO cannot be used ({error})") from None
 
     # The loop.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from fakes import (
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.errors import AdapterError, FedrlvrError, MessageError, RoundError
+from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.record import RunLog
+from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.trackers import Tracker
 
@@ -77,6 +78,43 @@ def test_clients_count_by_their_examples_or_equally(weights: str, mean: float, s
     for _, tensor in adapter.tensors():
         torch.testing.assert_close(tensor, torch.full_like(tensor, mean))
     assert [strategy.record.clients[name]["weight"] for name in NAMES.values()] == pytest.approx(shares)
+
+
+def answered(strategy: FederatedRLVR, round_: int, rewards: dict[int, float]) -> dict[str, dict[str, float]]:
+    """The record of a round in which everybody reports these mean rewards, with one example each."""
+    grid = LocalGrid(
+        answering(lambda m: train_reply(1.0, 1, reward=rewards[m.metadata.dst_node_id])), contexts(strategy.clients)
+    )
+    strategy.record = RoundRecord(round_)
+    strategy.aggregate_train(round_, grid.send_and_receive(start_round(strategy, round_, grid)))
+    return strategy.record.clients
+
+
+def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint() -> None:
+    strategy = strategy_of(weights="fgrpo")
+    first = answered(strategy, 1, {1: 0.4, 2: 0.5, 3: 100.0})
+    assert [first[name]["weight"] for name in NAMES.values()] == pytest.approx([1 / 3] * 3)
+    again = strategy_of(weights="fgrpo")
+    again.restore(json.loads(json.dumps(strategy.state())))
+    for one in (strategy, again):
+        # Gains 1/4, -1/5 and 0, whatever the scale: ann 0.4 -> 0.5, bob 0.5 -> 0.4, cyd 100 -> 100.
+        second = answered(one, 2, {1: 0.5, 2: 0.4, 3: 100.0})
+        assert [second[name]["gain"] for name in NAMES.values()] == pytest.approx([0.25, -0.2, 0.0])
+        raw = [math.exp(0.25), math.exp(-0.2), 1.0]
+        assert [second[name]["weight"] for name in NAMES.values()] == pytest.approx([r / sum(raw) for r in raw])
+
+
+def test_fgrpo_needs_every_clients_mean_reward() -> None:
+    strategy = strategy_of(weights="fgrpo")
+    grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
+    with pytest.raises(MessageError, match="round 1, ann: a train reply without a mean reward"):
+        strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
+
+
+@pytest.mark.parametrize("state", [{}, {"fgrpo": {"ann": 3}}])
+def test_a_checkpoint_without_a_usable_state_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match="state of FGRPO"):
+        strategy_of(weights="fgrpo").restore(state)
 
 
 def test_a_client_without_examples_does_not_count() -> None:
