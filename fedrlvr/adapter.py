@@ -51,6 +51,12 @@ class Adapter:
         """A digest of the factors' names, order and shapes: adapters of one layout can be averaged."""
         return _digest(tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors()))
 
+    def alike(self, layers: Mapping[str, Factors]) -> Adapter:
+        """An adapter of these factors, whose names, order and shapes are known to be this one's."""
+        other = Adapter(layers, self.alpha)
+        other.__dict__["layout"] = self.layout  # a digest of names and shapes costs more than many an adapter's sum
+        return other
+
     @property
     def nbytes(self) -> int:
         """Bytes of all factors as they are held."""

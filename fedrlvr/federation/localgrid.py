@@ -80,10 +80,13 @@ def _copy(message: Message) -> Message:
         return message
     content = RecordDict()
     for name, record in message.content.items():
+        twin: ArrayRecord | MetricRecord | ConfigRecord
         if isinstance(record, ArrayRecord):
-            content[name] = ArrayRecord(dict(record))
-        elif isinstance(record, MetricRecord):
-            content[name] = MetricRecord(dict(record))
+            twin = ArrayRecord(dict(record))
         else:
-            content[name] = ConfigRecord(dict(record))
+            twin = MetricRecord() if isinstance(record, MetricRecord) else ConfigRecord()
+            # Past the type checks of each entry: the record at hand has made them, and they are what a copy costs.
+            entries = record.__dict__["_data"].items()
+            twin.__dict__["_data"].update({k: list(v) if isinstance(v, list) else v for k, v in entries})
+        content[name] = twin
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload]  # Flower's own, undeclared

@@ -170,7 +170,8 @@ class LoraStack:
             halves = (half.detach().to("cpu", copy=True).unbind() for half in (layer.A, layer.B))
             for own, a, b in zip(layers, *halves, strict=True):
                 own[name] = Factors(a, b)
-        return [Adapter(own, self.alpha) for own in layers]
+        first = Adapter(layers[0], self.alpha)
+        return [first, *(first.alike(own) for own in layers[1:])]
 
     def parameters(self) -> list[nn.Parameter]:
         """All stacked factors, each [K, ., .], in the layers' order, A before B."""
