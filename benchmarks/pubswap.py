@@ -1,0 +1,168 @@
+"""PubSwap against FedAvg, FedProx and its own ablations, on the embedded reasoner, over seeds and local steps.
+
+    scripts/bench pubswap                  all of it: 18 cells of 5 seeds, two processes of one thread
+    scripts/bench pubswap --collect        the tables from what has been run
+    scripts/bench pubswap --jobs 1 --seeds 5 --taus 60
+
+Four clients with two problem families each. Every arm takes 120 local steps, synchronises every tau of them, and
+samples 600 groups of 8 responses a client: 5 private problems a step, or 4 and, every 5 steps, an exchange of 5 public
+problems with one public step. Everybody holds the same private problems, and the public ones are of all families.
+Pass@1 is on 256 held-out problems of each family, for the adapter after the last synchronisation, and after 60 steps.
+
+Resumable: a cell (tau, arm) is a sweep over seeds in runs/pubswap, and finished runs are not run again. Each client's
+adapter before averaging is kept at steps 60 and 120; how far they are apart and what they score on their own and on
+others' families is the table of drift. Writes docs/results/pubswap.json and .md, and docs/figures/pubswap.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedrlvr.federation.messages import ARRAYS, arrays_to_adapter
+from fedrlvr.federation.plan import Planned, plan
+from fedrlvr.federation.run import Wrap
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.federation.sweep import sweep
+from fedrlvr.policy.peft_format import save_peft
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "examples" / "embedded.toml"
+RUNS = ROOT / "runs" / "pubswap"
+TAUS = (60, 20, 5)
+STEPS, HALF, STRETCH = 120, 60, 5
+PRIVATE, PUBLIC = 4, 5
+COMMON = [
+    "data.train_size=4096",
+    "data.public_size=256",
+    "data.test_size=2048",
+    "federation.clients=['north', 'east', 'south', 'west']",
+    "run.keep_checkpoints=2",
+]
+FEDPROX_MU = 0.01
+ARMS: dict[str, list[str]] = {
+    "fedavg": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}"],
+    "fedprox": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}", f"train.proximal_mu={FEDPROX_MU}"],
+    **{
+        swap: [
+            f"train.problems_per_step={PRIVATE}",
+            "coordination.type=pubswap",
+            f"coordination.swap={swap}",
+            f"coordination.public_problems={PUBLIC}",
+        ]
+        for swap in ("none", "random", "full", "balanced")
+    },
+}
+"""Settings of each arm; exchanges follow from tau."""
+
+
+def settings(tau: int, arm: str) -> list[str]:
+    """What a cell changes in examples/embedded.toml."""
+    exchanges = [f"coordination.exchanges={tau // STRETCH}"] if "coordination.type=pubswap" in ARMS[arm] else []
+    rounds = [f"train.rounds={STEPS // tau}", f"train.local_steps={tau}", f"evaluate.every={HALF // tau}"]
+    return [*COMMON, *rounds, *ARMS[arm], *exchanges]
+
+
+class BeforeAveraging(Strategy):
+    """Writes each client's adapter down before it is averaged, in the rounds that end at steps 60 and 120."""
+
+    def __init__(self, inner: FederatedRLVR, directory: Path, rounds: set[int]) -> None:
+        self.inner, self.directory, self.rounds = inner, directory, rounds
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return self.inner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        replies = list(replies)
+        if server_round in self.rounds:
+            for reply in replies:
+                client = self.inner.clients[reply.metadata.src_node_id]
+                adapter = arrays_to_adapter(reply.content.array_records[ARRAYS], self.inner.adapter, whose=client)
+                save_peft(adapter, self.directory / "local" / f"round-{server_round}" / client, base_name="embedded")
+        return self.inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        self.inner.summary()
+
+
+def run_cell(tau: int, arm: str, seeds: int) -> None:
+    """All seeds of one cell, as one cohort; its CPU seconds are added to what it took before."""
+    directory = RUNS / f"tau-{tau}" / arm
+    rounds = {HALF // tau, STEPS // tau}
+
+    def wrap(one: Planned) -> Wrap:
+        return lambda strategy: BeforeAveraging(strategy, one.directory, rounds)
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    what = plan(BASE, settings(tau, arm), seeds=seeds, directory=directory)
+    if all(one.finished for one in what.federations):
+        return
+    sweep(what, command="scripts/bench pubswap", wrap=wrap).check()
+    took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    path = directory / "seconds.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({key: value + before.get(key, 0.0) for key, value in took.items()}), "utf-8")
+
+
+def work(todo: Any, seeds: int) -> None:
+    """Take cells until there are none."""
+    while True:
+        cell = todo.get()
+        if cell is None:
+            return
+        print(datetime.datetime.now().strftime("%H:%M:%S"), "tau {} {}".format(*cell), flush=True)
+        run_cell(*cell, seeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 21), metavar="N")
+    parser.add_argument("--taus", type=int, nargs="+", default=list(TAUS), choices=TAUS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, one thread each")
+    parser.add_argument("--collect", action="store_true", help="only make the tables")
+    chosen = parser.parse_args()
+    if not chosen.collect:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = multiprocessing.get_context("spawn")
+        todo = context.SimpleQueue()
+        for cell in [(tau, arm) for tau in chosen.taus for arm in chosen.arms]:
+            todo.put(cell)
+        workers = [context.Process(target=work, args=(todo, chosen.seeds)) for _ in range(chosen.jobs)]
+        for worker in workers:
+            todo.put(None)
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            raise SystemExit("a process failed; the same command goes on with what is left")
+    from benchmarks.pubswap_tables import write
+
+    write(seeds=chosen.seeds)
+
+
+if __name__ == "__main__":
+    main()

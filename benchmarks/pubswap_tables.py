@@ -1,0 +1,378 @@
+"""What `scripts/bench pubswap` found, as tables and a figure: scores, paired differences, bytes, drift."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pubswap import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
+from fedrlvr.adapter import Adapter
+from fedrlvr.config import Config, load_resolved
+from fedrlvr.federation.record import read_metrics
+from fedrlvr.federation.run import new_cohort
+from fedrlvr.federation.sites import deal
+from fedrlvr.policy.peft_format import in_model_order, load_peft
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.reporting.scores import evaluations
+from fedrlvr.reporting.sweeptable import Spread, spread
+from fedrlvr.rl import CORRECT
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.zoo.train import processor
+
+NAMES = {
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "none": "public steps, no swap",
+    "random": "random swap",
+    "full": "full pool",
+    "balanced": "balanced swap",
+}
+DRIFTING = ("fedavg", "none", "balanced")
+"""Arms whose clients are looked at before averaging."""
+LOOKED_AT = 64
+"""Held-out problems of each family that drift is measured on."""
+
+Cells = dict[tuple[int, str], dict[int, dict[str, Any]]]
+"""By tau and arm, by seed: what a run came to."""
+
+
+def write(seeds: int) -> None:
+    """Make results and figure of every cell that has all seeds.
+
+    Raises:
+        SystemExit: none has.
+    """
+    cells: Cells = {}
+    for tau in TAUS:
+        for arm in ARMS:
+            runs = {seed: RUNS / f"tau-{tau}" / arm / "as-given" / f"seed-{seed}" for seed in range(seeds)}
+            if all((path / "report.html").exists() for path in runs.values()):
+                cells[tau, arm] = {seed: _run(path, tau) for seed, path in runs.items()}
+    if not cells:
+        raise SystemExit("no cell is finished yet")
+    drift = _all_drift(cells, seeds)
+    machine = f"{os.cpu_count()} cores, {processor()}, {platform.system()}"
+    cpu = sum(_seconds(*cell)["cpu"] for cell in cells)
+    about = (
+        f"`scripts/bench pubswap --seeds {seeds}`, {datetime.date.today()}, {machine}, one torch thread a process, "
+        f"{cpu / 3600:.1f} CPU hours. n = {seeds} seeds, mean and 95 % interval (Student's t) over seeds; differences "
+        "are taken seed by seed. pass@1 in %, mean of eight families, 2,048 held-out problems, one sample each."
+    )
+    lines = [about, "", *_scores(cells), "", *_differences(cells), "", *_syncs(cells), "", *_cost(cells), ""]
+    lines += [*_exchanges(cells), "", *_drift_table(drift)]
+    (ROOT / "docs" / "results" / "pubswap.md").write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    results = {
+        "about": about,
+        "runs": [
+            {"tau": tau, "arm": arm, "seed": seed, **found}
+            for (tau, arm), runs in cells.items()
+            for seed, found in runs.items()
+        ],
+        "drift": drift,
+    }
+    (ROOT / "docs" / "results" / "pubswap.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    _draw(cells)
+    print("\n".join(lines))
+
+
+def _seconds(tau: int, arm: str) -> dict[str, float]:
+    path = RUNS / f"tau-{tau}" / arm / "seconds.json"
+    return dict(json.loads(path.read_text("utf-8")))
+
+
+def _run(directory: Path, tau: int) -> dict[str, Any]:
+    """One run's scores, tokens, bytes of a client, and sums of its exchanges."""
+    records = read_metrics(directory)
+    found = evaluations(records)
+    clients = [numbers for record in records for numbers in record["clients"].values()]
+    exchanges = [one for record in records for one in record.get("exchanges", [])]
+    dealt = [numbers for one in exchanges for numbers in one["clients"].values()]
+
+    def total(key: str) -> float:
+        return sum(numbers.get(key) or 0 for numbers in clients)
+
+    def of(key: str) -> float:
+        return sum(numbers.get(key) or 0 for numbers in dealt)
+
+    many = len(records[-1]["clients"])
+    run = {
+        "pass@1": {
+            str(round_ * tau): {"mean": overall.mean, **{name: e.mean for name, e in by_family.items()}}
+            for round_, (overall, by_family) in found.items()
+        },
+        "tokens_sampled": total("tokens_sampled") + total("public_tokens_sampled"),
+        "tokens_trained": total("tokens_trained") + total("public_tokens_trained"),
+        "bytes_up": total("bytes_up") / many,
+        "bytes_down": total("bytes_down") / many,
+    }
+    if exchanges:
+        run["exchanges"] = {
+            "own_correct": of("own_correct") / len(dealt),
+            "swapped_in_per_group": of("swapped_in") / sum(one["problems"] * many for one in exchanges),
+            "groups_rescued": of("rescued") / sum(one["problems"] * many for one in exchanges),
+            "bytes_up": of("bytes_up") / len(dealt),
+            "bytes_down": of("bytes_down") / len(dealt),
+        }
+        logps = [numbers["foreign_logp"] for numbers in dealt if "foreign_logp" in numbers]
+        pools = [one["pool"] / one["problems"] for one in exchanges if "pool" in one]
+        if pools:
+            run["exchanges"]["pool_per_problem"] = sum(pools) / len(pools)
+            run["exchanges"]["unsolved"] = sum(one["unsolved"] for one in exchanges) / len(exchanges)
+        if logps:
+            run["exchanges"]["foreign_logp"] = sum(logps) / len(logps)
+    return run
+
+
+def _score(step: int) -> Callable[[dict[str, Any]], float]:
+    return lambda run: 100 * float(run["pass@1"][str(step)]["mean"])
+
+
+def _over_seeds(runs: Mapping[int, dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> Spread:
+    found = spread({seed: value(run) for seed, run in runs.items()})
+    assert found is not None
+    return found
+
+
+def _paired(
+    mine: Mapping[int, dict[str, Any]],
+    theirs: Mapping[int, dict[str, Any]],
+    at: int,
+    their_at: int | None = None,
+) -> Spread:
+    """Points of pass@1 by which one arm is ahead of another, seed by seed."""
+    value, other = _score(at), _score(at if their_at is None else their_at)
+    found = spread({seed: value(run) - other(theirs[seed]) for seed, run in mine.items()})
+    assert found is not None
+    return found
+
+
+def _shown(value: Spread, sign: bool = False) -> str:
+    half = f" ± {value.half:.1f}" if value.half is not None else ""
+    return f"{value.mean:+.1f}{half}" if sign else f"{value.mean:.1f}{half}"
+
+
+def _scores(cells: Cells) -> list[str]:
+    header = " | ".join(f"tau = {tau}, {step} steps" for tau in TAUS for step in (HALF, STEPS))
+    lines = ["### pass@1", "", f"| arm | {header} |", "|---|" + "---|" * 2 * len(TAUS)]
+    for arm, name in NAMES.items():
+        shown = [
+            _shown(_over_seeds(cells[tau, arm], _score(step))) if (tau, arm) in cells else ""
+            for tau in TAUS
+            for step in (HALF, STEPS)
+        ]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return lines
+
+
+def _differences(cells: Cells) -> list[str]:
+    places = [(tau, step) for tau in TAUS for step in (HALF, STEPS)]
+    lines = ["### Differences in points, paired by seed", ""]
+    lines += ["| | " + " | ".join(f"tau = {tau}, {step} steps" for tau, step in places) + " |"]
+    lines += ["|---|" + "---|" * len(places)]
+    pairs = [(arm, "fedavg") for arm in NAMES if arm != "fedavg"]
+    pairs += [(arm, "none") for arm in ("random", "full", "balanced")] + [("balanced", "random")]
+    for arm, other in pairs:
+        shown = [
+            _shown(_paired(cells[tau, arm], cells[tau, other], step), sign=True)
+            if {(tau, arm), (tau, other)} <= set(cells)
+            else ""
+            for tau, step in places
+        ]
+        lines.append(f"| {NAMES[arm]} minus {NAMES[other]} | {' | '.join(shown)} |")
+    return lines
+
+
+def _syncs(cells: Cells) -> list[str]:
+    """Every arm against FedAvg that synchronised at least twice as often, or twice as long."""
+    lines = ["### With at most half of FedAvg's synchronisations: minus FedAvg after its 120 steps, points", ""]
+    found = [
+        (tau, step, theirs)
+        for tau in TAUS
+        for step in (HALF, STEPS)
+        for theirs in TAUS
+        if 2 * (step // tau) <= STEPS // theirs
+        and step // tau >= 1
+        and (tau > theirs or step == HALF)
+        and tau >= theirs
+    ]
+    lines += ["| tau, steps, synchronisations | FedAvg's tau, synchronisations | " + " | ".join(NAMES.values()) + " |"]
+    lines += ["|---|---|" + "---|" * len(NAMES)]
+    for tau, step, theirs in found:
+        if (theirs, "fedavg") not in cells:
+            continue
+        shown = [
+            _shown(_paired(cells[tau, arm], cells[theirs, "fedavg"], step, STEPS), sign=True)
+            if (tau, arm) in cells
+            else ""
+            for arm in NAMES
+        ]
+        lines.append(f"| {tau}, {step}, {step // tau} | {theirs}, {STEPS // theirs} | {' | '.join(shown)} |")
+    return lines
+
+
+def _cost(cells: Cells) -> list[str]:
+    lines = ["### What it took: tokens of all clients (thousands), kB of a client, evaluations included", ""]
+    lines += ["| tau | arm | sampled | trained | kB up | kB down | CPU-s a run |", "|---|---|---|---|---|---|---|"]
+    for (tau, arm), runs in cells.items():
+        keys = ("tokens_sampled", "tokens_trained", "bytes_up", "bytes_down")
+        shown = [f"{_over_seeds(runs, lambda run, key=key: run[key] / 1000).mean:,.0f}" for key in keys]  # type: ignore[misc]
+        lines.append(f"| {tau} | {NAMES[arm]} | {' | '.join(shown)} | {_seconds(tau, arm)['cpu'] / len(runs):.0f} |")
+    return lines
+
+
+def _exchanges(cells: Cells) -> list[str]:
+    keys = {
+        "own_correct": "own correct, %",
+        "pool_per_problem": "pool a problem",
+        "unsolved": "unsolved, %",
+        "swapped_in_per_group": "swapped in a group",
+        "groups_rescued": "rescued, %",
+        "foreign_logp": "log-prob of a foreign token",
+        "bytes_up": "bytes up",
+        "bytes_down": "bytes down",
+    }
+    percent = ("own_correct", "unsolved", "groups_rescued")
+    lines = [f"### Exchanges, one every {STRETCH} local steps: means over clients, exchanges and seeds", ""]
+    lines += [f"| tau | arm | {' | '.join(keys.values())} |", "|---|---|" + "---|" * len(keys)]
+    for (tau, arm), runs in cells.items():
+        found = [run["exchanges"] for run in runs.values() if "exchanges" in run]
+        if found:
+            shown = []
+            for key in keys:
+                values = [one[key] * (100 if key in percent else 1) for one in found if key in one]
+                digits = 0 if key.startswith("bytes") else 2 if key.endswith(("group", "logp", "problem")) else 1
+                shown.append(f"{sum(values) / len(values):,.{digits}f}" if values else "")
+            lines.append(f"| {tau} | {NAMES[arm]} | {' | '.join(shown)} |")
+    return lines
+
+
+# Drift: the clients' adapters before they are averaged.
+
+
+def _all_drift(cells: Cells, seeds: int) -> list[dict[str, Any]]:
+    """Of each cell looked at: distance and accuracy before averaging, measured once and kept beside the runs."""
+    found = []
+    looking: Looking | None = None
+    for tau, arm in cells:
+        if arm not in DRIFTING:
+            continue
+        for seed in range(seeds):
+            directory = RUNS / f"tau-{tau}" / arm / "as-given" / f"seed-{seed}"
+            for step in (HALF, STEPS):
+                kept = directory / f"drift-{step}.json"
+                if not kept.exists():
+                    looking = looking or Looking(load_resolved(directory / "config.json"))
+                    kept.write_text(json.dumps(looking.at(directory / "local" / f"round-{step // tau}")), "utf-8")
+                found.append(
+                    {"tau": tau, "arm": arm, "seed": seed, "step": step, **json.loads(kept.read_text("utf-8"))}
+                )
+    return found
+
+
+class Looking:
+    """Looks at clients' adapters, on the same held-out problems and random numbers for all."""
+
+    def __init__(self, config: Config) -> None:
+        self.cohort = new_cohort(config.model_copy(update={"engine": config.engine.model_copy(update={"threads": 1})}))
+        self.initial = self.cohort.fresh_adapter(0)
+        sites = deal(config).sites
+        self.own = {site.name: {problem.source for problem in site.train} for site in sites}
+        everything = [problem for site in sites for problem in site.test]
+        self.problems = [p for own in by_source(everything).values() for p in own[:LOOKED_AT]]
+        self.reward = sites[0].reward
+        self.length = config.sampling.max_new_tokens
+
+    def at(self, directory: Path) -> dict[str, float]:
+        """Mean over clients of distance to the average, and of pass@1 on own and on others' families."""
+        adapters: dict[str, Adapter] = {}
+        for name in self.own:
+            adapters[name] = in_model_order(load_peft(directory / name), self.initial, whose=str(directory / name))
+        self.cohort.seat(adapters)
+        ids = self.cohort.base.encode_all([problem.prompt for problem in self.problems])
+        seeds = {name: stream(0, name, "drift") for name in adapters}
+        drawn = self.cohort.sample(dict.fromkeys(adapters, ids), Decoding(1, self.length), seeds)
+        own: list[bool] = []
+        others: list[bool] = []
+        for name, families in self.own.items():
+            for problem, (response,) in zip(self.problems, drawn[name], strict=True):
+                right = self.reward(response.text, problem) >= CORRECT
+                (own if problem.source in families else others).append(right)
+        return {
+            "distance": _distance(list(adapters.values())),
+            "own": sum(own) / len(own),
+            "others": sum(others) / len(others),
+        }
+
+
+def _distance(adapters: list[Adapter]) -> float:
+    """Mean over clients of || D_k - mean D || / || mean D ||, with D = s B A of all layers."""
+    apart, common = torch.zeros(len(adapters)), torch.zeros(())
+    for name in adapters[0].layers:
+        products = torch.stack([a.layers[name].B @ a.layers[name].A for a in adapters])
+        mean = products.mean(0)
+        apart += (products - mean).square().sum((1, 2))
+        common += mean.square().sum()
+    return float((apart.sqrt() / common.sqrt()).mean())
+
+
+def _drift_table(drift: list[dict[str, Any]]) -> list[str]:
+    lines = ["### Clients before averaging: distance, and pass@1 in % on their own and on others' families", ""]
+    lines += ["| tau | steps | arm | distance | own families | others' families |", "|---|---|---|---|---|---|"]
+    for tau in TAUS:
+        for step in (HALF, STEPS):
+            for arm in DRIFTING:
+                runs = {d["seed"]: d for d in drift if (d["tau"], d["step"], d["arm"]) == (tau, step, arm)}
+                if runs:
+                    distance = _over_seeds(runs, lambda run: float(run["distance"]))
+                    scores = [_over_seeds(runs, lambda run, key=key: 100 * run[key]) for key in ("own", "others")]  # type: ignore[misc]
+                    half = f" ± {distance.half:.2f}" if distance.half is not None else ""
+                    shown = " | ".join(map(_shown, scores))
+                    lines.append(f"| {tau} | {step} | {NAMES[arm]} | {distance.mean:.2f}{half} | {shown} |")
+    return lines
+
+
+def _draw(cells: Cells) -> None:
+    """pass@1 after 120 steps by tau, and what each arm is ahead of FedAvg."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = "fedrlvr"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (arm, name) in enumerate(NAMES.items()):
+        shift = (place - (len(NAMES) - 1) / 2) * 0.12
+        xs = [i for i, tau in enumerate(TAUS) if (tau, arm) in cells]
+        scores = [_over_seeds(cells[TAUS[i], arm], _score(STEPS)) for i in xs]
+        ends = [i + shift for i in xs]
+        halves = [s.half or 0.0 for s in scores]
+        left.errorbar(ends, [s.mean for s in scores], yerr=halves, fmt="o", markersize=4, capsize=2, label=name)
+        if arm == "fedavg":
+            right.errorbar([], [], yerr=[], fmt="o")  # the same colours on both sides
+            continue
+        both = [i for i in xs if (TAUS[i], "fedavg") in cells]
+        ahead = [_paired(cells[TAUS[i], arm], cells[TAUS[i], "fedavg"], STEPS) for i in both]
+        halves = [a.half or 0.0 for a in ahead]
+        right.errorbar(
+            [i + shift for i in both], [a.mean for a in ahead], yerr=halves, fmt="o", markersize=4, capsize=2
+        )
+    right.axhline(0, color="0.6", linewidth=0.8)
+    for axes in (left, right):
+        axes.set_xticks(range(len(TAUS)), [f"tau = {tau}" for tau in TAUS])
+    left.set(ylabel="pass@1, %", title=f"after {STEPS} local steps")
+    right.set(ylabel="points", title="minus FedAvg, paired by seed")
+    left.legend(frameon=False, fontsize=8)
+    (ROOT / "docs" / "figures").mkdir(exist_ok=True)
+    figure.savefig(ROOT / "docs" / "figures" / "pubswap.svg", metadata={"Date": None}, facecolor="white")
+
+
+if __name__ == "__main__":
+    raise SystemExit("scripts/bench pubswap --collect")
