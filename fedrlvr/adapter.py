@@ -6,6 +6,7 @@ Shapes: A [r, k], B [d, r]; the layer's weight becomes W0 + (alpha / r) B A.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -56,6 +57,11 @@ class Adapter:
         other = Adapter(layers, self.alpha)
         other.__dict__["layout"] = self.layout  # a digest of names and shapes costs more than many an adapter's sum
         return other
+
+    def distance(self, other: Adapter) -> float:
+        """Euclidean distance of the factors from those of an adapter of the same layout."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for (_, a), (_, b) in pairs))
 
     @property
     def nbytes(self) -> int:

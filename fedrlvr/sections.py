@@ -121,6 +121,9 @@ class FederationConfig(Section):
     """A number (client-1, client-2, ...) or names."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the clients that train in a round, at least one, drawn by seed."""
+    quorum: float = Field(1.0, gt=0, le=1)
+    """Share of those asked that must answer with something usable. Others are left out of the round, by name and with a
+    reason. 1: a client that fails ends the run, which --resume goes on with."""
     arm: Literal["federated", "local", "central"] = "federated"
     """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
 
@@ -299,6 +302,8 @@ class FedITAggregation(Section):
     weights: Literal["examples", "equal", "fgrpo"] = "examples"
     """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
     (FGRPO, arXiv 2606.03094; docs/methods.md, section 2)."""
+    largest_change: float | None = Field(None, gt=1)
+    """Leave out a client whose adapter changed in the round by more than this multiple of the median; None: never."""
     fgrpo_gain: Literal["relative", "zscore"] | None = None
     """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
     fgrpo_baseline: Literal["ema", "window"] | None = None
@@ -372,6 +377,11 @@ class Config(Section):
         # By value, not by what was set: the config.json of a run directory states every setting.
         if self.federation.arm != "federated" and self.federation.fraction != 1.0:
             raise ValueError(f"federation.fraction has no effect with federation.arm = {self.federation.arm!r}")
+        if self.federation.arm != "federated" and self.aggregation.largest_change is not None:
+            raise ValueError(
+                f"aggregation.largest_change has no effect with federation.arm = {self.federation.arm!r}, where "
+                "nobody is compared with anybody"
+            )
         if self.federation.arm != "federated" and self.aggregation.weights == "fgrpo":
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' has no effect with federation.arm = {self.federation.arm!r}, where "

@@ -156,7 +156,7 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adap
             )
         whole = torch.from_numpy(values.astype(np.float32, copy=False))
         parts = whole.split([tensor.numel() for _, tensor in factors])
-        # The sum of finite numbers is finite, or has overflowed; only then each is looked at, which costs five times it.
+        # A sum of finite numbers is finite or has overflowed; only then each is looked at, which costs five times it.
         if not math.isfinite(float(whole.sum())) and not bool(torch.isfinite(whole).all()):
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
             raise AdapterError(f"{whose}: {bad} holds values that are not finite.")

@@ -18,7 +18,8 @@ from fedrlvr.reporting.trackers import Tracker
 
 
 class RoundRecord:
-    """One round's numbers: per client, per client and source, per exchange, and seconds by phase."""
+    """One round's numbers: per client, per client and source, per exchange, and seconds by phase; and who was left out
+    of it, with the reason."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -26,6 +27,7 @@ class RoundRecord:
         self.scores: dict[str, list[SourceScores]] = {}
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
 
     def client(self, name: str) -> dict[str, float]:
         """A client's numbers, to add to."""
@@ -64,6 +66,8 @@ class RoundRecord:
             for client, scores in sorted(self.scores.items())
         }
         record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
+        if self.left_out:
+            record["left_out"] = dict(sorted(self.left_out.items()))
         if self.exchanges:
             record["exchanges"] = self.exchanges
         if evaluate:

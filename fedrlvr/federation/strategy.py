@@ -6,10 +6,13 @@ hooks it calls are Flower's, so a strategy that wraps another still wraps this o
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import random
+import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -20,7 +23,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, aggregate, client_weights
 from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
-from fedrlvr.errors import CheckpointError, MessageError, RoundError
+from fedrlvr.errors import CheckpointError, FedrlvrError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint
 from fedrlvr.federation.exchange import Exchange, PublicSet
 from fedrlvr.federation.messages import (
@@ -40,6 +43,11 @@ from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_r
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+
+_log = logging.getLogger("fedrlvr.federation")
+
+MOST_REASON = 500
+"""Characters kept of why a client was left out: part of it may be the client's own words."""
 
 
 class FederatedRLVR(Strategy):
@@ -61,6 +69,8 @@ class FederatedRLVR(Strategy):
         aggregation = config.aggregation
         self.fgrpo = FGRPOWeights(**aggregation.fgrpo) if aggregation.weights == "fgrpo" else None
         self.exchange: Exchange | None = None
+        self.asked = 0
+        """Clients that were asked in this phase of the round; the quorum is of them."""
         self.clients = clients
         self.adapter = adapter
         self.observer = observer
@@ -87,7 +97,7 @@ class FederatedRLVR(Strategy):
             supervision=self.config.supervision,
             coordination=last.coordination if last else None,
         )
-        for node in self._chosen(server_round, grid):
+        for node in self._present(server_round, grid):
             body = content(request, None if local or last else arrays)
             if last and (share := last.share(self.clients[node])) is not None:
                 body[SHARE] = share
@@ -98,6 +108,12 @@ class FederatedRLVR(Strategy):
         nodes = sorted(grid.get_node_ids())
         count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
         return sorted(random.Random(stream(self.config.run.seed, "clients", server_round)).sample(nodes, count))
+
+    def _present(self, server_round: int, grid: Grid) -> list[int]:
+        """The nodes that take part in a round and have not been left out of it."""
+        chosen = self._chosen(server_round, grid)
+        self.asked = len(chosen)
+        return [node for node in chosen if self.clients.get(node) not in self.record.left_out]
 
     def exchange_public(self, server_round: int, arrays: ArrayRecord, grid: Grid, timeout: float) -> None:
         """The round's local steps with an exchange after each stretch of them; what the last one gave is left for
@@ -110,9 +126,9 @@ class FederatedRLVR(Strategy):
         coordination = self.config.coordination
         if not isinstance(coordination, PubSwapCoordination) or self.public is None:
             return
-        nodes = self._chosen(server_round, grid)
         last: Exchange | None = None
         for number, steps in enumerate(stretches(self.config.train.local_steps, coordination.exchanges), start=1):
+            nodes = self._present(server_round, grid)
             now = Exchange(self.config, self.public, server_round, number, [self.clients[node] for node in nodes])
             request = RespondRequest(
                 round=server_round,
@@ -136,10 +152,12 @@ class FederatedRLVR(Strategy):
                 messages.append(Message(body, node, RESPOND, group_id=str(server_round)))
             replies = {}
             for reply in self._ask(grid, messages, timeout):
-                client, _ = self._whose(reply, server_round)
-                replies[client] = reply.content
-                if last:
-                    last.took(client, reply.content)
+                client, whose = self._whose(reply, server_round)
+                with self._or_left_out(client):
+                    _check_answered(reply, whose)
+                    replies[client] = reply.content
+                    if last and client in last.numbers:
+                        last.took(client, reply.content)
             now.receive(replies)
             if last:
                 self.record.exchanges.append(last.to_json())
@@ -151,24 +169,34 @@ class FederatedRLVR(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check every reply, weigh the clients, make one adapter of theirs.
 
+        A client whose reply cannot be used is left out, if the quorum allows it.
+
         Raises:
-            RoundError: a client failed.
+            RoundError: a client failed, or too few are left.
             MessageError, AdapterError: a reply that cannot be used; the text names client and round.
         """
         adapters: dict[str, Adapter] = {}
         examples: dict[str, int] = {}
         for reply in replies:
             client, whose = self._whose(reply, server_round)
-            numbers = read_numbers(reply, whose=whose)
-            examples[client] = int(numbers["num-examples"])
-            self.record.client(client).update(numbers)
-            if self.exchange:
-                self.exchange.took(client, reply.content)
-            if self.config.federation.arm != "local":
-                arrays = reply.content.array_records.get(ARRAYS)
-                if arrays is None:
-                    raise MessageError(f"{whose}: a train reply without an adapter")
-                adapters[client] = arrays_to_adapter(arrays, self.adapter, whose=whose)
+            with self._or_left_out(client):
+                _check_answered(reply, whose)
+                numbers = read_numbers(reply, whose=whose)
+                if self.config.federation.arm != "local":
+                    arrays = reply.content.array_records.get(ARRAYS)
+                    if arrays is None:
+                        raise MessageError(f"{whose}: a train reply without an adapter")
+                    adapters[client] = arrays_to_adapter(arrays, self.adapter, whose=whose)
+                if self.fgrpo and "reward" not in numbers:
+                    raise MessageError(f"{whose}: a train reply without a mean reward")
+                examples[client] = int(numbers["num-examples"])
+                self.record.client(client).update(numbers)
+                if self.exchange and client in self.exchange.numbers:
+                    self.exchange.took(client, reply.content)
+        for client, reason in self._outliers({client: adapters[client] for client in examples if client in adapters}):
+            with self._or_left_out(client):
+                raise RoundError(f"round {server_round}, {client}: {reason}")
+            del examples[client]
         if not examples:
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
@@ -177,29 +205,35 @@ class FederatedRLVR(Strategy):
             self.exchange = None
         if self.config.federation.arm == "local":
             return None, None
-        weights = self._weights(server_round, examples)
+        weights = self._weights(examples)
         for client, weight in weights.items():
             self.record.client(client)["weight"] = weight
-        self.adapter = aggregate(adapters, weights, rule=self.config.aggregation.type)
+        self.adapter = aggregate({c: adapters[c] for c in examples}, weights, rule=self.config.aggregation.type)
         return adapter_to_arrays(self.adapter), None
 
-    def _weights(self, server_round: int, examples: Mapping[str, int]) -> dict[str, float]:
-        """How much each client of the round counts.
-
-        Raises:
-            MessageError: a client reports no mean reward, and FGRPO weighs by it.
-        """
+    def _weights(self, examples: Mapping[str, int]) -> dict[str, float]:
+        """How much each client of the round counts."""
         if self.fgrpo is None:
             rule = self.config.aggregation.weights
             return client_weights(examples, rule="equal" if rule == "equal" else "examples")
-        rewards = {client: self.record.client(client).get("reward") for client in examples}
-        for client, reward in rewards.items():
-            if reward is None:
-                raise MessageError(f"round {server_round}, {client}: a train reply without a mean reward")
-        known = {client: reward for client, reward in rewards.items() if reward is not None}
-        for client, gain in self.fgrpo.gains(known).items():
+        rewards = {client: self.record.client(client)["reward"] for client in examples}
+        for client, gain in self.fgrpo.gains(rewards).items():
             self.record.client(client)["gain"] = gain
-        return self.fgrpo.weights(known, examples)
+        return self.fgrpo.weights(rewards, examples)
+
+    def _outliers(self, adapters: Mapping[str, Adapter]) -> list[tuple[str, str]]:
+        """Clients whose adapters changed by far more than the median did, and by how much."""
+        limit = self.config.aggregation.largest_change
+        if limit is None:
+            return []
+        norms = {client: adapter.distance(self.adapter) for client, adapter in adapters.items()}
+        middle = statistics.median(norms.values()) if norms else 0.0
+        found = []
+        for client, norm in norms.items():
+            if middle and norm > limit * middle:
+                times = f"{norm / middle:.1f} times the round's median; {limit:g} is allowed"
+                found.append((client, f"its adapter changed by {norm:.3g}, {times}"))
+        return found
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -216,7 +250,11 @@ class FederatedRLVR(Strategy):
             sampling=self.config.sampling,
             evaluate=self.config.evaluate,
         )
-        for node in sorted(grid.get_node_ids()):
+        nodes = sorted(grid.get_node_ids())
+        self.asked = len(nodes)
+        for node in nodes:
+            if self.clients.get(node) in self.record.left_out:
+                continue  # it failed in this very round
             body = content(request, None if local else arrays)
             yield Message(body, node, MessageType.EVALUATE, group_id=str(server_round))
 
@@ -228,10 +266,12 @@ class FederatedRLVR(Strategy):
         """
         for reply in replies:
             client, whose = self._whose(reply, server_round)
-            numbers = read_numbers(reply, whose=whose)
-            self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
-            scores: list[SourceScores] = read_scores(reply, whose=whose)
-            self.record.evaluated(client, scores)
+            with self._or_left_out(client):
+                _check_answered(reply, whose)
+                numbers = read_numbers(reply, whose=whose)
+                scores: list[SourceScores] = read_scores(reply, whose=whose)
+                self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
+                self.record.evaluated(client, scores)
         return None
 
     def summary(self) -> None:
@@ -304,9 +344,9 @@ class FederatedRLVR(Strategy):
             if client is not None:
                 self.record.add_bytes(client, up=nbytes(reply))
         missing = {m.metadata.dst_node_id for m in out} - {r.metadata.src_node_id for r in replies}
-        if missing:
-            names = ", ".join(sorted(self.clients[node] for node in missing))
-            raise RoundError(f"round {self.record.round}: no answer within {timeout:.0f} s from {names}")
+        for client in sorted(self.clients[node] for node in missing):
+            with self._or_left_out(client):
+                raise RoundError(f"round {self.record.round}: no answer within {timeout:.0f} s from {client}")
         kind = out[0].metadata.message_type
         self.record.seconds[kind] = self.record.seconds.get(kind, 0.0) + time.perf_counter() - started
         return replies
@@ -315,8 +355,38 @@ class FederatedRLVR(Strategy):
         client = self.clients.get(reply.metadata.src_node_id)
         if client is None:
             raise MessageError(f"round {server_round}: a reply from a node that is no client of this run")
-        whose = f"round {server_round}, {client}"
-        if not reply.has_content():
-            reason = reply.error.reason if reply.has_error() else "an empty reply"
-            raise RoundError(f"{whose}: the client failed ({reason})")
-        return client, whose
+        return client, f"round {server_round}, {client}"
+
+    @contextlib.contextmanager
+    def _or_left_out(self, client: str) -> Iterator[None]:
+        """What goes wrong with a client's reply leaves it out of the round, as long as the quorum is kept.
+
+        Raises:
+            FedrlvrError: what went wrong, if everybody is needed.
+            RoundError: too few are left; the text names them and their reasons.
+        """
+        quorum = self.config.federation.quorum
+        try:
+            yield
+        except FedrlvrError as error:
+            if quorum == 1.0:
+                raise
+            self.record.left_out[client] = str(error)[:MOST_REASON]
+            _log.warning("left out: %s", error)
+            needed = math.ceil(quorum * self.asked)
+            if self.asked - len(self.record.left_out) < needed:
+                told = " ".join(f"{name}: {reason}" for name, reason in self.record.left_out.items())
+                raise RoundError(
+                    f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
+                    f"clients, and {len(self.record.left_out)} are left out. {told}"
+                ) from error
+
+
+def _check_answered(reply: Message, whose: str) -> None:
+    """
+    Raises:
+        RoundError: the client failed.
+    """
+    if not reply.has_content():
+        reason = reply.error.reason if reply.has_error() else "an empty reply"
+        raise RoundError(f"{whose}: the client failed ({reason})")

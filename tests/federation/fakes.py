@@ -32,10 +32,10 @@ def contexts(nodes: Iterable[int] = NAMES) -> dict[int, Context]:
 
 
 def strategy_of(clients: dict[int, str] | None = None, **federation: object) -> FederatedRLVR:
-    """A strategy over ann, bob and cyd that starts from zeros."""
+    """A strategy over ann, bob and cyd that starts from zeros; settings of aggregation are told from the others."""
     names = dict(NAMES if clients is None else clients)
-    weights = federation.pop("weights", "examples")
-    tree = {"federation": {"clients": list(names.values()), **federation}, "aggregation": {"weights": weights}}
+    aggregation = {key: federation.pop(key) for key in ("weights", "largest_change") if key in federation}
+    tree = {"federation": {"clients": list(names.values()), **federation}, "aggregation": aggregation}
     config: Config = parse_config(tree)
     return FederatedRLVR(config, names, adapter_of(0.0), Observer())
 
