@@ -16,7 +16,9 @@ from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
 
 import fedrlvr
 from fedrlvr.config import parse_config
+from fedrlvr.federation import exchange as exchange_module
 from fedrlvr.federation import run as run_module
+from fedrlvr.federation.exchange import Exchange
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.federation.messages import CONFIG, nbytes
@@ -241,7 +243,7 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
 def test_a_share_is_checked_again_by_who_gets_it(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that deals out incorrect responses, or tokens that do not exist, has them refused."""
+    """A server that deals out tokens that do not exist has them refused."""
     changed: list[int] = []
 
     class Cheating(LocalGrid):
@@ -262,6 +264,52 @@ def test_a_share_is_checked_again_by_who_gets_it(
     assert sum(changed) > 0
     assert sum(n["refused"] for n in numbers) == sum(changed)
     assert sum(n["swapped_in"] for n in numbers) == 0
+
+
+def test_an_incorrect_response_is_refused_by_who_gets_it(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose grader calls everything correct deals out what the receivers' graders do not."""
+    taken: list[float | None] = []
+    real = Cohort.learn
+
+    def learn(self: Cohort, groups: dict[str, list[Group]], rates: Any) -> Any:
+        responses = [r for own in groups.values() for group in own for r in group.responses]
+        taken.extend(r.reward for r in responses if r.origin is Origin.FOREIGN)
+        return real(self, groups, rates)
+
+    monkeypatch.setattr(Cohort, "learn", learn)
+    monkeypatch.setattr(Exchange, "_grade", lambda self, one: True)
+    # Then every group has four of four in the server's eyes, and needs nothing: so the share is asked for all the same.
+    monkeypatch.setattr(exchange_module, "wanted", lambda correct, group, rule: group)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    numbers = [n for line in lines(tmp_path / "run")[1:] for e in line["exchanges"] for n in e["clients"].values()]
+    assert sum(n["refused"] for n in numbers) > 0
+    assert taken
+    assert set(taken) == {1.0}
+
+
+def test_public_responses_are_drawn_from_the_whole_distribution(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local steps keep to the likeliest token here; a cut would change what the log-probs of public responses mean."""
+    drawn: list[tuple[int, float, int, int]] = []
+    real = Cohort.sample
+
+    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any) -> Any:
+        found = real(self, prompts, decoding, seeds)
+        group = next(iter(found.values()))[0]
+        different = len({tuple(r.token_ids) for r in group})
+        drawn.append((decoding.responses, decoding.temperature, decoding.top_k, different))
+        return found
+
+    monkeypatch.setattr(Cohort, "sample", sample)
+    sampling = {"top_k": 1, "top_p": 0.5, "temperature": 0.9}
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, sampling=sampling, train={"rounds": 1})))
+    groups = [one for one in drawn if one[:2] == (4, 0.9)]
+    # Two local steps, an exchange, a local step, an exchange.
+    assert [top_k for _, _, top_k, _ in groups] == [1, 1, 0, 1, 0]
+    assert [different > 1 for _, _, _, different in groups] == [False, False, True, False, True]
 
 
 def test_the_optimizer_and_the_anchor_go_on_through_a_round(
