@@ -203,7 +203,6 @@ class Training:
                 self.memory[row].metrics.public_tokens_trained += stats.tokens_trained
                 self.memory[row].updates += 1
         for memory in self.memory.values():
-            memory.waiting = []
             memory.metrics.took(public=(time.perf_counter() - started) / len(self.clients))
 
     def _swapped(self, row: str, one: Asked, coordination: PubSwapCoordination) -> list[Group]:

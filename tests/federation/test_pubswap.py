@@ -108,8 +108,9 @@ def test_what_an_exchange_writes_down(configured: Configs, tmp_path: Path, watch
     assert sum(n["bytes_up"] + n["bytes_down"] for n in every) == sum(map(nbytes, watching))
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 def test_swapped_groups_are_what_is_trained_on(
-    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scaled: bool, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group with a foreign response has a gradient, at most half of it correct unless the client had more itself."""
     taken: list[Group] = []
@@ -122,9 +123,12 @@ def test_swapped_groups_are_what_is_trained_on(
         return real(self, groups, rates)
 
     monkeypatch.setattr(Cohort, "learn", learn)
-    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"scale_by_std": scaled})))
     assert taken
     for group in taken:
+        right = sum(r.reward == 1.0 for r in group.responses) / 4
+        best = ((1 - right) / right) ** 0.5 if scaled else 1 - right
+        assert max(group.advantages) == pytest.approx(best, rel=1e-4)
         foreign = [r for r in group.responses if r.origin is Origin.FOREIGN]
         assert all(r.reward == 1.0 for r in foreign)
         assert all(len(r.logps) == len(r.token_ids) for r in foreign)
