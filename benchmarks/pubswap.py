@@ -1,6 +1,6 @@
 """PubSwap against FedAvg, FedProx and its own ablations, on the embedded reasoner, over seeds and local steps.
 
-    scripts/bench pubswap                  all of it: 18 cells of 5 seeds, two processes of one thread
+    scripts/bench pubswap                  all of it: 19 cells of 5 seeds, two processes of one thread
     scripts/bench pubswap --collect        the tables from what has been run
     scripts/bench pubswap --jobs 1 --seeds 5 --taus 60
 
@@ -50,10 +50,11 @@ COMMON = [
     "federation.clients=['north', 'east', 'south', 'west']",
     "run.keep_checkpoints=2",
 ]
-FEDPROX_MU = 0.01
+FEDPROX_MU, MILD_MU = 0.01, 0.001
 ARMS: dict[str, list[str]] = {
     "fedavg": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}"],
     "fedprox": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}", f"train.proximal_mu={FEDPROX_MU}"],
+    "fedprox_mild": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}", f"train.proximal_mu={MILD_MU}"],
     **{
         swap: [
             f"train.problems_per_step={PRIVATE}",
@@ -65,6 +66,8 @@ ARMS: dict[str, list[str]] = {
     },
 }
 """Settings of each arm; exchanges follow from tau."""
+AFTERWARDS = {"fedprox_mild": (60,)}
+"""Arms that were added once the others had been seen, and the taus they were run at."""
 
 
 def settings(tau: int, arm: str) -> list[str]:
@@ -149,7 +152,7 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         context = multiprocessing.get_context("spawn")
         todo = context.SimpleQueue()
-        for cell in [(tau, arm) for tau in chosen.taus for arm in chosen.arms]:
+        for cell in [(tau, arm) for tau in chosen.taus for arm in chosen.arms if tau in AFTERWARDS.get(arm, TAUS)]:
             todo.put(cell)
         workers = [context.Process(target=work, args=(todo, chosen.seeds)) for _ in range(chosen.jobs)]
         for worker in workers:

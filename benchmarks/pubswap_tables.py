@@ -29,7 +29,8 @@ from fedrlvr.zoo.train import processor
 
 NAMES = {
     "fedavg": "FedAvg",
-    "fedprox": "FedProx",
+    "fedprox": "FedProx, mu = 0.01",
+    "fedprox_mild": "FedProx, mu = 0.001 (added afterwards)",
     "none": "public steps, no swap",
     "random": "random swap",
     "full": "full pool",

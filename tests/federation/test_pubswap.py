@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
 
 import fedrlvr
+from fedrlvr import coordination as coordination_package
 from fedrlvr.config import parse_config
 from fedrlvr.federation import exchange as exchange_module
 from fedrlvr.federation import run as run_module
+from fedrlvr.federation import training as training_module
 from fedrlvr.federation.exchange import Exchange
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
@@ -168,6 +170,33 @@ def test_every_rule_and_ratio_runs_and_gives_an_adapter_of_its_own(
         assert not any(name in m.content for m in watching for name in (RESPONSES, SHARE))
         numbers = lines(tmp_path / "other")[1]["exchanges"][0]["clients"]["ann"]
         assert numbers["tokens_trained"] > 0
+
+
+@pytest.mark.parametrize(
+    ("coordination", "used"),
+    [
+        ({"ratio": "truncated"}, (2.0, 0.1)),
+        ({"ratio": "truncated", "cap": 0.5}, (0.5, 0.1)),
+        ({"ratio": "shaped", "gamma": 0.3}, (2.0, 0.3)),
+    ],
+)
+def test_cap_and_gamma_are_those_of_the_config(
+    coordination: dict[str, Any],
+    used: tuple[float, float],
+    configured: Configs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[tuple[float, float]] = set()
+
+    def reference(rule: Any, *, cap: float, gamma: float, **rest: Any) -> Any:
+        seen.add((cap, gamma))
+        return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
+
+    monkeypatch.setattr(training_module, "reference", reference)
+    changes = exchanges(tmp_path, coordination=coordination, train={"rounds": 1})
+    fedrlvr.run(configured(tmp_path / "run", **changes))
+    assert seen == {used}
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
