@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,30 @@ def test_an_incorrect_response_is_refused_by_who_gets_it(
     assert sum(n["refused"] for n in numbers) > 0
     assert taken
     assert set(taken) == {1.0}
+
+
+def test_every_swap_and_every_sampling_has_random_numbers_of_its_own(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps: list[float] = []
+    samples: list[int] = []
+    real = Cohort.sample
+
+    def swap(rewards: Any, pool: Any, *, rule: Any, rng: random.Random) -> Any:
+        swaps.append(random.Random(str(rng.getstate())).random())
+        return coordination_package.swap(rewards, pool, rule=rule, rng=rng)
+
+    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: dict[str, int]) -> Any:
+        samples.extend(seeds.values())
+        return real(self, prompts, decoding, seeds)
+
+    monkeypatch.setattr(training_module, "swap", swap)
+    monkeypatch.setattr(Cohort, "sample", sample)
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, evaluate={"every": 0})))
+    assert len(swaps) == len(set(swaps)) == 2 * 2 * 3
+    # The start-up check of two adapters and two evaluations use the same numbers on purpose: 1 and 3.
+    assert len(samples) == 2 + 2 * 3 + 2 * 3 * (3 + 2)
+    assert len(set(samples)) == 1 + 3 + 2 * 3 * (3 + 2)
 
 
 def test_public_responses_are_drawn_from_the_whole_distribution(
