@@ -207,6 +207,20 @@ def test_a_reply_that_cannot_be_read_is_left_out_and_the_exchange_goes_on(conten
     assert now.pool.size == 1
 
 
+def test_an_array_larger_than_its_header_says_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    real = Array.numpy
+
+    def numpy(self: Array) -> Any:
+        decoded.append(self.dtype)
+        return real(self)
+
+    monkeypatch.setattr(Array, "numpy", numpy)
+    with pytest.raises(MessageError, match="more tokens than"):
+        read_responses(lying_header().array_records[RESPONSES], most=8, max_tokens=3, logps=False)
+    assert decoded == ["int32"] * 3, "its small columns, and not its tokens"
+
+
 @pytest.mark.parametrize("logp", [np.nan, np.inf, -np.inf, 0.1, -51.0])
 def test_log_probs_that_no_sampled_token_has_are_refused(logp: float) -> None:
     """Minus infinity would make the receiver's ratio, and its gradient, infinite."""

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from small_runs import (
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.run import resume, run
+from fedrlvr.federation.sites import deal
 from fedrlvr.reporting.observer import Observer
 
 
@@ -200,6 +202,14 @@ def test_a_run_is_not_started_over_another(finished: Runs, configured: Configs) 
     with pytest.raises(ConfigError, match="already holds a run"):
         run(parse_config(configured(finished("all"))))
     assert adapter_bytes(finished("all")) == before
+
+
+def test_the_public_set_is_part_of_what_a_run_is_known_by(configured: Configs, tmp_path: Path) -> None:
+    dealt = deal(parse_config(configured(tmp_path, data={"public_size": 3})))
+    assert len(dealt.public) == 3
+    changed = replace(dealt, public=[*dealt.public[:2], replace(dealt.public[2], answer="another")])
+    assert changed.digest != dealt.digest
+    assert replace(dealt, public=[]).digest != dealt.digest
 
 
 def test_resume_refuses_problems_that_changed(configured: Configs, tmp_path: Path) -> None:
