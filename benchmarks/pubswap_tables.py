@@ -287,7 +287,10 @@ class Looking:
         sites = deal(config).sites
         self.own = {site.name: {problem.source for problem in site.train} for site in sites}
         everything = [problem for site in sites for problem in site.test]
-        self.problems = [p for own in by_source(everything).values() for p in own[:LOOKED_AT]]
+        # Spread over each family's problems, which come level by level.
+        self.problems = [
+            own[i * len(own) // LOOKED_AT] for own in by_source(everything).values() for i in range(LOOKED_AT)
+        ]
         self.reward = sites[0].reward
         self.length = config.sampling.max_new_tokens
 
