@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -219,6 +220,24 @@ def test_equal_policies_have_a_behaviour_ratio_of_1(configured: Configs, tmp_pat
         assert one["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
         assert one["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
         assert one["foreign_clip_fraction"] == 0.0
+
+
+def test_together_with_fgrpo_clients_are_weighed_by_their_private_rewards(configured: Configs, tmp_path: Path) -> None:
+    fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, aggregation={"weights": "fgrpo"})))
+    _, first, second = lines(tmp_path / "run")
+    gains = {}
+    for client in CLIENTS:
+        before, after = (line["clients"][client]["reward"] for line in (first, second))
+        assert first["clients"][client]["gain"] == 0.0
+        gains[client] = max(-1.0, min(1.0, (after - before) / before))
+        assert second["clients"][client]["gain"] == pytest.approx(gains[client])
+        assert "public_pass@1" in second["clients"][client]
+    raw = {client: math.exp(gain) for client, gain in gains.items()}
+    held = {client: second["clients"][client]["num-examples"] for client in CLIENTS}
+    total = sum(raw[client] * held[client] for client in CLIENTS)
+    for client in CLIENTS:
+        assert second["clients"][client]["weight"] == pytest.approx(raw[client] * held[client] / total)
+    assert sum(n["swapped_in"] for e in second["exchanges"] for n in e["clients"].values()) > 0
 
 
 def test_one_client_alone_trades_nothing(configured: Configs, tmp_path: Path, watching: list[Message]) -> None:
