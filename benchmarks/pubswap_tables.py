@@ -38,6 +38,8 @@ NAMES = {
 }
 DRIFTING = ("fedavg", "none", "balanced")
 """Arms whose clients are looked at before averaging."""
+BLOCK = 4
+"""Exchanges averaged in the table of their course."""
 LOOKED_AT = 64
 """Held-out problems of each family that drift is measured on."""
 
@@ -68,7 +70,7 @@ def write(seeds: int) -> None:
         "are taken seed by seed. pass@1 in %, mean of eight families, 2,048 held-out problems, one sample each."
     )
     lines = [about, "", *_scores(cells), "", *_differences(cells), "", *_syncs(cells), "", *_cost(cells), ""]
-    lines += [*_exchanges(cells), "", *_drift_table(drift)]
+    lines += [*_exchanges(cells), "", *_course_table(cells), "", *_drift_table(drift)]
     (ROOT / "docs" / "results" / "pubswap.md").write_text("\n".join(lines).rstrip() + "\n", "utf-8")
     results = {
         "about": about,
@@ -124,6 +126,10 @@ def _run(directory: Path, tau: int) -> dict[str, Any]:
         for half, part in (("first", exchanges[: len(exchanges) // 2]), ("second", exchanges[len(exchanges) // 2 :])):
             rescued = sum(numbers.get("rescued", 0) for one in part for numbers in one["clients"].values())
             run["exchanges"][f"rescued_{half}"] = rescued / sum(one["problems"] * many for one in part)
+        run["exchanges"]["course"] = [
+            [_course(exchanges[start : start + BLOCK], key, many) for key in ("own_correct", "swapped_in", "rescued")]
+            for start in range(0, len(exchanges), BLOCK)
+        ]
         logps = [numbers["foreign_logp"] for numbers in dealt if "foreign_logp" in numbers]
         pools = [one["pool"] / one["problems"] for one in exchanges if "pool" in one]
         if pools:
@@ -132,6 +138,12 @@ def _run(directory: Path, tau: int) -> dict[str, Any]:
         if logps:
             run["exchanges"]["foreign_logp"] = sum(logps) / len(logps)
     return run
+
+
+def _course(exchanges: list[dict[str, Any]], key: str, clients: int) -> float:
+    """Mean of a number over some exchanges: own correct of responses, the others a group."""
+    total = sum(numbers.get(key) or 0 for one in exchanges for numbers in one["clients"].values())
+    return total / (clients * (len(exchanges) if key == "own_correct" else sum(one["problems"] for one in exchanges)))
 
 
 def _score(step: int) -> Callable[[dict[str, Any]], float]:
@@ -252,6 +264,24 @@ def _exchanges(cells: Cells) -> list[str]:
                 digits = 0 if key.startswith("bytes") else 2 if key.endswith(("group", "logp", "problem")) else 1
                 shown.append(f"{sum(values) / len(values):,.{digits}f}" if values else "")
             lines.append(f"| {tau} | {NAMES[arm]} | {' | '.join(shown)} |")
+    return lines
+
+
+def _course_table(cells: Cells) -> list[str]:
+    """How exchanges change over a run, at the largest tau."""
+    tau = max(TAUS)
+    lines = [f"### The course of exchanges at tau = {tau}, in blocks of {BLOCK}: means over clients and seeds", ""]
+    blocks = STEPS // STRETCH // BLOCK
+    lines += ["| arm | | " + " | ".join(f"{BLOCK * i + 1}-{BLOCK * (i + 1)}" for i in range(blocks)) + " |"]
+    lines += ["|---|---|" + "---|" * blocks]
+    for arm, name in NAMES.items():
+        found = [run["exchanges"]["course"] for run in cells.get((tau, arm), {}).values() if "exchanges" in run]
+        for row, (what, scale, digits) in enumerate(
+            (("own correct, %", 100, 0), ("swapped in a group", 1, 2), ("rescued, %", 100, 1))
+        ):
+            if found:
+                means = [scale * sum(course[i][row] for course in found) / len(found) for i in range(blocks)]
+                lines.append(f"| {name} | {what} | {' | '.join(f'{mean:.{digits}f}' for mean in means)} |")
     return lines
 
 
