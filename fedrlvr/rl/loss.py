@@ -25,6 +25,8 @@ from torch import Tensor
 from fedrlvr.rl.kl import k3
 
 Loss = Literal["grpo", "dr_grpo", "dapo"]
+MOST_LOG_RATIO = 80.0
+"""Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
 LOSSES: tuple[Loss, ...] = ("grpo", "dr_grpo", "dapo")
 
 
@@ -73,7 +75,7 @@ def response_losses(
 
 def _ratio(logps_BT: Tensor, behaviour_logps_BT: Tensor, shaping_B: Tensor | None) -> Tensor:
     """rho [B, T], or p / (p + gamma) where a response's gamma is above 0."""
-    ratio_BT = torch.exp(logps_BT - behaviour_logps_BT)
+    ratio_BT = torch.exp((logps_BT - behaviour_logps_BT).clamp(max=MOST_LOG_RATIO))
     if shaping_B is None:
         return ratio_BT
     gamma_B1 = shaping_B.detach().to(logps_BT.dtype).unsqueeze(1)

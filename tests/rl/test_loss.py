@@ -172,3 +172,23 @@ def test_ratio_sums_by_hand() -> None:
     assert not sums.requires_grad
     without = ratio_sums(logps(), BEHAVIOUR, torch.zeros(2), MASK, **CLIP)
     assert without[:, 2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_that_would_overflow_has_a_finite_gradient(advantage: float) -> None:
+    """A behaviour log-prob of -200 makes the ratio exp(199): no sampled token has it, but a message may say so."""
+    logps_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss = policy_loss(
+        logps_BT,
+        torch.tensor([[-200.0, -2.0]]),
+        torch.tensor([advantage]),
+        torch.ones(1, 2),
+        loss="dapo",
+        clip_low=0.2,
+        clip_high=0.2,
+    )
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert logps_BT.grad is not None
+    # The first token is clipped (or beyond the bound); the second, at a ratio of 1, has -A / 2 as always.
+    assert logps_BT.grad.tolist() == [[0.0, pytest.approx(-advantage / 2)]]
