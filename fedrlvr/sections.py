@@ -375,17 +375,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _settings_that_would_do_nothing(self) -> Config:
         # By value, not by what was set: the config.json of a run directory states every setting.
-        if self.federation.arm != "federated" and self.federation.fraction != 1.0:
-            raise ValueError(f"federation.fraction has no effect with federation.arm = {self.federation.arm!r}")
-        if self.federation.arm != "federated" and self.aggregation.largest_change is not None:
+        alone = {
+            "federation.fraction": self.federation.fraction != 1.0,
+            "aggregation.largest_change": self.aggregation.largest_change is not None,
+            "aggregation.weights = 'fgrpo'": self.aggregation.weights == "fgrpo",
+            "coordination.type = 'pubswap'": isinstance(self.coordination, PubSwapCoordination),
+        }
+        if self.federation.arm != "federated" and any(alone.values()):
+            useless = next(setting for setting, given in alone.items() if given)
             raise ValueError(
-                f"aggregation.largest_change has no effect with federation.arm = {self.federation.arm!r}, where "
-                "nobody is compared with anybody"
-            )
-        if self.federation.arm != "federated" and self.aggregation.weights == "fgrpo":
-            raise ValueError(
-                f"aggregation.weights = 'fgrpo' has no effect with federation.arm = {self.federation.arm!r}, where "
-                "nobody is weighed against anybody"
+                f"{useless} has no effect with federation.arm = {self.federation.arm!r}, where nothing passes between "
+                "clients"
             )
         if self.federation.arm == "local" and self.train.proximal_mu:
             raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
@@ -396,11 +396,6 @@ class Config(Section):
         return self
 
     def _check_exchanges(self, coordination: PubSwapCoordination) -> None:
-        if self.federation.arm != "federated":
-            raise ValueError(
-                f"coordination.type = 'pubswap' has no effect with federation.arm = {self.federation.arm!r}, where "
-                "nothing travels between clients"
-            )
         if coordination.exchanges > self.train.local_steps:
             raise ValueError(
                 f"coordination.exchanges = {coordination.exchanges} do not fit into train.local_steps = "

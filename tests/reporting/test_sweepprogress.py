@@ -11,7 +11,7 @@ from rich.console import Console
 from fedrlvr.config import TrainConfig
 from fedrlvr.reporting.sweepprogress import LiveSweep, PlainSweep, sweep_progress
 
-TODO = [(name, TrainConfig(rounds=4, local_steps=5)) for name in ("as-given/seed-1", "as-given/seed-2")]
+PLANNED = [(name, TrainConfig(rounds=4, local_steps=5)) for name in ("as-given/seed-1", "as-given/seed-2")]
 
 
 def record(round_: int) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def record(round_: int) -> dict[str, Any]:
 def test_plain_lines_begin_with_the_federation() -> None:
     out = io.StringIO()
     sweep = PlainSweep(out)
-    sweep.started("runs/x", TODO, 3)
+    sweep.started("runs/x", PLANNED, 3)
     one = sweep.of("as-given/seed-1")
     one.started("runs/x/as-given/seed-1", ["ann"], 4, 1)
     one.round_done(record(2))
@@ -36,8 +36,8 @@ def test_plain_lines_begin_with_the_federation() -> None:
 def test_the_bar_counts_steps_of_all_federations_with_those_done_before() -> None:
     out = io.StringIO()
     sweep = LiveSweep(Console(file=out, force_terminal=True, width=100))
-    sweep.started("runs/[x]", TODO, 2)
-    one, other = (sweep.of(name) for name, _ in TODO)
+    sweep.started("runs/[x]", PLANNED, 2)
+    one, other = (sweep.of(name) for name, _ in PLANNED)
     one.started("", ["ann"], 4, 1)
     other.started("", ["ann"], 4, 3)  # two rounds of five steps are done
     one.round_done(record(0))
