@@ -170,6 +170,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"federation": {"arm": "local", "fraction": 0.5}}, "federation.fraction has no effect"),
         ({"federation": {"arm": "central", "fraction": 0.9}}, "federation.fraction has no effect"),
         ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
+        ({"federation": {"arm": "central"}, "aggregation": {"largest_change": 5.0}}, "aggregation.largest_change has"),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
         ({"aggregation": {"fgrpo_gain": "zscore"}}, "fgrpo_gain has no effect with weights = 'examples'"),

@@ -31,7 +31,7 @@ from fedrlvr.federation.messages import (
 )
 from fedrlvr.federation.publicmessages import RESPOND
 from fedrlvr.federation.site import Site
-from fedrlvr.federation.training import Training
+from fedrlvr.federation.training import Training, by_federation
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Observer
@@ -189,20 +189,13 @@ class CohortApp:
         drawn = self.cohort.sample(prompts, decoding, seeds)
         scores = {n: _scores(one.site, drawn[n]) for n, one in clients.items()}
         seconds = (time.perf_counter() - started) / len(clients)
-        for app, mine in _by_federation(clients).items():
+        for app, mine in by_federation(clients).items():
             round_ = next(iter(mine.values())).request.round
             app.observer.evaluated(round_, sum(len(one.site.test) for one in mine.values()))
         return [
             scores_content(scores[n], {"num-examples": len(one.site.test), "seconds_evaluate": seconds})
             for n, one in clients.items()
         ]
-
-
-def _by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Asked]]:
-    found: dict[CohortApp, dict[str, Asked]] = {}
-    for row, one in clients.items():
-        found.setdefault(one.app, {})[row] = one
-    return found
 
 
 def _scores(site: Site, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:

@@ -53,7 +53,7 @@ from fedrlvr.tasks.problem import Problem
 _log = logging.getLogger("fedrlvr.federation")
 
 if TYPE_CHECKING:
-    from fedrlvr.federation.client import Asked
+    from fedrlvr.federation.client import Asked, CohortApp
 
 
 class Training:
@@ -168,8 +168,7 @@ class Training:
     def _tell(self) -> None:
         """Tell each federation's observer how its clients' step went."""
         total = self.request.train.local_steps
-        for app in dict.fromkeys(one.app for one in self.clients.values()):
-            mine = {n: one for n, one in self.clients.items() if one.app is app}
+        for app, mine in by_federation(self.clients).items():
             done = next(iter(mine))
             rewards = {one.site.name: self.memory[n].metrics.last_reward for n, one in mine.items()}
             tokens = sum(self.memory[n].metrics.last_tokens for n in mine)
@@ -354,6 +353,14 @@ class Training:
             if own:
                 one.context.state[OWN_ADAPTER] = arrays
         return answers
+
+
+def by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Asked]]:
+    """A batch's clients by the client code of their federations."""
+    found: dict[CohortApp, dict[str, Asked]] = {}
+    for row, one in clients.items():
+        found.setdefault(one.app, {})[row] = one
+    return found
 
 
 def _foreign(groups: Sequence[Group]) -> list[Response]:
