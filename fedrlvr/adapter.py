@@ -41,6 +41,36 @@ class Adapter:
         """The common rank r of all layers."""
         return int(next(iter(self.layers.values())).A.shape[0])
 
+    @property
+    def scale(self) -> float:
+        """What the product B A counts in the layer's weight."""
+        return self.alpha / self.rank
+
+    def at_rank(self, rank: int) -> Adapter:
+        """The same alpha with the first `rank` components only, or with zero ones added.
+
+        B makes up for the change of scale, so what a component that stays adds to the layer's weight is unchanged.
+        """
+        if rank == self.rank:
+            return self
+        kept, more = min(rank, self.rank), max(rank - self.rank, 0)
+        ratio = rank / self.rank
+        return Adapter(
+            {
+                name: Factors(
+                    torch.nn.functional.pad(a[:kept], (0, 0, 0, more)),
+                    torch.nn.functional.pad(b[:, :kept] * ratio, (0, more)),
+                )
+                for name, (a, b) in self.layers.items()
+            },
+            self.alpha,
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Each layer's (d, k)."""
+        return {name: (factors.B.shape[0], factors.A.shape[1]) for name, factors in self.layers.items()}
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every factor, named `<layer>.A` and `<layer>.B`."""
         for name, factors in self.layers.items():
@@ -106,6 +136,20 @@ class Adapter:
                 raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")
             if not bool(torch.isfinite(mine).all()):
                 raise AdapterError(f"{whose}: {name} holds values that are not finite.")
+
+
+def fresh(shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int) -> Adapter:
+    """A new adapter: A uniform in +-1/sqrt(k) as PEFT draws it, B zero, so that the model is unchanged.
+
+    shapes: each layer's (d, k), in the model's order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, (d, k) in shapes.items():
+        bound = 1 / math.sqrt(k)
+        a = torch.empty(rank, k).uniform_(-bound, bound, generator=generator)
+        layers[name] = Factors(a, torch.zeros(d, rank))
+    return Adapter(layers, alpha)
 
 
 @lru_cache(maxsize=64)

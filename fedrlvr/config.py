@@ -1,4 +1,4 @@
-"""The configuration, read from one TOML file. Its sections are in sections.py; all of them can be had from here.
+"""The configuration, read from one TOML file. Its sections are in sections.py and seams.py; all can be had from here.
 
 An unknown key is an error that names the nearest key.
 """
@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from fedrlvr.errors import ConfigError
-from fedrlvr.sections import (
-    Config,
+from fedrlvr.rules import MIXED_RANKS
+from fedrlvr.seams import (
+    HOSTILE,
+    TRIM,
+    AggregationConfig,
     Coordination,
+    LabelsSupervision,
+    NoCoordination,
+    PubSwapCoordination,
+)
+from fedrlvr.sections import (
     DataConfig,
     DirichletPartition,
     EngineConfig,
     EvaluateConfig,
     FederationConfig,
-    FedITAggregation,
     IidPartition,
-    LabelsSupervision,
     LoraConfig,
     ModelConfig,
-    NoCoordination,
     Partition,
-    PubSwapCoordination,
     RunConfig,
     SamplingConfig,
     Section,
@@ -39,13 +44,13 @@ from fedrlvr.sections import (
 )
 
 __all__ = [
+    "AggregationConfig",
     "Config",
     "Coordination",
     "DataConfig",
     "DirichletPartition",
     "EngineConfig",
     "EvaluateConfig",
-    "FedITAggregation",
     "FederationConfig",
     "IidPartition",
     "LabelsSupervision",
@@ -64,6 +69,99 @@ __all__ = [
     "load_resolved",
     "parse_config",
 ]
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    partition: Partition = SourcePartition()
+    federation: FederationConfig = FederationConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    train: TrainConfig = TrainConfig()
+    supervision: LabelsSupervision = LabelsSupervision()
+    coordination: Coordination = NoCoordination()
+    aggregation: AggregationConfig = AggregationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _settings_that_would_do_nothing(self) -> Config:
+        aggregation = self.aggregation
+        # By value, not by what was set: the config.json of a run directory states every setting.
+        alone = {
+            "federation.fraction": self.federation.fraction != 1.0,
+            f"aggregation.type = {aggregation.type!r}": aggregation.type != "fedit",
+            f"aggregation.precision = {aggregation.precision!r}": aggregation.precision != "float32",
+            f"aggregation.robust = {aggregation.robust!r}": aggregation.robust != "none",
+            "aggregation.largest_change": aggregation.largest_change is not None,
+            "aggregation.weights = 'fgrpo'": aggregation.weights == "fgrpo",
+            "coordination.type = 'pubswap'": isinstance(self.coordination, PubSwapCoordination),
+        }
+        if self.federation.arm != "federated" and any(alone.values()):
+            useless = next(setting for setting, given in alone.items() if given)
+            raise ValueError(
+                f"{useless} has no effect with federation.arm = {self.federation.arm!r}, where nothing passes between "
+                "clients"
+            )
+        if self.federation.arm == "local" and self.train.proximal_mu:
+            raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
+        if isinstance(self.coordination, PubSwapCoordination):
+            self._check_exchanges(self.coordination)
+        if isinstance(self.lora.rank, dict):
+            self._check_ranks(self.lora.rank)
+        self._check_aggregation()
+        if self.train.warmup_steps >= self.train.rounds * self.train.local_steps > 1:
+            raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
+        return self
+
+    def _check_ranks(self, ranks: dict[str, int]) -> None:
+        names = self.federation.names
+        if strange := sorted(set(names) ^ set(ranks)):
+            name = strange[0]
+            what = f"no rank for the client {name!r}" if name in names else f"{name!r}, which is no client"
+            raise ValueError(f"lora.rank has {what}: the clients are {', '.join(names)}")
+        if len(set(ranks.values())) == 1:
+            return
+        if self.federation.arm == "central":
+            raise ValueError("lora.rank: the arm 'central' has one client, and so one rank")
+        if self.federation.arm == "federated" and self.aggregation.type not in MIXED_RANKS:
+            takes = ", ".join(sorted(MIXED_RANKS))
+            raise ValueError(
+                f"aggregation.type = {self.aggregation.type!r} cannot mix the ranks of lora.rank; {takes} can"
+            )
+
+    def _check_aggregation(self) -> None:
+        aggregation, train = self.aggregation, self.train
+        if aggregation.type == "flora" and train.optimizer_state == "keep":
+            raise ValueError(
+                "train.optimizer_state = 'keep' has no meaning with aggregation.type = 'flora', which begins each "
+                "round with a new adapter"
+            )
+        federation = self.federation
+        clients = max(1, math.floor(federation.fraction * len(federation.names) + 0.5))
+        if aggregation.robust == "krum" and clients < (needed := 2 * (aggregation.robust_hostile or HOSTILE) + 3):
+            raise ValueError(f"aggregation.robust = 'krum' needs at least {needed} clients in a round, not {clients}")
+        if aggregation.robust == "trimmed_mean" and int((aggregation.robust_trim or TRIM) * clients) < 1:
+            raise ValueError(
+                f"aggregation.robust = 'trimmed_mean' drops robust_trim x {clients} clients at either end, which is "
+                "none: set robust_trim to at least 1 / clients"
+            )
+
+    def _check_exchanges(self, coordination: PubSwapCoordination) -> None:
+        if coordination.exchanges > self.train.local_steps:
+            raise ValueError(
+                f"coordination.exchanges = {coordination.exchanges} do not fit into train.local_steps = "
+                f"{self.train.local_steps}: an exchange follows at least one local step"
+            )
+        if coordination.public_problems > self.data.public_size:
+            raise ValueError(
+                f"coordination.public_problems = {coordination.public_problems} are more than data.public_size = "
+                f"{self.data.public_size}: set at least as many problems aside"
+            )
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -1,7 +1,7 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-Each seam is a section with a `type` (`supervision`, `coordination`, `aggregation`), and so is the partition. A
-default is stated here and nowhere else. Unknown keys are errors; a setting that could have no effect is an error too.
+Those of the three seams are in seams.py. A default is stated in these two files and nowhere else. Unknown keys are
+errors; a setting that could have no effect is an error too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -48,11 +48,15 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+MAX_RANK = 1024
+
+
 class LoraConfig(Section):
     """The adapter each client trains."""
 
-    rank: int = Field(8, ge=1, le=1024)
-    """Inner dimension r of B [d, r] A [r, k]."""
+    rank: int | dict[str, int] = 8
+    """Inner dimension r of B [d, r] A [r, k], up to 1024: everybody's, or by client, {clinic-a = 16, clinic-b = 4}.
+    Different ranks need an aggregation.type that can mix them."""
     alpha: float = Field(16.0, gt=0)
     """The update is (alpha / rank) B A."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
@@ -64,6 +68,23 @@ class LoraConfig(Section):
         if not value:
             raise ValueError("name at least one layer, or say 'all-linear'")
         return value
+
+    @field_validator("rank", mode="plain")
+    @classmethod
+    def _ranks(cls, value: Any) -> int | dict[str, int]:
+        ranks = value if isinstance(value, dict) else {"": value}
+        if not ranks or any(type(r) is not int or not 1 <= r <= MAX_RANK for r in ranks.values()):
+            raise ValueError(f"give a whole number from 1 to {MAX_RANK}, or one for each client by name")
+        return dict(ranks) if isinstance(value, dict) else ranks[""]
+
+    @property
+    def largest(self) -> int:
+        """The largest client's rank."""
+        return max(self.rank.values()) if isinstance(self.rank, dict) else self.rank
+
+    def rank_of(self, client: str) -> int:
+        """A client's rank; that of whoever has none of its own is the largest."""
+        return self.rank.get(client, self.largest) if isinstance(self.rank, dict) else self.rank
 
 
 class DataConfig(Section):
@@ -244,106 +265,6 @@ class EngineConfig(Section):
     """Micro-batches are cut by tokens from rows sorted by length; off: in the order drawn."""
 
 
-class LabelsSupervision(Section):
-    """Every problem's own answer decides."""
-
-    type: Literal["labels"] = "labels"
-
-
-class NoCoordination(Section):
-    """Clients exchange nothing but adapters."""
-
-    type: Literal["none"] = "none"
-
-
-class PubSwapCoordination(Section):
-    """On public problems, a client's incorrect responses are replaced by others' correct ones (arXiv 2604.12160).
-
-    docs/methods.md, section 4. Needs data.public_size.
-    """
-
-    type: Literal["pubswap"] = "pubswap"
-    swap: Literal["balanced", "random", "full", "none"] = "balanced"
-    """Which responses are replaced: incorrect ones up to half of the group, as many random ones, all incorrect ones,
-    or none at all, which leaves steps on public problems without any exchange."""
-    ratio: Literal["local_old", "behaviour", "truncated", "shaped"] = "local_old"
-    """What the policy ratio of others' tokens is taken against (docs/methods.md)."""
-    cap: float | None = Field(None, gt=0)
-    """Largest weight of a token with ratio = 'truncated'; None: 2."""
-    gamma: float | None = Field(None, gt=0)
-    """Of p / (p + gamma) with ratio = 'shaped'; None: 0.1."""
-    exchanges: int = Field(1, ge=1)
-    """Exchanges a round, at equal stretches of its local steps."""
-    public_problems: int = Field(8, ge=1, le=4096)
-    """Public problems of an exchange, the same for all clients; each gets group_size responses."""
-    public_steps: int = Field(1, ge=1, le=64)
-    """Optimizer steps on an exchange's groups."""
-    pool_size: int = Field(64, ge=1, le=65536)
-    """Correct responses kept of each public problem of an exchange."""
-
-    @model_validator(mode="after")
-    def _settings_that_would_do_nothing(self) -> PubSwapCoordination:
-        if self.cap is not None and self.ratio != "truncated":
-            raise ValueError(f"cap has no effect with ratio = {self.ratio!r}")
-        if self.gamma is not None and self.ratio != "shaped":
-            raise ValueError(f"gamma has no effect with ratio = {self.ratio!r}")
-        if self.swap == "none" and self.ratio != "local_old":
-            raise ValueError("ratio has no effect with swap = 'none', where no foreign response is trained on")
-        return self
-
-
-Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
-
-
-class FedITAggregation(Section):
-    """A and B are averaged separately (FedIT, arXiv 2305.05644)."""
-
-    type: Literal["fedit"] = "fedit"
-    weights: Literal["examples", "equal", "fgrpo"] = "examples"
-    """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
-    (FGRPO, arXiv 2606.03094; docs/methods.md, section 2)."""
-    largest_change: float | None = Field(None, gt=1)
-    """Leave out a client whose adapter changed in the round by more than this multiple of the median; None: never."""
-    fgrpo_gain: Literal["relative", "zscore"] | None = None
-    """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
-    fgrpo_baseline: Literal["ema", "window"] | None = None
-    """Of a client's earlier mean rewards. None: ema."""
-    fgrpo_shape: Literal["softmax", "positive"] | None = None
-    """exp(gain / temperature), or the positive part of the gain plus a floor. None: softmax."""
-    fgrpo_temperature: float | None = Field(None, gt=0)
-    """Of `softmax`; the larger, the closer to `examples`. None: 1."""
-    fgrpo_beta: float | None = Field(None, gt=0, le=1)
-    """Share of the newest reward in an `ema`. None: 0.5."""
-    fgrpo_window: int | None = Field(None, ge=1, le=1000)
-    """Rounds of a `window`. None: 5."""
-    fgrpo_floor: float | None = Field(None, gt=0)
-    """What a client without a gain counts under `positive`. None: 0.1."""
-
-    @property
-    def fgrpo(self) -> dict[str, Any]:
-        """The options of `FGRPOWeights` that are set."""
-        given = {name: getattr(self, f"fgrpo_{name}") for name in _FGRPO}
-        return {name: value for name, value in given.items() if value is not None}
-
-    @model_validator(mode="after")
-    def _settings_that_would_do_nothing(self) -> FedITAggregation:
-        if self.weights != "fgrpo" and self.fgrpo:
-            raise ValueError(f"fgrpo_{next(iter(self.fgrpo))} has no effect with weights = {self.weights!r}")
-        baseline, shape = self.fgrpo_baseline or "ema", self.fgrpo_shape or "softmax"
-        for name, needs, has in (
-            ("temperature", "softmax", shape),
-            ("floor", "positive", shape),
-            ("beta", "ema", baseline),
-            ("window", "window", baseline),
-        ):
-            if name in self.fgrpo and needs != has:
-                raise ValueError(f"fgrpo_{name} has no effect with {has!r}; it is of {needs!r}")
-        return self
-
-
-_FGRPO = ("gain", "baseline", "shape", "temperature", "beta", "window", "floor")
-
-
 class EvaluateConfig(Section):
     """Sampled pass@1 on held-out problems, each client on its own."""
 
@@ -353,56 +274,3 @@ class EvaluateConfig(Section):
     """Responses per problem; pass@1 is the mean over them."""
     temperature: float = Field(1.0, ge=0, le=10)
     """0 is greedy."""
-
-
-class Config(Section):
-    """A whole experiment."""
-
-    run: RunConfig = RunConfig()
-    model: ModelConfig = ModelConfig()
-    lora: LoraConfig = LoraConfig()
-    data: DataConfig = DataConfig()
-    partition: Partition = SourcePartition()
-    federation: FederationConfig = FederationConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    train: TrainConfig = TrainConfig()
-    supervision: LabelsSupervision = LabelsSupervision()
-    coordination: Coordination = NoCoordination()
-    aggregation: FedITAggregation = FedITAggregation()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    engine: EngineConfig = EngineConfig()
-
-    @model_validator(mode="after")
-    def _settings_that_would_do_nothing(self) -> Config:
-        # By value, not by what was set: the config.json of a run directory states every setting.
-        alone = {
-            "federation.fraction": self.federation.fraction != 1.0,
-            "aggregation.largest_change": self.aggregation.largest_change is not None,
-            "aggregation.weights = 'fgrpo'": self.aggregation.weights == "fgrpo",
-            "coordination.type = 'pubswap'": isinstance(self.coordination, PubSwapCoordination),
-        }
-        if self.federation.arm != "federated" and any(alone.values()):
-            useless = next(setting for setting, given in alone.items() if given)
-            raise ValueError(
-                f"{useless} has no effect with federation.arm = {self.federation.arm!r}, where nothing passes between "
-                "clients"
-            )
-        if self.federation.arm == "local" and self.train.proximal_mu:
-            raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
-        if isinstance(self.coordination, PubSwapCoordination):
-            self._check_exchanges(self.coordination)
-        if self.train.warmup_steps >= self.train.rounds * self.train.local_steps > 1:
-            raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
-        return self
-
-    def _check_exchanges(self, coordination: PubSwapCoordination) -> None:
-        if coordination.exchanges > self.train.local_steps:
-            raise ValueError(
-                f"coordination.exchanges = {coordination.exchanges} do not fit into train.local_steps = "
-                f"{self.train.local_steps}: an exchange follows at least one local step"
-            )
-        if coordination.public_problems > self.data.public_size:
-            raise ValueError(
-                f"coordination.public_problems = {coordination.public_problems} are more than data.public_size = "
-                f"{self.data.public_size}: set at least as many problems aside"
-            )

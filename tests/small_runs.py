@@ -30,9 +30,27 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "federation": {"fraction": 0.6},
         "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2, "public_steps": 2},
     },
+    "rolora": {
+        "train": {"rounds": 5, "optimizer_state": "keep"},
+        "federation": {"fraction": 0.6},
+        "aggregation": {"type": "rolora", "precision": "int8"},
+    },
+    "flora": {
+        "train": {"rounds": 5},
+        "lora": {"rank": {"ann": 2, "bob": 4, "cyd": 1}},
+        "federation": {"fraction": 0.6},
+        "aggregation": {"type": "flora", "weights": "fgrpo"},
+    },
+    "fedex": {
+        "train": {"rounds": 5},
+        "data": {"public_size": 6},
+        "coordination": {"type": "pubswap", "exchanges": 1, "public_problems": 2},
+        "aggregation": {"type": "fedex", "precision": "float16"},
+    },
 }
 """Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, weighed by
-FGRPO, with exchanges (between two of three, held back by FedProx)."""
+FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small as it can
+be sent; a changed base with mixed ranks; and one with exchanges."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:
@@ -88,7 +106,11 @@ def write_toml(path: Path, tree: Mapping[str, Mapping[str, Any]]) -> Path:
     lines = []
     for section, values in tree.items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        for key, value in values.items():
+            told = json.dumps(value)
+            if isinstance(value, dict):
+                told = "{" + ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items()) + "}"
+            lines.append(f"{key} = {told}")
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 

@@ -130,7 +130,7 @@ def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], told: str) -> No
         ("engine", "decode_rows", 0),
         ("supervision", "type", "votes"),
         ("coordination", "type", "swap"),
-        ("aggregation", "type", "flora"),
+        ("aggregation", "type", "flor"),
         ("aggregation", "weights", "size"),
         ("evaluate", "temperature", -1),
         ("evaluate", "samples", 0),

@@ -108,6 +108,16 @@ class FGRPOWeights:
             self._remember(client, reward)
         return {client: value / total for client, value in raw.items()}
 
+    def raw(self, client: str, reward: float, examples: int) -> float:
+        """A client's weight before all are divided by their sum, which needs no other client's reward.
+
+        Not negative, and nothing is remembered; with a temperature below 0.01 it can underflow to zero.
+        """
+        gain = self.gains({client: reward})[client]
+        if self.shape == "softmax":
+            return examples * math.exp((gain - LARGEST[self.gain]) / self.temperature)
+        return examples * (self.floor + max(gain, 0.0))
+
     def gains(self, rewards: Mapping[str, float]) -> dict[str, float]:
         """Each client's gain at these rewards; nothing is remembered."""
         return {client: self._gain(self._histories.get(client), reward) for client, reward in rewards.items()}

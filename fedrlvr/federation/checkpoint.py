@@ -33,12 +33,15 @@ from fedrlvr.errors import CheckpointError, FedrlvrError
 class Checkpoint:
     """The server's state after a round.
 
-    strategy: what the strategy must remember, in JSON types.
+    strategy: what the strategy must remember, in JSON types. change, last: of the base weights, in all rounds and in
+    the newest (globalmodel.py).
     """
 
     round: int
     adapter: Adapter
     strategy: dict[str, Any]
+    change: Adapter | None = None
+    last: Adapter | None = None
 
 
 class Checkpoints:
@@ -55,12 +58,19 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
         """
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.adapter.tensors()}
+        parts = {"": checkpoint.adapter, "change/": checkpoint.change, "last/": checkpoint.last}
+        tensors = {
+            prefix + name: tensor.contiguous()
+            for prefix, part in parts.items()
+            if part is not None
+            for name, tensor in part.tensors()
+        }
         state = {
             "round": checkpoint.round,
             "alpha": checkpoint.adapter.alpha,
             "strategy": checkpoint.strategy,
-            "order": list(tensors),  # safetensors sorts its tensors; messages and checks go by the model's order
+            # safetensors sorts its tensors; messages and checks go by the model's order
+            "order": [name for name, _ in checkpoint.adapter.tensors()],
         }
         _write(self.root, checkpoint.round, "adapter.safetensors", tensors, "state.json", state)
         _prune(self.root, self.keep)
@@ -81,8 +91,10 @@ class Checkpoints:
         newest = self.root / _name(rounds[-1])
         tensors, state = _read(newest, rounds[-1], "adapter.safetensors", "state.json", newest)
         try:
-            adapter = Adapter.from_tensors({name: tensors[name] for name in state["order"]}, float(state["alpha"]))
-            return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]))
+            order = state["order"]
+            adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
+            parts = (_change(tensors, prefix, order) for prefix in ("change/", "last/"))
+            return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), *parts)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(newest, error, newest) from None
 
@@ -150,6 +162,14 @@ def atomic_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error.strerror}).") from error
+
+
+def _change(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter | None:
+    """The change of the base weights that lies under this prefix: factors of scale 1."""
+    if not any(name.startswith(prefix) for name in tensors):
+        return None
+    factors = {name: tensors[prefix + name] for name in order}
+    return Adapter.from_tensors(factors, float(next(iter(factors.values())).shape[0]))
 
 
 def _name(round_: int) -> str:

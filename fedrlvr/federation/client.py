@@ -12,24 +12,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.memory import OWN_ADAPTER, ROUND_ADAPTER
 from fedrlvr.federation.messages import (
     ARRAYS,
+    Coming,
     EvaluateRequest,
     Request,
     RespondRequest,
     SourceScores,
     StretchRequest,
     TrainRequest,
-    arrays_to_adapter,
     read_request,
     scores_content,
 )
 from fedrlvr.federation.publicmessages import RESPOND
+from fedrlvr.federation.receiving import Reading
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.training import Training, by_federation
 from fedrlvr.policy.cohort import Cohort
@@ -66,7 +66,19 @@ class Asked:
     @property
     def under_way(self) -> bool:
         """Whether the message goes on with a round: it brings no adapter, and the client is not on its own."""
-        return not self.request.own_adapter and ARRAYS not in self.message.content.array_records
+        return not self.request.own_adapter and self.coming is None
+
+    @property
+    def coming(self) -> Coming | None:
+        """What the message brings of the global model; an adapter without notes is a whole one."""
+        if self.request.coming is None and ARRAYS in self.message.content.array_records:
+            return Coming(version=0)
+        return self.request.coming
+
+    @property
+    def initial(self) -> Adapter:
+        """The adapter this client starts from, of its own rank."""
+        return self.app.initial_of(self.site)
 
     def encode(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of these problems' prompts as this client asks them."""
@@ -85,7 +97,7 @@ def batches(asked: Sequence[Asked], *, together: bool = True) -> list[list[Asked
     before: Counter[tuple[Request, str]] = Counter()
     for one in asked:
         # Each client's own round, seed and adapter are its row's; nothing else may differ within a batch.
-        same = one.request.model_copy(update={"round": 0, "seed": 0, "own_adapter": False})
+        same = one.request.model_copy(update={"round": 0, "seed": 0, "own_adapter": False, "coming": None})
         found.setdefault((same, before[same, one.row]), []).append(one)
         before[same, one.row] += 1
     return list(found.values())
@@ -95,7 +107,8 @@ class CohortApp:
     """Answers the messages to one federation's sites in this process, all that ask the same at once.
 
     sites: by Flower node id.
-    initial: the adapter a client without one starts from; others are checked against its names and shapes.
+    initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
+        shapes.
     federation: tells its clients from those of other federations on the same cohort; "" if there are none.
     """
 
@@ -107,6 +120,12 @@ class CohortApp:
         self.initial = initial
         self.observer = observer
         self.federation = federation
+        self._initials: dict[int, Adapter] = {}
+
+    def initial_of(self, site: Site) -> Adapter:
+        """The adapter a site starts from."""
+        rank = site.rank or self.initial.rank
+        return self._initials.setdefault(rank, self.initial.at_rank(rank))
 
     def __call__(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """One reply per message, in order. Messages that ask the same are computed together.
@@ -146,35 +165,17 @@ class CohortApp:
         """
         clients = {one.row: one for one in batch}
         request = batch[0].request
-        self._seat(clients)
+        reading = Reading()
+        starts = {row: reading.start(one) for row, one in clients.items()}
+        changes = {row: start.change for row, start in starts.items() if start.change is not None}
+        self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
         if isinstance(request, StretchRequest):
-            answers = Training(self.cohort, request, clients).go()
+            answers = Training(self.cohort, request, clients, starts).go()
         else:
             answers = self._evaluate(request, clients)
-        return [Message(answer, reply_to=one.message) for one, answer in zip(batch, answers, strict=True)]
-
-    def _seat(self, clients: Mapping[str, Asked]) -> None:
-        adapters: dict[str, Adapter] = {}
-        decoded: dict[tuple[bytes, ...], Adapter] = {}  # all clients of a federation are sent the same one
         for row, one in clients.items():
-            name, round_ = one.site.name, one.request.round
-            arrays: object = one.message.content.array_records.get(ARRAYS)
-            if one.request.own_adapter:
-                arrays = one.context.state.get(OWN_ADAPTER)
-            elif one.under_way:
-                may = isinstance(one.request, StretchRequest) and one.request.coordination is not None
-                arrays = one.context.state.get(ROUND_ADAPTER) if may else None
-                if arrays is None:
-                    raise MessageError(f"{name}: round {round_}: a request without an adapter")
-            if not isinstance(arrays, ArrayRecord):
-                adapters[row] = one.app.initial
-                continue
-            content = (*(key.encode() for key in arrays), *(array.data for array in arrays.values()))
-            if content not in decoded:
-                whose = f"the adapter sent to {name} in round {round_}"
-                decoded[content] = arrays_to_adapter(arrays, one.app.initial, whose=whose)
-            adapters[row] = decoded[content]
-        self.cohort.seat(adapters)
+            starts[row].remember(one.context)
+        return [Message(answer, reply_to=one.message) for one, answer in zip(batch, answers, strict=True)]
 
     def _evaluate(self, request: EvaluateRequest, clients: Mapping[str, Asked]) -> list[RecordDict]:
         started = time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
-from fedrlvr.config import Config
+from fedrlvr.config import AggregationConfig, Config
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.messages import SourceScores, adapter_to_arrays
@@ -32,13 +32,18 @@ def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
     config = config.model_copy(update={"federation": config.federation.model_copy(update={"arm": CENTRAL})})
     base = load_base(config.model)
     site = fit_prompts(deal(config), base, config).sites[0]
-    cohort = Cohort(base, config.lora, config.engine)
+    lora, loaded = config.lora, load_peft(adapter) if adapter is not None else None
+    if loaded is not None:  # its rank grew if the rule changed the base weights, and is a client's own in the arm local
+        lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
+    cohort = Cohort(base, lora, config.engine)
     trained = initial = cohort.fresh_adapter(0)
-    if adapter is not None:
-        trained = in_model_order(load_peft(adapter), initial, whose=str(adapter))
-    strategy = FederatedRLVR(config, {1: CENTRAL}, initial, Observer())
+    if loaded is not None:
+        trained = in_model_order(loaded, initial, whose=str(adapter))
+    plain = config.model_copy(update={"lora": lora, "aggregation": AggregationConfig()})  # one whole adapter is sent
+    strategy = FederatedRLVR(plain, {1: CENTRAL}, initial, Observer())
     context = Context(RUN_ID, 1, {}, RecordDict(), {})
     grid = LocalGrid(CohortApp(cohort, {1: site}, initial, Observer()), {1: context})
+    strategy.model.replace(trained)
     messages = strategy.configure_evaluate(0, adapter_to_arrays(trained), ConfigRecord(), grid)
     strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
     return strategy.record.scores[CENTRAL]

@@ -1,9 +1,10 @@
 """What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`. In the middle of a round with exchanges, besides: its adapter and moments as
-they are, and its responses to the public problems whose pool it waits for. The latter is begun anew by a message with
-an adapter and gone at the end of the round, so a round that was broken off leaves no trace.
+kept, its own adapter in the arm `local`, what rounding has lost of what it sent, and what receiving.py keeps of the
+global model. In the middle of a round with exchanges, besides: its adapter and moments as they are, and its responses
+to the public problems whose pool it waits for. The latter is begun anew by a message that brings a model and gone at
+the end of the round, so a round that was broken off leaves no trace.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedrlvr.federation.stepmetrics import StepMetrics
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks.problem import Problem
 
-MEMORY, MOMENTS, OWN_ADAPTER = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter"
+MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS = (
     "fedrlvr.round",
     "fedrlvr.round.adapter",
@@ -71,7 +72,7 @@ class Memory:
     ) -> None:
         """Remember the round under way.
 
-        anchor: the round's adapter where training is pulled towards it (FedProx).
+        anchor: the round's adapter where the end of the round needs it (FedProx, and what is sent as a change).
         """
         kept = {name: getattr(self, name) for name in ("cursor", "steps", "round_steps", "updates")}
         kept |= {"metrics": asdict(self.metrics), "waiting": [_item(group) for group in self.waiting]}

@@ -1,10 +1,11 @@
-"""What travels, and its checks. Every message's content is made and read here and nowhere else.
+"""What travels, and its checks. Every message's content is made and read here and in what is named below.
 
-    train          down  arrays: the adapter           config: a TrainRequest
+    train          down  arrays: the adapter           config: a TrainRequest         change: of the base weights
                    up    arrays: the adapter           metrics: numbers
-    evaluate       down  arrays: the adapter           config: an EvaluateRequest
+    evaluate       down  arrays: the adapter           config: an EvaluateRequest     change: of the base weights
                    up    metrics: numbers              config: names of sources
     query.respond  what an exchange adds: publicmessages.py
+    adapters in fewer bytes than float32: precision.py
 
 No private prompt, answer or response has a place in these. A reader trusts nothing: requests are validated field by
 field, adapters by layout, size and value, numbers by type and count.
@@ -14,21 +15,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import EvaluateConfig, LabelsSupervision, PubSwapCoordination, SamplingConfig, TrainConfig
 from fedrlvr.errors import AdapterError, MessageError
+from fedrlvr.rules import Halves
 
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+ARRAYS, CHANGE, CONFIG, METRICS = "arrays", "change", "config", "metrics"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 10_000
+
+
+ChangeKind = Literal["none", "held", "next", "whole"]
+
+
+class Coming(BaseModel):
+    """What a request brings of the global model, and where the client has the rest from (globalmodel.py).
+
+    version: the round the model was made in. since: the version the client is known to remember, if any.
+    halves: of the adapter, those that travel. seeded: the version of the adapter drawn from the run's seed that stands
+    in for the others; None: the client remembers them.
+    change: what to do about the change of the base weights: there is none; the remembered one; add what comes to it;
+    what comes is all of it. change_rank: of what comes.
+    remember: what the client is to keep, for messages that will not bring it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = Field(ge=0)
+    since: int | None = Field(None, ge=0)
+    halves: Halves | None = "AB"
+    seeded: int | None = Field(None, ge=0)
+    change: ChangeKind = "none"
+    change_rank: int = Field(0, ge=0, le=1 << 16)
+    remember: Literal["nothing", "adapter", "change"] = "nothing"
 
 
 class Request(BaseModel):
@@ -36,6 +64,8 @@ class Request(BaseModel):
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
+    coming: what comes of a model to begin with; without it an adapter that comes is a whole one, and where none comes
+    the client is in the middle of a round.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -43,6 +73,7 @@ class Request(BaseModel):
     round: int = Field(ge=0)
     seed: int = Field(ge=0)
     own_adapter: bool = False
+    coming: Coming | None = None
     sampling: SamplingConfig
 
 
@@ -51,12 +82,15 @@ class StretchRequest(Request):
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
+    trains: the half of the adapter that is trained, and sent. precision: what it is sent in.
     """
 
     steps: int = Field(ge=0)
     train: TrainConfig
     supervision: LabelsSupervision
     coordination: PubSwapCoordination | None = None
+    trains: Halves = "AB"
+    precision: Literal["float32", "float16", "int8"] = "float32"
 
 
 class TrainRequest(StretchRequest):
@@ -89,11 +123,12 @@ class EvaluateRequest(Request):
 R = TypeVar("R", bound=Request)
 
 
-def content(request: Request, arrays: ArrayRecord | None) -> RecordDict:
+def content(request: Request, arrays: ArrayRecord | None, change: ArrayRecord | None = None) -> RecordDict:
     """A request's content."""
     record = RecordDict({CONFIG: ConfigRecord({"request": request.model_dump_json()})})
-    if arrays is not None:
-        record[ARRAYS] = arrays
+    for name, given in ((ARRAYS, arrays), (CHANGE, change)):
+        if given is not None:
+            record[name] = given
     return record
 
 
@@ -114,8 +149,10 @@ def read_request(message: Message, kind: type[R]) -> R:
         raise MessageError(f"a {message.metadata.message_type} request that cannot be used: {where}") from None
 
 
-def adapter_to_arrays(adapter: Adapter) -> ArrayRecord:
+def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:
     """The adapter as two Flower arrays, all A factors and all B factors end to end in the layers' order.
+
+    halves: which of the two; the other stays at home.
 
     Two arrays and not two per layer: Flower handles each array by itself, which for hundreds of small ones costs more
     than the numbers in them. Their names carry the adapter's layout, so that another model's adapter is no match.
@@ -123,39 +160,31 @@ def adapter_to_arrays(adapter: Adapter) -> ArrayRecord:
     return ArrayRecord(
         {
             f"{half}.{adapter.layout}": Array(torch.cat([tensor.flatten() for _, tensor in factors]).numpy())
-            for half, factors in _halves(adapter)
+            for half, factors in by_half(adapter, halves)
         }
     )
 
 
-def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adapter:
+def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str, halves: Halves = "AB") -> Adapter:
     """The adapter in a record, checked against one of the right layout before it is decoded.
+
+    halves: which of the two are in the record, no more and no less; the other is that of `like`.
 
     Raises:
         AdapterError: other names, types or sizes, bytes that are no array, or values that are not finite.
     """
-    if list(arrays) != [f"{half}.{like.layout}" for half in "AB"]:
+    if list(arrays) != [f"{half}.{like.layout}" for half in halves]:
         raise AdapterError(
             f"{whose}: its factors are not those of this run's adapters (their names, order or shapes differ). Its "
             "organisation uses another model, other lora settings or another version of transformers."
         )
-    tensors: dict[str, Tensor] = {}
-    for half, factors in _halves(like):
-        array = arrays[f"{half}.{like.layout}"]
+    tensors = dict(like.tensors())
+    for half, factors in by_half(like, halves):
         count = sum(tensor.numel() for _, tensor in factors)
-        # The header a sender writes is checked first, so that no oversized array is ever allocated.
-        if tuple(array.shape) != (count,) or len(array.data) > count * 8 + 1024:
-            raise AdapterError(f"{whose}: its {half} factors have shape {tuple(array.shape)}, expected ({count},).")
-        try:
-            values = array.numpy()
-        except Exception as error:  # numpy raises several kinds for bytes that are no array
-            raise AdapterError(f"{whose}: its {half} factors cannot be decoded ({type(error).__name__}).") from None
-        if values.shape != (count,) or values.dtype not in (np.float32, np.float16, np.float64):
-            raise AdapterError(
-                f"{whose}: its {half} factors are {values.dtype} {values.shape}, expected numbers of shape ({count},)."
-            )
+        floats = (np.float32, np.float16, np.float64)
+        values = decoded(arrays[f"{half}.{like.layout}"], count, floats, what=f"{whose}: its {half} factors")
         whole = torch.from_numpy(values.astype(np.float32, copy=False))
-        parts = whole.split([tensor.numel() for _, tensor in factors])
+        parts = torch.split(whole, [tensor.numel() for _, tensor in factors])
         # A sum of finite numbers is finite or has overflowed; only then each is looked at, which costs five times it.
         if not math.isfinite(float(whole.sum())) and not bool(torch.isfinite(whole).all()):
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
@@ -165,13 +194,37 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str) -> Adap
     return like.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers})
 
 
-def _halves(adapter: Adapter) -> list[tuple[str, list[tuple[str, Tensor]]]]:
-    """("A", names and tensors of all A factors), and the same for B."""
+def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tuple[str, Tensor]]]]:
+    """("A", names and tensors of all A factors), and the same for B; or of one half only."""
     layers = adapter.layers.items()
-    return [
+    both = [
         ("A", [(f"{name}.A", factors.A) for name, factors in layers]),
         ("B", [(f"{name}.B", factors.B) for name, factors in layers]),
     ]
+    return [(half, factors) for half, factors in both if half in halves]
+
+
+def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
+    """The `count` numbers of an array that somebody else has sent, of one of `types`.
+
+    Raises:
+        AdapterError: another shape or type, too many bytes, or bytes that are no array; `what` begins the text.
+    """
+    # The header a sender writes is checked first, so that no oversized array is ever allocated.
+    room = count * max(np.dtype(kind).itemsize for kind in types) + 1024
+    if tuple(array.shape) != (count,) or len(array.data) > room:
+        found = f"{str(tuple(array.shape))[:100]} in {len(array.data)} bytes"
+        raise AdapterError(f"{what} have shape {found}, expected ({count},) in at most {room}.")
+    try:
+        values = array.numpy()
+    except Exception as error:  # numpy raises several kinds for bytes that are no array
+        raise AdapterError(f"{what} cannot be decoded ({type(error).__name__}).") from None
+    if not isinstance(values, np.ndarray):  # numpy opens a zip file of arrays too
+        raise AdapterError(f"{what} cannot be decoded ({type(values).__name__}).")
+    if values.shape != (count,) or values.dtype not in types:
+        found = f"{values.dtype} {values.shape}"[:100]
+        raise AdapterError(f"{what} are {found}, expected {types[0].__name__} of shape ({count},).")
+    return values
 
 
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:

@@ -16,12 +16,12 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.exchange import PublicSet
+from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.localgrid import RUN_ID, Handler, LocalGrid
 from fedrlvr.federation.memory import OWN_ADAPTER
 from fedrlvr.federation.messages import arrays_to_adapter
@@ -139,12 +139,12 @@ class Federation:
         handler: what answers the messages; None is this federation's own client code.
         """
         names = self.names
-        first_round, adapter = 0, self.initial
+        first_round = 0
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in names}
         checkpoint = self.checkpoints.load() if resume else None
         if checkpoint is not None:
-            first_round, adapter = checkpoint.round + 1, checkpoint.adapter
-            adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+            first_round = checkpoint.round + 1
+            checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
             for node, name in names.items():
                 contexts[node].state = self.checkpoints.load_memory(checkpoint.round, name)
         by_name = {names[node]: context for node, context in contexts.items()}
@@ -155,18 +155,18 @@ class Federation:
             log.rewind(checkpoint.round)
         elif (self.directory / "metrics.jsonl").exists():
             atomic_text(self.directory / "metrics.jsonl", "")
-        strategy = FederatedRLVR(self._effective(), names, adapter, self.observer, self._public_set())
+        strategy = FederatedRLVR(self._effective(), names, self.initial, self.observer, self._public_set())
         if checkpoint is not None:
-            strategy.restore(checkpoint.strategy)
+            strategy.restore(checkpoint)
         hooks = self.wrap(strategy) if self.wrap else None
         self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:
             grid = LocalGrid(handler or self.app, contexts)
-            adapter = strategy.start(grid, log, first_round=first_round, hooks=hooks)
+            strategy.start(grid, log, first_round=first_round, hooks=hooks)
         finally:
             tracker.close()
             self.observer.close()
-        self._export(adapter, by_name)
+        self._export(strategy.model, by_name)
         records = read_metrics(self.directory)
         write_report(self.directory, self.config, records)
         return RunResult(self.directory, self.config, records)
@@ -202,15 +202,16 @@ class Federation:
         atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
         atomic_text(path, json.dumps(holdings, indent=1) + "\n")
 
-    def _export(self, adapter: Adapter, contexts: dict[str, Context]) -> None:
+    def _export(self, model: GlobalModel, contexts: dict[str, Context]) -> None:
         base_name = base_reference(self.config.model.name)
         try:
             if self.config.federation.arm != "local":
-                save_peft(adapter, self.directory / "adapter", base_name=base_name)
+                save_peft(model.whole(), self.directory / "adapter", base_name=base_name)
                 return
             for name, context in contexts.items():
                 arrays = context.state[OWN_ADAPTER]
-                own = arrays_to_adapter(arrays, self.initial, whose=name)  # type: ignore[arg-type]
+                like = self.initial.at_rank(self.config.lora.rank_of(name))
+                own = arrays_to_adapter(arrays, like, whose=name)  # type: ignore[arg-type]
                 save_peft(own, self.directory / "adapter" / name, base_name=base_name)
         except CheckpointError as error:
             raise CheckpointError(

@@ -16,7 +16,7 @@ class Site:
     """One organisation's own: its problems and its grader. Never leaves its machine.
 
     reward: (completion, problem) -> the true reward.
-    instruction: appended to every prompt.
+    instruction: appended to every prompt. rank: of its adapter; None is the run's.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Site:
     test: Sequence[Problem]
     reward: Callable[[str, Problem], float]
     instruction: str = ""
+    rank: int | None = None
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
         """The site's ledger of true labels (supervision's `Ledger`).

@@ -81,7 +81,8 @@ def deal(config: Config) -> Dealt:
     own = data.instruction
     if own is None:
         own = "" if data.name == "embedded" else instruction(train[0].kind)
-    sites = [Site(name, parts[name], held_out[name], reward, own) for name in clients]
+    ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
+    sites = [Site(name, parts[name], held_out[name], reward, own, ranks.get(name)) for name in clients]
     return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
 
 

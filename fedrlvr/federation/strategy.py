@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import random
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -20,15 +19,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import FGRPOWeights, aggregate, client_weights
 from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
 from fedrlvr.errors import CheckpointError, FedrlvrError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.combining import Combiner
 from fedrlvr.federation.exchange import Exchange, PublicSet
+from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.messages import (
     ARRAYS,
     EvaluateRequest,
+    Request,
     RespondRequest,
     SourceScores,
     TrainRequest,
@@ -39,9 +40,11 @@ from fedrlvr.federation.messages import (
     read_numbers,
     read_scores,
 )
+from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.rules import trained
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -66,15 +69,22 @@ class FederatedRLVR(Strategy):
     ) -> None:
         self.config = config
         self.public = public
-        aggregation = config.aggregation
-        self.fgrpo = FGRPOWeights(**aggregation.fgrpo) if aggregation.weights == "fgrpo" else None
+        self.combiner = Combiner(config.aggregation)
         self.exchange: Exchange | None = None
+        self.examples: dict[str, int] = {}
+        """Of the clients whose adapters are taken in this round."""
         self.asked = 0
         """Clients that were asked in this phase of the round; the quorum is of them."""
         self.clients = clients
-        self.adapter = adapter
+        self.model = GlobalModel(config.aggregation.type, adapter, config.run.seed)
         self.observer = observer
         self.record = RoundRecord(0)
+        self._made: ArrayRecord | None = None
+
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter, of the largest rank."""
+        return self.model.adapter
 
     # The hooks, in the order a round calls them.
 
@@ -96,12 +106,26 @@ class FederatedRLVR(Strategy):
             train=self.config.train,
             supervision=self.config.supervision,
             coordination=last.coordination if last else None,
+            trains=trained(self.model.rule, server_round),
+            precision=self.config.aggregation.precision,
         )
         for node in self._present(server_round, grid):
-            body = content(request, None if local or last else arrays)
+            body = self._body(request, node, None if local or last else arrays)
             if last and (share := last.share(self.clients[node])) is not None:
                 body[SHARE] = share
             yield Message(body, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def _body(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
+        """A request to a client; with arrays it brings the client what it lacks of the global model."""
+        if arrays is None:
+            return content(request, None)
+        client = self.clients.get(node, "")  # a stranger's reply is refused
+        coming, adapter, change = self.model.bring(client, self._rank(client), arrays)
+        return content(request.model_copy(update={"coming": coming}), adapter, change)
+
+    def _rank(self, client: str) -> int:
+        ranks = self.config.lora.rank
+        return ranks[client] if isinstance(ranks, dict) and client in ranks else self.adapter.rank
 
     def _chosen(self, server_round: int, grid: Grid) -> list[int]:
         """The nodes that take part in a round."""
@@ -140,11 +164,13 @@ class FederatedRLVR(Strategy):
                 coordination=coordination,
                 exchange=number,
                 send=now.trades,
+                trains=trained(self.model.rule, server_round),
+                precision=self.config.aggregation.precision,
             )
             messages = []
             for node in nodes:
                 client = self.clients[node]
-                body = content(request, arrays if number == 1 else None)
+                body = self._body(request, node, arrays if number == 1 else None)
                 body[PUBLIC] = problems_record(now.problems, last.notices.get(client, "") if last else "")
                 now.count_down(client, RecordDict({PUBLIC: body[PUBLIC]}))
                 if last and (share := last.share(client)) is not None:
@@ -155,6 +181,7 @@ class FederatedRLVR(Strategy):
                 client, whose = self._whose(reply, server_round)
                 with self._or_left_out(client):
                     _check_answered(reply, whose)
+                    self.model.answered(client)
                     replies[client] = reply.content
                     if last and client in last.numbers:
                         last.took(client, reply.content)
@@ -175,65 +202,67 @@ class FederatedRLVR(Strategy):
             RoundError: a client failed, or too few are left.
             MessageError, AdapterError: a reply that cannot be used; the text names client and round.
         """
-        adapters: dict[str, Adapter] = {}
-        examples: dict[str, int] = {}
-        for reply in replies:
-            client, whose = self._whose(reply, server_round)
-            with self._or_left_out(client):
-                _check_answered(reply, whose)
-                numbers = read_numbers(reply, whose=whose)
-                if self.config.federation.arm != "local":
-                    arrays = reply.content.array_records.get(ARRAYS)
-                    if arrays is None:
-                        raise MessageError(f"{whose}: a train reply without an adapter")
-                    adapters[client] = arrays_to_adapter(arrays, self.adapter, whose=whose)
-                if self.fgrpo and "reward" not in numbers:
-                    raise MessageError(f"{whose}: a train reply without a mean reward")
-                examples[client] = int(numbers["num-examples"])
-                self.record.client(client).update(numbers)
-                if self.exchange and client in self.exchange.numbers:
-                    self.exchange.took(client, reply.content)
-        for client, reason in self._outliers({client: adapters[client] for client in examples if client in adapters}):
-            with self._or_left_out(client):
-                raise RoundError(f"round {server_round}, {client}: {reason}")
-            del examples[client]
-        if not examples:
+        self.examples = {}
+        taken = self._taken(server_round, replies)
+        result = None
+        if self.config.federation.arm == "local":
+            for _ in taken:
+                pass
+        else:
+            result = self.combiner.combine(taken, self.examples, self.model, self.record, self._leave_out)
+        if not self.examples:
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
             self.record.exchanges.append(self.exchange.to_json())
             self.record.sum_exchanges()
             self.exchange = None
-        if self.config.federation.arm == "local":
+        if result is None:
             return None, None
-        weights = self._weights(examples)
-        for client, weight in weights.items():
-            self.record.client(client)["weight"] = weight
-        self.adapter = aggregate({c: adapters[c] for c in examples}, weights, rule=self.config.aggregation.type)
-        return adapter_to_arrays(self.adapter), None
+        self.model.advance(result, server_round)
+        self._made = adapter_to_arrays(self.adapter, self.model.halves)
+        return self._made, None
 
-    def _weights(self, examples: Mapping[str, int]) -> dict[str, float]:
-        """How much each client of the round counts."""
-        if self.fgrpo is None:
-            rule = self.config.aggregation.weights
-            return client_weights(examples, rule="equal" if rule == "equal" else "examples")
-        rewards = {client: self.record.client(client)["reward"] for client in examples}
-        for client, gain in self.fgrpo.gains(rewards).items():
-            self.record.client(client)["gain"] = gain
-        return self.fgrpo.weights(rewards, examples)
+    def _taken(self, server_round: int, replies: Iterable[Message]) -> Iterator[tuple[str, Adapter]]:
+        """Clients whose replies can be used and their adapters, as they come; in the arm `local`, where none travels,
+        the adapter the run began with."""
+        for reply in replies:
+            client, whose = self._whose(reply, server_round)
+            taken = None
+            with self._or_left_out(client):
+                _check_answered(reply, whose)
+                self.model.answered(client)
+                numbers = read_numbers(reply, whose=whose)
+                adapter = self._adapter_in(reply, server_round, client, whose)
+                if self.combiner.fgrpo and "reward" not in numbers:
+                    raise MessageError(f"{whose}: a train reply without a mean reward")
+                self.examples[client] = int(numbers["num-examples"])
+                self.record.client(client).update(numbers)
+                if self.exchange and client in self.exchange.numbers:
+                    self.exchange.took(client, reply.content)
+                taken = adapter
+            if taken is not None:
+                yield client, taken
 
-    def _outliers(self, adapters: Mapping[str, Adapter]) -> list[tuple[str, str]]:
-        """Clients whose adapters changed by far more than the median did, and by how much."""
-        limit = self.config.aggregation.largest_change
-        if limit is None:
-            return []
-        norms = {client: adapter.distance(self.adapter) for client, adapter in adapters.items()}
-        middle = statistics.median(norms.values()) if norms else 0.0
-        found = []
-        for client, norm in norms.items():
-            if middle and norm > limit * middle:
-                times = f"{norm / middle:.1f} times the round's median; {limit:g} is allowed"
-                found.append((client, f"its adapter changed by {norm:.3g}, {times}"))
-        return found
+    def _adapter_in(self, reply: Message, server_round: int, client: str, whose: str) -> Adapter:
+        """
+        Raises:
+            MessageError, AdapterError: there is none, or one that cannot be used.
+        """
+        start = self.model.start_of(self._rank(client))
+        if self.config.federation.arm == "local":
+            return start
+        arrays = reply.content.array_records.get(ARRAYS)
+        if arrays is None:
+            raise MessageError(f"{whose}: a train reply without an adapter")
+        halves, precision = trained(self.model.rule, server_round), self.config.aggregation.precision
+        if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
+            return arrays_to_adapter(arrays, start, whose=whose, halves=halves)
+        return unpack(arrays, start, precision=precision, halves=halves, whose=whose)
+
+    def _leave_out(self, client: str, reason: str) -> None:
+        with self._or_left_out(client):
+            raise RoundError(f"round {self.record.round}, {client}: {reason}")
+        del self.examples[client]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -255,7 +284,7 @@ class FederatedRLVR(Strategy):
         for node in nodes:
             if self.clients.get(node) in self.record.left_out:
                 continue  # it failed in this very round
-            body = content(request, None if local else arrays)
+            body = self._body(request, node, None if local else arrays)
             yield Message(body, node, MessageType.EVALUATE, group_id=str(server_round))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -268,6 +297,7 @@ class FederatedRLVR(Strategy):
             client, whose = self._whose(reply, server_round)
             with self._or_left_out(client):
                 _check_answered(reply, whose)
+                self.model.answered(client)
                 numbers = read_numbers(reply, whose=whose)
                 scores: list[SourceScores] = read_scores(reply, whose=whose)
                 self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
@@ -278,20 +308,31 @@ class FederatedRLVR(Strategy):
         """Nothing: the command line says what is about to run."""
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds besides the adapter, in JSON types: FGRPO's histories."""
-        return {"fgrpo": self.fgrpo.state()} if self.fgrpo else {}
+        """What must be remembered between rounds besides the model, in JSON types."""
+        held = {"held": self.model.held} if self.model.remembered else {}
+        return {**held, **self.combiner.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on after a round that was checkpointed.
 
         Raises:
-            CheckpointError: something that is no such state.
+            CheckpointError: its state is none of this strategy.
         """
-        if self.fgrpo:
-            try:
-                self.fgrpo.load(state["fgrpo"])
-            except (KeyError, ValueError) as error:
-                raise CheckpointError(f"the checkpoint's state of FGRPO cannot be used ({error})") from None
+        state = checkpoint.strategy
+        try:
+            held = {str(client): int(version) for client, version in state.get("held", {}).items()}
+            self.combiner.load(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
+        self.model = GlobalModel(
+            self.model.rule,
+            checkpoint.adapter,
+            self.config.run.seed,
+            version=checkpoint.round,
+            change=checkpoint.change,
+            last=checkpoint.last,
+            held=held,
+        )
 
     # The loop.
 
@@ -307,7 +348,7 @@ class FederatedRLVR(Strategy):
         from the last round whose checkpoint is there.
         """
         hooks = hooks or self
-        arrays = adapter_to_arrays(self.adapter)
+        arrays = adapter_to_arrays(self.adapter, self.model.halves)
         nothing = ConfigRecord()
         for round_ in range(first_round, self.config.train.rounds + 1):
             self.record = RoundRecord(round_)
@@ -315,41 +356,64 @@ class FederatedRLVR(Strategy):
                 self.observer.phase(round_, "train")
                 self.exchange_public(round_, arrays, grid, timeout)
                 replies = self._ask(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
-                self.observer.phase(round_, "aggregate")
-                started = time.perf_counter()
+                started, waited = time.perf_counter(), self.record.seconds.get(MessageType.TRAIN, 0.0)
                 new_arrays, _ = hooks.aggregate_train(round_, replies)
-                if new_arrays is not None:  # what a wrapper made of our result is what everybody gets
+                waited = self.record.seconds.get(MessageType.TRAIN, 0.0) - waited
+                if new_arrays is not None:
                     arrays = new_arrays
-                    self.adapter = arrays_to_adapter(arrays, self.adapter, whose=f"round {round_}, the aggregate")
-                self.record.seconds["aggregate"] = time.perf_counter() - started
+                    if arrays is not self._made:  # what a wrapper made of our result is what everybody gets
+                        self._take(arrays, round_)
+                self.record.seconds["aggregate"] = time.perf_counter() - started - waited
             self.observer.phase(round_, "evaluate")
             replies = self._ask(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
             hooks.aggregate_evaluate(round_, replies)
             self.observer.phase(round_, "checkpoint")
-            log.write(self.record, Checkpoint(round_, self.adapter, self.state()))
+            model = self.model
+            log.write(self.record, Checkpoint(round_, model.adapter, self.state(), model.change, model.last))
             self.observer.round_done(self.record.to_json())
         return self.adapter
 
-    def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
-        """Send, receive, and count the bytes of both directions by client."""
+    def _take(self, arrays: ArrayRecord, round_: int) -> None:
+        if self.model.rule not in ("fedit", "ffa"):
+            raise RoundError(
+                f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
+                f"{self.model.rule!r} has no place for; use 'fedit' or 'ffa' with it"
+            )
+        halves = self.model.halves
+        whose = f"round {round_}, the aggregate"
+        self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
+
+    def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+        """Send, and give the replies as they come; bytes of both directions are counted by client.
+
+        The observer is told when the last training reply is in.
+        """
         out = list(messages)
         if not out:
-            return []
-        started = time.perf_counter()
+            return
+        kind = out[0].metadata.message_type
         for message in out:
             self.record.add_bytes(self.clients[message.metadata.dst_node_id], down=nbytes(message))
-        replies = list(grid.send_and_receive(out, timeout=timeout))
-        for reply in replies:
+        waiting = {message.metadata.dst_node_id for message in out}
+        started = time.perf_counter()
+        replies = iter(grid.send_and_receive(out, timeout=timeout))
+        del out, message
+        while True:
+            reply = next(replies, None)
+            self.record.seconds[kind] = self.record.seconds.get(kind, 0.0) + time.perf_counter() - started
+            if reply is None:
+                break
+            waiting.discard(reply.metadata.src_node_id)
             client = self.clients.get(reply.metadata.src_node_id)
             if client is not None:
                 self.record.add_bytes(client, up=nbytes(reply))
-        missing = {m.metadata.dst_node_id for m in out} - {r.metadata.src_node_id for r in replies}
-        for client in sorted(self.clients[node] for node in missing):
+            yield reply
+            started = time.perf_counter()
+        if kind == MessageType.TRAIN:
+            self.observer.phase(self.record.round, "aggregate")
+        for client in sorted(self.clients[node] for node in waiting):
             with self._or_left_out(client):
                 raise RoundError(f"round {self.record.round}: no answer within {timeout:.0f} s from {client}")
-        kind = out[0].metadata.message_type
-        self.record.seconds[kind] = self.record.seconds.get(kind, 0.0) + time.perf_counter() - started
-        return replies
 
     def _whose(self, reply: Message, server_round: int) -> tuple[str, str]:
         client = self.clients.get(reply.metadata.src_node_id)
@@ -371,6 +435,7 @@ class FederatedRLVR(Strategy):
         except FedrlvrError as error:
             if quorum == 1.0:
                 raise
+            self.model.lost(client)
             self.record.left_out[client] = str(error)[:MOST_REASON]
             _log.warning("left out: %s", error)
             needed = math.ceil(quorum * self.asked)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, RecordDict
 
+from fedrlvr.adapter import Adapter
 from fedrlvr.config import PubSwapCoordination
 from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swap
 from fedrlvr.coordination.ratio import CAP, GAMMA
-from fedrlvr.federation.memory import MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
+from fedrlvr.errors import AdapterError
+from fedrlvr.federation.memory import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
 from fedrlvr.federation.messages import (
     ARRAYS,
     METRICS,
@@ -29,6 +31,7 @@ from fedrlvr.federation.messages import (
     arrays_to_adapter,
     metrics_record,
 )
+from fedrlvr.federation.precision import pack
 from fedrlvr.federation.publicmessages import (
     EXCHANGE,
     RESPONSES,
@@ -41,6 +44,7 @@ from fedrlvr.federation.publicmessages import (
     responses_record,
     stamp_record,
 )
+from fedrlvr.federation.receiving import Start
 from fedrlvr.federation.stepmetrics import SwapMetrics
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.optimizer import learning_rate
@@ -63,8 +67,12 @@ class Training:
     clients: by row of the cohort.
     """
 
-    def __init__(self, cohort: Cohort, request: StretchRequest, clients: Mapping[str, Asked]) -> None:
+    def __init__(
+        self, cohort: Cohort, request: StretchRequest, clients: Mapping[str, Asked], starts: Mapping[str, Start]
+    ) -> None:
         self.cohort = cohort
+        self.starts = {row: start.adapter for row, start in starts.items()}
+        """The adapters the round began with."""
         self.request = request
         self.clients = clients
         self.supervision: Supervision = TrueLabels()
@@ -72,18 +80,18 @@ class Training:
         self.swaps: dict[str, SwapMetrics] = {}
         self.public = self._public_problems()
         moments = {}
-        anchors = {}
         for row, one in clients.items():
             kept = None
             if one.under_way:
                 kept = arrays_in(one.context, ROUND_MOMENTS)
                 if (anchor := arrays_in(one.context, ROUND_ANCHOR)) is not None:
-                    anchors[row] = arrays_to_adapter(anchor, one.app.initial, whose=one.site.name)
+                    self.starts[row] = arrays_to_adapter(anchor, one.initial, whose=one.site.name)
             elif request.train.optimizer_state == "keep":
                 kept = arrays_in(one.context, MOMENTS)
             if kept is not None:
                 moments[row] = dict(kept.to_torch_state_dict())
-        cohort.begin_training(request.train, request.sampling, moments, anchors or None)
+        anchors = self.starts if request.train.proximal_mu else None
+        cohort.begin_training(request.train, request.sampling, moments, anchors, trains=request.trains)
 
     def go(self) -> list[RecordDict]:
         """Everything that is asked, and each client's answer. Memories change only at the very end."""
@@ -301,7 +309,8 @@ class Training:
         answers = []
         for n, one in clients.items():
             memory = self.memory[n]
-            anchor = one.message.content.array_records.get(ARRAYS) if request.train.proximal_mu else None
+            needed = request.train.proximal_mu or request.precision != "float32"
+            anchor = adapter_to_arrays(self.starts[n]) if needed else None
             answers.append(self._answer(n, self._sent(n, request)))
             memory.pause(one.context, adapter_to_arrays(adapters[n]), anchor, moments[n])
         return answers
@@ -343,16 +352,30 @@ class Training:
         adapters = self.cohort.adapters()
         keep = self.request.train.optimizer_state == "keep"
         moments = self.cohort.moments() if keep else {}
+        packed = {n: self._packed(n, one, adapters[n]) for n, one in self.clients.items()}
         answers = []
         for row, one in self.clients.items():
-            arrays: ArrayRecord = adapter_to_arrays(adapters[row])
+            arrays, lost = packed[row]
             own = one.request.own_adapter
             rest = RecordDict() if own else RecordDict({ARRAYS: arrays})
             answers.append(self._answer(row, rest, **self.memory[row].metrics.summary()))
             self.memory[row].finish(one.context, moments.get(row))
             if own:
                 one.context.state[OWN_ADAPTER] = arrays
+            if lost is not None:
+                one.context.state[LOST] = lost
         return answers
+
+    def _packed(self, row: str, one: Asked, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
+        """The trained half of the adapter as it travels, and what rounding has lost of it and is to be remembered."""
+        precision, halves = self.request.precision, self.request.trains
+        if precision == "float32":
+            return adapter_to_arrays(adapter, halves), None
+        try:
+            return pack(adapter, self.starts[row], arrays_in(one.context, LOST), precision, halves)
+        except AdapterError as error:  # diverged, or changed by more than can be rounded: the server is to see it
+            _log.warning("%s: sent in float32: %s", one.site.name, error)
+            return adapter_to_arrays(adapter, halves), None
 
 
 def by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Asked]]:

@@ -15,7 +15,7 @@ from fedrlvr.errors import ModelError
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.learner import Learner, StepStats
-from fedrlvr.policy.lora import LoraStack
+from fedrlvr.policy.lora import Halves, LoraStack
 from fedrlvr.policy.sampler import Decoding, sample
 from fedrlvr.rl import Group, Response
 
@@ -37,10 +37,18 @@ class Cohort:
         """An adapter that leaves the base model as it is."""
         return self.stack.fresh(seed)
 
-    def seat(self, adapters: Mapping[str, Adapter]) -> None:
-        """Make these clients, with copies of these adapters, the cohort."""
+    def seat(self, adapters: Mapping[str, Adapter], changes: Mapping[str, Adapter] | None = None) -> None:
+        """Make these clients, with copies of these adapters, the cohort. Their ranks may differ.
+
+        changes: by client what is added to its base weights, frozen, (alpha / rank) B A; one object for clients of one
+        federation, which is then held once. The reference policy is without it.
+
+        Raises:
+            AdapterError: a change of a layer that is not adapted, or that does not fit it.
+        """
+        mine = changes or {}
+        self.stack.seat(list(adapters.values()), [mine.get(client) for client in adapters])
         self.clients = list(adapters)
-        self.stack.seat(list(adapters.values()))
         self._learner = None
 
     def begin_training(
@@ -49,12 +57,15 @@ class Cohort:
         sampling: SamplingConfig,
         moments: Mapping[str, dict[str, torch.Tensor]] | None = None,
         anchors: Mapping[str, Adapter] | None = None,
+        trains: Halves = "AB",
     ) -> None:
         """Train the seated clients from their adapters on.
 
         moments: optimizer states to go on with, by client. anchors: the adapters the round began with (FedProx), if
-        they are not those seated now.
+        they are not those seated now. trains: both factors, or one of them while the other is frozen: it has no
+        gradient, decay or pull, and its moments stay as they are.
         """
+        self.stack.train(trains)
         self._learner = Learner(
             self.base,
             self.stack,
@@ -108,7 +119,7 @@ class Cohort:
         return dict(zip(self.clients, values, strict=True))
 
     def adapters(self) -> dict[str, Adapter]:
-        """Copies of the seated clients' adapters."""
+        """Copies of the seated clients' adapters, each at its own rank, without changes of the base weights."""
         return dict(zip(self.clients, self.stack.unseat(), strict=True)) if self.clients else {}
 
     def moments(self) -> dict[str, dict[str, torch.Tensor]]:

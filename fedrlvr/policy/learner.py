@@ -79,7 +79,7 @@ class Learner:
         self.engine = engine
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self.optimizer = StackedAdamW(stack.parameters(), config)
+        self.optimizer = StackedAdamW(stack.parameters(), config, stack.ranks)
         # FedProx pulls towards the round's adapters: those seated when the round began.
         anchors = anchors or stack.parameters()
         self.anchors = [anchor.detach().clone() for anchor in anchors] if config.proximal_mu else []
@@ -187,8 +187,10 @@ class Learner:
         return response_logps(self.base, batch, self.temperature, self.engine)
 
     def _pull_to_anchor(self) -> None:
-        """Add the gradient of (mu / 2) || adapter - anchor ||^2 (FedProx, arXiv 1812.06127)."""
+        """Add the gradient of (mu / 2) || adapter - anchor ||^2 (FedProx, arXiv 1812.06127) to what is trained."""
         for parameter, anchor in zip(self.stack.parameters(), self.anchors, strict=False):
+            if not parameter.requires_grad:
+                continue
             pull = self.config.proximal_mu * (parameter.detach() - anchor)
             parameter.grad = pull if parameter.grad is None else parameter.grad + pull
 

@@ -2,7 +2,8 @@
 
 Each adapted layer holds A [K, r, k] and B [K, d, r]. A batch is K equal blocks of rows, client after client, so one
 batched matrix product per factor serves everyone; or spans say which rows are whose. Client i's rows touch slice i
-only. K = 1 is no special case.
+only. K = 1 is no special case. An adapter of a lower rank than the largest has zero components up to it, which stay
+zero in training: the gradient of each half of such a component is a product with the other half.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import LoraConfig
-from fedrlvr.errors import ModelError
+from fedrlvr.errors import AdapterError, ModelError
+from fedrlvr.policy.change import Change, Span, changed
 
-Span = tuple[int, int, int]
-"""(client, first row, row after the last): which rows of a batch, flattened to tokens, are a client's."""
+Halves = Literal["AB", "A", "B"]
+"""Which factors are trained; the others are frozen."""
 
 
 class StackedLinear(nn.Module):
-    """A frozen linear layer with K adapters: y = W x + scale B_i A_i x for the rows of client i."""
+    """A frozen linear layer with K adapters: y = W x + D_i x + scale_i B_i A_i x for the rows of client i.
+
+    D_i, if any, is the frozen change of the base weight that client i's federation made.
+    """
 
     def __init__(self, base: nn.Linear, stack: LoraStack) -> None:
         super().__init__()
@@ -33,6 +38,7 @@ class StackedLinear(nn.Module):
         self.__dict__["_stack"] = stack  # not a submodule: the stack owns the layers, not the other way round
         self.A: nn.Parameter | None = None
         self.B: nn.Parameter | None = None
+        self.changes: list[Change | None] | None = None  # None where no client has one
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., k]; flattened to tokens, the stack's spans say whose they are, or they are K equal blocks."""
@@ -44,61 +50,93 @@ class StackedLinear(nn.Module):
         y_Nd = self.base(x_Nk)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.A.dtype
-        update_Nd = _LowRank.apply(x_Nk.to(dtype), self.A.to(dtype), self.B.to(dtype), y_Nd, stack.scale, stack.spans)
-        return update_Nd.view(*x.shape[:-1], y_Nd.shape[-1])
+        x_Nk, y_dtype = x_Nk.to(dtype), y_Nd.dtype
+        if self.changes is not None:
+            y_Nd = changed(x_Nk, y_Nd, self.changes, stack.spans)
+        update_Nd = _LowRank.apply(x_Nk, self.A.to(dtype), self.B.to(dtype), y_Nd, stack.scales, stack.spans)
+        return update_Nd.to(y_dtype).view(*x.shape[:-1], y_Nd.shape[-1])
+
+
+class _Scales:
+    """scale_i of each client, and in the form that a batched product takes: one number, or [K, 1, 1] if they differ."""
+
+    def __init__(self, scales: Sequence[float], device: torch.device) -> None:
+        self.each = list(scales)
+        alike = all(scale == scales[0] for scale in scales)
+        self.all: float | Tensor = self.each[0] if alike else torch.tensor(self.each, device=device).view(-1, 1, 1)
 
 
 class _LowRank(torch.autograd.Function):
-    """y += scale B_i A_i x over each client's rows, in place: y is the frozen layer's output and nobody else's.
+    """y += scale_i B_i A_i x over each client's rows, in place: y is the frozen layer's output and nobody else's.
 
     Orders of factors are chosen for speed: on a CPU products with a side of r columns are up to five times slower when
-    r comes last in memory (measured for r = 8), so A and B^T are used as [r, .] throughout.
+    r comes last in memory (measured for r = 8), so A and B^T are used as [r, .] throughout. A frozen factor costs no
+    product.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, y: Tensor, scale: float, spans: list[Span] | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, y: Tensor, scales: _Scales, spans: list[Span] | None
+    ) -> Tensor:
         """x [N, k], A [K, r, k], B [K, d, r], y [N, d]."""
         out = y if y.dtype == x.dtype else y.to(x.dtype)
         clients = A.shape[0]
         if spans is None:
             low = torch.bmm(x.view(clients, -1, x.shape[1]), A.transpose(1, 2))
-            out.view(clients, -1, out.shape[1]).baddbmm_(low, B.transpose(1, 2), alpha=scale)
+            blocks = out.view(clients, -1, out.shape[1])
+            if isinstance(scales.all, Tensor):
+                blocks.baddbmm_((low * scales.all).to(low.dtype), B.transpose(1, 2))
+            else:
+                blocks.baddbmm_(low, B.transpose(1, 2), alpha=scales.all)
             low = low.view(-1, A.shape[1])
         else:
             low = x.new_empty(x.shape[0], A.shape[1])
             for i, start, end in spans:
                 torch.mm(x[start:end], A[i].t(), out=low[start:end])
-                out[start:end].addmm_(low[start:end], B[i].t(), alpha=scale)
-        ctx.save_for_backward(x, A, B, low)
-        ctx.scale, ctx.spans, ctx.y_dtype = scale, spans, y.dtype
+                out[start:end].addmm_(low[start:end], B[i].t(), alpha=scales.each[i])
+        wants_a, wants_b = ctx.needs_input_grad[1:3]
+        ctx.save_for_backward(x if wants_a else None, A, B, low if wants_b else None)
+        ctx.scales, ctx.spans, ctx.y_dtype, ctx.x_dtype = scales, spans, y.dtype, x.dtype
         if out is y:
             ctx.mark_dirty(y)
         return out.to(y.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, None, None]:
         x, A, B, low = ctx.saved_tensors
         y_grad = grads[0]
-        g = y_grad.to(x.dtype).contiguous()
+        g = y_grad.to(ctx.x_dtype).contiguous()
         B_t = B.transpose(1, 2).contiguous()
-        clients, scale = A.shape[0], ctx.scale
-        wants_x = ctx.needs_input_grad[0]
+        clients, scales = A.shape[0], ctx.scales
+        wants_x, wants_a, wants_b = ctx.needs_input_grad[:3]
+        x_grad = a_grad = b_grad = None
         if ctx.spans is None:
-            xs, gs, lows = (t.view(clients, -1, t.shape[1]) for t in (x, g, low))
-            g_low = torch.bmm(gs, B_t.transpose(1, 2)).mul_(scale)
-            x_grad = torch.bmm(g_low, A).view_as(x) if wants_x else None
-            a_grad = torch.bmm(g_low.transpose(1, 2), xs)
-            b_grad = torch.bmm(lows.transpose(1, 2), gs).mul_(scale).transpose(1, 2)
+            gs = g.view(clients, -1, g.shape[1])
+            if wants_x or wants_a:
+                g_low = torch.bmm(gs, B_t.transpose(1, 2)).mul_(scales.all)
+                x_grad = torch.bmm(g_low, A).view(-1, A.shape[2]) if wants_x else None
+                a_grad = torch.bmm(g_low.transpose(1, 2), x.view(clients, -1, x.shape[1])) if wants_a else None
+            if wants_b:
+                lows = low.view(clients, -1, low.shape[1])
+                b_grad = torch.bmm(lows.transpose(1, 2), gs).mul_(scales.all).transpose(1, 2)
             return x_grad, a_grad, b_grad, y_grad, None, None
-        x_grad = torch.empty_like(x) if wants_x else None
-        a_grad, b_grad_t = torch.zeros_like(A), torch.zeros_like(B_t)
+        if wants_x:
+            whole = sum(end - start for _, start, end in ctx.spans) == len(g)
+            x_grad = (torch.empty if whole else torch.zeros)(len(g), A.shape[2], dtype=g.dtype, device=g.device)
+        a_grad = torch.zeros_like(A) if wants_a else None
+        b_grad_t = torch.zeros_like(B_t) if wants_b else None
         for i, start, end in ctx.spans:
-            g_low = torch.mm(g[start:end], B_t[i].t()).mul_(scale)
+            if wants_x or wants_a:
+                g_low = torch.mm(g[start:end], B_t[i].t()).mul_(scales.each[i])
             if x_grad is not None:
                 torch.mm(g_low, A[i], out=x_grad[start:end])
-            torch.mm(g_low.t(), x[start:end], out=a_grad[i])
-            torch.mm(low[start:end].t(), g[start:end], out=b_grad_t[i])
-        return x_grad, a_grad, b_grad_t.mul_(scale).transpose(1, 2), y_grad, None, None
+            if a_grad is not None:
+                torch.mm(g_low.t(), x[start:end], out=a_grad[i])
+            if b_grad_t is not None:
+                torch.mm(low[start:end].t(), g[start:end], out=b_grad_t[i])
+        if b_grad_t is not None:
+            b_grad = b_grad_t.mul_(scales.all).transpose(1, 2)
+        return x_grad, a_grad, b_grad, y_grad, None, None
 
 
 class LoraStack:
@@ -109,9 +147,8 @@ class LoraStack:
     """
 
     def __init__(self, model: nn.Module, config: LoraConfig) -> None:
-        self.rank = config.rank
+        self.rank = config.largest
         self.alpha = config.alpha
-        self.scale = config.alpha / config.rank
         self.enabled = True
         self.spans: list[Span] | None = None
         """Whose the tokens of the batch at hand are, at most one span a client; None: equal blocks of all K clients."""
@@ -124,6 +161,10 @@ class LoraStack:
             setattr(parent, last, layer)
             self.layers[name] = layer
         self.device = next(model.parameters()).device
+        self.ranks: list[int] = []
+        """The rank of each adapter seated, which may be less than that of the stack."""
+        self._alphas: list[float] = []
+        self.scales = _Scales([self.alpha / self.rank], self.device)
 
     @property
     def clients(self) -> int:
@@ -132,7 +173,7 @@ class LoraStack:
         return 0 if first is None else int(first.shape[0])
 
     def fresh(self, seed: int) -> Adapter:
-        """A new adapter: A uniform in +-1/sqrt(k) as PEFT draws it, B zero, so that the model is unchanged."""
+        """A new adapter of the largest rank: A uniform in +-1/sqrt(k) as PEFT draws it, B zero, so nothing changes."""
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, layer in self.layers.items():
@@ -141,22 +182,47 @@ class LoraStack:
             layers[name] = Factors(a, torch.zeros(layer.base.out_features, self.rank))
         return Adapter(layers, self.alpha)
 
-    def seat(self, adapters: Sequence[Adapter]) -> None:
-        """Stack these adapters, in this order, as the K clients; copies, in float32."""
+    def seat(self, adapters: Sequence[Adapter], changes: Sequence[Adapter | None] = ()) -> None:
+        """Stack these adapters, in this order, as the K clients; copies, in float32; all factors are trained.
+
+        Those of a lower rank get zero components up to the largest; every client keeps its own scale alpha / rank.
+        changes: what is added to each client's base weights, the same object for clients of one federation.
+
+        Raises:
+            AdapterError: a change of a layer that is not adapted, or that does not fit it.
+        """
+        by_layer = self._changes(changes)
         factors = iter(self.stacked(adapters))
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             layer.A, layer.B = nn.Parameter(next(factors)), nn.Parameter(next(factors))
+            layer.changes = by_layer.get(name)
+        self.ranks = [adapter.rank for adapter in adapters]
+        self._alphas = [adapter.alpha for adapter in adapters]
+        self.scales = _Scales([adapter.scale for adapter in adapters], self.device)
+
+    def train(self, halves: Halves) -> None:
+        """Freeze the factors that are not named."""
+        for layer in self.layers.values():
+            for half, parameter in (("A", layer.A), ("B", layer.B)):
+                if parameter is not None:
+                    parameter.requires_grad_(half in halves)
 
     def stacked(self, adapters: Sequence[Adapter]) -> list[Tensor]:
-        """Copies of these adapters' factors in float32, each [K, ., .], in the order of `parameters`."""
-        return [
-            torch.stack([half_of(adapter.layers[name]) for adapter in adapters]).to(self.device, torch.float32)
-            for name in self.layers
-            for half_of in (_A, _B)
-        ]
+        """Copies of these adapters' factors in float32, each [K, ., .], in the order of `parameters`.
+
+        The rank is the largest of theirs; others have zero components up to it.
+        """
+        most = max(adapter.rank for adapter in adapters)
+        tensors = []
+        for name in self.layers:
+            rows = [(adapter.layers[name], most - adapter.rank) for adapter in adapters]
+            a_K = [pad(a, (0, 0, 0, more)) if more else a for (a, _), more in rows]
+            b_K = [pad(b, (0, more)) if more else b for (_, b), more in rows]
+            tensors += [torch.stack(half).to(self.device, torch.float32) for half in (a_K, b_K)]
+        return tensors
 
     def unseat(self) -> list[Adapter]:
-        """Every client's adapter, copied to the CPU: the stack changes no more of it.
+        """Every client's adapter at its own rank, copied to the CPU: the stack changes no more of it.
 
         Raises:
             ModelError: no adapters are seated.
@@ -168,26 +234,44 @@ class LoraStack:
             assert layer.A is not None
             assert layer.B is not None
             halves = (half.detach().to("cpu", copy=True).unbind() for half in (layer.A, layer.B))
-            for own, a, b in zip(layers, *halves, strict=True):
-                own[name] = Factors(a, b)
-        first = Adapter(layers[0], self.alpha)
-        return [first, *(first.alike(own) for own in layers[1:])]
+            for own, rank, a, b in zip(layers, self.ranks, *halves, strict=True):
+                own[name] = Factors(a[:rank], b[:, :rank].contiguous())
+        firsts: dict[tuple[int, float], Adapter] = {}  # what has the layout of another is spared its digest
+        adapters = []
+        for own, rank, alpha in zip(layers, self.ranks, self._alphas, strict=True):
+            first = firsts.get((rank, alpha))
+            adapters.append(Adapter(own, alpha) if first is None else first.alike(own))
+            firsts.setdefault((rank, alpha), adapters[-1])
+        return adapters
 
     def parameters(self) -> list[nn.Parameter]:
         """All stacked factors, each [K, ., .], in the layers' order, A before B."""
         return [half for layer in self.layers.values() for half in (layer.A, layer.B) if half is not None]
 
+    def _changes(self, changes: Sequence[Adapter | None]) -> dict[str, list[Change | None]]:
+        """By layer the change of each client's weight, one object for clients of one change."""
+        by_layer: dict[str, list[Change | None]] = {}
+        # By identity: adapters cannot be told equal cheaply.
+        for change in {id(change): change for change in changes if change is not None}.values():
+            for name, factors in change.layers.items():
+                layer = self.layers.get(name)
+                if layer is None or (factors.B.shape[0], factors.A.shape[1]) != tuple(layer.base.weight.shape):
+                    raise AdapterError(f"the change of the base weights at {name} does not fit an adapted layer.")
+                one = Change(factors, change.scale, self.device)
+                held = by_layer.setdefault(name, [None] * len(changes))
+                for i, whose in enumerate(changes):
+                    if whose is change:
+                        held[i] = one
+        return by_layer
+
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The base model alone: the reference policy."""
+        """The base model alone, without adapters and changes: the reference policy."""
         self.enabled = False
         try:
             yield
         finally:
             self.enabled = True
-
-
-_A, _B = attrgetter("A"), attrgetter("B")
 
 
 def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:

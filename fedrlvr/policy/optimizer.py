@@ -17,16 +17,21 @@ from fedrlvr.config import TrainConfig
 class StackedAdamW:
     """AdamW (arXiv 1711.05101) over parameters whose leading axis is the client axis.
 
-    State per client i: `steps[i]`, and slice i of `m` and `v` for each parameter.
+    State per client i: row i of `steps` [K, parameters], and slice i of `m` and `v` for each parameter. A parameter
+    that requires no gradient is left as it is, state and all; so halves that are frozen in turns have their own counts.
+
+    ranks: of each client, where the parameters are LoRA factors A [K, r, k] and B [K, d, r] in turn. A client's state
+    is then of the components it has, whatever the rank of the stack it sits in.
     """
 
     EPS = 1e-8
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
         self.config = config
+        self.ranks = list(ranks)
         clients = self.parameters[0].shape[0]
-        self.steps = torch.zeros(clients, dtype=torch.int64)
+        self.steps = torch.zeros(clients, len(self.parameters), dtype=torch.int64)
         self.m = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
 
@@ -53,13 +58,17 @@ class StackedAdamW:
     def step(self, rates: Sequence[float]) -> None:
         """One update of every client i, at learning rate `rates[i]`."""
         config = self.config
-        self.steps += 1
-        device = self.parameters[0].device
-        rates_K11 = torch.tensor(rates, device=device, dtype=torch.float32).view(-1, 1, 1)
-        steps_K11 = self.steps.to(device, torch.float32).view(-1, 1, 1)
-        correct1_K11 = 1 - config.beta1**steps_K11
-        correct2_K11 = 1 - config.beta2**steps_K11
-        for parameter, m, v in zip(self.parameters, self.m, self.v, strict=True):
+        rates_K11 = torch.tensor(rates, device=self.parameters[0].device, dtype=torch.float32).view(-1, 1, 1)
+        self.steps += torch.tensor([parameter.requires_grad for parameter in self.parameters])
+        corrections: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # most parameters have the same counts
+        for parameter, m, v, steps_K in zip(self.parameters, self.m, self.v, self.steps.t(), strict=True):
+            if not parameter.requires_grad:
+                continue
+            counts = tuple(steps_K.tolist())
+            if counts not in corrections:
+                steps_K11 = steps_K.to(parameter.device, torch.float32).view(-1, 1, 1)
+                corrections[counts] = 1 - config.beta1**steps_K11, 1 - config.beta2**steps_K11
+            correct1_K11, correct2_K11 = corrections[counts]
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             if config.weight_decay:
                 parameter.mul_(1 - rates_K11 * config.weight_decay)
@@ -69,20 +78,30 @@ class StackedAdamW:
             parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
 
     def state(self, client: int) -> dict[str, Tensor]:
-        """One client's step count and moments, each of these end to end as one vector; copies on the CPU."""
-        moments = {name: torch.cat([t[client].flatten() for t in kind]).cpu() for name, kind in self._moments()}
+        """One client's step counts and moments, each of these end to end as one vector; copies on the CPU."""
+        moments = {name: torch.cat([own.flatten() for own in kind]).cpu() for name, kind in self._moments(client)}
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.steps[client] = state["steps"]
-        for name, kind in self._moments():
-            parts = state[name].split([t[client].numel() for t in kind])
-            for t, part in zip(kind, parts, strict=True):
-                t[client].copy_(part.view_as(t[client]))
+        for name, kind in self._moments(client):
+            parts = state[name].split([own.numel() for own in kind])
+            for own, part in zip(kind, parts, strict=True):
+                own.copy_(part.view(own.shape))
 
-    def _moments(self) -> list[tuple[str, list[Tensor]]]:
-        return [("m", self.m), ("v", self.v)]
+    def _moments(self, client: int) -> list[tuple[str, list[Tensor]]]:
+        """Views of a client's moments, of the components it has."""
+        return [
+            (name, [self._own(client, i, moment[client]) for i, moment in enumerate(kind)])
+            for name, kind in (("m", self.m), ("v", self.v))
+        ]
+
+    def _own(self, client: int, index: int, moment: Tensor) -> Tensor:
+        if not self.ranks:
+            return moment
+        rank = self.ranks[client]
+        return moment[:, :rank] if index % 2 else moment[:rank]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

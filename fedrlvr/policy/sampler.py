@@ -28,8 +28,9 @@ from fedrlvr.errors import DataError
 from fedrlvr.policy.attention import SharedPrompts, can_share_prompts, no_mask
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cache import FilledLayer, expand, whole_cache
+from fedrlvr.policy.change import Span
 from fedrlvr.policy.graph import can_capture, capture, wants_static
-from fedrlvr.policy.lora import LoraStack, Span
+from fedrlvr.policy.lora import LoraStack
 from fedrlvr.rl import Response
 
 BLOCK = 128

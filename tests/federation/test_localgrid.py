@@ -137,7 +137,9 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     locals_ = [arrays_to_adapter(r.content.array_records["arrays"], initial, whose="a client") for r in sent]
     examples = [float(r.content.metric_records["metrics"]["num-examples"]) for r in sent]  # type: ignore[arg-type]
     assert len(locals_) == 2
-    ours = dict(fedit(zip(locals_, examples, strict=True)).tensors())
+    mean_adapter = fedit(zip(locals_, examples, strict=True)).adapter
+    assert mean_adapter is not None
+    ours = dict(mean_adapter.tensors())
     moved = 0.0
     for (name, mean), (_, start) in zip(theirs.tensors(), initial.tensors(), strict=True):
         torch.testing.assert_close(mean, ours[name], rtol=1e-5, atol=1e-7)

@@ -397,7 +397,7 @@ def test_the_optimizer_and_the_anchor_go_on_through_a_round(
 
     def step(self: Learner, *args: Any) -> Any:
         seated = [p.detach().clone() for p in self.stack.parameters()]
-        begun.append((int(self.optimizer.steps[0]), self.anchors, seated))
+        begun.append((int(self.optimizer.steps[0, 0]), self.anchors, seated))
         return real(self, *args)
 
     monkeypatch.setattr(Learner, "step", step)

@@ -93,8 +93,8 @@ def test_weights_by_gain_are_over_those_who_answered() -> None:
     # Ann gains (0.6 - 0.5) / 0.5 = 0.2, cyd nothing; bob keeps his baseline for when he is back.
     share = math.exp(0.2) / (math.exp(0.2) + 1)
     assert strategy.record.clients["ann"]["weight"] == pytest.approx(share)
-    assert strategy.fgrpo is not None
-    assert strategy.fgrpo.gains({"bob": 0.75}) == pytest.approx({"bob": 0.5})
+    assert strategy.combiner.fgrpo is not None
+    assert strategy.combiner.fgrpo.gains({"bob": 0.75}) == pytest.approx({"bob": 0.5})
 
 
 def test_what_a_client_says_of_its_failure_is_bounded() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fakes import (
     NAMES,
+    adapter_of,
     answering,
     arrays_with,
     contexts,
@@ -24,7 +25,7 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDi
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageError, RoundError
-from fedrlvr.federation.checkpoint import Checkpoints
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import adapter_to_arrays
 from fedrlvr.federation.record import RoundRecord, RunLog
@@ -95,7 +96,7 @@ def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint()
     first = answered(strategy, 1, {1: 0.4, 2: 0.5, 3: 100.0})
     assert [first[name]["weight"] for name in NAMES.values()] == pytest.approx([1 / 3] * 3)
     again = strategy_of(weights="fgrpo")
-    again.restore(json.loads(json.dumps(strategy.state())))
+    again.restore(Checkpoint(1, strategy.adapter, json.loads(json.dumps(strategy.state()))))
     for one in (strategy, again):
         # Gains 1/4, -1/5 and 0, whatever the scale: ann 0.4 -> 0.5, bob 0.5 -> 0.4, cyd 100 -> 100.
         second = answered(one, 2, {1: 0.5, 2: 0.4, 3: 100.0})
@@ -113,8 +114,8 @@ def test_fgrpo_needs_every_clients_mean_reward() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"fgrpo": {"ann": 3}}])
 def test_a_checkpoint_without_a_usable_state_is_refused(state: dict[str, object]) -> None:
-    with pytest.raises(CheckpointError, match="state of FGRPO"):
-        strategy_of(weights="fgrpo").restore(state)
+    with pytest.raises(CheckpointError, match="state of the strategy"):
+        strategy_of(weights="fgrpo").restore(Checkpoint(1, adapter_of(0.0), state))
 
 
 def test_a_client_without_examples_does_not_count() -> None:

@@ -96,7 +96,7 @@ def test_clients_restored_at_different_steps_are_corrected_by_their_own_count() 
         advance(old, step)
     mixed = StackedAdamW([nn.Parameter(p.detach().clone()) for p in old.parameters], config)
     mixed.restore(0, old.state(0))
-    assert mixed.steps.tolist() == [5, 0, 0]
+    assert mixed.steps.tolist() == [[5, 5], [0, 0], [0, 0]]
     afresh = StackedAdamW([nn.Parameter(p.detach().clone()) for p in old.parameters], config)
     for optimizer in (old, mixed, afresh):
         advance(optimizer, 7)

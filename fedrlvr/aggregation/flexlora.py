@@ -1,0 +1,65 @@
+"""FlexLoRA (arXiv 2402.11505): the singular value decomposition of the mean update, truncated to each client's rank.
+
+    U S V^T = sum_k p_k s_k B_k A_k        A = V^T        B = U S / s        p_k = w_k / sum_j w_j, s = alpha / rank
+
+Client k goes on with `result.adapter.at_rank(r_k)`: the best approximation of the mean update at its rank.
+
+The d x k product is never formed. With the factors stacked, [p_k s_k B_k] = Q_B R_B and [A_k]^T = Q_A R_A, the small
+R_B R_A^T = U' S V'^T is decomposed instead: U = Q_B U', V = Q_A V'.
+
+Exactness: exact up to the truncation to `rank`.
+Cost: r_k (d + k) numbers up and down per client and layer; O((d + k) R^2 + R^3) for R = sum_k r_k, in float64; all
+adapters are held at once. Not a sum of adapters, so not for secure aggregation. Ranks can be mixed, alphas not.
+Known: decomposition and truncation. Our reading: which factor takes S. With it in B, the rows of A are orthonormal, in
+size like a fresh adapter's, and a component whose singular value is zero can still learn; and what becomes of
+components that nobody gives (`before`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.aggregation.pairs import Pairs, check_before, checked, shape
+from fedrlvr.aggregation.result import Result
+from fedrlvr.aggregation.stacking import stacked
+
+
+def flexlora(pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+    """The mean update at `rank`, largest components first, in the first one's type.
+
+    rank: of the result; None: the largest given.
+    before: the round's adapter at that rank. Where a layer has fewer components than `rank` (it has min(R, d, k)), the
+        others take their A from it, with B zero; without it they are zero in A and in B, and a component that is zero
+        in both never learns again.
+
+    Raises:
+        ValueError: no adapters, a weight that is negative or not finite, weights that sum to zero, adapters of
+            different layers, alpha or shapes apart from rank, or a `before` that is not like the result.
+    """
+    kept = list(checked(pairs, rule="FlexLoRA", mixed_ranks=True))
+    first = kept[0][0]
+    rank = rank or max(adapter.rank for adapter, _ in kept)
+    if before is not None:
+        check_before(before, shape(first), rank)
+    total = sum(weight for _, weight in kept)
+    layers = {}
+    for name, (a_s, b_s) in stacked((adapter, weight / total) for adapter, weight in kept).items():
+        left, right = decompose(a_s, b_s)
+        found = min(rank, len(right))
+        a = pad(right[:rank], (0, 0, 0, rank - found))
+        if before is not None:
+            a[found:] = before.layers[name].A[found:]
+        b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - found))
+        layers[name] = Factors(a.to(first.layers[name].A.dtype), b.to(first.layers[name].B.dtype))
+    return Result(Adapter(layers, first.alpha))
+
+
+def decompose(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """U S [d, m] and V^T [m, k] of b a, for a [R, k] and b [d, R]; m = min(R, d, k), largest singular value first."""
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    return (q_b @ u) * s, vt @ q_a.T

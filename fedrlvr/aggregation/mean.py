@@ -1,0 +1,54 @@
+"""The weighted mean of factors, summed as they come: what FedIT, FFA-LoRA, RoLoRA and FedEx-LoRA have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.aggregation.pairs import Pairs, checked
+
+
+def mean(pairs: Pairs, *, rule: str, frozen: tuple[int, ...] = ()) -> Adapter:
+    """The mean of each factor, summed in float64 and returned in the first one's type. One sum is held, no adapters.
+
+    frozen: 0 for A, 1 for B; if not empty, one of these must be the same for all, to the bit. It comes back to the
+        bit from float32 and narrower types, and the first adapter's is held to compare with.
+
+    Raises:
+        ValueError: what `checked` refuses, or adapters that share none of `frozen`.
+    """
+    sums: Tensor | None = None
+    outline: Adapter | None = None
+    total = 0.0
+    shared: dict[int, list[Tensor]] = {}
+    for adapter, weight in checked(pairs, rule=rule):
+        if outline is None:
+            outline = _outline(adapter)
+            shared = {half: [factors[half] for factors in adapter.layers.values()] for half in frozen}
+        shared = {half: kept for half, kept in shared.items() if _same(adapter, half, kept)}
+        if frozen and not shared:
+            halves = " and ".join("AB"[half] + "s" for half in frozen)
+            raise ValueError(f"{rule} needs a factor that is the same for all, but the {halves} differ")
+        if weight == 0:
+            continue
+        # End to end: one sum costs less than hundreds of small ones.
+        flat = torch.cat([tensor.flatten() for _, tensor in adapter.tensors()])
+        sums = torch.zeros_like(flat, dtype=torch.float64) if sums is None else sums
+        sums.add_(flat, alpha=weight)
+        total += weight
+    assert outline is not None
+    assert sums is not None
+    likes = [tensor for _, tensor in outline.tensors()]
+    parts = torch.split(sums.div_(total), [like.numel() for like in likes])
+    means = iter([part.view(like.shape).to(like.dtype) for part, like in zip(parts, likes, strict=True)])
+    return outline.alike({name: Factors(next(means), next(means)) for name in outline.layers})
+
+
+def _outline(adapter: Adapter) -> Adapter:
+    """Names, shapes and types without values, so that the values can go."""
+    return adapter.alike({name: Factors(a.to("meta"), b.to("meta")) for name, (a, b) in adapter.layers.items()})
+
+
+def _same(adapter: Adapter, half: int, kept: list[Tensor]) -> bool:
+    return all(torch.equal(factors[half], one) for factors, one in zip(adapter.layers.values(), kept, strict=True))

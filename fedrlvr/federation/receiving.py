@@ -1,0 +1,169 @@
+"""What a client begins a message with: an adapter, and what has been added to its base weights.
+
+A message that begins something brings them, or the part of them that the client does not remember (globalmodel.py);
+one in the middle of a round goes on with what the client has. What a client remembers of the global model lies in its
+own `context.state`, beside the rest of its memory, and changes only when the message has been answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, ConfigRecord, Context
+
+from fedrlvr.adapter import Adapter, fresh
+from fedrlvr.aggregation import add
+from fedrlvr.errors import MessageError
+from fedrlvr.federation.memory import OWN_ADAPTER, ROUND_ADAPTER, arrays_in
+from fedrlvr.federation.messages import (
+    ARRAYS,
+    CHANGE,
+    Coming,
+    StretchRequest,
+    adapter_to_arrays,
+    arrays_to_adapter,
+)
+from fedrlvr.rules import Halves
+from fedrlvr.seeds import stream
+
+if TYPE_CHECKING:
+    from fedrlvr.federation.client import Asked
+
+HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a client begins a message with.
+
+    change: added to its base weights, of scale 1. keep: what it is to remember of the global model from now on.
+    """
+
+    adapter: Adapter
+    change: Adapter | None = None
+    keep: dict[str, ArrayRecord | ConfigRecord] = field(default_factory=dict)
+
+    def remember(self, context: Context) -> None:
+        """Keep what later messages will not bring again."""
+        for name, record in self.keep.items():
+            context.state[name] = record
+
+
+class Reading:
+    """Reads what a batch of messages brings. What several clients are sent alike is read once, and is one object."""
+
+    def __init__(self) -> None:
+        self._adapters: dict[Hashable, Adapter] = {}
+        self._records: dict[Hashable, ArrayRecord] = {}
+        self._likes: list[Adapter] = []  # keys speak of adapters by their ids, so these must live as long
+
+    def start(self, one: Asked) -> Start:
+        """What this client begins with.
+
+        Raises:
+            MessageError: the message lacks something, or counts on what the client does not remember.
+            AdapterError: an adapter that cannot be used.
+        """
+        request = one.request
+        if request.own_adapter:
+            own = arrays_in(one.context, OWN_ADAPTER)
+            return Start(self._adapter(own, one.initial, f"{one.site.name}'s own") if own is not None else one.initial)
+        if one.coming is not None:
+            return self._begin(one, one.coming)
+        may = isinstance(request, StretchRequest) and request.coordination is not None
+        arrays = arrays_in(one.context, ROUND_ADAPTER) if may else None
+        if arrays is None:
+            raise MessageError(f"{one.site.name}: round {request.round}: a request without an adapter")
+        change = self._held_change(one)
+        return Start(self._adapter(arrays, one.initial, one.site.name), change)
+
+    def _begin(self, one: Asked, coming: Coming) -> Start:
+        whose = f"the adapter sent to {one.site.name} in round {one.request.round}"
+        if coming.change in ("held", "next") or (coming.halves != "AB" and coming.seeded is None):
+            self._check_held(one, coming)
+        rest = one.initial
+        if coming.seeded:
+            seed = stream(one.request.seed, "adapter", coming.seeded)
+            whole = one.app.initial
+            rest = fresh(whole.shapes, rank=whole.rank, alpha=whole.alpha, seed=seed).at_rank(rest.rank)
+        elif coming.seeded is None and coming.halves != "AB":
+            held = arrays_in(one.context, HELD_ADAPTER)
+            if held is None:
+                raise MessageError(f"{one.site.name}: round {one.request.round}: no adapter is remembered here")
+            rest = self._adapter(held, rest, one.site.name)
+        adapter = rest
+        if coming.halves is not None:
+            arrays = one.message.content.array_records.get(ARRAYS)
+            if arrays is None:
+                raise MessageError(f"{one.site.name}: round {one.request.round}: a request without an adapter")
+            adapter = self._adapter(arrays, rest, whose, coming.halves)
+        change = self._change(one, coming)
+        keep: dict[str, ArrayRecord | ConfigRecord] = {}
+        if coming.remember != "nothing":
+            keep[HELD] = ConfigRecord({"version": coming.version, "rank": change.rank if change else 0})
+        if coming.remember == "adapter":
+            keep[HELD_ADAPTER] = self._record(adapter)
+        if coming.remember == "change" and change is not None:
+            keep[HELD_CHANGE] = self._record(change)
+        return Start(adapter, change, keep)
+
+    def _change(self, one: Asked, coming: Coming) -> Adapter | None:
+        if coming.change == "none":
+            return None
+        held = self._held_change(one) if coming.change != "whole" else None
+        if coming.change == "held":
+            return held
+        arrays = one.message.content.array_records.get(CHANGE)
+        if arrays is None or not 1 <= coming.change_rank <= _most(one.app.initial):
+            raise MessageError(
+                f"{one.site.name}: round {one.request.round}: a request without the change of the base weights that it "
+                "speaks of"
+            )
+        whose = f"the change of the base weights sent to {one.site.name} in round {one.request.round}"
+        came = self._adapter(arrays, _of_scale_1(one.app.initial, coming.change_rank), whose)
+        key = id(held), id(came)  # both are kept alive by this reading
+        if key not in self._adapters:
+            total = add(held, came)
+            assert total is not None
+            self._adapters[key] = total
+        return self._adapters[key]
+
+    def _held_change(self, one: Asked) -> Adapter | None:
+        record, arrays = one.context.state.get(HELD), arrays_in(one.context, HELD_CHANGE)
+        if arrays is None or not isinstance(record, ConfigRecord):
+            return None
+        return self._adapter(arrays, _of_scale_1(one.app.initial, int(record["rank"])), one.site.name)  # type: ignore[arg-type]
+
+    def _check_held(self, one: Asked, coming: Coming) -> None:
+        record = one.context.state.get(HELD)
+        version = int(record["version"]) if isinstance(record, ConfigRecord) else None  # type: ignore[arg-type]
+        if version is None or version != coming.since:
+            known = "nothing" if version is None else f"that of round {version}"
+            raise MessageError(
+                f"{one.site.name}: round {one.request.round}: the message counts on the model of round {coming.since}, "
+                f"but this client remembers {known}; the server will send all of it next time"
+            )
+
+    def _adapter(self, arrays: ArrayRecord, like: Adapter, whose: str, halves: Halves = "AB") -> Adapter:
+        key = (halves, like.layout, id(like) if halves != "AB" else 0, *arrays, *(a.data for a in arrays.values()))
+        if key not in self._adapters:
+            self._adapters[key] = arrays_to_adapter(arrays, like, whose=whose, halves=halves)
+            self._likes.append(like)
+        return self._adapters[key]
+
+    def _record(self, adapter: Adapter) -> ArrayRecord:
+        """The adapter's record; one object for one adapter."""
+        if id(adapter) not in self._records:
+            self._records[id(adapter)] = adapter_to_arrays(adapter)
+        return self._records[id(adapter)]
+
+
+def _of_scale_1(initial: Adapter, rank: int) -> Adapter:
+    return Adapter(initial.at_rank(rank).layers, float(rank))
+
+
+def _most(initial: Adapter) -> int:
+    """The largest rank that a change of the base weights can need."""
+    return max(min(shape) for shape in initial.shapes.values())

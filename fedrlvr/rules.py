@@ -1,0 +1,31 @@
+"""The LoRA rules by name, and what sets them apart; what they compute is in aggregation/.
+
+Apart from there so that a configuration can be checked without loading torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Rule = Literal["fedit", "ffa", "rolora", "flora", "fedex", "hetlora", "flexlora"]
+Half = Literal["A", "B"]
+Halves = Literal["AB", "A", "B"]
+
+AVERAGES: frozenset[Rule] = frozenset({"fedit", "ffa", "rolora"})
+"""Rules that are a linear sum of what clients send: a secure sum can compute them, and a robust mean stand in."""
+MIXED_RANKS: frozenset[Rule] = frozenset({"flora", "hetlora", "flexlora"})
+"""Rules that take adapters of different ranks."""
+CHANGES_BASE: frozenset[Rule] = frozenset({"flora", "fedex"})
+"""Rules that change the base weights, for every client."""
+
+
+def trained(rule: Rule, round_: int) -> Halves:
+    """The half of the adapter that clients train, and send, in a round; rounds count from 1.
+
+    FFA-LoRA never trains A. RoLoRA trains B first: B starts at zero, so that A would have no gradient.
+    """
+    if rule == "ffa":
+        return "B"
+    if rule == "rolora":
+        return "B" if round_ % 2 else "A"
+    return "AB"

@@ -1,0 +1,61 @@
+"""Adapters to aggregate, and the dense mean of their updates that rules are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedrlvr.adapter import Adapter, Factors
+
+SHAPES = {"q": (9, 12), "v": (16, 7)}
+"""d and k by layer; the largest min(d, k) is 9."""
+
+Pairs = Sequence[tuple[Adapter, float]]
+
+
+def adapter(a: list[list[float]], b: list[list[float]], alpha: float = 4.0, name: str = "q") -> Adapter:
+    return Adapter({name: Factors(torch.tensor(a), torch.tensor(b))}, alpha)
+
+
+def random_adapter(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        name: Factors(torch.randn(rank, k, generator=generator), torch.randn(d, rank, generator=generator))
+        for name, (d, k) in SHAPES.items()
+    }
+    return Adapter(layers, alpha)
+
+
+def with_half(one: Adapter, other: Adapter, half: str) -> Adapter:
+    """`one`, with the other's A or B."""
+    layers = {
+        name: factors._replace(**{half: getattr(other.layers[name], half).clone()})
+        for name, factors in one.layers.items()
+    }
+    return Adapter(layers, one.alpha)
+
+
+def dense(one: Adapter | None) -> dict[str, Tensor]:
+    """alpha / r B A by layer, written out once more; None is no update."""
+    if one is None:
+        return {name: torch.zeros(d, k, dtype=torch.float64) for name, (d, k) in SHAPES.items()}
+    rank = next(iter(one.layers.values())).A.shape[0]
+    return {
+        name: one.alpha / rank * torch.einsum("dr,rk->dk", b.double(), a.double())
+        for name, (a, b) in one.layers.items()
+    }
+
+
+def ideal(pairs: Pairs) -> dict[str, Tensor]:
+    """sum_k p_k s_k B_k A_k by layer."""
+    total = sum(weight for _, weight in pairs)
+    updates = [(dense(one), weight / total) for one, weight in pairs]
+    return {name: sum(share * update[name] for update, share in updates) for name in updates[0][0]}  # type: ignore[misc]
+
+
+def off(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest relative error of a layer, in Frobenius norm."""
+    assert list(got) == list(wanted)
+    return max(float((got[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted)

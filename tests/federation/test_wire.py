@@ -1,0 +1,117 @@
+"""An adapter on the wire: whole or one half of it, and what is not an adapter is refused."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from fakes import adapter_of
+from flwr.app import Array, ArrayRecord
+
+from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.errors import AdapterError
+from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
+from fedrlvr.rules import Halves
+
+
+def counting(start: float = 0.0) -> Adapter:
+    """The layers of `adapter_of` with the numbers start, start + 1, ..., A and B of `up` first."""
+    numbers = iter(range(28))
+
+    def next_of(shape: torch.Size) -> torch.Tensor:
+        return torch.tensor([start + next(numbers) for _ in range(shape.numel())]).view(shape)
+
+    layers = {name: Factors(next_of(f.A.shape), next_of(f.B.shape)) for name, f in adapter_of(0).layers.items()}
+    return Adapter(layers, 4.0)
+
+
+def npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def test_both_halves_lie_end_to_end_in_the_layers_order() -> None:
+    """Up is A [2, 3], B [4, 2] and down A [2, 4], B [3, 2]: A holds 0-5 and 14-21, B holds 6-13 and 22-27."""
+    adapter = counting()
+    arrays = adapter_to_arrays(adapter)
+    assert list(arrays) == [f"A.{adapter.layout}", f"B.{adapter.layout}"]
+    a, b = arrays.values()
+    assert a.data == npy(np.array([*range(6), *range(14, 22)], np.float32))
+    assert b.data == npy(np.array([*range(6, 14), *range(22, 28)], np.float32))
+
+
+@pytest.mark.parametrize("halves", ["AB", "A", "B"])
+def test_the_half_that_travels_is_the_senders_and_the_other_the_receivers(halves: Halves) -> None:
+    adapter, like = counting(), counting(100.0)
+    arrays = adapter_to_arrays(adapter, halves)
+    assert [name[0] for name in arrays] == list(halves)
+    read = arrays_to_adapter(arrays, like, whose="ann", halves=halves)
+    assert read.alpha == like.alpha
+    assert read.layout == like.layout
+    for name in like.layers:
+        for half in "AB":
+            source = adapter if half in halves else like
+            assert torch.equal(getattr(read.layers[name], half), getattr(source.layers[name], half))
+
+
+def test_one_half_is_its_share_of_the_bytes() -> None:
+    """14 numbers of 4 bytes in each half, numpy's header of 128 bytes, and a name of 2 + 16 letters."""
+    adapter = counting()
+    assert adapter_to_arrays(adapter, "A").count_bytes() == 128 + 14 * 4 + 18
+    assert adapter_to_arrays(adapter, "B").count_bytes() == 128 + 14 * 4 + 18
+    assert adapter_to_arrays(adapter).count_bytes() == 2 * (128 + 14 * 4 + 18)
+
+
+@pytest.mark.parametrize(("sent", "expected"), [("AB", "A"), ("AB", "B"), ("A", "AB"), ("A", "B"), ("B", "A")])
+def test_other_halves_than_the_rounds_are_refused(sent: Halves, expected: Halves) -> None:
+    with pytest.raises(AdapterError, match="ann: its factors are not those"):
+        arrays_to_adapter(adapter_to_arrays(counting(), sent), counting(), whose="ann", halves=expected)
+
+
+def refused(array: Array, *words: str) -> None:
+    like = counting()
+    arrays = adapter_to_arrays(like, "B")
+    arrays[f"B.{like.layout}"] = array
+    with pytest.raises(AdapterError) as caught:
+        arrays_to_adapter(arrays, like, whose="ann", halves="B")
+    assert all(word in str(caught.value) for word in ("ann: ", *words)), caught.value
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_no_half_adapter_is_refused() -> None:
+    good = npy(np.zeros(14, np.float32))
+
+    def as_array(data: bytes, shape: tuple[int, ...] = (14,)) -> Array:
+        return Array("float32", shape, "numpy.ndarray", data)
+
+    zipped, pickled, header = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez(zipped, x=np.zeros(14, np.float32))
+    np.save(pickled, np.array([None] * 14), allow_pickle=True)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+    refused(as_array(good, (13,)), "shape (13,)")
+    refused(as_array(good, (14,) * 50_000), "shape (14, 14")
+    refused(as_array(good + bytes(14 * 8 + 1024)), "bytes, expected (14,) in at most")
+    refused(as_array(zipped.getvalue()), "B factors cannot be decoded (NpzFile)")
+    refused(as_array(pickled.getvalue()), "cannot be decoded (ValueError)")
+    refused(as_array(header.getvalue() + bytes(56)), "cannot be decoded")
+    refused(as_array(good[:-1]), "cannot be decoded")
+    refused(Array("float32", (14,), "torch.tensor", good), "cannot be decoded (TypeError)")
+    refused(as_array(npy(np.zeros(13, np.float32))), "expected float32 of shape (14,)")
+    refused(as_array(npy(np.zeros(14, np.int32))), "int32")
+    refused(as_array(npy(np.zeros(14, ">f4"))), ">f4")
+    refused(as_array(npy(np.full(14, np.nan, np.float32))), "up.B holds values that are not finite")
+    last = np.zeros(14, np.float32)
+    last[-1] = np.inf
+    refused(as_array(npy(last)), "down.B holds values that are not finite")
+
+
+def test_numbers_of_other_floats_are_read() -> None:
+    like = counting()
+    for kind in (np.float16, np.float64):
+        arrays = ArrayRecord({f"B.{like.layout}": Array(np.arange(14).astype(kind))})
+        read = arrays_to_adapter(arrays, like, whose="ann", halves="B")
+        assert read.layers["up"].B.dtype == torch.float32
+        assert read.layers["down"].B.tolist() == [[8, 9], [10, 11], [12, 13]]
