@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from fedrlvr.config import Config, load_config, load_resolved
-from fedrlvr.errors import ConfigError, FedrlvrError
+from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.rules import CHANGES_BASE
 
 EMBEDDED = Path(__file__).parent / "zoo" / "embedded.toml"
 
@@ -154,8 +155,14 @@ def export(
     out: Annotated[Path, typer.Argument(help="Where to write; must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Whole weights instead of a PEFT adapter.")] = False,
     client: Annotated[str | None, typer.Option(help="Whose adapter, in a run of the arm `local`.")] = None,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Refuse an adapter of a higher rank, as whoever serves it would.")
+    ] = None,
 ) -> None:
-    """Write what a run trained: a PEFT adapter directory, or merged weights."""
+    """Write what a run trained: a PEFT adapter directory, or merged weights.
+
+    Rules that change the base weights (flora, fedex) end in an adapter whose rank has grown with the rounds.
+    """
     settings = load_resolved(run_directory / "config.json")
     if out.exists():
         raise ConfigError(f"{out} exists already; give a new directory.")
@@ -167,11 +174,20 @@ def export(
     from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
 
     adapter = load_peft(run_directory / "adapter" / (client or ""))
+    if max_rank is not None and merged:
+        raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
+    if max_rank is not None and adapter.rank > max_rank:
+        rule = settings.aggregation.type
+        why = f", since {rule} adds each round to the base weights" if rule in CHANGES_BASE else ""
+        raise AdapterError(
+            f"The adapter has rank {adapter.rank}{why}, and --max-rank allows {max_rank}. Write whole weights with "
+            "--merged, or allow the rank (vLLM: --max-lora-rank)."
+        )
     if merged:
         save_merged(adapter, settings.model, out)
     else:
         save_peft(adapter, out, base_name=base_reference(settings.model.name))
-    typer.echo(f"wrote {'merged weights' if merged else 'a PEFT adapter'} to {out}")
+    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
 
 
 @app.command()

@@ -145,6 +145,8 @@ class Config(Section):
         clients = max(1, math.floor(federation.fraction * len(federation.names) + 0.5))
         if aggregation.robust == "krum" and clients < (needed := 2 * (aggregation.robust_hostile or HOSTILE) + 3):
             raise ValueError(f"aggregation.robust = 'krum' needs at least {needed} clients in a round, not {clients}")
+        if aggregation.robust == "median" and clients < 3:
+            raise ValueError(f"aggregation.robust = 'median' needs at least 3 clients in a round, not {clients}")
         if aggregation.robust == "trimmed_mean" and int((aggregation.robust_trim or TRIM) * clients) < 1:
             raise ValueError(
                 f"aggregation.robust = 'trimmed_mean' drops robust_trim x {clients} clients at either end, which is "

@@ -71,7 +71,7 @@ class AggregationConfig(Section):
     """The LoRA rule (docs/methods.md, section 5)."""
     weights: Literal["examples", "equal", "fgrpo"] = "examples"
     """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
-    (FGRPO, arXiv 2606.03094; docs/methods.md, section 2)."""
+    (FGRPO, arXiv 2606.03094; docs/methods.md, section 5)."""
     precision: Literal["float32", "float16", "int8"] = "float32"
     """What clients send adapters in. Below float32 it is their change in the round, rounded, and what rounding loses is
     added to their next one. What the server sends is always float32."""

@@ -15,9 +15,10 @@ from fedrlvr.errors import ModelError
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.learner import Learner, StepStats
-from fedrlvr.policy.lora import Halves, LoraStack
+from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.sampler import Decoding, sample
 from fedrlvr.rl import Group, Response
+from fedrlvr.rules import Halves
 
 
 class Cohort:

@@ -8,22 +8,19 @@ zero in training: the gradient of each half of such a component is a product wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter, Factors, fresh
 from fedrlvr.config import LoraConfig
 from fedrlvr.errors import AdapterError, ModelError
 from fedrlvr.policy.change import Change, Span, changed
-
-Halves = Literal["AB", "A", "B"]
-"""Which factors are trained; the others are frozen."""
+from fedrlvr.rules import Halves
 
 
 class StackedLinear(nn.Module):
@@ -173,14 +170,9 @@ class LoraStack:
         return 0 if first is None else int(first.shape[0])
 
     def fresh(self, seed: int) -> Adapter:
-        """A new adapter of the largest rank: A uniform in +-1/sqrt(k) as PEFT draws it, B zero, so nothing changes."""
-        generator = torch.Generator().manual_seed(seed)
-        layers = {}
-        for name, layer in self.layers.items():
-            bound = 1 / math.sqrt(layer.base.in_features)
-            a = torch.empty(self.rank, layer.base.in_features).uniform_(-bound, bound, generator=generator)
-            layers[name] = Factors(a, torch.zeros(layer.base.out_features, self.rank))
-        return Adapter(layers, self.alpha)
+        """A new adapter of the largest rank, which leaves the model as it is."""
+        shapes = {name: (layer.base.out_features, layer.base.in_features) for name, layer in self.layers.items()}
+        return fresh(shapes, rank=self.rank, alpha=self.alpha, seed=seed)
 
     def seat(self, adapters: Sequence[Adapter], changes: Sequence[Adapter | None] = ()) -> None:
         """Stack these adapters, in this order, as the K clients; copies, in float32; all factors are trained.

@@ -140,8 +140,10 @@ def test_an_adapter_of_another_model(refused: Refused, runs: Arm, model: Path, t
         [str(adapter), "adapter of another model"],
         "eval", toml(), "--adapter", adapter, "--set", f"model.name={other}",
     )  # fmt: skip
-    refused([str(adapter), "shape"], "eval", toml(), "--adapter", adapter, "--set", "lora.rank=2")
-    refused([str(adapter), "alpha"], "eval", toml(), "--adapter", adapter, "--set", "lora.alpha=3")
+    refused(
+        [str(adapter), "other target layers"],
+        "eval", toml(), "--adapter", adapter, "--set", "lora.targets=['q_proj']",
+    )  # fmt: skip
     refused([str(tmp_path), "adapter_config.json is missing"], "eval", toml(), "--adapter", tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(adapter, broken)

@@ -17,7 +17,7 @@ from anytext import any_text_model
 from fedrlvr.config import load_config
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ("embedded", "pubswap")
+GENERATED = ("embedded", "fgrpo", "mixed_ranks", "pubswap")
 """Examples on the embedded problems."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -42,7 +42,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_there_is_an_example_for_each_main_task() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"embedded", "gsm8k", "math", "medmcqa", "pubswap"}
+    assert {path.stem for path in EXAMPLES} >= {"embedded", "fgrpo", "gsm8k", "math", "medmcqa", "mixed_ranks", "pubswap"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
