@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from fedrlvr.errors import ConfigError
-from fedrlvr.rules import MIXED_RANKS
+from fedrlvr.rules import MIXED_RANKS, NEW_COMPONENTS
 from fedrlvr.seams import (
     HOSTILE,
     TRIM,
@@ -136,10 +136,10 @@ class Config(Section):
 
     def _check_aggregation(self) -> None:
         aggregation, train = self.aggregation, self.train
-        if aggregation.type == "flora" and train.optimizer_state == "keep":
+        if aggregation.type in NEW_COMPONENTS and train.optimizer_state == "keep":
             raise ValueError(
-                "train.optimizer_state = 'keep' has no meaning with aggregation.type = 'flora', which begins each "
-                "round with a new adapter"
+                f"train.optimizer_state = 'keep' has no meaning with aggregation.type = {aggregation.type!r}, after "
+                "which an adapter's components are others than before"
             )
         federation = self.federation
         clients = max(1, math.floor(federation.fraction * len(federation.names) + 0.5))

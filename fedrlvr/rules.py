@@ -18,6 +18,10 @@ MIXED_RANKS: frozenset[Rule] = frozenset({"flora", "hetlora", "flexlora"})
 CHANGES_BASE: frozenset[Rule] = frozenset({"flora", "fedex"})
 """Rules that change the base weights, for every client."""
 
+NEW_COMPONENTS: frozenset[Rule] = frozenset({"flora", "flexlora"})
+"""Rules after which an adapter's components are others than before, so that nothing kept of the old ones (optimizer
+moments, what rounding lost) means anything to the new."""
+
 
 def trained(rule: Rule, round_: int) -> Halves:
     """The half of the adapter that clients train, and send, in a round; rounds count from 1.

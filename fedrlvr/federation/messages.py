@@ -82,7 +82,8 @@ class StretchRequest(Request):
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
-    trains: the half of the adapter that is trained, and sent. precision: what it is sent in.
+    trains: the half of the adapter that is trained, and sent. precision: what it is sent in. feedback: whether what
+    rounding loses is to be sent the next time.
     """
 
     steps: int = Field(ge=0)
@@ -91,6 +92,7 @@ class StretchRequest(Request):
     coordination: PubSwapCoordination | None = None
     trains: Halves = "AB"
     precision: Literal["float32", "float16", "int8"] = "float32"
+    feedback: bool = True
 
 
 class TrainRequest(StretchRequest):

@@ -44,7 +44,7 @@ from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.rules import trained
+from fedrlvr.rules import NEW_COMPONENTS, trained
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -108,6 +108,7 @@ class FederatedRLVR(Strategy):
             coordination=last.coordination if last else None,
             trains=trained(self.model.rule, server_round),
             precision=self.config.aggregation.precision,
+            feedback=self.model.rule not in NEW_COMPONENTS,
         )
         for node in self._present(server_round, grid):
             body = self._body(request, node, None if local or last else arrays)
@@ -166,6 +167,7 @@ class FederatedRLVR(Strategy):
                 send=now.trades,
                 trains=trained(self.model.rule, server_round),
                 precision=self.config.aggregation.precision,
+                feedback=self.model.rule not in NEW_COMPONENTS,
             )
             messages = []
             for node in nodes:
@@ -227,6 +229,9 @@ class FederatedRLVR(Strategy):
         the adapter the run began with."""
         for reply in replies:
             client, whose = self._whose(reply, server_round)
+            if client in self.examples or client in self.record.left_out:
+                _log.warning("%s: a second reply, which does not count", whose)
+                continue
             taken = None
             with self._or_left_out(client):
                 _check_answered(reply, whose)

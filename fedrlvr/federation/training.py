@@ -371,8 +371,10 @@ class Training:
         precision, halves = self.request.precision, self.request.trains
         if precision == "float32":
             return adapter_to_arrays(adapter, halves), None
+        lost = arrays_in(one.context, LOST) if self.request.feedback else None
         try:
-            return pack(adapter, self.starts[row], arrays_in(one.context, LOST), precision, halves)
+            sent, lost = pack(adapter, self.starts[row], lost, precision, halves)
+            return sent, lost if self.request.feedback else None
         except AdapterError as error:  # diverged, or changed by more than can be rounded: the server is to see it
             _log.warning("%s: sent in float32: %s", one.site.name, error)
             return adapter_to_arrays(adapter, halves), None

@@ -60,6 +60,7 @@ _CURVES = (
     _Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
     _Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
     _Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
+    _Curve("weight", "What a client's adapter counts", percent=True),
 )
 
 
@@ -117,6 +118,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         held_out=_evaluation_figure(records),
         figures=_training_figures(records),
         clients=_clients_drawn(records),
+        left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
         settings=_settings(config),
@@ -147,10 +149,12 @@ def _method(config: Config) -> str:
     coordination: str = config.coordination.type
     if isinstance(config.coordination, PubSwapCoordination):
         coordination += f" (swap {config.coordination.swap}, ratio {config.coordination.ratio})"
-    return (
-        f"supervision {config.supervision.type}, coordination {coordination}, aggregation "
-        f"{config.aggregation.type}{fedprox}"
-    )
+    how = config.aggregation
+    options = [f"weights {how.weights}"] if how.weights != "examples" else []
+    options += [f"robust {how.robust}"] if how.robust != "none" else []
+    options += [f"sent in {how.precision}"] if how.precision != "float32" else []
+    aggregation = how.type + (f" ({', '.join(options)})" if options else "")
+    return f"supervision {config.supervision.type}, coordination {coordination}, aggregation {aggregation}{fedprox}"
 
 
 def _verdict(overall: Comparison, families: int) -> str | None:
@@ -197,6 +201,8 @@ def _training_figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         lines = series(records, curve.key)
         if not lines:
             continue  # a number nobody has, such as the ratio where no group had a gradient
+        if curve.key == "weight" and all(len({value for _, value in line}) == 1 for line in lines.values()):
+            continue  # weights by examples
         dashed = series(records, curve.dashed) if curve.dashed else None
         # Every figure names the same clients in the same order, so that a client keeps its colour.
         named = {client: lines.get(client, []) for client in order}

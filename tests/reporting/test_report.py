@@ -121,6 +121,35 @@ def test_names_are_escaped() -> None:
     assert found.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
 
 
+def test_who_was_left_out_is_said_with_the_reason_and_escaped() -> None:
+    records = run_records()
+    assert "Left out" not in page(records).words
+    records[2]["left_out"] = {"beta": "round 2, beta: <blink>no</blink> adapter"}
+    found = page(records)
+    assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(found.words.split()))
+    assert "blink" not in found.tags
+
+
+def test_client_weights_are_drawn_where_they_change() -> None:
+    records = run_records()
+    for alpha, record in ((0.5, records[1]), (0.5, records[2])):
+        record["clients"]["alpha"]["weight"], record["clients"]["beta"]["weight"] = alpha, 1 - alpha
+    assert "What a client's adapter counts" not in page(records).words
+    records[2]["clients"]["alpha"]["weight"] = 0.7
+    assert "What a client's adapter counts" in page(records).words
+
+
+def test_the_method_names_what_differs_in_the_aggregation() -> None:
+    plain = parse_config({"aggregation": {"type": "ffa"}})
+    assert "aggregation ffa" in page(run_records(), plain).words
+    assert "aggregation ffa (" not in page(run_records(), plain).words
+    how = {"type": "ffa", "weights": "equal", "robust": "clip", "precision": "int8"}
+    assert (
+        "aggregation ffa (weights equal, robust clip, sent in int8)"
+        in page(run_records(), parse_config({"aggregation": how})).words
+    )
+
+
 @pytest.mark.parametrize(
     "records",
     [
