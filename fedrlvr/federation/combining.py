@@ -53,7 +53,8 @@ class Combiner:
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
             raise RoundError(f"round {record.round}: no client answered")
-        taken = itertools.chain([first], taken)
+        taken = itertools.chain(iter([first]), taken)
+        del first  # or it would be held as long as the others come
         try:
             if self.how.robust in ("median", "trimmed_mean", "krum"):
                 return self._robust(dict(taken), model, record)

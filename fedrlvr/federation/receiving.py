@@ -132,9 +132,14 @@ class Reading:
 
     def _held_change(self, one: Asked) -> Adapter | None:
         record, arrays = one.context.state.get(HELD), arrays_in(one.context, HELD_CHANGE)
-        if arrays is None or not isinstance(record, ConfigRecord):
+        rank = int(record["rank"]) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
+        if not rank:
             return None
-        return self._adapter(arrays, _of_scale_1(one.app.initial, int(record["rank"])), one.site.name)  # type: ignore[arg-type]
+        if arrays is None:
+            raise MessageError(
+                f"{one.site.name}: the change of the base weights is missing from what is remembered here"
+            )
+        return self._adapter(arrays, _of_scale_1(one.app.initial, rank), one.site.name)
 
     def _check_held(self, one: Asked, coming: Coming) -> None:
         record = one.context.state.get(HELD)

@@ -42,7 +42,15 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_there_is_an_example_for_each_main_task() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"embedded", "fgrpo", "gsm8k", "math", "medmcqa", "mixed_ranks", "pubswap"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "embedded",
+        "fgrpo",
+        "gsm8k",
+        "math",
+        "medmcqa",
+        "mixed_ranks",
+        "pubswap",
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

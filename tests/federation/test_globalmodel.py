@@ -1,0 +1,277 @@
+"""What the server sends to whom: all of its model, what is new of it, or nothing; and what it knows of who has what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import NAMES, adapter_of
+from flwr.app import ArrayRecord
+
+from fedrlvr.adapter import Adapter, Factors, fresh
+from fedrlvr.aggregation import Result
+from fedrlvr.config import parse_config
+from fedrlvr.errors import CheckpointError
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.federation.globalmodel import GlobalModel
+from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
+from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.rules import Rule
+from fedrlvr.seeds import stream
+
+SHAPES = adapter_of(0.0).shapes
+SEED = 7
+HALF, HALF_OF_3 = 202, 230
+"""Bytes of half an adapter of rank 2 (A is 2 x 3 and 2 x 4, B is 4 x 2 and 3 x 2: 14 numbers of 4 bytes each, 128 of a
+header and 18 of a name), and of one of rank 3, whose halves have 21 numbers."""
+
+
+def made(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
+    """An adapter of the fakes' shapes with random numbers in both factors."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        name: Factors(torch.randn(rank, k, generator=generator), torch.randn(d, rank, generator=generator))
+        for name, (d, k) in SHAPES.items()
+    }
+    return Adapter(layers, alpha)
+
+
+def change(seed: int, rank: int = 2) -> Adapter:
+    return made(seed, rank, float(rank))
+
+
+def same(one: Adapter | None, other: Adapter | None) -> bool:
+    """Equal to the bit, in the same order."""
+    if one is None or other is None:
+        return one is other
+    pairs = zip(one.tensors(), other.tensors(), strict=True)
+    return one.alpha == other.alpha and all(n == m and torch.equal(a, b) for (n, a), (m, b) in pairs)
+
+
+def dense(one: Adapter) -> dict[str, torch.Tensor]:
+    return {name: one.scale * (b.double() @ a.double()) for name, (a, b) in one.layers.items()}
+
+
+def brought(model: GlobalModel, client: str, rank: int = 2) -> tuple[str | None, str, int]:
+    """Halves, what of the change, and bytes of both."""
+    hooks = adapter_to_arrays(model.adapter, model.halves)
+    coming, arrays, changed = model.bring(client, rank, hooks)
+    assert (arrays is None) == (coming.halves is None)
+    assert (changed is None) == (coming.change in ("none", "held"))
+    assert coming.change_rank == (0 if changed is None else changed_rank(model, coming.change))
+    return coming.halves, coming.change, sum(r.count_bytes() for r in (arrays, changed) if r is not None)
+
+
+def changed_rank(model: GlobalModel, kind: str) -> int:
+    sent = model.last if kind == "next" else model.change
+    assert sent is not None
+    return sent.rank
+
+
+def rounds_of(rule: Rule, *results: Result) -> GlobalModel:
+    """A model after these rounds; ann answered in all, bob not in the last, cyd not in the last two, dan never."""
+    model = GlobalModel(rule, made(1), SEED)
+    for version in range(len(results) + 1):
+        if version:
+            model.advance(results[version - 1], version)
+        for client, behind in (("ann", 0), ("bob", 1), ("cyd", 2)):
+            if version <= len(results) - behind:
+                model.answered(client)
+    return model
+
+
+@pytest.mark.parametrize("rule", ["fedit", "hetlora", "flexlora"])
+def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: Rule) -> None:
+    model = rounds_of(rule, Result(made(2)), Result(made(3)))
+    for client in ("ann", "bob", "cyd", "dan"):
+        assert brought(model, client) == ("AB", "none", 2 * HALF)
+        coming, _, _ = model.bring(client, 2, adapter_to_arrays(model.adapter))
+        assert (coming.version, coming.since, coming.seeded, coming.remember) == (2, None, None, "nothing")
+    assert not model.remembered
+    assert model.held == {}
+
+
+def test_what_the_hooks_were_given_is_what_a_client_of_the_full_rank_gets() -> None:
+    """So a wrapper's change of it counts also in a round that it makes no aggregate in."""
+    given = adapter_to_arrays(made(9))
+    _, arrays, _ = GlobalModel("fedit", made(1), SEED).bring("ann", 2, given)
+    assert arrays is given
+
+
+def test_ffa_sends_b_alone_beside_the_seeded_a() -> None:
+    model = rounds_of("ffa", Result(made(2)), Result(made(3)))
+    for client in ("ann", "bob", "cyd", "dan"):
+        assert brought(model, client) == ("B", "none", HALF)
+        coming, arrays, _ = model.bring(client, 2, adapter_to_arrays(model.adapter, "B"))
+        assert (coming.seeded, coming.remember) == (0, "nothing")
+        assert arrays is not None
+        got = arrays_to_adapter(arrays, made(1), whose="ann", halves="B")
+        assert all(torch.equal(got.layers[name].B, made(3).layers[name].B) for name in SHAPES)
+    assert model.held == {}
+
+
+def test_rolora_sends_the_half_of_the_last_round_to_who_has_the_rest() -> None:
+    results = [Result(made(seed)) for seed in (2, 3, 4)]
+    for count, half in ((2, "A"), (3, "B")):  # B is trained in rounds 1 and 3, A in round 2
+        model = rounds_of("rolora", *results[:count])
+        assert brought(model, "ann") == (None, "none", 0), "up to date"
+        assert brought(model, "bob") == (half, "none", HALF), "one behind"
+        assert brought(model, "cyd") == ("AB", "none", 2 * HALF), "two behind"
+        assert brought(model, "dan") == ("AB", "none", 2 * HALF), "a stranger"
+        comings = {c: model.bring(c, 2, adapter_to_arrays(model.adapter))[0] for c in ("ann", "bob", "dan")}
+        assert [coming.since for coming in comings.values()] == [count, count - 1, None]
+        assert {(coming.version, coming.seeded, coming.remember) for coming in comings.values()} == {
+            (count, None, "adapter")
+        }
+
+
+def test_the_half_that_is_sent_is_that_of_the_adapter_as_it_is_now() -> None:
+    model = rounds_of("rolora", Result(made(2)))
+    for seed, replaced in ((2, False), (5, True)):
+        if replaced:
+            model.replace(made(5))
+        _, arrays, _ = model.bring("bob", 2, adapter_to_arrays(model.adapter))
+        assert arrays is not None
+        got = arrays_to_adapter(arrays, made(1), whose="bob", halves="B")
+        assert all(torch.equal(got.layers[name].B, made(seed).layers[name].B) for name in SHAPES)
+
+
+def test_flora_sends_no_adapter_and_of_the_change_what_is_new() -> None:
+    first = rounds_of("flora")
+    assert {brought(first, c) for c in ("ann", "dan")} == {(None, "none", 0)}, "nobody has changed anything"
+    model = rounds_of("flora", Result(None, change(2, 1)), Result(None, change(3, 2)))
+    assert brought(model, "ann") == (None, "held", 0)
+    assert brought(model, "bob") == (None, "next", 2 * HALF), "the last, of rank 2"
+    assert brought(model, "cyd") == (None, "whole", 2 * HALF_OF_3), "both, of rank 1 + 2"
+    assert brought(model, "dan") == (None, "whole", 2 * HALF_OF_3)
+    coming, _, _ = model.bring("bob", 2, ArrayRecord())
+    assert (coming.version, coming.since, coming.seeded, coming.remember) == (2, 1, 2, "change")
+    drawn = fresh(SHAPES, rank=2, alpha=4.0, seed=stream(SEED, "adapter", 2))
+    assert same(model.adapter, drawn), "everybody begins again, each round with another adapter"
+    assert not same(drawn, fresh(SHAPES, rank=2, alpha=4.0, seed=stream(SEED, "adapter", 1)))
+
+
+def test_fedex_sends_all_of_the_adapter_and_of_the_change_what_is_new() -> None:
+    model = rounds_of("fedex", Result(made(2), change(2, 1)), Result(made(3), change(3, 2)))
+    assert brought(model, "ann") == ("AB", "held", 2 * HALF)
+    assert brought(model, "bob") == ("AB", "next", 4 * HALF)
+    assert brought(model, "cyd") == ("AB", "whole", 2 * HALF + 2 * HALF_OF_3)
+    assert brought(model, "dan") == ("AB", "whole", 2 * HALF + 2 * HALF_OF_3)
+    coming, _, _ = model.bring("cyd", 2, adapter_to_arrays(model.adapter))
+    assert (coming.version, coming.since, coming.remember) == (2, 0, "change")
+
+
+def test_a_round_without_a_change_leaves_who_is_one_behind_what_it_has() -> None:
+    """One client that counts is FedEx's mean, with nothing left out of it."""
+    model = rounds_of("fedex", Result(made(2), change(2, 1)), Result(made(3)))
+    assert model.last is None
+    assert same(model.change, change(2, 1))
+    assert [brought(model, client)[1] for client in ("ann", "bob", "cyd", "dan")] == ["held", "held", "whole", "whole"]
+    none_yet = rounds_of("fedex", Result(made(2)))
+    assert [brought(none_yet, client)[1] for client in ("ann", "bob", "dan")] == ["none"] * 3
+
+
+def test_a_client_of_a_smaller_rank_gets_a_narrow_adapter() -> None:
+    model = rounds_of("hetlora", Result(made(2)))
+    for seed in (2, 3):  # what was cut for one round is not sent in the next
+        got = []
+        for client in ("ann", "bob"):
+            coming, arrays, _ = model.bring(client, 1, adapter_to_arrays(model.adapter))
+            assert arrays is not None
+            assert sum(array.numpy().size for array in arrays.values()) == 14, "7 and 7"
+            got.append(arrays_to_adapter(arrays, made(1).at_rank(1), whose=client))
+            assert coming.halves == "AB"
+        a, b = made(seed).layers["up"]
+        for one in got:
+            torch.testing.assert_close(one.layers["up"].A, a[:1], rtol=0, atol=0)
+            torch.testing.assert_close(one.layers["up"].B, b[:, :1] / 2, rtol=0, atol=0)  # alpha / 1 is twice alpha / 2
+        model.advance(Result(made(3)), 2)
+    assert same(model.start_of(1), made(3).at_rank(1))
+
+
+def test_a_client_that_failed_is_a_stranger_again() -> None:
+    for rule, results, kind in (
+        ("rolora", [Result(made(2))], ("AB", "none", 2 * HALF)),
+        ("flora", [Result(None, change(2)), Result(None, change(3))], (None, "whole", 2 * HALF_OF_3)),
+    ):
+        model = rounds_of(rule, *results)  # type: ignore[arg-type]
+        model.lost("bob")
+        model.lost("dan")
+        assert brought(model, "bob") == kind
+        assert "bob" not in model.held
+        model.answered("bob")
+        assert model.held["bob"] == model.version
+
+
+def test_changes_add_up_and_the_last_is_the_newest() -> None:
+    model = rounds_of("flora", *(Result(None, change(seed, 1)) for seed in (2, 3, 4, 5)))
+    assert same(model.last, change(5, 1))
+    assert model.change is not None
+    assert model.change.rank == 3, "the largest that a layer of 4 x 3 can use"
+    for name in SHAPES:
+        wanted = torch.stack([dense(change(seed, 1))[name] for seed in (2, 3, 4, 5)]).sum(dim=0)
+        torch.testing.assert_close(dense(model.change)[name], wanted, rtol=0, atol=1e-5)
+
+
+def test_the_whole_model_is_adapter_and_change_together() -> None:
+    alone = rounds_of("fedit", Result(made(2)))
+    assert same(alone.whole(), made(2))
+    fedex = rounds_of("fedex", Result(made(2, 1), change(2, 1)))
+    fedex.adapter = made(6, 1)
+    whole = fedex.whole()
+    assert whole.rank == 2
+    for name in SHAPES:
+        wanted = dense(made(6, 1))[name] + dense(change(2, 1))[name]
+        torch.testing.assert_close(dense(whole)[name], wanted, rtol=0, atol=1e-6)
+    flora = rounds_of("flora", Result(None, change(2)))
+    assert same(flora.whole(), change(2)), "whose new adapter adds nothing, and would only raise the rank"
+    assert same(rounds_of("flora").whole(), made(1))
+
+
+@pytest.mark.parametrize("rule", ["rolora", "flora", "fedex"])
+def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: Rule, tmp_path: Path) -> None:
+    def strategy() -> FederatedRLVR:
+        tree = {
+            "run": {"seed": SEED},
+            "federation": {"clients": list(NAMES.values())},
+            "aggregation": {"type": rule},
+        }
+        return FederatedRLVR(parse_config(tree), NAMES, made(1), Observer())
+
+    adapters = [None if rule == "flora" else made(seed) for seed in (2, 3, 4)]
+    changes = [None if rule == "rolora" else change(seed, 1) for seed in (5, 6, 8)]
+    results = [Result(*pair) for pair in zip(adapters, changes, strict=True)]
+    one, other = strategy(), strategy()
+    one.model = rounds_of(rule, *results[:2])
+    Checkpoints(tmp_path, 1).save(Checkpoint(2, one.model.adapter, one.state(), one.model.change, one.model.last))
+    checkpoint = Checkpoints(tmp_path, 1).load()
+    assert checkpoint is not None
+    other.restore(checkpoint)
+    for version in (2, 3):
+        for model in (one.model, other.model):
+            if version == 3:
+                model.lost("bob")
+                model.advance(results[2], 3)
+        assert other.model.version == version
+        assert other.model.held == one.model.held
+        for part in ("adapter", "change", "last"):
+            assert same(getattr(one.model, part), getattr(other.model, part))
+        for client in ("ann", "bob", "cyd", "dan"):
+            mine, theirs = (
+                model.bring(client, 2, adapter_to_arrays(model.adapter)) for model in (one.model, other.model)
+            )
+            assert mine[0] == theirs[0]
+            assert [r and {k: a.data for k, a in r.items()} for r in mine[1:]] == [
+                r and {k: a.data for k, a in r.items()} for r in theirs[1:]
+            ]
+
+
+@pytest.mark.parametrize("held", [[1, 2], {"ann": "soon"}, None, {"ann": [1]}])
+def test_a_checkpoint_that_does_not_say_who_has_what_is_refused(held: object) -> None:
+    tree = {"federation": {"clients": list(NAMES.values())}, "aggregation": {"type": "rolora"}}
+    strategy = FederatedRLVR(parse_config(tree), NAMES, made(1), Observer())
+    with pytest.raises(CheckpointError, match="state of the strategy"):
+        strategy.restore(Checkpoint(1, made(2), json.loads(json.dumps({"held": held}))))
