@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation.pairs import Pairs, checked
+
+PIECE = 1 << 20
+"""Numbers that are summed at a time, or as many as one factor has."""
 
 
 def mean(pairs: Pairs, *, rule: str, frozen: tuple[int, ...] = ()) -> Adapter:
@@ -32,10 +37,12 @@ def mean(pairs: Pairs, *, rule: str, frozen: tuple[int, ...] = ()) -> Adapter:
             raise ValueError(f"{rule} needs a factor that is the same for all, but the {halves} differ")
         if weight == 0:
             continue
-        # End to end: one sum costs less than hundreds of small ones.
-        flat = torch.cat([tensor.flatten() for _, tensor in adapter.tensors()])
-        sums = torch.zeros_like(flat, dtype=torch.float64) if sums is None else sums
-        sums.add_(flat, alpha=weight)
+        if sums is None:
+            sums = torch.zeros(sum(tensor.numel() for _, tensor in adapter.tensors()), dtype=torch.float64)
+        at = 0
+        for piece in _pieces(adapter):
+            sums[at : at + len(piece)].add_(piece, alpha=weight)
+            at += len(piece)
         total += weight
     assert outline is not None
     assert sums is not None
@@ -43,6 +50,21 @@ def mean(pairs: Pairs, *, rule: str, frozen: tuple[int, ...] = ()) -> Adapter:
     parts = torch.split(sums.div_(total), [like.numel() for like in likes])
     means = iter([part.view(like.shape).to(like.dtype) for part, like in zip(parts, likes, strict=True)])
     return outline.alike({name: Factors(next(means), next(means)) for name in outline.layers})
+
+
+def _pieces(adapter: Adapter) -> Iterator[Tensor]:
+    """The adapter's numbers end to end, in pieces: few sums cost less than hundreds of small ones, and a sum's types
+    are made alike in a copy, which is not to be of everything."""
+    tensors: list[Tensor] = []
+    size = 0
+    for _, tensor in adapter.tensors():
+        tensors.append(tensor.flatten())
+        size += tensor.numel()
+        if size >= PIECE:
+            yield torch.cat(tensors)
+            tensors, size = [], 0
+    if tensors:
+        yield torch.cat(tensors)
 
 
 def _outline(adapter: Adapter) -> Adapter:

@@ -71,7 +71,7 @@ class Asked:
     @property
     def coming(self) -> Coming | None:
         """What the message brings of the global model; an adapter without notes is a whole one."""
-        if self.request.coming is None and ARRAYS in self.message.content.array_records:
+        if self.request.coming is None and ARRAYS in self.message.content:
             return Coming(version=0)
         return self.request.coming
 

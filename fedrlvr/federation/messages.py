@@ -140,7 +140,7 @@ def read_request(message: Message, kind: type[R]) -> R:
     Raises:
         MessageError: there is none, or a field of it does not fit.
     """
-    record = message.content.config_records.get(CONFIG)
+    record = record_in(message.content, CONFIG, ConfigRecord)
     text = record.get("request") if record is not None else None
     if not isinstance(text, str) or len(text) > MAX_REQUEST:
         raise MessageError(f"a {message.metadata.message_type} message without a usable request")
@@ -241,7 +241,7 @@ def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
     Raises:
         MessageError: there are none, they have no `num-examples`, or a value is not finite.
     """
-    record = message.content.metric_records.get(METRICS)
+    record = record_in(message.content, METRICS, MetricRecord)
     if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
         raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
     numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
@@ -288,8 +288,8 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     Raises:
         MessageError: lists that are missing, too long, of different lengths, or not possible as sums of pass rates.
     """
-    metrics = message.content.metric_records.get(METRICS) or MetricRecord()
-    names = message.content.config_records.get(CONFIG) or ConfigRecord()
+    metrics = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
+    names = record_in(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     found = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
     columns = [column for column in found if isinstance(column, list)]
     if len(columns) != len(found) or len({len(column) for column in columns}) != 1:
@@ -303,6 +303,19 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
         raise MessageError(f"{whose}: scores that are no sums of pass rates")
     return scores
+
+
+Kind = TypeVar("Kind")
+
+
+def record_in(content: RecordDict, name: str, kind: type[Kind]) -> Kind | None:
+    """The record of this name, if it is of this kind.
+
+    Flower's `array_records` and its like refer to themselves and to the content, which so outlives its message until
+    Python looks for such circles: at a server that is several replies.
+    """
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def nbytes(message: Message) -> int:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.messages import metrics_record
+from fedrlvr.federation.messages import metrics_record, record_in
 from fedrlvr.tasks.problem import Kind, Problem
 
 RESPOND = "query.respond"
@@ -98,7 +98,7 @@ def read_problems(content: RecordDict, most: int) -> tuple[list[Problem], str]:
     Raises:
         MessageError: there are none, more than `most`, or a field does not fit.
     """
-    record = content.config_records.get(PUBLIC) or ConfigRecord()
+    record = record_in(content, PUBLIC, ConfigRecord) or ConfigRecord()
     text, notice = record.get("problems"), record.get("notice", "")
     if not isinstance(text, str) or len(text) > MAX_PROBLEMS or not isinstance(notice, str):
         raise MessageError(f"a {RESPOND} message without usable public problems")
@@ -179,7 +179,7 @@ def stamp_record(stamp: Stamp) -> ConfigRecord:
 
 def read_stamp(content: RecordDict) -> Stamp | None:
     """The stamp of a reply; None if it has none that can be read."""
-    text = (content.config_records.get(STAMP) or ConfigRecord()).get("stamp")
+    text = (record_in(content, STAMP, ConfigRecord) or ConfigRecord()).get("stamp")
     if not isinstance(text, str) or len(text) > 2000:
         return None
     try:

@@ -24,6 +24,7 @@ from fedrlvr.federation.messages import (
     StretchRequest,
     adapter_to_arrays,
     arrays_to_adapter,
+    record_in,
 )
 from fedrlvr.rules import Halves
 from fedrlvr.seeds import stream
@@ -95,7 +96,7 @@ class Reading:
             rest = self._adapter(held, rest, one.site.name)
         adapter = rest
         if coming.halves is not None:
-            arrays = one.message.content.array_records.get(ARRAYS)
+            arrays = record_in(one.message.content, ARRAYS, ArrayRecord)
             if arrays is None:
                 raise MessageError(f"{one.site.name}: round {one.request.round}: a request without an adapter")
             adapter = self._adapter(arrays, rest, whose, coming.halves)
@@ -115,7 +116,7 @@ class Reading:
         held = self._held_change(one) if coming.change != "whole" else None
         if coming.change == "held":
             return held
-        arrays = one.message.content.array_records.get(CHANGE)
+        arrays = record_in(one.message.content, CHANGE, ArrayRecord)
         if arrays is None or not 1 <= coming.change_rank <= _most(one.app.initial):
             raise MessageError(
                 f"{one.site.name}: round {one.request.round}: a request without the change of the base weights that it "

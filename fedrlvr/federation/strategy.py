@@ -39,6 +39,7 @@ from fedrlvr.federation.messages import (
     nbytes,
     read_numbers,
     read_scores,
+    record_in,
 )
 from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
@@ -256,7 +257,7 @@ class FederatedRLVR(Strategy):
         start = self.model.start_of(self._rank(client))
         if self.config.federation.arm == "local":
             return start
-        arrays = reply.content.array_records.get(ARRAYS)
+        arrays = record_in(reply.content, ARRAYS, ArrayRecord)
         if arrays is None:
             raise MessageError(f"{whose}: a train reply without an adapter")
         halves, precision = trained(self.model.rule, server_round), self.config.aggregation.precision

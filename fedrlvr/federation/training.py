@@ -30,6 +30,7 @@ from fedrlvr.federation.messages import (
     adapter_to_arrays,
     arrays_to_adapter,
     metrics_record,
+    record_in,
 )
 from fedrlvr.federation.precision import pack
 from fedrlvr.federation.publicmessages import (
@@ -237,7 +238,7 @@ class Training:
             MessageError: the share cannot be read.
         """
         shares: list[list[tuple[Response, int]]] = [[] for _ in own]
-        record = one.message.content.array_records.get(SHARE)
+        record = record_in(one.message.content, SHARE, ArrayRecord)
         if record is None:
             return shares
         base, sampling = self.cohort.base, self.request.sampling
