@@ -9,9 +9,9 @@
 (c) client weights where clients are even and where they are not (benchmarks/aggregation_data.py says how they differ)
 (d) one hostile client of eight, without and with each defence, and each defence where nobody is hostile
 
-Every run is examples/embedded.toml with 8 rounds of 3 local steps, in (d) 2, of 8 problems with 8 responses; pass@1 is
-on held-out problems before, after 8 rounds and, but in (d), after 4. In (d) eight clients hold a family each, and the
-last one, whose local training is honest, sends something else in its adapter's place:
+Every run is examples/embedded.toml with 8 rounds of 3 local steps of 8 problems with 8 responses, in (d) of 2 steps of
+4 problems; pass@1 is on held-out problems before, after 8 rounds and, but in (d), after 4. In (d) eight clients hold a
+family each, and the last one, whose local training is honest, sends something else in its adapter's place:
 
     sign      start - (trained - start)           start: the round's adapter
     scaled    start + 100 (trained - start)
@@ -131,7 +131,14 @@ def _weights() -> dict[str, list[str]]:
 
 
 def _hostile() -> dict[str, list[str]]:
-    eight = [*COMMON, "train.local_steps=2", "evaluate.every=0", "data.test_size=1024", f"federation.clients={EIGHT}"]
+    eight = [
+        *COMMON,
+        "train.local_steps=2",
+        "train.problems_per_step=4",
+        "evaluate.every=0",
+        "data.test_size=1024",
+        f"federation.clients={EIGHT}",
+    ]
     cells: dict[str, list[str]] = {}
     for attack in ("nobody", "sign", "scaled"):
         cells |= {f"{attack}/{defence}": [*eight, *DEFENCES[defence]] for defence in DEFENCES}

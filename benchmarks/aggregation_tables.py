@@ -77,7 +77,7 @@ def write(seeds: int | None = None) -> None:
         f"`scripts/bench aggregation{f' --seeds {seeds}' if seeds else ''}`, {datetime.date.today()}, {machine}, one "
         f"torch thread a process, {sum(cpu.values()) / 3600:.1f} CPU hours. Seeds from 0 on: {counts}. Mean and 95 % "
         "interval (Student's t) over seeds; differences are taken seed by seed. pass@1 in %, one sample a problem, on "
-        "2,048 held-out problems (1,024 in (d)), after 8 rounds of 3 local steps (2 in (d))."
+        "2,048 held-out problems (1,024 in (d)), after 8 rounds of 3 local steps of 8 problems ((d): 2 of 4)."
     )
     lines = [about, ""]
     for part, of in (
