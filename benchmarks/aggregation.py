@@ -4,7 +4,7 @@
     scripts/bench aggregation --collect        the tables from what has been run
     scripts/bench aggregation --parts c --jobs 1
 
-(a) seven rules at one rank, and what travels: float32, float16 or int8
+(a) seven rules at one rank, four of them at twice the learning rate, and what travels: float32, float16 or int8
 (b) ranks 2, 4, 8 and 16 in one federation, beside rank 2 and rank 16 for all
 (c) client weights where clients are even and where they are not (benchmarks/aggregation_data.py says how they differ)
 (d) one hostile client of eight, without and with each defence, and each defence where nobody is hostile
@@ -63,6 +63,8 @@ SEEDS = {"a": 5, "b": 3, "c": 5, "d": 3}
 """Of each part; seeds are 0, 1, ..."""
 
 RULES = ("fedit", "ffa", "rolora", "flora", "fedex", "hetlora", "flexlora")
+FASTER = ("fedit", "ffa", "rolora", "flora")
+"""Run at twice the learning rate too: added once the others had been seen, three of these having ended far lower."""
 MIXED = "lora.rank={north=2, east=4, south=8, west=16}"
 FGRPO = {
     "fgrpo": [],
@@ -73,13 +75,13 @@ FGRPO = {
 }
 """FGRPO as it comes, and with one option other than that."""
 WEIGHTS = {
-    "even": ("examples", "equal", *FGRPO),
+    "even": ("examples", "equal", "fgrpo", "cold"),
     "scales": ("examples", "fgrpo"),
     "difficulty": ("examples", *FGRPO),
     "wrong_labels": ("examples", *FGRPO),
 }
 """By federation. Where all clients hold as many problems, `equal` is `examples` but for rounding: once is enough. Gains
-are free of the scale of rewards, so `scales` has no options."""
+are free of the scale of rewards, so `scales` has no options; in `even` the one option is tried that helped elsewhere."""
 FEDERATION = {
     "even": [],
     "scales": ["data.reward='benchmarks.aggregation_data:scaled'"],
@@ -106,7 +108,8 @@ CHECKED = ["federation.quorum=0.5"]
 def _rules() -> dict[str, list[str]]:
     four = [*COMMON, "data.test_size=2048"]
     cells = {rule: [*four, f"aggregation.type={rule}"] for rule in RULES}
-    return cells | {precision: [*four, f"aggregation.precision={precision}"] for precision in ("float16", "int8")}
+    cells |= {precision: [*four, f"aggregation.precision={precision}"] for precision in ("float16", "int8")}
+    return cells | {f"faster/{r}": [*four, f"aggregation.type={r}", "train.learning_rate=6e-3"] for r in FASTER}
 
 
 def _ranks() -> dict[str, list[str]]:

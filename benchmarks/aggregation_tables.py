@@ -15,6 +15,7 @@ from benchmarks.aggregation import (
     ATTACKS,
     DEFENCES,
     EVERY,
+    FASTER,
     FGRPO,
     HOSTILE,
     PARTS,
@@ -82,6 +83,7 @@ def write(seeds: int | None = None) -> None:
     lines = [about, ""]
     for part, of in (
         ("a", rules_table),
+        ("a", faster_table),
         ("a", travel_table),
         ("b", ranks_table),
         ("c", weights_tables),
@@ -227,7 +229,8 @@ def _milliseconds(runs: Mapping[int, Run]) -> str:
 def _one(cells: Cells, cell: str) -> list[str]:
     runs, key = cells["a", cell], ("a", cell)
     scores = [shown(over_seeds(runs, lambda run, at=at: mean_score(run, at))) for at in (EVERY, ROUNDS)]  # type: ignore[misc]
-    ahead = _minus(cells, key, ("a", "fedit"), mean_score)
+    other = ("a", "faster/fedit" if cell.startswith("faster/") else "fedit")
+    ahead = _minus(cells, key, other, mean_score)
     travels = [_kilobytes(runs, way) for way in ("bytes_up", "bytes_down")]
     return [*scores, ahead, *travels, _milliseconds(runs)]
 
@@ -239,6 +242,13 @@ def rules_table(cells: Cells) -> list[str]:
     """Seven rules at one rank."""
     rows = [[rule, *_one(cells, rule)] for rule in RULES if ("a", rule) in cells]
     return _table("(a) Rules at rank 8; bytes of a client in a round", ["rule", *_COLUMNS], rows)
+
+
+def faster_table(cells: Cells) -> list[str]:
+    """Four of them at twice the learning rate."""
+    rows = [[rule, *_one(cells, f"faster/{rule}")] for rule in FASTER if ("a", f"faster/{rule}") in cells]
+    title = "(a) At twice the learning rate, 6e-3 (added once the others had been seen)"
+    return _table(title, ["rule", *_COLUMNS], rows) if rows else []
 
 
 def travel_table(cells: Cells) -> list[str]:
