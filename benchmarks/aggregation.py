@@ -81,7 +81,7 @@ WEIGHTS = {
     "wrong_labels": ("examples", *FGRPO),
 }
 """By federation. Where all clients hold as many problems, `equal` is `examples` but for rounding: once is enough. Gains
-are free of the scale of rewards, so `scales` has no options; in `even` the one option is tried that helped elsewhere."""
+are free of the scale of rewards, so `scales` has no options; in `even` the one is tried that helped elsewhere."""
 FEDERATION = {
     "even": [],
     "scales": ["data.reward='benchmarks.aggregation_data:scaled'"],
