@@ -24,26 +24,23 @@ docs/results/aggregation.json and .md, and docs/figures/aggregation_weights.svg 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import multiprocessing
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from benchmarks.aggregation_data import DIFFICULTIES, FEDERATIONS, write_all
+from benchmarks.cells import run_all, timed
 from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays
 from fedrlvr.federation.plan import Planned, plan
 from fedrlvr.federation.run import Wrap
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.sweep import sweep
+from fedrlvr.federation.wrapping import WrappingStrategy
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "embedded.toml"
@@ -160,16 +157,12 @@ def forged(start: np.ndarray, trained: np.ndarray, attack: Attack) -> np.ndarray
     return (start + times * (trained - start)).astype(trained.dtype)
 
 
-class Hostile(Strategy):
+class Hostile(WrappingStrategy):
     """Has one client send something else than what it trained."""
 
     def __init__(self, inner: FederatedRLVR, client: str, attack: Attack) -> None:
-        self.inner, self.client, self.attack = inner, client, attack
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_train(server_round, arrays, config, grid)
+        super().__init__(inner)
+        self.client, self.attack = client, attack
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -182,17 +175,6 @@ class Hostile(Strategy):
                 for name in list(sent):
                     sent[name] = Array(forged(start[name].numpy(), sent[name].numpy(), self.attack))
         return self.inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        self.inner.summary()
 
 
 def attack_of(part: str, cell: str) -> Attack | None:
@@ -211,21 +193,17 @@ def run_cell(part: str, cell: str, seeds: int) -> None:
     def wrap(one: Planned) -> Wrap:
         return lambda strategy: strategy if attack is None else Hostile(strategy, HOSTILE, attack)
 
-    wall, cpu = time.perf_counter(), time.process_time()
     what = plan(BASE, PARTS[part][cell], seeds=seeds, directory=directory)
     ended = failed(directory)
     if all(one.finished or one.seed in ended for one in what.federations):
         return
-    result = sweep(what, command="scripts/bench aggregation", wrap=wrap)
+    with timed(directory):
+        result = sweep(what, command="scripts/bench aggregation", wrap=wrap)
     if attack is None:
         result.check()
     elif result.failures:
         reasons = {name.rpartition("-")[2]: str(error) for name, error in result.failures.items()}
         (directory / "failed.json").write_text(json.dumps(reasons, indent=1) + "\n", "utf-8")
-    took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    path = directory / "seconds.json"
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({key: value + before.get(key, 0.0) for key, value in took.items()}), "utf-8")
 
 
 def failed(directory: Path) -> dict[int, str]:
@@ -233,17 +211,6 @@ def failed(directory: Path) -> dict[int, str]:
     path = directory / "failed.json"
     reasons = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return {int(seed): str(reason) for seed, reason in reasons.items()}
-
-
-def work(todo: Any, seeds: int | None) -> None:
-    """Take cells until there are none."""
-    while True:
-        found = todo.get()
-        if found is None:
-            return
-        part, cell = found
-        print(datetime.datetime.now().strftime("%H:%M:%S"), part, cell, flush=True)
-        run_cell(part, cell, seeds or SEEDS[part])
 
 
 def main() -> None:
@@ -255,23 +222,10 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only make the tables")
     chosen = parser.parse_args()
     if not chosen.collect:
-        os.environ["OMP_NUM_THREADS"] = "1"
         os.chdir(ROOT)
         write_all(DATA)
-        context = multiprocessing.get_context("spawn")
-        todo = context.SimpleQueue()
-        for part in chosen.parts:
-            for cell in PARTS[part]:
-                if not chosen.cells or cell in chosen.cells:
-                    todo.put((part, cell))
-        workers = [context.Process(target=work, args=(todo, chosen.seeds)) for _ in range(chosen.jobs)]
-        for worker in workers:
-            todo.put(None)
-            worker.start()
-        for worker in workers:
-            worker.join()
-        if any(worker.exitcode for worker in workers):
-            raise SystemExit("a process failed; the same command goes on with what is left")
+        wanted = [(p, c) for p in chosen.parts for c in PARTS[p] if not chosen.cells or c in chosen.cells]
+        run_all([(p, c, chosen.seeds or SEEDS[p]) for p, c in wanted], run_cell, chosen.jobs)
     from benchmarks.aggregation_tables import write
 
     write(chosen.seeds)

@@ -17,24 +17,19 @@ others' families is the table of drift. Writes docs/results/pubswap.json and .md
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import multiprocessing
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, Message, MetricRecord
 
+from benchmarks.cells import run_all, timed
 from fedrlvr.federation.messages import ARRAYS, arrays_to_adapter
 from fedrlvr.federation.plan import Planned, plan
 from fedrlvr.federation.run import Wrap
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.sweep import sweep
+from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.policy.peft_format import save_peft
 
 ROOT = Path(__file__).parents[1]
@@ -77,16 +72,12 @@ def settings(tau: int, arm: str) -> list[str]:
     return [*COMMON, *rounds, *ARMS[arm], *exchanges]
 
 
-class BeforeAveraging(Strategy):
+class BeforeAveraging(WrappingStrategy):
     """Writes each client's adapter down before it is averaged, in the rounds that end at steps 60 and 120."""
 
     def __init__(self, inner: FederatedRLVR, directory: Path, rounds: set[int]) -> None:
-        self.inner, self.directory, self.rounds = inner, directory, rounds
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_train(server_round, arrays, config, grid)
+        super().__init__(inner)
+        self.directory, self.rounds = directory, rounds
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -99,17 +90,6 @@ class BeforeAveraging(Strategy):
                 save_peft(adapter, self.directory / "local" / f"round-{server_round}" / client, base_name="embedded")
         return self.inner.aggregate_train(server_round, replies)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        self.inner.summary()
-
 
 def run_cell(tau: int, arm: str, seeds: int) -> None:
     """All seeds of one cell, as one cohort; its CPU seconds are added to what it took before."""
@@ -119,25 +99,11 @@ def run_cell(tau: int, arm: str, seeds: int) -> None:
     def wrap(one: Planned) -> Wrap:
         return lambda strategy: BeforeAveraging(strategy, one.directory, rounds)
 
-    wall, cpu = time.perf_counter(), time.process_time()
     what = plan(BASE, settings(tau, arm), seeds=seeds, directory=directory)
     if all(one.finished for one in what.federations):
         return
-    sweep(what, command="scripts/bench pubswap", wrap=wrap).check()
-    took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    path = directory / "seconds.json"
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({key: value + before.get(key, 0.0) for key, value in took.items()}), "utf-8")
-
-
-def work(todo: Any, seeds: int) -> None:
-    """Take cells until there are none."""
-    while True:
-        cell = todo.get()
-        if cell is None:
-            return
-        print(datetime.datetime.now().strftime("%H:%M:%S"), "tau {} {}".format(*cell), flush=True)
-        run_cell(*cell, seeds)
+    with timed(directory):
+        sweep(what, command="scripts/bench pubswap", wrap=wrap).check()
 
 
 def main() -> None:
@@ -149,19 +115,8 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only make the tables")
     chosen = parser.parse_args()
     if not chosen.collect:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("spawn")
-        todo = context.SimpleQueue()
-        for cell in [(tau, arm) for tau in chosen.taus for arm in chosen.arms if tau in AFTERWARDS.get(arm, TAUS)]:
-            todo.put(cell)
-        workers = [context.Process(target=work, args=(todo, chosen.seeds)) for _ in range(chosen.jobs)]
-        for worker in workers:
-            todo.put(None)
-            worker.start()
-        for worker in workers:
-            worker.join()
-        if any(worker.exitcode for worker in workers):
-            raise SystemExit("a process failed; the same command goes on with what is left")
+        wanted = [(tau, arm) for tau in chosen.taus for arm in chosen.arms if tau in AFTERWARDS.get(arm, TAUS)]
+        run_all([(*cell, chosen.seeds) for cell in wanted], run_cell, chosen.jobs)
     from benchmarks.pubswap_tables import write
 
     write(seeds=chosen.seeds)

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord
 from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import Result, add
 from fedrlvr.federation.messages import ChangeKind, Coming, adapter_to_arrays
-from fedrlvr.rules import CHANGES_BASE, Halves, Rule, trained
+from fedrlvr.rules import ALTERNATES, CHANGES_BASE, FROZEN_A, RESTARTS, Halves, Rule, trained
 from fedrlvr.seeds import stream
 
 
@@ -52,12 +52,12 @@ class GlobalModel:
     @property
     def remembered(self) -> bool:
         """Whether clients remember anything of the global model."""
-        return self.rule in CHANGES_BASE or self.rule == "rolora"
+        return self.rule in CHANGES_BASE | ALTERNATES
 
     @property
     def halves(self) -> Halves:
         """What of the adapter this rule's strategy hooks are given."""
-        return "B" if self.rule == "ffa" else "AB"
+        return "B" if self.rule in FROZEN_A else "AB"
 
     def start_of(self, rank: int) -> Adapter:
         """The adapter a client of this rank begins with."""
@@ -79,7 +79,7 @@ class GlobalModel:
             seeded=seeded,
             change=kind,
             change_rank=sent.rank if sent else 0,
-            remember="adapter" if self.rule == "rolora" else "change" if self.rule in CHANGES_BASE else "nothing",
+            remember="adapter" if self.rule in ALTERNATES else "change" if self.rule in CHANGES_BASE else "nothing",
         )
         record = None
         if halves == self.halves and rank == self.adapter.rank:
@@ -90,15 +90,15 @@ class GlobalModel:
 
     def _halves_for(self, client: str) -> tuple[Halves | None, int | None]:
         """The halves that travel, and the version of the seeded adapter that stands in for others."""
-        if self.rule == "ffa":
+        if self.rule in FROZEN_A:
             return "B", 0
-        if self.rule == "flora":
+        if self.rule in RESTARTS:
             return None, self.version
-        if self.rule == "rolora" and client in self.held:
+        if self.rule in ALTERNATES and client in self.held:
             if self.held[client] == self.version:
                 return None, None
             if self.held[client] == self.version - 1:
-                return trained("rolora", self.version), None
+                return trained(self.rule, self.version), None
         return "AB", None
 
     def _change_for(self, client: str) -> tuple[ChangeKind, Adapter | None]:
@@ -120,7 +120,7 @@ class GlobalModel:
         """The model as one adapter on the original base: its rank grows with what was added to the base weights."""
         if self.change is None:
             return self.adapter
-        if self.rule == "flora":  # whose adapter has just been begun, and adds nothing
+        if self.rule in RESTARTS:  # whose adapter has just been begun, and adds nothing
             return self.change
         total = add(self.adapter, self.change)
         assert total is not None

@@ -45,7 +45,7 @@ from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.rules import NEW_COMPONENTS, trained
+from fedrlvr.rules import ALTERNATES, AVERAGES, NEW_COMPONENTS, trained
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -380,7 +380,7 @@ class FederatedRLVR(Strategy):
         return self.adapter
 
     def _take(self, arrays: ArrayRecord, round_: int) -> None:
-        if self.model.rule not in ("fedit", "ffa"):
+        if self.model.rule not in AVERAGES - ALTERNATES:
             raise RoundError(
                 f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
                 f"{self.model.rule!r} has no place for; use 'fedit' or 'ffa' with it"

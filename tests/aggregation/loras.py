@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import adapters
 import torch
 from torch import Tensor
 
@@ -20,12 +21,7 @@ def adapter(a: list[list[float]], b: list[list[float]], alpha: float = 4.0, name
 
 
 def random_adapter(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    layers = {
-        name: Factors(torch.randn(rank, k, generator=generator), torch.randn(d, rank, generator=generator))
-        for name, (d, k) in SHAPES.items()
-    }
-    return Adapter(layers, alpha)
+    return adapters.random_adapter(SHAPES, seed, rank, alpha)
 
 
 def with_half(one: Adapter, other: Adapter, half: str) -> Adapter:

@@ -15,8 +15,6 @@ import pytest
 import torch
 from fakes import NAMES, answering, contexts, scores_reply, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation import FGRPOWeights, hetlora
@@ -30,6 +28,7 @@ from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.training import Training
+from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.trackers import Tracker
 from fedrlvr.rules import Halves
@@ -336,16 +335,8 @@ def test_who_failed_does_not_count_after_all() -> None:
 # Strategies around ours.
 
 
-class Doubling(Strategy):
+class Doubling(WrappingStrategy):
     """Doubles the aggregate."""
-
-    def __init__(self, inner: FederatedRLVR) -> None:
-        self.inner = inner
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -353,17 +344,6 @@ class Doubling(Strategy):
         arrays, metrics = self.inner.aggregate_train(server_round, replies)
         assert arrays is not None
         return ArrayRecord({name: tensor * 2 for name, tensor in arrays.to_torch_state_dict().items()}), metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Nothing."""
 
 
 def doubled(strategy: FederatedRLVR, directory: Path) -> list[tuple[str, list[str], float]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import random_adapter
 from fakes import NAMES, adapter_of
 from flwr.app import ArrayRecord
 
-from fedrlvr.adapter import Adapter, Factors, fresh
+from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import Result
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
@@ -31,12 +32,7 @@ header and 18 of a name), and of one of rank 3, whose halves have 21 numbers."""
 
 def made(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
     """An adapter of the fakes' shapes with random numbers in both factors."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = {
-        name: Factors(torch.randn(rank, k, generator=generator), torch.randn(d, rank, generator=generator))
-        for name, (d, k) in SHAPES.items()
-    }
-    return Adapter(layers, alpha)
+    return random_adapter(SHAPES, seed, rank, alpha)
 
 
 def change(seed: int, rank: int = 2) -> Adapter:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from adapters import random_adapter
 from fakes import NAMES, adapter_of, contexts, scores_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
@@ -32,12 +33,7 @@ MIXED = {"ann": 2, "bob": 3, "cyd": 1}
 
 def made(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
     """An adapter of the fakes' shapes with random numbers in both factors."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = {
-        name: Factors(torch.randn(rank, k, generator=generator), torch.randn(d, rank, generator=generator))
-        for name, (d, k) in SHAPES.items()
-    }
-    return Adapter(layers, alpha)
+    return random_adapter(SHAPES, seed, rank, alpha)
 
 
 def same(one: Adapter | None, other: Adapter | None) -> bool:

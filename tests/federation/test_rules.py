@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from peft import PeftModel
 from small_runs import CLIENTS, Configs, write_problems
@@ -31,6 +30,7 @@ from fedrlvr.federation.memory import LOST
 from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.run import Federation, new_cohort, settled
 from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft, save_peft
 from fedrlvr.reporting.observer import Observer
@@ -66,17 +66,12 @@ class Round:
     weights: dict[str, float] = field(init=False)
 
 
-class Listening(Strategy):
+class Listening(WrappingStrategy):
     """Notes each round, and changes nothing."""
 
     def __init__(self, inner: FederatedRLVR) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.rounds: list[Round] = []
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -98,17 +93,6 @@ class Listening(Strategy):
         now.weights = {client: inner.record.clients[client]["weight"] for client in CLIENTS}
         self.rounds.append(now)
         return made
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Nothing."""
 
 
 @dataclass
