@@ -143,6 +143,13 @@ def test_the_gradient_reaches_every_layer() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_single_responses_teach_the_prompt_branch_too() -> None:
+    probe = reliability().train()
+    probe.loss(world(12, 0).labelled())[1].backward()
+    for name, parameter in probe.named_parameters():
+        assert (parameter.grad is None) is name.startswith("head"), name
+
+
 def test_a_new_layer_is_drawn_as_torch_draws_it_and_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     layer = reliability().head[1]
@@ -153,13 +160,17 @@ def test_a_new_layer_is_drawn_as_torch_draws_it_and_leaves_the_global_generator_
         assert abs(drawn.mean()) < 0.1 / math.sqrt(640)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("which", "matters"), [(slice(0, 5), False), (slice(5, 8), True)])
-def test_the_number_is_read_from_responses_outside_the_majority_only(which: slice, matters: bool) -> None:
-    taken = seen("plain")
-    other = taken.response_PGH.clone()
-    other[:, which] += 1
-    assert torch.equal(correction()(taken), correction()(replace(taken, response_PGH=other))) is not matters
-    assert not torch.equal(reliability()(taken), reliability()(replace(taken, response_PGH=other)))
+def test_the_number_is_read_from_responses_outside_the_majority_only(
+    which: slice, matters: bool, training: bool
+) -> None:
+    taken = seen("plain", "plain")
+    response_PGH = taken.response_PGH.clone()
+    response_PGH[0, which] += 1
+    other = replace(taken, response_PGH=response_PGH)
+    assert torch.equal(correction().train(training)(taken), correction().train(training)(other)) is not matters
+    assert not torch.equal(reliability().train(training)(taken), reliability().train(training)(other))
 
 
 def test_responses_outside_the_majority_are_averaged() -> None:
