@@ -17,6 +17,7 @@ import fedrlvr
 import fedrlvr.aggregation
 import fedrlvr.coordination
 import fedrlvr.rl
+import fedrlvr.supervision
 import fedrlvr.tasks
 
 PACKAGE = Path(fedrlvr.__file__).parent
@@ -179,7 +180,17 @@ def test_public_names_of_coordination() -> None:
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("rule", "rng"))
 
 
-@pytest.mark.parametrize("module", [fedrlvr, fedrlvr.rl, fedrlvr.tasks, fedrlvr.aggregation, fedrlvr.coordination])
+def test_public_names_of_supervision() -> None:
+    assert list(inspect.signature(fedrlvr.supervision.majority).parameters) == ["answers", "same"]
+    gap = inspect.signature(fedrlvr.supervision.corrective_advantage_gap)
+    assert list(gap.parameters) == ["true_rewards", "pseudo_rewards"]
+    assert list(inspect.signature(fedrlvr.supervision.cag).parameters) == ["group", "votes", "correct"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [fedrlvr, fedrlvr.rl, fedrlvr.tasks, fedrlvr.aggregation, fedrlvr.coordination, fedrlvr.supervision],
+)
 def test_every_public_name_is_there_and_documented(module: object) -> None:
     for name in module.__all__:  # type: ignore[attr-defined]
         value = getattr(module, name)

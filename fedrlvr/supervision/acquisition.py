@@ -1,0 +1,150 @@
+"""Which problems of a step are asked about, which are trusted as voted, and which are left out.
+
+CARE (arXiv 2605.25864, authors' code), of B problems:
+    trusted   the ceil(0.25 B) of the largest P1, none in the first 20 steps     multiplier clip(S, 0, 1)
+    queries   the ceil(0.20 B) of the largest S among the rest                   multiplier 1
+    masked    all others                                                         multiplier 0
+Queries get their true rewards, all others the majority's. Whatever is ranked, ties go to the earlier problem.
+1. Where fewer problems than the budget are left beside the trusted ones, the first of these are asked about as well,
+   so that every selection spends the same budget. As with the authors.
+
+The selections it is compared with rank by one number, and mask what they do not ask about or train on it as voted.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedrlvr.supervision.cag import corrective_advantage_gap
+from fedrlvr.supervision.majority import Clusters
+
+TRUSTED_SHARE = 0.25
+WARM_UP = 20
+"""Steps without trust."""
+
+Rest = Literal["masked", "pseudo"]
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """One step's problems, by their place in it.
+
+    queries: to be asked about, most wanted first.
+    trusted: trained on as voted.
+    multipliers: what each problem's advantages count, if the queries are answered.
+    """
+
+    queries: tuple[int, ...]
+    trusted: tuple[int, ...]
+    multipliers: tuple[float, ...]
+
+    @property
+    def masked(self) -> tuple[int, ...]:
+        """The others, in order."""
+        left = set(range(len(self.multipliers))) - {*self.queries, *self.trusted}
+        return tuple(sorted(left))
+
+
+def quota(share: float, problems: int) -> int:
+    """ceil(share * problems), where the product's rounding error does not count as one more.
+
+    Raises:
+        ValueError: a share that is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share is from 0 to 1, not {share}")
+    return math.ceil(share * problems - 1e-9)
+
+
+def care(reliable: Sequence[float], scores: Sequence[float], *, queries: int, steps_done: int) -> Acquired:
+    """CARE's rule.
+
+    reliable, scores: P1 and S of each problem.
+    queries: how many may be asked about, `quota(budget, problems)` or what a total budget has left.
+    steps_done: steps taken before this one.
+
+    Raises:
+        ValueError: not as many P1 as S, one that is not finite, or a negative number of queries.
+    """
+    if len(reliable) != len(scores):
+        raise ValueError(f"{len(reliable)} reliabilities and {len(scores)} scores")
+    order = _ranked(scores, queries)
+    most_reliable = _ranked(reliable, queries)
+    trusted = most_reliable[: quota(TRUSTED_SHARE, len(reliable)) if steps_done >= WARM_UP else 0]
+    wanted = [problem for problem in order if problem not in trusted] + sorted(trusted)
+    asked = wanted[:queries]
+    trusted = [problem for problem in trusted if problem not in asked]
+    multipliers = [0.0] * len(scores)
+    for problem in trusted:
+        multipliers[problem] = min(max(float(scores[problem]), 0.0), 1.0)
+    for problem in asked:
+        multipliers[problem] = 1.0
+    return Acquired(tuple(asked), tuple(trusted), tuple(multipliers))
+
+
+def highest(values: Sequence[float], *, queries: int, rest: Rest) -> Acquired:
+    """Ask about the largest values: `answer_entropy`, minus `mean_probability`, or `oracle_gap`.
+
+    As many queries as problems are all labels; none are majority-only training if the rest is pseudo-labelled.
+
+    Raises:
+        ValueError: a value that is not finite, a negative number of queries, or an unknown fate of the rest.
+    """
+    return _rest(_ranked(values, queries)[:queries], len(values), rest)
+
+
+def at_random(problems: int, rng: random.Random, *, queries: int, rest: Rest) -> Acquired:
+    """Ask about any.
+
+    Raises:
+        ValueError: a negative number of queries, or an unknown fate of the rest.
+    """
+    return _rest(_ranked([rng.random() for _ in range(problems)], queries)[:queries], problems, rest)
+
+
+def answer_entropy(votes: Clusters) -> float:
+    """Entropy of the clusters, in nats, among the answers that could be read; 0 if none could."""
+    return -math.fsum(size / votes.valid * math.log(size / votes.valid) for size in votes.sizes)
+
+
+def mean_probability(logps: Sequence[Sequence[float]]) -> float:
+    """The mean over responses of their tokens' mean probability, from behaviour log-probs.
+
+    Raises:
+        ValueError: no responses, or one without tokens.
+    """
+    if not logps or not all(logps):
+        raise ValueError("a group has responses, and a response has tokens")
+    return math.fsum(math.fsum(map(math.exp, one)) / len(one) for one in logps) / len(logps)
+
+
+def oracle_gap(votes: Clusters, true_rewards: Sequence[float]) -> float:
+    """The gap itself, which takes the answer to know: 0 where the majority is right.
+
+    Raises:
+        ValueError: as `corrective_advantage_gap`.
+    """
+    right, _ = votes.judged(true_rewards)
+    return 0.0 if right else corrective_advantage_gap(true_rewards, votes.pseudo_rewards)
+
+
+def _ranked(values: Sequence[float], queries: int) -> list[int]:
+    if queries < 0:
+        raise ValueError(f"{queries} queries")
+    if not all(map(math.isfinite, values)):
+        raise ValueError("values to rank by must be finite")
+    return sorted(range(len(values)), key=lambda problem: -values[problem])
+
+
+def _rest(asked: list[int], problems: int, rest: Rest) -> Acquired:
+    if rest not in ("masked", "pseudo"):
+        raise ValueError(f"the rest is masked or pseudo, not {rest!r}")
+    others = () if rest == "masked" else tuple(sorted(set(range(problems)) - set(asked)))
+    multipliers = [0.0] * problems
+    for problem in (*asked, *others):
+        multipliers[problem] = 1.0
+    return Acquired(tuple(asked), others, tuple(multipliers))

@@ -1,0 +1,246 @@
+"""The judge: CARE's two probes, learning while the policy does (arXiv 2605.25864, authors' code).
+
+    P1(x)                                        the majority's answer is right
+    S(x) = sum_y P2(y | x) CAG(G, votes, y)      what a label is expected to change
+
+After each update of the policy: three steps of AdamW (no weight decay), each on this step's labelled problems and 16
+replayed ones, drawn anew for each probe. The new problems are replayed from the next update on.
+1. y = 0 stands for a majority that is right and for one that is wrong where nobody is right. CAG(G, votes, 0) counts
+   for both, so S is at least sqrt(G) wherever the vote is neither unanimous nor empty. As with the authors.
+2. One replay buffer serves both probes: the authors' two hold the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fedrlvr.supervision.cag import cag
+from fedrlvr.supervision.features import Features, Labelled, joined
+from fedrlvr.supervision.probes import AUXILIARY, CorrectionProbe, ReliabilityProbe
+from fedrlvr.supervision.replay import Replay
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each parameter."""
+Plain = dict[str, int]
+"""The part of a state that is JSON."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the judge learns. replay: labelled problems kept; replayed: of them, in each step."""
+
+    lr: float = 1e-4
+    steps: int = 3
+    clip: float = 1.0
+    replay: int = 2048
+    replayed: int = 16
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """P problems as the judge sees them: reliable_P is P1, score_P is S, number_PC is P2."""
+
+    reliable_P: Tensor
+    score_P: Tensor
+    number_PC: Tensor
+
+
+class Judge:
+    """One client's probes with their optimizers and replay.
+
+    All chance is `rng`'s, a generator of the CPU: the first weights and what is replayed.
+    """
+
+    def __init__(
+        self, hidden: int, group: int, rng: Generator, settings: Settings | None = None, device: str = "cpu"
+    ) -> None:
+        self.settings = settings or Settings()
+        self.updates = 0
+        self._hidden, self._group, self._rng, self._device = hidden, group, rng, torch.device(device)
+        self._replay = Replay(self.settings.replay)
+        self._reliability = ReliabilityProbe(hidden, group, rng).to(self._device)
+        self._correction = CorrectionProbe(hidden, group, rng).to(self._device)
+        self._probes: dict[str, nn.Module] = {"reliability": self._reliability, "correction": self._correction}
+        self._optimizers = {
+            name: torch.optim.AdamW(probe.parameters(), lr=self.settings.lr, weight_decay=0.0)
+            for name, probe in self._probes.items()
+        }
+        self._gaps_VC = torch.tensor(
+            [[cag(group, v, y) if v + y <= group else 0.0 for y in range(group + 1)] for v in range(group + 1)],
+            device=self._device,
+        )
+
+    @torch.no_grad()
+    def judge(self, seen: Features) -> Opinion:
+        """P1, S and P2 of problems with or without a label; on the judge's device.
+
+        Raises:
+            ValueError: features of other widths than the judge's.
+        """
+        self._check(seen)
+        for probe in self._probes.values():
+            probe.eval()
+        seen = seen.to(self._device)
+        number_PC = self._correction(seen).softmax(dim=1)
+        reliable_P = self._reliability(seen).softmax(dim=1)[:, 1]
+        return Opinion(reliable_P, (number_PC * self._gaps_VC[seen.votes_P]).sum(dim=1), number_PC)
+
+    def learn(self, new: Labelled | None) -> dict[str, float]:
+        """One update's steps on this step's labelled problems (None: replay only).
+
+        Returns the mean losses `reliability_loss`, `response_loss` (not multiplied) and `correction_loss`; nothing if
+        there was nothing to learn from.
+
+        Raises:
+            ValueError: features of other widths than the judge's.
+        """
+        if new is not None:
+            self._check(new)
+        fresh = [new.to(torch.device("cpu"))] if new is not None and len(new) else []
+        if not fresh and not len(self._replay):
+            return {}
+        for probe in self._probes.values():
+            probe.train()
+        sums = dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), 0.0)
+        for _ in range(self.settings.steps):
+            vote, each = self._reliability.loss(self._batch(fresh, stratified=False))
+            self._step("reliability", vote + AUXILIARY * each)
+            number = self._correction.loss(self._batch(fresh, stratified=True))
+            self._step("correction", number)
+            for name, loss in zip(sums, (vote, each, number), strict=True):
+                sums[name] += loss.item() / self.settings.steps
+        for batch in fresh:
+            self._replay.add(batch)
+        self.updates += 1
+        return sums
+
+    def _batch(self, fresh: list[Labelled], *, stratified: bool) -> Labelled:
+        return joined(fresh + self._replay.draw(self.settings.replayed, self._rng, stratified=stratified)).to(
+            self._device
+        )
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        self._optimizers[name].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._probes[name].parameters(), self.settings.clip)
+        self._optimizers[name].step()
+
+    def _check(self, seen: Features) -> None:
+        if seen.response_PGH.shape[1:] != (self._group, self._hidden):
+            given = tuple(seen.response_PGH.shape[1:])
+            raise ValueError(f"features of [G, H] = {given}; the judge takes ({self._group}, {self._hidden})")
+
+    # What may be shared, and what is kept.
+
+    def shared(self) -> dict[str, Tensor]:
+        """Copies of both probes' weights and running statistics: what averaging with other clients' is about."""
+        return {name: tensor.clone() for name, tensor in self._weights().items() if tensor.is_floating_point()}
+
+    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take such weights in place of the judge's; optimizers and replay stay.
+
+        Raises:
+            ValueError: other names or shapes than the judge's own, or impossible values. Nothing has changed then.
+        """
+        own = self.shared()
+        _check_layout(tensors, own)
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()) or (name.endswith("running_var") and bool((tensor < 0).any())):
+                raise ValueError(f"{name} has values that no probe has")
+        _copy(tensors, self._weights())
+
+    def state(self) -> tuple[dict[str, Tensor], Plain]:
+        """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
+        kept = self._replay.everything()
+        tensors = {
+            **{f"weights/{name}": tensor for name, tensor in self._weights().items()},
+            **{f"moments/{name}": tensor for name, tensor in self._moments().items()},
+            **{f"replay/{name}": tensor for name, tensor in (kept.tensors() if kept else {}).items()},
+            "rng": self._rng.get_state(),
+        }
+        plain = {"hidden": self._hidden, "group": self._group, "updates": self.updates}
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, plain
+
+    def load(self, tensors: Mapping[str, Tensor], plain: Plain) -> None:
+        """Go on exactly where `state` was taken, by a judge of the same settings.
+
+        Raises:
+            ValueError: a state of a judge of other widths, or one that is not whole. Nothing has changed then.
+        """
+        if (plain.get("hidden"), plain.get("group")) != (self._hidden, self._group):
+            raise ValueError(f"the state is of a judge of other widths: {plain}")
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "moments", "replay", "rng")}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            if part not in parts:
+                raise ValueError(f"a judge's state has no {name}")
+            parts[part][rest] = tensor
+        weights, updates = self._weights(), plain.get("updates", 0)
+        parameters = {key: dict(probe.named_parameters()) for key, probe in self._probes.items()}
+        zeros = {
+            f"{key}.{name}.{moment}": torch.zeros_like(parameter) if moment != "step" else torch.tensor(0.0)
+            for key, named in parameters.items()
+            for name, parameter in named.items()
+            for moment in MOMENTS
+        }
+        _check_layout(parts["weights"], weights)
+        _check_layout(parts["moments"], zeros if updates else {})
+        _check_layout(parts["rng"], {"": self._rng.get_state()})
+        kept = _labelled(parts["replay"])
+        if kept is not None:
+            self._check(kept)
+        _copy(parts["weights"], weights)
+        for key, named in parameters.items():
+            state = self._optimizers[key].state
+            state.clear()
+            for name, parameter in named.items() if updates else ():
+                moments = {moment: zeros[f"{key}.{name}.{moment}"] for moment in MOMENTS}
+                _copy({moment: parts["moments"][f"{key}.{name}.{moment}"] for moment in MOMENTS}, moments)
+                state[parameter] = moments
+        self._replay.replace(kept)
+        self._rng.set_state(parts["rng"][""].clone())
+        self.updates = updates
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Weights and statistics of both probes themselves, not copies."""
+        probes = self._probes.items()
+        return {f"{key}.{name}": tensor for key, probe in probes for name, tensor in probe.state_dict().items()}
+
+    def _moments(self) -> dict[str, Tensor]:
+        """What the optimizers have gathered; nothing before the first update."""
+        return {
+            f"{key}.{name}.{moment}": tensor
+            for key, probe in self._probes.items()
+            for name, parameter in probe.named_parameters()
+            for moment, tensor in self._optimizers[key].state.get(parameter, {}).items()
+        }
+
+
+def _check_layout(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    if given.keys() != own.keys():
+        raise ValueError(f"names that differ from the judge's: {sorted(given.keys() ^ own.keys())[:3]}")
+    for name, tensor in given.items():
+        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def _copy(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in given.items():
+        own[name].copy_(tensor)
+
+
+def _labelled(tensors: Mapping[str, Tensor]) -> Labelled | None:
+    """Replayed problems from their fields.
+
+    Raises:
+        ValueError: a field is missing or unknown, or they are not as many.
+    """
+    if not tensors:
+        return None
+    if tensors.keys() != {field.name for field in fields(Labelled)} or len({len(t) for t in tensors.values()}) > 1:
+        raise ValueError("the replayed problems are not whole")
+    return Labelled(**tensors)
