@@ -13,6 +13,16 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A problem as training sees it: without its answer, and without `info`, in which an answer may lie too."""
+
+    prompt: str
+    id: str
+    source: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One problem with a checkable answer.
 
@@ -31,6 +41,11 @@ class Problem:
     source: str
     kind: Kind
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> Question:
+        """What may be seen of it without a label."""
+        return Question(self.prompt, self.id, self.source, self.kind)
 
     @property
     def content_key(self) -> str:
