@@ -1,4 +1,4 @@
-"""The command line: run | sweep | eval | tasks | validate | export | doctor.
+"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.desk_command import desk
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.rules import CHANGES_BASE
 
@@ -137,16 +138,20 @@ def validate(
     dealt = deal(settings)
     failures = 0
     reward = dealt.sites[0].reward  # everybody's
-    held = [(site.name, [*site.train, *site.test]) for site in dealt.sites]
+    held = [(site.name, [*site.answers.everything(), *site.test]) for site in dealt.sites]
     held += [("the public set", dealt.public)] if dealt.public else []
     for name, problems in held:
         verdict = validate_problems(problems, reward, attacked=attacked)
-        typer.echo(f"{name}: {len(problems)} problems, {len(verdict.failures)} failures")
+        without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
+        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
             typer.echo(f"  {failure.id}: {failure.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)
+
+
+app.command()(desk)
 
 
 @app.command()

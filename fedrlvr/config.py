@@ -19,12 +19,18 @@ from fedrlvr.errors import ConfigError
 from fedrlvr.rules import MIXED_RANKS, NEW_COMPONENTS
 from fedrlvr.seams import (
     HOSTILE,
+    LARGEST_GROUP,
     TRIM,
     AggregationConfig,
+    Asking,
+    CareSupervision,
     Coordination,
     LabelsSupervision,
+    MajoritySupervision,
     NoCoordination,
     PubSwapCoordination,
+    SelectionSupervision,
+    Supervision,
 )
 from fedrlvr.sections import (
     DataConfig,
@@ -45,6 +51,8 @@ from fedrlvr.sections import (
 
 __all__ = [
     "AggregationConfig",
+    "Asking",
+    "CareSupervision",
     "Config",
     "Coordination",
     "DataConfig",
@@ -55,6 +63,7 @@ __all__ = [
     "IidPartition",
     "LabelsSupervision",
     "LoraConfig",
+    "MajoritySupervision",
     "ModelConfig",
     "NoCoordination",
     "Partition",
@@ -62,7 +71,9 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "Section",
+    "SelectionSupervision",
     "SourcePartition",
+    "Supervision",
     "TrainConfig",
     "describe",
     "load_config",
@@ -82,7 +93,7 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
-    supervision: LabelsSupervision = LabelsSupervision()
+    supervision: Supervision = LabelsSupervision()
     coordination: Coordination = NoCoordination()
     aggregation: AggregationConfig = AggregationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -114,6 +125,7 @@ class Config(Section):
         if isinstance(self.lora.rank, dict):
             self._check_ranks(self.lora.rank)
         self._check_aggregation()
+        self._check_supervision()
         if self.train.warmup_steps >= self.train.rounds * self.train.local_steps > 1:
             raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
         return self
@@ -152,6 +164,27 @@ class Config(Section):
                 f"aggregation.robust = 'trimmed_mean' drops robust_trim x {clients} clients at either end, which is "
                 "none: set robust_trim to at least 1 / clients"
             )
+
+    def _check_supervision(self) -> None:
+        supervision = self.supervision
+        if self.aggregation.weights == "fgrpo" and isinstance(supervision, MajoritySupervision):
+            raise ValueError(
+                "aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = 'majority' has "
+                "none"
+            )
+        if self.run.ledgers is not None and not (isinstance(supervision, Asking) and supervision.labels_from == "desk"):
+            raise ValueError("run.ledgers has no effect without supervision.labels_from = 'desk'")
+        if not isinstance(supervision, CareSupervision):
+            return
+        if self.sampling.group_size > LARGEST_GROUP:
+            raise ValueError(
+                f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}, not "
+                f"{self.sampling.group_size}"
+            )
+        if supervision.share_probes and self.federation.arm != "federated":
+            raise ValueError(f"supervision.share_probes has no effect with federation.arm = {self.federation.arm!r}")
+        if supervision.share_probes and len(self.federation.names) == 1:
+            raise ValueError("supervision.share_probes has no effect with one client")
 
     def _check_exchanges(self, coordination: PubSwapCoordination) -> None:
         if coordination.exchanges > self.train.local_steps:
@@ -233,7 +266,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree[parts[-1]] = value.strip()
 
 
-_UNIONS = {"partition": "source", "coordination": "pubswap"}
+_UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswap"}
 """Sections that are one of several by their `type`, and one of these types."""
 
 

@@ -38,6 +38,10 @@ class CheckpointError(FedrlvrError, OSError):
     """A checkpoint cannot be written or read."""
 
 
+class LedgerError(FedrlvrError, ValueError):
+    """A label ledger cannot be opened, or an answer or a table of answers cannot go into it."""
+
+
 class RoundError(FedrlvrError, RuntimeError):
     """A round cannot be completed."""
 

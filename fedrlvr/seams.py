@@ -19,6 +19,96 @@ class LabelsSupervision(Section):
     type: Literal["labels"] = "labels"
 
 
+class MajoritySupervision(Section):
+    """The answer that most of a group's responses give counts as right (TTRL, arXiv 2504.16084). Needs no label."""
+
+    type: Literal["majority"] = "majority"
+    audit: bool = False
+    """In experiments, where all answers are known: also measure what a client could not. Never changes what is
+    trained."""
+
+
+class Asking(Section):
+    """What all supervisions have that ask for some of the labels. Each label is paid for once (docs/care.md)."""
+
+    budget: float = Field(0.2, ge=0, le=1)
+    """Share of a step's problems whose label is asked for, rounded up."""
+    budget_total: int | None = Field(None, ge=1)
+    """Most labels a client asks for in all; None: no limit."""
+    budget_per_day: int | None = Field(None, ge=1)
+    """Most labels a client asks for within 24 hours; None: no limit."""
+    labels_from: Literal["dataset", "desk"] = "dataset"
+    """The data's own answers, or people at each client (`fedrlvr desk`), for whom training does not wait."""
+    audit: bool = False
+    """In experiments, where all answers are known: also measure what a client could not. Never changes what is
+    trained."""
+
+    @model_validator(mode="after")
+    def _labels_that_nobody_gives(self) -> Asking:
+        if self.audit and self.labels_from == "desk":
+            raise ValueError("audit needs every answer, which labels_from = 'desk' does not have")
+        for name in ("budget_total", "budget_per_day"):
+            if not self.budget and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with budget = 0, which asks for no label")
+        return self
+
+
+LARGEST_GROUP = 64
+"""Responses to a problem that CARE's probes take at most."""
+
+
+class CareSupervision(Asking):
+    """Two probes say which majorities to trust and which labels to ask for (CARE, arXiv 2605.25864).
+
+    docs/methods.md, section 3.
+    """
+
+    type: Literal["care"] = "care"
+    trusted: float = Field(0.25, ge=0, le=1)
+    """Share of a step's problems, rounded up, that are trained on as voted, the likeliest to be right first."""
+    warm_up: int = Field(20, ge=0)
+    """Steps, once per run, in which none is."""
+    trust_above: float = Field(0.0, ge=0, le=1)
+    """Nor is a majority that is right with a smaller probability than this, by the probes. 0 is the authors' rule; 0.5
+    is for clients whose majorities are seldom right."""
+    probe_learning_rate: float = Field(1e-4, gt=0)
+    """Of the probes' AdamW."""
+    probe_steps: int = Field(3, ge=1, le=64)
+    """Their optimizer steps after each update of the policy."""
+    share_probes: bool = False
+    """Average the clients' probes each round, as the adapters are; what they learnt from stays with each client."""
+
+    @model_validator(mode="after")
+    def _probes_without_a_label(self) -> CareSupervision:
+        if not self.budget:
+            raise ValueError("budget must be above 0 with type = 'care', whose probes learn from labels")
+        return self
+
+
+class SelectionSupervision(Asking):
+    """Which labels to ask for is decided by one number, or by chance; what CARE is compared with."""
+
+    type: Literal["random", "entropy", "probability", "oracle"]
+    """Drawn by seed; the largest entropy of the votes; the lowest mean probability of the responses' tokens; the
+    largest true corrective advantage gap, which takes all answers to know."""
+    rest: Literal["masked", "pseudo"] = "masked"
+    """Other problems are not trained on, or as voted."""
+
+    @model_validator(mode="after")
+    def _one_that_cannot_be(self) -> SelectionSupervision:
+        if self.type == "oracle" and self.labels_from == "desk":
+            raise ValueError("type = 'oracle' needs every answer, which labels_from = 'desk' does not have")
+        if not self.budget:
+            what = "nothing would be trained on" if self.rest == "masked" else "that is type = 'majority'"
+            raise ValueError(f"budget must be above 0 with rest = {self.rest!r}: without a label {what}")
+        return self
+
+
+Supervision = Annotated[
+    LabelsSupervision | MajoritySupervision | CareSupervision | SelectionSupervision, Field(discriminator="type")
+]
+
+
 class NoCoordination(Section):
     """Clients exchange nothing but adapters."""
 

@@ -27,6 +27,9 @@ class RunConfig(Section):
     """Root of every random stream of the run."""
     directory: Path | None = None
     """Run directory; None makes runs/<name>-<date>-<time>."""
+    ledgers: Path | None = None
+    """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
+    labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
     keep_checkpoints: int = Field(3, ge=2)
     """How many of the newest rounds stay on disk."""
     tracker: Literal["none", "tensorboard"] = "none"

@@ -10,9 +10,13 @@ from pydantic import ValidationError
 
 import fedrlvr
 from fedrlvr.config import (
+    CareSupervision,
     Config,
     DirichletPartition,
     IidPartition,
+    LabelsSupervision,
+    MajoritySupervision,
+    SelectionSupervision,
     SourcePartition,
     describe,
     load_config,
@@ -55,6 +59,25 @@ def test_the_partition_is_chosen_by_its_type() -> None:
     assert parse_config({"partition": {"type": "dirichlet", "alpha": 0.1}}).partition == DirichletPartition(alpha=0.1)
 
 
+def test_the_supervision_is_chosen_by_its_type() -> None:
+    for type_, kind in (("labels", LabelsSupervision), ("majority", MajoritySupervision), ("care", CareSupervision)):
+        assert parse_config({"supervision": {"type": type_}}).supervision == kind()
+    for type_ in ("random", "entropy", "probability", "oracle"):
+        supervision = parse_config({"supervision": {"type": type_}}).supervision
+        assert isinstance(supervision, SelectionSupervision)
+        assert (supervision.type, supervision.budget, supervision.rest) == (type_, 0.2, "masked")
+
+
+def care(**settings: Any) -> dict[str, Any]:
+    """A run that learns from few labels."""
+    return {"supervision": {"type": "care", **settings}}
+
+
+def drawn(**settings: Any) -> dict[str, Any]:
+    """A run that asks for labels at random."""
+    return {"supervision": {"type": "random", **settings}}
+
+
 def fgrpo(**settings: Any) -> dict[str, Any]:
     """A federation weighed by FGRPO with some of its options."""
     return {"aggregation": {"weights": "fgrpo", **{f"fgrpo_{name}": value for name, value in settings.items()}}}
@@ -77,6 +100,9 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
         ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
+        (care(bugdet=0.1), "unknown key 'supervision.bugdet' (did you mean 'supervision.budget'?)"),
+        ({"train": {"budget": 0.1}}, "unknown key 'train.budget' (did you mean 'supervision.budget'?)"),
+        ({"supervision": {"type": "oracle", "ledgers": "x"}}, "'supervision.ledgers' (did you mean 'run.ledgers'?)"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], told: str) -> None:
@@ -149,12 +175,28 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         ({"partition": {"alpha": 0.3}}, "partition: say which type it is, for example partition.type = 'source'"),
         ({"coordination": {"exchanges": 2}}, "for example coordination.type = 'pubswap'"),
         ({"coordination": {"type": "pubswap", "exchanges": 0}}, "coordination.exchanges: input should be"),
+        ({"supervision": {"audit": True}}, "supervision: say which type it is, for example supervision.type = 'care'"),
+        ({"supervision": {"type": "cair"}}, "supervision.type: input should be one of 'labels', 'majority', 'care', "),
+        (care(budget=1.5), "supervision.budget: input should be less than or equal to 1 (got 1.5)"),
+        (drawn(budget=-0.1), "supervision.budget: input should be greater than or equal to 0 (got -0.1)"),
+        (care(budget_total=0), "supervision.budget_total: input should be greater than or equal to 1 (got 0)"),
+        (drawn(budget_per_day=0), "supervision.budget_per_day: input should be greater than or equal to 1 (got 0)"),
+        (care(trusted=1.01), "supervision.trusted: input should be less than or equal to 1"),
+        (care(trusted=-0.01), "supervision.trusted: input should be greater than or equal to 0"),
+        (care(warm_up=-1), "supervision.warm_up: input should be greater than or equal to 0"),
+        (care(probe_learning_rate=0), "supervision.probe_learning_rate: input should be greater than 0"),
+        (care(probe_steps=0), "supervision.probe_steps: input should be greater than or equal to 1"),
+        (care(probe_steps=65), "supervision.probe_steps: input should be less than or equal to 64"),
+        (care(labels_from="experts"), "supervision.labels_from: input should be 'dataset' or 'desk'"),
+        (drawn(rest="left"), "supervision.rest: input should be 'masked' or 'pseudo'"),
         ({"partition": {"type": "dirichet"}}, "partition.type: input should be one of 'iid', 'source', 'dirichlet'"),
         ({"partition": {"type": "dirichlet", "alpha": -1}}, "partition.alpha: input should be greater than 0"),
     ],
 )
 def test_a_wrong_section_is_named(tree: dict[str, Any], told: str) -> None:
-    assert told in refused(tree)
+    text = refused(tree)
+    assert told in text
+    assert "Supervision" not in text, "a class of ours"
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -184,6 +226,18 @@ def test_all_mistakes_are_told_at_once() -> None:
         (pubswap(swap="none", ratio="behaviour"), "ratio has no effect with swap = 'none'"),
         ({**pubswap(), "federation": {"arm": "local"}}, "coordination.type = 'pubswap' has no effect"),
         ({**pubswap(), "federation": {"arm": "central"}}, "coordination.type = 'pubswap' has no effect"),
+        ({"supervision": {"type": "labels", "budget": 0.1}}, "supervision.budget has no effect"),
+        ({"supervision": {"type": "majority", "budget": 0.1}}, "supervision.budget has no effect"),
+        (drawn(trusted=0.1), "supervision.trusted has no effect with this supervision.type"),
+        (care(rest="pseudo"), "supervision.rest has no effect with this supervision.type"),
+        (care(budget=0, budget_total=5), "budget_total has no effect with budget = 0"),
+        (drawn(budget=0, budget_per_day=5), "budget_per_day has no effect with budget = 0"),
+        ({**care(share_probes=True), "federation": {"arm": "local"}}, "share_probes has no effect with federation.arm"),
+        ({**care(share_probes=True), "federation": {"arm": "central"}}, "no effect with federation.arm = 'central'"),
+        ({**care(share_probes=True), "federation": {"clients": ["x"]}}, "share_probes has no effect with one client"),
+        ({"run": {"ledgers": "here"}}, "run.ledgers has no effect without supervision.labels_from = 'desk'"),
+        ({**care(), "run": {"ledgers": "here"}}, "run.ledgers has no effect"),
+        ({"supervision": {"type": "majority"}, "run": {"ledgers": "here"}}, "run.ledgers has no effect"),
     ],
 )
 def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any], told: str) -> None:
@@ -200,6 +254,38 @@ def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any]
 )
 def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], told: str) -> None:
     assert told in refused(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        (care(audit=True, labels_from="desk"), "audit needs every answer, which labels_from = 'desk' does not have"),
+        (drawn(audit=True, labels_from="desk"), "audit needs every answer"),
+        ({"supervision": {"type": "oracle", "labels_from": "desk"}}, "'oracle' needs every answer"),
+        (care(budget=0), "budget must be above 0 with type = 'care', whose probes learn from labels"),
+        (drawn(budget=0), "rest = 'masked': without a label nothing would be trained on"),
+        (drawn(budget=0, rest="pseudo"), "rest = 'pseudo': without a label that is type = 'majority'"),
+        ({**care(), "sampling": {"group_size": 65}}, "takes sampling.group_size up to 64, not 65"),
+        (
+            {"supervision": {"type": "majority"}, **fgrpo()},
+            "'fgrpo' weighs by verified rewards, of which supervision.type = 'majority' has none",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_had_are_refused(tree: dict[str, Any], told: str) -> None:
+    assert told in refused(tree)
+
+
+def test_labels_that_can_be_had() -> None:
+    desk = {"labels_from": "desk", "budget_total": 1, "budget_per_day": 1}
+    for tree in (care(**desk), {"supervision": {"type": "entropy", **desk}}):
+        parse_config({**tree, "run": {"ledgers": "here"}})
+        parse_config({**tree, **fgrpo()})
+    parse_config({**care(share_probes=True, audit=True, budget=1), "federation": {"clients": 2, "fraction": 0.5}})
+    parse_config({**care(trusted=0, warm_up=0, probe_steps=64), "sampling": {"group_size": 64}})
+    parse_config({**drawn(rest="pseudo"), "sampling": {"group_size": 65}})
+    parse_config({**care(), "federation": {"arm": "central"}})
+    parse_config({**pubswap(), "supervision": {"type": "majority", "audit": True}})
 
 
 def test_the_same_settings_where_they_have_an_effect() -> None:
@@ -275,6 +361,9 @@ def test_the_errors_of_a_file_name_the_file(tmp_path: Path) -> None:
         {},
         {"partition": {"type": "dirichlet", "alpha": 0.2}, "federation": {"clients": ["x"]}, "train": {"rounds": 7}},
         {"federation": {"arm": "local"}},
+        {"supervision": {"type": "majority"}},
+        {**care(labels_from="desk", share_probes=True), "run": {"ledgers": "some/where"}},
+        drawn(rest="pseudo"),
         {"federation": {"arm": "central"}, "lora": {"targets": ["q_proj"]}, "data": {"path": "some/where"}},
     ],
 )

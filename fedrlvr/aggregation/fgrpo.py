@@ -15,6 +15,8 @@ that reward scales which differ do not decide. Our reading: every formula above;
 2. Both gains are free of the reward's scale: a client whose rewards are all multiplied by c > 0 weighs what it did.
 3. A client that sits out keeps its baseline.
 4. A spread of next to nothing makes any change a large `zscore`, up to its clip.
+5. Where not all rewards are true, R_k is the mean of those that are. A client without any has no gain in the round, and
+   keeps its baseline.
 """
 
 from __future__ import annotations
@@ -77,10 +79,11 @@ class FGRPOWeights:
         self.temperature, self.beta, self.window, self.floor = temperature, beta, window, floor
         self._histories: dict[str, _History] = {}
 
-    def weights(self, rewards: Mapping[str, float], examples: Mapping[str, int]) -> dict[str, float]:
+    def weights(self, rewards: Mapping[str, float | None], examples: Mapping[str, int]) -> dict[str, float]:
         """This round's weights by client, which sum to 1; the rewards then join their clients' histories.
 
-        rewards: mean reward of each client that took part. examples: its number of training problems.
+        rewards: mean reward of each client that took part; None: it has none, so no gain either, and its history stays.
+        examples: its number of training problems.
 
         Raises:
             ValueError: a reward that is not finite (the client is named), other clients in one than in the other, a
@@ -89,7 +92,7 @@ class FGRPOWeights:
         if not rewards or set(rewards) != set(examples):
             raise ValueError("give one reward and one number of examples for each of at least one client")
         for client, reward in rewards.items():
-            if not math.isfinite(reward):
+            if reward is not None and not math.isfinite(reward):
                 raise ValueError(f"{client}: its mean reward is {reward}, which is not finite")
             if examples[client] < 0:
                 raise ValueError(f"{client}: a negative number of examples")
@@ -105,10 +108,11 @@ class FGRPOWeights:
         if not total:  # all weight underflowed but that of clients without examples
             raw, total = {client: float(n) for client, n in examples.items()}, float(sum(examples.values()))
         for client, reward in rewards.items():
-            self._remember(client, reward)
+            if reward is not None:
+                self._remember(client, reward)
         return {client: value / total for client, value in raw.items()}
 
-    def raw(self, client: str, reward: float, examples: int) -> float:
+    def raw(self, client: str, reward: float | None, examples: int) -> float:
         """A client's weight before all are divided by their sum, which needs no other client's reward.
 
         Not negative, and nothing is remembered; with a temperature below 0.01 it can underflow to zero.
@@ -118,12 +122,12 @@ class FGRPOWeights:
             return examples * math.exp((gain - LARGEST[self.gain]) / self.temperature)
         return examples * (self.floor + max(gain, 0.0))
 
-    def gains(self, rewards: Mapping[str, float]) -> dict[str, float]:
+    def gains(self, rewards: Mapping[str, float | None]) -> dict[str, float]:
         """Each client's gain at these rewards; nothing is remembered."""
         return {client: self._gain(self._histories.get(client), reward) for client, reward in rewards.items()}
 
-    def _gain(self, history: _History | None, reward: float) -> float:
-        if history is None:
+    def _gain(self, history: _History | None, reward: float | None) -> float:
+        if history is None or reward is None:
             return 0.0
         ahead = reward - history.mean
         scale = abs(history.mean) if self.gain == "relative" else math.sqrt(history.square)

@@ -28,13 +28,16 @@ from safetensors.torch import load_file, save_file
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError, FedrlvrError
 
+PROBES = "probes"
+"""Among the names of factors, which end in .A or .B."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The server's state after a round.
 
     strategy: what the strategy must remember, in JSON types. change, last: of the base weights, in all rounds and in
-    the newest (globalmodel.py).
+    the newest (globalmodel.py). probes: everybody's, averaged (sharedprobes.py).
     """
 
     round: int
@@ -42,6 +45,7 @@ class Checkpoint:
     strategy: dict[str, Any]
     change: Adapter | None = None
     last: Adapter | None = None
+    probes: torch.Tensor | None = None
 
 
 class Checkpoints:
@@ -65,6 +69,8 @@ class Checkpoints:
             if part is not None
             for name, tensor in part.tensors()
         }
+        if checkpoint.probes is not None:
+            tensors[PROBES] = checkpoint.probes.contiguous()
         state = {
             "round": checkpoint.round,
             "alpha": checkpoint.adapter.alpha,
@@ -93,8 +99,9 @@ class Checkpoints:
         try:
             order = state["order"]
             adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
-            parts = (_change(tensors, prefix, order) for prefix in ("change/", "last/"))
-            return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), *parts)
+            change, last = (_change(tensors, prefix, order) for prefix in ("change/", "last/"))
+            strategy = dict(state["strategy"])
+            return Checkpoint(int(state["round"]), adapter, strategy, change, last, tensors.get(PROBES))
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(newest, error, newest) from None
 

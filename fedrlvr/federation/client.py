@@ -37,7 +37,7 @@ from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Problem, Question
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Asked:
         """The adapter this client starts from, of its own rank."""
         return self.app.initial_of(self.site)
 
-    def encode(self, problems: Sequence[Problem]) -> list[list[int]]:
+    def encode(self, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
         """Token ids of these problems' prompts as this client asks them."""
         prompts = [problem.prompt for problem in problems]
         return self.app.cohort.base.encode_all(prompts, self.site.instruction)

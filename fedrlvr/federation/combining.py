@@ -26,10 +26,14 @@ Taken = Iterator[tuple[str, Adapter]]
 
 
 class Combiner:
-    """Makes one of a round's adapters, and remembers what client weights need to."""
+    """Makes one of a round's adapters, and remembers what client weights need to.
 
-    def __init__(self, how: AggregationConfig) -> None:
+    verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
+    """
+
+    def __init__(self, how: AggregationConfig, *, verified: bool = False) -> None:
         self.how = how
+        self.verified = verified
         self.fgrpo = FGRPOWeights(**how.fgrpo) if how.weights == "fgrpo" else None
 
     def combine(
@@ -117,17 +121,22 @@ class Combiner:
     def _weight(self, client: str, examples: Mapping[str, int], record: RoundRecord) -> float:
         """How much a client counts, known before the others have answered: of any sum."""
         if self.fgrpo:
-            return self.fgrpo.raw(client, record.client(client)["reward"], examples[client])
+            return self.fgrpo.raw(client, self._reward(client, record), examples[client])
         return 1.0 if self.how.weights == "equal" else float(examples[client])
 
     def _weights(self, examples: Mapping[str, int], record: RoundRecord) -> dict[str, float]:
         """How much each client of the round counts, of sum 1."""
         if self.fgrpo is None:
             return client_weights(examples, rule="equal" if self.how.weights == "equal" else "examples")
-        rewards = {client: record.client(client)["reward"] for client in examples}
+        rewards = {client: self._reward(client, record) for client in examples}
         for client, gain in self.fgrpo.gains(rewards).items():
             record.client(client)["gain"] = gain
         return self.fgrpo.weights(rewards, examples)
+
+    def _reward(self, client: str, record: RoundRecord) -> float | None:
+        """What FGRPO's gain is of. None: the client had no label in the round."""
+        numbers = record.client(client)
+        return numbers.get("verified_reward") if self.verified else numbers["reward"]
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds, in JSON types."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
-from fedrlvr.config import AggregationConfig, Config
+from fedrlvr.config import AggregationConfig, Config, LabelsSupervision
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.messages import SourceScores, adapter_to_arrays
@@ -39,7 +39,9 @@ def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
     trained = initial = cohort.fresh_adapter(0)
     if loaded is not None:
         trained = in_model_order(loaded, initial, whose=str(adapter))
-    plain = config.model_copy(update={"lora": lora, "aggregation": AggregationConfig()})  # one whole adapter is sent
+    # One whole adapter is sent, and nothing else.
+    alone = {"lora": lora, "aggregation": AggregationConfig(), "supervision": LabelsSupervision()}
+    plain = config.model_copy(update=alone)
     strategy = FederatedRLVR(plain, {1: CENTRAL}, initial, Observer())
     context = Context(RUN_ID, 1, {}, RecordDict(), {})
     grid = LocalGrid(CohortApp(cohort, {1: site}, initial, Observer()), {1: context})

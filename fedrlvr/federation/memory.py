@@ -1,8 +1,8 @@
 """What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, what rounding has lost of what it sent, and what receiving.py keeps of the
-global model. In the middle of a round with exchanges, besides: its adapter and moments as they are, and its responses
+kept, its own adapter in the arm `local`, its probes, what rounding has lost of what it sent, and what receiving.py keeps
+of the global model. In the middle of a round with exchanges, besides: its adapter and moments as they are, and its responses
 to the public problems whose pool it waits for. The latter is begun anew by a message that brings a model and gone at
 the end of the round, so a round that was broken off leaves no trace.
 """
@@ -18,17 +18,28 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from fedrlvr.errors import MessageError
+from fedrlvr.federation.labelmetrics import LabelMetrics, restored
 from fedrlvr.federation.stepmetrics import StepMetrics
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks.problem import Problem
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
-ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS = (
+PROBES = "fedrlvr.probes"
+ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
     "fedrlvr.round",
     "fedrlvr.round.adapter",
     "fedrlvr.round.anchor",
     "fedrlvr.round.moments",
+    "fedrlvr.round.probes",
 )
+
+
+@dataclass(frozen=True)
+class Probes:
+    """CARE's judge as `Judge.state` gives it."""
+
+    tensors: dict[str, torch.Tensor]
+    plain: dict[str, int]
 
 
 @dataclass
@@ -37,6 +48,7 @@ class Memory:
 
     round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
     waiting: the own groups on public problems whose pool has not come yet.
+    labels: numbers of the round, where labels are not there for everything. probes: CARE's, where there are any.
     """
 
     cursor: int = 0
@@ -45,6 +57,8 @@ class Memory:
     updates: int = 0
     metrics: StepMetrics = field(default_factory=StepMetrics)
     waiting: list[Group] = field(default_factory=list)
+    labels: LabelMetrics | None = None
+    probes: Probes | None = None
 
     @staticmethod
     def of(context: Context, *, under_way: bool) -> Memory:
@@ -61,11 +75,19 @@ class Memory:
                 raise MessageError("no round is under way here, and this message brings no adapter to begin one with")
             kept = json.loads(str(record["json"]))
             waiting = [_group(item) for item in kept.pop("waiting")]
-            return Memory(**{**kept, "metrics": StepMetrics(**kept["metrics"]), "waiting": waiting})
+            labels, plain = kept.pop("labels"), kept.pop("probes")
+            return Memory(
+                **{**kept, "metrics": StepMetrics(**kept["metrics"])},
+                waiting=waiting,
+                labels=None if labels is None else restored(labels),
+                probes=_probes(context, ROUND_PROBES, plain),
+            )
         record = context.state.get(MEMORY)
         if not isinstance(record, ConfigRecord):
             return Memory()
-        return Memory(cursor=int(record["cursor"]), steps=int(record["steps"]))  # type: ignore[arg-type]
+        plain = json.loads(str(record.get("probes", "null")))
+        cursor, steps = int(record["cursor"]), int(record["steps"])  # type: ignore[arg-type]
+        return Memory(cursor=cursor, steps=steps, probes=_probes(context, PROBES, plain))
 
     def pause(
         self, context: Context, adapter: ArrayRecord, anchor: ArrayRecord | None, moments: dict[str, torch.Tensor]
@@ -76,9 +98,13 @@ class Memory:
         """
         kept = {name: getattr(self, name) for name in ("cursor", "steps", "round_steps", "updates")}
         kept |= {"metrics": asdict(self.metrics), "waiting": [_item(group) for group in self.waiting]}
+        kept["labels"] = None if self.labels is None else asdict(self.labels)
+        kept["probes"] = None if self.probes is None else self.probes.plain
         context.state[ROUND] = ConfigRecord({"json": json.dumps(kept)})
         context.state[ROUND_ADAPTER] = adapter
         context.state[ROUND_MOMENTS] = ArrayRecord(moments)
+        if self.probes is not None:
+            context.state[ROUND_PROBES] = ArrayRecord(self.probes.tensors)
         if anchor is not None:
             context.state[ROUND_ANCHOR] = anchor
 
@@ -87,9 +113,13 @@ class Memory:
 
         moments: where they are kept from round to round.
         """
-        for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS):
+        for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES):
             context.state.pop(name, None)
-        context.state[MEMORY] = ConfigRecord({"cursor": self.cursor, "steps": self.steps})
+        lasting: dict[str, int | str] = {"cursor": self.cursor, "steps": self.steps}
+        if self.probes is not None:
+            lasting["probes"] = json.dumps(self.probes.plain)
+            context.state[PROBES] = ArrayRecord(self.probes.tensors)
+        context.state[MEMORY] = ConfigRecord(lasting)  # type: ignore[arg-type]
         if moments is not None:
             context.state[MOMENTS] = ArrayRecord(moments)
 
@@ -100,8 +130,14 @@ def arrays_in(context: Context, name: str) -> ArrayRecord | None:
     return record if isinstance(record, ArrayRecord) else None
 
 
+def _probes(context: Context, name: str, plain: dict[str, int] | None) -> Probes | None:
+    arrays = arrays_in(context, name)
+    return Probes(dict(arrays.to_torch_state_dict()), plain) if plain is not None and arrays is not None else None
+
+
 def _item(group: Group) -> dict[str, Any]:
     problem = group.problem
+    assert isinstance(problem, Problem), "only public problems are waited with"
     return {
         "problem": [problem.prompt, problem.answer, problem.id, problem.source, problem.kind, dict(problem.info)],
         "prompt_ids": list(group.prompt_ids),

@@ -1,10 +1,11 @@
 """What travels, and its checks. Every message's content is made and read here and in what is named below.
 
     train          down  arrays: the adapter           config: a TrainRequest         change: of the base weights
-                   up    arrays: the adapter           metrics: numbers
+                         probes: everybody's, averaged
+                   up    arrays: the adapter           metrics: numbers               probes: the client's
     evaluate       down  arrays: the adapter           config: an EvaluateRequest     change: of the base weights
                    up    metrics: numbers              config: names of sources
-    query.respond  what an exchange adds: publicmessages.py
+    query.respond  what an exchange adds: publicmessages.py; the round's first message brings the probes
     adapters in fewer bytes than float32: precision.py
 
 No private prompt, answer or response has a place in these. A reader trusts nothing: requests are validated field by
@@ -25,14 +26,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.config import EvaluateConfig, LabelsSupervision, PubSwapCoordination, SamplingConfig, TrainConfig
+from fedrlvr.config import (
+    CareSupervision,
+    EvaluateConfig,
+    PubSwapCoordination,
+    SamplingConfig,
+    Supervision,
+    TrainConfig,
+)
 from fedrlvr.errors import AdapterError, MessageError
 from fedrlvr.rules import Halves
+from fedrlvr.seams import LARGEST_GROUP
 
-ARRAYS, CHANGE, CONFIG, METRICS = "arrays", "change", "config", "metrics"
+ARRAYS, CHANGE, CONFIG, METRICS, PROBES = "arrays", "change", "config", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 10_000
-
+BINS = 10
+"""Of a calibration: P1 by tenths."""
 
 ChangeKind = Literal["none", "held", "next", "whole"]
 
@@ -88,11 +98,17 @@ class StretchRequest(Request):
 
     steps: int = Field(ge=0)
     train: TrainConfig
-    supervision: LabelsSupervision
+    supervision: Supervision
     coordination: PubSwapCoordination | None = None
     trains: Halves = "AB"
     precision: Literal["float32", "float16", "int8"] = "float32"
     feedback: bool = True
+
+    @model_validator(mode="after")
+    def _groups_that_probes_can_take(self) -> StretchRequest:
+        if isinstance(self.supervision, CareSupervision) and self.sampling.group_size > LARGEST_GROUP:
+            raise ValueError(f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}")
+        return self
 
 
 class TrainRequest(StretchRequest):
@@ -206,6 +222,31 @@ def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tup
     return [(half, factors) for half, factors in both if half in halves]
 
 
+def probes_record(probes: Tensor) -> ArrayRecord:
+    """CARE's probes [N] as they travel, whole and in float32."""
+    return ArrayRecord({PROBES: Array(probes.detach().to("cpu", torch.float32).flatten().numpy())})
+
+
+def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor:
+    """The probes in a record, float32 [count].
+
+    count: None takes any number, for a reader that goes on to check it.
+
+    Raises:
+        AdapterError: another size or type, bytes that are no array, or values that are not finite.
+    """
+    if list(record) != [PROBES]:
+        raise AdapterError(f"{whose}: its probes are not one array.")
+    array = record[PROBES]
+    if count is None:
+        # Not what the sender writes but what its bytes have room for bounds what is allocated.
+        count = min(array.shape[0] if len(array.shape) == 1 else 0, len(array.data) // 4)
+    probes = torch.from_numpy(decoded(array, count, (np.float32,), what=f"{whose}: its probes"))
+    if not bool(torch.isfinite(probes).all()):
+        raise AdapterError(f"{whose}: its probes hold values that are not finite.")
+    return probes
+
+
 def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
     """The `count` numbers of an array that somebody else has sent, of one of `types`.
 
@@ -251,6 +292,36 @@ def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
     if numbers["num-examples"] < 0:
         raise MessageError(f"{whose}: num-examples is negative")
     return numbers
+
+
+Calibration = dict[str, list[int] | list[float]]
+"""Of P1 by tenths: n problems, the sum of their P1, and how many majorities were right."""
+
+
+def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]:
+    """The calibrations in a train reply: `calibration` of the labelled problems, `audit_calibration` of all.
+
+    Raises:
+        MessageError: lists that are not there together, or that no problems can have given.
+    """
+    record = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
+    found: dict[str, Calibration] = {}
+    for name, prefix in (("calibration", "p1"), ("audit_calibration", "audit_p1")):
+        lists = {key: record[f"{prefix}_{key}"] for key in ("n", "sum", "right") if f"{prefix}_{key}" in record}
+        if not lists:
+            continue
+        if len(lists) < 3 or not all(isinstance(column, list) and len(column) == BINS for column in lists.values()):
+            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not three lists of {BINS} numbers")
+        columns: Calibration = lists  # type: ignore[assignment]
+        if not all(_possible(*row) for row in zip(columns["n"], columns["sum"], columns["right"], strict=True)):
+            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not those of any problems")
+        found[name] = columns
+    return found
+
+
+def _possible(n: float, total: float, right: float) -> bool:
+    """Whether n problems, of which some are right, can have probabilities of this sum."""
+    return isinstance(n, int) and isinstance(right, int) and 0 <= right <= n and 0 <= total <= n + 1e-6
 
 
 class SourceScores(BaseModel):

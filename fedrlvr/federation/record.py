@@ -13,17 +13,18 @@ from flwr.app import Context
 
 from fedrlvr.errors import CheckpointError
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints, atomic_text
-from fedrlvr.federation.messages import SourceScores
+from fedrlvr.federation.messages import Calibration, SourceScores
 from fedrlvr.reporting.trackers import Tracker
 
 
 class RoundRecord:
-    """One round's numbers: per client, per client and source, per exchange, and seconds by phase; and who was left out
-    of it, with the reason."""
+    """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
+    probes are calibrated; and who was left out of it, with the reason."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
         self.clients: dict[str, dict[str, float]] = {}
+        self.calibrations: dict[str, dict[str, Calibration]] = {}
         self.scores: dict[str, list[SourceScores]] = {}
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
@@ -51,6 +52,10 @@ class RoundRecord:
             for way in ("up", "down"):
                 numbers[f"bytes_{way}_exchanges"] = sum(one.get(f"bytes_{way}", 0) for one in own)
 
+    def calibrated(self, client: str, calibrations: dict[str, Calibration]) -> None:
+        """How a client's P1 compares with what was right, by name of the calibration."""
+        self.calibrations[client] = calibrations
+
     def evaluated(self, client: str, scores: list[SourceScores]) -> None:
         """A client's pass@1 sums by source."""
         self.scores[client] = scores
@@ -59,6 +64,7 @@ class RoundRecord:
         """The line of metrics.jsonl; numbers that are not finite become null."""
         clients = {
             name: {k: (v if math.isfinite(v) else None) for k, v in sorted(numbers.items())}
+            | self.calibrations.get(name, {})
             for name, numbers in sorted(self.clients.items())
         }
         evaluate = {

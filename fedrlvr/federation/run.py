@@ -28,6 +28,7 @@ from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.record import RunLog, read_metrics
 from fedrlvr.federation.sites import deal, fit_prompts
 from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.federation.supervising import shared_numbers
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import base_reference, save_peft
@@ -155,7 +156,8 @@ class Federation:
             log.rewind(checkpoint.round)
         elif (self.directory / "metrics.jsonl").exists():
             atomic_text(self.directory / "metrics.jsonl", "")
-        strategy = FederatedRLVR(self._effective(), names, self.initial, self.observer, self._public_set())
+        probes = shared_numbers(self.cohort.base, self.config)
+        strategy = FederatedRLVR(self._effective(), names, self.initial, self.observer, self._public_set(), probes)
         if checkpoint is not None:
             strategy.restore(checkpoint)
         hooks = self.wrap(strategy) if self.wrap else None

@@ -1,33 +1,41 @@
-"""An organisation's own, which never leaves its machine: its problems and its grader."""
+"""An organisation's own, which never leaves its machine: its problems, their answers, its grader and its ledger."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedrlvr.errors import GradingError
+from fedrlvr.labels.answers import Answers
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Problem, Question
 
 
 @dataclass(frozen=True)
 class Site:
-    """One organisation's own: its problems and its grader. Never leaves its machine.
+    """One organisation's own. Never leaves its machine.
 
+    train: what it trains on, as questions; their answers are sealed in `answers`.
     reward: (completion, problem) -> the true reward.
     instruction: appended to every prompt. rank: of its adapter; None is the run's.
+    ledger: the file of the labels it has paid for; None where it has no use for one. run: tells this run's uses of
+    labels from those of others that go by the same file.
     """
 
     name: str
-    train: Sequence[Problem]
+    train: Sequence[Question]
+    answers: Answers
     test: Sequence[Problem]
     reward: Callable[[str, Problem], float]
     instruction: str = ""
     rank: int | None = None
+    ledger: Path | None = None
+    run: str = ""
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
-        """The site's ledger of true labels (supervision's `Ledger`).
+        """True rewards of a problem whose answer is at hand: a held-out or a public one.
 
         Raises:
             GradingError: the reward fails; the text names the client.
@@ -37,9 +45,9 @@ class Site:
         except GradingError as error:
             raise GradingError(f"{self.name}: {error}") from (error.__cause__ or error)
 
-    def draw(self, cursor: int, count: int, seed: int) -> list[Problem]:
+    def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""
-        drawn: list[Problem] = []
+        drawn: list[Question] = []
         while len(drawn) < count:
             epoch, index = divmod(cursor + len(drawn), len(self.train))
             order = list(self.train)

@@ -8,16 +8,19 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from fedrlvr.config import Config, DataConfig
+from fedrlvr.config import CareSupervision, Config, DataConfig, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.federation.site import Site
+from fedrlvr.labels.answers import Answers
 from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import (
     Holding,
     Problem,
+    Question,
     check_disjoint,
     drop_overlap,
     grader_for,
@@ -28,6 +31,7 @@ from fedrlvr.tasks import (
     who_holds_what,
 )
 from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.tasks.splits import sample
 from fedrlvr.zoo import FAMILIES, LEVELS
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -51,7 +55,7 @@ class Dealt:
     def digest(self) -> str:
         """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
         digest = hashlib.sha256()
-        held = [(site.name, (*site.train, *site.test)) for site in self.sites]
+        held = [(site.name, (*site.answers.everything(), *site.test)) for site in self.sites]
         for name, problems in [*held, ("", self.public)]:
             for problem in problems:
                 row = (name, problem.id, problem.prompt, problem.answer, problem.source)
@@ -66,7 +70,7 @@ def deal(config: Config) -> Dealt:
         ConfigError, DataError, GradingError: as the loaders, graders and partitions say.
     """
     data, seed = config.data, config.run.seed
-    train, test = _load_both(data)
+    train, test = _load_both(data, unlabelled=_unlabelled(config))
     test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
     train = drop_overlap(train, test)
     train, public = take_public(train, data.public_size, seed)
@@ -82,8 +86,32 @@ def deal(config: Config) -> Dealt:
     if own is None:
         own = "" if data.name == "embedded" else instruction(train[0].kind)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
-    sites = [Site(name, parts[name], held_out[name], reward, own, ranks.get(name)) for name in clients]
+    sites = [
+        Site(
+            name,
+            [problem.question for problem in parts[name]],
+            Answers(name, parts[name], reward),
+            held_out[name],
+            reward,
+            own,
+            ranks.get(name),
+            ledger_file(config, name),
+            config.run.directory.name if config.run.directory else "",
+        )
+        for name in clients
+    ]
     return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
+
+
+def ledger_file(config: Config, client: str) -> Path | None:
+    """Where a client's labels are kept; None where it pays for none, or before the run has a directory."""
+    if not isinstance(config.supervision, CareSupervision | SelectionSupervision):
+        return None
+    if config.run.ledgers is not None:
+        return config.run.ledgers / f"{client}.sqlite"
+    if config.run.directory is None:
+        return None
+    return config.run.directory / "clients" / client / "ledger.sqlite"
 
 
 def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem]) -> dict[str, list[Problem]]:
@@ -121,7 +149,7 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
             f"the model's {base.max_length} positions. Lower one of them."
         )
 
-    def fits(problem: Problem, site: Site) -> bool:
+    def fits(problem: Problem | Question, site: Site) -> bool:
         length = len(base.encode(problem.prompt, site.instruction))
         if limit is None and length > room:
             raise DataError(
@@ -155,8 +183,20 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
     return Dealt(sites, public, train_table, who_holds_what({site.name: site.test for site in sites}))
 
 
-def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """Train (public problems still among them) and test."""
+def _unlabelled(config: Config) -> bool:
+    """Whether training problems may come without an answer: people give it, or nobody needs it."""
+    how = config.supervision
+    desk = isinstance(how, CareSupervision | SelectionSupervision) and how.labels_from == "desk"
+    return desk or (isinstance(how, MajoritySupervision) and not how.audit)
+
+
+def _load_both(data: DataConfig, *, unlabelled: bool) -> tuple[list[Problem], list[Problem]]:
+    """Train (public problems still among them) and test.
+
+    unlabelled: training problems of the user's own need no answer.
+    """
+    if "unlabelled" in data.options:
+        raise ConfigError("data.options.unlabelled: it follows from supervision.labels_from = 'desk'; leave it out.")
     if data.name == "embedded":
         if "size" in data.options:
             raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
@@ -177,7 +217,10 @@ def _load_both(data: DataConfig) -> tuple[list[Problem], list[Problem]]:
             load(data.name, data.path, "train", size=train_size, **data.options),
             load(data.name, data.path, "test", size=data.test_size or GENERATED_TEST, **data.options),
         )
-    return load(data.name, data.path, "train", **data.options), load(data.name, data.path, "test", **data.options)
+    return (
+        load(data.name, data.path, "train", unlabelled=unlabelled, **data.options),
+        load(data.name, data.path, "test", unlabelled=unlabelled, **data.options),
+    )
 
 
 def _sample(problems: list[Problem], size: int | None, seed: int) -> list[Problem]:
@@ -186,4 +229,4 @@ def _sample(problems: list[Problem], size: int | None, seed: int) -> list[Proble
         return problems
     order = list(problems)
     random.Random(seed).shuffle(order)
-    return take_public(order, size, seed)[1]
+    return sample(order, size, seed)

@@ -32,11 +32,13 @@ from fedrlvr.federation.messages import (
     Request,
     RespondRequest,
     SourceScores,
+    StretchRequest,
     TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     content,
     nbytes,
+    read_calibrations,
     read_numbers,
     read_scores,
     record_in,
@@ -44,6 +46,7 @@ from fedrlvr.federation.messages import (
 from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
 from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.sharedprobes import SharedProbes
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rules import ALTERNATES, AVERAGES, NEW_COMPONENTS, trained
 from fedrlvr.seeds import stream
@@ -58,6 +61,7 @@ class FederatedRLVR(Strategy):
     """Rounds of local GRPO, public exchanges if the config has them, and one aggregation.
 
     clients: the organisations by Flower node id. public: what exchanges are about; needed only for them.
+    probes: how many numbers a client's probes are; needed only where they are shared.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class FederatedRLVR(Strategy):
         adapter: Adapter,
         observer: Observer,
         public: PublicSet | None = None,
+        probes: int | None = None,
     ) -> None:
         self.config = config
         self.public = public
-        self.combiner = Combiner(config.aggregation)
+        self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
+        self.probes = SharedProbes.of(config, probes)
         self.exchange: Exchange | None = None
         self.examples: dict[str, int] = {}
         """Of the clients whose adapters are taken in this round."""
@@ -123,7 +129,10 @@ class FederatedRLVR(Strategy):
             return content(request, None)
         client = self.clients.get(node, "")  # a stranger's reply is refused
         coming, adapter, change = self.model.bring(client, self._rank(client), arrays)
-        return content(request.model_copy(update={"coming": coming}), adapter, change)
+        body = content(request.model_copy(update={"coming": coming}), adapter, change)
+        if isinstance(request, StretchRequest):
+            self.probes.bring(body)
+        return body
 
     def _rank(self, client: str) -> int:
         ranks = self.config.lora.rank
@@ -206,6 +215,7 @@ class FederatedRLVR(Strategy):
             MessageError, AdapterError: a reply that cannot be used; the text names client and round.
         """
         self.examples = {}
+        self.probes.begin()
         taken = self._taken(server_round, replies)
         result = None
         if self.config.federation.arm == "local":
@@ -222,6 +232,7 @@ class FederatedRLVR(Strategy):
         if result is None:
             return None, None
         self.model.advance(result, server_round)
+        self.probes.end()
         self._made = adapter_to_arrays(self.adapter, self.model.halves)
         return self._made, None
 
@@ -238,11 +249,15 @@ class FederatedRLVR(Strategy):
                 _check_answered(reply, whose)
                 self.model.answered(client)
                 numbers = read_numbers(reply, whose=whose)
+                calibrations = read_calibrations(reply, whose=whose)
                 adapter = self._adapter_in(reply, server_round, client, whose)
-                if self.combiner.fgrpo and "reward" not in numbers:
+                probes = self.probes.read(reply, whose)
+                if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
                     raise MessageError(f"{whose}: a train reply without a mean reward")
                 self.examples[client] = int(numbers["num-examples"])
+                self.probes.add(client, probes, self.examples[client])
                 self.record.client(client).update(numbers)
+                self.record.calibrated(client, calibrations)
                 if self.exchange and client in self.exchange.numbers:
                     self.exchange.took(client, reply.content)
                 taken = adapter
@@ -269,6 +284,7 @@ class FederatedRLVR(Strategy):
         with self._or_left_out(client):
             raise RoundError(f"round {self.record.round}, {client}: {reason}")
         del self.examples[client]
+        self.probes.leave_out(client)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -339,6 +355,7 @@ class FederatedRLVR(Strategy):
             last=checkpoint.last,
             held=held,
         )
+        self.probes.restore(checkpoint.probes)
 
     # The loop.
 
@@ -374,8 +391,8 @@ class FederatedRLVR(Strategy):
             replies = self._ask(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
             hooks.aggregate_evaluate(round_, replies)
             self.observer.phase(round_, "checkpoint")
-            model = self.model
-            log.write(self.record, Checkpoint(round_, model.adapter, self.state(), model.change, model.last))
+            model, state, probes = self.model, self.state(), self.probes.average
+            log.write(self.record, Checkpoint(round_, model.adapter, state, model.change, model.last, probes))
             self.observer.round_done(self.record.to_json())
         return self.adapter
 

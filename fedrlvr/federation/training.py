@@ -14,22 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.config import PubSwapCoordination
+from fedrlvr.config import LabelsSupervision, PubSwapCoordination
 from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swap
 from fedrlvr.coordination.ratio import CAP, GAMMA
 from fedrlvr.errors import AdapterError
+from fedrlvr.federation.labelmetrics import LabelMetrics
 from fedrlvr.federation.memory import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
 from fedrlvr.federation.messages import (
     ARRAYS,
     METRICS,
+    PROBES,
     RespondRequest,
     StretchRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     metrics_record,
+    probes_record,
+    read_probes,
     record_in,
 )
 from fedrlvr.federation.precision import pack
@@ -47,12 +52,13 @@ from fedrlvr.federation.publicmessages import (
 )
 from fedrlvr.federation.receiving import Start
 from fedrlvr.federation.stepmetrics import SwapMetrics
+from fedrlvr.federation.supervising import Supervising
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
+from fedrlvr.policy.states import States
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
 from fedrlvr.seeds import stream
-from fedrlvr.supervision import Supervision, TrueLabels
 from fedrlvr.tasks.problem import Problem
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -76,8 +82,10 @@ class Training:
         """The adapters the round began with."""
         self.request = request
         self.clients = clients
-        self.supervision: Supervision = TrueLabels()
         self.memory = {row: Memory.of(one.context, under_way=one.under_way) for row, one in clients.items()}
+        if not isinstance(request.supervision, LabelsSupervision):
+            for memory in self.memory.values():
+                memory.labels = memory.labels or LabelMetrics()
         self.swaps: dict[str, SwapMetrics] = {}
         self.public = self._public_problems()
         moments = {}
@@ -93,9 +101,14 @@ class Training:
                 moments[row] = dict(kept.to_torch_state_dict())
         anchors = self.starts if request.train.proximal_mu else None
         cohort.begin_training(request.train, request.sampling, moments, anchors, trains=request.trains)
+        self.supervising = Supervising(cohort.base, request, clients, self.memory, self._shared_probes())
 
     def go(self) -> list[RecordDict]:
         """Everything that is asked, and each client's answer. Memories change only at the very end."""
+        with self.supervising:
+            return self._go()
+
+    def _go(self) -> list[RecordDict]:
         if self.request.coordination is not None and any(memory.waiting for memory in self.memory.values()):
             self._public_steps(self.request.coordination)
         for _ in range(self.request.steps):
@@ -114,6 +127,14 @@ class Training:
                     _log.warning("%s: the server says: %s", one.site.name, notice)
         return found
 
+    def _shared_probes(self) -> dict[str, torch.Tensor]:
+        """The averaged weights of everybody's probes that messages bring."""
+        found = {}
+        for row, one in self.clients.items():
+            if (record := record_in(one.message.content, PROBES, ArrayRecord)) is not None:
+                found[row] = read_probes(record, None, whose=f"round {one.request.round}, the server")
+        return found
+
     # Local steps.
 
     def _local_step(self) -> None:
@@ -128,15 +149,14 @@ class Training:
             n: stream(one.request.seed, one.site.name, "sample", one.request.round, memory[n].round_steps)
             for n, one in clients.items()
         }
-        drawn = cohort.sample(prompts, Decoding.of(request.sampling), seeds)
+        states: dict[str, States] | None = {} if self.supervising.reads_states else None
+        drawn = cohort.sample(prompts, Decoding.of(request.sampling), seeds, states)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
         sampled = time.perf_counter()
-        groups = {
-            n: [self._supervised(one, *item) for item in zip(problems[n], prompts[n], drawn[n], strict=True)]
-            for n, one in clients.items()
-        }
+        groups = {n: [Group(*item) for item in zip(problems[n], prompts[n], drawn[n], strict=True)] for n in clients}
         for name in clients:
+            self.supervising.supervise(name, groups[name], states[name] if states is not None else None)
             assign_advantages(groups[name], scale_by_std=request.train.scale_by_std)
         graded = time.perf_counter()
         first = next(iter(memory.values()))
@@ -151,6 +171,7 @@ class Training:
                 memory[name].updates += 1
         learned = time.perf_counter()
         for name in clients:
+            self.supervising.learn(name)
             memory[name].cursor += count
             memory[name].steps += 1
             memory[name].round_steps += 1
@@ -162,14 +183,6 @@ class Training:
                 train=(learned - graded) / len(clients),
             )
         self._tell()
-
-    def _supervised(self, one: Asked, problem: Problem, prompt_ids: Sequence[int], responses: list[Response]) -> Group:
-        group = Group(problem, prompt_ids, responses)
-        verdict = self.supervision.supervise(group, one.site)
-        for response, reward in zip(responses, verdict.rewards, strict=True):
-            response.reward = reward
-        group.multiplier = verdict.multiplier
-        return group
 
     def _rates(self) -> dict[str, float]:
         return {n: learning_rate(self.request.train, memory.steps) for n, memory in self.memory.items()}
@@ -257,7 +270,7 @@ class Training:
             )
             if usable:
                 text = base.decode(list(item.token_ids))
-                (reward,) = one.site.grade(own[item.problem].problem, [text])
+                (reward,) = one.site.grade(_public(own[item.problem]), [text])
                 usable = reward >= CORRECT
             if not usable:
                 metrics.refused += 1
@@ -300,7 +313,7 @@ class Training:
             memory = self.memory[n]
             memory.waiting = [Group(*item) for item in zip(problems[n], prompts[n], drawn[n], strict=True)]
             for group in memory.waiting:
-                rewards = one.site.grade(group.problem, [response.text for response in group.responses])
+                rewards = one.site.grade(_public(group), [response.text for response in group.responses])
                 for response, reward in zip(group.responses, rewards, strict=True):
                     response.reward = reward
                 memory.metrics.public_tokens_sampled += sum(len(r.token_ids) for r in group.responses)
@@ -313,6 +326,7 @@ class Training:
             needed = request.train.proximal_mu or request.precision != "float32"
             anchor = adapter_to_arrays(self.starts[n]) if needed else None
             answers.append(self._answer(n, self._sent(n, request)))
+            self.supervising.settle(n)
             memory.pause(one.context, adapter_to_arrays(adapters[n]), anchor, moments[n])
         return answers
 
@@ -338,7 +352,7 @@ class Training:
             record[RESPONSES] = responses_record(sent, base.vocabulary)
         return record
 
-    def _answer(self, row: str, rest: RecordDict, **numbers: float) -> RecordDict:
+    def _answer(self, row: str, rest: RecordDict, **numbers: float | list[int] | list[float]) -> RecordDict:
         """A reply: numbers, those of the last exchange if public steps were taken on it, and the rest."""
         answer = RecordDict({METRICS: metrics_record({"num-examples": len(self.clients[row].site.train), **numbers})})
         if row in self.swaps:
@@ -359,8 +373,12 @@ class Training:
             arrays, lost = packed[row]
             own = one.request.own_adapter
             rest = RecordDict() if own else RecordDict({ARRAYS: arrays})
-            answers.append(self._answer(row, rest, **self.memory[row].metrics.summary()))
-            self.memory[row].finish(one.context, moments.get(row))
+            if (probes := self.supervising.settle(row)) is not None:
+                rest[PROBES] = probes_record(probes)
+            memory = self.memory[row]
+            numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            answers.append(self._answer(row, rest, **numbers))
+            memory.finish(one.context, moments.get(row))
             if own:
                 one.context.state[OWN_ADAPTER] = arrays
             if lost is not None:
@@ -387,6 +405,12 @@ def by_federation(clients: Mapping[str, Asked]) -> dict[CohortApp, dict[str, Ask
     for row, one in clients.items():
         found.setdefault(one.app, {})[row] = one
     return found
+
+
+def _public(group: Group) -> Problem:
+    """A public group's problem, whose answer everybody has."""
+    assert isinstance(group.problem, Problem)
+    return group.problem
 
 
 def _foreign(groups: Sequence[Group]) -> list[Response]:

@@ -17,6 +17,7 @@ from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.learner import Learner, StepStats
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.sampler import Decoding, sample
+from fedrlvr.policy.states import States
 from fedrlvr.rl import Group, Response
 from fedrlvr.rules import Halves
 
@@ -84,17 +85,31 @@ class Cohort:
         prompts: Mapping[str, Sequence[Sequence[int]]],
         decoding: Decoding,
         seeds: Mapping[str, int],
+        states: dict[str, States] | None = None,
     ) -> dict[str, list[list[Response]]]:
-        """Responses by client, prompt and draw. Clients without prompts get an empty list."""
+        """Responses by client, prompt and draw. Clients without prompts get an empty list.
+
+        states: filled by client with the hidden states of the prompts and responses, in their order, without another
+        forward pass; clients without prompts get [0, H] and [0, G, H].
+
+        Raises:
+            DataError: a prompt and its longest response do not fit the model.
+            ModelError: states are asked for, and the model has no output head of which the input could be read.
+        """
+        mine = [prompts.get(client, ()) for client in self.clients]
+        room = None if states is None else [States.room(self.base, len(own), decoding.responses) for own in mine]
         with autocast(self.base, self.engine):
             drawn = sample(
                 self.base,
                 self.stack,
-                [prompts.get(client, ()) for client in self.clients],
+                mine,
                 decoding,
                 [seeds.get(client, 0) for client in self.clients],
                 self.engine,
+                room,
             )
+        if states is not None and room is not None:
+            states.update(zip(self.clients, room, strict=True))
         return dict(zip(self.clients, drawn, strict=True))
 
     def rescore(

@@ -16,6 +16,7 @@ nobody else's (up to float rounding in the logits).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from fedrlvr.policy.cache import FilledLayer, expand, whole_cache
 from fedrlvr.policy.change import Span
 from fedrlvr.policy.graph import can_capture, capture, wants_static
 from fedrlvr.policy.lora import LoraStack
+from fedrlvr.policy.states import RowStates, States
 from fedrlvr.rl import Response
 
 BLOCK = 128
@@ -71,6 +73,7 @@ def sample(
     decoding: Decoding,
     seeds: Sequence[int],
     engine: EngineConfig,
+    states: Sequence[States] | None = None,
 ) -> list[list[list[Response]]]:
     """Responses by client, prompt and draw: `out[i][p][g]`.
 
@@ -78,9 +81,11 @@ def sample(
     seeds: one per client.
     engine: `decode_rows` responses go side by side, a client's prompts in slices that keep to it; `prefill_once`,
         `compact` and `decode_cache` are read here too.
+    states: one per client, with room for its prompts, to be written; nothing else changes with it.
 
     Raises:
         DataError: a prompt and its longest response do not fit the model.
+        ModelError: states are asked for, and the model has no output head of which the input could be read.
     """
     assert len(prompts) == stack.clients, "one list of prompts for each seated client"
     longest = max((len(ids) for client in prompts for ids in client), default=0)
@@ -103,10 +108,14 @@ def sample(
     for start in range(0, max(map(len, prompts), default=0), width):
         window = slice(start, start + width)
         draws = slice(start * decoding.responses, (start + width) * decoding.responses)
+        now, u = [c[window] for c in prompts], [u[draws] for u in uniforms]
         try:
-            part = _decode(base, stack, [c[window] for c in prompts], decoding, [u[draws] for u in uniforms], engine)
+            with nullcontext() if states is None else RowStates(base) as row_states:
+                part, starts = _decode(base, stack, now, decoding, u, engine, row_states)
         finally:
             stack.spans = None
+        if states is not None and row_states is not None:
+            row_states.hand_out([mine.part(window) for mine in states], starts)
         for mine, new in zip(out, part, strict=True):
             mine.extend(new)
     return out
@@ -135,7 +144,9 @@ def _decode(
     decoding: Decoding,
     uniforms: list[Tensor],
     engine: EngineConfig,
-) -> list[list[list[Response]]]:
+    states: RowStates | None,
+) -> tuple[list[list[list[Response]]], list[int]]:
+    """The responses, and the row at which each client's begin."""
     clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
     equal = wants_static(engine.decode_cache, base.model)
     most, blank = max(map(len, prompts)), next(row for client in prompts for row in client)
@@ -153,7 +164,7 @@ def _decode(
         u[start : start + len(client_u)] = client_u
         ended[start : start + len(client_u)] = False
 
-    batch = _Batch(base, stack, flat, torch.tensor(owners), decoding, engine, u, ended)
+    batch = _Batch(base, stack, flat, torch.tensor(owners), decoding, engine, u, ended, states)
     tokens = torch.zeros(rows, new_tokens, dtype=torch.int64)
     logps = torch.zeros(rows, new_tokens)
     for step in range(1, new_tokens + 1):
@@ -183,7 +194,7 @@ def _decode(
     for start, client in zip(starts, prompts, strict=True):
         firsts = [start + p * responses for p in range(len(client))]
         out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
-    return out
+    return out, starts
 
 
 class _Batch:
@@ -192,7 +203,7 @@ class _Batch:
     where_R: the response each row belongs to. owner_R: its client. u_RT: the uniforms to draw at. tokens_RT, logps_RT:
     what was drawn. last_R: the token drawn last. ended_R: whether an end token was. mask_RS: False where the prompt is
     padding. positions_R: of the next token. drawn, at: [1], tokens drawn and cache positions filled. prompt_R, where
-    prompts are shared: which prompt each row follows.
+    prompts are shared: which prompt each row follows. states: what the rows' newest tokens were drawn from, if wanted.
     """
 
     def __init__(
@@ -205,9 +216,10 @@ class _Batch:
         engine: EngineConfig,
         u: Tensor,
         ended: Tensor,
+        states: RowStates | None = None,
     ) -> None:
         """Prefill the prompts, `decoding.responses` rows each, and draw every row's first token."""
-        self.base, self.stack, self.decoding = base, stack, decoding
+        self.base, self.stack, self.decoding, self.states = base, stack, decoding, states
         repeats = decoding.responses
         self.owner = owners.repeat_interleave(repeats)
         if not engine.prefill_once:
@@ -223,6 +235,8 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         )
+        if states is not None:
+            states.begin(repeats, decoding.responses)
         stack.spans = _spans(self.owner, stack.clients, 1)
         static = wants_static(engine.decode_cache, base.model)
         longest = ids.shape[1] + decoding.max_new_tokens
@@ -283,11 +297,15 @@ class _Batch:
         if self.shared is not None:
             self.prompt = self.prompt[rows]
             self.shared.seat(self.prompt)
+        if self.states is not None:
+            self.states.keep(rows)
 
     def write(self, tokens: Tensor, logps: Tensor) -> None:
         """Write what was drawn to its responses' rows of [all responses, T]."""
         tokens[self.where] = self.tokens.cpu()
         logps[self.where] = self.logps.cpu()
+        if self.states is not None:
+            self.states.write(self.where)
 
     def _step(self) -> None:
         if self.shared is not None:
@@ -305,6 +323,8 @@ class _Batch:
         )
         self.at += 1
         self.positions += 1
+        if self.states is not None:
+            self.states.advance(self.ended)
         self._take(output.logits[:, -1])
 
     def _take(self, logits: Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Problem, Question
 
 CORRECT = 1.0 - 1e-6
 """A response counts as correct from this reward on; a user's own reward may give less for partial credit."""
@@ -45,11 +45,12 @@ class Response:
 class Group:
     """One problem's G responses.
 
+    problem: a client's own as the question that training sees; a public one with its answer.
     multiplier: what supervision lets the group's advantages count; 0 masks it.
     advantages: one per response, set by `assign_advantages`.
     """
 
-    problem: Problem
+    problem: Question | Problem
     prompt_ids: Sequence[int]
     responses: list[Response]
     multiplier: float = 1.0

@@ -7,6 +7,8 @@ CARE (arXiv 2605.25864, authors' code), of B problems:
 Queries get their true rewards, all others the majority's. Whatever is ranked, ties go to the earlier problem.
 1. Where fewer problems than the budget are left beside the trusted ones, the first of these are asked about as well,
    so that every selection spends the same budget. As with the authors.
+2. A floor under P1 is our addition, and off unless it is asked for: where majorities are seldom right, the quarter that
+   is most likely to be right is mostly wrong as well.
 
 The selections it is compared with rank by one number, and mask what they do not ask about or train on it as voted.
 """
@@ -60,12 +62,23 @@ def quota(share: float, problems: int) -> int:
     return math.ceil(share * problems - 1e-9)
 
 
-def care(reliable: Sequence[float], scores: Sequence[float], *, queries: int, steps_done: int) -> Acquired:
+def care(
+    reliable: Sequence[float],
+    scores: Sequence[float],
+    *,
+    queries: int,
+    steps_done: int,
+    of: int | None = None,
+    trusted_share: float = TRUSTED_SHARE,
+    warm_up: int = WARM_UP,
+    trust_above: float = 0.0,
+) -> Acquired:
     """CARE's rule.
 
     reliable, scores: P1 and S of each problem.
     queries: how many may be asked about, `quota(budget, problems)` or what a total budget has left.
-    steps_done: steps taken before this one.
+    steps_done: steps taken before this one. of: problems of the whole step, if those given are not all of it: the
+        share to trust is of these. trust_above: no problem of a smaller P1 is trusted; 0 is the authors' rule.
 
     Raises:
         ValueError: not as many P1 as S, one that is not finite, or a negative number of queries.
@@ -74,7 +87,9 @@ def care(reliable: Sequence[float], scores: Sequence[float], *, queries: int, st
         raise ValueError(f"{len(reliable)} reliabilities and {len(scores)} scores")
     order = _ranked(scores, queries)
     most_reliable = _ranked(reliable, queries)
-    trusted = most_reliable[: quota(TRUSTED_SHARE, len(reliable)) if steps_done >= WARM_UP else 0]
+    share = quota(trusted_share, len(reliable) if of is None else of)
+    trusted = [problem for problem in most_reliable[:share] if reliable[problem] >= trust_above]
+    trusted = trusted if steps_done >= warm_up else []
     wanted = [problem for problem in order if problem not in trusted] + sorted(trusted)
     asked = wanted[:queries]
     trusted = [problem for problem in trusted if problem not in asked]

@@ -153,6 +153,23 @@ class Judge:
                 raise ValueError(f"{name} has values that no probe has")
         _copy(tensors, self._weights())
 
+    def flattened(self) -> Tensor:
+        """`shared` end to end, in float32 on the CPU."""
+        return torch.cat([tensor.flatten() for tensor in self.shared().values()]).cpu()
+
+    def load_flattened(self, values: Tensor) -> None:
+        """Take weights that are `flattened` of some judge, or a mean of such.
+
+        Raises:
+            ValueError: not as many values, or impossible ones. Nothing has changed then.
+        """
+        own = self.shared()
+        sizes = [tensor.numel() for tensor in own.values()]
+        if values.shape != (sum(sizes),) or values.dtype != torch.float32:
+            raise ValueError(f"{values.dtype} {tuple(values.shape)}; the probes have {sum(sizes)} values")
+        parts = torch.split(values.to(self._device), sizes)
+        self.load_shared({n: part.view(own[n].shape) for n, part in zip(own, parts, strict=True)})
+
     def state(self) -> tuple[dict[str, Tensor], Plain]:
         """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
         kept = self._replay.everything()

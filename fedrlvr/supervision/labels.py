@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from fedrlvr.rl.samples import Group
-from fedrlvr.supervision.types import Ledger, Supervised
+from fedrlvr.supervision.types import Ledger, Step, Supervised
 
 
 class TrueLabels:
     """Supervision by the ledger alone."""
 
-    def supervise(self, group: Group, ledger: Ledger) -> Supervised:
-        """The true rewards of the group.
+    reads_votes = False
+    reads_states = False
+
+    def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
+        """The true rewards of every group.
 
         Raises:
-            ValueError: the ledger has no label for the problem; this supervision has nothing to put in its place.
+            ValueError: the ledger has no label for a problem; this supervision has nothing to put in its place.
         """
-        rewards = ledger.grade(group.problem, [response.text for response in group.responses])
-        if rewards is None:
-            raise ValueError(f"problem {group.problem.id} has no label, and supervision by true labels needs one")
-        return Supervised(rewards)
+        verdicts = []
+        for group in step.groups:
+            rewards = ledger.grade(group.problem.question, [response.text for response in group.responses])
+            if rewards is None:
+                raise ValueError(f"problem {group.problem.id} has no label, and supervision by true labels needs one")
+            verdicts.append(Supervised(rewards))
+        return verdicts
+
+    def learn(self) -> dict[str, float]:
+        """Nothing."""
+        return {}

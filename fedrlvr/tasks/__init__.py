@@ -8,7 +8,7 @@ from fedrlvr.tasks.extraction import extract, instruction, wrap
 from fedrlvr.tasks.grading import canonical, grade, same_answer
 from fedrlvr.tasks.loading import load
 from fedrlvr.tasks.partitioning import Holding, partition, who_holds_what
-from fedrlvr.tasks.problem import KINDS, Kind, Problem
+from fedrlvr.tasks.problem import KINDS, Kind, Problem, Question
 from fedrlvr.tasks.rewards import Reward, grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, take_public
 from fedrlvr.tasks.validation import Failure, Validation, adversarial, validate
@@ -19,6 +19,7 @@ __all__ = [
     "Holding",
     "Kind",
     "Problem",
+    "Question",
     "Reward",
     "Validation",
     "adversarial",

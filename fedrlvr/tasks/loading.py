@@ -2,7 +2,9 @@
 
 Splits. A directory is read by its published files; where the publisher names no test set (SVAMP, MedMCQA's dev file),
 and for any single file given as `path`, problems are split by content: 80 of 100 buckets of the prompt's hash are
-train, 20 are test. That is the same on every machine, and copies of one problem fall on one side.
+train, 20 are test. That is the same on every machine, and copies of one problem fall on one side. Only a problem
+without an answer is always train, since nobody could be tested on it; `drop_overlap` takes it out where a copy with
+an answer is test.
 """
 
 from __future__ import annotations
@@ -66,12 +68,16 @@ _PUBMEDQA_TEST_IDS = "test_ground_truth.json"
 _GYM = "reasoning_gym:"
 
 
-def load(name: str, path: Path | str | None = None, split: str = "train", **options: Any) -> list[Problem]:
+def load(
+    name: str, path: Path | str | None = None, split: str = "train", *, unlabelled: bool = False, **options: Any
+) -> list[Problem]:
     """The problems of one split of a data set, in the order of its file.
 
     name: gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl, embedded, or `reasoning_gym:<family>`.
     path: a directory laid out as published, or one file; None takes the hub, by the `datasets` library.
     split: train or test; `embedded` also has public.
+    unlabelled: own rows (jsonl) for training may do without an answer and become problems with the answer "", as where
+        people give the labels. Other data sets have answers, and it changes nothing there.
     options: hub (an id other than the well-known one; a local directory works too), cop_from (medmcqa: the number of
         the first option; 1 in the published file, 0 on the hub), kind (jsonl: of rows that state none, default math);
         `embedded` and `reasoning_gym` take their own (size, seed, ...).
@@ -92,7 +98,7 @@ def load(name: str, path: Path | str | None = None, split: str = "train", **opti
             )
         problems = _embedded(split, options) if name == "embedded" else _gym(name, split, options)
     elif name == "jsonl":
-        problems = _own(location, split, options)
+        problems = _own(location, split, unlabelled, options)
     elif name in _KNOWN:
         problems = _known(name, location, split, options)
     else:
@@ -107,8 +113,11 @@ def load(name: str, path: Path | str | None = None, split: str = "train", **opti
 
 
 def in_split(problems: Iterable[Problem], split: str) -> list[Problem]:
-    """The problems whose content falls into `train` (80 of 100 buckets of the hash) or `test` (20)."""
-    return [p for p in problems if (int(p.content_key[:8], 16) % 100 < 80) == (split == "train")]
+    """The problems whose content falls into `train` (80 of 100 buckets of the hash) or `test` (20).
+
+    Those without an answer are all `train`.
+    """
+    return [p for p in problems if (not p.answer or int(p.content_key[:8], 16) % 100 < 80) == (split == "train")]
 
 
 def _known(name: str, path: Path | None, split: str, options: dict[str, Any]) -> list[Problem]:
@@ -184,7 +193,7 @@ def _hub_rows(known: _Known, side: int, override: str | None) -> tuple[str, Iter
     return str(name), (Row(f"{name}, row {index} (from 0)", index, row) for index, row in enumerate(table))
 
 
-def _own(path: Path | None, split: str, options: dict[str, Any]) -> list[Problem]:
+def _own(path: Path | None, split: str, unlabelled: bool, options: dict[str, Any]) -> list[Problem]:
     _check_options("jsonl", options, {"kind"})
     kind: Kind = options.get("kind", "math")
     if kind not in KINDS:
@@ -193,7 +202,17 @@ def _own(path: Path | None, split: str, options: dict[str, Any]) -> list[Problem
         raise ConfigError(
             "Data set 'jsonl' needs a path: a .jsonl file, or a directory with train.jsonl and test.jsonl."
         )
-    return read_own(path / f"{split}.jsonl", kind) if path.is_dir() else in_split(read_own(path, kind), split)
+    if path.is_dir():
+        return read_own(path / f"{split}.jsonl", kind, unlabelled=unlabelled, held_out=split == "test")
+    problems = read_own(path, kind, unlabelled=unlabelled)
+    chosen = in_split(problems, split)
+    lacking = sum(not problem.answer for problem in problems)
+    if lacking and not chosen and split == "test":
+        raise DataError(
+            f"{path} leaves no problem to hold out: {lacking} of {len(problems)} rows have no answer, and the others "
+            "fall to training. Add rows with answers, or give a directory with train.jsonl and test.jsonl."
+        )
+    return chosen
 
 
 def _embedded(split: str, options: dict[str, Any]) -> list[Problem]:

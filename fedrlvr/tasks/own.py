@@ -4,7 +4,8 @@
 
 `question` and `problem` stand for prompt; `solution`, `reward_model.ground_truth` and a `ground_truth` inside
 `reward_model` stand for answer. Other keys are left alone: only `info` reaches a reward function.
-Unlike in the published data sets no row is skipped: one that cannot be used is an error.
+Unlike in the published data sets no row is skipped: one that cannot be used is an error. Where people give the
+labels a training row may do without an answer: missing, null or empty are the same.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import KINDS, Kind, Problem
 from fedrlvr.tasks.reading import Row, answer_text, read_rows, text_field
 
+_DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
+_HELD_OUT = " Held-out problems need one, whoever gives the labels."
 
-def read_own(path: Path, kind: Kind) -> list[Problem]:
+
+def read_own(path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> list[Problem]:
     """Every problem of a JSONL file; `kind` is for rows that state none.
+
+    unlabelled: a row without an answer is a problem with the answer "", not an error. held_out: the file's problems
+    are only tested on, so each needs an answer whatever `unlabelled` says.
 
     Raises:
         DataError: a row that cannot be used, with file, line and what to do.
@@ -28,7 +35,7 @@ def read_own(path: Path, kind: Kind) -> list[Problem]:
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for row in read_rows(path):
-        problem = own(row, kind)
+        problem = own(row, kind, unlabelled=unlabelled, held_out=held_out)
         if problem.id in seen:
             raise DataError(
                 f"{row.where} has the id {problem.id!r} of {seen[problem.id]}. Give each row its own id; rows without "
@@ -39,15 +46,15 @@ def read_own(path: Path, kind: Kind) -> list[Problem]:
     return problems
 
 
-def own(row: Row, kind: Kind) -> Problem:
+def own(row: Row, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
     """One row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
     prompt = text_field(data, ["prompt", "question", "problem"], where)
     stated = data.get("kind") or kind
     if stated not in KINDS:
         raise DataError(f"{where}: kind {stated!r} is unknown. Use one of {', '.join(KINDS)}.")
-    answer = _answer(data, where)
-    if canonical(answer, stated) is None:
+    answer = _answer(data, where, unlabelled and not held_out, _HELD_OUT if held_out else _DESK)
+    if answer and canonical(answer, stated) is None:
         raise DataError(f"{where}: the answer is not of kind {stated!r}, so no response could be right. Mend it.")
     info = data.get("info")
     if info is not None and not isinstance(info, Mapping):
@@ -59,14 +66,21 @@ def own(row: Row, kind: Kind) -> Problem:
     return Problem(prompt, answer, name, source, problem.kind, problem.info)
 
 
-def _answer(data: Mapping[str, Any], where: str) -> str:
-    for name in ("answer", "solution", "reward_model.ground_truth"):
-        if data.get(name) is not None:
-            return answer_text(data[name], name, where)
-    nested = data.get("reward_model")
-    if isinstance(nested, Mapping) and nested.get("ground_truth") is not None:
-        return answer_text(nested["ground_truth"], "reward_model.ground_truth", where)
+def _answer(data: Mapping[str, Any], where: str, may_lack: bool, remedy: str) -> str:
+    """The first answer the row states; "" only if it `may_lack` one, and then an empty one is none."""
+    given = [(name, data.get(name)) for name in ("answer", "solution", "reward_model.ground_truth")]
+    if isinstance(nested := data.get("reward_model"), Mapping):
+        given.append(("reward_model.ground_truth", nested.get("ground_truth")))
+    for name, value in given:
+        if isinstance(value, str) and not value.strip():
+            if may_lack:
+                continue
+            raise DataError(f"{where}: {name!r} is empty. Fill it in or remove the row.{remedy}")
+        if value is not None:
+            return answer_text(value, name, where)
+    if may_lack:
+        return ""
     raise DataError(
         f"{where} has no answer. Add 'answer' (or 'solution', or 'reward_model': {{'ground_truth': ...}}) or remove "
-        "the row."
+        f"the row.{remedy}"
     )

@@ -22,7 +22,7 @@ from typing import Literal
 
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Problem, Question
 
 PartitionType = Literal["iid", "source", "dirichlet"]
 
@@ -68,7 +68,7 @@ def partition(
     return parts
 
 
-def who_holds_what(parts: Mapping[str, Sequence[Problem]]) -> list[Holding]:
+def who_holds_what(parts: Mapping[str, Sequence[Problem] | Sequence[Question]]) -> list[Holding]:
     """One line for each client and source it holds: clients in their order, sources by name."""
     return [
         Holding(client, source, count)

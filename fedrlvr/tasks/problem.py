@@ -21,13 +21,19 @@ class Question:
     source: str
     kind: Kind
 
+    @property
+    def question(self) -> Question:
+        """Itself: what may be seen of it without a label."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem with a checkable answer.
+    """One problem, with a checkable answer unless nobody has given one yet.
 
     prompt: what the model reads, before any chat template or instruction.
-    answer: the gold answer in the form its `kind` expects (a LaTeX or plain number, a letter, yes/no/maybe, text).
+    answer: the gold answer in the form its `kind` expects (a LaTeX or plain number, a letter, yes/no/maybe, text). ""
+        is not known: only training problems of a run whose labels come from people may be so, and no grader takes it.
     id: unique within its data set.
     source: where it comes from within its data set (MATH type, MedMCQA subject, problem family); partitions and
         tables go by it.

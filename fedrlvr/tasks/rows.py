@@ -20,7 +20,7 @@ def gsm8k(row: Row, split: str) -> Problem | None:
     """`question`, `answer` ending in `#### N`; thousands separators go."""
     solution = text_field(row.data, ["answer"], row.where)
     _, marker, answer = solution.rpartition("####")
-    if not marker or not answer.strip():
+    if not marker or not answer.strip(" ,"):
         raise DataError(f"{row.where}: 'answer' does not end in '#### number'. Mend or remove the row.")
     prompt = text_field(row.data, ["question"], row.where)
     return Problem(prompt, answer.strip().replace(",", ""), f"gsm8k-{split}-{row.index}", "gsm8k", "math")

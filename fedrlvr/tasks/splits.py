@@ -42,29 +42,44 @@ def drop_overlap(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[
 
 
 def take_public(train: Sequence[Problem], size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """Set `size` problems aside, spread over sources in proportion: (the rest, those set aside), both in order.
+    """Set `size` problems with an answer aside, spread over sources in proportion: (the rest, those), both in order.
 
     Further copies of a problem set aside leave the rest too, so the two sides share no content.
 
     Raises:
-        DataError: fewer than `size` + 1 different problems are there.
+        DataError: fewer than `size` + 1 different problems are there, or fewer than `size` with an answer.
     """
-    first = {problem.content_key: problem for problem in reversed(train)}
-    if size >= len(first):
+    answered = [problem for problem in train if problem.answer]
+    there, known = ({problem.content_key for problem in group} for group in (train, answered))
+    if size >= len(there):
         raise DataError(
-            f"{size} public problems cannot be set aside from {len(first)} different training problems and leave any. "
+            f"{size} public problems cannot be set aside from {len(there)} different training problems and leave any. "
             "Lower data.public_size or give more problems."
         )
-    unique = [problem for problem in train if first[problem.content_key] is problem]
+    if size > len(known):
+        raise DataError(
+            f"{size} public problems cannot be set aside: they need an answer, which only {len(known)} of "
+            f"{len(there)} different training problems have. Lower data.public_size or add rows with answers."
+        )
+    public = sample(answered, size, seed)
+    taken = {problem.content_key for problem in public}
+    return [problem for problem in train if problem.content_key not in taken], public
+
+
+def sample(problems: Sequence[Problem], size: int, seed: int) -> list[Problem]:
+    """`size` different problems, with an answer or without, spread over sources in proportion, in order.
+
+    Raises:
+        ValueError: there are not so many different ones.
+    """
+    first = {problem.content_key: problem for problem in reversed(problems)}
+    unique = [problem for problem in problems if first[problem.content_key] is problem]
     taken: set[str] = set()
     for source, count in _quotas({name: len(group) for name, group in by_source(unique).items()}, size).items():
         rng = random.Random(stream(seed, "public", source))
         group = [problem for problem in unique if problem.source == source]
         taken.update(problem.content_key for problem in rng.sample(group, count))
-    return (
-        [problem for problem in train if problem.content_key not in taken],
-        [problem for problem in unique if problem.content_key in taken],
-    )
+    return [problem for problem in unique if problem.content_key in taken]
 
 
 def _quotas(sizes: dict[str, int], total: int) -> dict[str, int]:

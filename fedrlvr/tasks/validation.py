@@ -28,11 +28,15 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How many problems were checked, how many of them with the adversarial strings too, and what failed."""
+    """How many problems were checked, how many of them with the adversarial strings too, and what failed.
+
+    unlabelled: how many have no answer. They are not checked.
+    """
 
     checked: int
     attacked: int
     failures: list[Failure]
+    unlabelled: int = 0
 
     @property
     def ok(self) -> bool:
@@ -41,18 +45,22 @@ class Validation:
 
 
 def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100) -> Validation:
-    """Score every gold answer, and for `attacked` problems spread evenly over the list every adversarial string."""
+    """Score every gold answer, and for `attacked` problems spread evenly over the list every adversarial string.
+
+    Problems without an answer are counted and left out.
+    """
     failures = []
-    for problem in problems:
+    answered = [problem for problem in problems if problem.answer]
+    for problem in answered:
         if reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
             failures.append(Failure(problem.id, f"the gold answer {reason}"))
-    count = min(attacked, len(problems))
+    count = min(attacked, len(answered))
     for index in range(count):
-        problem = problems[index * len(problems) // count]
+        problem = answered[index * len(answered) // count]
         for name, completion in adversarial(problem).items():
             if reason := _wrong(reward, completion, problem, 0.0):
                 failures.append(Failure(problem.id, f"the adversarial string {name!r} {reason}"))
-    return Validation(len(problems), count, failures)
+    return Validation(len(answered), count, failures, len(problems) - len(answered))
 
 
 def adversarial(problem: Problem) -> dict[str, str]:

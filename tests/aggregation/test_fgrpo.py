@@ -40,6 +40,30 @@ def test_two_rounds_by_hand() -> None:
     assert weights.gains({"a": 0.55, "b": 0.45}) == pytest.approx({"a": 2 / 9, "b": 0.0})
 
 
+def test_a_client_without_a_reward_by_hand() -> None:
+    # Baselines 0.4 and 0.5. Then a gains 1/4 and b, which has no reward, nothing: with 7 and 14 examples and T = 1 that
+    # is 7 exp(1/4) to 14. After it b's baseline is still 0.5, so 0.6 is a gain of 1/5.
+    weights = FGRPOWeights()
+    weights.weights({"a": 0.4, "b": 0.5}, {"a": 7, "b": 14})
+    assert weights.raw("b", None, 14) / weights.raw("a", 0.5, 7) == pytest.approx(2 / math.exp(0.25))
+    shares = weights.weights({"a": 0.5, "b": None}, {"a": 7, "b": 14})
+    assert shares == pytest.approx({"a": math.exp(0.25) / (math.exp(0.25) + 2), "b": 2 / (math.exp(0.25) + 2)})
+    assert weights.gains({"a": None, "b": 0.6}) == pytest.approx({"a": 0.0, "b": 0.2})
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_client_without_a_reward_remembers_what_it_did_and_weighs_as_a_new_one(options: dict[str, Any]) -> None:
+    weights, _ = after(options, ROUNDS)
+    before = weights.state()
+    found = weights.weights(dict.fromkeys(EXAMPLES), EXAMPLES)
+    assert weights.state() == before
+    assert found == pytest.approx(client_weights(EXAMPLES))
+    new = FGRPOWeights(**options)
+    new.weights(dict.fromkeys(EXAMPLES), EXAMPLES)
+    assert new.state() == {}
+    assert new.gains(ROUNDS[0]) == dict.fromkeys(EXAMPLES, 0.0)
+
+
 def test_a_window_by_hand() -> None:
     # Rewards 1, 2, 3, 6 with a window of 2: the baseline of the fourth is (2 + 3) / 2, its spread 1/2.
     for gain, expected in (("relative", 1.0), ("zscore", 3.0)):

@@ -42,6 +42,24 @@ def test_what_is_loaded_is_what_was_saved_in_the_models_order(tmp_path: Path) ->
     assert all(bool((tensor == 2).all()) for _, tensor in loaded.adapter.tensors())
 
 
+def test_shared_probes_are_loaded_bit_by_bit_beside_the_adapter(tmp_path: Path) -> None:
+    probes = torch.tensor([0.1, -0.0, 1e-45, 3e38])
+    checkpoints = Checkpoints(tmp_path, 2)
+    change = adapter_of(3.0).at_rank(2)
+    for probed in (probes, None):
+        checkpoints.save(Checkpoint(1, adapter_of(1.0), {}, change, None, probed))
+        loaded = checkpoints.load()
+        assert loaded is not None
+        assert list(loaded.adapter.layers) == ["up", "down"]
+        assert loaded.change is not None
+        assert loaded.last is None
+        if probed is None:
+            assert loaded.probes is None
+        else:
+            assert loaded.probes is not None
+            assert torch.equal(loaded.probes.view(torch.int32), probes.view(torch.int32))
+
+
 def test_the_newest_are_kept_and_none_before_any(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, 2).load() is None
     assert saved(tmp_path, 5, keep=3).rounds() == [2, 3, 4]

@@ -51,13 +51,18 @@ def one_hot(at: int) -> Adapter:
 
 
 def strategy_of(
-    names: dict[int, str], ranks: int | dict[str, int] = 2, quorum: float = 1.0, **aggregation: Any
+    names: dict[int, str],
+    ranks: int | dict[str, int] = 2,
+    quorum: float = 1.0,
+    supervision: str = "labels",
+    **aggregation: Any,
 ) -> FederatedRLVR:
     """A strategy that starts from zeros."""
     tree = {
         "lora": {"rank": ranks, "alpha": 4.0},
         "federation": {"clients": list(names.values()), "quorum": quorum},
         "aggregation": aggregation,
+        "supervision": {"type": supervision},
         "train": {"rounds": 2},
     }
     config = parse_config(tree)
@@ -153,6 +158,29 @@ def test_what_is_recorded_is_what_the_clients_counted(settings: dict[str, Any]) 
         else:
             shares = [0.5, 0.3, 0.2] if settings["weights"] == "examples" else [1 / 3] * 3
             assert list(recorded.values()) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_client_without_a_verified_reward_counts_as_recorded(options: dict[str, Any]) -> None:
+    settings = {f"fgrpo_{name}": value for name, value in options.items()}
+    strategy = strategy_of(NAMES, supervision="entropy", weights="fgrpo", **settings)
+    twin, examples = FGRPOWeights(**options), {"ann": 5, "bob": 3, "cyd": 2}
+    for round_, rewards in enumerate(rewards_of(5, seed=2), start=1):
+        silent = [[], ["bob"], ["bob", "cyd"], list(examples), ["ann"]][round_ - 1]
+        verified = {name: None if name in silent else rewards[name] for name in examples}
+
+        def answer(name: str, verified: dict[str, float | None] = verified) -> RecordDict:
+            value = verified[name]
+            adapter, many = one_hot(list(examples).index(name)), examples[name]
+            return reply(adapter, many, reward=0.5, **({} if value is None else {"verified_reward": value}))  # type: ignore[arg-type]
+
+        trained(strategy, round_, answer)
+        recorded = {name: strategy.record.clients[name]["weight"] for name in examples}
+        applied = strategy.adapter.layers["up"].B.view(-1)[:3].tolist()
+        assert applied == pytest.approx(list(recorded.values()), rel=1e-6)
+        assert all(strategy.record.clients[name]["gain"] == 0.0 for name in silent)
+        assert recorded == twin.weights(verified, examples)
+    assert strategy.state()["fgrpo"] == twin.state()
 
 
 # What is held at once.

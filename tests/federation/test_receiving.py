@@ -21,6 +21,7 @@ from fedrlvr.federation.memory import ROUND_ADAPTER
 from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
 from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
 from fedrlvr.federation.site import Site
+from fedrlvr.labels.answers import Answers
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
@@ -59,7 +60,10 @@ class Federation:
         self.initial = made(1, config.lora.largest)
         self.strategy = FederatedRLVR(config, NAMES, self.initial, Observer())
         of = ranks if isinstance(ranks, dict) else {}
-        sites = {node: Site(name, (), (), reward=lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
+        sites = {
+            node: Site(name, (), Answers(name, (), lambda *_: 0.0), (), reward=lambda *_: 0.0, rank=of.get(name))
+            for node, name in NAMES.items()
+        }
         self.app = CohortApp(cast(Cohort, None), sites, self.initial, Observer())
         self.contexts = contexts()
         self.arrays = adapter_to_arrays(self.initial, self.strategy.model.halves)

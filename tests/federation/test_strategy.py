@@ -24,12 +24,14 @@ from fakes import (
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import adapter_to_arrays
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.trackers import Tracker
 
 
@@ -110,6 +112,35 @@ def test_fgrpo_needs_every_clients_mean_reward() -> None:
     grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
     with pytest.raises(MessageError, match="round 1, ann: a train reply without a mean reward"):
         strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
+
+
+def test_fgrpo_goes_by_verified_rewards_where_not_all_are_true() -> None:
+    """Ann's goes from 0.4 to 0.5, so her gain is 1/4. Bob has none in round 2: he counts by his examples, and in round 3
+    his baseline is still 0.5. Nobody's `reward`, which counts pseudo-labels, plays a part."""
+    tree = {
+        "federation": {"clients": list(NAMES.values())},
+        "aggregation": {"weights": "fgrpo"},
+        "supervision": {"type": "random", "rest": "pseudo"},
+    }
+    strategy = FederatedRLVR(parse_config(tree), NAMES, adapter_of(0.0), Observer())
+    rounds = [{1: 0.4, 2: 0.5, 3: 0.1}, {1: 0.5, 3: 0.1}, {2: 0.6}]
+    raws = [[1.0, 2.0, 1.0], [math.exp(0.25), 2.0, 1.0], [1.0, 2 * math.exp(0.2), 1.0]]
+    for round_, (verified, raw) in enumerate(zip(rounds, raws, strict=True), start=1):
+
+        def answer(message: Message, verified: dict[int, float] = verified) -> RecordDict:
+            node = message.metadata.dst_node_id
+            more = {"verified_reward": verified[node]} if node in verified else {}
+            return train_reply(float(node), 2 if node == 2 else 1, reward=math.exp(node), **more)
+
+        grid = LocalGrid(answering(answer), contexts())
+        strategy.record = RoundRecord(round_)
+        strategy.aggregate_train(round_, grid.send_and_receive(start_round(strategy, round_, grid)))
+        recorded = [strategy.record.clients[name]["weight"] for name in NAMES.values()]
+        assert recorded == pytest.approx([r / sum(raw) for r in raw])
+        mean = (raw[0] * 1 + raw[1] * 2 + raw[2] * 3) / sum(raw)
+        for _, tensor in strategy.adapter.tensors():
+            torch.testing.assert_close(tensor, torch.full_like(tensor, mean))
+    assert strategy.record.clients["ann"]["gain"] == 0.0
 
 
 @pytest.mark.parametrize("state", [{}, {"fgrpo": {"ann": 3}}])

@@ -1,4 +1,4 @@
-"""An adapter on the wire: whole or one half of it, and what is not an adapter is refused."""
+"""An adapter on the wire, whole or one half of it, and probes; what is neither is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.errors import AdapterError
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
+from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter, probes_record, read_probes
 from fedrlvr.rules import Halves
 
 
@@ -115,3 +115,30 @@ def test_numbers_of_other_floats_are_read() -> None:
         read = arrays_to_adapter(arrays, like, whose="ann", halves="B")
         assert read.layers["up"].B.dtype == torch.float32
         assert read.layers["down"].B.tolist() == [[8, 9], [10, 11], [12, 13]]
+
+
+@pytest.mark.parametrize("count", [3, None])
+def test_probes_arrive_bit_by_bit(count: int | None) -> None:
+    probes = torch.tensor([0.1, -0.0, 1e-45])
+    record = probes_record(probes)
+    read = read_probes(record, count, whose="ann")
+    assert torch.equal(read.view(torch.int32), probes.view(torch.int32))
+    assert record.count_bytes() == 128 + 3 * 4 + len("probes")
+
+
+def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
+    def told(array: Array) -> str:
+        with pytest.raises(AdapterError) as caught:
+            read_probes(ArrayRecord({"probes": array}), None, whose="ann")
+        return str(caught.value)
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+    assert "ann: its probes have shape (10000000000000,)" in told(
+        Array("float32", (10**13,), "numpy.ndarray", header.getvalue())
+    )
+    assert "have shape (3, 1)" in told(Array(np.zeros((3, 1), np.float32)))
+    assert "have shape ()" in told(Array(np.zeros((), np.float32)))
+    assert "expected float32" in told(Array(np.zeros(3)))
+    assert "not finite" in told(Array(np.array([0, np.nan], np.float32)))
+    assert read_probes(probes_record(torch.zeros(0)), None, whose="ann").shape == (0,)

@@ -153,3 +153,23 @@ def test_the_oracle_sees_nothing_where_the_majority_is_right() -> None:
     assert oracle_gap(clusters(["a", "a", "b"]), [1, 0, 0]) == 0  # a grader that splits the majority's cluster
     assert oracle_gap(clusters(["a", "a"]), [0, 0]) == 0  # unanimous and wrong
     assert oracle_gap(clusters([None, None]), [0, 0]) == 0
+
+
+def test_the_share_to_trust_is_of_the_whole_step_where_only_some_of_it_is_ranked() -> None:
+    # ceil(0.25 * 8) = 2 against ceil(0.25 * 16) = 4
+    assert care(P1, S, queries=0, steps_done=20).trusted == (0, 2)
+    assert care(P1, S, queries=0, steps_done=20, of=16).trusted == (0, 2, 3, 4)
+    assert care(P1, S, queries=0, steps_done=20, of=99).trusted == (0, 2, 3, 4, 7, 6, 5, 1)
+    assert care([], [], queries=2, steps_done=20, of=16) == Acquired((), (), ())
+
+
+def test_the_share_to_trust_and_the_warm_up_are_settings() -> None:
+    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5) == Acquired(
+        (6, 5), (0, 2, 3, 4), (1.0, 0.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0)
+    )
+    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.0).trusted == ()
+    assert care(P1, S, queries=2, steps_done=4, warm_up=5).trusted == ()
+    assert care(P1, S, queries=2, steps_done=5, warm_up=5).trusted == (0, 2)
+    assert care(P1, S, queries=2, steps_done=0, warm_up=0).trusted == (0, 2)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        care(P1, S, queries=2, steps_done=0, trusted_share=1.5)

@@ -1,0 +1,137 @@
+"""CARE on the embedded reasoner: what a share of the labels is worth, and when majority votes alone go wrong.
+
+    scripts/bench care                     all of it: 29 cells of 5 seeds, two processes of one thread
+    scripts/bench care --collect           the tables from what has been run
+    scripts/bench care --settings central --only 'labels|majority|-20$' --jobs 1
+
+central    one client with all eight families: 10 rounds of 8 local steps, held-out pass@1 every second round
+four       four clients with two families each: 4 rounds of 12 local steps, held-out pass@1 every round
+
+Every step takes 20 problems a client with 8 responses each, so that 5, 10, 20 and 40 % of a step are 1, 2, 4 and 8
+problems, and no problem is drawn twice: a label paid for is used once. AdamW at 3e-3 on rank 8; its moments are kept
+from round to round in `central`, where a round is no more than a place to evaluate at, and start afresh in `four`, as
+they do by default. Scores are sampled pass@1 on 128 held-out problems of each family.
+
+    labels, majority                every label; none
+    care, random                    at 5, 10, 20 and 40 % of the labels; the rest of `random` is masked
+    oracle, entropy, probability    at 20 %, by the number that each is named for, the rest masked
+    random-pseudo, entropy-pseudo   at 20 %, the rest trained on as voted
+    care-untrusted                  at 20 %, no majority trusted: masked but for the labels
+    care-shared                     at 20 %, the clients' probes averaged (`four` alone)
+
+All measure what only an experiment can (`supervision.audit`). Resumable: a cell is a sweep over seeds in
+runs/care/<setting>/<arm>, and finished runs are not run again; the most telling cells come first. Writes
+docs/results/care.json and .md, and docs/figures/care_accuracy.png, care_collapse.png, care_calibration.png and
+care_budget.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from benchmarks.cells import run_all, timed
+from fedrlvr.federation.plan import plan
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "examples" / "embedded.toml"
+RUNS = ROOT / "runs" / "care"
+BATCH = 20
+COMMON = [
+    "data.train_size=4096",
+    "data.test_size=1024",
+    f"train.problems_per_step={BATCH}",
+    "run.keep_checkpoints=2",
+]
+SETTINGS = {
+    "central": [
+        "federation.clients=['all']",
+        "train.rounds=10",
+        "train.local_steps=8",
+        "evaluate.every=2",
+        "train.optimizer_state=keep",
+    ],
+    "four": [
+        "federation.clients=['north', 'east', 'south', 'west']",
+        "train.rounds=4",
+        "train.local_steps=12",
+        "evaluate.every=1",
+    ],
+}
+BUDGETS = (5, 10, 20, 40)
+"""In % of a step's problems."""
+
+
+def _asking(kind: str, budget: int = 20, **more: str) -> list[str]:
+    told = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
+    return [f"supervision.{key}={value}" for key, value in told.items()]
+
+
+ARMS: dict[str, list[str]] = {
+    "labels": ["supervision.type=labels"],
+    "majority": ["supervision.type=majority", "supervision.audit=true"],
+    **{f"{kind}-{budget}": _asking(kind, budget) for budget in BUDGETS for kind in ("care", "random")},
+    **{f"{kind}-20": _asking(kind) for kind in ("oracle", "entropy", "probability")},
+    **{f"{kind}-pseudo-20": _asking(kind, rest="pseudo") for kind in ("random", "entropy")},
+    "care-untrusted-20": _asking("care", trusted="0"),
+    "care-floor-20": _asking("care", trust_above="0.5"),
+    "care-shared-20": _asking("care", share_probes="true"),
+}
+"""Settings of each arm; its name ends with its budget."""
+FIRST = ("labels", "majority", "care-20", "random-20")
+_REST = [f"{kind}-{budget}" for budget in (10, 5, 40) for kind in ("care", "random")]
+CELLS: list[tuple[str, str]] = [
+    *((setting, arm) for setting in SETTINGS for arm in FIRST),
+    *(("central", arm) for arm in ("oracle-20", "entropy-20", "care-floor-20", "random-pseudo-20")),
+    *(("four", arm) for arm in ("care-shared-20", "care-floor-20", "oracle-20")),
+    *(("central", arm) for arm in _REST),
+    *(("four", arm) for arm in _REST),
+    *(("central", arm) for arm in ("probability-20", "care-untrusted-20", "entropy-pseudo-20")),
+    *(("four", arm) for arm in ("care-untrusted-20", "random-pseudo-20")),
+]
+"""Setting and arm, the most telling first."""
+
+
+def overrides(setting: str, arm: str) -> list[str]:
+    """What a cell changes in examples/embedded.toml."""
+    return [*COMMON, *SETTINGS[setting], *ARMS[arm]]
+
+
+def directory_of(setting: str, arm: str) -> Path:
+    return RUNS / setting / arm
+
+
+def run_cell(setting: str, arm: str, seeds: int) -> None:
+    """All seeds of one cell, as one cohort; its CPU seconds are added to what it took before."""
+    from fedrlvr.federation.sweep import sweep
+
+    directory = directory_of(setting, arm)
+    what = plan(BASE, overrides(setting, arm), seeds=seeds, directory=directory)
+    if all(one.finished for one in what.federations):
+        return
+    with timed(directory):
+        sweep(what, command="scripts/bench care").check()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 21), metavar="N")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--only", default="", metavar="REGEX", help="only cells whose setting/arm it is found in")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, one thread each")
+    parser.add_argument("--collect", action="store_true", help="only make the tables")
+    chosen = parser.parse_args()
+    if not chosen.collect:
+        wanted = [(s, a) for s, a in CELLS if s in chosen.settings and re.search(chosen.only, f"{s}/{a}")]
+        if not wanted:
+            parser.error(f"no cell is called {chosen.only!r}; they are {', '.join('/'.join(c) for c in CELLS)}")
+        run_all([(*cell, chosen.seeds) for cell in wanted], run_cell, chosen.jobs)
+    from benchmarks.care_tables import write
+
+    write(chosen.seeds)
+
+
+if __name__ == "__main__":
+    main()

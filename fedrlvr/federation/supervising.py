@@ -1,0 +1,195 @@
+"""Supervision at the clients of one batch: the method each has, its ledger, its probes, and what they come to.
+
+Where the ledger is a data set's own, a client that goes back to a checkpoint forgets what it asked since, so that a
+round done again asks the same. What people answered is never forgotten.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
+from fedrlvr.errors import MessageError
+from fedrlvr.federation.labelmetrics import LabelMetrics
+from fedrlvr.federation.memory import Memory, Probes
+from fedrlvr.labels.clientledger import AllLabels, Budget, ClientLedger, NoLabels
+from fedrlvr.labels.ledger import LabelLedger
+from fedrlvr.policy.base import Base
+from fedrlvr.policy.states import States, width
+from fedrlvr.rl import Group
+from fedrlvr.seams import Asking
+from fedrlvr.seeds import stream
+from fedrlvr.supervision import (
+    Care,
+    Clusters,
+    Judge,
+    Ledger,
+    MajorityVotes,
+    Selection,
+    Settings,
+    Step,
+    Supervision,
+    TrueLabels,
+    clusters,
+    features,
+)
+from fedrlvr.tasks.voting import answers, sameness
+
+if TYPE_CHECKING:
+    from fedrlvr.federation.client import Asked
+    from fedrlvr.federation.messages import StretchRequest
+
+
+@dataclass
+class Mine:
+    """One client's supervision."""
+
+    method: Supervision
+    ledger: Ledger
+    disk: LabelLedger | None
+    judge: Judge | None
+
+
+class Supervising:
+    """What decides over the rewards of one batch's clients.
+
+    clients, memory: by row of the cohort. shared: by row the probes' weights that came with a message, if any.
+
+    Raises:
+        LedgerError: a ledger cannot be opened.
+        MessageError: probes that a server has sent do not fit.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        request: StretchRequest,
+        clients: Mapping[str, Asked],
+        memory: Mapping[str, Memory],
+        shared: Mapping[str, torch.Tensor],
+    ) -> None:
+        self.base, self.request, self.how = base, request, request.supervision
+        self.clients, self.memory = clients, memory
+        self._mine = {row: self._made(row, one, shared.get(row)) for row, one in clients.items()}
+        one = next(iter(self._mine.values())).method
+        self.reads_votes, self.reads_states = one.reads_votes, one.reads_states
+        self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
+
+    def _made(self, row: str, one: Asked, shared: torch.Tensor | None) -> Mine:
+        how, site = self.how, one.site
+        if isinstance(how, LabelsSupervision):
+            return Mine(TrueLabels(), AllLabels(site.answers), None, None)
+        if isinstance(how, MajoritySupervision):
+            return Mine(MajorityVotes(), NoLabels(), None, None)
+        assert isinstance(how, Asking)
+        if site.ledger is None:
+            raise MessageError(f"{site.name}: supervision.type = {how.type!r} needs a ledger, and none is kept here")
+        desk = how.labels_from == "desk"
+        disk = LabelLedger(site.ledger, run=site.run, durable=desk)
+        if not desk:
+            disk.rewind(self.memory[row].steps)
+        ledger = ClientLedger(disk, site.answers, Budget(how.budget_total, how.budget_per_day), desk=desk)
+        if isinstance(how, SelectionSupervision):
+            peek = site.answers.peek if how.type == "oracle" else None
+            return Mine(Selection(how.type, budget=how.budget, rest=how.rest, peek=peek), ledger, disk, None)
+        judge = self._judge(row, one, how, shared)
+        method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
+        return Mine(method, ledger, disk, judge)
+
+    def _judge(self, row: str, one: Asked, how: CareSupervision, shared: torch.Tensor | None) -> Judge:
+        site, kept = one.site, self.memory[row].probes
+        # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
+        whose = "" if how.share_probes else site.name
+        rng = torch.Generator().manual_seed(stream(one.request.seed, whose, "probes"))
+        settings = Settings(lr=how.probe_learning_rate, steps=how.probe_steps)
+        judge = Judge(width(self.base), self.request.sampling.group_size, rng, settings, str(self.base.device))
+        try:
+            if kept is not None:
+                judge.load(kept.tensors, kept.plain)
+            if shared is not None:
+                judge.load_flattened(shared)
+        except ValueError as error:
+            raise MessageError(f"{site.name}: round {one.request.round}: probes that cannot be used: {error}") from None
+        return judge
+
+    def supervise(self, row: str, groups: Sequence[Group], states: States | None) -> None:
+        """Give one step's groups of a client their rewards and multipliers.
+
+        Raises:
+            GradingError: a reward fails. LedgerError: the ledger fails.
+        """
+        started = time.perf_counter()
+        mine, one, memory = self._mine[row], self.clients[row], self.memory[row]
+        votes = [_votes(group) for group in groups] if self.reads_votes else []
+        seen = None
+        if states is not None:
+            lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
+            longest = self.request.sampling.max_new_tokens
+            seen = features(states.prompt_PH, states.response_PGH, votes, lengths, longest)
+        rng = random.Random(stream(one.request.seed, one.site.name, "labels", memory.steps))
+        verdicts = mine.method.supervise(Step(memory.steps, groups, votes, seen, rng), mine.ledger)
+        for group, verdict in zip(groups, verdicts, strict=True):
+            for response, reward in zip(group.responses, verdict.rewards, strict=True):
+                response.reward = reward
+            group.multiplier = verdict.multiplier
+            if mine.disk is not None and verdict.true:
+                mine.disk.use(group.problem.id, memory.steps)
+        if memory.labels is None:
+            return
+        judged = mine.method.judged if isinstance(mine.method, Care) else None
+        memory.labels.supervised(votes, verdicts, judged.reliable if judged else None)
+        if self._audits:
+            true = [one.site.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
+            memory.labels.audit(
+                votes, verdicts, true, judged.reliable if judged else None, judged.scores if judged else None
+            )
+        if mine.judge is not None:
+            memory.metrics.took(probes=time.perf_counter() - started)
+
+    def learn(self, row: str) -> None:
+        """Let a client's probes learn from the step that was supervised last; after the policy's update."""
+        mine, memory = self._mine[row], self.memory[row]
+        if mine.judge is None or memory.labels is None:
+            return
+        started = time.perf_counter()
+        memory.labels.learned(mine.method.learn())
+        memory.metrics.took(probes=time.perf_counter() - started)
+
+    def settle(self, row: str) -> torch.Tensor | None:
+        """Let the client's memory have its probes and the number of its labels; the weights to send, if they are
+        shared."""
+        mine, memory = self._mine[row], self.memory[row]
+        if mine.disk is not None and memory.labels is not None:
+            memory.labels.total = mine.disk.counts().labelled
+        if mine.judge is None:
+            return None
+        memory.probes = Probes(*mine.judge.state())
+        share = isinstance(self.how, CareSupervision) and self.how.share_probes
+        return mine.judge.flattened() if share else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the ledgers."""
+        for mine in self._mine.values():
+            if mine.disk is not None:
+                mine.disk.close()
+
+
+def shared_numbers(base: Base, config: Config) -> int | None:
+    """How many numbers a client's probes are; None where they are not shared."""
+    if not isinstance(config.supervision, CareSupervision) or not config.supervision.share_probes:
+        return None
+    return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
+
+
+def _votes(group: Group) -> Clusters:
+    kind = group.problem.kind
+    return clusters(answers([response.text for response in group.responses], kind), sameness(kind))

@@ -1,0 +1,68 @@
+"""A client's answers, sealed.
+
+Training draws questions, which have no answer. The answers themselves lie here, and there are three ways to them:
+`price` is for a ledger, which pays for what it takes; `everything` for what looks at data before a run; and `peek`
+for experiments only: true accuracies, and the oracle that others are compared with. A test holds the list of who uses
+which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedrlvr.errors import DataError, GradingError
+from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.rewards import Reward
+
+
+class Answers:
+    """The answers of a client's training problems, and the reward that goes by them.
+
+    client: for messages.
+
+    Raises:
+        DataError: two problems have one id.
+    """
+
+    def __init__(self, client: str, problems: Sequence[Problem], reward: Reward) -> None:
+        self._client, self._reward = client, reward
+        self._problems = {problem.id: problem for problem in problems}
+        self._in_order = tuple(problems)
+        if len(self._problems) < len(problems):
+            twice = next(id for id, count in Counter(p.id for p in problems).items() if count > 1)
+            raise DataError(f"{client}: two training problems have the id {twice!r}. Give each its own.")
+
+    def everything(self) -> Sequence[Problem]:
+        """The problems with their answers, in order."""
+        return self._in_order
+
+    def price(self, question: Question) -> str:
+        """The data set's answer, for whoever enters it into a ledger; "" if it has none."""
+        return self._problems[question.id].answer
+
+    def grade(self, question: Question, label: str, completions: Sequence[str]) -> list[float]:
+        """Rewards of completions if `label` is the answer.
+
+        Raises:
+            GradingError: the label is empty, or the reward fails; the text names the client.
+        """
+        # What else the problem says of itself goes to a reward of the user's own; the answer in it does not.
+        return self._grade(replace(self._problems[question.id], answer=label), completions)
+
+    def peek(self, question: Question, completions: Sequence[str]) -> list[float]:
+        """Rewards by the data set's own answer, paid for or not.
+
+        Raises:
+            GradingError: as `grade`.
+        """
+        return self._grade(self._problems[question.id], completions)
+
+    def _grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
+        if not problem.answer:
+            raise GradingError(f"{self._client}: problem {problem.id!r} has no answer, so nothing can be graded by it.")
+        try:
+            return [self._reward(completion, problem) for completion in completions]
+        except GradingError as error:
+            raise GradingError(f"{self._client}: {error}") from (error.__cause__ or error)

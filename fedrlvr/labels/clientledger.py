@@ -1,0 +1,131 @@
+"""What a client's supervision sees of its labels: the ledger on disk, the budget, and where answers come from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedrlvr.labels.answers import Answers
+from fedrlvr.labels.ledger import LabelLedger
+from fedrlvr.supervision.query import Query
+from fedrlvr.tasks.problem import Question
+from fedrlvr.tasks.voting import sameness
+
+DAY = 86_400.0
+"""Seconds that `budget_per_day` counts back."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Labels that may be asked for besides a step's share: in all, and in the last 24 hours."""
+
+    total: int | None = None
+    per_day: int | None = None
+
+
+class AllLabels:
+    """The ledger of a client that has every label (supervision's `Ledger`)."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
+        """True rewards.
+
+        Raises:
+            GradingError: the reward fails.
+        """
+        return self._answers.grade(problem, self._answers.price(problem), completions)
+
+    def awaited(self, problem: Question) -> bool:
+        """Nothing is."""
+        return False
+
+    def room(self) -> int | None:
+        """There is nothing to ask about."""
+        return 0
+
+    def ask(self, query: Query) -> None:
+        """
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("every problem has its label; nothing is to be asked")
+
+
+class NoLabels:
+    """The ledger of a client that has none and wants none (supervision's `Ledger`)."""
+
+    def grade(self, problem: Question, completions: Sequence[str]) -> None:
+        """There is no label."""
+
+    def awaited(self, problem: Question) -> bool:
+        """Nothing is."""
+        return False
+
+    def room(self) -> int | None:
+        """None."""
+        return 0
+
+    def ask(self, query: Query) -> None:
+        """
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("nobody is there to be asked")
+
+
+class ClientLedger:
+    """One client's labels on its own disk (supervision's `Ledger`).
+
+    desk: answers come from people, when they have the time; else from the data set, at once.
+    clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        disk: LabelLedger,
+        answers: Answers,
+        budget: Budget,
+        *,
+        desk: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.disk = disk
+        self._answers, self._budget, self._desk, self._clock = answers, budget, desk, clock
+
+    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
+        """True rewards by the label that was paid for, or None.
+
+        Raises:
+            GradingError: the reward fails.
+            LedgerError: the ledger cannot be read.
+        """
+        label = self.disk.label(problem.id, sameness(problem.kind))
+        return None if label is None else self._answers.grade(problem, label, completions)
+
+    def awaited(self, problem: Question) -> bool:
+        """Whether it was asked about; where it has a label nobody asks this."""
+        return self.disk.was_asked(problem.id)
+
+    def room(self) -> int | None:
+        """What the total and the day leave of the budget."""
+        left = []
+        if self._budget.total is not None:
+            left.append(self._budget.total - self.disk.asked())
+        if self._budget.per_day is not None:
+            left.append(self._budget.per_day - self.disk.asked(since=self._clock() - DAY))
+        return max(min(left), 0) if left else None
+
+    def ask(self, query: Query) -> None:
+        """Enter the question; without a desk its answer too.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+        """
+        now = self._clock()
+        if self._desk:
+            self.disk.ask(query, at=now)
+        else:
+            self.disk.buy(query, self._answers.price(query.question), at=now)

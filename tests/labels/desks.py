@@ -1,0 +1,111 @@
+"""Desks to test: a ledger with questions, a run directory around it, and the real command as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedrlvr.config import parse_config
+from fedrlvr.labels.ledger import LabelLedger
+from fedrlvr.supervision.query import Query
+from fedrlvr.tasks.problem import Kind, Question
+
+TOKEN = "a-token-of-these-tests"
+
+
+def ask(
+    ledger: LabelLedger,
+    problem: str,
+    prompt: str = "",
+    *,
+    rank: int = 1,
+    step: int = 1,
+    kind: Kind = "math",
+    majority: str | None = "42",
+    responses: tuple[str, ...] = ("It is 42.", "It is 41."),
+) -> None:
+    """Ask about a problem, for which 5 of 8 responses gave the majority's answer."""
+    question = Question(prompt or f"What is {problem}?", problem, "sums", kind)
+    ledger.ask(Query(question, step, rank, 0.5, 0.4, majority, 5, 8, responses), at=1.0 + rank)
+
+
+def run_directory(path: Path, **changes: object) -> Path:
+    """The directory of a run whose one client, clinic, asks people."""
+    tree: dict[str, object] = {
+        "federation": {"clients": ["clinic"]},
+        "supervision": {"type": "care", "labels_from": "desk"},
+        **changes,
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    config = parse_config(tree, where="a test")
+    (path / "config.json").write_text(config.model_dump_json(), "utf-8")
+    return path
+
+
+def ledger_of(run: Path) -> LabelLedger:
+    return LabelLedger(run / "clients" / "clinic" / "ledger.sqlite")
+
+
+@dataclass
+class Process:
+    """`python -m fedrlvr desk` as it runs. `url` is the address it printed, token and all."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        found = re.search(r":(\d+)/", self.url)
+        assert found is not None
+        return int(found[1])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+    def interrupt(self) -> str:
+        """What it says at the end, once it got Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        said, _ = self.process.communicate(timeout=30)
+        return said
+
+
+def start(run: Path, *options: str, port: int = 0) -> Process:
+    """The command on a run directory, once it takes connections; its stderr is in a file beside the run."""
+    log = run / "desk.log"
+    command = [sys.executable, "-m", "fedrlvr", "desk", str(run), "--port", str(port), *options]
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, text=True, env={**os.environ, "FEDRLVR_DESK_TOKEN": TOKEN}
+        )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "#token=" in line:
+            return Process(process, line.strip(), log)
+    raise AssertionError(f"no desk: {process.wait(10)}: {log.read_text('utf-8')}")
+
+
+@contextmanager
+def desk(run: Path, *options: str, port: int = 0) -> Iterator[Process]:
+    """As `start`, and ended at the end."""
+    started = start(run, *options, port=port)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def error_of(text: str) -> str:
+    """What a refusal of the API says."""
+    tree = json.loads(text)
+    assert list(tree) == ["error"]
+    return str(tree["error"])
