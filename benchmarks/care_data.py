@@ -27,7 +27,6 @@ FALL = 2.0
 _PHASES = ("seconds_sample", "seconds_grade", "seconds_train", "seconds_probes")
 _SERIES = (
     "reward",
-    "pass@1",
     "majority_right",
     "share_query",
     "share_known",
@@ -67,10 +66,11 @@ def summary(records: Sequence[Mapping[str, Any]], arm: str, local_steps: int) ->
     }
     if total("seconds_probes"):
         run["seconds_probes"] = total("seconds_probes") / (local_steps * len(told))
-    for key in _SERIES:
-        course = [_mean(numbers.get(key) for numbers in record["clients"].values()) for record in rounds]
-        if any(value is not None for value in course):
-            run[key] = course
+    # `pass@1` is taken: what training samples truly came to is `audited`.
+    for key, named in {"audited": "pass@1", **{key: key for key in _SERIES}}.items():
+        means = [_mean(numbers.get(named) for numbers in record["clients"].values()) for record in rounds]
+        if any(mean is not None for mean in means):
+            run[key] = means
     for key in ("calibration", "audit_calibration"):
         tables = [numbers[key] for numbers in told if key in numbers]
         if tables:
@@ -135,7 +135,7 @@ def collapse(accuracy: Sequence[tuple[int, float]], reward: Sequence[tuple[int, 
 
 def collapse_of(run: Run, kind: str) -> int | None:
     """By held-out accuracy, of all families or of a kind; `audited`: by that of the responses trained on."""
-    accuracy = course(run, "pass@1") if kind == "audited" else accuracies(run, kind)
+    accuracy = course(run, "audited") if kind == "audited" else accuracies(run, kind)
     return collapse(accuracy, course(run, "reward")) if accuracy else None
 
 
@@ -159,12 +159,6 @@ def calibration_error(table: Mapping[str, Sequence[float]]) -> float | None:
     many = sum(table["n"])
     apart = sum(abs(told - right) for told, right in zip(table["sum"], table["right"], strict=True))
     return 100 * apart / many if many else None
-
-
-def calibration_points(table: Mapping[str, Sequence[float]]) -> list[tuple[float, float, float]]:
-    """Of each bin that is not empty: mean P1, share that is right, number of problems."""
-    columns = zip(table["sum"], table["right"], table["n"], strict=True)
-    return [(told / n, right / n, n) for told, right, n in columns if n]
 
 
 # Over seeds.

@@ -12,12 +12,12 @@ from benchmarks.care_data import (
     Runs,
     accuracies,
     added,
-    calibration_points,
     course,
     over_seeds,
     recovered_over_seeds,
 )
 from benchmarks.care_tables import JUDGED, name
+from fedrlvr.reporting.labelled import calibration_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def draw_collapse(cells: Mapping[str, Mapping[str, Runs]]) -> None:
         for axes, arm in zip(row, pair, strict=True):
             runs = arms.get(arm, {})
             _line(axes, runs, lambda run: course(run, "reward"), "reward trained on", "tab:red", "--")
-            _line(axes, runs, lambda run: course(run, "pass@1"), "true, in training", "black")
+            _line(axes, runs, lambda run: course(run, "audited"), "true, in training", "black")
             for kind, colour in (("diffuse", "tab:green"), ("systematic", "tab:purple")):
                 _line(axes, runs, lambda run, kind=kind: accuracies(run, kind), f"true, held out, {kind}", colour)  # type: ignore[misc]
             axes.set(title=f"{setting}: {name(arm)}", xlabel="local steps", ylim=(0, 100))
@@ -157,7 +157,8 @@ def draw_budget(cells: Mapping[str, Mapping[str, Runs]]) -> None:
             axes.minorticks_off()
             axes.set(title=f"{setting}: {kind} families", xlabel="budget")
         row[0].set_ylabel("of the labels' gain, %")
-        row[0].legend(frameon=False, fontsize=7)
+        if row[0].get_legend_handles_labels()[0]:
+            row[0].legend(frameon=False, fontsize=7)
     _save(figure, "care_budget.png")
 
 

@@ -36,9 +36,9 @@ from fedrlvr.federation.record import read_metrics
 from fedrlvr.reporting.sweeptable import Spread
 from fedrlvr.zoo.train import processor
 
-Arms = dict[str, Runs]
+Arms = Mapping[str, Runs]
 """By name, the runs of one setting."""
-Cells = dict[str, Arms]
+Cells = Mapping[str, Arms]
 """By setting."""
 
 GAIN_WANTED, AHEAD_WANTED, PROBES_ALLOWED = 95.0, 2.0, 10.0
@@ -90,7 +90,7 @@ def write(seeds: int) -> None:
 
 
 def _collected(seeds: int) -> Cells:
-    cells: Cells = {}
+    cells: dict[str, dict[str, Runs]] = {}
     for setting in SETTINGS:
         for arm in (arm for arm in ARMS if (setting, arm) in CELLS):
             places = {seed: directory_of(setting, arm) / "as-given" / f"seed-{seed}" for seed in range(seeds)}
@@ -109,6 +109,7 @@ def name(arm: str) -> str:
     words = {
         "care": "CARE",
         "care-untrusted": "CARE, none trusted",
+        "care-floor": "CARE, trusting from P1 = 0.5",
         "care-shared": "CARE, probes averaged",
         "probability": "lowest probability",
     }
@@ -160,7 +161,7 @@ def collapse_table(setting: str, arms: Arms) -> list[str]:
     rows = []
     for arm, runs in arms.items():
         for kind in (*FAMILIES, "audited"):
-            if kind == "audited" and not any(course(run, "pass@1") for run in runs.values()):
+            if kind == "audited" and not any(course(run, "audited") for run in runs.values()):
                 continue
             fallen = collapsed(runs, kind)
             if kind != "all" and not fallen and arm not in ("majority", JUDGED):
@@ -177,7 +178,7 @@ def collapse_table(setting: str, arms: Arms) -> list[str]:
 
 
 def _change(run: Run, kind: str) -> float | None:
-    return _moved(course(run, "pass@1") if kind == "audited" else accuracies(run, kind))
+    return _moved(course(run, "audited") if kind == "audited" else accuracies(run, kind))
 
 
 def _moved(values: list[tuple[int, float]]) -> float | None:
@@ -222,8 +223,9 @@ def cost_table(setting: str, arms: Arms, cpu: Mapping[str, float]) -> list[str]:
         paid = over_seeds(runs, lambda run: float(run["labels"]))
         share = over_seeds(runs, lambda run: 100 * run["labels"] / run["drawn"])
         tokens = [
-            over_seeds(runs, lambda run, key=key: run[key] / 1000) for key in ("tokens_sampled", "tokens_trained")
-        ]  # type: ignore[misc]
+            over_seeds(runs, lambda run: run["tokens_sampled"] / 1000),
+            over_seeds(runs, lambda run: run["tokens_trained"] / 1000),
+        ]
         step = over_seeds(runs, lambda run: 1000 * run["seconds_step"])
         probes = over_seeds(runs, lambda run: 1000 * run["seconds_probes"] if "seconds_probes" in run else None)
         row = [name(arm), shown(paid, digits=0), shown(share).partition(" ")[0]]

@@ -1,10 +1,11 @@
 """What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, its probes, what rounding has lost of what it sent, and what receiving.py keeps
-of the global model. In the middle of a round with exchanges, besides: its adapter and moments as they are, and its responses
-to the public problems whose pool it waits for. The latter is begun anew by a message that brings a model and gone at
-the end of the round, so a round that was broken off leaves no trace.
+kept, its own adapter in the arm `local`, its probes, what rounding has lost of what it sent, and what receiving.py
+keeps of the global model. In the middle of a round with exchanges, besides: its adapter, moments and probes as they
+are, and its responses to the public problems whose pool it waits for. The latter is begun anew by a message that brings
+a model and gone at the end of the round, so a round that was broken off leaves no trace. Its labels are in a ledger of
+their own (`fedrlvr.labels`).
 """
 
 from __future__ import annotations

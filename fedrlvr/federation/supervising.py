@@ -16,7 +16,6 @@ import torch
 
 from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.labelmetrics import LabelMetrics
 from fedrlvr.federation.memory import Memory, Probes
 from fedrlvr.labels.clientledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger

@@ -8,6 +8,7 @@ Nothing here or in the log repeats what a request or an answer said.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _log = logging.getLogger("fedrlvr.desk")
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
@@ -71,7 +73,7 @@ class Guard:
             _log.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
             if begun:
                 raise RuntimeError("the answer broke off") from None
-            message = f"The desk failed ({type(error).__name__}); its log says where. Nothing was stored."
+            message = f"The desk failed ({type(error).__name__}); its log says where."
             await error_response(500, message)(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -101,7 +103,5 @@ def error_response(status: int, text: str) -> JSONResponse:
 
 def _plain(host: str) -> str:
     """A host as in a Host header or an option, without port, brackets, a last dot, or capitals."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return (host if host.count(":") > 1 else host.partition(":")[0]).removesuffix(".")
+    found = _HOST.fullmatch(host.strip().lower())
+    return (found["six"] or found["name"] if found else host).removesuffix(".")

@@ -94,8 +94,9 @@ class StaticLayer(FilledLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new position and return all, filled or not."""
-        self.keys.index_copy_(2, self.at, key_states)
-        self.values.index_copy_(2, self.at, value_states)
+        # Under autocast a step's may be of another type than the prefill's.
+        self.keys.index_copy_(2, self.at, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.at, value_states.to(self.values.dtype))
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -90,6 +90,49 @@ def draw_evaluations(title: str, overall: Mapping[int, Estimate], sources: Mappi
     return _svg(title, 9.0, 2.8, paint)
 
 
+def draw_shares(title: str, rows: Sequence[tuple[int, Sequence[float]]], colours: Sequence[int | None]) -> str:
+    """SVG of stacked bars: by round, parts of 1, the first at the bottom.
+
+    colours: of the parts, by number of the page's line colours; None is faint.
+    """
+
+    def paint(axes: Axes) -> None:
+        rounds = [round_ for round_, _ in rows]
+        bottoms = [0.0] * len(rows)
+        for part, number in enumerate(colours):
+            heights = [parts[part] for _, parts in rows]
+            colour = _GRID if number is None else _LINES[number - 1]
+            axes.bar(rounds, heights, bottom=bottoms, color=colour, width=0.85, linewidth=0)
+            bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
+        _finish(axes, percent=True, floor=True)
+        axes.set_ylim(0, 1)
+
+    return _svg(title, 4.4, 2.3, paint)
+
+
+def draw_calibration(title: str, sets: Sequence[Sequence[tuple[float, float, float]]]) -> str:
+    """SVG of what happened against what was said, both parts of 1, beside the line on which they agree.
+
+    sets: (said, happened, number of cases) each, with the page's line colours in order; areas go by the number.
+    """
+
+    def paint(axes: Axes) -> None:
+        from matplotlib.ticker import MultipleLocator, PercentFormatter
+
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle="--")
+        for points, colour in zip(sets, _LINES, strict=False):
+            most = max((n for *_, n in points), default=1)
+            said, happened = [x for x, _, _ in points], [y for _, y, _ in points]
+            axes.plot(said, happened, color=colour, linewidth=1.1)
+            axes.scatter(said, happened, s=[6 + 60 * n / most for _, _, n in points], color=colour, linewidth=0)
+        _finish(axes, percent=True, floor=True)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.xaxis.set_major_locator(MultipleLocator(0.25))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+    return _svg(title, 4.4, 3.4, paint)
+
+
 def _svg(title: str, width: float, height: float, paint: Callable[[Axes], None]) -> str:
     """The SVG of what `paint` draws; width and height in inches, of which only the proportion matters."""
     import matplotlib

@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr import __version__
-from fedrlvr.config import Config, PubSwapCoordination
+from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting import units
-from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves, draw_evaluations
+from fedrlvr.reporting.figures import (
+    COLOURS,
+    Curves,
+    draw_calibration,
+    draw_curves,
+    draw_evaluations,
+    draw_shares,
+)
+from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -39,13 +47,17 @@ PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "math-ve
 
 @dataclass(frozen=True)
 class _Curve:
-    """A figure: a number of each client's record over the rounds, perhaps with a second one dashed."""
+    """A figure: a number of each client's record over the rounds, perhaps with a second one dashed.
+
+    both: not drawn without the second.
+    """
 
     key: str
     title: str
     dashed: str | None = None
     percent: bool = False
     floor: bool = True
+    both: bool = False
 
 
 _CURVES = (
@@ -62,6 +74,25 @@ _CURVES = (
     _Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
     _Curve("weight", "What a client's adapter counts", percent=True),
 )
+_LABEL_CURVES = (
+    _Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
+    _Curve("labels_total", "Labels in the ledger"),
+    _Curve("reward", "Reward trained on; true pass@1 dashed", dashed="pass@1", percent=True, both=True),
+    _Curve("verified_reward", "Mean true reward of labelled problems"),
+    _Curve("majority_right", "Labelled problems whose majority is right", percent=True),
+    _Curve("audit_majority_right", "All problems whose majority is right", percent=True),
+    _Curve("audit_reliable_right", "Trusted majorities that are right", percent=True),
+    _Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
+    _Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
+)
+"""Of labels; what needs every answer (true pass@1, all and trusted majorities, S) only under supervision.audit."""
+_FATES = (
+    ("asked about", 1),
+    ("labelled before", 3),
+    ("trusted as voted", 2),
+    ("masked", None),
+)
+"""What becomes of a problem, in the order of `labelled.FATES`, and the number of its colour."""
 
 
 def write_report(directory: Path, config: Config, records: list[dict[str, Any]]) -> Path:
@@ -116,7 +147,8 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         shared=scores is not None and len(scores.lines) > len(scores.sources),
         method=_method(config),
         held_out=_evaluation_figure(records),
-        figures=_training_figures(records),
+        figures=_training_figures(records, _CURVES),
+        labels=_labels(config, records),
         clients=_clients_drawn(records),
         left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
         phases=_phases(sums),
@@ -145,6 +177,7 @@ def _method(config: Config) -> str:
     if config.federation.arm != "federated":
         alone = config.federation.arm == "local"
         return "each client alone, nothing travels" if alone else "all problems pooled with one client"
+    supervision = config.supervision.type + (f" ({told})" if (told := _asked_for(config)) else "")
     fedprox = f", FedProx μ = {config.train.proximal_mu:g}" if config.train.proximal_mu else ""
     coordination: str = config.coordination.type
     if isinstance(config.coordination, PubSwapCoordination):
@@ -154,7 +187,23 @@ def _method(config: Config) -> str:
     options += [f"robust {how.robust}"] if how.robust != "none" else []
     options += [f"sent in {how.precision}"] if how.precision != "float32" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
-    return f"supervision {config.supervision.type}, coordination {coordination}, aggregation {aggregation}{fedprox}"
+    return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
+
+
+def _asked_for(config: Config) -> str:
+    """How many labels are asked for, and of whom."""
+    how = config.supervision
+    if not isinstance(how, CareSupervision | SelectionSupervision):
+        return ""
+    told = [f"budget {100 * how.budget:g} %"]
+    told += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
+    told += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
+    told += ["by people"] if how.labels_from == "desk" else []
+    if isinstance(how, SelectionSupervision):
+        told += [f"rest {how.rest}"]
+    elif how.share_probes:
+        told += ["probes averaged"]
+    return ", ".join(told)
 
 
 def _verdict(overall: Comparison, families: int) -> str | None:
@@ -192,15 +241,17 @@ def _evaluation_figure(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     return {"svg": Markup(svg), "sources": list(sources)}
 
 
-def _training_figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[_Curve]) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     order = _clients_drawn(records)
     figures = []
-    for curve in _CURVES:
+    for curve in curves:
         lines = series(records, curve.key)
-        if not lines:
+        if not lines or (curve.both and not series(records, str(curve.dashed))):
             continue  # a number nobody has, such as the ratio where no group had a gradient
+        if curve.key.startswith("labels_") and not any(value for line in lines.values() for _, value in line):
+            continue  # nobody is asked
         if curve.key == "weight" and all(len({value for _, value in line}) == 1 for line in lines.values()):
             continue  # weights by examples
         dashed = series(records, curve.dashed) if curve.dashed else None
@@ -209,6 +260,43 @@ def _training_figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         svg = draw_curves(Curves(curve.title, named, dashed, curve.percent, curve.floor))
         figures.append({"title": curve.title, "svg": Markup(svg)})
     return figures
+
+
+def _labels(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The section on labels; None where no client tells of any, as with all labels."""
+    from markupsafe import Markup
+
+    lines = label_lines(records)
+    if not lines:
+        return None
+    by_client = shares(records)
+    parts = {"mean of the clients": mean_shares(by_client)} if len(by_client) > COLOURS else by_client
+    colours = [number for _, number in _FATES]
+    tables = {key: calibration(records, key) for key in ("calibration", "audit_calibration")}
+    drawn = [
+        (name, calibration_points(table) if table else [])
+        for name, table in zip(
+            ("labelled problems, before they were learnt from", "all problems"), tables.values(), strict=True
+        )
+    ]
+    svg = draw_calibration("P1 against the share of majorities that are right", [points for _, points in drawn])
+    return {
+        "lines": lines,
+        "audit": any(line.trusted_right is not None or line.gap is not None for line in lines),
+        "care": isinstance(config.supervision, CareSupervision),
+        "figures": _training_figures(records, _LABEL_CURVES),
+        "fates": _FATES,
+        "shares": [
+            {"name": name, "svg": Markup(draw_shares(f"What became of the problems, {number}", rows, colours))}
+            for number, (name, rows) in enumerate(parts.items(), start=1)
+        ],
+        "calibration": {
+            "svg": Markup(svg),
+            "names": [(number, name) for number, (name, points) in enumerate(drawn, start=1) if points],
+        }
+        if any(tables.values())
+        else None,
+    }
 
 
 def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fedrlvr.config import Config
 from fedrlvr.reporting import units
+from fedrlvr.reporting.labelled import LabelLine, label_lines
 from fedrlvr.reporting.scores import Comparison, Scores, Totals, estimate, macro_mean, natural, summarise, totals
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def final_table(
     else:
         greedy = config.evaluate.temperature == 0
         console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < _WIDE))
+    labels = label_lines(records)
+    if any(line.asked or line.held for line in labels):
+        console.print(_labels_table(labels))
     console.print(_traffic_table(sums))
     console.print(_where_table(directory))
 
@@ -148,6 +152,29 @@ def _add(table: Table, client: str, source: str, line: Comparison, between: str,
         Text(units.points(change, between), style=colour),
         style=style,
     )
+
+
+def _labels_table(lines: Sequence[LabelLine]) -> Table:
+    table = _table(
+        "labels",
+        ("client", "left"),
+        ("asked for", "right"),
+        ("used", "right"),
+        ("in the ledger", "right"),
+        ("majority right", "right"),
+    )
+    *clients, overall = lines
+    for line in clients[:MOST_CLIENTS]:
+        table.add_row(_plain(str(line.client)), *_label_cells(line))
+    if len(clients) > MOST_CLIENTS:
+        table.add_row(f"and {len(clients) - MOST_CLIENTS} more")
+    table.add_section()
+    table.add_row("all", *_label_cells(overall), style="bold")
+    return table
+
+
+def _label_cells(line: LabelLine) -> list[str]:
+    return [*map(units.count, (line.asked, line.used, line.held)), units.percent(line.majority_right)]
 
 
 def _traffic_table(sums: Totals) -> Table:

@@ -49,7 +49,7 @@ def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(name, value) of each client's numbers, of each evaluation's pass@1, and of the seconds by phase."""
     for client, numbers in record["clients"].items():
         for key, value in numbers.items():
-            if value is not None:
+            if isinstance(value, int | float):  # not the tables of a calibration
                 yield f"{client}/{key}", value
     for client, sources in record.get("evaluate", {}).items():
         for source, score in sources.items():

@@ -31,8 +31,8 @@ class Judged:
 class Care:
     """One client's CARE.
 
-    budget: share of a step's problems to ask about. trusted: share to train on as voted, after `warm_up` steps, where P1
-    is not below `trust_above`.
+    budget: share of a step's problems to ask about. trusted: share to train on as voted, after `warm_up` steps, where
+    P1 is not below `trust_above`.
     """
 
     reads_votes = True
@@ -55,7 +55,7 @@ class Care:
         opinion = self.judge.judge(step.features)
         self.judged = Judged(opinion.reliable_P.tolist(), opinion.score_P.tolist())
         drawn = look_up(step, ledger, self.budget)
-        acquired = self._acquired(step, drawn.open, drawn.queries)
+        acquired = self._acquired(step, drawn.without, drawn.queries)
         verdicts = settle(
             step,
             ledger,

@@ -53,10 +53,10 @@ class Selection:
         drawn = look_up(step, ledger, self.budget)
         score: Callable[[int], float] | None = None
         if self.by == "random":
-            acquired = at_random(len(drawn.open), step.rng, queries=drawn.queries, rest=self.rest)
+            acquired = at_random(len(drawn.without), step.rng, queries=drawn.queries, rest=self.rest)
         else:
-            values = [self._value(step, place) for place in drawn.open]
-            score = dict(zip(drawn.open, values, strict=True)).__getitem__
+            values = [self._value(step, place) for place in drawn.without]
+            score = dict(zip(drawn.without, values, strict=True)).__getitem__
             acquired = highest(values, queries=drawn.queries, rest=self.rest)
         return settle(step, ledger, drawn, acquired, rest=float(self.rest == "pseudo"), score=score)
 

@@ -29,12 +29,12 @@ LONGEST_SHOWN = 20_000
 class Drawn:
     """What the ledger says of a step's problems, by their place in it.
 
-    known: true rewards of those with a label. open: those without one that may be asked about.
+    known: true rewards of those with a label. without: those that have none and may be asked about.
     queries: how many of these may be: the step's share, within what is left of the budget.
     """
 
     known: dict[int, list[float]]
-    open: list[int]
+    without: list[int]
     queries: int
 
 
@@ -69,17 +69,17 @@ def settle(
 ) -> list[Supervised]:
     """Ask what is to be asked, and give every group its rewards.
 
-    acquired: of `drawn.open`, by place in that list. rest: the multiplier of what is asked about and unanswered, now
+    acquired: of `drawn.without`, by place in that list. rest: the multiplier of what is asked about and unanswered, now
     or since an earlier step. score, reliable: of a place, for the ledger to note why a problem was asked about.
     """
     fates = dict.fromkeys(drawn.known, Fate.KNOWN)
     multipliers = dict.fromkeys(drawn.known, 1.0)
     labels = dict(drawn.known)
-    for place, multiplier in zip(drawn.open, acquired.multipliers, strict=True):
+    for place, multiplier in zip(drawn.without, acquired.multipliers, strict=True):
         multipliers[place] = multiplier
-    fates |= {drawn.open[at]: Fate.TRUSTED for at in acquired.trusted}
+    fates |= {drawn.without[at]: Fate.TRUSTED for at in acquired.trusted}
     for rank, at in enumerate(acquired.queries, start=1):
-        place = drawn.open[at]
+        place = drawn.without[at]
         group, votes = step.groups[place], step.votes[place]
         ledger.ask(
             Query(
@@ -100,7 +100,7 @@ def settle(
             multipliers[place] = rest
         else:
             labels[place] = rewards
-    asked = {step.groups[drawn.open[at]].problem.id for at in acquired.queries}
+    asked = {step.groups[drawn.without[at]].problem.id for at in acquired.queries}
     for place, group in enumerate(step.groups):
         if place not in multipliers and group.problem.id in asked:  # drawn twice
             rewards = ledger.grade(group.problem.question, _texts(group))

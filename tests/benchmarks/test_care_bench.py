@@ -16,7 +16,6 @@ from benchmarks.care_data import (
     accuracies,
     added,
     calibration_error,
-    calibration_points,
     collapse,
     collapse_of,
     collapsed,
@@ -68,6 +67,7 @@ def test_every_cell_is_a_configuration_whose_arm_is_named_for_it(setting: str, a
         assert one.rest == ("pseudo" if "pseudo" in arm else "masked")
     if isinstance(one, CareSupervision):
         assert one.trusted == (0 if "untrusted" in arm else 0.25)
+        assert one.trust_above == (0.5 if "floor" in arm else 0)
         assert one.share_probes == ("shared" in arm)
 
 
@@ -90,7 +90,7 @@ def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervisio
     dealt = deal(one)
     assert all(len(site.train) >= drawn for site in dealt.sites)
     assert {problem.source for site in dealt.sites for problem in site.train} == set(FAMILIES["all"])
-    assert one.train.rounds * one.train.local_steps > 2 * CareSupervision().warm_up
+    assert one.train.rounds * one.train.local_steps > CareSupervision().warm_up
     for place, arm in CELLS:
         if place == setting:
             assert config(setting, arm).model_copy(update={"supervision": one.supervision}) == one
@@ -107,7 +107,7 @@ def test_families_are_those_of_either_kind_of_error() -> None:
 
 def run(*scores: tuple[float, float], **more: Any) -> Run:
     by_step = {
-        str(8 * i): {f: d for f in FAMILIES["diffuse"]} | {f: s for f in FAMILIES["systematic"]}
+        str(8 * i): dict.fromkeys(FAMILIES["diffuse"], d) | dict.fromkeys(FAMILIES["systematic"], s)
         for i, (d, s) in enumerate(scores)
     }
     given = {"pass@1": by_step, "steps": [8 * i for i in range(1, len(scores))], "drawn": 100, "labels": 20}
@@ -169,12 +169,12 @@ def test_a_collapse_is_a_fall_below_the_start_while_the_reward_rises() -> None:
 
 
 def test_collapse_by_kind_of_families_and_in_training() -> None:
-    one = run((0.5, 0.3), (0.7, 0.2), (0.8, 0.1), reward=[0.5, 0.8], **{"share_masked": [None, 0.5]})
+    one = run((0.5, 0.3), (0.7, 0.2), (0.8, 0.1), reward=[0.5, 0.8])
     assert collapse_of(one, "all") is None  # 40, 45, 45
     assert collapse_of(one, "systematic") == 16
     assert collapse_of(one, "audited") is None  # nothing was audited
-    audited = one | {"pass@1": one["pass@1"]}
-    assert collapse_of(audited, "diffuse") is None
+    assert collapse_of(one | {"audited": [0.4, 0.37]}, "audited") == 16
+    assert collapse_of(one | {"audited": [0.4, 0.39]}, "audited") is None
     assert collapsed({0: one, 1: run((0.5, 0.3), (0.5, 0.3), reward=[0.5])}, "systematic") == {0: 16}
 
 
@@ -190,7 +190,6 @@ def test_calibration_by_hand() -> None:
     # |0.1 - 0| + |1 - 2| + |1.8 - 1| = 1.9 of 7 problems
     assert calibration_error(both) == pytest.approx(100 * 1.9 / 7)
     assert calibration_error({"n": [0], "sum": [0.0], "right": [0]}) is None
-    assert calibration_points(one) == [(0.25, 0.5, 4), (0.9, 0.5, 2)]
 
 
 def records() -> list[dict[str, Any]]:
@@ -241,7 +240,12 @@ def test_all_labels_are_paid_for_where_none_is_asked_for() -> None:
 
 
 def test_the_table_of_scores_by_hand() -> None:
-    arms = {"labels": runs(0.8, 0.8), "majority": runs(0.3, 0.3), "random-20": runs(0.5, 0.5), "care-20": runs(0.6, 0.8)}
+    arms = {
+        "labels": runs(0.8, 0.8),
+        "majority": runs(0.3, 0.3),
+        "random-20": runs(0.5, 0.5),
+        "care-20": runs(0.6, 0.8),
+    }
     lines = score_table("central", "all", arms)
     assert lines[0] == "### central: pass@1, all families"
     assert lines[4] == "| all labels | 20.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 |  | +50.0 ± 0.0 |  |  |"
@@ -263,6 +267,7 @@ def test_names_and_rivals() -> None:
         "CARE, none trusted, 20 %",
     ]
     assert len({name(arm) for arm in ARMS}) == len(ARMS)
+    assert not any("-" in name(arm) for arm in ARMS)
     assert rival("care-5") == "random-5"
     assert rival("random-pseudo-20") == "random-20"
     assert [rival(arm) for arm in ("random-20", "labels", "majority")] == [None] * 3
@@ -295,10 +300,14 @@ def test_the_table_of_the_probes_by_hand() -> None:
 
 def test_the_table_of_costs_by_hand() -> None:
     one = run((0.2, 0.2), (0.2, 0.2), seconds_probes=0.01)
-    lines = cost_table("four", {"care-20": {0: one, 1: one}, "labels": {0: run((0, 0), (0, 0), labels=100)}}, {
-        "care-20": 100.0,
-        "labels": 30.0,
-    })
+    lines = cost_table(
+        "four",
+        {"care-20": {0: one, 1: one}, "labels": {0: run((0, 0), (0, 0), labels=100)}},
+        {
+            "care-20": 100.0,
+            "labels": 30.0,
+        },
+    )
     assert lines[4] == "| CARE, 20 % | 20 ± 0 | 20.0 | 5 | 2 | 200 | 10.0 | 5.0 ± 0.0 | 50 |"
     assert lines[5] == "| all labels | 100 | 100.0 | 5 | 2 | 200 |  |  | 30 |"
 
@@ -306,7 +315,10 @@ def test_the_table_of_costs_by_hand() -> None:
 def test_goals_are_met_or_missed_by_their_numbers() -> None:
     arms = {"labels": runs(0.8, 0.8, 0.8), "random-20": runs(0.5, 0.5, 0.5), "majority": runs(0.1, 0.1, 0.3)}
     for one in arms["majority"].values():
-        one |= {"reward": [0.5, 0.9], "pass@1": {"0": one["pass@1"]["0"], "8": one["pass@1"]["8"], "16": one["pass@1"]["8"]}}
+        one |= {
+            "reward": [0.5, 0.9],
+            "pass@1": {"0": one["pass@1"]["0"], "8": one["pass@1"]["8"], "16": one["pass@1"]["8"]},
+        }
         one |= {"steps": [8, 16]}
     good = goals("central", arms | {"care-20": runs(0.80, 0.79, 0.78, reward=[0.5])})
     assert good[0].endswith("98.3 ± 4.1 % of the gain of all labels; aim: at least 95 %: **met**.")
@@ -333,7 +345,9 @@ def test_nothing_is_shown_where_the_majority_does_not_collapse() -> None:
 
 def test_the_probes_share_and_averaging_are_told_of() -> None:
     cheap, dear = runs(0.5, 0.5, seconds_probes=0.02), runs(0.5, 0.5, seconds_probes=0.021)
-    assert goals("four", {"care-20": cheap})[0].endswith("take 10.0 ± 0.0 % of a step's time; aim: at most 10 %: **met**.")
+    assert goals("four", {"care-20": cheap})[0].endswith(
+        "take 10.0 ± 0.0 % of a step's time; aim: at most 10 %: **met**."
+    )
     assert goals("four", {"care-20": dear})[0].endswith("**missed**.")
     both = goals("four", {"care-20": runs(0.5, 0.5), "care-shared-20": runs(0.6, 0.7)})
     assert both == ["- Averaged probes minus local ones: +15.0 ± 63.5 points."]

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.checkpoint import Checkpoint, CheckpointStore
+from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.labelmetrics import LabelMetrics
 from fedrlvr.federation.memory import MEMORY, PROBES, ROUND_PROBES, Memory, Probes
 from fedrlvr.federation.messages import adapter_to_arrays
@@ -163,9 +163,8 @@ def test_what_is_kept_does_not_change_with_the_judge(context: Context) -> None:
 def test_a_checkpoint_keeps_the_probes_exactly(context: Context, tmp_path: Path) -> None:
     one = judge(1, 2)
     Memory(cursor=8, steps=2, probes=Probes(*one.state())).finish(context, None)
-    store = CheckpointStore(tmp_path, keep=2)
+    store = Checkpoints(tmp_path, keep=2)
     store.save_memories(3, {"ann": context})
-    store.save(Checkpoint(3, adapter_of(0.0), {}))
     again = Context(1, 1, {}, store.load_memory(3, "ann"), {})
     exactly(Memory.of(again, under_way=False).probes, one)
 

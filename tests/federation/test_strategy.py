@@ -115,8 +115,8 @@ def test_fgrpo_needs_every_clients_mean_reward() -> None:
 
 
 def test_fgrpo_goes_by_verified_rewards_where_not_all_are_true() -> None:
-    """Ann's goes from 0.4 to 0.5, so her gain is 1/4. Bob has none in round 2: he counts by his examples, and in round 3
-    his baseline is still 0.5. Nobody's `reward`, which counts pseudo-labels, plays a part."""
+    """Ann's goes from 0.4 to 0.5, so her gain is 1/4. Bob has none in round 2: he counts by his examples, and his
+    baseline in round 3 is still 0.5. Nobody's `reward`, which counts pseudo-labels, plays a part."""
     tree = {
         "federation": {"clients": list(NAMES.values())},
         "aggregation": {"weights": "fgrpo"},

@@ -1,4 +1,4 @@
-"""An adapter on the wire, whole or one half of it, and probes; what is neither is refused."""
+"""On the wire: an adapter whole or one half of it, probes, and which supervision; what is none of these is refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import io
 import numpy as np
 import pytest
 import torch
-from fakes import adapter_of
-from flwr.app import Array, ArrayRecord
+from fakes import adapter_of, answering, contexts
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.errors import AdapterError
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter, probes_record, read_probes
+from fedrlvr.config import parse_config
+from fedrlvr.errors import AdapterError, MessageError
+from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.federation.messages import (
+    TrainRequest,
+    adapter_to_arrays,
+    arrays_to_adapter,
+    content,
+    probes_record,
+    read_probes,
+    read_request,
+)
 from fedrlvr.rules import Halves
 
 
@@ -142,3 +152,35 @@ def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
     assert "expected float32" in told(Array(np.zeros(3)))
     assert "not finite" in told(Array(np.array([0, np.nan], np.float32)))
     assert read_probes(probes_record(torch.zeros(0)), None, whose="ann").shape == (0,)
+
+
+def request_of(group_size: int, **supervision: object) -> Message:
+    """A message with a train request."""
+    config = parse_config({"supervision": supervision})
+    sampling = config.sampling.model_copy(update={"group_size": group_size})
+    request = TrainRequest(
+        round=1, seed=0, sampling=config.sampling, steps=1, train=config.train, supervision=config.supervision
+    )
+    sent = request.model_copy(update={"sampling": sampling})  # as a server may send it that does not check
+    LocalGrid(answering(lambda _: RecordDict()), contexts())  # without a grid, Flower makes no messages
+    return Message(content(sent, None), 1, "train")
+
+
+@pytest.mark.parametrize(
+    "supervision",
+    [
+        {"type": "labels"},
+        {"type": "majority", "audit": True},
+        {"type": "care", "budget": 0.05, "budget_per_day": 3, "labels_from": "desk", "share_probes": True},
+        {"type": "oracle", "rest": "pseudo"},
+    ],
+)
+def test_every_supervision_arrives_as_it_was_sent(supervision: dict[str, object]) -> None:
+    read = read_request(request_of(64, **supervision), TrainRequest)
+    assert read.supervision == parse_config({"supervision": supervision}).supervision
+
+
+def test_groups_too_large_for_probes_are_refused_by_the_client_too() -> None:
+    with pytest.raises(MessageError, match=r"'care' takes sampling\.group_size up to 64"):
+        read_request(request_of(65, type="care"), TrainRequest)
+    assert read_request(request_of(65, type="random"), TrainRequest).sampling.group_size == 65

@@ -6,14 +6,19 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvicorn
+
 from fedrlvr.config import parse_config
+from fedrlvr.labels.desk import make_desk
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.supervision.query import Query
 from fedrlvr.tasks.problem import Kind, Question
@@ -102,6 +107,24 @@ def desk(run: Path, *options: str, port: int = 0) -> Iterator[Process]:
         yield started
     finally:
         started.kill()
+
+
+@contextmanager
+def serving(run: Path) -> Iterator[str]:
+    """A desk in this process, which is quicker; its address with the token."""
+    ledger = ledger_of(run)
+    app = make_desk(ledger, TOKEN, "clinic")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/#token={TOKEN}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(30)
+        listening.close()
+        ledger.close()
 
 
 def error_of(text: str) -> str:

@@ -61,6 +61,10 @@ def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     assert found == {"federation/sites.py": {"site.answers"}, "cli.py": {"site.answers"}}
 
 
+def test_nobody_else_is_handed_a_clients_answers() -> None:
+    assert set(where("answers")) == {"federation/sites.py", "federation/supervising.py", "cli.py"}
+
+
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:
     graded = {file: {one for one in values if one.endswith("answers")} for file, values in where("grade").items()}
     assert {file for file, values in graded.items() if values} == {"labels/clientledger.py"}

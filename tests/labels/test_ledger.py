@@ -613,5 +613,8 @@ def test_who_waits_too_long_for_the_file_is_told(
     assert other.asked() == 0  # reading does not wait
     blocker.rollback()
     assert other.ask(query(), at=0.0)
+    blocker.execute("BEGIN")
+    blocker.execute("SELECT * FROM question").fetchall()
+    assert other.ask(query("p2"), at=0.0)  # writing does not wait for who reads
     other.close()
     blocker.close()

@@ -131,6 +131,14 @@ def test_the_share_to_trust_is_a_setting(trusted: float, who: list[int]) -> None
     assert multipliers(found) == [min(S[place], 1.0) if place in who else 0.0 for place in range(8)]
 
 
+def test_a_vote_below_the_bar_is_not_trusted_and_may_be_asked_about() -> None:
+    ledger = FakeLedger("b")
+    method = Care(FakeJudge(), budget=0.25, trusted=0.5, warm_up=20, trust_above=0.75)  # type: ignore[arg-type]
+    found = method.supervise(of(EIGHT, 20), ledger)
+    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
+    assert ledger.names == ["p6", "p3"]
+
+
 def test_a_group_in_which_nothing_could_be_read_has_no_votes_to_trust() -> None:
     drawn = {"p0": "---", "p1": "aab"}
     judge = FakeJudge([0.9, 0.1], [0.0, 2.0])

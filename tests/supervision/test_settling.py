@@ -33,7 +33,7 @@ def waiting(*names: str, **ledger: object) -> FakeLedger:
 def settled(mine: Step, ledger: FakeLedger, queries: Sequence[int], **options: object) -> list[Supervised]:
     """Settled with these of the open problems asked about and nobody trusted."""
     drawn = look_up(mine, ledger, 1.0)
-    return settle(mine, ledger, drawn, acquired(len(drawn.open), queries), **options)  # type: ignore[arg-type]
+    return settle(mine, ledger, drawn, acquired(len(drawn.without), queries), **options)  # type: ignore[arg-type]
 
 
 # What the ledger says.
@@ -112,7 +112,7 @@ def test_a_label_is_paid_for_once_however_often_its_problem_is_drawn() -> None:
 @pytest.mark.parametrize("rest", [0.0, 1.0])
 def test_a_problem_drawn_twice_in_a_step_is_asked_about_once_and_its_label_counts_for_both(rest: float) -> None:
     mine, ledger = step([("p", "aab"), ("q", "aab"), ("p", "bba")]), FakeLedger("b")
-    assert look_up(mine, ledger, 1.0).open == [0, 1]
+    assert look_up(mine, ledger, 1.0).without == [0, 1]
     found = settled(mine, ledger, [0], rest=rest)
     assert found[0] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
     assert found[2] == Supervised([1.0, 1.0, 0.0], 1.0, Fate.KNOWN, true=True)

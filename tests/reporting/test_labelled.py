@@ -1,0 +1,222 @@
+"""Labels in the report, the terminal and the tracker: sums by hand, drawings, and nothing where there are none."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from run_samples import numbers, run_records
+from test_report import Page, page
+
+from fedrlvr.config import Config, parse_config
+from fedrlvr.reporting.figures import draw_calibration, draw_shares
+from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.report import render
+from fedrlvr.reporting.tables import final_table
+from fedrlvr.reporting.trackers import flatten
+
+TENTHS = 10
+
+
+def table(**bins: tuple[int, float, int]) -> dict[str, list[float]]:
+    """Calibration: bin1=(n, sum, right) and so on, the others empty."""
+    found: dict[str, list[float]] = {key: [0] * TENTHS for key in ("n", "sum", "right")}
+    for name, row in bins.items():
+        for key, value in zip(("n", "sum", "right"), row, strict=True):
+            found[key][int(name.removeprefix("bin"))] = value
+    return found
+
+
+def told(asked: int, used: int, held: int, right: float | None, **more: Any) -> dict[str, Any]:
+    """What a client adds to its numbers where labels are asked for."""
+    return {"labels_asked": asked, "labels_used": used, "labels_total": held, "majority_right": right, **more}
+
+
+def labelled_records(audit: bool = True) -> list[dict[str, Any]]:
+    """Two rounds of two clients; beta asks for nothing in the second."""
+    fates = {"share_query": 0.2, "share_known": 0.1, "share_reliable": 0.3, "share_masked": 0.4}
+    later = {"share_query": 0.0, "share_known": 0.2, "share_reliable": 0.2, "share_masked": 0.6}
+    only = {"audit_reliable_right": 0.9, "audit_gap_correlation": 0.5, "audit_majority_right": 0.4} if audit else {}
+    last = {"audit_reliable_right": 0.7, "audit_gap_correlation": -0.1, "audit_majority_right": 0.5} if audit else {}
+    tables = {"calibration": table(bin2=(4, 1.0, 2))}
+    if audit:
+        tables["audit_calibration"] = table(bin2=(8, 2.0, 1), bin9=(2, 1.9, 2))
+    records = run_records()
+    rows = {
+        (1, "alpha"): told(4, 6, 4, 0.5, **fates, **only, **tables),
+        (2, "alpha"): told(4, 2, 8, 1.0, **later, **last),
+        (1, "beta"): told(3, 2, 3, 0.0, **later),
+        (2, "beta"): told(0, 0, 3, None, **later),
+    }
+    for (round_, client), numbers_told in rows.items():
+        own = records[round_]["clients"][client]
+        own.update(numbers_told)
+        if not audit:
+            own["pass@1"] = None
+    return records
+
+
+def words(found: Page) -> str:
+    return re.sub(r"\s+", " ", found.words)
+
+
+CARE = {"supervision": {"type": "care", "audit": True}}
+
+
+def test_sums_of_each_client_and_of_all_by_hand() -> None:
+    alpha, beta, everybody = label_lines(labelled_records())
+    assert (alpha.client, alpha.asked, alpha.used, alpha.held) == ("alpha", 8, 8, 8)
+    assert alpha.majority_right == pytest.approx((6 * 0.5 + 2 * 1.0) / 8)
+    assert alpha.trusted_right == pytest.approx((0.3 * 0.9 + 0.2 * 0.7) / 0.5)
+    assert alpha.gap == pytest.approx(0.2)
+    assert (beta.asked, beta.used, beta.held, beta.majority_right) == (3, 2, 3, 0.0)
+    assert (beta.trusted_right, beta.gap) == (None, None)
+    assert (everybody.client, everybody.asked, everybody.used, everybody.held) == (None, 11, 10, 11)
+    assert everybody.majority_right == pytest.approx((6 * 0.5 + 2 * 1.0 + 2 * 0.0) / 10)
+
+
+def test_without_labels_asked_for_there_is_no_line() -> None:
+    assert label_lines(run_records()) == []
+    assert label_lines([]) == []
+
+
+def test_shares_by_client_and_their_mean_by_hand() -> None:
+    found = shares(labelled_records())
+    assert list(found) == ["alpha", "beta"]
+    assert found["alpha"] == [(1, (0.2, 0.1, 0.3, 0.4)), (2, (0.0, 0.2, 0.2, 0.6))]
+    assert mean_shares(found)[0] == (1, pytest.approx((0.1, 0.15, 0.25, 0.5)))
+    assert mean_shares({"a": found["alpha"], "b": found["beta"][1:]})[0] == (1, (0.2, 0.1, 0.3, 0.4))
+    assert shares(run_records()) == {}
+    assert mean_shares({}) == []
+
+
+def test_calibrations_are_added_bin_by_bin() -> None:
+    records = labelled_records()
+    records[2]["clients"]["beta"]["audit_calibration"] = table(bin9=(2, 1.9, 0))
+    found = calibration(records, "audit_calibration")
+    assert found == table(bin2=(8, 2.0, 1), bin9=(4, 3.8, 2))
+    assert found is not None
+    assert calibration_points(found) == [(0.25, 0.125, 8), (0.95, 0.5, 4)]
+    assert calibration(run_records(), "calibration") is None
+    assert calibration([{"clients": {"a": {"calibration": table()}}}], "calibration") is None
+
+
+def test_the_section_of_the_report() -> None:
+    found = page(labelled_records(), parse_config(CARE))
+    text = words(found)
+    assert "alpha 8 8 8 62.5 % 82.0 % 0.20" in text
+    assert "beta 3 2 3 0.0 % – –" in text
+    assert "all 11 10 11 50.0 % 82.0 % 0.20" in text
+    for title in (
+        "Labels asked for; used dashed",
+        "Labels in the ledger",
+        "Reward trained on; true pass@1 dashed",
+        "All problems whose majority is right",
+        "Correlation of the score S with the true gap",
+        "S and the true gap",
+        "Calibration of P1",
+        "labelled problems, before they were learnt from",
+        "masked",
+        "supervision.audit is set",
+    ):
+        assert title in text
+    assert len(found.ids) == len(set(found.ids))
+    assert "supervision care (budget 20 %)" in text
+
+
+def test_what_was_not_audited_is_not_told_of() -> None:
+    text = words(page(labelled_records(audit=False), parse_config({"supervision": {"type": "care"}})))
+    assert "alpha 8 8 8 62.5 %" in text
+    assert "labelled problems, before they were learnt from" in text
+    for absent in ("S and the true gap", "true pass@1", "all problems", "supervision.audit is set", "of trusted"):
+        assert absent not in text
+
+
+def test_a_run_with_all_labels_has_no_such_section() -> None:
+    text = words(page(run_records()))
+    assert "in the ledger" not in text
+    assert "Calibration" not in text
+    assert "supervision labels, coordination none" in text
+
+
+def test_where_nobody_is_asked_nothing_is_drawn_of_asking() -> None:
+    records = run_records()
+    for record in records[1:]:
+        for own in record["clients"].values():
+            own.update(told(0, 0, 0, None, share_reliable=1.0, audit_majority_right=0.5))
+    text = words(page(records, parse_config({"supervision": {"type": "majority", "audit": True}})))
+    assert "Labels asked for" not in text
+    assert "Calibration" not in text
+    assert "Reward trained on; true pass@1 dashed" in text
+    screen = io.StringIO()
+    final_table(records, Config(), Path("nowhere"), Console(file=screen, width=120))
+    assert "in the ledger" not in screen.getvalue()
+
+
+def test_many_clients_are_one_bundle_of_shares_and_folded() -> None:
+    names = [f"client-{i}" for i in range(1, 61)]
+    own = {name: numbers() | told(1, 1, 1, 0.5, share_query=0.5, share_masked=0.5) for name in names}
+    found = page([{"round": r, "clients": own, "seconds": {}} for r in (1, 2)], parse_config(CARE))
+    assert "mean of the clients" in found.words
+    assert "60 clients" in found.words
+    assert "all 120 120 60 50.0 %" in words(found)
+
+
+def test_drawings_are_the_same_each_time_and_take_their_colours_from_the_page() -> None:
+    rows = shares(labelled_records())["alpha"]
+    bars = draw_shares("Shares", rows, [1, 3, 2, None])
+    assert bars == draw_shares("Shares", rows, [1, 3, 2, None])
+    for colour in ("--line-1", "--line-3", "--line-2", "--rule"):
+        assert f"var({colour})" in bars
+    assert "--line-4" not in bars
+    points = [(0.25, 0.5, 4.0), (0.9, 1.0, 2.0)]
+    assert "var(--line-2)" in draw_calibration("P1", [points, points])
+    assert "var(--line-2)" not in draw_calibration("P1", [points, []])
+    assert not re.findall(r"(?:fill|stroke): #", bars + draw_calibration("P1", [points]))
+
+
+def test_the_report_of_labels_is_the_same_each_time() -> None:
+    config = parse_config(CARE)
+    assert render(config, labelled_records()) == render(config, labelled_records())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"type": "majority"}, "supervision majority, coordination"),
+        ({"type": "care", "share_probes": True}, "care (budget 20 %, probes averaged)"),
+        (
+            {"type": "random", "budget": 0.05, "budget_total": 1200, "rest": "pseudo"},
+            "random (budget 5 %, at most 1,200 labels a client, rest pseudo)",
+        ),
+        (
+            {"type": "care", "labels_from": "desk", "budget_per_day": 30},
+            "care (budget 20 %, at most 30 a day, by people)",
+        ),
+    ],
+)
+def test_the_method_says_how_many_labels_are_asked_for_and_of_whom(given: dict[str, Any], said: str) -> None:
+    assert said in words(page([], parse_config({"supervision": given})))
+
+
+def test_the_terminal_s_table_of_labels(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    final_table(labelled_records(), Config(), tmp_path, Console(file=screen, width=120))
+    text = re.sub(r"\s+", " ", screen.getvalue())
+    assert "client asked for used in the ledger majority right" in text
+    assert "alpha 8 8 8 62.5 %" in text
+    assert "all 11 10 11 50.0 %" in text
+    screen = io.StringIO()
+    final_table(run_records(), Config(), tmp_path, Console(file=screen, width=120))
+    assert "in the ledger" not in screen.getvalue()
+
+
+def test_a_tracker_gets_numbers_alone() -> None:
+    found = dict(flatten(labelled_records()[1]))
+    assert found["alpha/labels_asked"] == 4
+    assert not any("calibration" in name for name in found)
+    assert all(isinstance(value, int | float) for value in found.values())
