@@ -133,9 +133,14 @@ def collapse(accuracy: Sequence[tuple[int, float]], reward: Sequence[tuple[int, 
     return None
 
 
-def collapse_of(run: Run, kind: str) -> int | None:
-    """By held-out accuracy, of all families or of a kind; `audited`: by that of the responses trained on."""
+def collapse_of(run: Run, kind: str, *, at_the_end: bool = False) -> int | None:
+    """By held-out accuracy, of all families or of a kind; `audited`: by that of the responses trained on.
+
+    at_the_end: in the last round, whatever was before.
+    """
     accuracy = course(run, "audited") if kind == "audited" else accuracies(run, kind)
+    if at_the_end:
+        accuracy = [accuracy[0], accuracy[-1]] if accuracy else []
     return collapse(accuracy, course(run, "reward")) if accuracy else None
 
 
@@ -181,7 +186,7 @@ def recovered_over_seeds(mine: Runs, full: Runs, kind: str) -> Spread | None:
     return spread({seed: one for seed, one in told.items() if one is not None})
 
 
-def collapsed(runs: Runs, kind: str) -> dict[int, int]:
+def collapsed(runs: Runs, kind: str, *, at_the_end: bool = False) -> dict[int, int]:
     """By seed the step of its collapse; seeds without one are left out."""
-    found = {seed: collapse_of(run, kind) for seed, run in runs.items()}
+    found = {seed: collapse_of(run, kind, at_the_end=at_the_end) for seed, run in runs.items()}
     return {seed: step for seed, step in found.items() if step is not None}

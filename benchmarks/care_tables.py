@@ -169,11 +169,20 @@ def collapse_table(setting: str, arms: Arms) -> list[str]:
             steps = sorted(fallen.values())
             when = "never" if not steps else f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
             row = [name(arm), "all, in training" if kind == "audited" else kind, f"{len(fallen)} of {len(runs)}", when]
+            row.append(f"{len(collapsed(runs, kind, at_the_end=True))}")
             row.append(shown(over_seeds(runs, lambda run, kind=kind: _change(run, kind)), sign=True))  # type: ignore[misc]
             row.append(shown(over_seeds(runs, lambda run: _moved(course(run, "reward"))), sign=True))
             rows.append(row)
     title = f"{setting}: collapse, more than {FALL:g} points below the start while the reward is above its first round"
-    header = ["arm", "families", "seeds", "first at step", "accuracy, last minus first", "reward, last minus first"]
+    header = [
+        "arm",
+        "families",
+        "seeds",
+        "first at step",
+        "at the end",
+        "accuracy, last minus first",
+        "reward, last minus first",
+    ]
     return _table(title, header, rows)
 
 

@@ -6,7 +6,7 @@ What no client could know without every answer is summed under `audit` alone, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fedrlvr.federation.messages import BINS
@@ -87,8 +87,6 @@ class LabelMetrics:
     verified: float = 0.0
     """Mean true rewards of labelled groups, in sum."""
     majority_right: int = 0
-    voted: int = 0
-    """Labelled groups with votes."""
     calibration: Calibration = field(default_factory=Calibration)
     losses: dict[str, float] = field(default_factory=dict)
     updates: int = 0
@@ -101,11 +99,16 @@ class LabelMetrics:
     gaps: Pairs = field(default_factory=Pairs)
 
     def supervised(
-        self, votes: Sequence[Clusters], verdicts: Sequence[Supervised], reliable: Sequence[float] | None
+        self,
+        votes: Sequence[Clusters],
+        verdicts: Sequence[Supervised],
+        reliable: Sequence[float] | None,
+        learnt: Collection[int] = (),
     ) -> None:
         """Count one step.
 
-        reliable: P1 of each problem, where there are probes.
+        reliable: P1 of each problem, where there are probes. learnt: places of problems that these have learnt from
+        before, on which their calibration would look better than it is.
         """
         self.problems += len(verdicts)
         for place, verdict in enumerate(verdicts):
@@ -116,9 +119,8 @@ class LabelMetrics:
             self.used += 1
             self.verified += sum(verdict.rewards) / len(verdict.rewards)
             right, _ = votes[place].judged(verdict.rewards)
-            self.voted += 1
             self.majority_right += right
-            if reliable is not None:
+            if reliable is not None and place not in learnt:
                 self.calibration.add(reliable[place], right)
 
     def audit(
@@ -171,7 +173,7 @@ class LabelMetrics:
             "share_known": fate(Fate.KNOWN),
             "share_reliable": fate(Fate.TRUSTED),
             "share_masked": fate(Fate.MASKED),
-            "majority_right": share(self.majority_right, self.voted),
+            "majority_right": share(self.majority_right, self.used),
             **{name: total / self.updates for name, total in self.losses.items()},
             **self.calibration.lists("p1"),
         }

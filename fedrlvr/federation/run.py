@@ -160,6 +160,11 @@ class Federation:
         strategy = FederatedRLVR(self._effective(), names, self.initial, self.observer, self._public_set(), probes)
         if checkpoint is not None:
             strategy.restore(checkpoint)
+        if self.wrap and probes is not None:
+            raise ConfigError(
+                "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
+                "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
+            )
         hooks = self.wrap(strategy) if self.wrap else None
         self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
         try:

@@ -210,6 +210,8 @@ def _load_both(data: DataConfig, *, unlabelled: bool) -> tuple[list[Problem], li
             load(data.name, data.path, "test", size=per_cell[1], **options),
         )
     if data.name.startswith("reasoning_gym:"):
+        if unlabelled:
+            raise ConfigError("data.name: the families of reasoning-gym know their answers, so nobody is to be asked.")
         if "size" in data.options:
             raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
         train_size = (data.train_size or GENERATED_TRAIN) + data.public_size

@@ -33,11 +33,14 @@ from fedrlvr.supervision import (
     Selection,
     Settings,
     Step,
+    Supervised,
     Supervision,
     TrueLabels,
     clusters,
     features,
 )
+from fedrlvr.supervision.features import Features, Labelled
+from fedrlvr.supervision.judge import Opinion
 from fedrlvr.tasks.voting import answers, sameness
 
 if TYPE_CHECKING:
@@ -52,7 +55,27 @@ class Mine:
     method: Supervision
     ledger: Ledger
     disk: LabelLedger | None
-    judge: Judge | None
+    judge: TimedJudge | None
+
+
+class TimedJudge(Judge):
+    """A judge that knows how long it took. seconds: of judging and learning, since it was made."""
+
+    seconds = 0.0
+
+    def judge(self, seen: Features) -> Opinion:
+        """As `Judge.judge`."""
+        started = time.perf_counter()
+        opinion = super().judge(seen)
+        self.seconds += time.perf_counter() - started
+        return opinion
+
+    def learn(self, new: Labelled | None) -> dict[str, float]:
+        """As `Judge.learn`."""
+        started = time.perf_counter()
+        losses = super().learn(new)
+        self.seconds += time.perf_counter() - started
+        return losses
 
 
 class Supervising:
@@ -75,9 +98,15 @@ class Supervising:
     ) -> None:
         self.base, self.request, self.how = base, request, request.supervision
         self.clients, self.memory = clients, memory
-        self._mine = {row: self._made(row, one, shared.get(row)) for row, one in clients.items()}
-        one = next(iter(self._mine.values())).method
-        self.reads_votes, self.reads_states = one.reads_votes, one.reads_states
+        self._mine: dict[str, Mine] = {}
+        try:
+            for row, one in clients.items():
+                self._mine[row] = self._made(row, one, shared.get(row))
+        except BaseException:
+            self.__exit__()
+            raise
+        method = next(iter(self._mine.values())).method
+        self.reads_votes, self.reads_states = method.reads_votes, method.reads_states
         self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
 
     def _made(self, row: str, one: Asked, shared: torch.Tensor | None) -> Mine:
@@ -101,13 +130,13 @@ class Supervising:
         method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
         return Mine(method, ledger, disk, judge)
 
-    def _judge(self, row: str, one: Asked, how: CareSupervision, shared: torch.Tensor | None) -> Judge:
+    def _judge(self, row: str, one: Asked, how: CareSupervision, shared: torch.Tensor | None) -> TimedJudge:
         site, kept = one.site, self.memory[row].probes
         # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
         whose = "" if how.share_probes else site.name
         rng = torch.Generator().manual_seed(stream(one.request.seed, whose, "probes"))
         settings = Settings(lr=how.probe_learning_rate, steps=how.probe_steps)
-        judge = Judge(width(self.base), self.request.sampling.group_size, rng, settings, str(self.base.device))
+        judge = TimedJudge(width(self.base), self.request.sampling.group_size, rng, settings, str(self.base.device))
         try:
             if kept is not None:
                 judge.load(kept.tensors, kept.plain)
@@ -123,7 +152,6 @@ class Supervising:
         Raises:
             GradingError: a reward fails. LedgerError: the ledger fails.
         """
-        started = time.perf_counter()
         mine, one, memory = self._mine[row], self.clients[row], self.memory[row]
         votes = [_votes(group) for group in groups] if self.reads_votes else []
         seen = None
@@ -137,28 +165,28 @@ class Supervising:
             for response, reward in zip(group.responses, verdict.rewards, strict=True):
                 response.reward = reward
             group.multiplier = verdict.multiplier
-            if mine.disk is not None and verdict.true:
-                mine.disk.use(group.problem.id, memory.steps)
+        learnt = _used(mine.disk, memory.steps, groups, verdicts)
         if memory.labels is None:
             return
         judged = mine.method.judged if isinstance(mine.method, Care) else None
-        memory.labels.supervised(votes, verdicts, judged.reliable if judged else None)
+        memory.labels.supervised(votes, verdicts, judged.reliable if judged else None, learnt)
         if self._audits:
             true = [one.site.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(
                 votes, verdicts, true, judged.reliable if judged else None, judged.scores if judged else None
             )
-        if mine.judge is not None:
-            memory.metrics.took(probes=time.perf_counter() - started)
 
     def learn(self, row: str) -> None:
         """Let a client's probes learn from the step that was supervised last; after the policy's update."""
         mine, memory = self._mine[row], self.memory[row]
         if mine.judge is None or memory.labels is None:
             return
-        started = time.perf_counter()
         memory.labels.learned(mine.method.learn())
-        memory.metrics.took(probes=time.perf_counter() - started)
+
+    @property
+    def seconds(self) -> float:
+        """What all clients' probes have taken."""
+        return sum(mine.judge.seconds for mine in self._mine.values() if mine.judge is not None)
 
     def settle(self, row: str) -> torch.Tensor | None:
         """Let the client's memory have its probes and the number of its labels; the weights to send, if they are
@@ -169,6 +197,7 @@ class Supervising:
         if mine.judge is None:
             return None
         memory.probes = Probes(*mine.judge.state())
+        memory.metrics.took(probes=mine.judge.seconds)
         share = isinstance(self.how, CareSupervision) and self.how.share_probes
         return mine.judge.flattened() if share else None
 
@@ -180,6 +209,17 @@ class Supervising:
         for mine in self._mine.values():
             if mine.disk is not None:
                 mine.disk.close()
+
+
+def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts: Sequence[Supervised]) -> set[int]:
+    """Count a step's uses of labels; the places of the problems whose labels were used before."""
+    if disk is None:
+        return set()
+    true = [place for place, verdict in enumerate(verdicts) if verdict.true]
+    before = {place for place in true if disk.uses(groups[place].problem.id)}
+    for place in true:
+        disk.use(groups[place].problem.id, step)
+    return before
 
 
 def shared_numbers(base: Base, config: Config) -> int | None:

@@ -153,12 +153,12 @@ class Training:
         drawn = cohort.sample(prompts, Decoding.of(request.sampling), seeds, states)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
-        sampled = time.perf_counter()
+        sampled, judging = time.perf_counter(), self.supervising.seconds
         groups = {n: [Group(*item) for item in zip(problems[n], prompts[n], drawn[n], strict=True)] for n in clients}
         for name in clients:
             self.supervising.supervise(name, groups[name], states[name] if states is not None else None)
             assign_advantages(groups[name], scale_by_std=request.train.scale_by_std)
-        graded = time.perf_counter()
+        graded, judging = time.perf_counter(), self.supervising.seconds - judging
         first = next(iter(memory.values()))
         if first.round_steps + 1 == request.train.local_steps:
             for name, value in cohort.kl_to_base(groups).items():
@@ -179,7 +179,7 @@ class Training:
             # A cohort's time is everybody's: each client is told its equal share.
             memory[name].metrics.took(
                 sample=(sampled - started) / len(clients),
-                grade=(graded - sampled) / len(clients),
+                grade=(graded - sampled - judging) / len(clients),
                 train=(learned - graded) / len(clients),
             )
         self._tell()

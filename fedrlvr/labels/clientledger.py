@@ -53,6 +53,9 @@ class AllLabels:
         """
         raise ValueError("every problem has its label; nothing is to be asked")
 
+    def remind(self, query: Query) -> None:
+        """Nobody is waited for."""
+
 
 class NoLabels:
     """The ledger of a client that has none and wants none (supervision's `Ledger`)."""
@@ -74,6 +77,9 @@ class NoLabels:
             ValueError: always.
         """
         raise ValueError("nobody is there to be asked")
+
+    def remind(self, query: Query) -> None:
+        """Nobody is waited for."""
 
 
 class ClientLedger:
@@ -129,3 +135,12 @@ class ClientLedger:
             self.disk.ask(query, at=now)
         else:
             self.disk.buy(query, self._answers.price(query.question), at=now)
+
+    def remind(self, query: Query) -> None:
+        """Let an expert who is going to answer see the newest vote.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+        """
+        if self._desk:
+            self.disk.ask(query, at=self._clock())

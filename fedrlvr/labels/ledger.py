@@ -228,6 +228,12 @@ class LabelLedger:
                 database.execute("SELECT 1 FROM question WHERE problem = ?", (_text(problem),)).fetchone() is not None
             )
 
+    def uses(self, problem: str) -> int:
+        """How often a problem's label was used, by all runs."""
+        with self._database.reading() as database:
+            found = database.execute("SELECT count(*) FROM used WHERE problem = ?", (_text(problem),))
+            return int(found.fetchone()[0])
+
     def use(self, problem: str, step: int) -> None:
         """Count that a step trained on a problem's label; a step done again is counted once.
 

@@ -148,7 +148,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         method=_method(config),
         held_out=_evaluation_figure(records),
         figures=_training_figures(records, _CURVES),
-        labels=_labels(config, records),
+        labels=_labels(records),
         clients=_clients_drawn(records),
         left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
         phases=_phases(sums),
@@ -262,7 +262,7 @@ def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[_Cu
     return figures
 
 
-def _labels(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The section on labels; None where no client tells of any, as with all labels."""
     from markupsafe import Markup
 
@@ -283,7 +283,6 @@ def _labels(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     return {
         "lines": lines,
         "audit": any(line.trusted_right is not None or line.gap is not None for line in lines),
-        "care": isinstance(config.supervision, CareSupervision),
         "figures": _training_figures(records, _LABEL_CURVES),
         "fates": _FATES,
         "shares": [

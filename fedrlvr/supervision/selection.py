@@ -51,12 +51,12 @@ class Selection:
     def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
         """True rewards for what has a label or is asked about now, and the majority's for the others."""
         drawn = look_up(step, ledger, self.budget)
-        score: Callable[[int], float] | None = None
+        score: Callable[[int], float | None] | None = None
         if self.by == "random":
             acquired = at_random(len(drawn.without), step.rng, queries=drawn.queries, rest=self.rest)
         else:
             values = [self._value(step, place) for place in drawn.without]
-            score = dict(zip(drawn.without, values, strict=True)).__getitem__
+            score = dict(zip(drawn.without, values, strict=True)).get
             acquired = highest(values, queries=drawn.queries, rest=self.rest)
         return settle(step, ledger, drawn, acquired, rest=float(self.rest == "pseudo"), score=score)
 

@@ -31,11 +31,13 @@ class Drawn:
 
     known: true rewards of those with a label. without: those that have none and may be asked about.
     queries: how many of these may be: the step's share, within what is left of the budget.
+    awaited: those that were asked about and have no label.
     """
 
     known: dict[int, list[float]]
     without: list[int]
     queries: int
+    awaited: tuple[int, ...] = ()
 
 
 def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
@@ -46,15 +48,19 @@ def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
     """
     known: dict[int, list[float]] = {}
     places: dict[str, int] = {}
+    awaited = []
     for place, group in enumerate(step.groups):
         question = group.problem.question
         rewards = ledger.grade(question, _texts(group))
         if rewards is not None:
             known[place] = rewards
-        elif question.id not in places and not ledger.awaited(question):
-            places[question.id] = place
+        elif ledger.awaited(question):
+            awaited.append(place)
+        else:
+            places.setdefault(question.id, place)
     share, room = quota(budget, len(step.groups)), ledger.room()
-    return Drawn(known, list(places.values()), share if room is None else min(share, max(room, 0)))
+    queries = share if room is None else min(share, max(room, 0))
+    return Drawn(known, list(places.values()), queries, tuple(awaited))
 
 
 def settle(
@@ -64,7 +70,7 @@ def settle(
     acquired: Acquired,
     *,
     rest: float = 0.0,
-    score: Callable[[int], float] | None = None,
+    score: Callable[[int], float | None] | None = None,
     reliable: Callable[[int], float] | None = None,
 ) -> list[Supervised]:
     """Ask what is to be asked, and give every group its rewards.
@@ -78,28 +84,33 @@ def settle(
     for place, multiplier in zip(drawn.without, acquired.multipliers, strict=True):
         multipliers[place] = multiplier
     fates |= {drawn.without[at]: Fate.TRUSTED for at in acquired.trusted}
+
+    def query(place: int, rank: int) -> Query:
+        group, votes = step.groups[place], step.votes[place]
+        return Query(
+            question=group.problem.question,
+            step=step.number,
+            rank=rank,
+            score=score(place) if score else None,
+            reliable=reliable(place) if reliable else None,
+            majority=votes.label,
+            votes=votes.votes,
+            group=len(votes.members),
+            responses=_that_disagree(group, votes),
+        )
+
     for rank, at in enumerate(acquired.queries, start=1):
         place = drawn.without[at]
-        group, votes = step.groups[place], step.votes[place]
-        ledger.ask(
-            Query(
-                question=group.problem.question,
-                step=step.number,
-                rank=rank,
-                score=score(place) if score else None,
-                reliable=reliable(place) if reliable else None,
-                majority=votes.label,
-                votes=votes.votes,
-                group=len(votes.members),
-                responses=_that_disagree(group, votes),
-            )
-        )
+        ledger.ask(query(place, rank))
         fates[place] = Fate.QUERIED
+        group = step.groups[place]
         rewards = ledger.grade(group.problem.question, _texts(group))
         if rewards is None:
             multipliers[place] = rest
         else:
             labels[place] = rewards
+    for rank, place in enumerate(drawn.awaited, start=len(acquired.queries) + 1):
+        ledger.remind(query(place, rank))
     asked = {step.groups[drawn.without[at]].problem.id for at in acquired.queries}
     for place, group in enumerate(step.groups):
         if place not in multipliers and group.problem.id in asked:  # drawn twice

@@ -34,6 +34,9 @@ class Ledger(Protocol):
     def ask(self, query: Query) -> None:
         """Pay for a label. It may be there at once, or come when somebody has the time."""
 
+    def remind(self, query: Query) -> None:
+        """A problem whose answer is awaited was drawn again: this is its newest vote. Costs nothing."""
+
 
 class Fate(Enum):
     """What becomes of a problem in a step."""

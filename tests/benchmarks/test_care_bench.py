@@ -175,6 +175,10 @@ def test_collapse_by_kind_of_families_and_in_training() -> None:
     assert collapse_of(one, "audited") is None  # nothing was audited
     assert collapse_of(one | {"audited": [0.4, 0.37]}, "audited") == 16
     assert collapse_of(one | {"audited": [0.4, 0.39]}, "audited") is None
+    dip = run((0.5, 0.3), (0.7, 0.3), (0.4, 0.3), (0.6, 0.3), reward=[0.5, 0.6, 0.7])
+    assert collapse_of(dip, "diffuse") == 16
+    assert collapse_of(dip, "diffuse", at_the_end=True) is None
+    assert collapsed({0: one, 1: dip}, "systematic", at_the_end=True) == {0: 16}
     assert collapsed({0: one, 1: run((0.5, 0.3), (0.5, 0.3), reward=[0.5])}, "systematic") == {0: 16}
 
 
@@ -278,9 +282,9 @@ def test_the_table_of_collapse_by_hand() -> None:
     kept = run((0.5, 0.3), (0.7, 0.4), (0.8, 0.5), reward=[0.4, 0.8], audited=[0.4, 0.6])
     arms = {"majority": {0: fallen, 1: kept}, "care-20": {0: kept}, "random-20": {0: kept}, "labels": {0: kept}}
     lines = collapse_table("central", arms)[4:]
-    assert lines[0].startswith("| majority alone | all | 0 of 2 | never | +")
-    assert lines[2].startswith("| majority alone | systematic | 1 of 2 | 16 | +0.0 ± 254.1 |")  # -20 and +20
-    assert lines[3].startswith("| majority alone | all, in training | 1 of 2 | 16 | +5.0 ± 190.6 | +35.0 ± 63.5 |")
+    assert lines[0].startswith("| majority alone | all | 0 of 2 | never | 0 | +")
+    assert lines[2].startswith("| majority alone | systematic | 1 of 2 | 16 | 1 | +0.0 ± 254.1 |")  # -20 and +20
+    assert lines[3].startswith("| majority alone | all, in training | 1 of 2 | 16 | 1 | +5.0 ± 190.6 | +35.0 ± 63.5 |")
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| CARE, 20 %"] * 4 + ["| random, 20 %", "| all labels"]
 
 

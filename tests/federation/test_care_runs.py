@@ -13,9 +13,10 @@ from small_runs import adapter_bytes, without_seconds
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.errors import MessageError
+from fedrlvr.errors import ConfigError, MessageError
 from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.run import resume, run
+from fedrlvr.federation.run import Federation, new_cohort, resume, run
+from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.tasks import load
@@ -289,6 +290,14 @@ def test_probes_that_a_server_made_up_are_refused(
     monkeypatch.setattr(SharedProbes, "end", negative)
     with pytest.raises(MessageError, match=r"ann: round 2: probes that cannot be used: .*running_var"):
         fedrlvr.run(settings(problems, tmp_path / "run", {**CARE, "share_probes": True}))
+
+
+def test_probes_are_not_shared_past_a_strategy_around_ours(problems: Path, tmp_path: Path) -> None:
+    tree = settings(problems, tmp_path / "run", {**CARE, "share_probes": True})
+    config = parse_config(tree)
+    federation = Federation(config, tmp_path / "run", new_cohort(config), Observer(), wrap=WrappingStrategy)
+    with pytest.raises(ConfigError, match="share_probes"):
+        federation.go(resume=False)
 
 
 def test_a_client_without_a_place_for_a_ledger_says_so(

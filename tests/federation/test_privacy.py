@@ -56,7 +56,9 @@ def write_secrets(directory: Path) -> Secrets:
     return secrets
 
 
-def watch(configured: Configs, tmp: Path, arm: str, monkeypatch: pytest.MonkeyPatch, reward: str) -> Watched:
+def watch(
+    configured: Configs, tmp: Path, arm: str, monkeypatch: pytest.MonkeyPatch, reward: str, **changes: dict[str, Any]
+) -> Watched:
     watched = Watched(tmp / "run", write_secrets(tmp / "data"))
     seen_ids: set[tuple[int, ...]] = set()
 
@@ -94,6 +96,7 @@ def watch(configured: Configs, tmp: Path, arm: str, monkeypatch: pytest.MonkeyPa
         federation={"arm": arm},
         sampling={"max_new_tokens": 16},
         evaluate={"every": 1},
+        **changes,
     )
     handler = logging.StreamHandler(log := _Text())
     for name in ("", "flwr"):  # Flower's loggers do not pass on what they hear
@@ -148,6 +151,26 @@ def test_no_message_log_or_file_holds_a_prompt_an_answer_or_a_response(
     for secrets in (watched.problems, watched.responses):
         assert leaks(secrets, travelled) == []
         assert leaks(secrets, shown) == []
+
+
+def test_labels_that_are_paid_for_stay_on_the_clients_disk(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    care = {"type": "care", "budget": 0.5, "warm_up": 1, "share_probes": True, "audit": True}
+    watched = watch(configured, tmp_path, "federated", monkeypatch, "small_runs:parity", supervision=care)
+    travelled = searchable(contents(watched.messages))
+    assert b"labels_asked" in travelled
+    assert b"probes" in travelled
+    shown = b"".join((watched.directory / name).read_bytes() for name in SHOWN) + watched.logged.encode()
+    server = b"".join(path.read_bytes() for path in (watched.directory / "checkpoints").rglob("*") if path.is_file())
+    for secrets in (watched.problems, watched.responses):
+        assert leaks(secrets, travelled) == []
+        assert leaks(secrets, shown) == []
+        assert leaks(secrets, server) == []
+    # What was asked about is in the ledger, of each client its own.
+    for client in CLIENTS:
+        found = leaks(watched.problems, (watched.directory / "clients" / client / "ledger.sqlite").read_bytes())
+        assert found
 
 
 def test_an_error_of_a_reward_tells_neither_answer_nor_response(

@@ -46,6 +46,7 @@ class FakeLedger:
     ) -> None:
         self.truth, self.at_once, self.most = truth, at_once, most
         self.asked: list[Query] = []
+        self.reminded: list[Query] = []
         self.labels = {name: self._truth(name) for name in known}
 
     @property
@@ -69,6 +70,10 @@ class FakeLedger:
         self.asked.append(query)
         if self.at_once:
             self.arrive(query.question.id)
+
+    def remind(self, query: Query) -> None:
+        assert self.awaited(query.question), "nobody is asked about this"
+        self.reminded.append(query)
 
     def arrive(self, name: str) -> None:
         self.labels[name] = self._truth(name)

@@ -100,6 +100,13 @@ def test_quotas_are_of_the_whole_step_and_what_has_a_label_is_not_ranked() -> No
     assert found[0] == found[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
 
 
+def test_the_share_to_trust_is_of_the_whole_step_too() -> None:
+    ledger = FakeLedger("b", known=["p0", "p6"])
+    found = care(FakeJudge(), budget=0.0, trusted=0.5).supervise(of(EIGHT, 20), ledger)
+    # Four of the eight, though six are left: half of those would be three.
+    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [2, 3, 4, 5]
+
+
 def test_what_is_awaited_is_masked_and_neither_asked_again_nor_trusted() -> None:
     judge, ledger = FakeJudge(), FakeLedger("b", at_once=False)
     method = care(judge)

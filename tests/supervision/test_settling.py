@@ -42,7 +42,7 @@ def settled(mine: Step, ledger: FakeLedger, queries: Sequence[int], **options: o
 def test_what_has_a_label_or_is_awaited_is_not_open() -> None:
     ledger = waiting("p3", known=["p1"])
     # ceil(0.4 * 5), though only three are open
-    assert look_up(step(FIVE), ledger, 0.4) == Drawn({1: [1.0, 0.0, 0.0]}, [0, 2, 4], 2)
+    assert look_up(step(FIVE), ledger, 0.4) == Drawn({1: [1.0, 0.0, 0.0]}, [0, 2, 4], 2, (3,))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,16 @@ def test_a_problem_drawn_twice_without_an_answer_counts_as_all_others_the_second
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.QUERIED, true=False),
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False),
     ]
+
+
+def test_an_expert_who_has_not_answered_yet_gets_the_newest_vote() -> None:
+    ledger = FakeLedger("b", at_once=False)
+    settled(step({"p": "aab"}, number=1), ledger, [0])
+    settled(step({"q": "aab", "p": "bbc"}, number=4), ledger, [0])
+    assert ledger.names == ["p", "q"]
+    (again,) = ledger.reminded
+    assert (again.question.id, again.step, again.rank) == ("p", 4, 2)
+    assert (again.majority, again.votes, again.responses) == ("b", 2, ("0: b", "2: c"))
 
 
 def test_a_group_in_which_nothing_could_be_read_can_be_asked_about_and_has_no_votes() -> None:
