@@ -21,8 +21,8 @@ from fedrlvr.federation.memory import ROUND_ADAPTER
 from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
 from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
 from fedrlvr.federation.site import Site
-from fedrlvr.labels.answers import Answers
 from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.labels.answers import Answers
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response

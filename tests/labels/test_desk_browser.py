@@ -5,13 +5,18 @@ Skipped where there is no Chromium (Debian: `apt-get install chromium`) or no Pl
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from desks import TOKEN, ask, ledger_of, run_directory, serving, start
+from small_runs import start_command, write_toml
+
+from fedrlvr.tasks import load
 
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the extra `test`, is not installed")
@@ -310,3 +315,75 @@ def test_a_table_with_a_mistake_is_told_by_its_line_and_a_good_one_is_taken(brow
         assert "3 new answers were stored" in page.inner_text("#table-result")
         page.wait_for_selector("#idle", state="visible")
     assert [entry.label for entry in ledger.entries()] == ["42"] * 3
+
+
+def write_sums(directory: Path) -> Path:
+    """Twelve sums without an answer to train on, four with one held out."""
+    directory.mkdir()
+    for split in ("train", "test"):
+        found = load(
+            "embedded", None, split, size=12 if split == "train" else 4, seed=0, families=["sum"], levels=["easy"]
+        )
+        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in found]
+        if split == "test":
+            rows = [{**row, "answer": p.answer} for row, p in zip(rows, found, strict=True)]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return directory
+
+
+def test_a_run_that_goes_on_uses_the_labels_in_its_next_rounds(browser: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tree = {
+        "run": {"directory": str(run)},
+        "data": {"name": "jsonl", "path": str(write_sums(tmp_path / "sums")), "instruction": ""},
+        "federation": {"clients": ["clinic"]},
+        "sampling": {"group_size": 4, "max_new_tokens": 32},
+        "train": {"rounds": 2000, "local_steps": 1, "problems_per_step": 4},
+        "evaluate": {"every": 0},
+        "engine": {"threads": 1},
+        "supervision": {"type": "care", "labels_from": "desk", "budget": 0.5},
+    }
+    training = start_command(["run", str(write_toml(tmp_path / "desk.toml", tree)), "--quiet"], tmp_path / "out")
+    served = None
+    try:
+        end = time.monotonic() + 300
+        while not (run / "clients" / "clinic" / "ledger.sqlite").exists():
+            assert time.monotonic() < end, (tmp_path / "out").read_text("utf-8")
+            time.sleep(0.05)
+        served = start(run)
+        page = enter(browser, served.url, "Dr. Ruiz")
+        for done in range(4):
+            page.wait_for_selector(f"{READY} #work:not([hidden])", timeout=60 * SECONDS)
+            first, second = re.findall(r"\d+", page.inner_text("#prompt"))
+            page.keyboard.press("c")
+            page.keyboard.type(str(int(first) + int(second)))
+            page.keyboard.press("Enter")
+            after(page, done + 1)
+        answered = len(rounds_of(run))
+        while not any(numbers["labels_used"] for numbers in rounds_of(run)):
+            assert time.monotonic() < end, "no label was used"
+            assert training.is_alive()
+            time.sleep(0.05)
+    finally:
+        training.kill()
+        training.join()
+        if served is not None:
+            served.kill()
+    rounds = rounds_of(run)
+    used = next(number for number, numbers in enumerate(rounds) if numbers["labels_used"])
+    assert rounds[0]["labels_asked"] == 2
+    assert rounds[0]["labels_used"] == 0
+    assert used <= answered + 4, "each of the twelve problems is drawn within three steps"
+    assert rounds[used]["verified_reward"] >= 0.0
+    ledger = ledger_of(run)
+    labelled = [entry for entry in ledger.entries() if entry.opinions]
+    assert len(labelled) == 4
+    assert any(entry.uses for entry in labelled)
+    ledger.close()
+
+
+def rounds_of(run: Path) -> list[dict[str, float]]:
+    """The client's numbers of each round that is done."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["clients"]["clinic"] for line in lines[1:]]
