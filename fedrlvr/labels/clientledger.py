@@ -24,51 +24,19 @@ class Budget:
     per_day: int | None = None
 
 
-class AllLabels:
-    """The ledger of a client that has every label (supervision's `Ledger`)."""
-
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
-
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
-        """True rewards.
-
-        Raises:
-            GradingError: the reward fails.
-        """
-        return self._answers.grade(problem, self._answers.price(problem), completions)
-
-    def awaited(self, problem: Question) -> bool:
-        """Nothing is."""
-        return False
-
-    def room(self) -> int | None:
-        """There is nothing to ask about."""
-        return 0
-
-    def ask(self, query: Query) -> None:
-        """
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("every problem has its label; nothing is to be asked")
-
-    def remind(self, query: Query) -> None:
-        """Nobody is waited for."""
-
-
 class NoLabels:
-    """The ledger of a client that has none and wants none (supervision's `Ledger`)."""
+    """The ledger of a client that has none and asks nobody (supervision's `Ledger`)."""
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> None:
+    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
         """There is no label."""
+        return None
 
     def awaited(self, problem: Question) -> bool:
         """Nothing is."""
         return False
 
     def room(self) -> int | None:
-        """None."""
+        """None to ask about."""
         return 0
 
     def ask(self, query: Query) -> None:
@@ -80,6 +48,21 @@ class NoLabels:
 
     def remind(self, query: Query) -> None:
         """Nobody is waited for."""
+
+
+class AllLabels(NoLabels):
+    """The ledger of a client that has every label and so asks nobody (supervision's `Ledger`)."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
+        """True rewards.
+
+        Raises:
+            GradingError: the reward fails.
+        """
+        return self._answers.grade(problem, self._answers.price(problem), completions)
 
 
 class ClientLedger:

@@ -160,8 +160,10 @@ def test_where_nobody_is_asked_nothing_is_drawn_of_asking() -> None:
 def test_many_clients_are_one_bundle_of_shares_and_folded() -> None:
     names = [f"client-{i}" for i in range(1, 61)]
     own = {name: numbers() | told(1, 1, 1, 0.5, share_query=0.5, share_masked=0.5) for name in names}
-    found = page([{"round": r, "clients": own, "seconds": {}} for r in (1, 2)], parse_config(CARE))
-    assert "mean of the clients" in found.words
+    text = render(parse_config(CARE), [{"round": r, "clients": own, "seconds": {}} for r in (1, 2)])
+    found = Page(text)
+    assert "<h3>mean of the clients</h3>" in text
+    assert "<h3>client-5</h3>" not in text
     assert "60 clients" in found.words
     assert "all 120 120 60 50.0 %" in words(found)
 
@@ -177,6 +179,17 @@ def test_drawings_are_the_same_each_time_and_take_their_colours_from_the_page() 
     assert "var(--line-2)" in draw_calibration("P1", [points, points])
     assert "var(--line-2)" not in draw_calibration("P1", [points, []])
     assert not re.findall(r"(?:fill|stroke): #", bars + draw_calibration("P1", [points]))
+
+
+def test_bars_stand_on_each_other() -> None:
+    svg = draw_shares("Shares", [(1, (0.25, 0.75))], [1, None])
+    heights = {}
+    for path, colour in re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--([a-z0-9-]*)\)', svg):
+        numbers_drawn = [float(number) for number in re.findall(r"[0-9.]+", path)]
+        heights[colour] = (max(numbers_drawn[1::2]), min(numbers_drawn[1::2]))  # bottom and top: y grows downwards
+    (low, edge), (other_edge, high) = heights["line-1"], heights["rule"]
+    assert other_edge == edge
+    assert edge - high == pytest.approx(3 * (low - edge), rel=1e-4)
 
 
 def test_the_report_of_labels_is_the_same_each_time() -> None:
