@@ -61,7 +61,6 @@ def summary(records: Sequence[Mapping[str, Any]], arm: str, local_steps: int) ->
         "labels": drawn if arm == "labels" else int(total("labels_asked")),
         "tokens_sampled": int(total("tokens_sampled")),
         "tokens_trained": int(total("tokens_trained")),
-        # What the probes do before the update is within `grade` too, a small part of a step.
         "seconds_step": sum(map(total, _PHASES)) / (local_steps * len(told)),
     }
     if total("seconds_probes"):

@@ -1,10 +1,11 @@
-"""What CARE's probes cost a client: CPU milliseconds of one step's judging and learning, and what they keep in memory.
+"""What CARE's probes cost a client: time of one step's judging and learning, and what they keep in memory.
 
     scripts/bench probes          writes docs/results/probes.md
 
 A step of 20 problems with 8 responses, four of them labelled, at the widths of the embedded reasoner (128) and of
 models of 135 million, half a billion and 7 billion parameters; hidden states are random numbers. One torch thread.
-The replay is warm: each update takes 16 problems of it besides the four.
+The replay is warm: each update takes 16 problems of it besides the four. Beside it their share of a step's seconds in
+short runs of the embedded reasoner, in the two settings of `scripts/bench care` without its audit.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.care import BASE, SETTINGS, overrides
 from benchmarks.measure import MEBI, machine, today
 from benchmarks.tables import table
 from fedrlvr.supervision import Judge, Settings, clusters, features
@@ -56,7 +59,7 @@ def measure(width: int) -> list[str]:
         if number >= WARM:
             milliseconds.append((time.process_time() - started) * 1e3)
     tensors, _ = judge.state()
-    size = {part: 0 for part in ("weights", "moments", "replay")}
+    size = dict.fromkeys(("weights", "moments", "replay"), 0)
     for name, tensor in tensors.items():
         if (part := name.partition("/")[0]) in size:
             size[part] += tensor.numel() * tensor.element_size()
@@ -72,13 +75,31 @@ def measure(width: int) -> list[str]:
     ]
 
 
+def shares(setting: str) -> list[str]:
+    """What a client's step is made of in two rounds of a run, one after another on this machine."""
+    from fedrlvr.config import load_config
+    from fedrlvr.federation.run import run
+
+    with tempfile.TemporaryDirectory() as directory:
+        short = ["train.rounds=2", "evaluate.every=0", "data.test_size=64", "supervision.audit=false"]
+        where = [f"run.directory={directory}/run", "engine.threads=1"]
+        records = run(load_config(BASE, [*overrides(setting, "care-20"), *short, *where])).records
+    told = [numbers for record in records if record["round"] for numbers in record["clients"].values()]
+    phases = {phase: sum(one[f"seconds_{phase}"] for one in told) for phase in ("sample", "grade", "train", "probes")}
+    whole = sum(phases.values())
+    return [setting, *(f"{100 * seconds / whole:.1f}" for seconds in phases.values())]
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     head = ["width H (model)", "CPU-ms a step", "weights", "MiB of weights and moments", "MiB of 2,048 replayed"]
     lines = table(head, [measure(width) for width in WIDTHS])
     how = f"`scripts/bench probes`; {today()}, {machine()}; one torch thread. Median of {TIMED} (smallest to largest)."
-    text = "\n".join(["# CARE's probes: what they cost a client", "", how, "", lines, ""])
+    head = ["setting", "sample, %", "grade", "train", "probes"]
+    parts = table(head, [shares(setting) for setting in SETTINGS])
+    about = "A step's seconds in two rounds of the embedded reasoner, seed 0, settings of `scripts/bench care`, 20 %:"
+    text = "\n".join(["# CARE's probes: what they cost a client", "", how, "", lines, "", about, "", parts, ""])
     OUT.write_text(text, "utf-8")
     print(text)
 
