@@ -353,9 +353,9 @@ def test_every_swap_and_every_sampling_has_random_numbers_of_its_own(
         swaps.append(random.Random(str(rng.getstate())).random())
         return coordination_package.swap(rewards, pool, rule=rule, rng=rng)
 
-    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: dict[str, int]) -> Any:
+    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: dict[str, int], *states: Any) -> Any:
         samples.extend(seeds.values())
-        return real(self, prompts, decoding, seeds)
+        return real(self, prompts, decoding, seeds, *states)
 
     monkeypatch.setattr(training_module, "swap", swap)
     monkeypatch.setattr(Cohort, "sample", sample)
@@ -373,8 +373,8 @@ def test_public_responses_are_drawn_from_the_whole_distribution(
     drawn: list[tuple[int, float, int, int]] = []
     real = Cohort.sample
 
-    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any) -> Any:
-        found = real(self, prompts, decoding, seeds)
+    def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any, *states: Any) -> Any:
+        found = real(self, prompts, decoding, seeds, *states)
         group = next(iter(found.values()))[0]
         different = len({tuple(r.token_ids) for r in group})
         drawn.append((decoding.responses, decoding.temperature, decoding.top_k, different))
