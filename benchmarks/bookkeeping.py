@@ -52,9 +52,9 @@ def measure(case_name: str, rounds: int) -> dict[str, Any]:
     replays = {name: Replay(getattr(runner.cohort, name)) for name in ("sample", "learn", "kl_to_base")}
     for name, replay in replays.items():
         setattr(runner.cohort, name, replay)
-    rewards = {node: Replay(site.reward) for node, site in runner.sites.items()}
+    rewards = {node: Replay(site.answers.grade) for node, site in runner.sites.items()}
     for node, site in runner.sites.items():
-        object.__setattr__(site, "reward", rewards[node])
+        setattr(site.answers, "grade", rewards[node])
     every = [*replays.values(), *rewards.values()]
     real: list[float] = []
     replayed: list[float] = []

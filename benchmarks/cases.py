@@ -18,9 +18,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedrlvr.tasks import Problem, load
+from fedrlvr.tasks import Problem, Question, load
 from fedrlvr.tasks.grading import grade
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,10 @@ class Case:
         return take(self.pools[client], round_ * self.problems, self.problems)
 
 
-def take(pool: Sequence[Problem], start: int, count: int) -> list[Problem]:
+Asked = TypeVar("Asked", Problem, Question)
+
+
+def take(pool: Sequence[Asked], start: int, count: int) -> list[Asked]:
     """`count` problems from `start` on, around the end."""
     return [pool[(start + i) % len(pool)] for i in range(count)]
 

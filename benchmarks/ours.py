@@ -20,7 +20,7 @@ from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.tasks import Problem
+from fedrlvr.tasks import Question
 
 ROUNDS = 1_000_000
 """Never reached: the one who paces the rounds ends the run."""
@@ -29,7 +29,7 @@ ROUNDS = 1_000_000
 class InOrder(Site):
     """A site that takes its problems as the case lists them, so that all sides train on the same ones."""
 
-    def draw(self, cursor: int, count: int, seed: int) -> list[Problem]:
+    def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` problems after `cursor` draws."""
         return take(self.train, cursor, count)
 
@@ -71,7 +71,7 @@ class Ours:
         for method, phase in (("sample", "sample"), ("learn", "train"), ("kl_to_base", "KL to the base")):
             setattr(self.cohort, method, self.phases.timed(phase, getattr(self.cohort, method)))
         self.sites = {
-            node: InOrder(f"client-{node}", pool, (), self.phases.timed("grade", case.reward))
+            node: InOrder.of(f"client-{node}", pool, (), self.phases.timed("grade", case.reward))
             for node, pool in enumerate(case.pools, start=1)
         }
         self.initial = self.cohort.fresh_adapter(0)

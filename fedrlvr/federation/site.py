@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from fedrlvr.errors import GradingError
 from fedrlvr.labels.answers import Answers
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,20 @@ class Site:
     train: Sequence[Question]
     answers: Answers
     test: Sequence[Problem]
-    reward: Callable[[str, Problem], float]
+    reward: Reward
     instruction: str = ""
     rank: int | None = None
     ledger: Path | None = None
     run: str = ""
+
+    @classmethod
+    def of(cls, name: str, train: Sequence[Problem], test: Sequence[Problem], reward: Reward, **others: Any) -> Self:
+        """A site of problems with answers, which are sealed.
+
+        Raises:
+            DataError: two training problems have one id.
+        """
+        return cls(name, [p.question for p in train], Answers(name, train, reward), test, reward, **others)
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
         """True rewards of a problem whose answer is at hand: a held-out or a public one.

@@ -14,7 +14,6 @@ from typing import Any
 from fedrlvr.config import CareSupervision, Config, DataConfig, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.federation.site import Site
-from fedrlvr.labels.answers import Answers
 from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import (
@@ -87,16 +86,15 @@ def deal(config: Config) -> Dealt:
         own = "" if data.name == "embedded" else instruction(train[0].kind)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     sites = [
-        Site(
+        Site.of(
             name,
-            [problem.question for problem in parts[name]],
-            Answers(name, parts[name], reward),
+            parts[name],
             held_out[name],
             reward,
-            own,
-            ranks.get(name),
-            ledger_file(config, name),
-            config.run.directory.name if config.run.directory else "",
+            instruction=own,
+            rank=ranks.get(name),
+            ledger=ledger_file(config, name),
+            run=config.run.directory.name if config.run.directory else "",
         )
         for name in clients
     ]

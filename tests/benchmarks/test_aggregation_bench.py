@@ -127,7 +127,7 @@ def test_families_lie_where_the_example_puts_them(dealt: dict[str, Dealt]) -> No
 def test_scaled_rewards_are_all_that_sets_scales_apart(dealt: dict[str, Dealt]) -> None:
     assert dealt["scales"].digest == dealt["even"].digest
     for site in dealt["scales"].sites:
-        for problem in (site.train[0], site.test[-1]):
+        for problem in (site.answers.everything()[0], site.test[-1]):
             assert site.reward(f"#### {problem.answer}", problem) == SCALES[site.name]
             assert site.reward(f"#### {problem.answer}1", problem) == 0
     assert scaled("#### 7", "7", 1000) == 1000
@@ -138,9 +138,8 @@ def test_exactly_half_of_one_clients_training_labels_are_wrong_and_no_others(dea
     for right, given in zip(dealt["even"].sites, dealt["wrong_labels"].sites, strict=True):
         assert [p.prompt for p in right.train] == [p.prompt for p in given.train]
         assert [p.answer for p in right.test] == [p.answer for p in given.test]
-        wrong = Counter(
-            mine.source for mine, theirs in zip(right.train, given.train, strict=True) if mine.answer != theirs.answer
-        )
+        pairs = zip(right.answers.everything(), given.answers.everything(), strict=True)
+        wrong = Counter(mine.source for mine, theirs in pairs if mine.answer != theirs.answer)
         assert wrong == (dict.fromkeys(HOLDERS[MISLED], 256) if given.name == MISLED else {})
 
 

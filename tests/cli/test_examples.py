@@ -17,7 +17,7 @@ from anytext import any_text_model
 from fedrlvr.config import load_config
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ("embedded", "fgrpo", "mixed_ranks", "pubswap")
+GENERATED = ("care", "desk", "embedded", "fgrpo", "mixed_ranks", "pubswap")
 """Examples on the embedded problems."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -43,6 +43,8 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 def test_there_is_an_example_for_each_main_task() -> None:
     assert {path.stem for path in EXAMPLES} >= {
+        "care",
+        "desk",
         "embedded",
         "fgrpo",
         "gsm8k",
@@ -82,6 +84,7 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
             sampling__max_new_tokens=4,
             engine__threads=1,
         ),
+        *settings(**{"run__ledgers": tmp_path / "ledgers"} if path.stem == "desk" else {}),
         *settings(**{} if generated else {"data__path": FIXTURES / path.stem}),
         *settings(**{"coordination__exchanges": 2} if path.stem == "pubswap" else {}),
         # So few problems would leave a client of a skewed partition without any.

@@ -22,7 +22,6 @@ from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_array
 from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.labels.answers import Answers
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
@@ -60,10 +59,7 @@ class Federation:
         self.initial = made(1, config.lora.largest)
         self.strategy = FederatedRLVR(config, NAMES, self.initial, Observer())
         of = ranks if isinstance(ranks, dict) else {}
-        sites = {
-            node: Site(name, (), Answers(name, (), lambda *_: 0.0), (), reward=lambda *_: 0.0, rank=of.get(name))
-            for node, name in NAMES.items()
-        }
+        sites = {node: Site.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
         self.app = CohortApp(cast(Cohort, None), sites, self.initial, Observer())
         self.contexts = contexts()
         self.arrays = adapter_to_arrays(self.initial, self.strategy.model.halves)
