@@ -54,7 +54,7 @@ def measure(case_name: str, rounds: int) -> dict[str, Any]:
         setattr(runner.cohort, name, replay)
     rewards = {node: Replay(site.answers.grade) for node, site in runner.sites.items()}
     for node, site in runner.sites.items():
-        setattr(site.answers, "grade", rewards[node])
+        site.answers.grade = rewards[node]
     every = [*replays.values(), *rewards.values()]
     real: list[float] = []
     replayed: list[float] = []
