@@ -13,6 +13,7 @@ import typer
 
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
+from fedrlvr.labels.place import ledger_file
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
 SHORTEST_TOKEN = 16
@@ -106,13 +107,6 @@ def find_ledger(
     if read_only and not path.is_file():
         raise ConfigError(f"{path}: there is no such file; {whose} has asked for no label yet.")
     return path, whose
-
-
-def ledger_file(settings: Config, run_directory: Path, client: str) -> Path:
-    """Where a client of a run keeps its labels, also if the run directory has been moved since."""
-    if settings.run.ledgers is not None:
-        return settings.run.ledgers / f"{client}.sqlite"
-    return run_directory / "clients" / client / "ledger.sqlite"
 
 
 def _client(settings: Config, wanted: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from fedrlvr.config import CareSupervision, Config, DataConfig, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.federation.site import Site
+from fedrlvr.labels.place import ledger_file
 from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import (
@@ -93,7 +94,7 @@ def deal(config: Config) -> Dealt:
             reward,
             instruction=own,
             rank=ranks.get(name),
-            ledger=ledger_file(config, name),
+            ledger=_ledger(config, name),
             run=config.run.directory.name if config.run.directory else "",
         )
         for name in clients
@@ -101,15 +102,10 @@ def deal(config: Config) -> Dealt:
     return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
 
 
-def ledger_file(config: Config, client: str) -> Path | None:
+def _ledger(config: Config, client: str) -> Path | None:
     """Where a client's labels are kept; None where it pays for none, or before the run has a directory."""
-    if not isinstance(config.supervision, CareSupervision | SelectionSupervision):
-        return None
-    if config.run.ledgers is not None:
-        return config.run.ledgers / f"{client}.sqlite"
-    if config.run.directory is None:
-        return None
-    return config.run.directory / "clients" / client / "ledger.sqlite"
+    asks = isinstance(config.supervision, CareSupervision | SelectionSupervision)
+    return ledger_file(config, config.run.directory, client) if asks and config.run.directory else None
 
 
 def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem]) -> dict[str, list[Problem]]:

@@ -435,16 +435,16 @@ def test_a_desk_without_a_token_is_a_mistake(ledger: LabelLedger) -> None:
 
 
 def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
-    from fedrlvr.federation.sites import ledger_file
+    from fedrlvr.labels.place import ledger_file
 
     run = run_directory(tmp_path / "run", run={"directory": str(tmp_path / "run")})
     settings = load_resolved(run / "config.json")
-    assert find_ledger(run, None, None, read_only=False) == (ledger_file(settings, "clinic"), "clinic")
+    assert find_ledger(run, None, None, read_only=False) == (ledger_file(settings, run, "clinic"), "clinic")
     shelf = run_directory(
         tmp_path / "two", run={"ledgers": str(tmp_path / "shelf")}, federation={"clients": ["a", "b"]}
     )
     settings = load_resolved(shelf / "config.json")
-    assert find_ledger(shelf, "b", None, read_only=False) == (ledger_file(settings, "b"), "b")
+    assert find_ledger(shelf, "b", None, read_only=False) == (ledger_file(settings, shelf, "b"), "b")
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert find_ledger(moved, None, None, read_only=False)[0] == moved / "clients" / "clinic" / "ledger.sqlite"
 
