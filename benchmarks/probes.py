@@ -99,7 +99,9 @@ def main() -> None:
     head = ["setting", "sample, %", "grade", "train", "probes"]
     parts = table(head, [shares(setting) for setting in SETTINGS])
     about = "A step's seconds in two rounds of the embedded reasoner, seed 0, settings of `scripts/bench care`, 20 %:"
-    text = "\n".join(["# CARE's probes: what they cost a client", "", how, "", lines, "", about, "", parts, ""])
+    text = "\n".join(
+        ["# CARE's probes: what they cost a client", "", how, "", lines.strip(), "", about, "", parts.strip(), ""]
+    )
     OUT.write_text(text, "utf-8")
     print(text)
 
