@@ -133,15 +133,6 @@ class Operation:
                 old.copy_(value)
 
 
-LOOKS = {
-    torch.ops.aten._local_scalar_dense,
-    torch.ops.aten.nonzero,
-    # What `.item()` and `bool()` are in inference mode.
-    torch.ops.aten.item,
-    torch.ops.aten.is_nonzero,
-}
-
-
 class Tape(TorchDispatchMode):
     """Records operations with their tensors, as a CUDA graph records kernels with their addresses."""
 
@@ -150,7 +141,7 @@ class Tape(TorchDispatchMode):
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in LOOKS:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
             raise RuntimeError(f"{func} looks at a value on the host")
         result = func(*args, **(kwargs or {}))
         self.operations.append(Operation(func, args, kwargs or {}, result))
