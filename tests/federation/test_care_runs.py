@@ -133,6 +133,15 @@ def test_an_answer_that_was_paid_for_does(problems: Path, true: Path, tmp_path: 
     assert adapter_bytes(tmp_path / "again") != adapter_bytes(true)
 
 
+def test_the_probes_learn_after_every_update_and_are_remembered(true: Path) -> None:
+    for client in CLIENTS:
+        memory = json.loads((true / "clients" / client / "round-0003" / "memory.json").read_text("utf-8"))
+        assert json.loads(memory["values"]["fedrlvr"]["probes"])["updates"] == 3 * 2
+        for line in without_seconds(true)[1:]:
+            assert line["clients"][client]["reliability_loss"] > 0
+            assert sum(line["clients"][client]["calibration"]["n"]) == 2
+
+
 def test_an_audit_changes_nothing_but_what_is_known_of_the_run(problems: Path, true: Path, tmp_path: Path) -> None:
     fedrlvr.run(settings(problems, tmp_path / "audited", {**CARE, "audit": True}))
     assert adapter_bytes(true) == adapter_bytes(tmp_path / "audited")
