@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.supervision.query import Query
 from fedrlvr.tasks.problem import Kind, Question
 
@@ -18,3 +19,17 @@ def query(
     score: float | None = 2.5,
 ) -> Query:
     return Query(Question(prompt, problem, "sums", kind), step, rank, score, 0.75, majority, 5, 8, responses)
+
+
+def same(one: str, other: str) -> bool:
+    return float(one) == float(other)
+
+
+def asked(ledger: LabelLedger, *problems: str, step: int = 1, at: float = 0.0) -> None:
+    for rank, problem in enumerate(problems, start=1):
+        assert ledger.ask(query(problem, step=step, rank=rank), at=at)
+
+
+def given(ledger: LabelLedger, expert: str, at: float) -> str | None:
+    found = ledger.next_open(expert, at=at)
+    return None if found is None else found.problem
