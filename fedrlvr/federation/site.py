@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fedrlvr.errors import GradingError
-from fedrlvr.labels.answers import Answers
+from fedrlvr.labels.answers import Answers, rewards
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem, Question
 from fedrlvr.tasks.rewards import Reward
@@ -51,10 +50,7 @@ class Site:
         Raises:
             GradingError: the reward fails; the text names the client.
         """
-        try:
-            return [self.reward(completion, problem) for completion in completions]
-        except GradingError as error:
-            raise GradingError(f"{self.name}: {error}") from (error.__cause__ or error)
+        return rewards(self.name, self.reward, problem, completions)
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""

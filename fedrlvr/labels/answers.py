@@ -62,7 +62,16 @@ class Answers:
     def _grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
         if not problem.answer:
             raise GradingError(f"{self._client}: problem {problem.id!r} has no answer, so nothing can be graded by it.")
-        try:
-            return [self._reward(completion, problem) for completion in completions]
-        except GradingError as error:
-            raise GradingError(f"{self._client}: {error}") from (error.__cause__ or error)
+        return rewards(self._client, self._reward, problem, completions)
+
+
+def rewards(client: str, reward: Reward, problem: Problem, completions: Sequence[str]) -> list[float]:
+    """A problem's completions graded by the answer it has.
+
+    Raises:
+        GradingError: the reward fails; the text names the client.
+    """
+    try:
+        return [reward(completion, problem) for completion in completions]
+    except GradingError as error:
+        raise GradingError(f"{client}: {error}") from (error.__cause__ or error)
