@@ -34,6 +34,10 @@ class MessageError(FedrlvrError, ValueError):
     """A message from another party is malformed or beyond its bounds."""
 
 
+class LimitError(FedrlvrError, ValueError):
+    """A server asks for more than an organisation's own limits allow."""
+
+
 class CheckpointError(FedrlvrError, OSError):
     """A checkpoint cannot be written or read."""
 

@@ -31,6 +31,7 @@ class Base:
     packs: the training pass can share a prompt among its responses (policy/attention.py).
     plain_head: logits can be made from hidden states apart from the model (policy/forward.py).
     model_id: architecture, and a digest of all parameters' names and shapes.
+    weights_id: a digest of a sample of every parameter, as bfloat16: tells models of one shape apart.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Base:
     packs: bool = False
     plain_head: bool = False
     model_id: str = ""
+    weights_id: str = ""
 
     @property
     def vocabulary(self) -> int:
@@ -165,12 +167,21 @@ def load_base(config: ModelConfig) -> Base:
         packs=packs,
         plain_head=has_plain_head(model, config.name),
         model_id=_model_id(model),
+        weights_id=_weights_id(model),
     )
 
 
 def _model_id(model: Any) -> str:
     shapes = "".join(f"{name} {tuple(parameter.shape)}\n" for name, parameter in model.named_parameters())
     return f"{type(model).__name__}-{hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest()}"
+
+
+def _weights_id(model: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for _, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64]
+        digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _place(name: str) -> str:

@@ -1,0 +1,88 @@
+"""What a server says of its run in every message, so that whoever was away, or has a new worker, needs no other.
+
+A message's own request (federation/messages.py) says what to do now; the terms say for which run, task and model.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from flwr.app import ConfigRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedrlvr import __version__
+from fedrlvr.errors import MessageError
+from fedrlvr.sections import MAX_RANK
+
+TERMS = "terms"
+"""The name of the record in a message."""
+PROTOCOL = 1
+"""Of the messages. Raised whenever one of another release would be misread."""
+LONGEST = 1 << 14
+"""Characters of the terms."""
+NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class Terms(BaseModel):
+    """The run that a message belongs to.
+
+    run: its id, also the name of a directory at the client; the same after a resume. client: what the server calls the
+    receiver. clients: how many take part. rounds: the last round's number.
+    task: which of the organisation's tasks, by the name it has there.
+    model: as the server names it. model_id, weights_id, tokenizer_id: digests (policy/base.py) that must be the
+    receiver's too. rank: of the receiver's adapter; largest: of anybody's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    protocol: int = PROTOCOL
+    version: str = Field(__version__, max_length=40)
+    run: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    client: str = Field(pattern=NAME)
+    clients: int = Field(ge=1, le=4096)
+    rounds: int = Field(ge=1)
+    task: str = Field(pattern=NAME)
+    model: str = Field(max_length=400)
+    model_id: str = Field(max_length=200)
+    weights_id: str = Field(max_length=200)
+    tokenizer_id: str = Field(max_length=200)
+    chat_template: bool
+    rank: int = Field(ge=1, le=MAX_RANK)
+    largest: int = Field(ge=1, le=MAX_RANK)
+    alpha: float = Field(gt=0)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    max_prompt_tokens: int | None = Field(None, ge=1)
+
+
+def terms_record(terms: Terms) -> ConfigRecord:
+    """The terms as they travel."""
+    return ConfigRecord({"json": terms.model_dump_json()})
+
+
+def read_terms(content: RecordDict) -> Terms:
+    """The terms in a message.
+
+    Raises:
+        MessageError: there are none, they are of another protocol, or a field does not fit.
+    """
+    record = content.get(TERMS)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise MessageError("a message without usable terms: its sender is no fedrlvr server")
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError):
+        raise MessageError("a message whose terms are not JSON") from None
+    protocol = plain.get("protocol") if isinstance(plain, dict) else None
+    if protocol != PROTOCOL:  # before the rest: what the fields mean is the protocol's
+        theirs = str(plain.get("version"))[:40] if isinstance(plain, dict) else "of unknown version"
+        raise MessageError(
+            f"the server (fedrlvr {theirs}) speaks protocol {str(protocol)[:20]} and this organisation (fedrlvr "
+            f"{__version__}) {PROTOCOL}: install the same release at both"
+        )
+    try:
+        return Terms.model_validate(plain)
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
+        raise MessageError(f"terms that cannot be used: {where}") from None
