@@ -148,6 +148,12 @@ class FederationConfig(Section):
     quorum: float = Field(1.0, gt=0, le=1)
     """Share of those asked that must answer with something usable. Others are left out of the round, by name and with a
     reason. 1: a client that fails ends the run, which --resume goes on with."""
+    deadline: float = Field(3600.0, gt=0, le=604800)
+    """Seconds a client has to answer a message; who has not by then is left out of the round, or ends the run, as
+    `quorum` says. On one machine nobody is late."""
+    task: str = Field("main", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """What organisations on their own machines are asked to train on, by its name in their own configurations
+    (docs/deployment.md). On one machine [data] says it."""
     arm: Literal["federated", "local", "central"] = "federated"
     """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
 

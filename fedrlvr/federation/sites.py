@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.config import CareSupervision, Config, DataConfig, MajoritySupervision, SelectionSupervision
+from fedrlvr.config import (
+    CareSupervision,
+    Config,
+    DataConfig,
+    MajoritySupervision,
+    SelectionSupervision,
+    Supervision,
+)
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.federation.site import Site
 from fedrlvr.labels.place import ledger_file
@@ -70,10 +77,7 @@ def deal(config: Config) -> Dealt:
         ConfigError, DataError, GradingError: as the loaders, graders and partitions say.
     """
     data, seed = config.data, config.run.seed
-    train, test = _load_both(data, unlabelled=_unlabelled(config))
-    test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
-    train = drop_overlap(train, test)
-    train, public = take_public(train, data.public_size, seed)
+    train, public, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
     check_disjoint(train, public, test)
     clients = [CENTRAL] if config.federation.arm == "central" else config.federation.names
@@ -82,9 +86,7 @@ def deal(config: Config) -> Dealt:
     parts = partition(train, clients, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
     reward = grader_for(data.reward)
-    own = data.instruction
-    if own is None:
-        own = "" if data.name == "embedded" else instruction(train[0].kind)
+    own = instruction_of(data, train[0])
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     sites = [
         Site.of(
@@ -100,6 +102,45 @@ def deal(config: Config) -> Dealt:
         for name in clients
     ]
     return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
+
+
+def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """Problems for training, public and held-out ones."""
+    data = config.data
+    train, test = _load_both(data, unlabelled=unlabelled(config.supervision))
+    test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
+    train, public = take_public(drop_overlap(train, test), data.public_size, config.run.seed)
+    return train, public, test
+
+
+def public_problems(config: Config, base: Base) -> list[Problem]:
+    """The public problems that `deal` and `fit_prompts` set aside, for a server that deals nothing.
+
+    Raises:
+        ConfigError, DataError: as these.
+    """
+    _, public, _ = _apart(config)
+    return _public_that_fit(public, base, config, instruction_of(config.data, public[0]) if public else "")
+
+
+def own_problems(data: DataConfig, *, unlabelled: bool, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """One organisation's problems, for training and held-out, from a data section of its own.
+
+    Raises:
+        ConfigError, DataError, GradingError: as the loaders say.
+    """
+    train, test = _load_both(data, unlabelled=unlabelled)
+    test = _sample(test, data.test_size, stream(0, "test"))
+    train = _sample(drop_overlap(train, test), data.train_size, stream(seed, "train"))
+    check_disjoint(train, [], test)
+    return train, test
+
+
+def instruction_of(data: DataConfig, problem: Problem) -> str:
+    """What is appended to each prompt, where the config does not say."""
+    if data.instruction is not None:
+        return data.instruction
+    return "" if data.name == "embedded" else instruction(problem.kind)
 
 
 def _ledger(config: Config, client: str) -> Path | None:
@@ -135,51 +176,64 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
         DataError: a prompt and its longest response do not fit the model, or a client is left without problems; the
             text names the client.
     """
-    limit = config.data.max_prompt_tokens
-    room = base.max_length - config.sampling.max_new_tokens
-    if limit is not None and limit > room:
+    limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+    sites = [fit_site(site, base, limit, longest) for site in dealt.sites]
+    public = _public_that_fit(dealt.public, base, config, sites[0].instruction)
+    train_table = who_holds_what({site.name: site.train for site in sites})
+    return Dealt(sites, public, train_table, who_holds_what({site.name: site.test for site in sites}))
+
+
+def fit_site(site: Site, base: Base, limit: int | None, longest: int) -> Site:
+    """A site without the problems whose prompts have more than `limit` tokens. longest: response, in tokens.
+
+    Raises:
+        DataError: as `fit_prompts`.
+    """
+    train = [p for p in site.train if _fits(p, site.name, site.instruction, base, limit, longest)]
+    test = [p for p in site.test if _fits(p, site.name, site.instruction, base, limit, longest)]
+    dropped = len(site.train) - len(train), len(site.test) - len(test)
+    if any(dropped):
+        _log.info("%s: left out %d training and %d held-out problems with long prompts", site.name, *dropped)
+    if not train:
         raise DataError(
-            f"data.max_prompt_tokens = {limit} and sampling.max_new_tokens = {config.sampling.max_new_tokens} exceed "
-            f"the model's {base.max_length} positions. Lower one of them."
+            f"{site.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
         )
+    return replace(site, train=train, test=test)
 
-    def fits(problem: Problem | Question, site: Site) -> bool:
-        length = len(base.encode(problem.prompt, site.instruction))
-        if limit is None and length > room:
-            raise DataError(
-                f"{site.name}: the prompt of problem {problem.id!r} has {length} tokens, which with "
-                f"sampling.max_new_tokens = {config.sampling.max_new_tokens} exceeds the model's {base.max_length} "
-                "positions. Lower max_new_tokens, or leave long problems out with data.max_prompt_tokens."
-            )
-        return limit is None or length <= limit
 
-    sites = []
-    for site in dealt.sites:
-        train = [problem for problem in site.train if fits(problem, site)]
-        test = [problem for problem in site.test if fits(problem, site)]
-        dropped = len(site.train) - len(train), len(site.test) - len(test)
-        if any(dropped):
-            _log.info("%s: left out %d training and %d held-out problems with long prompts", site.name, *dropped)
-        if not train:
-            raise DataError(
-                f"{site.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
-            )
-        sites.append(replace(site, train=train, test=test))
-    public = [problem for problem in dealt.public if fits(problem, replace(sites[0], name="the public set"))]
-    if len(public) < len(dealt.public):
-        _log.info("left out %d public problems with long prompts", len(dealt.public) - len(public))
+def _public_that_fit(problems: Sequence[Problem], base: Base, config: Config, own: str) -> list[Problem]:
+    limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+    public = [p for p in problems if _fits(p, "the public set", own, base, limit, longest)]
+    if len(public) < len(problems):
+        _log.info("left out %d public problems with long prompts", len(problems) - len(public))
     if (least := getattr(config.coordination, "public_problems", 0)) > len(public):
         raise DataError(
             f"{len(public)} public problems have at most data.max_prompt_tokens = {limit} tokens, and "
             f"coordination.public_problems = {least} are needed. Raise data.max_prompt_tokens or data.public_size."
         )
-    train_table = who_holds_what({site.name: site.train for site in sites})
-    return Dealt(sites, public, train_table, who_holds_what({site.name: site.test for site in sites}))
+    return public
 
 
-def _unlabelled(config: Config) -> bool:
+def _fits(problem: Problem | Question, whose: str, own: str, base: Base, limit: int | None, longest: int) -> bool:
+    """Whether a problem's prompt has at most `limit` tokens."""
+    room = base.max_length - longest
+    if limit is not None and limit > room:
+        raise DataError(
+            f"data.max_prompt_tokens = {limit} and sampling.max_new_tokens = {longest} exceed the model's "
+            f"{base.max_length} positions. Lower one of them."
+        )
+    length = len(base.encode(problem.prompt, own))
+    if limit is None and length > room:
+        raise DataError(
+            f"{whose}: the prompt of problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "
+            f"{longest} exceeds the model's {base.max_length} positions. Lower max_new_tokens, or leave long problems "
+            "out with data.max_prompt_tokens."
+        )
+    return limit is None or length <= limit
+
+
+def unlabelled(how: Supervision) -> bool:
     """Whether training problems may come without an answer: people give it, or nobody needs it."""
-    how = config.supervision
     desk = isinstance(how, CareSupervision | SelectionSupervision) and how.labels_from == "desk"
     return desk or (isinstance(how, MajoritySupervision) and not how.audit)
 

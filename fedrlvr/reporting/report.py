@@ -160,9 +160,12 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
 
 
 def _read_holdings(path: Path) -> Holdings | None:
-    """Problems by part (train, test), client and source; None if there is no such file."""
+    """Problems by part (train, test), client and source; None if that was not written, as where nobody but the
+    organisations knows."""
     try:
         found = json.loads(path.read_text("utf-8"))
+        if not {"train", "test"} & set(found):
+            return None
         return {part: {(str(c), str(s)): int(n) for c, s, n in found[part]} for part in ("train", "test")}
     except FileNotFoundError:
         return None

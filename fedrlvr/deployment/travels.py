@@ -1,0 +1,68 @@
+"""What travels in a run, in words: said before it starts, and again with sizes once the model is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedrlvr.config import CareSupervision, Config, LabelsSupervision, PubSwapCoordination
+from fedrlvr.errors import ConfigError
+from fedrlvr.reporting import units
+
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+def check(config: Config) -> None:
+    """Whether a configuration can be run by organisations on their own machines.
+
+    Raises:
+        ConfigError: it cannot; the text names the setting.
+    """
+    if config.federation.arm != "federated":
+        raise ConfigError(
+            f"federation.arm = {config.federation.arm!r} is a reference for one machine, where nothing travels. Run it "
+            "with `fedrlvr run`, or set federation.arm = 'federated'."
+        )
+    if config.run.ledgers is not None:
+        raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
+
+
+def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
+    """Lines: what goes to each organisation, what comes from it, and what never does.
+
+    numbers: of an adapter of the largest rank, where known. change: rules send a change of the base weights too.
+    """
+    public = config.coordination if isinstance(config.coordination, PubSwapCoordination) else None
+
+    def sized(each: int) -> str:
+        return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
+
+    how = config.supervision
+    shared = isinstance(how, CareSupervision) and how.share_probes
+    yield (
+        "To each organisation, each round: the settings of this run; the global adapter"
+        + sized(4)
+        + ("; the change of the base weights" if change else "")
+        + ("; the average of CARE's probes" if shared else "")
+    )
+    if public is not None:
+        yield (
+            f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
+            + ("" if public.swap == "none" else ", and others' correct responses to them, without their names")
+        )
+    up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
+    yield (
+        up
+        + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
+        + ("; CARE's probes" if shared else "")
+    )
+    if public is not None and public.swap != "none":
+        yield (
+            f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
+            "public problems"
+        )
+    yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
+    yield (
+        "Never: its own problems, their answers, its responses to them, "
+        + ("" if isinstance(how, LabelsSupervision) else "labels, ")
+        + "its optimizer and random state"
+    )
