@@ -114,13 +114,26 @@ def evaluate(
 
 
 @app.command()
-def tasks(config: ConfigPath = None, overrides: Overrides = None) -> None:
+def tasks(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write each client's problems to files in this directory, for organisations to try out."),
+    ] = None,
+) -> None:
     """Load a configuration's problems and show who holds what. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.federation.sites import deal
     from fedrlvr.reporting.progress import holdings_table
 
     dealt = deal(settings)
+    if write is not None:
+        from fedrlvr.tasks.own import write_own
+
+        for site in dealt.sites:
+            write_own(write / site.name / "train.jsonl", site.answers.everything())
+            write_own(write / site.name / "test.jsonl", site.test)
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
 
 

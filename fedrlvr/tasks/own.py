@@ -10,7 +10,9 @@ labels a training row may do without an answer: missing, null or empty are the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +46,25 @@ def read_own(path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool
         seen[problem.id] = row.where.rpartition(", ")[2]
         problems.append(problem)
     return problems
+
+
+def write_own(path: Path, problems: Iterable[Problem]) -> None:
+    """Problems as such a file, readable by its owner alone; `read_own` gives the same problems.
+
+    Raises:
+        DataError: the file is there already, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            for p in problems:
+                row = {"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source, "kind": p.kind}
+                file.write(json.dumps({**row, "info": dict(p.info)} if p.info else row, ensure_ascii=False) + "\n")
+    except FileExistsError:
+        raise DataError(f"{path} exists already. Give another directory.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}).") from None
 
 
 def own(row: Row, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
