@@ -61,9 +61,9 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
             for p in problems:
                 row = {"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source, "kind": p.kind}
                 file.write(json.dumps({**row, "info": dict(p.info)} if p.info else row, ensure_ascii=False) + "\n")
-    except FileExistsError:
-        raise DataError(f"{path} exists already. Give another directory.") from None
     except OSError as error:
+        if path.exists():
+            raise DataError(f"{path} exists already. Give another directory.") from None
         raise DataError(f"{path} cannot be written ({error.strerror}).") from None
 
 

@@ -82,6 +82,21 @@ def test_tasks_shows_who_holds_what_without_a_model(
     assert fedrlvr("tasks").code == 0, "the embedded default"
 
 
+def test_tasks_writes_each_clients_problems_to_files_of_its_own(fedrlvr: Command, toml: Toml, tmp_path: Path) -> None:
+    said = fedrlvr("tasks", toml(), "--write", tmp_path / "own")
+    assert said.code == 0, said.err
+    files = {str(path.relative_to(tmp_path / "own")): path for path in (tmp_path / "own").rglob("*.jsonl")}
+    assert sorted(files) == [
+        f"{client}/{split}.jsonl" for client in ("ann", "bob", "cyd") for split in ("test", "train")
+    ]
+    rows = [json.loads(line) for line in files["bob/train.jsonl"].read_text("utf-8").splitlines()]
+    assert len(rows) == 8
+    assert {row["source"] for row in rows} == {"bob"}
+    again = fedrlvr("tasks", toml(), "--write", tmp_path / "own")
+    assert again.code == 1
+    assert "exists already" in again.err
+
+
 def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonsense(
     fedrlvr: Command, toml: Toml
 ) -> None:
