@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # slow a run beside another busy process. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __all__ = ["__version__", "run"]
 
 

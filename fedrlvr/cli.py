@@ -1,4 +1,5 @@
-"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor.
+"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor, and for organisations on their own
+machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -16,7 +17,10 @@ import typer
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.desk_command import desk
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.federate_command import federate
 from fedrlvr.rules import CHANGES_BASE
+from fedrlvr.site_command import site
+from fedrlvr.superlink_command import superlink
 
 EMBEDDED = Path(__file__).parent / "zoo" / "embedded.toml"
 
@@ -165,6 +169,9 @@ def validate(
 
 
 app.command()(desk)
+app.command()(federate)
+app.add_typer(site, name="site")
+app.add_typer(superlink, name="superlink")
 
 
 @app.command()

@@ -87,6 +87,8 @@ class Limits(Section):
     """Whether CARE's probes may leave."""
     least_clients: int = Field(2, ge=1)
     """Privacy floor: fewer organisations than this, and the server's average would tell of this one alone."""
+    source_names: bool = True
+    """Whether scores may leave under the names of their sources. False: all are summed under the name of the task."""
     least_problems: int = Field(1, ge=1)
     """Privacy floor: with fewer training problems nothing is trained, lest the adapter tell of single ones."""
 

@@ -8,10 +8,20 @@ run and the message ids.
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    DEFAULT_TTL,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -72,6 +82,19 @@ class LocalGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull; replies are there at once, so there is nothing to time out."""
         return self.pull_messages(self.push_messages(messages))
+
+
+def delivered(
+    content: RecordDict, *, run_id: int, node_id: int, message_type: str, group_id: str, message_id: str
+) -> Message:
+    """A message as it reaches a node, for whoever was handed its content by another process.
+
+    Raises:
+        ValueError: Flower knows no such type of message.
+    """
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    metadata = Metadata(run_id, message_id, 0, node_id, "", group_id, now, DEFAULT_TTL, message_type)
+    return Message(content, metadata=metadata)  # type: ignore[call-overload]  # Flower's own, undeclared
 
 
 def _copy(message: Message) -> Message:

@@ -1,0 +1,258 @@
+"""Keys and certificates: the SuperLink's own authority and certificate, an organisation's key pair.
+
+The authority signs one certificate, the SuperLink's, and nothing else; organisations are known by their public keys.
+Nothing is ever overwritten, and a private key's file is its owner's alone from the moment it exists.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedrlvr.errors import ConfigError
+
+AUTHORITY_YEARS, SERVER_YEARS = 10, 2
+_NAMED_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+"""What OpenSSH has; Flower takes them too."""
+_SLACK = datetime.timedelta(minutes=5)  # clocks differ
+
+
+def make_authority(directory: Path, name: str) -> None:
+    """ca.key and ca.crt, of an authority that goes by `name`.
+
+    Raises:
+        ConfigError: one of them exists.
+    """
+    key_file, file = _absent(directory / "ca.key", directory / "ca.crt")
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    certificate = (
+        _begun(subject, subject, key.public_key(), AUTHORITY_YEARS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write_pair(key_file, key, file, certificate)
+
+
+def make_server_certificate(directory: Path, hosts: Sequence[str]) -> None:
+    """server.key and server.crt, signed by the directory's authority, for these DNS names and IP addresses.
+
+    Raises:
+        ConfigError: one of them exists, or there is no authority.
+    """
+    key_file, file = _absent(directory / "server.key", directory / "server.crt")
+    try:
+        signer = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
+        authority = read_certificate(directory / "ca.crt")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{directory}: ca.key and ca.crt, which sign the certificate, cannot be read: {error}"
+        ) from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
+        raise ConfigError(f"{directory}: ca.key is not the key of ca.crt. Restore the pair from a backup.")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SuperLink")])
+    certificate = (
+        _begun(subject, authority.subject, key.public_key(), SERVER_YEARS, signer.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)]), False)
+        .sign(signer, hashes.SHA256())
+    )
+    _write_pair(key_file, key, file, certificate)
+
+
+def renew_server_certificate(directory: Path, further: Sequence[str] = ()) -> None:
+    """A new server.key and server.crt for the names of the old ones and further ones; those become server.*.old.
+
+    Raises:
+        ConfigError: there is no certificate or no authority.
+    """
+    hosts = [*hosts_of(read_certificate(directory / "server.crt")), *further]
+    moved = [(directory / name, directory / f"{name}.old") for name in ("server.key", "server.crt")]
+    try:
+        for file, old in moved:
+            file.replace(old)
+        make_server_certificate(directory, hosts)
+    except (ConfigError, OSError) as error:
+        for file, old in moved:
+            if old.exists() and not file.exists():
+                old.replace(file)
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{directory}: {error}") from error
+
+
+def make_node_key(path: Path) -> None:
+    """An organisation's private key as OpenSSH writes it, and its public key beside it in <path>.pub.
+
+    Raises:
+        ConfigError: one of them exists.
+    """
+    key_file, public_file = _absent(path, path.with_name(path.name + ".pub"))
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    _write(key_file, private, 0o600)
+    _write(public_file, public_line(key.public_key(), path.stem), 0o644)
+
+
+def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """An organisation's private key.
+
+    Raises:
+        ConfigError: there is none, or it is none that Flower takes; the text names the file.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file. `fedrlvr site init` makes a key pair.") from None
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is no private key of OpenSSH without passphrase: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _NAMED_CURVES):
+        raise ConfigError(f"{path}: Flower takes keys on NIST curves only. Make one with ssh-keygen -t ecdsa -b 384.")
+    return key
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """A public key, as in <name>.key.pub.
+
+    Raises:
+        ConfigError: there is none, or it is none that Flower takes; the text names the file.
+    """
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        raise ConfigError(f"{path} is no public key of OpenSSH. Ask the organisation for its <name>.key.pub.") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _NAMED_CURVES):
+        raise ConfigError(f"{path}: Flower takes keys on NIST curves only (ssh-keygen -t ecdsa -b 384).")
+    return key
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate, the first in its file.
+
+    Raises:
+        ConfigError: there is none; the text names the file.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file. It is the ca.crt that the SuperLink's operator has."
+        ) from None
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{path} is no certificate (PEM). It is the ca.crt that the SuperLink's operator has."
+        ) from None
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """DNS names and IP addresses a certificate is for."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """As `ssh-keygen -l` shows it."""
+    blob = base64.b64decode(public_line(key, "").split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
+
+
+def certificate_fingerprint(certificate: x509.Certificate) -> str:
+    """As `openssl x509 -fingerprint -sha256` shows it."""
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def public_line(key: ec.EllipticCurvePublicKey, comment: str) -> bytes:
+    """A public key as a line of OpenSSH's."""
+    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return line + (b" " + comment.encode() if comment else b"") + b"\n"
+
+
+def _begun(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    years: int,
+    signer: ec.EllipticCurvePublicKey | None = None,
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SLACK)
+        .not_valid_after(now + datetime.timedelta(days=365 * years))
+        # Both identifiers: a strict verifier (Python's own from 3.13 on) asks for them.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer or key), critical=False)
+    )
+
+
+def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError:
+        raise ConfigError(f"{host!r} is neither an IP address nor a host name in ASCII.") from None
+
+
+def _absent(*files: Path) -> tuple[Path, ...]:
+    for file in files:
+        if file.exists():
+            raise ConfigError(
+                f"{file} exists already and is never overwritten: others may rely on it. Give another directory, or "
+                "move the file away yourself."
+            )
+    return files
+
+
+def _write_pair(key_file: Path, key: ec.EllipticCurvePrivateKey, file: Path, certificate: x509.Certificate) -> None:
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(key_file, private, 0o600)
+    _write(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
