@@ -1,0 +1,306 @@
+"""What `fedrlvr site check` says of what can be wrong: key, connection, certificate, tasks, models, worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from siteparts import closed_port, made, serving
+from small_runs import write_problems
+
+from fedrlvr.deployment import certificates, channel, checks, flowerparts
+from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.errors import ConfigError, RoundError
+from fedrlvr.reporting.doctor import Finding
+
+Organisations = Callable[..., Organisation]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """The directory of a SuperLink's authority, without certificate."""
+    directory = tmp_path / "authority"
+    directory.mkdir()
+    certificates.make_authority(directory, "a test")
+    return directory
+
+
+# check: key, port, disk
+
+
+def test_a_key_is_checked_for_who_may_read_it_and_its_public_half(tmp_path: Path) -> None:
+    org = made(tmp_path)
+    mark = certificates.key_fingerprint(certificates.read_public_key(tmp_path / "ann.key.pub"))
+    assert checks.key_pair(org) == Finding("key", f"{mark} in {org.key}")
+    org.key.chmod(0o640)
+    assert checks.key_pair(org).advice.startswith("Others may read it: chmod 600")
+    org.key.chmod(0o600)
+    certificates.make_node_key(tmp_path / "other.key")
+    shutil.copy(tmp_path / "other.key.pub", tmp_path / "ann.key.pub")
+    assert "belongs to another key" in checks.key_pair(org).advice
+    (tmp_path / "ann.key.pub").unlink()
+    assert "no such file" in checks.key_pair(org).advice
+    org.key.write_text("nonsense")
+    assert "no private key" in checks.key_pair(org).advice
+    org.key.unlink()
+    found = checks.key_pair(org)
+    assert found.status == "problem"
+    assert "site init" in found.advice
+
+
+def test_a_port_is_free_or_anothers(tmp_path: Path) -> None:
+    number = closed_port()
+    org = made(tmp_path, "--port", number)
+    assert checks.port(org) == Finding("port", f"{number} on 127.0.0.1 is free")
+    with socket.create_server(("127.0.0.1", number)):
+        found = checks.port(org)
+    assert (found.status, found.value) == ("problem", f"{number} is taken")
+
+
+def test_a_disk_without_room_is_told_in_an_organisations_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    org = made(tmp_path)
+    assert checks.room(org).status == "ok"
+    full = Finding("disk", "0 B free", "problem", "Lower run.keep_checkpoints.")
+    monkeypatch.setattr(checks, "disk", lambda path: full)
+    assert checks.room(org).status == "problem"
+    assert str(org.state) in checks.room(org).advice
+
+
+# check: connection and certificate
+
+
+def shown(authority: Path, directory: Path | None) -> Finding:
+    with serving(directory) as address:
+        return checks.server_certificate(address, authority / "ca.crt")
+
+
+def test_a_good_certificate_is_said_to_be_good_for_so_many_days(authority: Path) -> None:
+    certificates.make_server_certificate(authority, ["127.0.0.1"])
+    found = shown(authority, authority)
+    assert found.status == "ok"
+    assert "of this authority, good for 729 more days" in found.value
+
+
+def test_a_certificate_that_expires_soon_is_noted(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "SERVER_YEARS", 10.5 / 365)
+    certificates.make_server_certificate(authority, ["127.0.0.1"])
+    found = shown(authority, authority)
+    assert (found.status, "good for 10 more days" in found.value) == ("note", True)
+    assert "superlink renew" in found.advice
+
+
+def test_a_certificate_that_has_expired_is_told_from_one_that_is_not_valid_yet(
+    authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datetime
+
+    early = shutil.copytree(authority, tmp_path / "early")
+    monkeypatch.setattr(certificates, "SERVER_YEARS", -1 / 365)
+    monkeypatch.setattr(certificates, "_SLACK", datetime.timedelta(days=2))
+    certificates.make_server_certificate(authority, ["127.0.0.1"])
+    found = shown(authority, authority)
+    assert found.status == "problem"
+    assert "has expired" in found.advice
+    monkeypatch.setattr(certificates, "SERVER_YEARS", 1)
+    monkeypatch.setattr(certificates, "_SLACK", datetime.timedelta(days=-2))
+    certificates.make_server_certificate(early, ["127.0.0.1"])
+    assert "not valid yet" in shown(authority, early).advice
+
+
+def test_a_certificate_for_another_name_is_told_from_one_of_another_authority(authority: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    certificates.make_authority(other, "a test")
+    certificates.make_server_certificate(other, ["127.0.0.1"])
+    certificates.make_server_certificate(authority, ["link.example", "127.0.0.2"])
+    for directory, advice in ((authority, "not for this name"), (other, "Another authority than")):
+        found = shown(authority, directory)
+        assert found.status == "problem"
+        assert advice in found.advice
+
+
+def test_a_server_without_tls_is_told(authority: Path) -> None:
+    found = shown(authority, None)
+    assert found.status == "problem"
+    assert "does not speak TLS" in found.advice
+
+
+def test_why_nobody_answers_is_told(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(address: str) -> Finding:
+        return checks.server_certificate(address, authority / "ca.crt")
+
+    found = connect(f"127.0.0.1:{closed_port()}")
+    assert (found.name, found.status) == (checks.UNREACHED, "problem")
+    assert "nothing listens on that port" in found.advice
+    failures: list[tuple[OSError, str]] = [
+        (socket.gaierror(-2, "Name or service not known"), "The name link.example is unknown here"),
+        (TimeoutError("timed out"), "A firewall may be between"),
+        (OSError(113, "No route to host"), "Is this machine connected"),
+    ]
+    for failure, advice in failures:
+
+        def fail(*args: Any, failure: OSError = failure) -> socket.socket:
+            raise failure
+
+        monkeypatch.setattr(socket, "create_connection", fail)
+        found = connect("link.example:9092")
+        assert (found.name, found.status) == (checks.UNREACHED, "problem")
+        assert advice in found.advice
+
+
+def test_an_authority_that_is_missing_or_none_is_told(tmp_path: Path) -> None:
+    assert "no such file" in checks.server_certificate("127.0.0.1:1", tmp_path / "ca.crt").advice
+    (tmp_path / "ca.crt").write_text("nonsense")
+    assert "no certificate" in checks.server_certificate("127.0.0.1:1", tmp_path / "ca.crt").advice
+
+
+def test_a_superlink_without_tls_is_only_asked_whether_it_is_there(tmp_path: Path) -> None:
+    with serving(None) as address:
+        org = made(tmp_path, "--insecure", superlink=address)
+        assert checks.registration(org).status == "ok"
+    found = checks.registration(org)
+    assert (found.name, found.status) == (checks.UNREACHED, "problem")
+
+
+def test_a_registration_that_cannot_be_asked_for_is_no_yes(
+    tmp_path: Path, authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    org = made(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
+
+    def fail(*args: Any) -> bool:
+        raise ConfigError("It refuses the signature.")
+
+    monkeypatch.setattr(flowerparts, "is_registered", fail)
+    assert checks.registration(org) == Finding(
+        "registration", "cannot be found out", "problem", "It refuses the signature."
+    )
+
+
+# check: tasks, models, worker
+
+
+def test_a_tasks_problems_are_counted_and_graded(organisation: Organisations) -> None:
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "Say it."}})
+    write_problems(org.directory / "problems", ["ann"], train=8, test=4)
+    held: dict[str, Any] = {}
+    found = checks.task(org, "main", held)
+    assert found == Finding("task main", "8 problems for training, 4 held out; 12 gold answers graded")
+    assert len(held["main"][0]) == 12
+    assert held["main"][1] == "Say it."
+
+
+def test_gold_answers_of_a_large_task_are_graded_spread_over_it(
+    organisation: Organisations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems"}})
+    write_problems(org.directory / "problems", ["ann"], train=8, test=4)
+    monkeypatch.setattr(checks, "MOST_GRADED", 5)
+    assert checks.task(org, "main", {}).value.endswith("4 gold answers graded")
+
+
+def test_what_is_wrong_with_a_task_is_told(organisation: Organisations) -> None:
+    org = organisation()  # its reward pays by chance
+    assert "there" in checks.task(org, "main", {}).advice
+    assert checks.task(org, "main", {}).status == "problem"
+    write_problems(org.directory / "problems", ["ann"])
+    found = checks.task(org, "main", {})
+    assert found.status == "problem"
+    assert "The reward is wrong on" in found.advice
+    org = organisation(tasks={"main": {"reward": "absent:nothing"}})
+    assert checks.task(org, "main", {}).value == "its problems cannot be used"
+
+
+def test_a_task_below_the_privacy_floor_is_told(organisation: Organisations) -> None:
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems"}}, limits={"least_problems": 9})
+    write_problems(org.directory / "problems", ["ann"], train=8)
+    found = checks.task(org, "main", {})
+    assert found.status == "problem"
+    assert "limits.least_problems = 9" in found.advice
+
+
+def test_problems_without_answers_are_noted_where_somebody_may_give_them(organisation: Organisations) -> None:
+    task = {"name": "jsonl", "path": "problems"}
+    org = organisation(tasks={"main": task})
+    write_problems(org.directory / "problems", ["ann"])
+    rows = [json.loads(line) for line in (org.directory / "problems" / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["answer"]
+    (org.directory / "problems" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = checks.task(org, "main", {})
+    assert (found.status, found.value.endswith("4 gold answers graded, 8 without an answer")) == ("note", True)
+    limits = {"labels_from": ["dataset"], "supervision": ["labels"]}
+    assert checks.task(organisation(tasks={"main": task}, limits=limits), "main", {}).status == "problem"
+
+
+def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisations) -> None:
+    from fedrlvr.config import ModelConfig
+    from fedrlvr.policy.base import load_base
+
+    def found(limit: int) -> list[Finding]:
+        org = organisation(
+            tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "", "max_prompt_tokens": limit}}
+        )
+        write_problems(org.directory / "problems", ["ann", "barbara"], train=8, test=4)
+        held: dict[str, Any] = {}
+        checks.task(org, "main", held)
+        return list(checks.model(org, "tiny", held))
+
+    # "train 0 of ann?" and "test 0 of ann?" have 15 and 14 characters, barbara's 4 more; each is a token, and one
+    # begins the text. So 16 and 15, 20 and 19, of 512; at most 16 have 12 of the 24 problems.
+    marks, tried, prompts = found(16)
+    base = load_base(ModelConfig(name=organisation().config.models["tiny"], device="cpu"))
+    ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
+    assert marks == Finding("model tiny", f"{ids}; on cpu")
+    assert tried.value.startswith("reaches the sampler")
+    assert prompts.value == (
+        "prompts of up to 16 tokens; 496 are left for a response; 12 longer than max_prompt_tokens = 16 are left out"
+    )
+    assert [one.status for one in found(14)] == ["ok", "ok", "problem"]
+
+
+def test_prompts_that_fill_the_model_are_told(organisation: Organisations) -> None:
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "instruction": 600 * "x"}})
+    write_problems(org.directory / "problems", ["ann"])
+    held: dict[str, Any] = {}
+    checks.task(org, "main", held)
+    last = list(checks.model(org, "tiny", held))[-1]
+    assert last.status == "problem"
+    assert "Set max_prompt_tokens" in last.advice
+
+
+def test_a_model_that_is_not_there_is_told(organisation: Organisations) -> None:
+    org = organisation(models={"absent": "./absent"})
+    [found] = checks.model(org, "absent", {})
+    assert found.status == "problem"
+    assert "is not a directory" in found.advice
+
+
+def test_a_model_beside_site_toml_is_found_from_anywhere(
+    organisation: Organisations, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    org = organisation(models={"beside": "model", "hub": "org/model", "here": str(model)})
+    shutil.copytree(model, org.directory / "model")
+    monkeypatch.chdir("/")
+    places = [checks.place_of(org, name) for name in ("beside", "hub", "here")]
+    assert places == [str(org.directory / "model"), "org/model", str(model)]
+
+
+def test_a_worker_is_tried_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    org, done = made(tmp_path), []
+    for running in (True, False):
+        monkeypatch.setattr(channel, "status", lambda org, running=running: {"pid": 1} if running else None)
+        monkeypatch.setattr(channel, "ask", lambda org, header, content: done.append(header["type"]) or ({}, b""))
+        monkeypatch.setattr(channel, "stop", lambda org: bool(done.append("stop")) or True)
+        assert checks.worker(org).status == "ok"
+    assert done == ["status", "status", "stop"]
+
+    def fail(*args: Any) -> Any:
+        raise RoundError("The worker ended at once.")
+
+    monkeypatch.setattr(channel, "ask", fail)
+    assert checks.worker(org) == Finding("worker", "does not answer", "problem", "The worker ended at once.")
