@@ -1,7 +1,7 @@
 """What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
 
-It holds what is dear to make: models by name, a cohort on each, the problems of each run. What it knows of a run is on
-disk (states.py), so another worker in its place goes on where it was.
+It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
+knows of a run is on disk (states.py), so another worker in its place goes on where it was.
 """
 
 from __future__ import annotations
@@ -196,6 +196,8 @@ class Answering:
         """
         name = terms.model
         if name not in self.models:
+            self.models.clear()  # one at a time: two large ones may not fit
+            self._own.clear()
             started = time.perf_counter()
             base = load_base(self._model_config(name))
             self.models[name] = _Held(base)
@@ -266,6 +268,8 @@ class Answering:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = not task.name.startswith("reasoning_gym:")
             train, test = own_problems(task, unlabelled=lenient, seed=request.seed)
+            if not self.org.config.limits.source_names:
+                test = [replace(problem, source=terms.task) for problem in test]
             site = Site.of(
                 self.org.name,
                 train,

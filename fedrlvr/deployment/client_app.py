@@ -9,9 +9,6 @@ from __future__ import annotations
 import sys
 import time
 
-import fedrlvr.federation  # noqa: F401  # switches Flower's telemetry off, before Flower is imported
-
-# isort: split
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # nothing phones home
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 

@@ -1,4 +1,5 @@
-"""The federation over Flower: strategy, client code, local grid, checkpoints. Only this package knows Flower.
+"""The federation over Flower: strategy, client code, local grid, checkpoints. Only this package and
+`fedrlvr.deployment` know Flower.
 
 Flower's telemetry and update check are switched off before it is imported: nothing phones home.
 """

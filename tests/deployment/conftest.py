@@ -1,0 +1,87 @@
+"""Organisations in directories of their own with a tiny model, and one loaded model for what plays the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_model
+from organisations import Organisations, References, federation, site_toml
+
+from fedrlvr.config import Config
+from fedrlvr.deployment import channel
+from fedrlvr.deployment.siteconfig import Organisation, load_site
+from fedrlvr.federation.run import new_cohort, run
+from fedrlvr.policy.cohort import Cohort
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny Llama."""
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> Config:
+    """A federation of ann and bob."""
+    return federation(model, tmp_path / "problems", tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def cohort(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """A cohort on the tiny model, of the rank that federations of ann and bob have."""
+    root = tmp_path_factory.mktemp("cohort")
+    torch.set_num_threads(1)
+    return new_cohort(federation(model, root / "problems", root / "run"))
+
+
+@pytest.fixture(scope="session")
+def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> References:
+    """The directory of a federation that the local engine ran, made when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def of(variant: str) -> Path:
+        if variant not in made:
+            root = tmp_path_factory.mktemp(variant)
+            made[variant] = root / "run"
+            monkeypatch = pytest.MonkeyPatch()
+            monkeypatch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)  # a second of figures
+            # One after another, as organisations are: stacked clients round sums otherwise.
+            run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
+            monkeypatch.undo()
+        return made[variant]
+
+    return of
+
+
+@pytest.fixture
+def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Organisations]:
+    """Makes organisations in <tmp_path>/sites; their workers find the tests' reward, and end with the test."""
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    made: list[Organisation] = []
+
+    def make(name: str = "ann", **changes: Any) -> Organisation:
+        directory = tmp_path / "sites" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:parity"}
+        tree: dict[str, Any] = {
+            "name": name,
+            "superlink": "127.0.0.1:9092",
+            "tasks": {"main": task},
+            "models": {"tiny": str(model)},
+            "machine": {"device": "cpu"},
+            "engine": {"threads": 1},
+        }
+        for key, value in changes.items():
+            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, Mapping) else value
+        made.append(load_site(site_toml(directory / "site.toml", tree)))
+        return made[-1]
+
+    yield make
+    for org in made:
+        channel.stop(org)

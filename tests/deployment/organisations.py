@@ -1,0 +1,170 @@
+"""Organisations on disk, a federation that the local engine can run too, and messages on their way to the workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from small_runs import settings, write_problems
+
+from fedrlvr.config import Config, parse_config
+from fedrlvr.deployment.client_app import app
+from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment.terms import TERMS, Terms, terms_record
+from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, content
+from fedrlvr.federation.run import Federation, new_cohort
+from fedrlvr.federation.sites import deal
+from fedrlvr.policy.base import Base
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.own import write_own
+
+NAMES = ("ann", "bob")
+
+Organisations = Callable[..., Organisation]
+"""An organisation by its name, with settings of its site.toml that differ. Its problems are not written."""
+References = Callable[[str], Path]
+"""The directory of what the local engine makes of a variant."""
+
+VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
+    "moments": {"train": {"rounds": 2, "optimizer_state": "keep"}},
+    "pubswap": {
+        "train": {"rounds": 2, "local_steps": 2, "proximal_mu": 0.1, "optimizer_state": "keep"},
+        "data": {"public_size": 4},
+        "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2},
+    },
+    "flora": {"train": {"rounds": 2}, "aggregation": {"type": "flora"}, "lora": {"rank": {"ann": 2, "bob": 4}}},
+    "asking": {
+        "train": {"rounds": 2},
+        "supervision": {"type": "random", "budget": 0.5, "rest": "pseudo"},
+    },
+}
+"""Federations whose clients remember something: moments; a round under way; a change of the base weights; labels."""
+
+
+def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:
+    """The configuration of a small federation of ann and bob."""
+    write_problems(problems, NAMES)
+    changes: dict[str, Any] = {key: dict(value) for key, value in VARIANTS[variant].items()}
+    for key, value in more.items():
+        changes[key] = {**changes.get(key, {}), **value}
+    return parse_config(settings(model, problems, directory, federation={"clients": list(NAMES)}, **changes))
+
+
+def give_problems(config: Config, sites: Path) -> None:
+    """Write what the local engine would deal to each client to <sites>/<client>/problems."""
+    for site in deal(config).sites:
+        root = sites / site.name / "problems"
+        write_own(root / "train.jsonl", site.answers.everything())
+        write_own(root / "test.jsonl", site.test)
+
+
+def terms_of(config: Config, base: Base, client: str, run: str = "run", **changes: Any) -> Terms:
+    """What a server's messages to a client say of a run of this configuration."""
+    told: dict[str, Any] = {
+        "run": run,
+        "client": client,
+        "clients": 2,
+        "rounds": config.train.rounds,
+        "task": "main",
+        "model": "tiny",
+        "model_id": base.model_id,
+        "weights_id": base.weights_id,
+        "tokenizer_id": base.tokenizer_id,
+        "chat_template": config.model.chat_template,
+        "rank": config.lora.rank_of(client),
+        "largest": config.lora.largest,
+        "alpha": config.lora.alpha,
+    }
+    return Terms(**told | changes)
+
+
+class Deployed:
+    """A federation whose clients are organisations: what its server asks goes through Flower's app to their workers.
+
+    before: called with each message's client and type before it is asked, to let something happen then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        orgs: Mapping[str, Organisation],
+        cohort: Cohort | None = None,
+        before: Callable[[str, Message], None] = lambda client, message: None,
+        **terms: Any,
+    ) -> None:
+        assert config.run.directory is not None
+        self.orgs, self.before = orgs, before
+        self.federation = Federation(config, config.run.directory, cohort or new_cohort(config), Observer())
+        self.terms = {name: terms_of(config, self.federation.cohort.base, name, **terms) for name in orgs}
+
+    def go(self, *, resume: bool = False) -> None:
+        """All rounds that are not done."""
+        self.federation.go(resume=resume, handler=self.handle)
+
+    def handle(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """Replies of the organisations, one after another."""
+        replies = []
+        for message in messages:
+            client = self.federation.names[message.metadata.dst_node_id]
+            self.before(client, message)
+            replies.append(through_flower(message, self.terms[client], self.orgs[client]))
+        return replies
+
+
+def through_flower(message: Message, terms: Terms, org: Organisation) -> Message:
+    """An organisation's reply to a message of a server, by its Flower app."""
+    full = RecordDict({**message.content, TERMS: terms_record(terms)})
+    sent = Message(full, metadata=message.metadata)  # type: ignore[call-overload]
+    return app(sent, Context(1, message.metadata.dst_node_id, {"site": str(org.path)}, RecordDict(), {}))
+
+
+def train_content(config: Config, cohort: Cohort, terms: Terms | None, round_: int = 1, **request: Any) -> RecordDict:
+    """A `train` message's content: all local steps of a round, from a fresh adapter."""
+    asked = TrainRequest(
+        **{
+            "round": round_,
+            "seed": config.run.seed,
+            "sampling": config.sampling,
+            "steps": config.train.local_steps,
+            "train": config.train,
+            "supervision": config.supervision,
+            **request,
+        }
+    )
+    made: RecordDict = content(asked, adapter_to_arrays(cohort.fresh_adapter(1)))
+    if terms is not None:
+        made[TERMS] = terms_record(terms)
+    return made
+
+
+def header(message_type: str = "train", message_id: str = "m1", **changes: Any) -> dict[str, Any]:
+    """What a client app tells its worker of a message."""
+    told = {"type": "message", "message_type": message_type, "run_id": 1, "node_id": 7, "group_id": "1"}
+    return {**told, "message_id": message_id, **changes}
+
+
+def site_toml(path: Path, tree: Mapping[str, Any]) -> Path:
+    """A site.toml. JSON's strings, numbers, booleans and lists are TOML's too."""
+    plain = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            lines.append(f"[{key}]")
+            lines += [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items() if not isinstance(v, Mapping)]
+            for name, inner in value.items():
+                if isinstance(inner, Mapping):
+                    lines.append(f"[{key}.{json.dumps(name)}]")
+                    lines += [f"{k} = {json.dumps(v)}" for k, v in inner.items()]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def arrays(content: RecordDict, name: str = "arrays") -> list[bytes]:
+    """The data of a record's arrays."""
+    record = content[name]
+    assert isinstance(record, ArrayRecord)
+    return [array.data for array in record.values()]

@@ -1,0 +1,246 @@
+"""What an organisation refuses: each of its limits at its edge, and all that is beyond them in one text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedrlvr.deployment.limits import check, check_evaluation, check_problems
+from fedrlvr.deployment.siteconfig import Limits
+from fedrlvr.deployment.terms import Terms
+from fedrlvr.errors import LimitError
+from fedrlvr.federation.messages import EvaluateRequest, RespondRequest, TrainRequest
+
+TERMS = Terms(
+    run="r",
+    client="clinic-a",
+    clients=3,
+    rounds=5,
+    task="main",
+    model="m",
+    model_id="1",
+    weights_id="2",
+    tokenizer_id="3",
+    chat_template=True,
+    rank=4,
+    largest=8,
+    alpha=8.0,
+)
+
+CARE = {"type": "care", "budget": 0.25, "share_probes": True}
+ASKS = {"type": "random", "budget": 0.25}
+
+
+def terms(**changes: Any) -> Terms:
+    return TERMS.model_copy(update=changes)
+
+
+def train(**changes: Any) -> TrainRequest:
+    told: dict[str, Any] = {
+        "round": 2,
+        "seed": 1,
+        "sampling": {"group_size": 4, "max_new_tokens": 16},
+        "steps": 3,
+        "train": {"local_steps": 3, "problems_per_step": 5, "updates_per_batch": 2},
+        "supervision": {"type": "labels"},
+        "coming": {"version": 1, "change": "none"},
+    }
+    for key, value in changes.items():
+        old = told.get(key)
+        told[key] = {**old, **value} if isinstance(old, dict) and key != "supervision" else value
+    return TrainRequest(**told)
+
+
+def respond(**exchange: Any) -> RespondRequest:
+    told = train().model_dump()
+    told |= {"coordination": {"type": "pubswap", "public_problems": 6, "public_steps": 2, **exchange}, "exchange": 1}
+    return RespondRequest(**told)
+
+
+def evaluate(**changes: Any) -> EvaluateRequest:
+    told = {"round": 2, "seed": 1, "sampling": {"max_new_tokens": 16}, "evaluate": {"samples": 3}}
+    return EvaluateRequest(**{**told, **changes})
+
+
+AT_THE_EDGE = Limits(
+    rounds=5,
+    local_steps=3,
+    problems_per_step=5,
+    group_size=4,
+    max_new_tokens=16,
+    # 3 steps x 5 problems and 6 public ones, x 4 responses x 16 tokens
+    tokens_per_message=(3 * 5 + 6) * 4 * 16,
+    public_problems=6,
+    public_steps=2,
+    updates_per_batch=2,
+    evaluate_samples=3,
+    lora_rank=8,
+    change_rank=7,
+    supervision=("labels", "care", "random"),
+    labels_from=("dataset",),
+    label_share=0.25,
+    labels=None,
+    audit=False,
+    share_probes=True,
+    least_clients=3,
+    message_types=("train", "query.respond", "evaluate"),
+)
+
+
+def test_all_that_is_at_its_limit_is_answered() -> None:
+    check(AT_THE_EDGE, "train", TERMS, train(), 0)
+    check(AT_THE_EDGE, "train", TERMS, train(coming={"version": 1, "change": "next", "change_rank": 7}), 0)
+    check(AT_THE_EDGE, "train", TERMS, train(supervision=CARE), 0)
+    check(AT_THE_EDGE, "train", TERMS, train(supervision=ASKS), 0)
+    check(AT_THE_EDGE, "query.respond", TERMS, respond(), 6)
+    check(AT_THE_EDGE, "evaluate", TERMS, evaluate(), 0)
+
+
+def limits(**changes: Any) -> Limits:
+    return AT_THE_EDGE.model_copy(update=changes)
+
+
+BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
+    ({"rounds": 4}, TERMS, train(), 0, "at most 4 rounds (limits.rounds), asked for 5"),
+    ({"rounds": 5}, terms(rounds=6), train(), 0, "at most 5 rounds (limits.rounds), asked for 6"),
+    (
+        {"rounds": 6},
+        TERMS,
+        train(round=6),
+        0,
+        "no round beyond the run's own 5, asked for round 6",
+    ),
+    ({"local_steps": 2}, TERMS, train(), 0, "at most 2 local steps (limits.local_steps), asked for 3"),
+    ({"local_steps": 2}, TERMS, train(train={"local_steps": 1}), 0, "asked for 3"),
+    ({"local_steps": 2}, TERMS, train(steps=1), 0, "asked for 3"),
+    ({"problems_per_step": 4}, TERMS, train(), 0, "at most 4 problems in a local step (limits.problems_per_step)"),
+    ({"group_size": 3}, TERMS, train(), 0, "at most 3 responses to a problem (limits.group_size), asked for 4"),
+    ({"max_new_tokens": 15}, TERMS, train(), 0, "at most 15 tokens in a response (limits.max_new_tokens), asked"),
+    ({"max_new_tokens": 15}, TERMS, evaluate(), 0, "at most 15 tokens in a response (limits.max_new_tokens), asked"),
+    ({"tokens_per_message": 1343}, TERMS, respond(), 6, "at most 1343 tokens sampled for one message"),
+    ({"tokens_per_message": 959}, TERMS, train(), 0, "(limits.tokens_per_message), asked for 960"),
+    ({"public_problems": 5}, TERMS, respond(), 1, "at most 5 public problems in an exchange (limits.public_problems)"),
+    ({"public_problems": 6, "tokens_per_message": 1408}, TERMS, respond(), 7, "(limits.public_problems), asked for 7"),
+    ({"public_steps": 1}, TERMS, respond(), 6, "at most 1 optimizer steps on an exchange's groups"),
+    ({"updates_per_batch": 1}, TERMS, train(), 0, "at most 1 optimizer steps on a sampled batch"),
+    ({"evaluate_samples": 2}, TERMS, evaluate(), 0, "at most 2 responses to each held-out problem"),
+    ({"lora_rank": 7}, TERMS, train(), 0, "at most 7 as the rank of an adapter (limits.lora_rank), asked for 8"),
+    ({"lora_rank": 7}, TERMS, evaluate(), 0, "at most 7 as the rank of an adapter (limits.lora_rank), asked for 8"),
+    ({"lora_rank": 8}, terms(rank=9), train(), 0, "(limits.lora_rank), asked for 9"),
+    (
+        {"change_rank": 6},
+        TERMS,
+        train(coming={"version": 1, "change": "whole", "change_rank": 7}),
+        0,
+        "at most 6 as the rank of a change of the base weights (limits.change_rank), asked for 7",
+    ),
+    (
+        {"change_rank": 0},
+        TERMS,
+        evaluate(coming={"version": 1, "change": "held"}),
+        0,
+        "no change of the base weights (limits.change_rank = 0)",
+    ),
+    ({"supervision": ("labels",)}, TERMS, train(supervision=ASKS), 0, "no rewards from 'random' (limits.supervision)"),
+    ({}, TERMS, train(supervision={"type": "oracle"}), 0, "no rewards from 'oracle' (limits.supervision)"),
+    (
+        {"supervision": ("majority",)},
+        TERMS,
+        train(supervision={"type": "majority", "audit": True}),
+        0,
+        "no audit (limits.audit)",
+    ),
+    ({}, TERMS, train(supervision={**ASKS, "audit": True}), 0, "no audit (limits.audit)"),
+    ({"share_probes": False}, TERMS, train(supervision=CARE), 0, "no probes to leave (limits.share_probes)"),
+    (
+        {"labels_from": ("dataset",)},
+        TERMS,
+        train(supervision={**ASKS, "labels_from": "desk"}),
+        0,
+        "no labels to be asked of the desk (limits.labels_from)",
+    ),
+    (
+        {"label_share": 0.2},
+        TERMS,
+        train(supervision=ASKS),
+        0,
+        "at most 0.2 as the share of a step's problems to ask labels for (limits.label_share), asked for 0.25",
+    ),
+    (
+        {"labels": 10},
+        TERMS,
+        train(supervision=ASKS),
+        0,
+        "at most 10 labels in a run (limits.labels), no supervision.budget_total is given",
+    ),
+    ({"labels": 10}, TERMS, train(supervision={**ASKS, "budget_total": 11}), 0, "(limits.labels), asked for 11"),
+    (
+        {"least_clients": 4},
+        TERMS,
+        evaluate(),
+        0,
+        "no run of fewer than 4 organisations (limits.least_clients), this has 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "said", "request_", "public", "text"), BEYOND)
+def test_one_beyond_its_limit_is_refused_by_name(
+    changes: dict[str, Any], said: Terms, request_: Any, public: int, text: str
+) -> None:
+    kind = {"TrainRequest": "train", "RespondRequest": "query.respond", "EvaluateRequest": "evaluate"}
+    with pytest.raises(LimitError) as error:
+        check(limits(**changes), kind[type(request_).__name__], said, request_, public)
+    told = str(error.value)
+    assert told.startswith("clinic-a allows ")
+    assert text in told
+    assert ";" not in told, "nothing else is in the way"
+
+
+def test_every_limit_is_enforced_somewhere_here() -> None:
+    tried = {name for changes, *_ in BEYOND for name in changes} | {"audit"}
+    assert set(Limits.model_fields) - tried == {
+        "message_types",  # below
+        "least_problems",
+        "source_names",  # nothing is refused for it: test_answering.py
+    }
+
+
+def test_labels_up_to_the_limit_may_be_asked_for_and_with_all_of_them_there_is_none() -> None:
+    check(limits(labels=10), "train", TERMS, train(supervision={**ASKS, "budget_total": 10}), 0)
+    check(limits(labels=10), "train", TERMS, train(), 0)
+
+
+def test_audit_may_be_allowed() -> None:
+    check(limits(audit=True), "train", TERMS, train(supervision={**ASKS, "audit": True}), 0)
+
+
+@pytest.mark.parametrize("kind", ["train", "query.respond", "evaluate"])
+def test_a_kind_of_message_that_is_not_answered(kind: str) -> None:
+    asked: dict[str, Any] = {"train": train(), "query.respond": respond(), "evaluate": evaluate()}
+    others = tuple(name for name in AT_THE_EDGE.message_types if name != kind)
+    with pytest.raises(LimitError) as error:
+        check(limits(message_types=others), kind, TERMS, asked[kind], 0)
+    assert str(error.value) == f"clinic-a answers no {kind} messages (limits.message_types)"
+
+
+def test_all_that_is_beyond_is_said_at_once() -> None:
+    with pytest.raises(LimitError) as error:
+        check(limits(local_steps=1, group_size=2, least_clients=9), "train", TERMS, train(), 0)
+    assert str(error.value) == (
+        "clinic-a allows no run of fewer than 9 organisations (limits.least_clients), this has 3; at most 1 local "
+        "steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked for 4"
+    )
+
+
+def test_too_few_problems_to_train_on() -> None:
+    check_problems(Limits(least_problems=50), 50)
+    with pytest.raises(LimitError, match=r"^clinic-a trains on no fewer than 50 .*limits\.least_problems.* fewer$"):
+        check_problems(Limits(least_problems=50), 49, name="clinic-a")
+
+
+def test_an_evaluation_samples_for_every_held_out_problem() -> None:
+    check_evaluation(Limits(tokens_per_message=10 * 3 * 16), "clinic-a", evaluate(), 10)
+    with pytest.raises(LimitError, match=r"^clinic-a allows at most 479 tokens .*tokens_per_message.*asked for 480$"):
+        check_evaluation(Limits(tokens_per_message=479), "clinic-a", evaluate(), 10)
