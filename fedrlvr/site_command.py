@@ -113,6 +113,8 @@ def run(
         else:
             _refuse(reached)
             _refuse(checks.registration(org))
+            _refuse_second(checks.supernode(org), org)
+            _let_go(org)
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
     typer.echo(
@@ -273,6 +275,24 @@ def _told(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     parts = [(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in found]
     return "; ".join(f"--{where.split('.')[0]}: {what}" if where else what for where, what in parts) + "."
+
+
+def _refuse_second(running: int | None, org: Organisation) -> None:
+    if running is not None:
+        raise ConfigError(f"{org.name}: its SuperNode runs already (process {running}).")
+
+
+def _let_go(org: Organisation) -> None:
+    """Free the place of this organisation's own SuperNode, which was killed."""
+    from fedrlvr.deployment import certificates, channel, flowerparts
+
+    try:
+        node = int(channel.node_file(org).read_text("ascii"))
+    except (OSError, ValueError):
+        return
+    authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
+    if flowerparts.let_go(org.config.superlink, authority, certificates.read_node_key(org.key), node):
+        typer.echo("The SuperNode before this one ended without saying so; the SuperLink has let go of it.")
 
 
 def _refuse(found: Finding) -> None:

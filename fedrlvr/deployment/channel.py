@@ -113,6 +113,11 @@ def state_directory(org: Organisation) -> Path:
     return org.state
 
 
+def node_file(org: Organisation) -> Path:
+    """Holds the number that the SuperLink knows the organisation's SuperNode by."""
+    return org.state / "node-id"
+
+
 def secret(state: Path) -> bytes:
     """What client apps and worker know each other by; made if it is not there.
 

@@ -6,6 +6,7 @@ the SuperNode's own configuration, never the message.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -13,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrlvr import __version__
-from fedrlvr.deployment.channel import ask
+from fedrlvr.deployment.channel import ask, node_file, state_directory
 from fedrlvr.deployment.siteconfig import Organisation, load_site
 from fedrlvr.deployment.wire import pack, unpack
 from fedrlvr.errors import ConfigError
@@ -56,6 +57,7 @@ def answer(message: Message, context: Context) -> Message:
             "group_id": message.metadata.group_id,
             "message_id": message.metadata.message_id,
         }
+        _remember(org, message.metadata.dst_node_id)
         told, data = ask(org, header, pack(message.content))
         content = unpack(data) if told.get("ok") is True else None
     except Exception as error:  # its text may name what is nobody else's business
@@ -87,6 +89,15 @@ def _organisation(context: Context) -> Organisation:
     if not isinstance(site, str):
         raise ConfigError("the SuperNode was started without --node-config 'site=\"...\"'. Use `fedrlvr site run`.")
     return load_site(site)
+
+
+def _remember(org: Organisation, node: int) -> None:
+    """Write down what the SuperLink calls this organisation, for `site run` (flowerparts.let_go)."""
+    path = node_file(org)
+    with contextlib.suppress(OSError, ValueError):
+        if not path.exists() or int(path.read_text("ascii")) != node:
+            state_directory(org)
+            path.write_text(f"{node}\n", "ascii")
 
 
 def _error(message: Message, code: int, reason: str) -> Message:

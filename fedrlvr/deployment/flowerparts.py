@@ -226,6 +226,25 @@ def is_registered(address: str, root_certificates: bytes | None, key: Any) -> bo
     return True
 
 
+def let_go(address: str, root_certificates: bytes | None, key: Any, node: int) -> bool:
+    """Have the SuperLink take for gone a SuperNode of this key that ended without saying so; whether there was one.
+
+    Else it takes it for connected for up to a minute after its last sign of life, and no other in its place.
+    """
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    client = _client(FleetHttpClient, address, root_certificates, NodeAuthHttpInterceptor(key, key.public_key()))
+    with client:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+        except httpx.HTTPError:  # it was not connected, or this is another SuperLink, where the number is none of ours
+            return False
+    return True
+
+
 def _client(kind: Any, address: str, root_certificates: bytes | None, *interceptors: Any) -> Any:
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 

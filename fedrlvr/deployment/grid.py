@@ -24,6 +24,11 @@ LOST = 1
 """Code of the errors made here; the strategy reads their reason alone."""
 
 
+EXPIRED = 3
+"""Flower's code (MESSAGE_UNAVAILABLE) of an error in the place of a message whose time is over."""
+PLAINLY = {5: "its connection was lost", 8: "its client app stopped responding, as one that was killed does"}
+"""Reasons of errors that Flower makes in a reply's place (NODE_UNAVAILABLE, CLIENT_APP_CRASHED), by their codes."""
+
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
 POLL = 0.25
@@ -182,6 +187,8 @@ class SuperLinkGrid(Grid):
         while waiting:
             for sent, client in list(waiting.items()):
                 for reply in self.grid.pull_messages([sent]):
+                    if reply.has_error() and reply.error.code == EXPIRED and self.clock() >= end - self.poll:
+                        break  # Flower's words for what is too late
                     del waiting[sent]
                     answered += reply.has_content()
                     self.say(f"{what}: {self._told_of(client, reply)} after {self.clock() - began:.1f} s")
@@ -279,12 +286,18 @@ class SuperLinkGrid(Grid):
     def _told_of(self, client: str, reply: Message) -> str:
         if reply.has_content():
             return f"{client} has answered with {units.size(nbytes(reply))}"
-        return f"{client} has not: {reply.error.reason or 'no reason given'}"[:500]
+        return f"{client} has not: {_reason(reply)}"[:500]
 
 
 def _as_reply(message: Message, reply: Message) -> Message:
     """What came from a SuperNode, as from the client that was asked."""
-    return Message(reply.content if reply.has_content() else reply.error, reply_to=message)
+    if reply.has_content():
+        return Message(reply.content, reply_to=message)
+    return Message(Error(reply.error.code, _reason(reply)), reply_to=message)
+
+
+def _reason(reply: Message) -> str:
+    return PLAINLY.get(reply.error.code, reply.error.reason or "no reason given")
 
 
 def _lost(message: Message, reason: str) -> Message:

@@ -5,11 +5,13 @@ The run lies in a directory of the SuperLink's machine, like a run of the local 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,34 @@ def serve(grid: Grid, settings: Mapping[str, Any]) -> RunResult:
     insecure = bool(settings.get("insecure", False))
     config, directory = _configured(grid, settings, wait, insecure)
     check(config)
+    with _alone(directory):
+        return _serve(grid, config, directory, wait, insecure)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a run directory. A ServerApp may outlive its SuperLink for a while, when that was killed.
+
+    Raises:
+        CheckpointError: another process holds it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "server.lock").open("a")
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{directory}: another server is still at work on this run. Wait until it has ended (flwr-serverapp "
+                "among this machine's processes), or end it."
+            ) from None
+        yield
+
+
+def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: bool) -> RunResult:
     cohort = new_cohort(config)
     public = public_problems(config, cohort.base) if isinstance(config.coordination, PubSwapCoordination) else []
     initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))

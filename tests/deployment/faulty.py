@@ -286,7 +286,7 @@ def left(deployment: Deployment, first: Traces, second: Traces) -> Left:
     for member in deployment.members.values():
         channel.stop(member.org)
     with contextlib.suppress(AssertionError):
-        until(lambda: not deployment.processes(), seconds=10)
+        until(lambda: not deployment.processes(), seconds=30)
     network = deployment.network
     ports = {host: network.listening(host) for host in network.hosts} if network else {}
     here = [member.port for member in deployment.members.values()]

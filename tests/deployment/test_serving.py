@@ -202,3 +202,17 @@ def test_a_toml_file_of_the_superlinks_machine_can_be_named_in_the_run_config(
     grid = Organisations(parse_config(tree), tmp_path / "elsewhere")
     assert serve(grid, {"experiment": str(path), "wait": 1.0}).directory == tmp_path / "run"
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+
+
+def test_one_run_directory_has_one_server_at_a_time(place: tuple[Path, Path], tmp_path: Path) -> None:
+    grid = prepared(place, tmp_path / "run", {"train": {"rounds": 1, "local_steps": 1}})
+
+    def meanwhile(message: Message) -> str | None:
+        with pytest.raises(CheckpointError, match="another server is still at work"):
+            serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})
+        return None
+
+    grid.fails = meanwhile
+    serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})
+    grid.fails = lambda _: None
+    serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})

@@ -216,6 +216,27 @@ def test_an_error_in_the_reply_is_the_clients_own() -> None:
     assert any("bob has not: allows at most 8 steps" in line for line in lines)
 
 
+@pytest.mark.parametrize(("code", "said"), [(5, "its connection was lost"), (8, "its client app stopped responding")])
+def test_what_flower_says_in_a_clients_place_is_said_plainly(code: int, said: str) -> None:
+    grid, flower, _, lines = made(dict.fromkeys(CLIENTS, 1.0))
+    flower.answer = lambda _, name: (
+        Error(code, "Flower's words") if name == "bob" else RecordDict({"config": ConfigRecord({"from": name})})
+    )
+    assert heard(grid.send_and_receive(messages(), timeout=60))[2].startswith(said)
+    assert any(f"bob has not: {said}" in line for line in lines)
+
+
+@pytest.mark.parametrize(("seconds", "given"), [(19.5, False), (12.0, True)])
+def test_a_message_that_flower_lets_expire_at_the_deadline_has_missed_it(seconds: float, given: bool) -> None:
+    grid, flower, _, lines = made({"ann": 1.0, "bob": seconds, "cyd": 1.0})
+    flower.answer = lambda _, name: (
+        Error(3, "Message Unavailable") if name == "bob" else RecordDict({"config": ConfigRecord({"from": name})})
+    )
+    said = heard(grid.send_and_receive(messages(), timeout=20))
+    assert (2 in said) == given
+    assert (lines[-1] == "round 4, train: bob has missed the deadline of 20 s") != given
+
+
 def test_a_message_that_flower_does_not_take_counts_as_not_connected() -> None:
     grid, flower, *_ = made(dict.fromkeys(CLIENTS, 1.0))
     push = flower.push_messages
