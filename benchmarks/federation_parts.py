@@ -301,7 +301,9 @@ class Others:
             now = {}
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
-                    if process.pid != os.getpid() and not self._network.has(process.pid):
+                    # Who has ended and is not buried yet says no more where it was.
+                    ended = process.status() == psutil.STATUS_ZOMBIE
+                    if not ended and process.pid != os.getpid() and not self._network.has(process.pid):
                         spent = process.cpu_times()
                         now[process.pid, process.create_time()] = spent.user + spent.system
             if not first:

@@ -17,6 +17,8 @@ from small_runs import CLIENTS, adapter_bytes
 from fedrlvr.deployment import certificates
 
 pytest_plugins = ["faulty"]
+# One process runs them all: the two runs that they look at take minutes.
+pytestmark = pytest.mark.xdist_group("faults")
 
 FIRST: Misses = {
     (1, "ann"): LATE,
