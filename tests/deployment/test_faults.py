@@ -17,8 +17,6 @@ from small_runs import CLIENTS, adapter_bytes
 from fedrlvr.deployment import certificates
 
 pytest_plugins = ["faulty"]
-# One process runs them all: the two runs that they look at take minutes.
-pytestmark = pytest.mark.xdist_group("faults")
 
 FIRST: Misses = {
     (1, "ann"): LATE,
