@@ -15,8 +15,8 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests to one process, which so makes its fixtures once; the fault tests too, who look at two runs that take
-    minutes. (xdist's own groups, --dist loadgroup, are without effect in pytest 9.2.)
+    """A file's tests to one process, which so makes its fixtures once; all fault tests too, who look at two runs that
+    take minutes. (xdist's own groups, --dist loadgroup, are without effect in pytest 9.2.)
     """
     if config.getvalue("dist") != "load":
         return None
