@@ -71,10 +71,14 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Own:
-    """An organisation's problems for one run. key: what they were made for."""
+    """An organisation's problems for one run.
+
+    key: what they were made for. answered: each for training has an answer.
+    """
 
     key: tuple[Any, ...]
     site: Site
+    answered: bool
 
 
 class Telling(Observer):
@@ -279,9 +283,9 @@ class Answering:
                 rank=terms.rank,
                 run=terms.run,
             )
-            kept = _Own(key, fit_site(site, base, limit, longest))
+            kept = _Own(key, fit_site(site, base, limit, longest), all(problem.answer for problem in train))
             self._own = {terms.run: kept}
-        if answers and not all(problem.answer for problem in kept.site.answers.everything()):
+        if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None
         if isinstance(how, Asking):

@@ -164,7 +164,7 @@ def _read_holdings(path: Path) -> Holdings | None:
     organisations knows."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not {"train", "test"} & set(found):
+        if isinstance(found, dict) and "public" in found and not {"train", "test"} & set(found):
             return None
         return {part: {(str(c), str(s)): int(n) for c, s, n in found[part]} for part in ("train", "test")}
     except FileNotFoundError:

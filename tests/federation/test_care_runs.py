@@ -30,7 +30,7 @@ Tree = dict[str, dict[str, Any]]
 def _without_reports() -> Iterator[None]:
     """Drawing a run's figures takes longer than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedrlvr.federation.run.write_report", lambda *_: None)
+        patch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)
         yield
 
 

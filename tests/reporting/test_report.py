@@ -14,7 +14,7 @@ from run_samples import numbers, run_records, score
 from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves
-from fedrlvr.reporting.report import render, write_report
+from fedrlvr.reporting.report import _read_holdings, render, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HELD = {"train": {("alpha", "sum"): 70, ("beta", "dose"): 30}, "test": {("alpha", "sum"): 7}}
@@ -215,6 +215,11 @@ def test_write_report_errors_leave_the_old_page(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"report\.html cannot be written"):
         write_report(tmp_path, Config(), [])
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_server_that_knows_of_no_ones_problems_has_a_report_without_who_holds_what(tmp_path: Path) -> None:
+    (tmp_path / "holdings.json").write_text('{"digest": "x", "public": 8}', "utf-8")
+    assert _read_holdings(tmp_path / "holdings.json") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"train": [["a", 3]], "test": []}'])
