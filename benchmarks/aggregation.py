@@ -35,6 +35,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from benchmarks.aggregation_data import DIFFICULTIES, FEDERATIONS, write_all
 from benchmarks.cells import run_all, timed
+from fedrlvr.aggregation import RULES
 from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays
 from fedrlvr.federation.plan import Planned, plan
 from fedrlvr.federation.run import Wrap
@@ -59,7 +60,6 @@ COMMON = [
 SEEDS = {"a": 5, "b": 3, "c": 5, "d": 3}
 """Of each part; seeds are 0, 1, ..."""
 
-RULES = ("fedit", "ffa", "rolora", "flora", "fedex", "hetlora", "flexlora")
 FASTER = ("fedit", "ffa", "rolora", "flora")
 """Run at twice the learning rate too: added once the others had been seen, three of these having ended far lower."""
 MIXED = "lora.rank={north=2, east=4, south=8, west=16}"

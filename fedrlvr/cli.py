@@ -18,7 +18,6 @@ from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.desk_command import desk
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.federate_command import federate
-from fedrlvr.rules import CHANGES_BASE
 from fedrlvr.site_command import site
 from fedrlvr.superlink_command import superlink
 
@@ -202,8 +201,8 @@ def export(
     if max_rank is not None and merged:
         raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
     if max_rank is not None and adapter.rank > max_rank:
-        rule = settings.aggregation.type
-        why = f", since {rule} adds each round to the base weights" if rule in CHANGES_BASE else ""
+        rule = settings.aggregation.rule
+        why = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
         raise AdapterError(
             f"The adapter has rank {adapter.rank}{why}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."

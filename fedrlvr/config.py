@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.errors import ConfigError
-from fedrlvr.rules import MIXED_RANKS, NEW_COMPONENTS
 from fedrlvr.seams import (
     HOSTILE,
     LARGEST_GROUP,
@@ -140,15 +140,15 @@ class Config(Section):
             return
         if self.federation.arm == "central":
             raise ValueError("lora.rank: the arm 'central' has one client, and so one rank")
-        if self.federation.arm == "federated" and self.aggregation.type not in MIXED_RANKS:
-            takes = ", ".join(sorted(MIXED_RANKS))
+        if self.federation.arm == "federated" and not self.aggregation.rule.mixes_ranks:
+            takes = ", ".join(sorted(rule.name for rule in RULES.values() if rule.mixes_ranks))
             raise ValueError(
                 f"aggregation.type = {self.aggregation.type!r} cannot mix the ranks of lora.rank; {takes} can"
             )
 
     def _check_aggregation(self) -> None:
         aggregation, train = self.aggregation, self.train
-        if aggregation.type in NEW_COMPONENTS and train.optimizer_state == "keep":
+        if aggregation.rule.new_components and train.optimizer_state == "keep":
             raise ValueError(
                 f"train.optimizer_state = 'keep' has no meaning with aggregation.type = {aggregation.type!r}, after "
                 "which an adapter's components are others than before"

@@ -110,12 +110,11 @@ def federate(
         raise ConfigError("Say which SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
     settings = load_config(config, overrides or ()) if resume is None else load_resolved(resume / "config.json")
     from fedrlvr.deployment.travels import check, travels
-    from fedrlvr.rules import CHANGES_BASE
 
     check(settings)
     with _link(superlink, root_certificates, insecure) as link:
         directory = _prepared(settings) if resume is None else resume.absolute()
-        for line in travels(settings, change=settings.aggregation.type in CHANGES_BASE):
+        for line in travels(settings, change=settings.aggregation.rule.changes_base):
             print(line)
         print(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
         print(f"Run directory: {directory}", flush=True)

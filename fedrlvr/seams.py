@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedrlvr.rules import AVERAGES, Rule
+from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.sections import Section
 
 
@@ -154,10 +154,14 @@ class PubSwapCoordination(Section):
 Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
 
 
+RuleName = Annotated[str, AfterValidator(lambda name: lora_rule(name).name)]
+"""The name of a LoRA rule."""
+
+
 class AggregationConfig(Section):
     """How many adapters become one (docs/aggregation.md says which to take when)."""
 
-    type: Rule = "fedit"
+    type: RuleName = "fedit"
     """The LoRA rule (docs/methods.md, section 5)."""
     weights: Literal["examples", "equal", "fgrpo"] = "examples"
     """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
@@ -193,6 +197,11 @@ class AggregationConfig(Section):
     """What a client without a gain counts under `positive`. None: 0.1."""
 
     @property
+    def rule(self) -> LoraRule:
+        """The LoRA rule."""
+        return RULES[self.type]
+
+    @property
     def fgrpo(self) -> dict[str, Any]:
         """The options of `FGRPOWeights` that are set."""
         given = {name: getattr(self, f"fgrpo_{name}") for name in _FGRPO}
@@ -215,10 +224,10 @@ class AggregationConfig(Section):
             if getattr(self, f"robust_{name}") is not None and self.robust != needs:
                 raise ValueError(f"robust_{name} has no effect with robust = {self.robust!r}; it is of {needs!r}")
         if self.robust in ROBUST_MEANS:
-            if self.type not in AVERAGES:
-                takes = ", ".join(sorted(AVERAGES))
+            if not self.rule.is_linear:
+                linear = ", ".join(sorted(rule.name for rule in RULES.values() if rule.is_linear))
                 raise ValueError(
-                    f"robust = {self.robust!r} stands in for a mean of adapters, as type = {takes} take it"
+                    f"robust = {self.robust!r} stands in for a mean of adapters, as type = {linear} take it"
                 )
             if self.weights == "fgrpo":
                 raise ValueError(

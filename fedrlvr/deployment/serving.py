@@ -28,7 +28,6 @@ from fedrlvr.federation.server import RunResult, Server, public_set
 from fedrlvr.federation.sites import public_problems
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
-from fedrlvr.rules import CHANGES_BASE
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import grader_for
 from fedrlvr.tasks.problem import Problem
@@ -81,7 +80,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
     cohort = new_cohort(config)
     public = public_problems(config, cohort.base) if isinstance(config.coordination, PubSwapCoordination) else []
     initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
-    for line in travels(config, sum(t.numel() for _, t in initial.tensors()), config.aggregation.type in CHANGES_BASE):
+    for line in travels(config, sum(t.numel() for _, t in initial.tensors()), config.aggregation.rule.changes_base):
         _say(line)
     names = config.federation.names
     terms = terms_of(config, cohort, run_id(directory))

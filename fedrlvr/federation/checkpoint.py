@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from fedrlvr.errors import CheckpointError, FedrlvrError
 
 PROBES = "probes"
 """Among the names of factors, which end in .A or .B."""
+RULE = "rule/"
+"""Prefix of the tensors of the LoRA rule's state."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Checkpoint:
     """The server's state after a round.
 
     strategy: what the strategy must remember, in JSON types. change, last: of the base weights, in all rounds and in
-    the newest (globalmodel.py). probes: everybody's, averaged (sharedprobes.py).
+    the newest (globalmodel.py). probes: everybody's, averaged (sharedprobes.py). rule: the LoRA rule's state.
     """
 
     round: int
@@ -46,6 +48,7 @@ class Checkpoint:
     change: Adapter | None = None
     last: Adapter | None = None
     probes: torch.Tensor | None = None
+    rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -71,6 +74,7 @@ class Checkpoints:
         }
         if checkpoint.probes is not None:
             tensors[PROBES] = checkpoint.probes.contiguous()
+        tensors.update({RULE + name: tensor.contiguous() for name, tensor in checkpoint.rule.items()})
         state = {
             "round": checkpoint.round,
             "alpha": checkpoint.adapter.alpha,
@@ -101,7 +105,8 @@ class Checkpoints:
             adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
             change, last = (_change(tensors, prefix, order) for prefix in ("change/", "last/"))
             strategy = dict(state["strategy"])
-            return Checkpoint(int(state["round"]), adapter, strategy, change, last, tensors.get(PROBES))
+            rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
+            return Checkpoint(int(state["round"]), adapter, strategy, change, last, tensors.get(PROBES), rule)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(newest, error, newest) from None
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import FGRPOWeights, Result, aggregate_stream, client_weights
+from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
+from fedrlvr.aggregation.robust import clipped, robust_mean
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.record import RoundRecord
-from fedrlvr.federation.robust import clipped, robust_mean
 from fedrlvr.seams import CLIP, HOSTILE, TRIM, AggregationConfig
 
 Taken = Iterator[tuple[str, Adapter]]
@@ -33,6 +33,7 @@ class Combiner:
 
     def __init__(self, how: AggregationConfig, *, verified: bool = False) -> None:
         self.how = how
+        self.rule = how.rule.aggregation()
         self.verified = verified
         self.fgrpo = FGRPOWeights(**how.fgrpo) if how.weights == "fgrpo" else None
 
@@ -63,7 +64,7 @@ class Combiner:
             if self.how.robust in ("median", "trimmed_mean", "krum"):
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
-            result = aggregate_stream(pairs, rule=self.how.type, rank=model.adapter.rank, before=model.adapter)
+            result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
             for client, weight in self._weights(examples, record).items():
                 record.client(client)["weight"] = weight
         except FedrlvrError:

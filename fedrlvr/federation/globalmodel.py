@@ -1,7 +1,7 @@
 """What the server has made of all rounds, and how much of it has to travel to whom.
 
     adapter   the global one, at the largest client's rank
-    change    what has been added to everybody's base weights (rules of CHANGES_BASE), and last: its newest part
+    change    what has been added to everybody's base weights (rules that change it), and last: its newest part
 
 Most rules send the whole adapter with every message, and clients need to remember nothing. FFA-LoRA's A and FLoRA's
 new adapters are drawn from the run's seed by whoever needs them. A change of the base, and the half of the adapter
@@ -15,10 +15,10 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
 
-from fedrlvr.adapter import Adapter, fresh
-from fedrlvr.aggregation import Result, add
+from fedrlvr.adapter import Adapter, Halves, fresh
+from fedrlvr.aggregation import LoraRule, Result
+from fedrlvr.aggregation.stacking import add
 from fedrlvr.federation.messages import ChangeKind, Coming, adapter_to_arrays
-from fedrlvr.rules import ALTERNATES, CHANGES_BASE, FROZEN_A, RESTARTS, Halves, Rule, trained
 from fedrlvr.seeds import stream
 
 
@@ -31,7 +31,7 @@ class GlobalModel:
 
     def __init__(
         self,
-        rule: Rule,
+        rule: LoraRule,
         adapter: Adapter,
         seed: int,
         *,
@@ -52,12 +52,12 @@ class GlobalModel:
     @property
     def remembered(self) -> bool:
         """Whether clients remember anything of the global model."""
-        return self.rule in CHANGES_BASE | ALTERNATES
+        return self.rule.changes_base or self.rule.alternates
 
     @property
     def halves(self) -> Halves:
         """What of the adapter this rule's strategy hooks are given."""
-        return "B" if self.rule in FROZEN_A else "AB"
+        return "B" if self.rule.freezes_a else "AB"
 
     def start_of(self, rank: int) -> Adapter:
         """The adapter a client of this rank begins with."""
@@ -79,7 +79,7 @@ class GlobalModel:
             seeded=seeded,
             change=kind,
             change_rank=sent.rank if sent else 0,
-            remember="adapter" if self.rule in ALTERNATES else "change" if self.rule in CHANGES_BASE else "nothing",
+            remember="adapter" if self.rule.alternates else "change" if self.rule.changes_base else "nothing",
         )
         record = None
         if halves == self.halves and rank == self.adapter.rank:
@@ -90,15 +90,15 @@ class GlobalModel:
 
     def _halves_for(self, client: str) -> tuple[Halves | None, int | None]:
         """The halves that travel, and the version of the seeded adapter that stands in for others."""
-        if self.rule in FROZEN_A:
+        if self.rule.freezes_a:
             return "B", 0
-        if self.rule in RESTARTS:
+        if self.rule.restarts:
             return None, self.version
-        if self.rule in ALTERNATES and client in self.held:
+        if self.rule.alternates and client in self.held:
             if self.held[client] == self.version:
                 return None, None
             if self.held[client] == self.version - 1:
-                return trained(self.rule, self.version), None
+                return self.rule.trains(self.version), None
         return "AB", None
 
     def _change_for(self, client: str) -> tuple[ChangeKind, Adapter | None]:
@@ -120,7 +120,7 @@ class GlobalModel:
         """The model as one adapter on the original base: its rank grows with what was added to the base weights."""
         if self.change is None:
             return self.adapter
-        if self.rule in RESTARTS:  # whose adapter has just been begun, and adds nothing
+        if self.rule.restarts:  # whose adapter has just been begun, and adds nothing
             return self.change
         total = add(self.adapter, self.change)
         assert total is not None

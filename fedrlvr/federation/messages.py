@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import (
     CareSupervision,
     EvaluateConfig,
@@ -35,7 +35,6 @@ from fedrlvr.config import (
     TrainConfig,
 )
 from fedrlvr.errors import AdapterError, MessageError
-from fedrlvr.rules import Halves
 from fedrlvr.seams import LARGEST_GROUP
 
 ARRAYS, CHANGE, CONFIG, METRICS, PROBES = "arrays", "change", "config", "metrics", "probes"

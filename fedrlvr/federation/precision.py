@@ -23,10 +23,9 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.errors import AdapterError
 from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter, by_half, decoded
-from fedrlvr.rules import Halves
 
 Rounded = Literal["float16", "int8"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
-from fedrlvr.adapter import Adapter, fresh
-from fedrlvr.aggregation import add
+from fedrlvr.adapter import Adapter, Halves, fresh
+from fedrlvr.aggregation.stacking import add
 from fedrlvr.errors import MessageError
 from fedrlvr.federation.memory import OWN_ADAPTER, ROUND_ADAPTER, arrays_in
 from fedrlvr.federation.messages import (
@@ -26,7 +26,6 @@ from fedrlvr.federation.messages import (
     arrays_to_adapter,
     record_in,
 )
-from fedrlvr.rules import Halves
 from fedrlvr.seeds import stream
 
 if TYPE_CHECKING:

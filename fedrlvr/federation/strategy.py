@@ -48,7 +48,6 @@ from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_r
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.federation.sharedprobes import SharedProbes
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.rules import ALTERNATES, AVERAGES, NEW_COMPONENTS, trained
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -83,7 +82,7 @@ class FederatedRLVR(Strategy):
         self.asked = 0
         """Clients that were asked in this phase of the round; the quorum is of them."""
         self.clients = clients
-        self.model = GlobalModel(config.aggregation.type, adapter, config.run.seed)
+        self.model = GlobalModel(config.aggregation.rule, adapter, config.run.seed)
         self.observer = observer
         self.record = RoundRecord(0)
         self._made: ArrayRecord | None = None
@@ -113,9 +112,9 @@ class FederatedRLVR(Strategy):
             train=self.config.train,
             supervision=self.config.supervision,
             coordination=last.coordination if last else None,
-            trains=trained(self.model.rule, server_round),
+            trains=self.model.rule.trains(server_round),
             precision=self.config.aggregation.precision,
-            feedback=self.model.rule not in NEW_COMPONENTS,
+            feedback=not self.model.rule.new_components,
         )
         for node in self._present(server_round, grid):
             body = self._body(request, node, None if local or last else arrays)
@@ -175,9 +174,9 @@ class FederatedRLVR(Strategy):
                 coordination=coordination,
                 exchange=number,
                 send=now.trades,
-                trains=trained(self.model.rule, server_round),
+                trains=self.model.rule.trains(server_round),
                 precision=self.config.aggregation.precision,
-                feedback=self.model.rule not in NEW_COMPONENTS,
+                feedback=not self.model.rule.new_components,
             )
             messages = []
             for node in nodes:
@@ -275,7 +274,7 @@ class FederatedRLVR(Strategy):
         arrays = record_in(reply.content, ARRAYS, ArrayRecord)
         if arrays is None:
             raise MessageError(f"{whose}: a train reply without an adapter")
-        halves, precision = trained(self.model.rule, server_round), self.config.aggregation.precision
+        halves, precision = self.model.rule.trains(server_round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
             return arrays_to_adapter(arrays, start, whose=whose, halves=halves)
         return unpack(arrays, start, precision=precision, halves=halves, whose=whose)
@@ -344,6 +343,7 @@ class FederatedRLVR(Strategy):
         try:
             held = {str(client): int(version) for client, version in state.get("held", {}).items()}
             self.combiner.load(state)
+            self.combiner.rule.load_state(checkpoint.rule)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
         self.model = GlobalModel(
@@ -392,15 +392,17 @@ class FederatedRLVR(Strategy):
             hooks.aggregate_evaluate(round_, replies)
             self.observer.phase(round_, "checkpoint")
             model, state, probes = self.model, self.state(), self.probes.average
-            log.write(self.record, Checkpoint(round_, model.adapter, state, model.change, model.last, probes))
+            rule = self.combiner.rule.state()
+            log.write(self.record, Checkpoint(round_, model.adapter, state, model.change, model.last, probes, rule))
             self.observer.round_done(self.record.to_json())
         return self.adapter
 
     def _take(self, arrays: ArrayRecord, round_: int) -> None:
-        if self.model.rule not in AVERAGES - ALTERNATES:
+        rule = self.model.rule
+        if not rule.is_linear or self.model.remembered:
             raise RoundError(
                 f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
-                f"{self.model.rule!r} has no place for; use 'fedit' or 'ffa' with it"
+                f"{rule.name!r} has no place for; use 'fedit' or 'ffa' with it"
             )
         halves = self.model.halves
         whose = f"round {round_}, the aggregate"

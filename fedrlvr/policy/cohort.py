@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedrlvr.adapter import Adapter
+from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import ModelError
 from fedrlvr.policy.base import Base
@@ -19,7 +19,6 @@ from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.sampler import Decoding, sample
 from fedrlvr.policy.states import States
 from fedrlvr.rl import Group, Response
-from fedrlvr.rules import Halves
 
 
 class Cohort:

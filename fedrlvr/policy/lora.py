@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fedrlvr.adapter import Adapter, Factors, fresh
+from fedrlvr.adapter import Adapter, Factors, Halves, fresh
 from fedrlvr.config import LoraConfig
 from fedrlvr.errors import AdapterError, ModelError
 from fedrlvr.policy.change import Change, Span, changed
-from fedrlvr.rules import Halves
 
 
 class StackedLinear(nn.Module):

@@ -16,8 +16,8 @@ import torch
 from fakes import NAMES, answering, contexts, scores_reply, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation import FGRPOWeights, hetlora
+from fedrlvr.adapter import Adapter, Factors, Halves
+from fedrlvr.aggregation import FGRPOWeights, lora_rule
 from fedrlvr.config import parse_config
 from fedrlvr.errors import RoundError
 from fedrlvr.federation import strategy as strategy_module
@@ -31,7 +31,6 @@ from fedrlvr.federation.training import Training
 from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.trackers import Tracker
-from fedrlvr.rules import Halves
 
 SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))
@@ -247,7 +246,7 @@ def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: st
     )
     assert "weight" not in strategy.record.clients[who]
     rest = [(of(1.0, rank), 1.0) for name, rank in MIXED.items() if name != who]
-    expected = hetlora(rest, rank=4, before=of(0.0, 4)).adapter
+    expected = lora_rule("hetlora").aggregation().aggregate(rest, rank=4, before=of(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)
@@ -262,7 +261,7 @@ def test_clipping_shortens_a_change_of_any_rank_to_the_same_numbers(who: str, fa
     kept = {name: strategy.record.clients[name]["kept"] for name in MIXED}
     assert kept == pytest.approx({**dict.fromkeys(MIXED, 1.0), who: limit / 4})
     short = [(of(limit if name == who else 1.0, rank), 1.0) for name, rank in MIXED.items()]
-    expected = hetlora(short, rank=4, before=of(0.0, 4)).adapter
+    expected = lora_rule("hetlora").aggregation().aggregate(short, rank=4, before=of(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)

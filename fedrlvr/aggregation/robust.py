@@ -1,4 +1,4 @@
-"""Robust aggregation, which a few broken or hostile clients cannot drag along; by Flower's strategies where they fit.
+"""Robust aggregation: a few broken or hostile clients cannot drag the result along.
 
     median          of each number, over the clients                                                (arXiv 1803.01498)
     trimmed_mean    of each number, the mean without the int(trim n) largest and as many smallest   (arXiv 1803.01498)
@@ -6,27 +6,24 @@
                     nearest others                                                                  (arXiv 1703.02757)
     clipped         start + change min(1, limit / |change|), before any mean                        (arXiv 1911.07963)
 
-They stand in for the plain average of A and B (FedIT), and so are as inexact as it is.
+The first three replace the plain average of A and B (FedIT), and so are as inexact as it is. They give what Flower's
+FedMedian, FedTrimmedAvg and Krum give, to the bit (tests/aggregation/test_robust.py).
 
-Of Flower's others, Bulyan does not fit: it needs 4 hostile + 3 clients, so with one client lost from a small federation
-it withstands none, and where there are too few it answers with no model at all and a line in the log. Nor does
-Multi-Krum: it averages Krum's best few by their number of examples, which each says of itself. Flower clips only inside
-its wrappers for differential privacy: round a whole strategy, for a number of clients fixed beforehand, which their
-noise is counted by, and with no model in a round in which any client failed; so clipping is our own.
+Of Flower's other strategies, Bulyan does not fit: it needs 4 hostile + 3 clients, so with one client lost from a small
+federation it withstands none, and where there are too few it answers with no model at all and a line in the log. Nor
+does Multi-Krum: it averages Krum's best few by their number of examples, which each client states itself. Flower clips
+only inside its wrappers for differential privacy: round a whole strategy, for a number of clients fixed beforehand,
+which their noise is counted by, and with no model in a round in which any client failed.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 from numpy.typing import NDArray
 
 from fedrlvr.adapter import Adapter, Factors
@@ -34,7 +31,7 @@ from fedrlvr.adapter import Adapter, Factors
 RobustRule = Literal["median", "trimmed_mean", "krum"]
 
 PIECE = 1 << 22
-"""Numbers that are looked at together where each stands for itself: what Flower copies of each client at a time."""
+"""Numbers of each client that are copied at a time, where each number stands for itself."""
 
 
 def robust_mean(
@@ -48,16 +45,15 @@ def robust_mean(
     """The aggregate, and the clients it was made from: Krum's one, else all.
 
     start: what the round began with. trim: share of the clients dropped at either end. hostile: how many Krum expects.
-    Every client counts the same: none of the three knows client weights, in the papers as in Flower. Flower is handed
-    changes from `start` in float64 and in messages made here, so that Krum's distances, which it takes as
-    |x|² + |y|² - 2 x y, lose nothing where large adapters differ by little, and Krum's aggregate is its client's
-    adapter to the bit.
+    Every client counts the same: the papers of the three know no client weights. Changes from `start` in float64 are
+    compared, so that Krum's distances, |x|² + |y|² - 2 x y, lose nothing where large adapters differ by little. Krum's
+    aggregate is its client's adapter to the bit.
 
     Raises:
         ValueError: an unknown rule, too few clients for it, a trim or number that makes no sense, or adapters of
             another layout or alpha or with values that are not finite.
     """
-    strategy = _strategy(rule, len(adapters), trim, hostile)
+    _check_enough(rule, len(adapters), trim, hostile)
     base = _flat(start)
     changes = []
     for client, adapter in adapters.items():
@@ -65,16 +61,18 @@ def robust_mean(
         changes.append(_flat(adapter) - base)
         if not np.isfinite(changes[-1]).all():
             raise ValueError(f"{client}: its adapter holds values that are not finite; leave it out")
-    # Only Krum has to see a client's numbers together.
-    size = max(1, base.size) if rule == "krum" else PIECE
-    found = [_aggregate(strategy, [c[at : at + size] for c in changes]) for at in range(0, base.size, size)]
-    sums = base + np.concatenate([values for values, _ in found])
-    likes = [tensor for _, tensor in start.tensors()]
-    parts = torch.split(torch.from_numpy(sums), [like.numel() for like in likes])
-    tensors = iter([part.view(like.shape).to(like.dtype) for part, like in zip(parts, likes, strict=True)])
     clients = list(adapters)
-    mean = start.alike({name: Factors(next(tensors), next(tensors)) for name in start.layers})
-    return mean, [clients[found[0][1]]] if rule == "krum" else clients
+    if rule == "krum":
+        chosen = _krum(np.stack(changes), hostile)
+        clients, change = [clients[chosen]], changes[chosen]
+    else:
+        pieces = (np.stack([c[at : at + PIECE] for c in changes]) for at in range(0, base.size, PIECE))
+        means = [np.median(piece, axis=0) if rule == "median" else _trimmed_mean(piece, trim) for piece in pieces]
+        change = np.concatenate(means)
+    likes = [tensor for _, tensor in start.tensors()]
+    parts = torch.split(torch.from_numpy(base + change), [like.numel() for like in likes])
+    tensors = iter([part.view(like.shape).to(like.dtype) for part, like in zip(parts, likes, strict=True)])
+    return start.alike({name: Factors(next(tensors), next(tensors)) for name in start.layers}), clients
 
 
 def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
@@ -98,13 +96,15 @@ def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
     return start.alike({name: Factors(moved[f"{name}.A"], moved[f"{name}.B"]) for name in start.layers})
 
 
-def _strategy(rule: str, clients: int, trim: float, hostile: int) -> FedAvg:
-    """Flower's strategy for a rule, if so many clients are enough for it."""
+def _check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
+    """
+    Raises:
+        ValueError: an unknown rule, or too few clients for it; the text says what to set.
+    """
     if rule == "median":
         if clients < 3:
             raise ValueError(f"the median of {clients} clients is their plain mean or nothing; it needs at least 3")
-        return FedMedian()
-    if rule == "trimmed_mean":
+    elif rule == "trimmed_mean":
         if not 0 < trim < 0.5:
             raise ValueError(f"trim is the share of clients dropped at either end, above 0 and below 0.5; got {trim}")
         if int(trim * clients) < 1:
@@ -112,48 +112,32 @@ def _strategy(rule: str, clients: int, trim: float, hostile: int) -> FedAvg:
                 f"set trim to at least {math.ceil(100 / clients) / 100:g}" if clients > 2 else "it needs at least 3"
             )
             raise ValueError(f"a trim of {trim:g} drops none of {clients} clients and is their plain mean; {advice}")
-        return FedTrimmedAvg(beta=trim)
-    if rule == "krum":
+    elif rule == "krum":
         if hostile < 0:
             raise ValueError(f"hostile is a number of clients, got {hostile}")
         if clients < 2 * hostile + 3:
             most = (clients - 3) // 2
             advice = f"with {clients}, set hostile to at most {most}" if most >= 0 else f"there are {clients}"
             raise ValueError(f"Krum needs at least {2 * hostile + 3} clients against {hostile} hostile ones; {advice}")
-        return Krum(num_malicious_nodes=hostile)
-    raise ValueError(f"unknown rule {rule!r}; known: median, trimmed_mean, krum")
+    else:
+        raise ValueError(f"unknown rule {rule!r}; known: median, trimmed_mean, krum")
 
 
-def _aggregate(strategy: FedAvg, changes: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], int]:
-    """A strategy's aggregate of the clients' changes, and the number of its one client if it takes only one."""
-    replies = []
-    for number, change in enumerate(changes):
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord({"change": Array(change)}),
-                # A mean of one client's numbers is these numbers: Krum says so which it took.
-                "metrics": MetricRecord({"num-examples": 1, "client": number}),
-            }
-        )
-        metadata = Metadata(0, "", number, 0, "", "", 0.0, 1.0, MessageType.TRAIN)
-        replies.append(Message(content, metadata=metadata))  # type: ignore[call-overload]  # Flower's own, undeclared
-    with _quiet():
-        arrays, metrics = strategy.aggregate_train(0, replies)
-    if arrays is None or metrics is None:
-        raise ValueError(f"Flower's {type(strategy).__name__} made nothing of {len(changes)} changes")
-    return arrays["change"].numpy(), round(float(metrics["client"]))  # type: ignore[arg-type]
+def _trimmed_mean(values_KN: NDArray[np.float64], trim: float) -> NDArray[np.float64]:
+    """[N]: of each number, the mean over the clients without the int(trim K) largest and as many smallest."""
+    clients = len(values_KN)
+    cut = int(trim * clients)
+    kept = np.partition(values_KN, (cut, clients - cut - 1), axis=0)[cut : clients - cut]
+    return np.asarray(kept.mean(axis=0))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Flower reports every aggregation in its log, with numbers that are not those of our messages."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _krum(values_KN: NDArray[np.float64], hostile: int) -> int:
+    """The number of the client with the least sum of squared distances to its K - hostile - 2 nearest others."""
+    norms = np.square(values_KN).sum(axis=1)
+    distances_KK = norms[:, None] + norms[None, :] - 2 * values_KN @ values_KN.T
+    nearest = max(1, len(values_KN) - hostile - 2)
+    scores = [np.sum(row[np.argsort(row)[1 : nearest + 1]]) for row in distances_KK]  # 0 is the client itself
+    return int(np.argsort(scores)[0])
 
 
 def _check_alike(adapter: Adapter, start: Adapter) -> None:
