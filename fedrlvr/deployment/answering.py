@@ -23,7 +23,7 @@ from fedrlvr.deployment.states import Found, States, begin_run
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.deployment.wire import pack, unpack
 from fedrlvr.errors import AdapterError, LimitError, MessageError
-from fedrlvr.federation.client import Asked, CohortApp
+from fedrlvr.federation.client import REQUESTS, CohortApp
 from fedrlvr.federation.localgrid import delivered
 from fedrlvr.federation.messages import (
     ARRAYS,
@@ -32,11 +32,11 @@ from fedrlvr.federation.messages import (
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
-    TrainRequest,
     read_request,
     record_in,
 )
 from fedrlvr.federation.publicmessages import RESPOND, RESPONSES, read_problems
+from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.sites import fit_site, instruction_of, own_problems, unlabelled
 from fedrlvr.policy.base import Base, load_base, threads_here
@@ -52,11 +52,6 @@ MOST_REASON = 500
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
-_KINDS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateRequest]] = {
-    "train": TrainRequest,
-    RESPOND: RespondRequest,
-    "evaluate": EvaluateRequest,
-}
 
 
 @dataclass
@@ -112,7 +107,7 @@ class Answering:
             message = _read(header, data)
             terms = read_terms(message.content)
             del message.content[TERMS]
-            kind = _KINDS.get(message.metadata.message_type)
+            kind = REQUESTS.get(message.metadata.message_type)
             if kind is None:
                 raise MessageError(f"messages of type {message.metadata.message_type} are not answered")
             request = read_request(message, kind)
@@ -156,7 +151,7 @@ class Answering:
         self._check_cohort(terms, site, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         app = CohortApp(cohort, {_NODE: site}, initial, Telling(self.tell, terms.run))
-        found = _memory(states, Asked(app, message, _context(RecordDict()), request))
+        found = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(found.state)
         (reply,) = app([message], [context])
         answer = pack(reply.content)
@@ -321,12 +316,12 @@ def _context(state: RecordDict) -> Context:
     return Context(1, _NODE, {}, state, {})
 
 
-def _memory(states: States, asked: Asked) -> Found:
+def _memory(states: States, request: ClientRequest) -> Found:
     """What this message's answer is computed from."""
-    round_ = asked.request.round
-    if isinstance(asked.request, EvaluateRequest):
+    round_ = request.asked.round
+    if isinstance(request.asked, EvaluateRequest):
         return states.look(round_)
-    return states.go_on(round_) if asked.under_way else states.begin(round_)
+    return states.go_on(round_) if request.under_way else states.begin(round_)
 
 
 def _take_off(cohort: Cohort) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
@@ -26,10 +25,8 @@ from fedrlvr.federation.messages import (
     arrays_to_adapter,
     record_in,
 )
+from fedrlvr.federation.request import ClientRequest
 from fedrlvr.seeds import stream
-
-if TYPE_CHECKING:
-    from fedrlvr.federation.client import Asked
 
 HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
 
@@ -59,47 +56,48 @@ class Reading:
         self._records: dict[Hashable, ArrayRecord] = {}
         self._likes: list[Adapter] = []  # keys speak of adapters by their ids, so these must live as long
 
-    def start(self, one: Asked) -> Start:
+    def start(self, request: ClientRequest) -> Start:
         """What this client begins with.
 
         Raises:
             MessageError: the message lacks something, or counts on what the client does not remember.
             AdapterError: an adapter that cannot be used.
         """
-        request = one.request
-        if request.own_adapter:
-            own = arrays_in(one.context, OWN_ADAPTER)
-            return Start(self._adapter(own, one.initial, f"{one.site.name}'s own") if own is not None else one.initial)
-        if one.coming is not None:
-            return self._begin(one, one.coming)
-        may = isinstance(request, StretchRequest) and request.coordination is not None
-        arrays = arrays_in(one.context, ROUND_ADAPTER) if may else None
+        asked = request.asked
+        if asked.own_adapter:
+            kept = arrays_in(request.context, OWN_ADAPTER)
+            initial = request.client.initial
+            return Start(self._adapter(kept, initial, f"{request.client.name}'s own") if kept is not None else initial)
+        if request.coming is not None:
+            return self._begin(request, request.coming)
+        may = isinstance(asked, StretchRequest) and asked.coordination is not None
+        arrays = arrays_in(request.context, ROUND_ADAPTER) if may else None
         if arrays is None:
-            raise MessageError(f"{one.site.name}: round {request.round}: a request without an adapter")
-        change = self._held_change(one)
-        return Start(self._adapter(arrays, one.initial, one.site.name), change)
+            raise MessageError(f"{request.place}: a request without an adapter")
+        change = self._held_change(request)
+        return Start(self._adapter(arrays, request.client.initial, request.client.name), change)
 
-    def _begin(self, one: Asked, coming: Coming) -> Start:
-        whose = f"the adapter sent to {one.site.name} in round {one.request.round}"
+    def _begin(self, request: ClientRequest, coming: Coming) -> Start:
+        whose = f"the adapter sent to {request.client.name} in round {request.asked.round}"
         if coming.change in ("held", "next") or (coming.halves != "AB" and coming.seeded is None):
-            self._check_held(one, coming)
-        rest = one.initial
+            self._check_held(request, coming)
+        rest = request.client.initial
         if coming.seeded:
-            seed = stream(one.request.seed, "adapter", coming.seeded)
-            whole = one.app.initial
+            seed = stream(request.asked.seed, "adapter", coming.seeded)
+            whole = request.client.largest
             rest = fresh(whole.shapes, rank=whole.rank, alpha=whole.alpha, seed=seed).at_rank(rest.rank)
         elif coming.seeded is None and coming.halves != "AB":
-            held = arrays_in(one.context, HELD_ADAPTER)
+            held = arrays_in(request.context, HELD_ADAPTER)
             if held is None:
-                raise MessageError(f"{one.site.name}: round {one.request.round}: no adapter is remembered here")
-            rest = self._adapter(held, rest, one.site.name)
+                raise MessageError(f"{request.place}: no adapter is remembered here")
+            rest = self._adapter(held, rest, request.client.name)
         adapter = rest
         if coming.halves is not None:
-            arrays = record_in(one.message.content, ARRAYS, ArrayRecord)
+            arrays = record_in(request.message.content, ARRAYS, ArrayRecord)
             if arrays is None:
-                raise MessageError(f"{one.site.name}: round {one.request.round}: a request without an adapter")
+                raise MessageError(f"{request.place}: a request without an adapter")
             adapter = self._adapter(arrays, rest, whose, coming.halves)
-        change = self._change(one, coming)
+        change = self._change(request, coming)
         keep: dict[str, ArrayRecord | ConfigRecord] = {}
         if coming.remember != "nothing":
             keep[HELD] = ConfigRecord({"version": coming.version, "rank": change.rank if change else 0})
@@ -109,20 +107,17 @@ class Reading:
             keep[HELD_CHANGE] = self._record(change)
         return Start(adapter, change, keep)
 
-    def _change(self, one: Asked, coming: Coming) -> Adapter | None:
+    def _change(self, request: ClientRequest, coming: Coming) -> Adapter | None:
         if coming.change == "none":
             return None
-        held = self._held_change(one) if coming.change != "whole" else None
+        held = self._held_change(request) if coming.change != "whole" else None
         if coming.change == "held":
             return held
-        arrays = record_in(one.message.content, CHANGE, ArrayRecord)
-        if arrays is None or not 1 <= coming.change_rank <= _most(one.app.initial):
-            raise MessageError(
-                f"{one.site.name}: round {one.request.round}: a request without the change of the base weights that it "
-                "speaks of"
-            )
-        whose = f"the change of the base weights sent to {one.site.name} in round {one.request.round}"
-        came = self._adapter(arrays, _of_scale_1(one.app.initial, coming.change_rank), whose)
+        arrays = record_in(request.message.content, CHANGE, ArrayRecord)
+        if arrays is None or not 1 <= coming.change_rank <= _most(request.client.largest):
+            raise MessageError(f"{request.place}: a request without the change of the base weights that it speaks of")
+        whose = f"the change of the base weights sent to {request.client.name} in round {request.asked.round}"
+        came = self._adapter(arrays, _of_scale_1(request.client.largest, coming.change_rank), whose)
         key = id(held), id(came)  # both are kept alive by this reading
         if key not in self._adapters:
             total = add(held, came)
@@ -130,24 +125,24 @@ class Reading:
             self._adapters[key] = total
         return self._adapters[key]
 
-    def _held_change(self, one: Asked) -> Adapter | None:
-        record, arrays = one.context.state.get(HELD), arrays_in(one.context, HELD_CHANGE)
+    def _held_change(self, request: ClientRequest) -> Adapter | None:
+        record, arrays = request.context.state.get(HELD), arrays_in(request.context, HELD_CHANGE)
         rank = int(record["rank"]) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
         if not rank:
             return None
         if arrays is None:
             raise MessageError(
-                f"{one.site.name}: the change of the base weights is missing from what is remembered here"
+                f"{request.client.name}: the change of the base weights is missing from what is remembered here"
             )
-        return self._adapter(arrays, _of_scale_1(one.app.initial, rank), one.site.name)
+        return self._adapter(arrays, _of_scale_1(request.client.largest, rank), request.client.name)
 
-    def _check_held(self, one: Asked, coming: Coming) -> None:
-        record = one.context.state.get(HELD)
+    def _check_held(self, request: ClientRequest, coming: Coming) -> None:
+        record = request.context.state.get(HELD)
         version = int(record["version"]) if isinstance(record, ConfigRecord) else None  # type: ignore[arg-type]
         if version is None or version != coming.since:
             known = "nothing" if version is None else f"that of round {version}"
             raise MessageError(
-                f"{one.site.name}: round {one.request.round}: the message counts on the model of round {coming.since}, "
+                f"{request.place}: the message counts on the model of round {coming.since}, "
                 f"but this client remembers {known}; the server will send all of it next time"
             )
 

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -51,6 +51,8 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
+
+R = TypeVar("R", bound=StretchRequest)
 
 MOST_REASON = 500
 """Characters kept of why a client was left out: part of it may be the client's own words."""
@@ -103,24 +105,37 @@ class FederatedRLVR(Strategy):
         """
         local = self.config.federation.arm == "local"
         last = self.exchange
-        request = TrainRequest(
-            round=server_round,
-            seed=self.config.run.seed,
-            own_adapter=local,
-            sampling=self.config.sampling,
+        request = self._request(
+            TrainRequest,
+            server_round,
             steps=0 if last else self.config.train.local_steps,
-            train=self.config.train,
-            supervision=self.config.supervision,
+            own_adapter=local,
             coordination=last.coordination if last else None,
-            trains=self.model.rule.trains(server_round),
-            precision=self.config.aggregation.precision,
-            feedback=not self.model.rule.new_components,
         )
         for node in self._present(server_round, grid):
             body = self._body(request, node, None if local or last else arrays)
             if last and (share := last.share(self.clients[node])) is not None:
                 body[SHARE] = share
             yield Message(body, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def _request(self, kind: type[R], round_: int, steps: int, **more: Any) -> R:
+        """A request for training, with what every such request of this run asks.
+
+        more: the fields that are this kind's own.
+        """
+        config = self.config
+        return kind(
+            round=round_,
+            seed=config.run.seed,
+            sampling=config.sampling,
+            steps=steps,
+            train=config.train,
+            supervision=config.supervision,
+            trains=self.model.rule.trains(round_),
+            precision=config.aggregation.precision,
+            feedback=not self.model.rule.new_components,
+            **more,
+        )
 
     def _body(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
         """A request to a client; with arrays it brings the client what it lacks of the global model."""
@@ -164,19 +179,8 @@ class FederatedRLVR(Strategy):
         for number, steps in enumerate(stretches(self.config.train.local_steps, coordination.exchanges), start=1):
             nodes = self._present(server_round, grid)
             now = Exchange(self.config, self.public, server_round, number, [self.clients[node] for node in nodes])
-            request = RespondRequest(
-                round=server_round,
-                seed=self.config.run.seed,
-                sampling=self.config.sampling,
-                steps=steps,
-                train=self.config.train,
-                supervision=self.config.supervision,
-                coordination=coordination,
-                exchange=number,
-                send=now.trades,
-                trains=self.model.rule.trains(server_round),
-                precision=self.config.aggregation.precision,
-                feedback=not self.model.rule.new_components,
+            request = self._request(
+                RespondRequest, server_round, steps, coordination=coordination, exchange=number, send=now.trades
             )
             messages = []
             for node in nodes:

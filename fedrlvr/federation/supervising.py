@@ -10,13 +10,15 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 
 from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import MessageError
 from fedrlvr.federation.memory import Memory, Probes
+from fedrlvr.federation.messages import StretchRequest
+from fedrlvr.federation.request import ClientRequest
 from fedrlvr.labels.clientledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.policy.base import Base
@@ -42,10 +44,6 @@ from fedrlvr.supervision import (
 from fedrlvr.supervision.features import Features, Labelled
 from fedrlvr.supervision.judge import Opinion
 from fedrlvr.tasks.voting import answers, sameness
-
-if TYPE_CHECKING:
-    from fedrlvr.federation.client import Asked
-    from fedrlvr.federation.messages import StretchRequest
 
 
 @dataclass
@@ -81,7 +79,7 @@ class TimedJudge(Judge):
 class Supervising:
     """What decides over the rewards of one batch's clients.
 
-    clients, memory: by row of the cohort. shared: by row the probes' weights that came with a message, if any.
+    requests, memory: by row of the cohort. shared: by row the probes' weights that came with a message, if any.
 
     Raises:
         LedgerError: a ledger cannot be opened.
@@ -91,17 +89,17 @@ class Supervising:
     def __init__(
         self,
         base: Base,
-        request: StretchRequest,
-        clients: Mapping[str, Asked],
+        asked: StretchRequest,
+        requests: Mapping[str, ClientRequest],
         memory: Mapping[str, Memory],
         shared: Mapping[str, torch.Tensor],
     ) -> None:
-        self.base, self.request, self.how = base, request, request.supervision
-        self.clients, self.memory = clients, memory
+        self.base, self.asked, self.how = base, asked, asked.supervision
+        self.requests, self.memory = requests, memory
         self._mine: dict[str, Mine] = {}
         try:
-            for row, one in clients.items():
-                self._mine[row] = self._made(row, one, shared.get(row))
+            for row, request in requests.items():
+                self._mine[row] = self._made(row, request, shared.get(row))
         except BaseException:
             self.__exit__()
             raise
@@ -109,8 +107,8 @@ class Supervising:
         self.reads_votes, self.reads_states = method.reads_votes, method.reads_states
         self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
 
-    def _made(self, row: str, one: Asked, shared: torch.Tensor | None) -> Mine:
-        how, site = self.how, one.site
+    def _made(self, row: str, request: ClientRequest, shared: torch.Tensor | None) -> Mine:
+        how, site = self.how, request.site
         if isinstance(how, LabelsSupervision):
             return Mine(TrueLabels(), AllLabels(site.answers), None, None)
         if isinstance(how, MajoritySupervision):
@@ -126,24 +124,26 @@ class Supervising:
         if isinstance(how, SelectionSupervision):
             peek = site.answers.peek if how.type == "oracle" else None
             return Mine(Selection(how.type, budget=how.budget, rest=how.rest, peek=peek), ledger, disk, None)
-        judge = self._judge(row, one, how, shared)
+        judge = self._judge(row, request, how, shared)
         method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
         return Mine(method, ledger, disk, judge)
 
-    def _judge(self, row: str, one: Asked, how: CareSupervision, shared: torch.Tensor | None) -> TimedJudge:
-        site, kept = one.site, self.memory[row].probes
+    def _judge(self, row: str, request: ClientRequest, how: CareSupervision, shared: torch.Tensor | None) -> TimedJudge:
+        site, kept = request.site, self.memory[row].probes
         # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
         whose = "" if how.share_probes else site.name
-        rng = torch.Generator().manual_seed(stream(one.request.seed, whose, "probes"))
+        rng = torch.Generator().manual_seed(stream(request.asked.seed, whose, "probes"))
         settings = Settings(lr=how.probe_learning_rate, steps=how.probe_steps)
-        judge = TimedJudge(width(self.base), self.request.sampling.group_size, rng, settings, str(self.base.device))
+        judge = TimedJudge(width(self.base), self.asked.sampling.group_size, rng, settings, str(self.base.device))
         try:
             if kept is not None:
                 judge.load(kept.tensors, kept.plain)
             if shared is not None:
                 judge.load_flattened(shared)
         except ValueError as error:
-            raise MessageError(f"{site.name}: round {one.request.round}: probes that cannot be used: {error}") from None
+            raise MessageError(
+                f"{site.name}: round {request.asked.round}: probes that cannot be used: {error}"
+            ) from None
         return judge
 
     def supervise(self, row: str, groups: Sequence[Group], states: States | None) -> None:
@@ -152,14 +152,14 @@ class Supervising:
         Raises:
             GradingError: a reward fails. LedgerError: the ledger fails.
         """
-        mine, one, memory = self._mine[row], self.clients[row], self.memory[row]
+        mine, request, memory = self._mine[row], self.requests[row], self.memory[row]
         votes = [_votes(group) for group in groups] if self.reads_votes else []
         seen = None
         if states is not None:
             lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
-            longest = self.request.sampling.max_new_tokens
+            longest = self.asked.sampling.max_new_tokens
             seen = features(states.prompt_PH, states.response_PGH, votes, lengths, longest)
-        rng = random.Random(stream(one.request.seed, one.site.name, "labels", memory.steps))
+        rng = random.Random(stream(request.asked.seed, request.site.name, "labels", memory.steps))
         verdicts = mine.method.supervise(Step(memory.steps, groups, votes, seen, rng), mine.ledger)
         for group, verdict in zip(groups, verdicts, strict=True):
             for response, reward in zip(group.responses, verdict.rewards, strict=True):
@@ -171,7 +171,7 @@ class Supervising:
         judged = mine.method.judged if isinstance(mine.method, Care) else None
         memory.labels.supervised(votes, verdicts, judged.reliable if judged else None, learnt)
         if self._audits:
-            true = [one.site.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
+            true = [request.site.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(
                 votes, verdicts, true, judged.reliable if judged else None, judged.scores if judged else None
             )

@@ -27,9 +27,10 @@ from fedrlvr import __version__
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.federation.checkpoint import atomic_text
-from fedrlvr.federation.client import Asked, CohortApp, batches
+from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.plan import Plan, Planned
 from fedrlvr.federation.record import read_metrics
+from fedrlvr.federation.request import ClientRequest, batches
 from fedrlvr.federation.run import Federation, Wrap, new_cohort, settled
 from fedrlvr.reporting.sweepprogress import SweepObserver
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
@@ -268,33 +269,36 @@ def _take_turns(members: Sequence[_Member]) -> None:
 
 def _answer(waiting: Mapping[_Member, Handed]) -> dict[_Member, list[Message] | Exception]:
     """Everybody's messages computed at once; a federation whose part fails gets the exception for replies."""
-    failed: dict[CohortApp, Exception] = {}
-    asked: dict[CohortApp, list[Asked]] = {}
-    replies: dict[Asked, Message] = {}
+    failed: dict[str, Exception] = {}
+    read: dict[str, list[ClientRequest]] = {}
+    replies: dict[ClientRequest, Message] = {}
     for member, handed in waiting.items():
         try:
-            asked[member.app] = member.app.read(*handed)
+            read[member.name] = member.app.read(*handed)
         except Exception as error:
-            failed[member.app] = error
-    everything = [one for own in asked.values() for one in own]
-    for batch in batches(everything, together=next(iter(waiting)).app.cohort.engine.cohort):
-        _compute([one for one in batch if one.app not in failed], replies, failed)
+            failed[member.name] = error
+    app = next(iter(waiting)).app  # computing a batch needs the cohort, which all members share
+    everything = [request for requests in read.values() for request in requests]
+    for batch in batches(everything, together=app.cohort.engine.cohort):
+        _compute(app, [request for request in batch if request.client.federation not in failed], replies, failed)
     return {
-        member: failed[member.app] if member.app in failed else [replies[one] for one in asked[member.app]]
+        member: failed[member.name] if member.name in failed else [replies[request] for request in read[member.name]]
         for member in waiting
     }
 
 
-def _compute(batch: Sequence[Asked], replies: dict[Asked, Message], failed: dict[CohortApp, Exception]) -> None:
+def _compute(
+    app: CohortApp, batch: Sequence[ClientRequest], replies: dict[ClientRequest, Message], failed: dict[str, Exception]
+) -> None:
     """Compute one batch; if that fails, each federation's part of it by itself, to see whose fault it is."""
     if not batch:
         return
     try:
-        replies.update(zip(batch, batch[0].app.compute(batch), strict=True))
+        replies.update(zip(batch, app.compute(batch), strict=True))
     except Exception as error:
-        apps = list(dict.fromkeys(one.app for one in batch))
-        if len(apps) == 1:
-            failed[apps[0]] = error
+        federations = list(dict.fromkeys(request.client.federation for request in batch))
+        if len(federations) == 1:
+            failed[federations[0]] = error
             return
-        for app in apps:
-            _compute([one for one in batch if one.app is app], replies, failed)
+        for federation in federations:
+            _compute(app, [request for request in batch if request.client.federation == federation], replies, failed)

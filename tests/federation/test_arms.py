@@ -14,8 +14,8 @@ from small_runs import CLIENTS, VARIANTS, Configs, Runs, adapter_bytes, without_
 
 import fedrlvr
 from fedrlvr.federation import run as run_module
+from fedrlvr.federation.local_training import LocalTraining
 from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.training import Training
 from fedrlvr.reporting.observer import Observer
 
 FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
@@ -76,13 +76,13 @@ def test_the_arm_central_gives_one_client_everything(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    real = Training._local_step
+    real = LocalTraining._local_step
 
-    def counted(self: Training) -> None:
+    def counted(self: LocalTraining) -> None:
         steps.append(self.request.train.problems_per_step)
         real(self)
 
-    monkeypatch.setattr(Training, "_local_step", counted)
+    monkeypatch.setattr(LocalTraining, "_local_step", counted)
     result = fedrlvr.run(configured(tmp_path / "run", federation={"arm": "central"}))
     assert steps == [2 * 3] * 4
     holdings = json.loads((tmp_path / "run" / "holdings.json").read_text("utf-8"))

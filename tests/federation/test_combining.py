@@ -22,12 +22,12 @@ from fedrlvr.config import parse_config
 from fedrlvr.errors import RoundError
 from fedrlvr.federation import strategy as strategy_module
 from fedrlvr.federation.checkpoint import Checkpoints
-from fedrlvr.federation.client import Asked
+from fedrlvr.federation.local_training import LocalTraining
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.training import Training
 from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.trackers import Tracker
@@ -437,9 +437,9 @@ def sent(message: Message, adapter: Adapter, start: Adapter) -> RecordDict:
     """What the client code makes of its adapter at the end of a round."""
     request = read_request(message, TrainRequest)
     context = contexts([1])[1]
-    training = cast(Training, SimpleNamespace(request=request, starts={"me": start}))
-    site = SimpleNamespace(name="me")
-    arrays, _ = Training._packed(training, "me", cast(Asked, SimpleNamespace(context=context, site=site)), adapter)
+    training = cast(LocalTraining, SimpleNamespace(asked=request, starts={"me": start}))
+    mine = cast(ClientRequest, SimpleNamespace(context=context, row="me", client=SimpleNamespace(name="me")))
+    arrays, _ = LocalTraining._packed(training, mine, adapter)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
 
 

@@ -20,8 +20,8 @@ import fedrlvr
 from fedrlvr import coordination as coordination_package
 from fedrlvr.config import parse_config
 from fedrlvr.federation import exchange as exchange_module
+from fedrlvr.federation import public_steps
 from fedrlvr.federation import run as run_module
-from fedrlvr.federation import training as training_module
 from fedrlvr.federation.exchange import Exchange
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
@@ -195,7 +195,7 @@ def test_cap_and_gamma_are_those_of_the_config(
         seen.add((cap, gamma))
         return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
 
-    monkeypatch.setattr(training_module, "reference", reference)
+    monkeypatch.setattr(public_steps, "reference", reference)
     changes = exchanges(tmp_path, coordination=coordination, train={"rounds": 1})
     fedrlvr.run(configured(tmp_path / "run", **changes))
     assert seen == {used}
@@ -357,7 +357,7 @@ def test_every_swap_and_every_sampling_has_random_numbers_of_its_own(
         samples.extend(seeds.values())
         return real(self, prompts, decoding, seeds, *states)
 
-    monkeypatch.setattr(training_module, "swap", swap)
+    monkeypatch.setattr(public_steps, "swap", swap)
     monkeypatch.setattr(Cohort, "sample", sample)
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, evaluate={"every": 0})))
     assert len(swaps) == len(set(swaps)) == 2 * 2 * 3

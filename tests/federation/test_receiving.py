@@ -4,6 +4,7 @@ it remembers is refused, and forgets nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -15,11 +16,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
-from fedrlvr.federation.client import Asked, CohortApp
+from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND_ADAPTER
 from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
 from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
+from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
@@ -65,17 +67,19 @@ class Federation:
         self.kinds: list[tuple[str, str | None, str]] = []
         """Of every message: for whom, the halves and the kind of change in it."""
 
-    def asked(self, message: Message) -> Asked:
+    def asked(self, message: Message) -> ClientRequest:
         (one,) = self.app.read([message], [self.contexts[message.metadata.dst_node_id]])
         return one
 
-    def begin(self, one: Asked) -> Start:
+    def begin(self, request: ClientRequest) -> Start:
         """What a client begins with is what the server has, to the bit."""
-        start, model = Reading().start(one), self.strategy.model
-        assert same(start.adapter, model.adapter.at_rank(one.initial.rank)), f"{one.site.name}: its adapter"
-        assert same(start.change, model.change), f"{one.site.name}: its change"
-        assert one.coming is not None
-        self.kinds.append((one.site.name, one.coming.halves, one.coming.change))
+        start, model = Reading().start(request), self.strategy.model
+        assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
+            f"{request.client.name}: its adapter"
+        )
+        assert same(start.change, model.change), f"{request.client.name}: its change"
+        assert request.coming is not None
+        self.kinds.append((request.client.name, request.coming.halves, request.coming.change))
         return start
 
     def answer(self, messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
@@ -86,8 +90,8 @@ class Federation:
             start = self.begin(one)
             start.remember(one.context)
             body = scores_reply(["s"], [1], [0.0], [0.0])
-            if isinstance(one.request, StretchRequest):
-                step = made(100 * one.request.round + message.metadata.dst_node_id, start.adapter.rank)
+            if isinstance(one.asked, StretchRequest):
+                step = made(100 * one.asked.round + message.metadata.dst_node_id, start.adapter.rank)
                 after = Adapter(
                     {
                         n: Factors(a + step.layers[n].A, b + step.layers[n].B)
@@ -95,7 +99,7 @@ class Federation:
                     },
                     4.0,
                 )
-                arrays = adapter_to_arrays(after, one.request.trains)
+                arrays = adapter_to_arrays(after, one.asked.trains)
                 body = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
             replies.append(Message(body, reply_to=message))
         return replies
@@ -199,8 +203,8 @@ def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2
     one = federation.asked(message)
     assert one.coming is not None
     if coming:
-        changed = one.request.model_copy(update={"coming": Coming(**{**one.coming.model_dump(), **coming})})
-        one = Asked(one.app, one.message, one.context, changed)
+        changed = one.asked.model_copy(update={"coming": Coming(**{**one.coming.model_dump(), **coming})})
+        one = replace(one, asked=changed)
     spoil(message, context)
     before = dict(context.state)
     with pytest.raises(FedrlvrError) as caught:
@@ -315,7 +319,7 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     federation.round(1)
     federation.evaluate()
     one = federation.asked(federation.message(2))
-    middle = one.request.model_copy(update={"coming": None, "coordination": PubSwapCoordination()})
+    middle = one.asked.model_copy(update={"coming": None, "coordination": PubSwapCoordination()})
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
         Reading().start(federation.asked(message))

@@ -190,7 +190,7 @@ def test_a_client_with_nothing_held_out_is_evaluated_on_nothing(grid_of: Made) -
     grid, config, initial = grid_of()
     app = grid._handler
     assert isinstance(app, CohortApp)
-    app.sites = {node: replace(site, test=[] if node == 2 else site.test) for node, site in app.sites.items()}
+    app.clients[2] = replace(app.clients[2], site=replace(app.clients[2].site, test=[]))
     request = EvaluateRequest(round=0, seed=3, sampling=config.sampling, evaluate=config.evaluate)
     arrays = adapter_to_arrays(initial)
     replies = list(grid.send_and_receive([Message(content(request, arrays), node, "evaluate") for node in (1, 2, 3)]))

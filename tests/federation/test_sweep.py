@@ -22,9 +22,9 @@ import fedrlvr
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, TrainConfig, parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, GradingError, RoundError
-from fedrlvr.federation.client import batches
 from fedrlvr.federation.messages import EvaluateRequest, TrainRequest
 from fedrlvr.federation.plan import Plan, plan
+from fedrlvr.federation.request import batches
 from fedrlvr.federation.run import run
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.sweep import sweep
@@ -220,7 +220,7 @@ def test_what_is_computed_at_once() -> None:
 
     def asked(row: str, kind: type[TrainRequest | EvaluateRequest], fields: dict[str, Any], **more: Any) -> Any:
         labels = {"supervision": config.supervision} if kind is TrainRequest else {}
-        return SimpleNamespace(row=row, request=kind(**{**fields, **labels, **more}))
+        return SimpleNamespace(row=row, asked=kind(**{**fields, **labels, **more}))
 
     a = asked("x/ann", TrainRequest, train)
     b = asked("x/bob", EvaluateRequest, evaluate)
