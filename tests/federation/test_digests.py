@@ -109,9 +109,10 @@ def settings(directory: Path, changes: Changes) -> dict[str, Any]:
 
 def command(*arguments: object) -> None:
     """`python -m fedrlvr ARGUMENTS` in this process."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fedrlvr", *map(str, arguments)])
-        runpy.run_module("fedrlvr", run_name="__main__")
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("fedrlvr", run_name="__main__")
     assert end.value.code in (0, None)
 
 
@@ -148,7 +149,7 @@ def check() -> Iterator[Callable[[str, Path], None]]:
 
     if not same and not UPDATE:
         warnings.warn(
-            f"Digests were made with {stored['machine']}, this is {here}: numbers are compared to 1e-6 (some to 1e-3) instead.",
+            f"Digests were made with {stored['machine']}, this is {here}: numbers are compared to 1e-6, some to 1e-3.",
             stacklevel=1,
         )
     yield compare
