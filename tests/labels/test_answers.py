@@ -50,7 +50,7 @@ def test_only_the_ledger_buys_answers() -> None:
 def test_only_experiments_peek_at_answers() -> None:
     """The oracle is handed the look that the federation takes for it."""
     assert where("peek") == {
-        "federation/supervising.py": {"site.answers", "one.site.answers"},
+        "federation/supervising.py": {"site.answers", "request.site.answers"},
         "supervision/selection.py": {"self"},
     }
 
