@@ -30,13 +30,13 @@ from fedrlvr.federation.messages import (
 )
 from fedrlvr.federation.publicmessages import RESPOND
 from fedrlvr.federation.receiving import Reading
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.training import Training, by_federation
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
+from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
 
 
@@ -54,7 +54,7 @@ class Asked:
     request: StretchRequest | EvaluateRequest
 
     @property
-    def site(self) -> Site:
+    def site(self) -> ClientData:
         """Who is asked."""
         return self.app.sites[self.message.metadata.dst_node_id]
 
@@ -82,8 +82,7 @@ class Asked:
 
     def encode(self, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
         """Token ids of these problems' prompts as this client asks them."""
-        prompts = [problem.prompt for problem in problems]
-        return self.app.cohort.base.encode_all(prompts, self.site.instruction)
+        return self.app.cohort.base.encode_all([self.site.prompt_text(problem) for problem in problems])
 
 
 def batches(asked: Sequence[Asked], *, together: bool = True) -> list[list[Asked]]:
@@ -113,7 +112,12 @@ class CohortApp:
     """
 
     def __init__(
-        self, cohort: Cohort, sites: Mapping[int, Site], initial: Adapter, observer: Observer, federation: str = ""
+        self,
+        cohort: Cohort,
+        sites: Mapping[int, ClientData],
+        initial: Adapter,
+        observer: Observer,
+        federation: str = "",
     ) -> None:
         self.cohort = cohort
         self.sites = sites
@@ -122,7 +126,7 @@ class CohortApp:
         self.federation = federation
         self._initials: dict[int, Adapter] = {}
 
-    def initial_of(self, site: Site) -> Adapter:
+    def initial_of(self, site: ClientData) -> Adapter:
         """The adapter a site starts from."""
         rank = site.rank or self.initial.rank
         return self._initials.setdefault(rank, self.initial.at_rank(rank))
@@ -199,7 +203,7 @@ class CohortApp:
         ]
 
 
-def _scores(site: Site, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
+def _scores(site: ClientData, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
     """Pass rates of the held-out problems, summed by source."""
     rates: dict[str, list[float]] = {}
     for problem, responses in zip(site.test, drawn, strict=True):
