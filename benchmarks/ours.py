@@ -15,19 +15,19 @@ from fedrlvr.federation.checkpoint import Checkpoint
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.record import RoundRecord, RunLog
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.tasks import Question
+from fedrlvr.tasks.client_data import ClientData
 
 ROUNDS = 1_000_000
 """Never reached: the one who paces the rounds ends the run."""
 
 
-class InOrder(Site):
-    """A site that takes its problems as the case lists them, so that all sides train on the same ones."""
+class InOrder(ClientData):
+    """A client that takes its problems as the case lists them, so that all sides train on the same ones."""
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` problems after `cursor` draws."""

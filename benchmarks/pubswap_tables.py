@@ -17,14 +17,14 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import new_cohort
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.scores import evaluations
 from fedrlvr.reporting.sweeptable import Spread, spread
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.tasks.deal import deal
+from fedrlvr.tasks.partition import by_source
 from fedrlvr.zoo.train import processor
 
 NAMES = {
@@ -314,7 +314,7 @@ class Looking:
     def __init__(self, config: Config) -> None:
         self.cohort = new_cohort(config.model_copy(update={"engine": config.engine.model_copy(update={"threads": 1})}))
         self.initial = self.cohort.fresh_adapter(0)
-        sites = deal(config).sites
+        sites = deal(config).clients
         self.own = {site.name: {problem.source for problem in site.train} for site in sites}
         everything = [problem for site in sites for problem in site.test]
         # Spread over each family's problems, which come level by level.

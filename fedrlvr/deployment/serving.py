@@ -25,11 +25,11 @@ from fedrlvr.errors import CheckpointError
 from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
 from fedrlvr.federation.run import new_cohort, new_directory, settled
 from fedrlvr.federation.server import RunResult, Server, public_set
-from fedrlvr.federation.sites import public_problems
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import grader_for
+from fedrlvr.tasks.deal import public_problems
 from fedrlvr.tasks.problem import Problem
 
 RUN_ID = "run-id"

@@ -118,7 +118,7 @@ class LocalTraining:
         started = time.perf_counter()
         count = train.problems_per_step
         problems = {
-            row: request.site.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
+            row: request.data.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
         }
         prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
         # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
@@ -213,7 +213,7 @@ class LocalTraining:
 
     def _reply(self, row: str, rest: RecordDict, **numbers: float | list[int] | list[float]) -> RecordDict:
         """A reply: numbers, those of the last exchange if public steps were taken on it, and the rest."""
-        examples = len(self.requests[row].site.train)
+        examples = len(self.requests[row].data.train)
         reply = RecordDict({METRICS: metrics_record({"num-examples": examples, **numbers})})
         if row in self.public.swaps:
             reply[EXCHANGE] = exchange_record(self.public.swaps[row].summary())

@@ -59,15 +59,15 @@ class Base:
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
-    def encode(self, prompt: str, instruction: str = "") -> list[int]:
-        """Token ids of a prompt with its instruction, in the chat template where there is one and it is wanted.
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, in the chat template where there is one and it is wanted.
 
         Raises:
             DataError: the prompt has no tokens.
         """
-        return self.encode_all([prompt], instruction)[0]
+        return self.encode_all([prompt])[0]
 
-    def encode_all(self, prompts: Sequence[str], instruction: str = "") -> list[list[int]]:
+    def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
         """`encode` of each prompt.
 
         Raises:
@@ -75,7 +75,7 @@ class Base:
         """
         if not prompts:
             return []
-        texts = [f"{prompt}\n{instruction}" if instruction else prompt for prompt in prompts]
+        texts = list(prompts)
         if self.chat_template:
             texts = [
                 self.tokenizer.apply_chat_template(

@@ -52,7 +52,7 @@ from benchmarks.aggregation_tables import (
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import load_config
 from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
-from fedrlvr.federation.sites import Dealt, deal
+from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.problem import Problem
 
 CELLS = [(part, cell) for part, cells in PARTS.items() for cell in cells]
@@ -119,14 +119,14 @@ def test_writing_problems_again_gives_the_same_files(directory: Path, tmp_path: 
 
 def test_families_lie_where_the_example_puts_them(dealt: dict[str, Dealt]) -> None:
     for federation in ("even", "scales", "wrong_labels"):
-        sites = dealt[federation].sites
+        sites = dealt[federation].clients
         assert {site.name: tuple(sorted({p.source for p in site.train})) for site in sites} == HOLDERS
         assert all((len(site.train), len(site.test)) == (1024, 512) for site in sites)
 
 
 def test_scaled_rewards_are_all_that_sets_scales_apart(dealt: dict[str, Dealt]) -> None:
     assert dealt["scales"].digest == dealt["even"].digest
-    for site in dealt["scales"].sites:
+    for site in dealt["scales"].clients:
         for problem in (site.answers.everything()[0], site.test[-1]):
             assert site.reward(f"#### {problem.answer}", problem) == SCALES[site.name]
             assert site.reward(f"#### {problem.answer}1", problem) == 0
@@ -135,7 +135,7 @@ def test_scaled_rewards_are_all_that_sets_scales_apart(dealt: dict[str, Dealt]) 
 
 
 def test_exactly_half_of_one_clients_training_labels_are_wrong_and_no_others(dealt: dict[str, Dealt]) -> None:
-    for right, given in zip(dealt["even"].sites, dealt["wrong_labels"].sites, strict=True):
+    for right, given in zip(dealt["even"].clients, dealt["wrong_labels"].clients, strict=True):
         assert [p.prompt for p in right.train] == [p.prompt for p in given.train]
         assert [p.answer for p in right.test] == [p.answer for p in given.test]
         pairs = zip(right.answers.everything(), given.answers.everything(), strict=True)
@@ -154,7 +154,7 @@ def test_a_wrong_label_is_the_familys_misconception_or_a_little_too_large() -> N
 
 
 def test_clients_of_different_difficulty_hold_one_family_and_level_each(dealt: dict[str, Dealt]) -> None:
-    sites = dealt["difficulty"].sites
+    sites = dealt["difficulty"].clients
     assert [site.name for site in sites] == list(DIFFICULTIES)
     for site in sites:
         family, level = DIFFICULTIES[site.name]

@@ -27,10 +27,10 @@ from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.federation.messages import CONFIG, nbytes
 from fedrlvr.federation.publicmessages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import Learner
 from fedrlvr.rl import Group, Origin
+from fedrlvr.tasks.deal import deal
 
 Watching = Callable[..., list[Message]]
 

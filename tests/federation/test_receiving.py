@@ -22,11 +22,11 @@ from fedrlvr.federation.memory import ROUND_ADAPTER
 from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
 from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
 from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
+from fedrlvr.tasks.client_data import ClientData
 
 SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
@@ -60,7 +60,7 @@ class Federation:
         self.initial = made(1, config.lora.largest)
         self.strategy = FederatedRLVR(config, NAMES, self.initial, Observer())
         of = ranks if isinstance(ranks, dict) else {}
-        sites = {node: Site.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
+        sites = {node: ClientData.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
         self.app = CohortApp(cast(Cohort, None), sites, self.initial, Observer())
         self.contexts = contexts()
         self.arrays = adapter_to_arrays(self.initial, self.strategy.model.halves)
@@ -339,7 +339,7 @@ class Stub:
         self.fails = True
         self.seated: dict[str, Adapter] = {}
 
-    def encode_all(self, prompts: list[str], instruction: str) -> list[list[int]]:
+    def encode_all(self, prompts: list[str]) -> list[list[int]]:
         return []
 
     def seat(self, adapters: dict[str, Adapter], changes: dict[str, Adapter]) -> None:

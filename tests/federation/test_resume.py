@@ -25,8 +25,8 @@ from small_runs import (
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.run import resume, run
-from fedrlvr.federation.sites import deal
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.deal import deal
 
 
 class Stop(Exception):

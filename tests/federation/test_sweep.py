@@ -26,13 +26,13 @@ from fedrlvr.federation.messages import EvaluateRequest, TrainRequest
 from fedrlvr.federation.plan import Plan, plan
 from fedrlvr.federation.request import batches
 from fedrlvr.federation.run import run
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.sweep import sweep
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.sweepprogress import SweepObserver
 from fedrlvr.tasks import Problem
+from fedrlvr.tasks.client_data import ClientData
 
 Planner = Callable[..., Plan]
 Graded = Counter[tuple[str, str, tuple[str, ...]]]
@@ -119,13 +119,13 @@ def same(directory: Path, reference: Path) -> None:
 def graded(monkeypatch: pytest.MonkeyPatch) -> Graded:
     """Every group of samples that was graded: whose, of which problem, and its texts."""
     seen: Graded = Counter()
-    real = Site.grade
+    real = ClientData.grade
 
-    def grade(self: Site, problem: Problem, completions: Sequence[str]) -> list[float]:
+    def grade(self: ClientData, problem: Problem, completions: Sequence[str]) -> list[float]:
         seen[self.name, problem.id, tuple(completions)] += 1
         return real(self, problem, completions)
 
-    monkeypatch.setattr(Site, "grade", grade)
+    monkeypatch.setattr(ClientData, "grade", grade)
     return seen
 
 
