@@ -54,9 +54,9 @@ from fedrlvr.federation.receiving import Start
 from fedrlvr.federation.stepmetrics import SwapMetrics
 from fedrlvr.federation.supervising import Supervising
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.policy.states import States
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
@@ -149,7 +149,7 @@ class Training:
             n: stream(one.request.seed, one.site.name, "sample", one.request.round, memory[n].round_steps)
             for n, one in clients.items()
         }
-        states: dict[str, States] | None = {} if self.supervising.reads_states else None
+        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
         drawn = cohort.sample(prompts, Decoding.of(request.sampling), seeds, states)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
