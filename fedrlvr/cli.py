@@ -194,7 +194,7 @@ def export(
     if local_arm != (client is not None):
         hint = "name one with --client" if local_arm else "leave out --client"
         raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
-    from fedrlvr.policy.merge import save_merged
+    from fedrlvr.policy.base import save_merged
     from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
 
     adapter = load_peft(run_directory / "adapter" / (client or ""))

@@ -40,9 +40,9 @@ from fedrlvr.federation.receiving import Start
 from fedrlvr.federation.request import ClientRequest, by_federation
 from fedrlvr.federation.supervising import Supervising
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.policy.states import States
 from fedrlvr.rl import Group, assign_advantages
 from fedrlvr.seeds import stream
 
@@ -126,7 +126,7 @@ class LocalTraining:
             row: stream(request.asked.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
             for row, request in requests.items()
         }
-        states: dict[str, States] | None = {} if self.supervising.reads_states else None
+        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
         drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)

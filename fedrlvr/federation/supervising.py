@@ -22,7 +22,7 @@ from fedrlvr.federation.request import ClientRequest
 from fedrlvr.labels.clientledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.states import States, width
+from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seams import Asking
 from fedrlvr.seeds import stream
@@ -146,7 +146,7 @@ class Supervising:
             ) from None
         return judge
 
-    def supervise(self, row: str, groups: Sequence[Group], states: States | None) -> None:
+    def supervise(self, row: str, groups: Sequence[Group], states: HiddenStates | None) -> None:
         """Give one step's groups of a client their rewards and multipliers.
 
         Raises:
