@@ -41,7 +41,7 @@ from fedrlvr.federation.site import Site
 from fedrlvr.federation.sites import fit_site, instruction_of, own_problems, unlabelled
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, StepEnded
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import grader_for
 
@@ -81,16 +81,17 @@ class _Own:
     answered: bool
 
 
-class Telling(Observer):
+class StepLog(Observer):
     """Writes a run's steps into the site's log."""
 
     def __init__(self, tell: Callable[[str], None], run: str) -> None:
         self.tell, self.run = tell, run
 
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
+    def step_ended(self, event: StepEnded) -> None:
         """One line a step."""
-        mean = ", ".join(f"{reward:.3f}" for reward in rewards.values())
-        self.tell(f"run {self.run}, round {round_}: step {step} of {steps}: mean reward {mean}, {tokens:,} tokens")
+        where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
+        reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
+        self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
 
 
 class Answering:
@@ -155,7 +156,7 @@ class Answering:
             limits.check_problems(self.org.config.limits, len(site.train), name=self.org.name)
         self._check_cohort(terms, site, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        app = CohortApp(cohort, {_NODE: site}, initial, Telling(self.tell, terms.run))
+        app = CohortApp(cohort, {_NODE: site}, initial, StepLog(self.tell, terms.run))
         found = _memory(states, Asked(app, message, _context(RecordDict()), request))
         context = _context(found.state)
         (reply,) = app([message], [context])

@@ -49,19 +49,24 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory.
 
-    def __init__(self, run: Path, keep: int) -> None:
+    memories: by client, the contexts that are saved with each checkpoint.
+    """
+
+    def __init__(self, run: Path, keep: int, memories: Mapping[str, Context] | None = None) -> None:
         self.run = run
         self.root = run / "checkpoints"
         self.keep = keep
+        self.memories = {} if memories is None else memories
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a round's checkpoint and drop the oldest.
+        """Write a round's memories, then its checkpoint, and drop the oldest.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
         """
+        self.save_memories(checkpoint.round, self.memories)
         parts = {"": checkpoint.adapter, "change/": checkpoint.change, "last/": checkpoint.last}
         tensors = {
             prefix + name: tensor.contiguous()

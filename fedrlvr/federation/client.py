@@ -34,7 +34,7 @@ from fedrlvr.federation.site import Site
 from fedrlvr.federation.training import Training, by_federation
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Evaluated, Observer
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem, Question
@@ -192,7 +192,7 @@ class CohortApp:
         seconds = (time.perf_counter() - started) / len(clients)
         for app, mine in by_federation(clients).items():
             round_ = next(iter(mine.values())).request.round
-            app.observer.evaluated(round_, sum(len(one.site.test) for one in mine.values()))
+            app.observer.notify(Evaluated(round_, sum(len(one.site.test) for one in mine.values())))
         return [
             scores_content(scores[n], {"num-examples": len(one.site.test), "seconds_evaluate": seconds})
             for n, one in clients.items()

@@ -57,6 +57,7 @@ from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.policy.states import States
+from fedrlvr.reporting.observer import StepEnded
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
@@ -194,7 +195,8 @@ class Training:
             done = next(iter(mine))
             rewards = {one.site.name: self.memory[n].metrics.last_reward for n, one in mine.items()}
             tokens = sum(self.memory[n].metrics.last_tokens for n in mine)
-            app.observer.step(mine[done].request.round, self.memory[done].round_steps, total, rewards, tokens)
+            step = StepEnded(mine[done].request.round, self.memory[done].round_steps, total, rewards, tokens)
+            app.observer.notify(step)
 
     # Exchanges.
 

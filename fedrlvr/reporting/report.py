@@ -29,6 +29,7 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.observer import Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -95,7 +96,26 @@ _FATES = (
 """What becomes of a problem, in the order of `labelled.FATES`, and the number of its colour."""
 
 
-def write_report(directory: Path, config: Config, records: list[dict[str, Any]]) -> Path:
+class ReportWriter(Observer):
+    """Writes the report when the run is complete.
+
+    config: the run's, as it is written down.
+    """
+
+    essential = True
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self.directory, self.config = directory, config
+
+    def run_ended(self, event: RunEnded) -> None:
+        """
+        Raises:
+            CheckpointError: as `write_report`.
+        """
+        write_report(self.directory, self.config, event.records)
+
+
+def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
     records: the lines of metrics.jsonl. `<directory>/holdings.json` is used if it is there.
