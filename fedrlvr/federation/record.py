@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import atomic_text
 from fedrlvr.federation.messages import Calibration, SourceScores
+from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer, RoundEnded, RunStarted
 
 

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
+from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.exchange import PublicSet
 from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.memory import OWN_ADAPTER
@@ -29,6 +29,7 @@ from fedrlvr.federation.messages import arrays_to_adapter
 from fedrlvr.federation.record import MetricsLog, read_metrics
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.supervising import shared_numbers
+from fedrlvr.files import atomic_text
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted

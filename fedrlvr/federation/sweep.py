@@ -26,11 +26,11 @@ from flwr.app import Context, Message
 from fedrlvr import __version__
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, RoundError
-from fedrlvr.federation.checkpoint import atomic_text
 from fedrlvr.federation.client import Asked, CohortApp, batches
 from fedrlvr.federation.plan import Plan, Planned
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import Federation, Wrap, new_cohort, settled
+from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
 from fedrlvr.zoo.train import processor

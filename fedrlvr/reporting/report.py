@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from fedrlvr import __version__
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
+from fedrlvr.files import atomic_text
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import (
     COLOURS,
@@ -125,17 +125,12 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
     """
     path = directory / "report.html"
     page = render(config, records, _read_holdings(directory / "holdings.json"))
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        atomic_text(path, page)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}). The run's rounds, metrics and adapter are not affected: "
-            "make room or mend the disk, then go on with --resume, which writes the report again."
+            f"{error} The run's rounds, metrics and adapter are not affected: make room or mend the disk, then go on "
+            "with --resume, which writes the report again."
         ) from error
     return path
 
