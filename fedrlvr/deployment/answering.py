@@ -39,7 +39,7 @@ from fedrlvr.federation.publicmessages import RESPOND, RESPONSES, read_problems
 from fedrlvr.federation.request import ClientRequest
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, StepEnded
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import grader_for, task_of
 from fedrlvr.tasks.client_data import ClientData
@@ -76,16 +76,17 @@ class _Own:
     answered: bool
 
 
-class Telling(Observer):
+class StepLog(Observer):
     """Writes a run's steps into the site's log."""
 
     def __init__(self, tell: Callable[[str], None], run: str) -> None:
         self.tell, self.run = tell, run
 
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
+    def step_ended(self, event: StepEnded) -> None:
         """One line a step."""
-        mean = ", ".join(f"{reward:.3f}" for reward in rewards.values())
-        self.tell(f"run {self.run}, round {round_}: step {step} of {steps}: mean reward {mean}, {tokens:,} tokens")
+        where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
+        reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
+        self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
 
 
 class Answering:
@@ -150,7 +151,7 @@ class Answering:
             limits.check_problems(self.org.config.limits, len(client.train), name=self.org.name)
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        app = CohortApp(cohort, {_NODE: client}, initial, Telling(self.tell, terms.run))
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
         found = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(found.state)
         (reply,) = app([message], [context])

@@ -29,7 +29,7 @@ from fedrlvr.federation.receiving import Reading
 from fedrlvr.federation.request import Client, ClientRequest, batches, by_federation
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Evaluated, Observer
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
@@ -136,7 +136,7 @@ class CohortApp:
         for federation in by_federation(requests):
             first = next(iter(federation.values()))
             problems = sum(len(request.data.test) for request in federation.values())
-            first.client.observer.evaluated(first.asked.round, problems)
+            first.client.observer.notify(Evaluated(first.asked.round, problems))
         return [
             scores_content(scores[row], {"num-examples": len(request.data.test), "seconds_evaluate": seconds})
             for row, request in requests.items()

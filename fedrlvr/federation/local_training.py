@@ -43,6 +43,7 @@ from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
+from fedrlvr.reporting.observer import StepEnded
 from fedrlvr.rl import Group, assign_advantages
 from fedrlvr.seeds import stream
 
@@ -174,7 +175,7 @@ class LocalTraining:
             rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
             step, steps = self.memory[row].round_steps, self.asked.train.local_steps
-            first.client.observer.step(first.asked.round, step, steps, rewards, tokens)
+            first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))
 
     def _pause(self) -> list[RecordDict]:
         """Answer the public problems from the policies as they are now, and remember the round under way."""

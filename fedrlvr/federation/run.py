@@ -89,15 +89,22 @@ class Federation:
         wrap: Wrap | None = None,
     ) -> None:
         self.config = config
-        self.wrap = wrap
-        self.directory = directory
         self.cohort = cohort
-        self.observer = observer
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
         clients = dict(enumerate(self.dealt.clients, start=1))
         self.names = {node: client.name for node, client in clients.items()}
-        self.app = CohortApp(cohort, clients, self.initial, observer, name)
+        self.server = Server(
+            config,
+            directory,
+            cohort.base,
+            self.initial,
+            self._public_set(),
+            observer,
+            asks=self._effective(),
+            wrap=wrap,
+        )
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
 
     def self_check(self) -> None:
         """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
@@ -115,19 +122,9 @@ class Federation:
         handler: what answers the messages; None is this federation's own client code.
         """
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in self.names}
-        server = Server(
-            self.config,
-            self.directory,
-            self.cohort.base,
-            self.initial,
-            self._public_set(),
-            self.observer,
-            asks=self._effective(),
-            wrap=self.wrap,
-        )
         memories = {self.names[node]: context for node, context in contexts.items()}
         grid = LocalGrid(handler or self.app, contexts)
-        return server.go(grid, self.names, self._holdings(), memories, resume=resume)
+        return self.server.go(grid, self.names, self._holdings(), memories, resume=resume)
 
     def _holdings(self) -> dict[str, Any]:
         holdings: dict[str, Any] = {"digest": self.dealt.digest}
