@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.aggregation import (
+from benchmarks.aggregation_cells import (
     ATTACKS,
     DEFENCES,
     EVERY,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from statistics import fmean
 
-from benchmarks.care import ARMS, BASE, CELLS, ROOT, SETTINGS, directory_of, overrides
+from benchmarks.care_cells import ARMS, BASE, CELLS, JUDGED, ROOT, SETTINGS, directory_of, name, overrides
 from benchmarks.care_data import (
     FALL,
     FAMILIES,
@@ -30,6 +30,7 @@ from benchmarks.care_data import (
     summary,
     worst,
 )
+from benchmarks.care_figures import draw
 from fedrlvr import __version__
 from fedrlvr.config import load_config
 from fedrlvr.federation.record import read_metrics
@@ -43,7 +44,6 @@ Cells = Mapping[str, Arms]
 
 GAIN_WANTED, AHEAD_WANTED, PROBES_ALLOWED = 95.0, 2.0, 10.0
 """Of the labels' gain, %; points ahead of random at the same budget; of a step, %."""
-JUDGED = "care-20"
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -53,8 +53,6 @@ def write(seeds: int) -> None:
     Raises:
         SystemExit: none has.
     """
-    from benchmarks.care_figures import draw
-
     cells = _collected(seeds)
     if not cells:
         raise SystemExit("no cell is finished yet")
@@ -99,21 +97,6 @@ def _collected(seeds: int) -> Cells:
                 found = {seed: summary(read_metrics(place), arm, steps) for seed, place in places.items()}
                 cells.setdefault(setting, {})[arm] = found
     return cells
-
-
-def name(arm: str) -> str:
-    """As tables and legends say it."""
-    kind, _, budget = arm.rpartition("-")
-    if not kind:
-        return {"labels": "all labels", "majority": "majority alone"}[arm]
-    words = {
-        "care": "CARE",
-        "care-untrusted": "CARE, none trusted",
-        "care-floor": "CARE, trusting from P1 = 0.5",
-        "care-shared": "CARE, probes averaged",
-        "probability": "lowest probability",
-    }
-    return f"{words.get(kind, kind.replace('-pseudo', ', rest as voted'))}, {budget} %"
 
 
 def rival(arm: str) -> str | None:

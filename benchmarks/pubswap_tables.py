@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pubswap import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
+from benchmarks.pubswap_cells import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.federation.record import read_metrics
