@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from statistics import fmean
@@ -34,8 +32,8 @@ from benchmarks.care_figures import draw
 from fedrlvr import __version__
 from fedrlvr.config import load_config
 from fedrlvr.federation.record import read_metrics
+from fedrlvr.machine import description
 from fedrlvr.reporting.sweeptable import Spread
-from fedrlvr.zoo.train import processor
 
 Arms = Mapping[str, Runs]
 """By name, the runs of one setting."""
@@ -58,9 +56,8 @@ def write(seeds: int) -> None:
         raise SystemExit("no cell is finished yet")
     present = [(setting, arm) for setting, arms in cells.items() for arm in arms]
     cpu = {cell: json.loads((directory_of(*cell) / "seconds.json").read_text("utf-8"))["cpu"] for cell in present}
-    machine = f"{os.cpu_count()} cores, {processor()}, {platform.system()}"
     about = (
-        f"`scripts/bench care --seeds {seeds}`, {datetime.date.today()}, {machine}, one torch thread a process, "
+        f"`scripts/bench care --seeds {seeds}`, {datetime.date.today()}, {description()}, one torch thread a process, "
         f"{sum(cpu.values()) / 3600:.1f} CPU hours; fedrlvr {__version__}, torch {version('torch')}. Seeds 0 to "
         f"{seeds - 1}: mean and 95 % interval (Student's t) over seeds; differences and shares of a gain are taken "
         f"seed by seed. pass@1 in %, sampled once a problem, mean over families, 128 held-out problems each. "
