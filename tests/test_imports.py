@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import networkx  # torch depends on it
 import pytest
 
 import fedrlvr
@@ -137,6 +138,73 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_no_file_is_over_500_lines() -> None:
     assert [path.name for path in FILES if len(path.read_text("utf-8").splitlines()) > 500] == []
+
+
+def import_cycles(root: Path) -> set[frozenset[str]]:
+    """Modules of a package that import each other in a circle, by imports anywhere in them: at the top, for types alone
+    or within a function."""
+    paths = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = networkx.DiGraph()
+    for module, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                names = {name if name in modules else str(node.module) for name in whole}
+            else:
+                continue
+            graph.add_edges_from((module, name) for name in names if name in modules)
+    loops = {frozenset({module}) for module in networkx.nodes_with_selfloops(graph)}
+    return loops | {frozenset(part) for part in networkx.strongly_connected_components(graph) if len(part) > 1}
+
+
+def test_import_cycles_of_every_kind_are_found(tmp_path: Path) -> None:
+    files = {
+        "__init__": "",
+        "a": "import p.b",
+        "b": "def f():\n    from p import c",
+        "c": "if TYPE_CHECKING:\n    from p.a import X",
+        "d": "from p.a import X",
+        "e": "from p.e import X",
+        "q/__init__": "from p.q.f import X",
+        "q/f": "from p.q import X",
+    }
+    for name, text in files.items():
+        path = tmp_path / "p" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    circle, package = frozenset({"p.a", "p.b", "p.c"}), frozenset({"p.q", "p.q.f"})
+    assert import_cycles(tmp_path / "p") == {circle, frozenset({"p.e"}), package}
+
+
+def test_modules_import_each_other_nowhere_but_in_known_circles() -> None:
+    """A circle that is gone is taken off this list, and none is put on it."""
+    federation = ("client", "receiving", "supervising", "training")
+    assert import_cycles(PACKAGE) == {
+        frozenset(f"fedrlvr.federation.{name}" for name in federation),
+        frozenset({"fedrlvr.policy.base", "fedrlvr.policy.forward"}),
+        frozenset({"fedrlvr", "fedrlvr.federation.run", "fedrlvr.federation.server", "fedrlvr.reporting.report"}),
+    }
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "scripts"])
+def test_no_import_cycle_outside_the_package(name: str) -> None:
+    root = Path(__file__).parents[1] / name
+    assert list(root.rglob("*.py"))
+    assert import_cycles(root) == set()
+
+
+def test_no_class_name_but_known_ones_stands_for_two_things() -> None:
+    """A name that has become one class's own is taken off this list, and none is put on it."""
+    names = [
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name for name in names if names.count(name) > 1} == {"Asked", "Opinion", "Row", "States"}
 
 
 # Public names that others build on.

@@ -11,8 +11,6 @@ is fixed, and nothing needs to be safe for threads.
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +30,9 @@ from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.request import ClientRequest, batches
 from fedrlvr.federation.run import Federation, Wrap, new_cohort, settled
 from fedrlvr.files import atomic_text
+from fedrlvr.machine import description
 from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
-from fedrlvr.zoo.train import processor
 
 Failures = dict[str, BaseException]
 """What ended a federation, by its name."""
@@ -138,7 +136,7 @@ def sweep(
 
 def _machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores, {processor()}, {platform.system()}{gpu}"
+    return f"{description()}{gpu}"
 
 
 def _alike(federations: Sequence[Planned]) -> list[list[Planned]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import care_figures, care_tables
-from benchmarks.care import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
+from benchmarks.care_cells import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
 from benchmarks.care_data import (
     FAMILIES,
     Run,
