@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedrlvr.version import __version__
+
 if TYPE_CHECKING:
     from fedrlvr.config import Config
     from fedrlvr.federation.run import RunResult
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 # slow a run beside another busy process. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.6.0"
 __all__ = ["__version__", "run"]
 
 

@@ -185,7 +185,7 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
     Raises:
         RoundError: Flower would not; its text is in the error's.
     """
-    from fedrlvr import __version__
+    from fedrlvr.version import __version__
 
     settings = {"directory": json.dumps(str(directory)), "wait": float(wait), "insecure": str(link.insecure).lower()}
     told = " ".join(f"{key}={value}" for key, value in settings.items())

@@ -13,11 +13,11 @@ import time
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrlvr import __version__
 from fedrlvr.deployment.channel import ask, node_file, state_directory
 from fedrlvr.deployment.siteconfig import Organisation, load_site
 from fedrlvr.deployment.wire import pack, unpack
 from fedrlvr.errors import ConfigError
+from fedrlvr.version import __version__
 
 REFUSED, FAILED = 100, 101
 """Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""

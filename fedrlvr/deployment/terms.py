@@ -11,9 +11,9 @@ from typing import Literal
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr import __version__
 from fedrlvr.errors import MessageError
 from fedrlvr.sections import MAX_RANK
+from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""

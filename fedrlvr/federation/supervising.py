@@ -42,7 +42,7 @@ from fedrlvr.supervision import (
     features,
 )
 from fedrlvr.supervision.features import Features, Labelled
-from fedrlvr.supervision.judge import Opinion
+from fedrlvr.supervision.judge import Judgement
 from fedrlvr.tasks.voting import answers, sameness
 
 
@@ -61,7 +61,7 @@ class TimedJudge(Judge):
 
     seconds = 0.0
 
-    def judge(self, seen: Features) -> Opinion:
+    def judge(self, seen: Features) -> Judgement:
         """As `Judge.judge`."""
         started = time.perf_counter()
         opinion = super().judge(seen)

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from flwr.app import Context, Message
 
-from fedrlvr import __version__
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.federation.client import CohortApp
@@ -33,6 +32,7 @@ from fedrlvr.files import atomic_text
 from fedrlvr.machine import description
 from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
+from fedrlvr.version import __version__
 
 Failures = dict[str, BaseException]
 """What ended a federation, by its name."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrlvr import __version__
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text
@@ -39,6 +38,7 @@ from fedrlvr.reporting.scores import (
     summarise,
     totals,
 )
+from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 

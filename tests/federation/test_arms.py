@@ -89,7 +89,7 @@ def test_the_arm_central_gives_one_client_everything(
     real = LocalTraining._local_step
 
     def counted(self: LocalTraining) -> None:
-        steps.append(self.request.train.problems_per_step)
+        steps.append(self.asked.train.problems_per_step)
         real(self)
 
     monkeypatch.setattr(LocalTraining, "_local_step", counted)
