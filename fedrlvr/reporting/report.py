@@ -27,7 +27,7 @@ from fedrlvr.reporting.figures import (
     draw_evaluations,
     draw_shares,
 )
-from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.observer import Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,

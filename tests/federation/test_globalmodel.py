@@ -15,12 +15,12 @@ from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import Result, lora_rule
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.globalmodel import GlobalModel
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.global_model import GlobalModel
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter
 
 SHAPES = adapter_of(0.0).shapes
 SEED = 7

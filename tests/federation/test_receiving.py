@@ -14,19 +14,19 @@ from fakes import NAMES, adapter_of, contexts, scores_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.client.app import CohortApp
+from fedrlvr.client.initial_adapter import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
+from fedrlvr.client.request import ClientRequest
+from fedrlvr.client.state import ROUND_ADAPTER
 from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import ROUND_ADAPTER
-from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
-from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
-from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.wire.messages import Coming, StretchRequest, adapter_to_arrays
 
 SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
