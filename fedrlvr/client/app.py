@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.client.initial_adapter import Reading
+from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.local_training import LocalTraining
 from fedrlvr.client.request import Client, ClientRequest, batches, by_federation
+from fedrlvr.client.state import HELD
 from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
@@ -24,6 +25,7 @@ from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.wire.messages import (
+    DELTA,
     EvaluateRequest,
     RespondRequest,
     SourceScores,
@@ -109,7 +111,7 @@ class CohortApp:
         requests = {request.row: request for request in batch}
         asked = batch[0].asked
         reading = Reading()
-        starts = {row: reading.start(request) for row, request in requests.items()}
+        starts = {row: start_of(reading, request) for row, request in requests.items()}
         changes = {row: start.change for row, start in starts.items() if start.change is not None}
         self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
         if isinstance(asked, StretchRequest):
@@ -153,3 +155,18 @@ def _scores(client: ClientData, drawn: Sequence[Sequence[Response]]) -> list[Sou
         SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))
         for source, rs in sorted(rates.items())
     ]
+
+
+def start_of(reading: Reading, request: ClientRequest) -> Start:
+    """What a client begins a message with, by whichever rule the federation has.
+
+    Raises:
+        MessageError: the message lacks something, or counts on what the client does not remember.
+        AdapterError: an adapter or change that cannot be used.
+    """
+    has_notes = DELTA in request.message.content and not request.asked.own_adapter
+    if has_notes or (request.under_way and HELD in request.context.state):
+        from fedrlvr.client import delta_start  # of use to rules that save bytes or change the base weights
+
+        return delta_start.start(reading, request)
+    return reading.start(request)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
+from fedrlvr.aggregation import FGRPOWeights, LoraRule, Result, client_weights
 from fedrlvr.aggregation.robust import clipped, robust_mean
-from fedrlvr.config.methods import CLIP, HOSTILE, TRIM, AggregationConfig
+from fedrlvr.config.methods import CLIP, HOSTILE, ROBUST_MEANS, TRIM, AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
@@ -61,7 +61,7 @@ class Combiner:
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
-            if self.how.robust in ("median", "trimmed_mean", "krum"):
+            if self.how.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
             result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
@@ -111,7 +111,6 @@ class Combiner:
             ValueError: too few adapters.
         """
         how = self.how
-        assert how.robust in ("median", "trimmed_mean", "krum")
         trim, hostile = how.robust_trim or TRIM, how.robust_hostile or HOSTILE
         adapter, chosen = robust_mean(adapters, model.adapter, rule=how.robust, trim=trim, hostile=hostile)
         if how.robust == "krum":
@@ -151,3 +150,12 @@ class Combiner:
         """
         if self.fgrpo:
             self.fgrpo.load(state["fgrpo"])
+
+
+def global_model(rule: LoraRule, adapter: Adapter, seed: int) -> GlobalModel:
+    """The model that a rule's rounds begin with."""
+    if rule.sends_whole_adapter:
+        return GlobalModel(rule, adapter, seed)
+    from fedrlvr.server.delta_model import DeltaModel
+
+    return DeltaModel(rule, adapter, seed)

@@ -30,6 +30,7 @@ from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.server.wrapping import WrappingStrategy
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
+from fedrlvr.wire.model_delta import read_delta
 
 SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))
@@ -329,10 +330,9 @@ def test_who_was_left_out_gets_the_whole_change_the_next_time() -> None:
     assert set(strategy.record.left_out) == {"cyd"}
     kinds = []
     for message in delivered(strategy, 3):
-        coming = read_request(message, TrainRequest).coming
-        assert coming is not None
-        kinds.append((coming.change, coming.since))
-    assert kinds == [("next", 1), ("next", 1), ("whole", None)]
+        delta = read_delta(message)
+        kinds.append((delta.change_rank, delta.since))
+    assert kinds == [(3, 1), (3, 1), (3, None)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "fgrpo"}, {"robust": "median"}, {"robust": "clip"}])
