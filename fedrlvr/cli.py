@@ -155,9 +155,7 @@ def validate(
     dealt = deal(settings)
     failures = 0
     reward = dealt.clients[0].reward  # everybody's
-    held = [(client.name, [*client.answers.everything(), *client.test]) for client in dealt.clients]
-    held += [("the public set", dealt.public)] if dealt.public else []
-    for name, problems in held:
+    for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
         typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")

@@ -20,7 +20,7 @@ from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.deal import deal, fit_prompts
+from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
 
@@ -94,6 +94,7 @@ class Federation:
         self.cohort = cohort
         self.observer = observer
         self.dealt = fit_prompts(deal(config), cohort.base, config)
+        check_dealt(self.dealt, config.data)
         self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
         clients = dict(enumerate(self.dealt.clients, start=1))
         self.names = {node: client.name for node, client in clients.items()}

@@ -1,4 +1,4 @@
-r"""Does a reward do what it should? The gold answer must score 1.0, and strings that answer nothing 0.0.
+r"""Does a reward do what it should? The gold answer must score 1.0 in each spelling, and nonsense 0.0.
 
 The commonest failures of verifiable rewards are a grader that pays for nonsense and one that pays for nothing; both
 look like training. So both are tried before it.
@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from fedrlvr.errors import GradingError
 from fedrlvr.tasks.extraction import wrap
+from fedrlvr.tasks.golds import misgraded, unreachable
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.tasks.rewards import Reward
+from fedrlvr.tasks.rewards import Reward, grader_for
 
 _LISTED = ", ".join([*(str(n) for n in range(101)), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "yes", "no", "maybe"])
 
@@ -45,15 +46,22 @@ class Validation:
 
 
 def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100) -> Validation:
-    """Score every gold answer, and for `attacked` problems spread evenly over the list every adversarial string.
+    """Score every gold answer and its spellings, and for some problems every adversarial string.
 
-    Problems without an answer are counted and left out.
+    attacked: problems that get the adversarial strings, spread evenly over the list. Problems without an answer are
+    counted and left out. A reward other than the graders by kind is asked for the gold answer's own text only, since
+    which spellings it takes is not known.
     """
     failures = []
+    by_kind = reward is grader_for(None)
     answered = [problem for problem in problems if problem.answer]
     for problem in answered:
-        if reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
+        if by_kind and (reason := unreachable(problem)):
+            failures.append(Failure(problem.id, reason))
+        elif reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
             failures.append(Failure(problem.id, f"the gold answer {reason}"))
+        elif by_kind and (missed := misgraded(problem)):
+            failures.append(Failure(problem.id, f"{len(missed)} other spellings of the gold answer score 0"))
     count = min(attacked, len(answered))
     for index in range(count):
         problem = answered[index * len(answered) // count]
