@@ -36,6 +36,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"[-+]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:/[0-9]+)?")
 _WHOLE = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)")
 _RATIO = re.compile(r"([0-9]+)/([0-9]+)|\\d?frac\{([0-9]+)\}\{([0-9]+)\}")
+_SHOWN = 60  # characters of a prompt
 _LONG_WORDS = 6
 """Words from which a gold without a number is a sentence that nobody repeats; with a number it is one from 4 on."""
 
@@ -72,15 +73,18 @@ def spellings(gold: str, kind: Kind) -> Spellings:
 
 
 def unreachable(problem: Problem) -> str | None:
-    """Why no marked answer can meet a problem's gold answer, or None if one can. The text holds nothing of either."""
+    """Why no marked answer can meet a problem's gold answer, or None if one can.
+
+    The text begins with the first words of the prompt, by which the row can be found, and holds nothing of the answer.
+    """
     fault, answers = spellings(problem.answer, problem.kind)
     try:
         if any(_is_right(answer, problem) for answer in answers):
             return None
+        reason = f", which {fault}. Give the short answer alone." if fault else ", not even itself. Correct it."
     except GradingError as error:
-        return f"no marked answer can meet the gold answer: {error}"
-    reason = f", which {fault}. Give the short answer alone" if fault else ", not even itself. Shorten or correct it"
-    return f"no marked answer can meet the gold answer{reason}."
+        reason = f": {error}"
+    return f"{_beginning(problem.prompt)!r}: no marked answer can meet the gold answer{reason}"
 
 
 def misgraded(problem: Problem) -> list[str]:
@@ -101,7 +105,7 @@ def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
     """
     answered = sum(bool(problem.answer) for held in problems.values() for problem in held)
     lost = [
-        f"{holder}, problem {problem.id}: {reason}"
+        f"{holder}, problem {problem.id}, {reason}"
         for holder, held in problems.items()
         for problem in held
         if problem.answer and (reason := unreachable(problem))
@@ -115,6 +119,11 @@ def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
     if len(lost) > most * answered:
         raise DataError(f"{told} Correct them: data.unreachable_golds = {most:g} is the largest accepted share.")
     _log.warning("%s", told)
+
+
+def _beginning(prompt: str) -> str:
+    text = " ".join(prompt.split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _is_right(answer: str, problem: Problem) -> bool:

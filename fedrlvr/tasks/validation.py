@@ -15,7 +15,7 @@ from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.golds import misgraded, unreachable
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.tasks.rewards import Reward, grader_for
+from fedrlvr.tasks.rewards import Reward, grades_by_kind
 
 _LISTED = ", ".join([*(str(n) for n in range(101)), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "yes", "no", "maybe"])
 
@@ -53,7 +53,7 @@ def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100
     which spellings it takes is not known.
     """
     failures = []
-    by_kind = reward is grader_for(None)
+    by_kind = grades_by_kind(reward)
     answered = [problem for problem in problems if problem.answer]
     for problem in answered:
         if by_kind and (reason := unreachable(problem)):

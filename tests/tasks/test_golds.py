@@ -40,6 +40,7 @@ def test_golds_that_no_short_answer_meets_are_named_before_training(gold: str, f
     assert reason is not None
     assert fault in reason
     assert gold not in reason
+    assert reason.startswith("'What?'")  # the row can be found by its prompt
     verdict = validate([problem("4"), problem(gold, name="bad")], grader_for(None), attacked=0)
     assert [(failure.id, fault in failure.reason) for failure in verdict.failures] == [("bad", True)]
 

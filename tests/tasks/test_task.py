@@ -77,7 +77,9 @@ def test_problems_whose_golds_cannot_be_met_are_refused_before_a_run(tmp_path: P
         config = parse_config({"data": data, "federation": {"clients": 2}})
         check_dealt(deal(config), config.data)
 
-    with pytest.raises(DataError, match=r"2 of 8 gold answers.*client-\d, problem \w{16}: .*data\.unreachable_golds"):
+    with pytest.raises(
+        DataError, match=r"2 of 8 gold answers.*client-\d, problem \w{16}, 't\w+ 3\?': .*data\.unreachable_golds"
+    ):
         check()
     check(unreachable_golds=0.25)
     check(reward="builtins:print")  # what a reward of one's own takes is not known here
