@@ -161,6 +161,8 @@ def validate(
         typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
             typer.echo(f"  {failure.id}: {failure.reason}")
+        for note in verdict.notes[:10]:
+            typer.echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)

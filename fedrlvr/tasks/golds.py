@@ -36,6 +36,9 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"[-+]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?(?:/[0-9]+)?")
 _WHOLE = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)")
 _RATIO = re.compile(r"([0-9]+)/([0-9]+)|\\d?frac\{([0-9]+)\}\{([0-9]+)\}")
+_EXPONENT, _MATH_SIGNS = "is a number with an exponent", "holds the signs of math mode"
+_HARMLESS = (_EXPONENT, _MATH_SIGNS)  # where the grader reads through them
+_LISTED = 5  # gold answers of each sort, in a message
 _SHOWN = 60  # characters of a prompt
 _LONG_WORDS = 6
 """Words from which a gold without a number is a sentence that nobody repeats; with a number it is one from 4 on."""
@@ -51,6 +54,13 @@ class Spellings(NamedTuple):
     answers: list[str]
 
 
+class Finding(NamedTuple):
+    """A gold answer that is not in plain form, or that no marked answer can meet (`reachable` is False), and why."""
+
+    reachable: bool
+    reason: str
+
+
 def spellings(gold: str, kind: Kind) -> Spellings:
     """The short answers that a model may mark to give `gold`."""
     if kind == "exact":
@@ -62,7 +72,7 @@ def spellings(gold: str, kind: Kind) -> Spellings:
     if kind == "math" and (match := _OPTION.fullmatch(text)):
         return Spellings("is an option's letter with its text", [match[1], match[2]])
     if kind == "math" and not fault and _SCIENTIFIC.fullmatch(text):
-        return Spellings("is a number with an exponent", [format(Decimal(text), "f")])
+        return Spellings(_EXPONENT, [format(Decimal(text), "f")])
     words = len(_WORD.findall(_COMMAND.sub(" ", text)))
     numbers = _NUMBER.findall(text)
     if words >= _LONG_WORDS or (words >= 4 and numbers):
@@ -72,19 +82,22 @@ def spellings(gold: str, kind: Kind) -> Spellings:
     return Spellings("", [gold, *_numbers_alike(text)] if kind == "math" else [gold])
 
 
-def unreachable(problem: Problem) -> str | None:
-    """Why no marked answer can meet a problem's gold answer, or None if one can.
+def examine(problem: Problem) -> Finding | None:
+    """What is wrong with a problem's gold answer, or None.
 
     The text begins with the first words of the prompt, by which the row can be found, and holds nothing of the answer.
     """
     fault, answers = spellings(problem.answer, problem.kind)
     try:
-        if any(_is_right(answer, problem) for answer in answers):
-            return None
-        reason = f", which {fault}. Give the short answer alone." if fault else ", not even itself. Correct it."
+        reachable = any(_is_right(answer, problem) for answer in answers)
     except GradingError as error:
-        reason = f": {error}"
-    return f"{_beginning(problem.prompt)!r}: no marked answer can meet the gold answer{reason}"
+        return Finding(False, f"{_beginning(problem.prompt)!r}: {error}")
+    if reachable and fault in ("", *_HARMLESS):
+        return None
+    reason = f"the gold answer {fault}" if fault else "the gold answer does not even meet itself"
+    met = "a short answer meets it all the same" if reachable else "no marked answer can meet it"
+    remedy = "Give the short answer alone." if fault else "Correct it."
+    return Finding(reachable, f"{_beginning(problem.prompt)!r}: {reason}, and {met}. {remedy}")
 
 
 def misgraded(problem: Problem) -> list[str]:
@@ -95,7 +108,7 @@ def misgraded(problem: Problem) -> list[str]:
 
 
 def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
-    """Say how many gold answers no marked answer can meet, before anything is trained on them.
+    """Say how many gold answers no marked answer can meet, and which are not in plain form, before training.
 
     problems: by the name of who holds them. Those without an answer are left out.
     most: share of the gold answers up to which the problems are accepted (data.unreachable_golds).
@@ -104,21 +117,23 @@ def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
         DataError: more of them cannot be met; the text names the first problems and the reasons.
     """
     answered = sum(bool(problem.answer) for held in problems.values() for problem in held)
-    lost = [
-        f"{holder}, problem {problem.id}, {reason}"
-        for holder, held in problems.items()
-        for problem in held
-        if problem.answer and (reason := unreachable(problem))
-    ]
-    if not lost:
-        return
-    told = (
-        f"{len(lost)} of {answered} gold answers earn a reward of 0 whatever a model marks as its answer. "
-        f"{' '.join(lost[:5])} `fedrlvr validate` names all of them."
-    )
-    if len(lost) > most * answered:
-        raise DataError(f"{told} Correct them: data.unreachable_golds = {most:g} is the largest accepted share.")
-    _log.warning("%s", told)
+    lost: list[str] = []
+    odd: list[str] = []
+    for holder, held in problems.items():
+        for problem in held:
+            if problem.answer and (finding := examine(problem)):
+                (odd if finding.reachable else lost).append(f"{holder}, problem {problem.id}, {finding.reason}")
+    listed = " ".join([*lost[:_LISTED], *odd[:_LISTED]])
+    if lost:
+        told = (
+            f"{len(lost)} of {answered} gold answers earn a reward of 0 whatever a model marks as its answer. {listed} "
+            "`fedrlvr validate` names more of them."
+        )
+        if len(lost) > most * answered:
+            raise DataError(f"{told} Correct them: data.unreachable_golds = {most:g} is the largest accepted share.")
+        _log.warning("%s", told)
+    elif odd:
+        _log.warning("%d of %d gold answers are more than a short answer. %s", len(odd), answered, listed)
 
 
 def _beginning(prompt: str) -> str:
@@ -143,7 +158,7 @@ def _bare(gold: str) -> tuple[str, str]:
         elif match := _MARKDOWN.fullmatch(text):
             what, inner = "holds Markdown", match[2] or match[3]
         elif match := _MATH_MODE.fullmatch(text):
-            what, inner = "holds the signs of math mode", match[1] or match[2] or match[3]
+            what, inner = _MATH_SIGNS, match[1] or match[2] or match[3]
         elif match := _LEAD.fullmatch(text):
             what, inner = "is a sentence", match[1]
         else:

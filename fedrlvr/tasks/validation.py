@@ -7,12 +7,12 @@ look like training. So both are tried before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fedrlvr.errors import GradingError
 from fedrlvr.tasks.extraction import wrap
-from fedrlvr.tasks.golds import misgraded, unreachable
+from fedrlvr.tasks.golds import examine, misgraded
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rewards import Reward, grades_by_kind
@@ -32,12 +32,14 @@ class Validation:
     """How many problems were checked, how many of them with the adversarial strings too, and what failed.
 
     unlabelled: how many have no answer. They are not checked.
+    notes: gold answers that are more than a short answer, though one meets them.
     """
 
     checked: int
     attacked: int
     failures: list[Failure]
     unlabelled: int = 0
+    notes: list[Failure] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -52,12 +54,14 @@ def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100
     counted and left out. A reward other than the graders by kind is asked for the gold answer's own text only, since
     which spellings it takes is not known.
     """
-    failures = []
+    failures: list[Failure] = []
+    notes: list[Failure] = []
     by_kind = grades_by_kind(reward)
     answered = [problem for problem in problems if problem.answer]
     for problem in answered:
-        if by_kind and (reason := unreachable(problem)):
-            failures.append(Failure(problem.id, reason))
+        finding = examine(problem) if by_kind else None
+        if finding is not None:
+            (notes if finding.reachable else failures).append(Failure(problem.id, finding.reason))
         elif reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
             failures.append(Failure(problem.id, f"the gold answer {reason}"))
         elif by_kind and (missed := misgraded(problem)):
@@ -68,7 +72,7 @@ def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100
         for name, completion in adversarial(problem).items():
             if reason := _wrong(reward, completion, problem, 0.0):
                 failures.append(Failure(problem.id, f"the adversarial string {name!r} {reason}"))
-    return Validation(len(answered), count, failures, len(problems) - len(answered))
+    return Validation(len(answered), count, failures, len(problems) - len(answered), notes)
 
 
 def adversarial(problem: Problem) -> dict[str, str]:

@@ -8,14 +8,14 @@ import pytest
 
 from fedrlvr.errors import DataError
 from fedrlvr.tasks import Kind, Problem, grader_for, validate
-from fedrlvr.tasks.golds import check_golds, spellings, unreachable
+from fedrlvr.tasks.golds import check_golds, examine, spellings
 
 
 def problem(answer: str, kind: Kind = "math", name: str = "p") -> Problem:
     return Problem("What?", answer, name, "s", kind)
 
 
-UNREACHABLE = [
+MORE_THAN_AN_ANSWER = [
     ("B. Heparin", "option"),
     ("(C) the left kidney", "option"),
     ("The answer is 2.", "sentence"),
@@ -27,22 +27,38 @@ UNREACHABLE = [
     ("<answer>7</answer>", "tags"),
     ("so 3 + 4 = 7\n#### 7", "####"),
 ]
+UNREACHABLE = ["B. Heparin", "(C) the left kidney", "She has 5 apples left.", "<answer>7</answer>"]
 
 
-@pytest.mark.parametrize(("gold", "fault"), UNREACHABLE)
+@pytest.mark.parametrize(("gold", "fault"), MORE_THAN_AN_ANSWER)
 def test_what_stands_around_the_answer_is_seen(gold: str, fault: str) -> None:
     assert fault in spellings(gold, "math").fault
 
 
-@pytest.mark.parametrize(("gold", "fault"), UNREACHABLE[:-1])
-def test_golds_that_no_short_answer_meets_are_named_before_training(gold: str, fault: str) -> None:
-    reason = unreachable(problem(gold))
-    assert reason is not None
-    assert fault in reason
-    assert gold not in reason
-    assert reason.startswith("'What?'")  # the row can be found by its prompt
+@pytest.mark.parametrize(("gold", "fault"), MORE_THAN_AN_ANSWER)
+def test_golds_that_are_more_than_an_answer_are_named_before_training(gold: str, fault: str) -> None:
+    finding = examine(problem(gold))
+    assert finding is not None
+    assert fault in finding.reason
+    assert gold not in finding.reason
+    assert finding.reason.startswith("'What?'")  # the row can be found by its prompt
     verdict = validate([problem("4"), problem(gold, name="bad")], grader_for(None), attacked=0)
-    assert [(failure.id, fault in failure.reason) for failure in verdict.failures] == [("bad", True)]
+    named = verdict.notes if finding.reachable else verdict.failures
+    assert [(failure.id, fault in failure.reason) for failure in named] == [("bad", True)]
+    assert len(verdict.failures) + len(verdict.notes) == 1
+    with_it = {"ann": [problem("4"), problem(gold)]}
+    if finding.reachable:
+        check_golds(with_it, 0.0)
+    else:
+        with pytest.raises(DataError, match=r"1 of 2 gold answers"):
+            check_golds(with_it, 0.0)
+
+
+@pytest.mark.parametrize("gold", UNREACHABLE)
+def test_an_options_text_a_sentence_and_tags_are_met_by_no_short_answer(gold: str) -> None:
+    finding = examine(problem(gold))
+    assert finding is not None
+    assert not finding.reachable
 
 
 @pytest.mark.parametrize(
@@ -60,13 +76,16 @@ def test_golds_that_no_short_answer_meets_are_named_before_training(gold: str, f
     ],
 )
 def test_golds_in_plain_form_pass(gold: str, kind: Kind) -> None:
-    assert unreachable(problem(gold, kind)) is None
-    assert validate([problem(gold, kind)], grader_for(None), attacked=0).ok
+    assert examine(problem(gold, kind)) is None
+    verdict = validate([problem(gold, kind)], grader_for(None), attacked=0)
+    assert (verdict.failures, verdict.notes) == ([], [])
 
 
 def test_a_gold_that_cannot_meet_itself_is_named() -> None:
-    assert unreachable(problem("<answer>7</answer>", "exact")) is not None  # the inner tags are taken for the answer's
-    assert unreachable(problem("x" * 1001, "exact")) is not None  # longer than any answer may be
+    for gold in ("<answer>7</answer>", "x" * 1001):  # tags within tags; longer than any answer may be
+        finding = examine(problem(gold, "exact"))
+        assert finding is not None
+        assert not finding.reachable
 
 
 def test_spellings_by_hand() -> None:
@@ -87,7 +106,7 @@ def test_a_reward_of_the_users_own_is_asked_for_the_gold_itself_only() -> None:
 
 
 def test_their_share_decides(caplog: pytest.LogCaptureFixture) -> None:
-    bad = [problem("**3**", name=f"bad-{n}") for n in range(2)]
+    bad = [problem("B. Heparin", name=f"bad-{n}") for n in range(2)]
     held = {"ann": [problem("3")] * 15 + bad[:1], "bo": [problem("3")] * 3 + bad[1:], "cy": [problem("")] * 100}
     check_golds(held, 0.1)  # 2 of 20: the problems without an answer do not count
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]

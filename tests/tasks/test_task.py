@@ -67,7 +67,7 @@ def test_embedded_problems_are_asked_without_an_instruction() -> None:
 
 
 def test_problems_whose_golds_cannot_be_met_are_refused_before_a_run(tmp_path: Path) -> None:
-    golds = ["1", "2", "3", "The answer is 4."]
+    golds = ["1", "2", "3", "B. Heparin"]
     for split in ("train", "test"):
         rows = [{"prompt": f"{split} {n}?", "answer": gold} for n, gold in enumerate(golds)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
