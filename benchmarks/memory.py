@@ -33,11 +33,10 @@ from benchmarks.measure import MEBI, machine, peak_resident, reset_peak, residen
 from benchmarks.tables import mebi, table
 from fedrlvr.adapter import Adapter, Factors, fresh
 from fedrlvr.config import parse_config
-from fedrlvr.federation.messages import ARRAYS, METRICS, adapter_to_arrays
-from fedrlvr.federation.precision import pack
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.rules import trained
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.wire.compression import pack
+from fedrlvr.wire.messages import ARRAYS, METRICS, adapter_to_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -141,7 +140,7 @@ class Replies:
 
 def _record(case: Case, strategy: FederatedRLVR, rank: int) -> ArrayRecord:
     """What one client of this rank sends."""
-    halves = trained(strategy.model.rule, 1)
+    halves = strategy.model.rule.trains(1)
     start = strategy.adapter.at_rank(rank)
     generator = torch.Generator().manual_seed(1)
     made = {

@@ -10,12 +10,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedrlvr.errors import AdapterError
+
+Half = Literal["A", "B"]
+Halves = Literal["AB", "A", "B"]
+"""Which factors of an adapter are meant: both, or one of them."""
 
 
 class Factors(NamedTuple):

@@ -22,24 +22,26 @@ import torch
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
 from fedrlvr.aggregation.mean import mean
 from fedrlvr.aggregation.pairs import Pairs, checked
-from fedrlvr.aggregation.result import Result
 from fedrlvr.aggregation.stacking import compact, of_scale_1
 
 
-def fedex(pairs: Pairs) -> Result:
-    """FedIT's mean, and the residual as a change of the base: None if no two clients count.
+class FedExLoRA(LoraAggregation):
+    """FedIT's mean, and the residual as a change of the base: None if no two clients count."""
 
-    Raises:
-        ValueError: as `fedit`.
-    """
-    kept = [pair for pair in checked(pairs, rule="FedEx-LoRA") if pair[1] > 0]
-    averaged = mean(kept, rule="FedEx-LoRA")
-    if len(kept) == 1:
-        return Result(averaged)
-    layers = {name: _residual(kept, name) for name in averaged.layers}
-    return Result(averaged, compact(of_scale_1(layers)))
+    def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+        """
+        Raises:
+            ValueError: as FedIT's.
+        """
+        kept = [pair for pair in checked(pairs, rule="FedEx-LoRA") if pair[1] > 0]
+        averaged = mean(kept, rule="FedEx-LoRA")
+        if len(kept) == 1:
+            return Result(averaged)
+        layers = {name: _residual(kept, name) for name in averaged.layers}
+        return Result(averaged, compact(of_scale_1(layers)))
 
 
 def _residual(kept: list[tuple[Adapter, float]], name: str) -> tuple[Tensor, Tensor]:

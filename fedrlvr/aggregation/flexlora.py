@@ -22,39 +22,41 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
 from fedrlvr.aggregation.pairs import Pairs, check_before, checked, shape
-from fedrlvr.aggregation.result import Result
 from fedrlvr.aggregation.stacking import stacked
 
 
-def flexlora(pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-    """The mean update at `rank`, largest components first, in the first one's type.
+class FlexLoRA(LoraAggregation):
+    """The mean update at one rank, largest components first, in the first adapter's type."""
 
-    rank: of the result; None: the largest given.
-    before: the round's adapter at that rank. Where a layer has fewer components than `rank` (it has min(R, d, k)), the
-        others take their A from it, with B zero; without it they are zero in A and in B, and a component that is zero
-        in both never learns again.
+    def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+        """
+        rank: of the result; None: the largest given.
+        before: the round's adapter at that rank. Where a layer has fewer components than `rank` (it has
+            min(R, d, k)), the others take their A from it, with B zero; without it they are zero in A and in B, and a
+            component that is zero in both never learns again.
 
-    Raises:
-        ValueError: no adapters, a weight that is negative or not finite, weights that sum to zero, adapters of
-            different layers, alpha or shapes apart from rank, or a `before` that is not like the result.
-    """
-    kept = list(checked(pairs, rule="FlexLoRA", mixed_ranks=True))
-    first = kept[0][0]
-    rank = rank or max(adapter.rank for adapter, _ in kept)
-    if before is not None:
-        check_before(before, shape(first), rank)
-    total = sum(weight for _, weight in kept)
-    layers = {}
-    for name, (a_s, b_s) in stacked((adapter, weight / total) for adapter, weight in kept).items():
-        left, right = decompose(a_s, b_s)
-        found = min(rank, len(right))
-        a = pad(right[:rank], (0, 0, 0, rank - found))
+        Raises:
+            ValueError: as `LoraAggregation.aggregate`, for adapters of different layers, alpha or shapes apart from
+                rank, or a `before` that is not like the result.
+        """
+        kept = list(checked(pairs, rule="FlexLoRA", mixed_ranks=True))
+        first = kept[0][0]
+        rank = rank or max(adapter.rank for adapter, _ in kept)
         if before is not None:
-            a[found:] = before.layers[name].A[found:]
-        b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - found))
-        layers[name] = Factors(a.to(first.layers[name].A.dtype), b.to(first.layers[name].B.dtype))
-    return Result(Adapter(layers, first.alpha))
+            check_before(before, shape(first), rank)
+        total = sum(weight for _, weight in kept)
+        layers = {}
+        for name, (a_s, b_s) in stacked((adapter, weight / total) for adapter, weight in kept).items():
+            left, right = decompose(a_s, b_s)
+            found = min(rank, len(right))
+            a = pad(right[:rank], (0, 0, 0, rank - found))
+            if before is not None:
+                a[found:] = before.layers[name].A[found:]
+            b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - found))
+            layers[name] = Factors(a.to(first.layers[name].A.dtype), b.to(first.layers[name].B.dtype))
+        return Result(Adapter(layers, first.alpha))
 
 
 def decompose(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,18 +11,20 @@ Known: the stacking, the merging and the fresh start. p_k and s_k go with B rath
 
 from __future__ import annotations
 
+from fedrlvr.adapter import Adapter
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
 from fedrlvr.aggregation.pairs import Pairs, checked
-from fedrlvr.aggregation.result import Result
 from fedrlvr.aggregation.stacking import compact, stack
 
 
-def flora(pairs: Pairs) -> Result:
-    """No adapter, and the weighted mean of the updates as a change of the base. Pairs of weight 0 take no room in it.
+class FLoRA(LoraAggregation):
+    """No adapter, and the mean update as a change of the base, in which adapters of weight 0 take no room."""
 
-    Raises:
-        ValueError: no adapters, a weight that is negative or not finite, weights that sum to zero, or adapters of
-            different layers or shapes apart from rank.
-    """
-    kept = list(checked(pairs, rule="FLoRA", mixed_ranks=True, mixed_alphas=True))
-    total = sum(weight for _, weight in kept)
-    return Result(adapter=None, change=compact(stack((adapter, weight / total) for adapter, weight in kept)))
+    def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+        """
+        Raises:
+            ValueError: as `LoraAggregation.aggregate`, for adapters of different layers, or shapes apart from rank.
+        """
+        kept = list(checked(pairs, rule="FLoRA", mixed_ranks=True, mixed_alphas=True))
+        total = sum(weight for _, weight in kept)
+        return Result(adapter=None, change=compact(stack((adapter, weight / total) for adapter, weight in kept)))

@@ -22,53 +22,55 @@ import math
 import torch
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
 from fedrlvr.aggregation.pairs import Pairs, Shape, check_before, checked, shape
-from fedrlvr.aggregation.result import Result
 
 
-def hetlora(pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-    """The mean weighed by norms, summed in float64 and returned in the first one's type.
+class HetLoRA(LoraAggregation):
+    """The mean weighed by norms, summed in float64 and returned in the first adapter's type."""
 
-    rank: of the result; None: the largest given.
-    before: the round's adapter at that rank. Components above the largest rank that counts are kept from it; without
-        it they are zero in A and in B, and a component that is zero in both never learns again.
+    def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+        """
+        rank: of the result; None: the largest given.
+        before: the round's adapter at that rank. Components above the largest rank that counts are kept from it;
+            without it they are zero in A and in B, and a component that is zero in both never learns again.
 
-    Raises:
-        ValueError: no adapters, a weight that is negative or not finite, weights that sum to zero, adapters of
-            different layers, alpha or shapes apart from rank, or a `before` that is not like the result.
-    """
-    like: Shape | None = None
-    types: list[tuple[torch.dtype, torch.dtype]] = []
-    sums: Adapter | None = None
-    total, largest, present = 0.0, 0, 0
-    normed = False
-    for adapter, weight in checked(pairs, rule="HetLoRA", mixed_ranks=True):
-        if like is None:
-            like, types = shape(adapter), [(a.dtype, b.dtype) for a, b in adapter.layers.values()]
-        largest = max(largest, adapter.rank)
-        share = weight * norm(adapter)
-        if share > 0 and not normed:  # until now plain weights, which now count nothing
-            sums, total, present, normed = None, 0.0, 0, True
-        share = share if normed else weight
-        if share == 0:
-            continue
-        common = rank or max(adapter.rank, present)
-        present, total = max(present, adapter.rank), total + share
-        sums = _plus(sums, adapter, share, common)
-    assert like is not None
-    assert sums is not None
-    rank = rank or largest
-    sums = sums.at_rank(rank)
-    layers = {
-        name: Factors((a / total).to(types[at][0]), (b / total).to(types[at][1]))
-        for at, (name, (a, b)) in enumerate(sums.layers.items())
-    }
-    if before is not None:
-        check_before(before, like, rank)
-        for name, (a, b) in layers.items():
-            old = before.layers[name]
-            a[present:], b[:, present:] = old.A[present:], old.B[:, present:]
-    return Result(Adapter(layers, like.alpha))
+        Raises:
+            ValueError: as `LoraAggregation.aggregate`, for adapters of different layers, alpha or shapes apart from
+                rank, or a `before` that is not like the result.
+        """
+        like: Shape | None = None
+        types: list[tuple[torch.dtype, torch.dtype]] = []
+        sums: Adapter | None = None
+        total, largest, present = 0.0, 0, 0
+        normed = False
+        for adapter, weight in checked(pairs, rule="HetLoRA", mixed_ranks=True):
+            if like is None:
+                like, types = shape(adapter), [(a.dtype, b.dtype) for a, b in adapter.layers.values()]
+            largest = max(largest, adapter.rank)
+            share = weight * norm(adapter)
+            if share > 0 and not normed:  # until now plain weights, which now count nothing
+                sums, total, present, normed = None, 0.0, 0, True
+            share = share if normed else weight
+            if share == 0:
+                continue
+            common = rank or max(adapter.rank, present)
+            present, total = max(present, adapter.rank), total + share
+            sums = _plus(sums, adapter, share, common)
+        assert like is not None
+        assert sums is not None
+        rank = rank or largest
+        sums = sums.at_rank(rank)
+        layers = {
+            name: Factors((a / total).to(types[at][0]), (b / total).to(types[at][1]))
+            for at, (name, (a, b)) in enumerate(sums.layers.items())
+        }
+        if before is not None:
+            check_before(before, like, rank)
+            for name, (a, b) in layers.items():
+                old = before.layers[name]
+                a[present:], b[:, present:] = old.A[present:], old.B[:, present:]
+        return Result(Adapter(layers, like.alpha))
 
 
 def norm(adapter: Adapter) -> float:

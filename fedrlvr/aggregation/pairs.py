@@ -57,7 +57,7 @@ def checked(
         if this.alpha != first.alpha and not mixed_alphas:
             raise ValueError(f"{rule} takes adapters of one alpha only, got {first.alpha:g} and {this.alpha:g}")
         if adapter.rank != rank and not mixed_ranks:
-            raise ValueError(f"{rule} cannot mix ranks; flora, hetlora and flexlora can. Got {rank} and {adapter.rank}")
+            raise ValueError(f"{rule} cannot mix ranks, got {rank} and {adapter.rank}")
         total += weight
         yield adapter, weight
     if not 0 < total < math.inf:

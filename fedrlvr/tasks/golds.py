@@ -54,7 +54,7 @@ class Spellings(NamedTuple):
     answers: list[str]
 
 
-class Finding(NamedTuple):
+class GoldFault(NamedTuple):
     """A gold answer that is not in plain form, or that no marked answer can meet (`reachable` is False), and why."""
 
     reachable: bool
@@ -82,7 +82,7 @@ def spellings(gold: str, kind: Kind) -> Spellings:
     return Spellings("", [gold, *_numbers_alike(text)] if kind == "math" else [gold])
 
 
-def examine(problem: Problem) -> Finding | None:
+def examine(problem: Problem) -> GoldFault | None:
     """What is wrong with a problem's gold answer, or None.
 
     The text begins with the first words of the prompt, by which the row can be found, and holds nothing of the answer.
@@ -91,13 +91,13 @@ def examine(problem: Problem) -> Finding | None:
     try:
         reachable = any(_is_right(answer, problem) for answer in answers)
     except GradingError as error:
-        return Finding(False, f"{_beginning(problem.prompt)!r}: {error}")
+        return GoldFault(False, f"{_beginning(problem.prompt)!r}: {error}")
     if reachable and fault in ("", *_HARMLESS):
         return None
     reason = f"the gold answer {fault}" if fault else "the gold answer does not even meet itself"
     met = "a short answer meets it all the same" if reachable else "no marked answer can meet it"
     remedy = "Give the short answer alone." if fault else "Correct it."
-    return Finding(reachable, f"{_beginning(problem.prompt)!r}: {reason}, and {met}. {remedy}")
+    return GoldFault(reachable, f"{_beginning(problem.prompt)!r}: {reason}, and {met}. {remedy}")
 
 
 def misgraded(problem: Problem) -> list[str]:

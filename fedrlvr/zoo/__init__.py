@@ -1,7 +1,7 @@
 """The embedded reasoner: eight families of problems and a model of about one million parameters that half knows them.
 
-Importing this does not import torch. `python -m fedrlvr.zoo.train` rebuilds the weights; `weights/CARD.md` says what
-they are and how well they do.
+Importing this does not import torch. `weights/CARD.md` says what the weights are and how well they do; in the
+repository, `python -m scripts.reasoner.train` rebuilds them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from pathlib import Path
 from fedrlvr.zoo.families import LEVELS
 from fedrlvr.zoo.generators import FAMILIES, problems
 
-__all__ = ["FAMILIES", "LEVELS", "problems", "weights_dir"]
+__all__ = ["FAMILIES", "LEVELS", "embedded_config", "problems", "weights_dir"]
+
+
+def embedded_config() -> Path:
+    """The TOML file of the default federation: the embedded reasoner and its eight families among four clients."""
+    return Path(__file__).parent / "embedded.toml"
 
 
 def weights_dir() -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import adapters
 import torch
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.aggregation import Result, lora_rule
 
 SHAPES = {"q": (9, 12), "v": (16, 7)}
 """d and k by layer; the largest min(d, k) is 9."""
@@ -31,6 +33,11 @@ def with_half(one: Adapter, other: Adapter, half: str) -> Adapter:
         for name, factors in one.layers.items()
     }
     return Adapter(layers, one.alpha)
+
+
+def aggregated(pairs: Iterable[tuple[Adapter, float]], rule: str, **options: Any) -> Result:
+    """What a rule makes of the pairs in a first round."""
+    return lora_rule(rule).aggregation().aggregate(pairs, **options)
 
 
 def dense(one: Adapter | None) -> dict[str, Tensor]:

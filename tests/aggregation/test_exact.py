@@ -6,16 +6,15 @@ import math
 
 import pytest
 import torch
-from loras import adapter, dense, ideal, off, random_adapter, with_half
+from loras import adapter, aggregated, dense, ideal, off, random_adapter, with_half
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import Result, Rule, aggregate, aggregate_stream
+from fedrlvr.aggregation import RULES, Result, aggregate
 
-RULES: tuple[Rule, ...] = ("fedit", "ffa", "rolora", "flora", "fedex", "hetlora", "flexlora")
 WEIGHTS = [3.0, 0.5, 0.0, 1.25]
 
 
-def given(rule: Rule, *, half: str = "A", rank: int = 2) -> list[tuple[Adapter, float]]:
+def given(rule: str, *, half: str = "A", rank: int = 2) -> list[tuple[Adapter, float]]:
     """Four adapters that the rule takes, one of weight zero."""
     adapters = [random_adapter(seed, rank) for seed in range(4)]
     if rule in ("ffa", "rolora"):
@@ -42,14 +41,14 @@ def whole(result: Result) -> dict[str, torch.Tensor]:
         ("flexlora", "", 9),
     ],
 )
-def test_exact_rules_give_the_mean_of_the_updates(rule: Rule, half: str, rank: int) -> None:
+def test_exact_rules_give_the_mean_of_the_updates(rule: str, half: str, rank: int) -> None:
     pairs = given(rule, half=half, rank=rank)
-    assert off(whole(aggregate_stream(pairs, rule=rule)), ideal(pairs)) < 1e-6
+    assert off(whole(aggregated(pairs, rule=rule)), ideal(pairs)) < 1e-6
 
 
 def test_fedit_is_the_mean_of_each_factor_and_not_of_the_updates() -> None:
     pairs = given("fedit")
-    mean = aggregate_stream(pairs, rule="fedit").adapter
+    mean = aggregated(pairs, rule="fedit").adapter
     assert mean is not None
     for name, tensor in mean.tensors():
         wanted = sum(weight / 4.75 * dict(one.tensors())[name].double() for one, weight in pairs)
@@ -59,7 +58,7 @@ def test_fedit_is_the_mean_of_each_factor_and_not_of_the_updates() -> None:
 
 def test_fedex_begins_with_the_adapter_of_fedit() -> None:
     pairs = given("fedex")
-    ours, theirs = (aggregate_stream(pairs, rule=rule).adapter for rule in ("fedex", "fedit"))
+    ours, theirs = (aggregated(pairs, rule=rule).adapter for rule in ("fedex", "fedit"))
     assert ours is not None
     assert theirs is not None
     assert all(torch.equal(x, y) for (_, x), (_, y) in zip(ours.tensors(), theirs.tensors(), strict=True))
@@ -75,7 +74,7 @@ def test_fedex_loses_no_digits_where_clients_hardly_differ() -> None:
         for o in (random_adapter(1), random_adapter(2), random_adapter(3))
     ]
     pairs = [(one, weight) for one, weight in zip(near, (1.0, 2.0, 1.5), strict=True)]
-    change = aggregate_stream(pairs, rule="fedex").change
+    change = aggregated(pairs, rule="fedex").change
     means = [
         {n: torch.stack([w / 4.5 * o.layers[n][half].double() for o, w in pairs]).sum(dim=0) for n in first.layers}
         for half in (0, 1)
@@ -87,25 +86,25 @@ def test_fedex_loses_no_digits_where_clients_hardly_differ() -> None:
 def test_ranks_of_the_changes() -> None:
     """Clients of weight zero take no room, fedex needs one client less, and no rank is above the layers' own."""
     for rule, rank, wanted in (("flora", 2, 6), ("fedex", 2, 4), ("flora", 5, 9), ("fedex", 5, 9)):
-        change = aggregate_stream(given(rule, rank=rank), rule=rule).change  # type: ignore[arg-type]
+        change = aggregated(given(rule, rank=rank), rule=rule).change
         assert change is not None
         assert change.rank == change.alpha == wanted
         assert all(f.A.dtype == f.B.dtype == torch.float32 for f in change.layers.values())
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_client_gets_its_own_update_back(rule: Rule) -> None:
+def test_one_client_gets_its_own_update_back(rule: str) -> None:
     mine = random_adapter(7)
     for pairs in ([(mine, 2.0)], [(with_half(random_adapter(8), mine, "A"), 0.0), (mine, 0.3)]):
-        result = aggregate_stream(pairs, rule=rule)
+        result = aggregated(pairs, rule=rule)
         assert off(whole(result), dense(mine)) < 1e-6
         assert (result.change is None) == (rule != "flora")
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_client_of_weight_zero_does_not_count(rule: Rule) -> None:
+def test_a_client_of_weight_zero_does_not_count(rule: str) -> None:
     pairs = given(rule)
-    with_zero, without = (aggregate_stream(some, rule=rule) for some in (pairs, [pairs[0], pairs[1], pairs[3]]))
+    with_zero, without = (aggregated(some, rule=rule) for some in (pairs, [pairs[0], pairs[1], pairs[3]]))
     for one, other in ((with_zero.adapter, without.adapter), (with_zero.change, without.change)):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
@@ -113,19 +112,19 @@ def test_a_client_of_weight_zero_does_not_count(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_neither_the_order_nor_the_sum_of_weights_counts(rule: Rule) -> None:
+def test_neither_the_order_nor_the_sum_of_weights_counts(rule: str) -> None:
     pairs = given(rule)
     turned = [(one, 10 * weight) for one, weight in reversed(pairs)]
-    assert off(whole(aggregate_stream(turned, rule=rule)), whole(aggregate_stream(pairs, rule=rule))) < 1e-6
+    assert off(whole(aggregated(turned, rule=rule)), whole(aggregated(pairs, rule=rule))) < 1e-6
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nobodys_adapter_is_changed_or_handed_out_again(rule: Rule) -> None:
+def test_nobodys_adapter_is_changed_or_handed_out_again(rule: str) -> None:
     pairs, copies = given(rule), given(rule)
     if rule in ("hetlora", "flexlora"):
-        result = aggregate_stream(pairs, rule=rule, before=pairs[0][0])
+        result = aggregated(pairs, rule=rule, before=pairs[0][0])
     else:
-        result = aggregate_stream(pairs, rule=rule)
+        result = aggregated(pairs, rule=rule)
     for (one, _), (copy, _) in zip(pairs, copies, strict=True):
         assert all(torch.equal(x, y) for (_, x), (_, y) in zip(one.tensors(), copy.tensors(), strict=True))
     made = [tensor for part in (result.adapter, result.change) if part for _, tensor in part.tensors()]
@@ -134,21 +133,21 @@ def test_nobodys_adapter_is_changed_or_handed_out_again(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_mapping_and_stream_are_one(rule: Rule) -> None:
+def test_mapping_and_stream_are_one(rule: str) -> None:
     pairs = given(rule)
     adapters = {str(at): one for at, (one, _) in enumerate(pairs)}
     weights = {str(at): weight for at, (_, weight) in enumerate(pairs)}
-    streamed = whole(aggregate_stream(iter(pairs), rule=rule))
+    streamed = whole(aggregated(iter(pairs), rule=rule))
     assert off(whole(aggregate(adapters, weights, rule=rule)), streamed) == 0.0
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "flora"])
-def test_the_adapter_keeps_its_type(rule: Rule) -> None:
+def test_the_adapter_keeps_its_type(rule: str) -> None:
     halves = [
         (one.alike({name: type(f)(f.A.bfloat16(), f.B.double()) for name, f in one.layers.items()}), weight)
         for one, weight in given(rule)
     ]
-    mean = aggregate_stream(halves, rule=rule).adapter
+    mean = aggregated(halves, rule=rule).adapter
     assert mean is not None
     assert all((f.A.dtype, f.B.dtype) == (torch.bfloat16, torch.float64) for f in mean.layers.values())
 
@@ -158,23 +157,23 @@ def test_the_adapter_keeps_its_type(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, -math.inf])
-def test_weights_that_are_none(rule: Rule, weight: float) -> None:
+def test_weights_that_are_none(rule: str, weight: float) -> None:
     one, same = random_adapter(1), random_adapter(1)
     for pairs in ([(one, 1.0), (same, weight)], [(one, weight), (same, 1.0)]):
         with pytest.raises(ValueError, match="finite and not negative"):
-            aggregate_stream(pairs, rule=rule)
+            aggregated(pairs, rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nothing_to_average(rule: Rule) -> None:
+def test_nothing_to_average(rule: str) -> None:
     one = random_adapter(1)
     for pairs in ([], [(one, 0.0)], [(one, 0.0), (one, 0.0)], [(one, 1e308), (one, 1e308)]):
         with pytest.raises(ValueError, match="nothing to average"):
-            aggregate_stream(pairs, rule=rule)
+            aggregated(pairs, rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_other_layers_or_shapes(rule: Rule) -> None:
+def test_other_layers_or_shapes(rule: str) -> None:
     one = random_adapter(1)
     renamed = Adapter(dict(zip(("q", "w"), one.layers.values(), strict=True)), one.alpha)
     fewer = Adapter({"q": one.layers["q"]}, one.alpha)
@@ -184,55 +183,55 @@ def test_other_layers_or_shapes(rule: Rule) -> None:
     for other in (renamed, fewer, turned, longer, wider):
         for weight in (1.0, 0.0):
             with pytest.raises(ValueError, match="one set of layers and shapes"):
-                aggregate_stream([(one, 1.0), (other, weight)], rule=rule)
+                aggregated([(one, 1.0), (other, weight)], rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_factors_that_are_none(rule: Rule) -> None:
+def test_factors_that_are_none(rule: str) -> None:
     layers = random_adapter(1).layers
     broken = Adapter({**layers, "v": random_adapter(1, rank=3).layers["v"]}, 4.0)
     with pytest.raises(ValueError, match="layer v: its factors"):
-        aggregate_stream([(broken, 1.0)], rule=rule)
+        aggregated([(broken, 1.0)], rule=rule)
     with pytest.raises(ValueError, match="layer q: its factors"):
-        aggregate_stream([(adapter([[1.0, 2.0]], [[1.0, 2.0]]), 1.0)], rule=rule)
+        aggregated([(adapter([[1.0, 2.0]], [[1.0, 2.0]]), 1.0)], rule=rule)
     with pytest.raises(ValueError, match="without layers"):
-        aggregate_stream([(Adapter({}, 4.0), 1.0)], rule=rule)
+        aggregated([(Adapter({}, 4.0), 1.0)], rule=rule)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "flora"])
-def test_other_alphas(rule: Rule) -> None:
+def test_other_alphas(rule: str) -> None:
     pairs = [(random_adapter(1), 1.0), (random_adapter(1, alpha=5.0), 1.0)]
     with pytest.raises(ValueError, match="one alpha only, got 4 and 5"):
-        aggregate_stream(pairs, rule=rule)
+        aggregated(pairs, rule=rule)
 
 
 @pytest.mark.parametrize("rule", ["fedit", "ffa", "rolora", "fedex"])
-def test_rules_that_cannot_mix_ranks_say_which_can(rule: Rule) -> None:
+def test_rules_that_cannot_mix_ranks_say_so(rule: str) -> None:
     pairs = [(random_adapter(1), 1.0), (random_adapter(2, rank=3), 1.0)]
-    with pytest.raises(ValueError, match=r"cannot mix ranks; flora, hetlora and flexlora can\. Got 2 and 3"):
-        aggregate_stream(pairs, rule=rule)
+    with pytest.raises(ValueError, match="cannot mix ranks, got 2 and 3"):
+        aggregated(pairs, rule=rule)
 
 
 def test_factors_that_should_be_frozen() -> None:
     one, other = random_adapter(1), random_adapter(2)
     same_a, same_b = with_half(other, one, "A"), with_half(other, one, "B")
     with pytest.raises(ValueError, match="FFA-LoRA needs a factor that is the same for all, but the As differ"):
-        aggregate_stream([(one, 1.0), (same_b, 1.0)], rule="ffa")
+        aggregated([(one, 1.0), (same_b, 1.0)], rule="ffa")
     for pairs in ([(one, 1.0), (other, 1.0)], [(one, 1.0), (same_a, 1.0), (same_b, 1.0)]):
         with pytest.raises(
             ValueError, match="RoLoRA needs a factor that is the same for all, but the As and Bs differ"
         ):
-            aggregate_stream(pairs, rule="rolora")
+            aggregated(pairs, rule="rolora")
 
 
 def test_one_layer_that_differs_is_enough() -> None:
     one = random_adapter(1)
     moved = Adapter({**one.layers, "v": one.layers["v"]._replace(A=one.layers["v"].A * 1.0001)}, one.alpha)
     with pytest.raises(ValueError, match="the As differ"):
-        aggregate_stream([(one, 1.0), (moved, 1.0)], rule="ffa")
+        aggregated([(one, 1.0), (moved, 1.0)], rule="ffa")
 
 
 def test_an_unknown_rule() -> None:
     known = "fedit, ffa, rolora, flora, fedex, hetlora, flexlora"
     with pytest.raises(ValueError, match=f"unknown rule 'fedavg'; known: {known}"):
-        aggregate({"a": random_adapter(1)}, {"a": 1.0}, rule="fedavg")  # type: ignore[arg-type]
+        aggregate({"a": random_adapter(1)}, {"a": 1.0}, rule="fedavg")

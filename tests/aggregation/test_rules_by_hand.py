@@ -6,8 +6,9 @@ import torch
 from loras import adapter
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import aggregate, update
+from fedrlvr.aggregation import aggregate
 from fedrlvr.aggregation.hetlora import norm
+from fedrlvr.aggregation.stacking import update
 
 ONE = adapter([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
 TWO = adapter([[5.0, 6.0], [7.0, 8.0]], [[0.0, 2.0], [2.0, 0.0]])

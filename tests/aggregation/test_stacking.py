@@ -9,7 +9,7 @@ import torch
 from loras import adapter, dense, off, random_adapter
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import add, compact, stack, update
+from fedrlvr.aggregation.stacking import add, compact, stack, update
 
 ONE, TWO = random_adapter(1, rank=3), random_adapter(2, rank=4, alpha=7.0)
 

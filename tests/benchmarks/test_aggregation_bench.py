@@ -13,8 +13,10 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from benchmarks import aggregation, aggregation_data, aggregation_tables
-from benchmarks.aggregation import (
+from benchmarks import aggregation_data, aggregation_tables
+from benchmarks.aggregation import Hostile, forged
+from benchmarks.aggregation_cells import (
+    ATTACKS,
     BASE,
     DEFENCES,
     EIGHT,
@@ -25,7 +27,6 @@ from benchmarks.aggregation import (
     RULES,
     WEIGHTS,
     attack_of,
-    forged,
 )
 from benchmarks.aggregation_data import (
     DIFFICULTIES,
@@ -51,9 +52,9 @@ from benchmarks.aggregation_tables import (
 )
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import load_config
-from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
 from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
 
 CELLS = [(part, cell) for part, cells in PARTS.items() for cell in cells]
 
@@ -173,7 +174,7 @@ def test_what_a_hostile_client_sends_by_hand() -> None:
     assert forged(start, trained, "sign").tolist() == [0.5, 3.0]
     assert forged(start, trained, "scaled").tolist() == [51.0, -98.0]
     assert np.isnan(forged(start, trained, "nan")).all()
-    assert {forged(start, trained, attack).dtype for attack in aggregation.ATTACKS} == {np.dtype(np.float32)}
+    assert {forged(start, trained, attack).dtype for attack in ATTACKS} == {np.dtype(np.float32)}
 
 
 def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() -> None:
@@ -194,7 +195,7 @@ def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() 
         return None, None
 
     inner: Any = SimpleNamespace(adapter=adapter(1.0), clients=clients, aggregate_train=aggregate_train)
-    aggregation.Hostile(inner, HOSTILE, "sign").aggregate_train(3, [reply(1), reply(2)])
+    Hostile(inner, HOSTILE, "sign").aggregate_train(3, [reply(1), reply(2)])
     assert seen["honest"].layers["q"].A.tolist() == [[1.5, 1.5]]
     assert seen[HOSTILE].layers["q"].A.tolist() == [[0.5, 0.5]]
     assert seen[HOSTILE].layers["q"].B.flatten().tolist() == [1.0] * 3
@@ -334,8 +335,7 @@ def test_a_run_that_an_attack_ended_is_told_with_its_reason() -> None:
 def test_what_has_been_run_becomes_tables_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell counts once all its seeds are done; nothing to show is an error."""
     runs = tmp_path / "runs"
-    for module in (aggregation, aggregation_tables):
-        monkeypatch.setattr(module, "RUNS", runs)
+    monkeypatch.setattr(aggregation_tables, "RUNS", runs)
     monkeypatch.setattr(aggregation_tables, "ROOT", tmp_path)
     (tmp_path / "docs" / "results").mkdir(parents=True)
     with pytest.raises(SystemExit, match="no cell"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import care_figures, care_tables
-from benchmarks.care import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
+from benchmarks.care_cells import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
 from benchmarks.care_data import (
     FAMILIES,
     Run,
@@ -39,7 +39,7 @@ from benchmarks.care_tables import (
     shown,
 )
 from fedrlvr.config import CareSupervision, Config, SelectionSupervision, load_config
-from fedrlvr.reporting.sweeptable import Spread
+from fedrlvr.reporting.sweep_table import Spread
 from fedrlvr.tasks.deal import deal
 
 T4 = 2.7764

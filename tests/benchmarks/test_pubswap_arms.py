@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.pubswap import ARMS, BASE, HALF, STEPS, STRETCH, TAUS, settings
+from benchmarks.pubswap_cells import ARMS, BASE, HALF, STEPS, STRETCH, TAUS, settings
 from benchmarks.pubswap_tables import DRIFTING, NAMES, _distance, _paired, _syncs
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import Config, PubSwapCoordination, load_config

@@ -13,10 +13,10 @@ from models import tiny_model
 from organisations import Organisations, References, federation, site_toml
 
 from fedrlvr.config import Config
-from fedrlvr.deployment import channel
-from fedrlvr.deployment.siteconfig import Organisation, load_site
-from fedrlvr.federation.run import new_cohort, run
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.simulation.run import new_cohort, run
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
             root = tmp_path_factory.mktemp(variant)
             made[variant] = root / "run"
             monkeypatch = pytest.MonkeyPatch()
-            monkeypatch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)  # a second of figures
+            monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)  # a second of figures
             # One after another, as organisations are: stacked clients round sums otherwise.
             run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
             monkeypatch.undo()

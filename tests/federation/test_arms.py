@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import Message
@@ -13,10 +12,21 @@ from safetensors.torch import load_file
 from small_runs import CLIENTS, VARIANTS, Configs, Runs, adapter_bytes, without_seconds
 
 import fedrlvr
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.training import Training
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.client.local_training import LocalTraining
+from fedrlvr.reporting.observer import (
+    Evaluated,
+    Event,
+    Observer,
+    PhaseStarted,
+    RoundEnded,
+    RoundSaved,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+)
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
 
 FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
 
@@ -76,13 +86,13 @@ def test_the_arm_central_gives_one_client_everything(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    real = Training._local_step
+    real = LocalTraining._local_step
 
-    def counted(self: Training) -> None:
-        steps.append(self.request.train.problems_per_step)
+    def counted(self: LocalTraining) -> None:
+        steps.append(self.asked.train.problems_per_step)
         real(self)
 
-    monkeypatch.setattr(Training, "_local_step", counted)
+    monkeypatch.setattr(LocalTraining, "_local_step", counted)
     result = fedrlvr.run(configured(tmp_path / "run", federation={"arm": "central"}))
     assert steps == [2 * 3] * 4
     holdings = json.loads((tmp_path / "run" / "holdings.json").read_text("utf-8"))
@@ -138,45 +148,64 @@ def test_partial_participation_trains_two_of_three(finished: Runs) -> None:
 
 
 def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Path) -> None:
-    heard: list[tuple[Any, ...]] = []
+    heard: list[str] = []
+    directory = tmp_path / "run"
 
     class Listener(Observer):
-        def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
-            heard.append(("started", clients, rounds, first_round))
+        def notify(self, event: Event) -> None:
+            heard.append(event.handler)
+            super().notify(event)
 
-        def phase(self, round_: int, phase: str) -> None:
-            heard.append(("phase", round_, phase))
+        def run_started(self, event: RunStarted) -> None:
+            assert (event.clients, event.rounds, event.local_steps, event.first_round) == (list(CLIENTS), 1, 2, 0)
 
-        def step(self, round_: int, step: int, steps: int, rewards: Any, tokens: int) -> None:
-            assert set(rewards) == set(CLIENTS)
-            assert tokens > 0
-            heard.append(("step", round_, step, steps))
+        def phase_started(self, event: PhaseStarted) -> None:
+            heard[-1] = f"{event.phase} {event.round}"
 
-        def evaluated(self, round_: int, problems: int) -> None:
-            heard.append(("evaluated", round_, problems))
+        def step_ended(self, event: StepEnded) -> None:
+            assert set(event.rewards) == set(CLIENTS)
+            assert event.tokens > 0
+            heard[-1] = f"step {event.step} of {event.steps}"
 
-        def round_done(self, record: Any) -> None:
-            heard.append(("done", record["round"]))
+        def evaluated(self, event: Evaluated) -> None:
+            assert event.problems == 12
+
+        def round_ended(self, event: RoundEnded) -> None:
+            lines = read_metrics(directory)
+            assert lines[-1] == event.record, "its line is there, and the checkpoint is not"
+            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round
+
+        def round_saved(self, event: RoundSaved) -> None:
+            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round + 1
+
+        def run_ended(self, event: RunEnded) -> None:
+            assert list(event.records) == read_metrics(directory)
+            assert (directory / "report.html").exists()
 
         def close(self) -> None:
-            heard.append(("close",))
+            heard.append("close")
 
     from fedrlvr.config import parse_config
 
-    run_module.run(parse_config(configured(tmp_path / "run", train={"rounds": 1})), observer=Listener())
+    run_module.run(parse_config(configured(directory, train={"rounds": 1})), observer=Listener())
     assert heard == [
-        ("started", list(CLIENTS), 1, 1),
-        ("phase", 0, "evaluate"),
-        ("evaluated", 0, 12),
-        ("phase", 0, "checkpoint"),
-        ("done", 0),
-        ("phase", 1, "train"),
-        ("step", 1, 1, 2),
-        ("step", 1, 2, 2),
-        ("phase", 1, "aggregate"),
-        ("phase", 1, "evaluate"),
-        ("evaluated", 1, 12),
-        ("phase", 1, "checkpoint"),
-        ("done", 1),
-        ("close",),
+        "run_started",
+        "round_started",
+        "evaluate 0",
+        "evaluated",
+        "checkpoint 0",
+        "round_ended",
+        "round_saved",
+        "round_started",
+        "train 1",
+        "step 1 of 2",
+        "step 2 of 2",
+        "aggregate 1",
+        "evaluate 1",
+        "evaluated",
+        "checkpoint 1",
+        "round_ended",
+        "round_saved",
+        "run_ended",
+        "close",
     ]

@@ -16,22 +16,20 @@ import torch
 from fakes import NAMES, answering, contexts, scores_reply, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation import FGRPOWeights, hetlora
+from fedrlvr.adapter import Adapter, Factors, Halves
+from fedrlvr.aggregation import FGRPOWeights, lora_rule
+from fedrlvr.client.local_training import LocalTraining
+from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import parse_config
 from fedrlvr.errors import RoundError
-from fedrlvr.federation import strategy as strategy_module
-from fedrlvr.federation.checkpoint import Checkpoints
-from fedrlvr.federation.client import Asked
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
-from fedrlvr.federation.record import RoundRecord, RunLog
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.training import Training
-from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
-from fedrlvr.rules import Halves
+from fedrlvr.server import strategy as strategy_module
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 
 SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))
@@ -247,7 +245,7 @@ def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: st
     )
     assert "weight" not in strategy.record.clients[who]
     rest = [(of(1.0, rank), 1.0) for name, rank in MIXED.items() if name != who]
-    expected = hetlora(rest, rank=4, before=of(0.0, 4)).adapter
+    expected = lora_rule("hetlora").aggregation().aggregate(rest, rank=4, before=of(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)
@@ -262,7 +260,7 @@ def test_clipping_shortens_a_change_of_any_rank_to_the_same_numbers(who: str, fa
     kept = {name: strategy.record.clients[name]["kept"] for name in MIXED}
     assert kept == pytest.approx({**dict.fromkeys(MIXED, 1.0), who: limit / 4})
     short = [(of(limit if name == who else 1.0, rank), 1.0) for name, rank in MIXED.items()]
-    expected = hetlora(short, rank=4, before=of(0.0, 4)).adapter
+    expected = lora_rule("hetlora").aggregation().aggregate(short, rank=4, before=of(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)
@@ -390,8 +388,8 @@ def doubled(strategy: FederatedRLVR, directory: Path) -> list[tuple[str, list[st
         return RecordDict({"arrays": ArrayRecord(trained), "metrics": numbers})
 
     grid = LocalGrid(answering(answer), contexts())
-    log = RunLog(directory, Checkpoints(directory, 3), {}, Tracker())
-    strategy.start(grid, log, hooks=Doubling(strategy))
+    checkpoints = Checkpoints(directory, 3)
+    strategy.start(grid, checkpoints, hooks=Doubling(strategy))
     return seen
 
 
@@ -423,11 +421,11 @@ def test_rules_without_a_place_for_a_changed_aggregate_say_so(rule: str, tmp_pat
         return reply(of(1.0), halves="B" if rule == "rolora" else "AB")
 
     grid = LocalGrid(answering(answer), contexts())
-    log = RunLog(tmp_path, Checkpoints(tmp_path, 3), {}, Tracker())
+    checkpoints = Checkpoints(tmp_path, 3)
     with pytest.raises(
         RoundError, match=rf"round 1: a strategy around .* aggregation.type = '{rule}'.*'fedit' or 'ffa'"
     ):
-        strategy.start(grid, log, hooks=Doubling(strategy))
+        strategy.start(grid, checkpoints, hooks=Doubling(strategy))
     assert Checkpoints(tmp_path, 3).rounds() == [0]
 
 
@@ -438,9 +436,9 @@ def sent(message: Message, adapter: Adapter, start: Adapter) -> RecordDict:
     """What the client code makes of its adapter at the end of a round."""
     request = read_request(message, TrainRequest)
     context = contexts([1])[1]
-    training = cast(Training, SimpleNamespace(request=request, starts={"me": start}))
-    site = SimpleNamespace(name="me")
-    arrays, _ = Training._packed(training, "me", cast(Asked, SimpleNamespace(context=context, site=site)), adapter)
+    training = cast(LocalTraining, SimpleNamespace(asked=request, starts={"me": start}))
+    mine = cast(ClientRequest, SimpleNamespace(context=context, row="me", client=SimpleNamespace(name="me")))
+    arrays, _ = LocalTraining._packed(training, mine, adapter)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
 
 

@@ -12,16 +12,15 @@ from fakes import NAMES, adapter_of
 from flwr.app import ArrayRecord
 
 from fedrlvr.adapter import Adapter, fresh
-from fedrlvr.aggregation import Result
+from fedrlvr.aggregation import Result, lora_rule
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.globalmodel import GlobalModel
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.rules import Rule
 from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.global_model import GlobalModel
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter
 
 SHAPES = adapter_of(0.0).shapes
 SEED = 7
@@ -67,9 +66,9 @@ def changed_rank(model: GlobalModel, kind: str) -> int:
     return sent.rank
 
 
-def rounds_of(rule: Rule, *results: Result) -> GlobalModel:
+def rounds_of(rule: str, *results: Result) -> GlobalModel:
     """A model after these rounds; ann answered in all, bob not in the last, cyd not in the last two, dan never."""
-    model = GlobalModel(rule, made(1), SEED)
+    model = GlobalModel(lora_rule(rule), made(1), SEED)
     for version in range(len(results) + 1):
         if version:
             model.advance(results[version - 1], version)
@@ -80,7 +79,7 @@ def rounds_of(rule: Rule, *results: Result) -> GlobalModel:
 
 
 @pytest.mark.parametrize("rule", ["fedit", "hetlora", "flexlora"])
-def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: Rule) -> None:
+def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: str) -> None:
     model = rounds_of(rule, Result(made(2)), Result(made(3)))
     for client in ("ann", "bob", "cyd", "dan"):
         assert brought(model, client) == ("AB", "none", 2 * HALF)
@@ -93,7 +92,7 @@ def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: Ru
 def test_what_the_hooks_were_given_is_what_a_client_of_the_full_rank_gets() -> None:
     """So a wrapper's change of it counts also in a round that it makes no aggregate in."""
     given = adapter_to_arrays(made(9))
-    _, arrays, _ = GlobalModel("fedit", made(1), SEED).bring("ann", 2, given)
+    _, arrays, _ = GlobalModel(lora_rule("fedit"), made(1), SEED).bring("ann", 2, given)
     assert arrays is given
 
 
@@ -193,7 +192,7 @@ def test_a_client_that_failed_is_a_stranger_again() -> None:
         ("rolora", [Result(made(2))], ("AB", "none", 2 * HALF)),
         ("flora", [Result(None, change(2)), Result(None, change(3))], (None, "whole", 2 * HALF_OF_3)),
     ):
-        model = rounds_of(rule, *results)  # type: ignore[arg-type]
+        model = rounds_of(rule, *results)
         model.lost("bob")
         model.lost("dan")
         assert brought(model, "bob") == kind
@@ -228,7 +227,7 @@ def test_the_whole_model_is_adapter_and_change_together() -> None:
 
 
 @pytest.mark.parametrize("rule", ["rolora", "flora", "fedex"])
-def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: Rule, tmp_path: Path) -> None:
+def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: str, tmp_path: Path) -> None:
     def strategy() -> FederatedRLVR:
         tree = {
             "run": {"seed": SEED},

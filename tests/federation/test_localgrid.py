@@ -12,15 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.serverapp.strategy import FedAvg
 from small_runs import Configs
 
-from fedrlvr.aggregation import fedit
+from fedrlvr.aggregation.averaging import FedIT
+from fedrlvr.client.app import CohortApp
 from fedrlvr.config import parse_config
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
+from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
 
 
 def shared_content() -> RecordDict:
@@ -137,7 +137,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     locals_ = [arrays_to_adapter(r.content.array_records["arrays"], initial, whose="a client") for r in sent]
     examples = [float(r.content.metric_records["metrics"]["num-examples"]) for r in sent]  # type: ignore[arg-type]
     assert len(locals_) == 2
-    mean_adapter = fedit(zip(locals_, examples, strict=True)).adapter
+    mean_adapter = FedIT().aggregate(zip(locals_, examples, strict=True)).adapter
     assert mean_adapter is not None
     ours = dict(mean_adapter.tensors())
     moved = 0.0

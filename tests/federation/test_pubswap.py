@@ -18,19 +18,19 @@ from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
 
 import fedrlvr
 from fedrlvr import coordination as coordination_package
+from fedrlvr.client import public_steps
+from fedrlvr.client.state import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.config import parse_config
-from fedrlvr.federation import exchange as exchange_module
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation import training as training_module
-from fedrlvr.federation.exchange import Exchange
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
-from fedrlvr.federation.messages import CONFIG, nbytes
-from fedrlvr.federation.publicmessages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import Learner
-from fedrlvr.rl import Group, Origin
+from fedrlvr.rl import LOSSES, Group, Origin
+from fedrlvr.server import exchange as exchange_module
+from fedrlvr.server.exchange import Exchange
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
+from fedrlvr.wire.messages import CONFIG, nbytes
+from fedrlvr.wire.public_messages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
 
 Watching = Callable[..., list[Message]]
 
@@ -195,13 +195,13 @@ def test_cap_and_gamma_are_those_of_the_config(
         seen.add((cap, gamma))
         return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
 
-    monkeypatch.setattr(training_module, "reference", reference)
+    monkeypatch.setattr(public_steps, "reference", reference)
     changes = exchanges(tmp_path, coordination=coordination, train={"rounds": 1})
     fedrlvr.run(configured(tmp_path / "run", **changes))
     assert seen == {used}
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ratio", ["local_old", "truncated", "shaped"])
 def test_every_loss_takes_foreign_responses(loss: str, ratio: str, configured: Configs, tmp_path: Path) -> None:
     changes = exchanges(tmp_path, coordination={"ratio": ratio}, train={"rounds": 1, "loss": loss, "kl_beta": 0.05})
@@ -282,7 +282,7 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
             return replies
 
     monkeypatch.setattr(run_module, "LocalGrid", OtherTokens)
-    with caplog.at_level("WARNING", "fedrlvr.federation"):
+    with caplog.at_level("WARNING", "fedrlvr.client"):
         fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
     told = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
     assert len(told) == 1
@@ -357,7 +357,7 @@ def test_every_swap_and_every_sampling_has_random_numbers_of_its_own(
         samples.extend(seeds.values())
         return real(self, prompts, decoding, seeds, *states)
 
-    monkeypatch.setattr(training_module, "swap", swap)
+    monkeypatch.setattr(public_steps, "swap", swap)
     monkeypatch.setattr(Cohort, "sample", sample)
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, evaluate={"every": 0})))
     assert len(swaps) == len(set(swaps)) == 2 * 2 * 3

@@ -4,6 +4,7 @@ it remembers is refused, and forgets nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,19 +14,19 @@ from fakes import NAMES, adapter_of, contexts, scores_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.client.app import CohortApp
+from fedrlvr.client.initial_adapter import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
+from fedrlvr.client.request import ClientRequest
+from fedrlvr.client.state import ROUND_ADAPTER
 from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
-from fedrlvr.federation.client import Asked, CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import ROUND_ADAPTER
-from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
-from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
-from fedrlvr.rules import Rule
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.wire.messages import Coming, StretchRequest, adapter_to_arrays
 
 SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
@@ -48,7 +49,7 @@ def same(one: Adapter | None, other: Adapter | None) -> bool:
 class Federation:
     """A strategy and clients that read messages as real ones do, but train at random."""
 
-    def __init__(self, rule: Rule, ranks: int | dict[str, int] = 2) -> None:
+    def __init__(self, rule: str, ranks: int | dict[str, int] = 2) -> None:
         tree = {
             "run": {"seed": 5},
             "lora": {"rank": ranks, "alpha": 4.0},
@@ -66,17 +67,19 @@ class Federation:
         self.kinds: list[tuple[str, str | None, str]] = []
         """Of every message: for whom, the halves and the kind of change in it."""
 
-    def asked(self, message: Message) -> Asked:
+    def asked(self, message: Message) -> ClientRequest:
         (one,) = self.app.read([message], [self.contexts[message.metadata.dst_node_id]])
         return one
 
-    def begin(self, one: Asked) -> Start:
+    def begin(self, request: ClientRequest) -> Start:
         """What a client begins with is what the server has, to the bit."""
-        start, model = Reading().start(one), self.strategy.model
-        assert same(start.adapter, model.adapter.at_rank(one.initial.rank)), f"{one.site.name}: its adapter"
-        assert same(start.change, model.change), f"{one.site.name}: its change"
-        assert one.coming is not None
-        self.kinds.append((one.site.name, one.coming.halves, one.coming.change))
+        start, model = Reading().start(request), self.strategy.model
+        assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
+            f"{request.client.name}: its adapter"
+        )
+        assert same(start.change, model.change), f"{request.client.name}: its change"
+        assert request.coming is not None
+        self.kinds.append((request.client.name, request.coming.halves, request.coming.change))
         return start
 
     def answer(self, messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
@@ -87,8 +90,8 @@ class Federation:
             start = self.begin(one)
             start.remember(one.context)
             body = scores_reply(["s"], [1], [0.0], [0.0])
-            if isinstance(one.request, StretchRequest):
-                step = made(100 * one.request.round + message.metadata.dst_node_id, start.adapter.rank)
+            if isinstance(one.asked, StretchRequest):
+                step = made(100 * one.asked.round + message.metadata.dst_node_id, start.adapter.rank)
                 after = Adapter(
                     {
                         n: Factors(a + step.layers[n].A, b + step.layers[n].B)
@@ -96,7 +99,7 @@ class Federation:
                     },
                     4.0,
                 )
-                arrays = adapter_to_arrays(after, one.request.trains)
+                arrays = adapter_to_arrays(after, one.asked.trains)
                 body = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
             replies.append(Message(body, reply_to=message))
         return replies
@@ -125,7 +128,7 @@ class Federation:
         return message
 
 
-RULES: list[tuple[Rule, int | dict[str, int]]] = [
+RULES: list[tuple[str, int | dict[str, int]]] = [
     ("fedit", 2),
     ("ffa", 2),
     ("rolora", 2),
@@ -138,7 +141,7 @@ RULES: list[tuple[Rule, int | dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(("rule", "ranks"), RULES)
-def test_who_comes_and_goes_begins_each_message_with_the_servers_model(rule: Rule, ranks: int | dict[str, int]) -> None:
+def test_who_comes_and_goes_begins_each_message_with_the_servers_model(rule: str, ranks: int | dict[str, int]) -> None:
     federation = Federation(rule, ranks)
     present = [(1, 2), (1, 2, 3), (1, 3), (1, 2), (1,), (1, 2, 3), (2, 3), (1, 2, 3)]
     for number, nodes in enumerate(present, start=1):
@@ -190,7 +193,7 @@ def test_a_memory_without_its_change_is_named_and_not_taken_for_none() -> None:
         federation.begin(federation.asked(federation.message(3)))
 
 
-def spoilt(rule: Rule, spoil: Callable[[Message, Context], None], rounds: int = 2, **coming: Any) -> str:
+def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2, **coming: Any) -> str:
     """Why Bob refuses the message of the next round, in which something was changed; it must not change his memory."""
     federation = Federation(rule)
     for number in range(1, rounds + 1):
@@ -200,8 +203,8 @@ def spoilt(rule: Rule, spoil: Callable[[Message, Context], None], rounds: int = 
     one = federation.asked(message)
     assert one.coming is not None
     if coming:
-        changed = one.request.model_copy(update={"coming": Coming(**{**one.coming.model_dump(), **coming})})
-        one = Asked(one.app, one.message, one.context, changed)
+        changed = one.asked.model_copy(update={"coming": Coming(**{**one.coming.model_dump(), **coming})})
+        one = replace(one, asked=changed)
     spoil(message, context)
     before = dict(context.state)
     with pytest.raises(FedrlvrError) as caught:
@@ -287,7 +290,7 @@ def test_a_message_that_counts_on_another_version_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
-def test_what_several_clients_have_alike_is_read_once(rule: Rule) -> None:
+def test_what_several_clients_have_alike_is_read_once(rule: str) -> None:
     """The cohort holds one object once, and multiplies it once."""
     federation = Federation(rule)
     for number in (1, 2, 3):
@@ -316,7 +319,7 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     federation.round(1)
     federation.evaluate()
     one = federation.asked(federation.message(2))
-    middle = one.request.model_copy(update={"coming": None, "coordination": PubSwapCoordination()})
+    middle = one.asked.model_copy(update={"coming": None, "coordination": PubSwapCoordination()})
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
         Reading().start(federation.asked(message))
@@ -349,7 +352,7 @@ class Stub:
 
 
 @pytest.mark.parametrize("rule", ["rolora", "flora"])
-def test_a_batch_that_fails_is_not_remembered_and_can_be_computed_again(rule: Rule) -> None:
+def test_a_batch_that_fails_is_not_remembered_and_can_be_computed_again(rule: str) -> None:
     federation = Federation(rule)
     federation.round(1)
     federation.app.cohort = stub = Stub()  # type: ignore[assignment]

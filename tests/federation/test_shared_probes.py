@@ -17,16 +17,15 @@ from torch import Tensor
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, MessageError, RoundError
-from fedrlvr.federation import sharedprobes
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.exchange import PublicSet
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import PROBES, adapter_to_arrays, probes_record, read_probes
-from fedrlvr.federation.record import RoundRecord, RunLog
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
+from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.server import shared_probes as sharedprobes
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.exchange import PublicSet
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import PROBES, adapter_to_arrays, probes_record, read_probes
 
 THREE = 3
 """Numbers in these probes."""
@@ -146,11 +145,12 @@ def whole_run(
     grid = LocalGrid(answering(reply), contexts(strategy.clients))
     lines: list[dict[str, Any]] = []
 
-    class Keeping(Tracker):
-        def log(self, record: Any) -> None:
-            lines.append(record)
+    class Keeping(Observer):
+        def round_ended(self, event: RoundEnded) -> None:
+            lines.append(dict(event.record))
 
-    strategy.start(grid, RunLog(directory, Checkpoints(directory, 5), {}, Keeping()))
+    strategy.observer = Keeping()
+    strategy.start(grid, Checkpoints(directory, 5))
     return lines
 
 

@@ -10,11 +10,11 @@ import torch
 from fakes import adapter_of, answering, contexts
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, MessageError
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import (
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import (
     TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
@@ -23,7 +23,6 @@ from fedrlvr.federation.messages import (
     read_probes,
     read_request,
 )
-from fedrlvr.rules import Halves
 
 
 def counting(start: float = 0.0) -> Adapter:

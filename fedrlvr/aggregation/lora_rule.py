@@ -1,0 +1,137 @@
+"""A LoRA rule: how many adapters become one. `RULES` is the table of all rules by name.
+
+To add a rule, with state or without: write one file with a subclass of `LoraAggregation`, and add one entry to `RULES`.
+Configuration, server and clients ask the entry's properties, so nothing else names a rule.
+
+This module needs no torch, so that a configuration is checked without it. An entry's file is imported when a run
+starts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedrlvr.adapter import Adapter, Halves
+    from fedrlvr.aggregation.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one aggregation.
+
+    adapter: the next global adapter, at the result's rank; None: every client restarts from a fresh adapter.
+    change: an update that is added to every client's base weights W0, as factors of scale 1 (alpha = rank); None: the
+        base weights stay as they are.
+    """
+
+    adapter: Adapter | None
+    change: Adapter | None = None
+
+
+class LoraAggregation(ABC):
+    """What a rule computes, and what it remembers between rounds. One object serves one run."""
+
+    @abstractmethod
+    def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
+        """Aggregate (adapter, weight) pairs, which are taken one at a time and once.
+
+        pairs: weights are not negative and of any sum above zero. Values are not checked: a caller that gets adapters
+            from other parties checks them before (`Adapter.check_like`).
+        rank: of the result where ranks are mixed; None: the largest given.
+        before: the round's adapter at that rank.
+
+        Raises:
+            ValueError: no adapters, a weight that is negative or not finite, weights whose sum is zero or not finite,
+                or adapters that the rule cannot aggregate.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that the rule remembers between rounds, for the checkpoint. A rule without a state has none."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave.
+
+        Raises:
+            ValueError: a state of another rule.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, but was given {', '.join(sorted(state))}")
+
+
+@dataclass(frozen=True)
+class LoraRule:
+    """One rule's properties.
+
+    name: the rule's name in a configuration.
+    implementation: the subclass of `LoraAggregation`, as "module.Class" within `fedrlvr.aggregation`.
+    turns: the halves of the adapter that clients train and send in rounds 1, 2, ...; after the last the first follows.
+    is_linear: the result is a linear sum of the adapters, so that a secure sum can compute it and a robust mean replace
+        it.
+    mixes_ranks: the rule takes adapters of different ranks.
+    changes_base: the rule adds an update to the base weights of every client.
+    restarts: every round begins with a fresh adapter, drawn from the run's seed.
+    new_components: an adapter's components after a round are not those before it, so that optimizer moments and
+        rounding errors of the old components do not apply to the new ones.
+    """
+
+    name: str
+    implementation: str
+    turns: tuple[Halves, ...] = ("AB",)
+    is_linear: bool = False
+    mixes_ranks: bool = False
+    changes_base: bool = False
+    restarts: bool = False
+    new_components: bool = False
+
+    def trains(self, round_: int) -> Halves:
+        """The half of the adapter that clients train and send in a round; rounds count from 1."""
+        return self.turns[(round_ - 1) % len(self.turns)]
+
+    @property
+    def freezes_a(self) -> bool:
+        """Whether A is never trained: each client draws it from the run's seed, and it never travels."""
+        return all(halves == "B" for halves in self.turns)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the trained half changes from round to round."""
+        return len(set(self.turns)) > 1
+
+    def aggregation(self) -> LoraAggregation:
+        """A new aggregation by this rule, for one run."""
+        module, name = self.implementation.rsplit(".", 1)
+        return cast("LoraAggregation", getattr(import_module(f"fedrlvr.aggregation.{module}"), name)())
+
+
+RULES: dict[str, LoraRule] = {
+    rule.name: rule
+    for rule in (
+        LoraRule("fedit", "averaging.FedIT", is_linear=True),
+        LoraRule("ffa", "averaging.FFALoRA", turns=("B",), is_linear=True),
+        # B first: it is zero at the start, so that A would have no gradient.
+        LoraRule("rolora", "averaging.RoLoRA", turns=("B", "A"), is_linear=True),
+        LoraRule("flora", "flora.FLoRA", mixes_ranks=True, changes_base=True, restarts=True, new_components=True),
+        LoraRule("fedex", "fedex.FedExLoRA", changes_base=True),
+        LoraRule("hetlora", "hetlora.HetLoRA", mixes_ranks=True),
+        LoraRule("flexlora", "flexlora.FlexLoRA", mixes_ranks=True, new_components=True),
+    )
+}
+
+
+def lora_rule(name: str) -> LoraRule:
+    """The rule of this name.
+
+    Raises:
+        ValueError: there is none; the text names all.
+    """
+    if name not in RULES:
+        raise ValueError(f"unknown rule {name!r}; known: {', '.join(RULES)}")
+    return RULES[name]

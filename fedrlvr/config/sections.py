@@ -1,0 +1,293 @@
+"""The sections of a configuration: small pydantic models, one per question, a docstring per setting.
+
+Those of the three seams are in seams.py. A default is stated in these two files and nowhere else. Unknown keys are
+errors; a setting that could have no effect is an error too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fedrlvr.rl.loss import LOSSES
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """One run and where it lies."""
+
+    name: str = "fedrlvr"
+    """Shown in the report."""
+    seed: int = Field(0, ge=0)
+    """Root of every random stream of the run."""
+    directory: Path | None = None
+    """Run directory; None makes runs/<name>-<date>-<time>."""
+    ledgers: Path | None = None
+    """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
+    labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
+    keep_checkpoints: int = Field(3, ge=2)
+    """How many of the newest rounds stay on disk."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Besides metrics.jsonl, which is always written. `tensorboard` needs the extra `trackers`."""
+
+
+class ModelConfig(Section):
+    """The frozen base model, the same for every client."""
+
+    name: str = "embedded"
+    """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    chat_template: bool = True
+    """Wrap each prompt in the tokenizer's chat template where it has one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+MAX_RANK = 1024
+
+
+class LoraConfig(Section):
+    """The adapter each client trains."""
+
+    rank: int | dict[str, int] = 8
+    """Inner dimension r of B [d, r] A [r, k], up to 1024: everybody's, or by client, {clinic-a = 16, clinic-b = 4}.
+    Different ranks need an aggregation.type that can mix them."""
+    alpha: float = Field(16.0, gt=0)
+    """The update is (alpha / rank) B A."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """`all-linear` (every linear layer but the output head) or the last names of layers, e.g. ["q_proj", "v_proj"]."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some_targets(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("name at least one layer, or say 'all-linear'")
+        return value
+
+    @field_validator("rank", mode="plain")
+    @classmethod
+    def _ranks(cls, value: Any) -> int | dict[str, int]:
+        ranks = value if isinstance(value, dict) else {"": value}
+        if not ranks or any(type(r) is not int or not 1 <= r <= MAX_RANK for r in ranks.values()):
+            raise ValueError(f"give a whole number from 1 to {MAX_RANK}, or one for each client by name")
+        return dict(ranks) if isinstance(value, dict) else ranks[""]
+
+    @property
+    def largest(self) -> int:
+        """The largest client's rank."""
+        return max(self.rank.values()) if isinstance(self.rank, dict) else self.rank
+
+    def rank_of(self, client: str) -> int:
+        """A client's rank; that of whoever has none of its own is the largest."""
+        return self.rank.get(client, self.largest) if isinstance(self.rank, dict) else self.rank
+
+
+class DataConfig(Section):
+    """The problems, before they are dealt to clients."""
+
+    name: str = "embedded"
+    """embedded | gsm8k | math | svamp | medqa | medmcqa | pubmedqa | jsonl | reasoning_gym:<family>."""
+    path: Path | None = None
+    """File or directory; None takes the hub (extra `hub`) where the data set has one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the loader, e.g. {hub = "..."} or {families = ["sum"], levels = ["easy"]} for the embedded problems."""
+    train_size: int | None = Field(None, ge=1)
+    """Problems kept for training, drawn by seed; None keeps all."""
+    public_size: int = Field(0, ge=0)
+    """Problems set aside as the public set: in no client's hands, used by coordination only. With coordination.type =
+    'none' they are used by nobody, so that arms with and without exchanges train on the same private problems."""
+    test_size: int | None = Field(None, ge=1)
+    """Held-out problems, drawn by seed and spread evenly over sources; None keeps all."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Problems with longer prompts are left out, and counted; None takes all, and one too long for the model is an
+    error."""
+    instruction: str | None = None
+    """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    unreachable_golds: float = Field(0.05, ge=0, le=1)
+    """Largest accepted share of gold answers that no short marked answer can meet (a sentence, an option's text,
+    Markdown); a run with more of them is refused before it trains. 1 accepts all."""
+    reward: str | None = None
+    """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
+
+
+class IidPartition(Section):
+    """Every client gets the same mix."""
+
+    type: Literal["iid"] = "iid"
+
+
+class SourcePartition(Section):
+    """Whole sources (subjects, families) go to clients."""
+
+    type: Literal["source"] = "source"
+
+
+class DirichletPartition(Section):
+    """Each source is split among clients by shares drawn from Dirichlet(alpha)."""
+
+    type: Literal["dirichlet"] = "dirichlet"
+    alpha: float = Field(0.5, gt=0)
+    """Small: each source sits with few clients. Large: close to iid."""
+
+
+Partition = Annotated[IidPartition | SourcePartition | DirichletPartition, Field(discriminator="type")]
+
+
+class FederationConfig(Section):
+    """Who takes part."""
+
+    clients: int | list[str] = 4
+    """A number (client-1, client-2, ...) or names."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the clients that train in a round, at least one, drawn by seed."""
+    quorum: float = Field(1.0, gt=0, le=1)
+    """Share of those asked that must answer with something usable. Others are left out of the round, by name and with a
+    reason. 1: a client that fails ends the run, which --resume goes on with."""
+    deadline: float = Field(3600.0, gt=0, le=604800)
+    """Seconds a client has to answer a message; who has not by then is left out of the round, or ends the run, as
+    `quorum` says. On one machine nobody is late."""
+    task: str = Field("main", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """What organisations on their own machines are asked to train on, by its name in their own configurations
+    (docs/deployment.md). On one machine [data] says it."""
+    arm: Literal["federated", "local", "central"] = "federated"
+    """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
+
+    @field_validator("clients")
+    @classmethod
+    def _clients(cls, value: int | list[str]) -> int | list[str]:
+        names = [f"client-{i + 1}" for i in range(value)] if isinstance(value, int) else value
+        if not 1 <= len(names) <= 4096:
+            raise ValueError("between 1 and 4096 clients")
+        if len(set(names)) != len(names):
+            raise ValueError("client names must differ")
+        for name in names:
+            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_" for c in name):
+                raise ValueError(f"client name {name!r}: letters, digits, - and _ only, at most 64")
+        return value
+
+    @property
+    def names(self) -> list[str]:
+        """The clients' names, in order."""
+        if isinstance(self.clients, int):
+            return [f"client-{i + 1}" for i in range(self.clients)]
+        return list(self.clients)
+
+
+class SamplingConfig(Section):
+    """How responses are drawn from the policy."""
+
+    group_size: int = Field(8, ge=2, le=1024)
+    """Responses per problem, G. One response has no group to be compared with."""
+    max_new_tokens: int = Field(256, ge=1, le=131072)
+    """Longest response in tokens."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Of sampling, and of the log-probs the loss is made of."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
+    top_k: int = Field(0, ge=0)
+    """Only the k likeliest tokens; 0 is off."""
+
+
+class TrainConfig(Section):
+    """The local objective and its optimizer (docs/methods.md, section 1)."""
+
+    rounds: int = Field(10, ge=1)
+    """Synchronisations."""
+    local_steps: int = Field(5, ge=1)
+    """Local steps of each client between two synchronisations, tau."""
+    problems_per_step: int = Field(8, ge=1)
+    """Problems of each client in a local step; each gets group_size responses."""
+    loss: Literal[tuple(LOSSES)] = "dapo"  # type: ignore[valid-type]  # of a table, which mypy does not evaluate
+    """The policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio and average token losses over each
+    response, by the longest allowed response, or over all tokens. `cispo` averages over all tokens, and a token whose
+    ratio is clipped keeps its gradient."""
+    scale_by_std: bool = True
+    """Divide advantages by the group's standard deviation (Dr. GRPO does not)."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """Lower clipping bound of the policy ratio, as a distance from 1. With `cispo`, values close to 1 leave it out, as
+    its authors do."""
+    clip_high: float = Field(0.2, gt=0)
+    """Upper clipping bound of the policy ratio, as a distance from 1."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || base)."""
+    updates_per_batch: int = Field(1, ge=1, le=64)
+    """Optimizer steps on each sampled batch."""
+    proximal_mu: float = Field(0.0, ge=0)
+    """FedProx: (mu / 2) || adapter - the round's adapter ||^2. 0 is FedAvg."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Over all local steps of the run, after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Local steps with a linearly rising rate, once per run."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled, as in AdamW."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """AdamW's second moment; short runs want it below the usual 0.999."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Each client's gradient is clipped to this norm."""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
+
+
+class EngineConfig(Section):
+    """How a machine computes; changes cost and memory, never the result. Stays on the machine.
+
+    Each saving is a switch of its own, so that it can be measured and tested alone (docs/performance.md).
+    """
+
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens, padding included, in one forward and backward; at least one problem. None: 16,384 on a GPU; on a
+    CPU 1,024, for its cache, and down to 256 for large models, for memory."""
+    decode_rows: int = Field(1024, ge=1)
+    """Responses decoded side by side, all clients together; at least one problem per client."""
+    logits_at_once: int = Field(1 << 24, ge=1)
+    """Logits (tokens x vocabulary) held at once in training, at least one token's; 4 bytes each."""
+    threads: int | None = Field(None, ge=1)
+    """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core, for a small model just one."""
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    """Matrix products in bfloat16; `auto` is bfloat16 on a GPU that has it, else off."""
+    decode_cache: Literal["auto", "growing", "static"] = "auto"
+    """`static` computes every decode step at the full length, so that a GPU can replay it as one CUDA graph; `auto` is
+    static on a GPU, else growing."""
+    cohort: bool = True
+    """All clients of this machine in one batch; off: one after another."""
+    skip_zero_advantage: bool = True
+    """No forward and backward for responses without a gradient; the normaliser still counts them."""
+    prefill_once: bool = True
+    """In sampling, a problem's prompt is computed once for its G responses."""
+    shared_cache: bool = True
+    """In sampling, a prompt's keys and values are kept once for its G responses; needs prefill_once."""
+    shared_prefix: bool = True
+    """In training, a problem's prompt is computed once for its G responses."""
+    compact: bool = True
+    """Responses that ended leave the decode batch."""
+    sampled_logps: bool = True
+    """Behaviour log-probs are those taken at sampling; off: a forward pass of their own."""
+    response_logits: bool = True
+    """Logits at response positions only and in chunks, never [tokens x vocabulary] at once."""
+    by_length: bool = True
+    """Micro-batches are cut by tokens from rows sorted by length; off: in the order drawn."""
+
+
+class EvaluateConfig(Section):
+    """Sampled pass@1 on held-out problems, each client on its own."""
+
+    every: int = Field(0, ge=0)
+    """Rounds between evaluations; 0 evaluates before the first round and after the last."""
+    samples: int = Field(1, ge=1, le=256)
+    """Responses per problem; pass@1 is the mean over them."""
+    temperature: float = Field(1.0, ge=0, le=10)
+    """0 is greedy."""
