@@ -113,6 +113,9 @@ class DataConfig(Section):
     error."""
     instruction: str | None = None
     """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    unreachable_golds: float = Field(0.05, ge=0, le=1)
+    """Largest accepted share of gold answers that no short marked answer can meet (a sentence, an option's text,
+    Markdown); a run with more of them is refused before it trains. 1 accepts all."""
     reward: str | None = None
     """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
 
