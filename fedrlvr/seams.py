@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fedrlvr.aggregation.fgrpo import Baseline, Gain, Shape
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.sections import Section
 
@@ -181,11 +182,11 @@ class AggregationConfig(Section):
     """Share of the clients that `trimmed_mean` drops at either end. None: 0.2."""
     robust_hostile: int | None = Field(None, ge=1)
     """Hostile clients that `krum` expects; it needs at least 2 x this + 3 clients in a round. None: 1."""
-    fgrpo_gain: Literal["relative", "zscore"] | None = None
+    fgrpo_gain: Gain | None = None
     """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
-    fgrpo_baseline: Literal["ema", "window"] | None = None
+    fgrpo_baseline: Baseline | None = None
     """Of a client's earlier mean rewards. None: ema."""
-    fgrpo_shape: Literal["softmax", "positive"] | None = None
+    fgrpo_shape: Shape | None = None
     """exp(gain / temperature), or the positive part of the gain plus a floor. None: softmax."""
     fgrpo_temperature: float | None = Field(None, ge=0.01)
     """Of `softmax`; the larger, the closer to `examples`. None: 1."""

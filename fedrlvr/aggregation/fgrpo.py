@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Gain = Literal["relative", "zscore"]
 Baseline = Literal["ema", "window"]
@@ -67,9 +67,9 @@ class FGRPOWeights:
         floor: float = 0.1,
     ) -> None:
         for name, value, known in (
-            ("gain", gain, ("relative", "zscore")),
-            ("baseline", baseline, ("ema", "window")),
-            ("shape", shape, ("softmax", "positive")),
+            ("gain", gain, get_args(Gain)),
+            ("baseline", baseline, get_args(Baseline)),
+            ("shape", shape, get_args(Shape)),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

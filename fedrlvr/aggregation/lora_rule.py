@@ -105,6 +105,11 @@ class LoraRule:
         """Whether the trained half changes from round to round."""
         return len(set(self.turns)) > 1
 
+    @property
+    def sends_whole_adapter(self) -> bool:
+        """Whether every round begins with the adapter that the last one made, sent whole, on the original base."""
+        return not (self.freezes_a or self.alternates or self.restarts or self.changes_base)
+
     def aggregation(self) -> LoraAggregation:
         """A new aggregation by this rule, for one run."""
         module, name = self.implementation.rsplit(".", 1)

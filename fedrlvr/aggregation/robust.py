@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedrlvr.adapter import Adapter, Factors
-
-RobustRule = Literal["median", "trimmed_mean", "krum"]
 
 PIECE = 1 << 22
 """Numbers of each client that are copied at a time, where each number stands for itself."""
@@ -38,13 +35,14 @@ def robust_mean(
     adapters: Mapping[str, Adapter],
     start: Adapter,
     *,
-    rule: RobustRule,
+    rule: str,
     trim: float = 0.2,
     hostile: int = 1,
 ) -> tuple[Adapter, list[str]]:
     """The aggregate, and the clients it was made from: Krum's one, else all.
 
-    start: what the round began with. trim: share of the clients dropped at either end. hostile: how many Krum expects.
+    rule: median, trimmed_mean or krum. start: what the round began with. trim: share of the clients dropped at either
+    end. hostile: how many Krum expects.
     Every client counts the same: the papers of the three know no client weights. Changes from `start` in float64 are
     compared, so that Krum's distances, |x|² + |y|² - 2 x y, lose nothing where large adapters differ by little. Krum's
     aggregate is its client's adapter to the bit.

@@ -27,6 +27,7 @@ from fedrlvr.federation.client import REQUESTS, CohortApp
 from fedrlvr.federation.localgrid import delivered
 from fedrlvr.federation.messages import (
     ARRAYS,
+    DELTA,
     METRICS,
     PROBES,
     EvaluateRequest,
@@ -137,7 +138,12 @@ class Answering:
         public = len(read_problems(message.content, _MOST_PUBLIC)[0]) if kind == RESPOND else 0
         self.tell(f"{where}: asked to {_asked(request, public)}")
         self._check_terms(terms)
-        limits.check(self.org.config.limits, kind, terms, request, public)
+        delta = None
+        if DELTA in message.content:
+            from fedrlvr.federation.model_delta import read_delta
+
+            delta = read_delta(message)
+        limits.check(self.org.config.limits, kind, terms, request, public, delta)
         states = self._states_of(terms)
         if (before := states.reply_to(message_id)) is not None:
             self.tell(f"{where}: the same message again, so the same answer is sent")

@@ -6,6 +6,7 @@ All that is beyond them is said at once, so that a server's operator need not fi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fedrlvr.config import Asking, CareSupervision, MajoritySupervision
 from fedrlvr.deployment.siteconfig import Limits
@@ -13,20 +14,28 @@ from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
 from fedrlvr.federation.messages import EvaluateRequest, StretchRequest
 
+if TYPE_CHECKING:
+    from fedrlvr.federation.model_delta import ModelDelta
+
 
 def check(
-    limits: Limits, kind: str, terms: Terms, request: StretchRequest | EvaluateRequest, public_problems: int
+    limits: Limits,
+    kind: str,
+    terms: Terms,
+    request: StretchRequest | EvaluateRequest,
+    public_problems: int,
+    delta: ModelDelta | None = None,
 ) -> None:
     """Whether a message asks for no more than is allowed.
 
-    kind: of the message. public_problems: how many it brings.
+    kind: of the message. public_problems: how many it brings. delta: its notes on the model that it brings.
 
     Raises:
         LimitError: it asks for more; the text names every limit that is in the way.
     """
     if kind not in limits.message_types:
         raise LimitError(f"{terms.client} answers no {kind} messages (limits.message_types)")
-    _refuse(terms.client, [*_of_the_run(limits, terms, request), *_of(limits, request, public_problems)])
+    _refuse(terms.client, [*_of_the_run(limits, terms, request, delta), *_of(limits, request, public_problems)])
 
 
 def check_problems(limits: Limits, problems: int, *, name: str = "this organisation") -> None:
@@ -63,7 +72,9 @@ def _most(limits: Limits, setting: str, asked: int | float, what: str) -> Iterat
         yield f"at most {most} {what} (limits.{setting}), asked for {asked}"
 
 
-def _of_the_run(limits: Limits, terms: Terms, request: StretchRequest | EvaluateRequest) -> Iterator[str]:
+def _of_the_run(
+    limits: Limits, terms: Terms, request: StretchRequest | EvaluateRequest, delta: ModelDelta | None
+) -> Iterator[str]:
     yield from _most(limits, "rounds", max(terms.rounds, request.round), "rounds")
     if request.round > terms.rounds:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.round}"
@@ -71,13 +82,14 @@ def _of_the_run(limits: Limits, terms: Terms, request: StretchRequest | Evaluate
     least = limits.least_clients
     if terms.clients < least:
         yield f"no run of fewer than {least} organisations (limits.least_clients), this has {terms.clients}"
-    coming = request.coming
-    if coming is not None:
-        rank = coming.change_rank
-        if not limits.change_rank and (rank or coming.change != "none"):
-            yield "no change of the base weights (limits.change_rank = 0)"
-        else:
-            yield from _most(limits, "change_rank", rank, "as the rank of a change of the base weights")
+    if (
+        delta is not None
+        and not limits.change_rank
+        and (delta.change_rank or (delta.keep == "change" and delta.since is not None))
+    ):
+        yield "no change of the base weights (limits.change_rank = 0)"
+    elif delta is not None:
+        yield from _most(limits, "change_rank", delta.change_rank, "as the rank of a change of the base weights")
     yield from _most(limits, "max_new_tokens", request.sampling.max_new_tokens, "tokens in a response")
 
 

@@ -38,15 +38,14 @@ RULE = "rule/"
 class Checkpoint:
     """The server's state after a round.
 
-    strategy: what the strategy must remember, in JSON types. change, last: of the base weights, in all rounds and in
-    the newest (globalmodel.py). probes: everybody's, averaged (sharedprobes.py). rule: the LoRA rule's state.
+    strategy: what the strategy must remember, in JSON types. updates: of scale 1, by name, that the global model has
+    besides its adapter (delta_model.py). probes: everybody's, averaged (sharedprobes.py). rule: the LoRA rule's state.
     """
 
     round: int
     adapter: Adapter
     strategy: dict[str, Any]
-    change: Adapter | None = None
-    last: Adapter | None = None
+    updates: Mapping[str, Adapter] = field(default_factory=dict)
     probes: torch.Tensor | None = None
     rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -65,13 +64,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
         """
-        parts = {"": checkpoint.adapter, "change/": checkpoint.change, "last/": checkpoint.last}
-        tensors = {
-            prefix + name: tensor.contiguous()
-            for prefix, part in parts.items()
-            if part is not None
-            for name, tensor in part.tensors()
-        }
+        parts = {"": checkpoint.adapter, **{f"{name}/": update for name, update in checkpoint.updates.items()}}
+        tensors = {prefix + name: t.contiguous() for prefix, part in parts.items() for name, t in part.tensors()}
         if checkpoint.probes is not None:
             tensors[PROBES] = checkpoint.probes.contiguous()
         tensors.update({RULE + name: tensor.contiguous() for name, tensor in checkpoint.rule.items()})
@@ -103,10 +97,11 @@ class Checkpoints:
         try:
             order = state["order"]
             adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
-            change, last = (_change(tensors, prefix, order) for prefix in ("change/", "last/"))
+            updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith(RULE)}
             strategy = dict(state["strategy"])
             rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
-            return Checkpoint(int(state["round"]), adapter, strategy, change, last, tensors.get(PROBES), rule)
+            kept = {name: _update(tensors, f"{name}/", order) for name in updates}
+            return Checkpoint(int(state["round"]), adapter, strategy, kept, tensors.get(PROBES), rule)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(newest, error, newest) from None
 
@@ -176,10 +171,8 @@ def atomic_text(path: Path, text: str) -> None:
         raise CheckpointError(f"{path} cannot be written ({error.strerror}).") from error
 
 
-def _change(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter | None:
-    """The change of the base weights that lies under this prefix: factors of scale 1."""
-    if not any(name.startswith(prefix) for name in tensors):
-        return None
+def _update(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter:
+    """The update of scale 1 that lies under this prefix."""
     factors = {name: tensors[prefix + name] for name in order}
     return Adapter.from_tensors(factors, float(next(iter(factors.values())).shape[0]))
 

@@ -19,7 +19,7 @@ from fedrlvr.aggregation.robust import clipped, robust_mean
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.record import RoundRecord
-from fedrlvr.seams import CLIP, HOSTILE, TRIM, AggregationConfig
+from fedrlvr.seams import CLIP, HOSTILE, ROBUST_MEANS, TRIM, AggregationConfig
 
 Taken = Iterator[tuple[str, Adapter]]
 """Clients and their adapters, checked, as they come."""
@@ -61,7 +61,7 @@ class Combiner:
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
-            if self.how.robust in ("median", "trimmed_mean", "krum"):
+            if self.how.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
             result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
@@ -111,7 +111,6 @@ class Combiner:
             ValueError: too few adapters.
         """
         how = self.how
-        assert how.robust in ("median", "trimmed_mean", "krum")
         trim, hostile = how.robust_trim or TRIM, how.robust_hostile or HOSTILE
         adapter, chosen = robust_mean(adapters, model.adapter, rule=how.robust, trim=trim, hostile=hostile)
         if how.robust == "krum":

@@ -1,7 +1,7 @@
 """What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, its probes, what rounding has lost of what it sent, and what receiving.py
+kept, its own adapter in the arm `local`, its probes, what rounding has lost of what it sent, and what delta_start.py
 keeps of the global model. In the middle of a round with exchanges, besides: its adapter, moments and probes as they
 are, and its responses to the public problems whose pool it waits for. The latter is begun anew by a message that brings
 a model and gone at the end of the round, so a round that was broken off leaves no trace. Its labels are in a ledger of
@@ -26,6 +26,7 @@ from fedrlvr.tasks.problem import Problem
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 PROBES = "fedrlvr.probes"
+HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
 ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
     "fedrlvr.round",
     "fedrlvr.round.adapter",

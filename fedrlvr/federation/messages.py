@@ -1,12 +1,11 @@
 """What travels, and its checks. Every message's content is made and read here and in what is named below.
 
-    train          down  arrays: the adapter           config: a TrainRequest         change: of the base weights
-                         probes: everybody's, averaged
+    train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
                    up    arrays: the adapter           metrics: numbers               probes: the client's
-    evaluate       down  arrays: the adapter           config: an EvaluateRequest     change: of the base weights
+    evaluate       down  arrays: the adapter           config: an EvaluateRequest
                    up    metrics: numbers              config: names of sources
     query.respond  what an exchange adds: publicmessages.py; the round's first message brings the probes
-    adapters in fewer bytes than float32: precision.py
+    adapters in fewer bytes than float32: precision.py; less, or more, than a whole adapter down: model_delta.py
 
 No private prompt, answer or response has a place in these. A reader trusts nothing: requests are validated field by
 field, adapters by layout, size and value, numbers by type and count.
@@ -37,35 +36,11 @@ from fedrlvr.config import (
 from fedrlvr.errors import AdapterError, MessageError
 from fedrlvr.seams import LARGEST_GROUP
 
-ARRAYS, CHANGE, CONFIG, METRICS, PROBES = "arrays", "change", "config", "metrics", "probes"
+ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 10_000
 BINS = 10
 """Of a calibration: P1 by tenths."""
-
-ChangeKind = Literal["none", "held", "next", "whole"]
-
-
-class Coming(BaseModel):
-    """What a request brings of the global model, and where the client has the rest from (globalmodel.py).
-
-    version: the round the model was made in. since: the version the client is known to remember, if any.
-    halves: of the adapter, those that travel. seeded: the version of the adapter drawn from the run's seed that stands
-    in for the others; None: the client remembers them.
-    change: what to do about the change of the base weights: there is none; the remembered one; add what comes to it;
-    what comes is all of it. change_rank: of what comes.
-    remember: what the client is to keep, for messages that will not bring it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int = Field(ge=0)
-    since: int | None = Field(None, ge=0)
-    halves: Halves | None = "AB"
-    seeded: int | None = Field(None, ge=0)
-    change: ChangeKind = "none"
-    change_rank: int = Field(0, ge=0, le=1 << 16)
-    remember: Literal["nothing", "adapter", "change"] = "nothing"
 
 
 class Request(BaseModel):
@@ -73,8 +48,6 @@ class Request(BaseModel):
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
-    coming: what comes of a model to begin with; without it an adapter that comes is a whole one, and where none comes
-    the client is in the middle of a round.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -82,7 +55,6 @@ class Request(BaseModel):
     round: int = Field(ge=0)
     seed: int = Field(ge=0)
     own_adapter: bool = False
-    coming: Coming | None = None
     sampling: SamplingConfig
 
 
@@ -138,15 +110,15 @@ class EvaluateRequest(Request):
 
 
 R = TypeVar("R", bound=Request)
+M = TypeVar("M", bound=BaseModel)
 
 
-def content(request: Request, arrays: ArrayRecord | None, change: ArrayRecord | None = None) -> RecordDict:
-    """A request's content."""
-    record = RecordDict({CONFIG: ConfigRecord({"request": request.model_dump_json()})})
-    for name, given in ((ARRAYS, arrays), (CHANGE, change)):
-        if given is not None:
-            record[name] = given
-    return record
+def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDict:
+    """A request's content.
+
+    records: what else travels with it, by name.
+    """
+    return RecordDict({CONFIG: ConfigRecord({"request": request.model_dump_json()}), **records})
 
 
 def read_request(message: Message, kind: type[R]) -> R:
@@ -155,15 +127,24 @@ def read_request(message: Message, kind: type[R]) -> R:
     Raises:
         MessageError: there is none, or a field of it does not fit.
     """
-    record = record_in(message.content, CONFIG, ConfigRecord)
-    text = record.get("request") if record is not None else None
+    return parsed(message, CONFIG, "request", kind)
+
+
+def parsed(message: Message, name: str, key: str, kind: type[M]) -> M:
+    """The JSON under a key of a message's record, validated.
+
+    Raises:
+        MessageError: there is none, or a field of it does not fit.
+    """
+    record = record_in(message.content, name, ConfigRecord)
+    text = record.get(key) if record is not None else None
     if not isinstance(text, str) or len(text) > MAX_REQUEST:
-        raise MessageError(f"a {message.metadata.message_type} message without a usable request")
+        raise MessageError(f"a {message.metadata.message_type} message without a usable {key}")
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
-        raise MessageError(f"a {message.metadata.message_type} request that cannot be used: {where}") from None
+        raise MessageError(f"a {message.metadata.message_type} {key} that cannot be used: {where}") from None
 
 
 def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:

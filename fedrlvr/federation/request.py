@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flwr.app import Context, Message
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.federation.messages import ARRAYS, Coming, EvaluateRequest, Request, StretchRequest
+from fedrlvr.federation.messages import ARRAYS, DELTA, EvaluateRequest, Request, StretchRequest
 from fedrlvr.federation.site import Site
 from fedrlvr.policy.base import Base
 from fedrlvr.reporting.observer import Observer
@@ -70,15 +70,8 @@ class ClientRequest:
 
     @property
     def under_way(self) -> bool:
-        """Whether the message continues a round: it brings no adapter, and the client does not keep its own."""
-        return not self.asked.own_adapter and self.coming is None
-
-    @property
-    def coming(self) -> Coming | None:
-        """What the message brings of the global model; an adapter without notes is a whole one."""
-        if self.asked.coming is None and ARRAYS in self.message.content:
-            return Coming(version=0)
-        return self.asked.coming
+        """Whether the message continues a round: it brings no model, and the client does not keep its own."""
+        return not self.asked.own_adapter and not {ARRAYS, DELTA} & set(self.message.content)
 
     @property
     def place(self) -> str:
@@ -101,7 +94,7 @@ def batches(requests: Sequence[ClientRequest], *, together: bool = True) -> list
     before: Counter[tuple[Request, str]] = Counter()
     for request in requests:
         # Each client's own round, seed and adapter are its row's; nothing else may differ within a batch.
-        same = request.asked.model_copy(update={"round": 0, "seed": 0, "own_adapter": False, "coming": None})
+        same = request.asked.model_copy(update={"round": 0, "seed": 0, "own_adapter": False})
         batched.setdefault((same, before[same, request.row]), []).append(request)
         before[same, request.row] += 1
     return list(batched.values())

@@ -19,13 +19,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.aggregation import RULES
 from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
 from fedrlvr.errors import CheckpointError, FedrlvrError, MessageError, RoundError
 from fedrlvr.federation.checkpoint import Checkpoint
 from fedrlvr.federation.combining import Combiner
 from fedrlvr.federation.exchange import Exchange, PublicSet
-from fedrlvr.federation.globalmodel import GlobalModel
+from fedrlvr.federation.globalmodel import global_model
 from fedrlvr.federation.messages import (
     ARRAYS,
     EvaluateRequest,
@@ -84,7 +85,7 @@ class FederatedRLVR(Strategy):
         self.asked = 0
         """Clients that were asked in this phase of the round; the quorum is of them."""
         self.clients = clients
-        self.model = GlobalModel(config.aggregation.rule, adapter, config.run.seed)
+        self.model = global_model(config.aggregation.rule, adapter, config.run.seed)
         self.observer = observer
         self.record = RoundRecord(0)
         self._made: ArrayRecord | None = None
@@ -140,10 +141,9 @@ class FederatedRLVR(Strategy):
     def _body(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
         """A request to a client; with arrays it brings the client what it lacks of the global model."""
         if arrays is None:
-            return content(request, None)
+            return content(request)
         client = self.clients.get(node, "")  # a stranger's reply is refused
-        coming, adapter, change = self.model.bring(client, self._rank(client), arrays)
-        body = content(request.model_copy(update={"coming": coming}), adapter, change)
+        body = content(request, **self.model.bring(client, self._rank(client), arrays))
         if isinstance(request, StretchRequest):
             self.probes.bring(body)
         return body
@@ -334,8 +334,7 @@ class FederatedRLVR(Strategy):
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds besides the model, in JSON types."""
-        held = {"held": self.model.held} if self.model.remembered else {}
-        return {**held, **self.combiner.state()}
+        return {**self.model.state(), **self.combiner.state()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after a round that was checkpointed.
@@ -345,20 +344,11 @@ class FederatedRLVR(Strategy):
         """
         state = checkpoint.strategy
         try:
-            held = {str(client): int(version) for client, version in state.get("held", {}).items()}
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
+            self.model.restore(checkpoint)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
-        self.model = GlobalModel(
-            self.model.rule,
-            checkpoint.adapter,
-            self.config.run.seed,
-            version=checkpoint.round,
-            change=checkpoint.change,
-            last=checkpoint.last,
-            held=held,
-        )
         self.probes.restore(checkpoint.probes)
 
     # The loop.
@@ -397,16 +387,17 @@ class FederatedRLVR(Strategy):
             self.observer.phase(round_, "checkpoint")
             model, state, probes = self.model, self.state(), self.probes.average
             rule = self.combiner.rule.state()
-            log.write(self.record, Checkpoint(round_, model.adapter, state, model.change, model.last, probes, rule))
+            log.write(self.record, Checkpoint(round_, model.adapter, state, model.updates(), probes, rule))
             self.observer.round_done(self.record.to_json())
         return self.adapter
 
     def _take(self, arrays: ArrayRecord, round_: int) -> None:
         rule = self.model.rule
-        if not rule.is_linear or self.model.remembered:
+        if not rule.is_linear or rule.alternates:
+            others = " or ".join(repr(r.name) for r in RULES.values() if r.is_linear and not r.alternates)
             raise RoundError(
                 f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
-                f"{rule.name!r} has no place for; use 'fedit' or 'ffa' with it"
+                f"{rule.name!r} has no place for; use {others} with it"
             )
         halves = self.model.halves
         whose = f"round {round_}, the aggregate"

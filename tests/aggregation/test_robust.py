@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation import robust
-from fedrlvr.aggregation.robust import RobustRule, clipped, robust_mean
+from fedrlvr.aggregation.robust import clipped, robust_mean
 
-RULES: tuple[RobustRule, ...] = ("median", "trimmed_mean", "krum")
+RULES: tuple[str, ...] = ("median", "trimmed_mean", "krum")
 
 
 def tiny(*numbers: float) -> Adapter:
@@ -136,7 +136,7 @@ def by_flower(clients: dict[str, Adapter], start: Adapter, strategy: FedAvg) -> 
 def test_flowers_strategies_give_the_same_to_the_bit(seed: int, count: int) -> None:
     """160 cases: of each rule, 40 of random clients; the trimmed mean with two trims."""
     clients, start = random_clients(count, seed=100 * seed + count, around=10.0 ** (seed - 4))
-    ours: list[tuple[FedAvg, RobustRule, dict[str, float]]] = [
+    ours: list[tuple[FedAvg, str, dict[str, float]]] = [
         (FedMedian(), "median", {}),
         (FedTrimmedAvg(beta=0.2), "trimmed_mean", {"trim": 0.2}),
         (FedTrimmedAvg(beta=0.34), "trimmed_mean", {"trim": 0.34}),
@@ -159,7 +159,7 @@ def test_the_layers_keep_their_places_and_the_adapter_its_kind() -> None:
 
 @pytest.mark.parametrize("lie", [-1.0, 100.0, -100.0, 1e30, 1e38])
 @pytest.mark.parametrize("rule", RULES)
-def test_one_liar_of_eight_moves_nothing_beyond_the_honest(rule: RobustRule, lie: float) -> None:
+def test_one_liar_of_eight_moves_nothing_beyond_the_honest(rule: str, lie: float) -> None:
     """Its change is turned round or grown; every number of the aggregate stays within the seven others'."""
     clients, start = random_clients(8, seed=3, around=1.0)
     honest = stacked(clients)[:7]
@@ -200,7 +200,7 @@ def test_an_adapter_far_smaller_than_the_start_comes_back_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_inputs_are_left_alone_and_nothing_is_said(rule: RobustRule, capfd: pytest.CaptureFixture[str]) -> None:
+def test_inputs_are_left_alone_and_nothing_is_said(rule: str, capfd: pytest.CaptureFixture[str]) -> None:
     clients, start = random_clients(8, seed=4)
     before, begun = stacked(clients), flat(start)
     robust_mean(clients, start, rule=rule)
@@ -228,7 +228,7 @@ def test_inputs_are_left_alone_and_nothing_is_said(rule: RobustRule, capfd: pyte
         ("mode", 8, {}, "unknown rule 'mode'; known: median, trimmed_mean, krum"),
     ],
 )
-def test_what_a_rule_cannot_do_is_said(rule: RobustRule, count: int, options: dict[str, float], words: str) -> None:
+def test_what_a_rule_cannot_do_is_said(rule: str, count: int, options: dict[str, float], words: str) -> None:
     clients, start = random_clients(count, seed=1)
     with pytest.raises(ValueError, match=words):
         robust_mean(clients, start, rule=rule, **options)  # type: ignore[arg-type]
@@ -259,7 +259,7 @@ def test_the_smallest_federations_that_each_rule_takes() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_is_not_alike_or_not_finite_is_no_part_of_a_mean(rule: RobustRule) -> None:
+def test_what_is_not_alike_or_not_finite_is_no_part_of_a_mean(rule: str) -> None:
     clients, start = random_clients(8, seed=1)
     tensors = dict(start.tensors())
     others = {

@@ -135,7 +135,7 @@ def train_content(config: Config, cohort: Cohort, terms: Terms | None, round_: i
             **request,
         }
     )
-    made: RecordDict = content(asked, adapter_to_arrays(cohort.fresh_adapter(1)))
+    made: RecordDict = content(asked, arrays=adapter_to_arrays(cohort.fresh_adapter(1)))
     if terms is not None:
         made[TERMS] = terms_record(terms)
     return made

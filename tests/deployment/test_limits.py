@@ -11,6 +11,7 @@ from fedrlvr.deployment.siteconfig import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
 from fedrlvr.federation.messages import EvaluateRequest, RespondRequest, TrainRequest
+from fedrlvr.federation.model_delta import ModelDelta
 
 TERMS = Terms(
     run="r",
@@ -44,7 +45,6 @@ def train(**changes: Any) -> TrainRequest:
         "steps": 3,
         "train": {"local_steps": 3, "problems_per_step": 5, "updates_per_batch": 2},
         "supervision": {"type": "labels"},
-        "coming": {"version": 1, "change": "none"},
     }
     for key, value in changes.items():
         old = told.get(key)
@@ -90,7 +90,8 @@ AT_THE_EDGE = Limits(
 
 def test_all_that_is_at_its_limit_is_answered() -> None:
     check(AT_THE_EDGE, "train", TERMS, train(), 0)
-    check(AT_THE_EDGE, "train", TERMS, train(coming={"version": 1, "change": "next", "change_rank": 7}), 0)
+    for delta in (ModelDelta(version=1), ModelDelta(version=2, since=1, change_rank=7, keep="change")):
+        check(AT_THE_EDGE, "train", TERMS, train(), 0, delta)
     check(AT_THE_EDGE, "train", TERMS, train(supervision=CARE), 0)
     check(AT_THE_EDGE, "train", TERMS, train(supervision=ASKS), 0)
     check(AT_THE_EDGE, "query.respond", TERMS, respond(), 6)
@@ -131,14 +132,14 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     (
         {"change_rank": 6},
         TERMS,
-        train(coming={"version": 1, "change": "whole", "change_rank": 7}),
+        (train(), ModelDelta(version=1, change_rank=7, keep="change")),
         0,
         "at most 6 as the rank of a change of the base weights (limits.change_rank), asked for 7",
     ),
     (
         {"change_rank": 0},
         TERMS,
-        evaluate(coming={"version": 1, "change": "held"}),
+        (evaluate(), ModelDelta(version=1, since=1, keep="change")),
         0,
         "no change of the base weights (limits.change_rank = 0)",
     ),
@@ -190,8 +191,9 @@ def test_one_beyond_its_limit_is_refused_by_name(
     changes: dict[str, Any], said: Terms, request_: Any, public: int, text: str
 ) -> None:
     kind = {"TrainRequest": "train", "RespondRequest": "query.respond", "EvaluateRequest": "evaluate"}
+    request_, delta = request_ if isinstance(request_, tuple) else (request_, None)
     with pytest.raises(LimitError) as error:
-        check(limits(**changes), kind[type(request_).__name__], said, request_, public)
+        check(limits(**changes), kind[type(request_).__name__], said, request_, public, delta)
     told = str(error.value)
     assert told.startswith("clinic-a allows ")
     assert text in told

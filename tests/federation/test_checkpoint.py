@@ -47,12 +47,12 @@ def test_shared_probes_are_loaded_bit_by_bit_beside_the_adapter(tmp_path: Path) 
     checkpoints = Checkpoints(tmp_path, 2)
     change = adapter_of(3.0).at_rank(2)
     for probed in (probes, None):
-        checkpoints.save(Checkpoint(1, adapter_of(1.0), {}, change, None, probed))
+        checkpoints.save(Checkpoint(1, adapter_of(1.0), {}, {"change": change}, probed))
         loaded = checkpoints.load()
         assert loaded is not None
         assert list(loaded.adapter.layers) == ["up", "down"]
-        assert loaded.change is not None
-        assert loaded.last is None
+        assert list(loaded.updates) == ["change"]
+        assert list(loaded.updates["change"].layers) == ["up", "down"]
         if probed is None:
             assert loaded.probes is None
         else:

@@ -25,6 +25,7 @@ from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.local_training import LocalTraining
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
+from fedrlvr.federation.model_delta import read_delta
 from fedrlvr.federation.record import RoundRecord, RunLog
 from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.strategy import FederatedRLVR
@@ -330,10 +331,9 @@ def test_who_was_left_out_gets_the_whole_change_the_next_time() -> None:
     assert set(strategy.record.left_out) == {"cyd"}
     kinds = []
     for message in delivered(strategy, 3):
-        coming = read_request(message, TrainRequest).coming
-        assert coming is not None
-        kinds.append((coming.change, coming.since))
-    assert kinds == [("next", 1), ("next", 1), ("whole", None)]
+        delta = read_delta(message)
+        kinds.append((delta.change_rank, delta.since))
+    assert kinds == [(3, 1), (3, 1), (3, None)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "fgrpo"}, {"robust": "median"}, {"robust": "clip"}])

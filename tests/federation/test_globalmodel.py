@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from adapters import random_adapter
 from fakes import NAMES, adapter_of
-from flwr.app import ArrayRecord
+from flwr.app import RecordDict
 
+import fedrlvr
 from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import Result, lora_rule
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.globalmodel import GlobalModel
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
+from fedrlvr.federation.globalmodel import GlobalModel, global_model
+from fedrlvr.federation.messages import DELTA, adapter_to_arrays, arrays_to_adapter
+from fedrlvr.federation.model_delta import CHANGE, ModelDelta
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
@@ -50,25 +54,30 @@ def dense(one: Adapter) -> dict[str, torch.Tensor]:
     return {name: one.scale * (b.double() @ a.double()) for name, (a, b) in one.layers.items()}
 
 
+def records(model: GlobalModel, client: str, rank: int = 2) -> RecordDict:
+    return RecordDict(model.bring(client, rank, adapter_to_arrays(model.adapter, model.halves)))  # type: ignore[arg-type]
+
+
+def notes(model: GlobalModel, client: str) -> ModelDelta:
+    return ModelDelta.model_validate_json(str(records(model, client).config_records[DELTA]["delta"]))
+
+
 def brought(model: GlobalModel, client: str, rank: int = 2) -> tuple[str | None, str, int]:
     """Halves, what of the change, and bytes of both."""
-    hooks = adapter_to_arrays(model.adapter, model.halves)
-    coming, arrays, changed = model.bring(client, rank, hooks)
-    assert (arrays is None) == (coming.halves is None)
-    assert (changed is None) == (coming.change in ("none", "held"))
-    assert coming.change_rank == (0 if changed is None else changed_rank(model, coming.change))
-    return coming.halves, coming.change, sum(r.count_bytes() for r in (arrays, changed) if r is not None)
-
-
-def changed_rank(model: GlobalModel, kind: str) -> int:
-    sent = model.last if kind == "next" else model.change
-    assert sent is not None
-    return sent.rank
+    sent = records(model, client, rank)
+    adapter, update = sent.array_records.get("arrays"), sent.array_records.get(CHANGE)
+    delta = notes(model, client) if DELTA in sent else ModelDelta(version=model.version)
+    assert (adapter is None) == (delta.halves is None)
+    whole = model.updates().get("change" if delta.since is None else "last")
+    assert delta.change_rank == (0 if update is None or whole is None else whole.rank)
+    kind = "none" if "change" not in model.updates() else "held" if update is None else "next"
+    kind = "whole" if kind == "next" and delta.since is None else kind
+    return delta.halves, kind, sum(r.count_bytes() for r in (adapter, update) if r is not None)
 
 
 def rounds_of(rule: str, *results: Result) -> GlobalModel:
     """A model after these rounds; ann answered in all, bob not in the last, cyd not in the last two, dan never."""
-    model = GlobalModel(lora_rule(rule), made(1), SEED)
+    model = global_model(lora_rule(rule), made(1), SEED)
     for version in range(len(results) + 1):
         if version:
             model.advance(results[version - 1], version)
@@ -83,29 +92,26 @@ def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: st
     model = rounds_of(rule, Result(made(2)), Result(made(3)))
     for client in ("ann", "bob", "cyd", "dan"):
         assert brought(model, client) == ("AB", "none", 2 * HALF)
-        coming, _, _ = model.bring(client, 2, adapter_to_arrays(model.adapter))
-        assert (coming.version, coming.since, coming.seeded, coming.remember) == (2, None, None, "nothing")
-    assert not model.remembered
-    assert model.held == {}
+        assert list(records(model, client)) == ["arrays"]
+    assert (model.state(), model.updates()) == ({}, {})
 
 
 def test_what_the_hooks_were_given_is_what_a_client_of_the_full_rank_gets() -> None:
     """So a wrapper's change of it counts also in a round that it makes no aggregate in."""
-    given = adapter_to_arrays(made(9))
-    _, arrays, _ = GlobalModel(lora_rule("fedit"), made(1), SEED).bring("ann", 2, given)
-    assert arrays is given
+    for rule, halves in (("fedit", "AB"), ("ffa", "B")):
+        given = adapter_to_arrays(made(9), halves)  # type: ignore[arg-type]
+        assert global_model(lora_rule(rule), made(1), SEED).bring("ann", 2, given)["arrays"] is given
 
 
 def test_ffa_sends_b_alone_beside_the_seeded_a() -> None:
     model = rounds_of("ffa", Result(made(2)), Result(made(3)))
     for client in ("ann", "bob", "cyd", "dan"):
         assert brought(model, client) == ("B", "none", HALF)
-        coming, arrays, _ = model.bring(client, 2, adapter_to_arrays(model.adapter, "B"))
-        assert (coming.seeded, coming.remember) == (0, "nothing")
-        assert arrays is not None
+        assert (notes(model, client).seeded, notes(model, client).keep) == (0, "nothing")
+        arrays = records(model, client).array_records["arrays"]
         got = arrays_to_adapter(arrays, made(1), whose="ann", halves="B")
         assert all(torch.equal(got.layers[name].B, made(3).layers[name].B) for name in SHAPES)
-    assert model.held == {}
+    assert model.state() == {}
 
 
 def test_rolora_sends_the_half_of_the_last_round_to_who_has_the_rest() -> None:
@@ -116,11 +122,9 @@ def test_rolora_sends_the_half_of_the_last_round_to_who_has_the_rest() -> None:
         assert brought(model, "bob") == (half, "none", HALF), "one behind"
         assert brought(model, "cyd") == ("AB", "none", 2 * HALF), "two behind"
         assert brought(model, "dan") == ("AB", "none", 2 * HALF), "a stranger"
-        comings = {c: model.bring(c, 2, adapter_to_arrays(model.adapter))[0] for c in ("ann", "bob", "dan")}
-        assert [coming.since for coming in comings.values()] == [count, count - 1, None]
-        assert {(coming.version, coming.seeded, coming.remember) for coming in comings.values()} == {
-            (count, None, "adapter")
-        }
+        deltas = [notes(model, client) for client in ("ann", "bob", "cyd", "dan")]
+        assert [delta.since for delta in deltas] == [count, count - 1, None, None]
+        assert {(delta.version, delta.seeded, delta.keep) for delta in deltas} == {(count, None, "adapter")}
 
 
 def test_the_half_that_is_sent_is_that_of_the_adapter_as_it_is_now() -> None:
@@ -128,8 +132,7 @@ def test_the_half_that_is_sent_is_that_of_the_adapter_as_it_is_now() -> None:
     for seed, replaced in ((2, False), (5, True)):
         if replaced:
             model.replace(made(5))
-        _, arrays, _ = model.bring("bob", 2, adapter_to_arrays(model.adapter))
-        assert arrays is not None
+        arrays = records(model, "bob").array_records["arrays"]
         got = arrays_to_adapter(arrays, made(1), whose="bob", halves="B")
         assert all(torch.equal(got.layers[name].B, made(seed).layers[name].B) for name in SHAPES)
 
@@ -142,8 +145,8 @@ def test_flora_sends_no_adapter_and_of_the_change_what_is_new() -> None:
     assert brought(model, "bob") == (None, "next", 2 * HALF), "the last, of rank 2"
     assert brought(model, "cyd") == (None, "whole", 2 * HALF_OF_3), "both, of rank 1 + 2"
     assert brought(model, "dan") == (None, "whole", 2 * HALF_OF_3)
-    coming, _, _ = model.bring("bob", 2, ArrayRecord())
-    assert (coming.version, coming.since, coming.seeded, coming.remember) == (2, 1, 2, "change")
+    delta = notes(model, "bob")
+    assert (delta.version, delta.since, delta.seeded, delta.keep) == (2, 1, 2, "change")
     drawn = fresh(SHAPES, rank=2, alpha=4.0, seed=stream(SEED, "adapter", 2))
     assert same(model.adapter, drawn), "everybody begins again, each round with another adapter"
     assert not same(drawn, fresh(SHAPES, rank=2, alpha=4.0, seed=stream(SEED, "adapter", 1)))
@@ -155,15 +158,15 @@ def test_fedex_sends_all_of_the_adapter_and_of_the_change_what_is_new() -> None:
     assert brought(model, "bob") == ("AB", "next", 4 * HALF)
     assert brought(model, "cyd") == ("AB", "whole", 2 * HALF + 2 * HALF_OF_3)
     assert brought(model, "dan") == ("AB", "whole", 2 * HALF + 2 * HALF_OF_3)
-    coming, _, _ = model.bring("cyd", 2, adapter_to_arrays(model.adapter))
-    assert (coming.version, coming.since, coming.remember) == (2, 0, "change")
+    delta = notes(model, "cyd")
+    assert (delta.version, delta.since, delta.keep) == (2, None, "change")
 
 
 def test_a_round_without_a_change_leaves_who_is_one_behind_what_it_has() -> None:
     """One client that counts is FedEx's mean, with nothing left out of it."""
     model = rounds_of("fedex", Result(made(2), change(2, 1)), Result(made(3)))
-    assert model.last is None
-    assert same(model.change, change(2, 1))
+    assert list(model.updates()) == ["change"]
+    assert same(model.updates()["change"], change(2, 1))
     assert [brought(model, client)[1] for client in ("ann", "bob", "cyd", "dan")] == ["held", "held", "whole", "whole"]
     none_yet = rounds_of("fedex", Result(made(2)))
     assert [brought(none_yet, client)[1] for client in ("ann", "bob", "dan")] == ["none"] * 3
@@ -174,11 +177,9 @@ def test_a_client_of_a_smaller_rank_gets_a_narrow_adapter() -> None:
     for seed in (2, 3):  # what was cut for one round is not sent in the next
         got = []
         for client in ("ann", "bob"):
-            coming, arrays, _ = model.bring(client, 1, adapter_to_arrays(model.adapter))
-            assert arrays is not None
+            arrays = records(model, client, 1).array_records["arrays"]
             assert sum(array.numpy().size for array in arrays.values()) == 14, "7 and 7"
             got.append(arrays_to_adapter(arrays, made(1).at_rank(1), whose=client))
-            assert coming.halves == "AB"
         a, b = made(seed).layers["up"]
         for one in got:
             torch.testing.assert_close(one.layers["up"].A, a[:1], rtol=0, atol=0)
@@ -196,26 +197,26 @@ def test_a_client_that_failed_is_a_stranger_again() -> None:
         model.lost("bob")
         model.lost("dan")
         assert brought(model, "bob") == kind
-        assert "bob" not in model.held
+        assert "bob" not in model.state()["held"]
         model.answered("bob")
-        assert model.held["bob"] == model.version
+        assert model.state()["held"]["bob"] == model.version
 
 
 def test_changes_add_up_and_the_last_is_the_newest() -> None:
     model = rounds_of("flora", *(Result(None, change(seed, 1)) for seed in (2, 3, 4, 5)))
-    assert same(model.last, change(5, 1))
-    assert model.change is not None
-    assert model.change.rank == 3, "the largest that a layer of 4 x 3 can use"
+    assert same(model.updates()["last"], change(5, 1))
+    total = model.updates()["change"]
+    assert total.rank == 3, "the largest that a layer of 4 x 3 can use"
     for name in SHAPES:
         wanted = torch.stack([dense(change(seed, 1))[name] for seed in (2, 3, 4, 5)]).sum(dim=0)
-        torch.testing.assert_close(dense(model.change)[name], wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(dense(total)[name], wanted, rtol=0, atol=1e-5)
 
 
 def test_the_whole_model_is_adapter_and_change_together() -> None:
     alone = rounds_of("fedit", Result(made(2)))
     assert same(alone.whole(), made(2))
     fedex = rounds_of("fedex", Result(made(2, 1), change(2, 1)))
-    fedex.adapter = made(6, 1)
+    fedex.replace(made(6, 1))
     whole = fedex.whole()
     assert whole.rank == 2
     for name in SHAPES:
@@ -241,7 +242,7 @@ def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: st
     results = [Result(*pair) for pair in zip(adapters, changes, strict=True)]
     one, other = strategy(), strategy()
     one.model = rounds_of(rule, *results[:2])
-    Checkpoints(tmp_path, 1).save(Checkpoint(2, one.model.adapter, one.state(), one.model.change, one.model.last))
+    Checkpoints(tmp_path, 1).save(Checkpoint(2, one.model.adapter, one.state(), one.model.updates()))
     checkpoint = Checkpoints(tmp_path, 1).load()
     assert checkpoint is not None
     other.restore(checkpoint)
@@ -251,17 +252,12 @@ def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: st
                 model.lost("bob")
                 model.advance(results[2], 3)
         assert other.model.version == version
-        assert other.model.held == one.model.held
-        for part in ("adapter", "change", "last"):
-            assert same(getattr(one.model, part), getattr(other.model, part))
+        assert other.state() == one.state()
+        assert same(one.model.adapter, other.model.adapter)
+        for part in ("change", "last"):
+            assert same(one.model.updates().get(part), other.model.updates().get(part))
         for client in ("ann", "bob", "cyd", "dan"):
-            mine, theirs = (
-                model.bring(client, 2, adapter_to_arrays(model.adapter)) for model in (one.model, other.model)
-            )
-            assert mine[0] == theirs[0]
-            assert [r and {k: a.data for k, a in r.items()} for r in mine[1:]] == [
-                r and {k: a.data for k, a in r.items()} for r in theirs[1:]
-            ]
+            assert records(one.model, client) == records(other.model, client)
 
 
 @pytest.mark.parametrize("held", [[1, 2], {"ann": "soon"}, None, {"ann": [1]}])
@@ -270,3 +266,30 @@ def test_a_checkpoint_that_does_not_say_who_has_what_is_refused(held: object) ->
     strategy = FederatedRLVR(parse_config(tree), NAMES, made(1), Observer())
     with pytest.raises(CheckpointError, match="state of the strategy"):
         strategy.restore(Checkpoint(1, made(2), json.loads(json.dumps({"held": held}))))
+
+
+RUN = """
+import sys
+import fedrlvr
+from fedrlvr.config import load_config
+settings = ["federation.clients=2", "train.rounds=1", "train.local_steps=1", "train.problems_per_step=1",
+    "sampling.group_size=2", "sampling.max_new_tokens=2", "data.train_size=4", "data.test_size=2", "engine.threads=1"]
+fedrlvr.run(load_config({file!r}, [*settings, "run.directory={directory}", "aggregation.type={rule}"]))
+ours = {{name.rpartition(".")[2] for name in sys.modules if name.startswith("fedrlvr.")}}
+rules = {{"averaging", "flora", "fedex", "hetlora", "flexlora"}}
+print(sorted(ours & {{"model_delta", "delta_model", "delta_start"}}), sorted(ours & rules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "loaded"),
+    [
+        ("fedit", "[] ['averaging']"),
+        ("flora", "['delta_model', 'delta_start', 'model_delta'] ['flora']"),
+    ],
+)
+def test_a_run_loads_the_code_of_its_own_rule_only(rule: str, loaded: str, tmp_path: Path) -> None:
+    file = str(Path(fedrlvr.__file__).parent / "zoo" / "embedded.toml")
+    code = RUN.format(file=file, directory=tmp_path / "run", rule=rule)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == loaded

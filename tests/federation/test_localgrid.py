@@ -128,7 +128,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     request = TrainRequest(
         round=1, seed=3, sampling=config.sampling, steps=2, train=config.train, supervision=config.supervision
     )
-    train_config = content(request, None).config_records["config"]
+    train_config = content(request).config_records["config"]
     strategy = FedAvg(fraction_evaluate=0.0)
     result = strategy.start(grid, adapter_to_arrays(initial), num_rounds=1, train_config=train_config)
 

@@ -3,8 +3,8 @@ it remembers is refused, and forgets nothing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -18,9 +18,10 @@ from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import ROUND_ADAPTER
-from fedrlvr.federation.messages import Coming, StretchRequest, adapter_to_arrays
-from fedrlvr.federation.receiving import HELD, HELD_ADAPTER, HELD_CHANGE, Reading, Start
+from fedrlvr.federation.memory import HELD, HELD_ADAPTER, HELD_CHANGE, ROUND_ADAPTER
+from fedrlvr.federation.messages import DELTA, StretchRequest, adapter_to_arrays
+from fedrlvr.federation.model_delta import CHANGE, ModelDelta, read_delta
+from fedrlvr.federation.receiving import Reading, Start
 from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
@@ -77,9 +78,11 @@ class Federation:
         assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
             f"{request.client.name}: its adapter"
         )
-        assert same(start.change, model.change), f"{request.client.name}: its change"
-        assert request.coming is not None
-        self.kinds.append((request.client.name, request.coming.halves, request.coming.change))
+        assert same(start.change, model.updates().get("change")), f"{request.client.name}: its change"
+        content = request.message.content
+        delta = read_delta(request.message) if DELTA in content else ModelDelta(version=model.version)
+        kind = ("whole" if delta.since is None else "next") if CHANGE in content else "held" if start.change else "none"
+        self.kinds.append((request.client.name, delta.halves, kind))
         return start
 
     def answer(self, messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
@@ -189,11 +192,11 @@ def test_a_memory_without_its_change_is_named_and_not_taken_for_none() -> None:
     federation.round(1)
     federation.round(2)
     del federation.contexts[2].state[HELD_CHANGE]
-    with pytest.raises(MessageError, match="bob: the change of the base weights is missing"):
+    with pytest.raises(MessageError, match="bob: round 3: the change of the base weights is missing"):
         federation.begin(federation.asked(federation.message(3)))
 
 
-def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2, **coming: Any) -> str:
+def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2, **notes: Any) -> str:
     """Why Bob refuses the message of the next round, in which something was changed; it must not change his memory."""
     federation = Federation(rule)
     for number in range(1, rounds + 1):
@@ -201,10 +204,8 @@ def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2
     message = federation.message(rounds + 1)
     context = federation.contexts[2]
     one = federation.asked(message)
-    assert one.coming is not None
-    if coming:
-        changed = one.asked.model_copy(update={"coming": Coming(**{**one.coming.model_dump(), **coming})})
-        one = replace(one, asked=changed)
+    if notes:
+        message.content[DELTA] = ModelDelta(**{**read_delta(message).model_dump(), **notes}).record()
     spoil(message, context)
     before = dict(context.state)
     with pytest.raises(FedrlvrError) as caught:
@@ -279,13 +280,24 @@ def test_a_half_adapter_is_of_no_use_without_the_other() -> None:
     assert "no adapter is remembered here" in spoilt("rolora", forgetting(HELD_ADAPTER))
     assert "remembers nothing" in spoilt("rolora", lambda _, context: context.state.clear(), halves="B")
     assert "remembers that of round 1" in spoilt("rolora", nothing, since=0)
-    assert "round None" in spoilt("rolora", nothing, halves=None, since=None)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{"halves": "B"}, {"halves": None}, {"version": -1}, {"change_rank": 1 << 17}, {"keep": "all"}, {"coming": 1}],
+)
+def test_notes_that_cannot_be_are_refused(notes: dict[str, Any]) -> None:
+    """Halves that come from nowhere, and fields that do not fit."""
+    message = Federation("rolora").message(1)
+    message.content[DELTA] = ConfigRecord({"delta": json.dumps({"version": 1, **notes})})
+    with pytest.raises(MessageError, match="a train delta that cannot be used"):
+        read_delta(message)
 
 
 def test_a_message_that_counts_on_another_version_is_refused() -> None:
-    for kind in ("held", "next"):
-        for since in (0, 2, None):
-            told = spoilt("flora", nothing, change=kind, since=since)
+    for rule in ("flora", "fedex", "rolora"):
+        for since in (0, 2):
+            told = spoilt(rule, nothing, since=since)
             assert f"counts on the model of round {since}, but this client remembers that of round 1" in told
 
 
@@ -319,14 +331,14 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     federation.round(1)
     federation.evaluate()
     one = federation.asked(federation.message(2))
-    middle = one.asked.model_copy(update={"coming": None, "coordination": PubSwapCoordination()})
+    middle = one.asked.model_copy(update={"coordination": PubSwapCoordination()})
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
         Reading().start(federation.asked(message))
     one.context.state[ROUND_ADAPTER] = adapter_to_arrays(made(6))
     start = Reading().start(federation.asked(message))
     assert same(start.adapter, made(6))
-    assert same(start.change, federation.strategy.model.change)
+    assert same(start.change, federation.strategy.model.updates()["change"])
     assert start.keep == {}
 
 
@@ -371,7 +383,7 @@ def test_a_batch_that_fails_is_not_remembered_and_can_be_computed_again(rule: st
         if not version:
             federation.app(messages, mine)
     assert same(stub.seated["bob"], model.adapter)
-    assert same(stub.seated.get("bob's change"), model.change)
+    assert same(stub.seated.get("bob's change"), model.updates().get("change"))
 
 
 def test_one_message_of_a_batch_that_is_refused_leaves_all_memories_alone() -> None:

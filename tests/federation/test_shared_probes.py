@@ -320,7 +320,7 @@ def test_a_checkpoint_goes_on_exactly(tmp_path: Path) -> None:
     strategy = sharing()
     trained(strategy, 1, ROUND)
     state, model = json.loads(json.dumps(strategy.state())), strategy.model
-    saved = Checkpoint(1, model.adapter, state, model.change, model.last, strategy.probes.average)
+    saved = Checkpoint(1, model.adapter, state, model.updates(), strategy.probes.average)
     checkpoints = Checkpoints(tmp_path, 2)
     checkpoints.save(saved)
     loaded = checkpoints.load()

@@ -162,7 +162,7 @@ def request_of(group_size: int, **supervision: object) -> Message:
     )
     sent = request.model_copy(update={"sampling": sampling})  # as a server may send it that does not check
     LocalGrid(answering(lambda _: RecordDict()), contexts())  # without a grid, Flower makes no messages
-    return Message(content(sent, None), 1, "train")
+    return Message(content(sent), 1, "train")
 
 
 @pytest.mark.parametrize(
