@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.aggregation import (
+from benchmarks.aggregation_cells import (
     ATTACKS,
     DEFENCES,
     EVERY,
@@ -29,9 +27,9 @@ from benchmarks.aggregation import (
 )
 from benchmarks.aggregation_data import SCALES
 from fedrlvr.federation.record import read_metrics
+from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, natural
 from fedrlvr.reporting.sweeptable import Spread, spread
-from fedrlvr.zoo.train import processor
 
 Run = dict[str, Any]
 Cells = dict[tuple[str, str], dict[int, Run]]
@@ -69,7 +67,7 @@ def write(seeds: int | None = None) -> None:
                 cells[part, cell] = kept
     if not cells:
         raise SystemExit("no cell is finished yet")
-    machine = f"{os.cpu_count()} cores, {processor()}, {platform.system()}"
+    machine = description()
     cpu = {key: json.loads((RUNS.joinpath(*key) / "seconds.json").read_text("utf-8"))["cpu"] for key in cells}
     counts = ", ".join(
         f"{len(next(runs for key, runs in cells.items() if key[0] == p))} in ({p})" for p in _parts(cells)

@@ -15,8 +15,6 @@ import argparse
 import datetime
 import json
 import math
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,9 @@ from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.federation.evaluation import evaluate
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import resume, run
+from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
 from fedrlvr.reporting.sweeptable import t95
-from fedrlvr.zoo.train import processor
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "embedded.toml"
@@ -111,7 +109,7 @@ def write(
     about = {
         "command": f"scripts/bench arms --seeds {len(seeds)}",
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {processor()}, {platform.system()}",
+        "machine": description(),
         # The number of torch threads decides how sums are rounded; each run wrote its own down.
         "torch threads": load_resolved(RUNS / "federated-0" / "config.json").engine.threads,
         "seeds": seeds,

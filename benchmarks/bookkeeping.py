@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.cases import build
 from benchmarks.ours import Ours
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.record import RoundRecord, RunLog
-from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.federation.record import MetricsLog, RoundRecord
+from fedrlvr.reporting.observer import RoundEnded
 
 REAL = 4
 
@@ -84,13 +84,14 @@ def checkpoints(runner: Ours, rounds: int) -> tuple[list[float], list[float]]:
     cpu, wall = [], []
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
-        log = RunLog(run, Checkpoints(run, 3), by_name, make_tracker("none", run))
+        log, store = MetricsLog(run), Checkpoints(run, 3, by_name)
         for round_ in range(rounds):
             record = RoundRecord(round_)
             for name in by_name:
                 record.client(name).update({f"number_{i}": float(i) for i in range(25)})
             before = time.process_time(), time.perf_counter()
-            log.write(record, Checkpoint(round_, runner.initial, {}))
+            log.notify(RoundEnded(round_, record.to_json()))
+            store.save(Checkpoint(round_, runner.initial, {}))
             cpu.append(time.process_time() - before[0])
             wall.append(time.perf_counter() - before[1])
     return cpu, wall

@@ -31,77 +31,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from pathlib import Path
 
+from benchmarks.care_cells import BASE, CELLS, SETTINGS, directory_of, overrides
+from benchmarks.care_tables import write
 from benchmarks.cells import run_all, timed
 from fedrlvr.federation.plan import plan
-
-ROOT = Path(__file__).parents[1]
-BASE = ROOT / "examples" / "embedded.toml"
-RUNS = ROOT / "runs" / "care"
-BATCH = 20
-COMMON = [
-    "data.train_size=4096",
-    "data.test_size=1024",
-    f"train.problems_per_step={BATCH}",
-    "run.keep_checkpoints=2",
-]
-SETTINGS = {
-    "central": [
-        "federation.clients=['all']",
-        "train.rounds=10",
-        "train.local_steps=8",
-        "evaluate.every=2",
-        "train.optimizer_state=keep",
-    ],
-    "four": [
-        "federation.clients=['north', 'east', 'south', 'west']",
-        "train.rounds=3",
-        "train.local_steps=12",
-        "evaluate.every=1",
-    ],
-}
-BUDGETS = (5, 10, 20, 40)
-"""In % of a step's problems."""
-
-
-def _asking(kind: str, budget: int = 20, **more: str) -> list[str]:
-    told = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
-    return [f"supervision.{key}={value}" for key, value in told.items()]
-
-
-ARMS: dict[str, list[str]] = {
-    "labels": ["supervision.type=labels"],
-    "majority": ["supervision.type=majority", "supervision.audit=true"],
-    **{f"{kind}-{budget}": _asking(kind, budget) for budget in BUDGETS for kind in ("care", "random")},
-    **{f"{kind}-20": _asking(kind) for kind in ("oracle", "entropy", "probability")},
-    **{f"{kind}-pseudo-20": _asking(kind, rest="pseudo") for kind in ("random", "entropy")},
-    "care-untrusted-20": _asking("care", trusted="0"),
-    "care-floor-20": _asking("care", trust_above="0.5"),
-    "care-shared-20": _asking("care", share_probes="true"),
-}
-"""Settings of each arm; its name ends with its budget."""
-FIRST = ("labels", "majority", "care-20", "random-20")
-_REST = [f"{kind}-{budget}" for budget in (10, 5, 40) for kind in ("care", "random")]
-CELLS: list[tuple[str, str]] = [
-    *((setting, arm) for setting in SETTINGS for arm in FIRST),
-    *(("central", arm) for arm in ("oracle-20", "care-floor-20")),
-    *(("four", arm) for arm in ("care-shared-20", "care-floor-20")),
-    *(("central", arm) for arm in (*_REST, "entropy-20", "random-pseudo-20")),
-    *(("four", arm) for arm in _REST),
-    *(("central", arm) for arm in ("probability-20", "care-untrusted-20", "entropy-pseudo-20")),
-    *(("four", arm) for arm in ("oracle-20", "care-untrusted-20", "random-pseudo-20")),
-]
-"""Setting and arm, the most telling first."""
-
-
-def overrides(setting: str, arm: str) -> list[str]:
-    """What a cell changes in examples/embedded.toml."""
-    return [*COMMON, *SETTINGS[setting], *ARMS[arm]]
-
-
-def directory_of(setting: str, arm: str) -> Path:
-    return RUNS / setting / arm
 
 
 def run_cell(setting: str, arm: str, seeds: int) -> None:
@@ -129,8 +63,6 @@ def main() -> None:
         if not wanted:
             parser.error(f"no cell is called {chosen.only!r}; they are {', '.join('/'.join(c) for c in CELLS)}")
         run_all([(*cell, chosen.seeds) for cell in wanted], run_cell, chosen.jobs)
-    from benchmarks.care_tables import write
-
     write(chosen.seeds)
 
 

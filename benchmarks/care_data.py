@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.care import BATCH
+from benchmarks.care_cells import BATCH
 from fedrlvr.reporting.scores import evaluations
 from fedrlvr.reporting.sweeptable import Spread, spread
 from fedrlvr.zoo.families import ALL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.care import BUDGETS, ROOT
+from benchmarks.care_cells import BUDGETS, JUDGED, ROOT, name
 from benchmarks.care_data import (
     FAMILIES,
     Run,
@@ -16,7 +16,6 @@ from benchmarks.care_data import (
     over_seeds,
     recovered_over_seeds,
 )
-from benchmarks.care_tables import JUDGED, name
 from fedrlvr.reporting.labelled import calibration_points
 
 if TYPE_CHECKING:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from statistics import fmean
 
-from benchmarks.care import ARMS, BASE, CELLS, ROOT, SETTINGS, directory_of, overrides
+from benchmarks.care_cells import ARMS, BASE, CELLS, JUDGED, ROOT, SETTINGS, directory_of, name, overrides
 from benchmarks.care_data import (
     FALL,
     FAMILIES,
@@ -30,11 +28,12 @@ from benchmarks.care_data import (
     summary,
     worst,
 )
+from benchmarks.care_figures import draw
 from fedrlvr import __version__
 from fedrlvr.config import load_config
 from fedrlvr.federation.record import read_metrics
+from fedrlvr.machine import description
 from fedrlvr.reporting.sweeptable import Spread
-from fedrlvr.zoo.train import processor
 
 Arms = Mapping[str, Runs]
 """By name, the runs of one setting."""
@@ -43,7 +42,6 @@ Cells = Mapping[str, Arms]
 
 GAIN_WANTED, AHEAD_WANTED, PROBES_ALLOWED = 95.0, 2.0, 10.0
 """Of the labels' gain, %; points ahead of random at the same budget; of a step, %."""
-JUDGED = "care-20"
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -53,16 +51,13 @@ def write(seeds: int) -> None:
     Raises:
         SystemExit: none has.
     """
-    from benchmarks.care_figures import draw
-
     cells = _collected(seeds)
     if not cells:
         raise SystemExit("no cell is finished yet")
     present = [(setting, arm) for setting, arms in cells.items() for arm in arms]
     cpu = {cell: json.loads((directory_of(*cell) / "seconds.json").read_text("utf-8"))["cpu"] for cell in present}
-    machine = f"{os.cpu_count()} cores, {processor()}, {platform.system()}"
     about = (
-        f"`scripts/bench care --seeds {seeds}`, {datetime.date.today()}, {machine}, one torch thread a process, "
+        f"`scripts/bench care --seeds {seeds}`, {datetime.date.today()}, {description()}, one torch thread a process, "
         f"{sum(cpu.values()) / 3600:.1f} CPU hours; fedrlvr {__version__}, torch {version('torch')}. Seeds 0 to "
         f"{seeds - 1}: mean and 95 % interval (Student's t) over seeds; differences and shares of a gain are taken "
         f"seed by seed. pass@1 in %, sampled once a problem, mean over families, 128 held-out problems each. "
@@ -99,21 +94,6 @@ def _collected(seeds: int) -> Cells:
                 found = {seed: summary(read_metrics(place), arm, steps) for seed, place in places.items()}
                 cells.setdefault(setting, {})[arm] = found
     return cells
-
-
-def name(arm: str) -> str:
-    """As tables and legends say it."""
-    kind, _, budget = arm.rpartition("-")
-    if not kind:
-        return {"labels": "all labels", "majority": "majority alone"}[arm]
-    words = {
-        "care": "CARE",
-        "care-untrusted": "CARE, none trusted",
-        "care-floor": "CARE, trusting from P1 = 0.5",
-        "care-shared": "CARE, probes averaged",
-        "probability": "lowest probability",
-    }
-    return f"{words.get(kind, kind.replace('-pseudo', ', rest as voted'))}, {budget} %"
 
 
 def rival(arm: str) -> str | None:

@@ -39,8 +39,9 @@ from benchmarks.measure import Summary, machine, summary, today
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.base import Base
+from fedrlvr.policy.capabilities import can_pack, has_plain_head
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.forward import can_pack, has_plain_head
+from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Problem
@@ -204,7 +205,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
 def decode_way(way: str) -> Iterator[str]:
     """`engine.decode_cache` for a way to decode: growing, static (no graph), graph."""
     if way == "static":
-        with mock.patch("fedrlvr.policy.sampler.can_capture", return_value=False):
+        with mock.patch("fedrlvr.policy.decode.can_capture", return_value=False):
             yield "static"
     else:
         yield "static" if way == "graph" else way
@@ -240,7 +241,8 @@ class Runner:
         seated = self.cohort.clients
         decoding = Decoding(self.case.responses, new_tokens or self.case.new_tokens)
         with decode_way(way) as cache:
-            self.cohort.engine = self.cohort.engine.model_copy(update={"decode_cache": cache})
+            engine = self.cohort.engine.model_copy(update={"decode_cache": cache})
+            self.cohort.sampler = DecodeSampler(self.cohort.base, self.cohort.stack, engine)
             prompts = {name: self.prompts[name] for name in seated}
             return self.cohort.sample(prompts, decoding, {name: i for i, name in enumerate(seated)})
 

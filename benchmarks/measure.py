@@ -6,7 +6,6 @@ import ctypes
 import datetime
 import gc
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from fedrlvr.machine import description
 
 MEBI = 1 << 20
 
@@ -154,11 +155,9 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Summar
 
 
 def machine() -> str:
-    """Cores, processor, memory and system of this machine."""
-    from fedrlvr.zoo.train import processor
-
+    """Cores, processor, system and memory of this machine."""
     memory = psutil.virtual_memory().total / (1 << 30)
-    return f"{os.cpu_count()} cores, {processor()}, {memory:.0f} GiB, {platform.system()}"
+    return f"{description()}, {memory:.0f} GiB"
 
 
 def today() -> str:

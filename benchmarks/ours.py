@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,23 +12,22 @@ from flwr.serverapp import Grid
 from benchmarks.cases import Case, take
 from benchmarks.measure import Phases
 from fedrlvr.config import Config, load_config
-from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
-from fedrlvr.federation.record import RoundRecord, RunLog
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, RoundEnded
 from fedrlvr.tasks import Question
+from fedrlvr.tasks.client_data import ClientData
 
 ROUNDS = 1_000_000
 """Never reached: the one who paces the rounds ends the run."""
 
 
-class InOrder(Site):
-    """A site that takes its problems as the case lists them, so that all sides train on the same ones."""
+class InOrder(ClientData):
+    """A client that takes its problems as the case lists them, so that all sides train on the same ones."""
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` problems after `cursor` draws."""
@@ -44,18 +44,27 @@ class Trainers(FederatedRLVR):
         return []
 
 
-class PacedLog:
-    """Stands where a run's log stands, at the end of every round; writes nothing (the baseline does not either)."""
+class Unsaved(Checkpoints):
+    """Writes nothing; the baseline does not either."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Nothing."""
+
+
+class Pacer(Observer):
+    """Reports every round, and ends the run where `pace` says so."""
+
+    essential = True
 
     def __init__(self, pace: Any, phases: Phases) -> None:
         self.pace = pace
         self.phases = phases
 
-    def write(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
+    def round_ended(self, event: RoundEnded) -> None:
         """Report the round and wait."""
-        numbers = record.clients.values()
+        numbers = event.record["clients"].values()
         sampled, trained = (int(sum(n.get(key, 0) for n in numbers)) for key in ("tokens_sampled", "tokens_trained"))
-        if not self.pace(record.round, self.phases.take(), sampled, trained):
+        if not self.pace(event.round, self.phases.take(), sampled, trained):
             raise _Enough
 
 
@@ -81,10 +90,9 @@ class Ours:
         """Rounds until `pace` (`benchmarks.flower_trl.Pace`) says to stop."""
         app = CohortApp(self.cohort, self.sites, self.initial, Observer())
         names = {node: site.name for node, site in self.sites.items()}
-        strategy = Trainers(self.config, names, self.initial, Observer())
-        log = cast(RunLog, PacedLog(pace, self.phases))
+        strategy = Trainers(self.config, names, self.initial, Pacer(pace, self.phases))
         try:
-            strategy.start(LocalGrid(app, self.contexts), log)
+            strategy.start(LocalGrid(app, self.contexts), Unsaved(Path(), 0))
         except _Enough:
             return
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.care import BASE, SETTINGS, overrides
+from benchmarks.care_cells import BASE, SETTINGS, overrides
 from benchmarks.measure import MEBI, machine, today
 from benchmarks.tables import table
 from fedrlvr.supervision import Judge, Settings, clusters, features

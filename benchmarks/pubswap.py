@@ -24,6 +24,8 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from benchmarks.cells import run_all, timed
+from benchmarks.pubswap_cells import AFTERWARDS, ARMS, BASE, HALF, RUNS, STEPS, TAUS, settings
+from benchmarks.pubswap_tables import write
 from fedrlvr.federation.messages import ARRAYS, arrays_to_adapter
 from fedrlvr.federation.plan import Planned, plan
 from fedrlvr.federation.run import Wrap
@@ -31,45 +33,6 @@ from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.sweep import sweep
 from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.policy.peft_format import save_peft
-
-ROOT = Path(__file__).parents[1]
-BASE = ROOT / "examples" / "embedded.toml"
-RUNS = ROOT / "runs" / "pubswap"
-TAUS = (60, 20, 5)
-STEPS, HALF, STRETCH = 120, 60, 5
-PRIVATE, PUBLIC = 4, 5
-COMMON = [
-    "data.train_size=4096",
-    "data.public_size=256",
-    "data.test_size=2048",
-    "federation.clients=['north', 'east', 'south', 'west']",
-    "run.keep_checkpoints=2",
-]
-FEDPROX_MU, MILD_MU = 0.01, 0.001
-ARMS: dict[str, list[str]] = {
-    "fedavg": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}"],
-    "fedprox": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}", f"train.proximal_mu={FEDPROX_MU}"],
-    "fedprox_mild": [f"train.problems_per_step={PRIVATE + PUBLIC // STRETCH}", f"train.proximal_mu={MILD_MU}"],
-    **{
-        swap: [
-            f"train.problems_per_step={PRIVATE}",
-            "coordination.type=pubswap",
-            f"coordination.swap={swap}",
-            f"coordination.public_problems={PUBLIC}",
-        ]
-        for swap in ("none", "random", "full", "balanced")
-    },
-}
-"""Settings of each arm; exchanges follow from tau."""
-AFTERWARDS = {"fedprox_mild": (60,)}
-"""Arms that were added once the others had been seen, and the taus they were run at."""
-
-
-def settings(tau: int, arm: str) -> list[str]:
-    """What a cell changes in examples/embedded.toml."""
-    exchanges = [f"coordination.exchanges={tau // STRETCH}"] if "coordination.type=pubswap" in ARMS[arm] else []
-    rounds = [f"train.rounds={STEPS // tau}", f"train.local_steps={tau}", f"evaluate.every={HALF // tau}"]
-    return [*COMMON, *rounds, *ARMS[arm], *exchanges]
 
 
 class BeforeAveraging(WrappingStrategy):
@@ -117,8 +80,6 @@ def main() -> None:
     if not chosen.collect:
         wanted = [(tau, arm) for tau in chosen.taus for arm in chosen.arms if tau in AFTERWARDS.get(arm, TAUS)]
         run_all([(*cell, chosen.seeds) for cell in wanted], run_cell, chosen.jobs)
-    from benchmarks.pubswap_tables import write
-
     write(seeds=chosen.seeds)
 
 

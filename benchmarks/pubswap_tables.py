@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.pubswap import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
+from benchmarks.pubswap_cells import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.run import new_cohort
-from fedrlvr.federation.sites import deal
+from fedrlvr.machine import description
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.scores import evaluations
 from fedrlvr.reporting.sweeptable import Spread, spread
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.partitioning import by_source
-from fedrlvr.zoo.train import processor
+from fedrlvr.tasks.deal import deal
+from fedrlvr.tasks.partition import by_source
 
 NAMES = {
     "fedavg": "FedAvg",
@@ -62,7 +60,7 @@ def write(seeds: int) -> None:
     if not cells:
         raise SystemExit("no cell is finished yet")
     drift = _all_drift(cells, seeds)
-    machine = f"{os.cpu_count()} cores, {processor()}, {platform.system()}"
+    machine = description()
     cpu = sum(_seconds(*cell)["cpu"] for cell in cells)
     about = (
         f"`scripts/bench pubswap --seeds {seeds}`, {datetime.date.today()}, {machine}, one torch thread a process, "
@@ -314,7 +312,7 @@ class Looking:
     def __init__(self, config: Config) -> None:
         self.cohort = new_cohort(config.model_copy(update={"engine": config.engine.model_copy(update={"threads": 1})}))
         self.initial = self.cohort.fresh_adapter(0)
-        sites = deal(config).sites
+        sites = deal(config).clients
         self.own = {site.name: {problem.source for problem in site.train} for site in sites}
         everything = [problem for site in sites for problem in site.test]
         # Spread over each family's problems, which come level by level.

@@ -127,16 +127,16 @@ def tasks(
 ) -> None:
     """Load a configuration's problems and show who holds what. No model is loaded."""
     settings = _configured(config, overrides)
-    from fedrlvr.federation.sites import deal
     from fedrlvr.reporting.progress import holdings_table
+    from fedrlvr.tasks.deal import deal
 
     dealt = deal(settings)
     if write is not None:
         from fedrlvr.tasks.own import write_own
 
-        for site in dealt.sites:
-            write_own(write / site.name / "train.jsonl", site.answers.everything())
-            write_own(write / site.name / "test.jsonl", site.test)
+        for client in dealt.clients:
+            write_own(write / client.name / "train.jsonl", client.answers.everything())
+            write_own(write / client.name / "test.jsonl", client.test)
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
 
 
@@ -148,13 +148,13 @@ def validate(
 ) -> None:
     """Check that every gold answer earns its reward and that nonsense earns none. No model is loaded."""
     settings = _configured(config, overrides)
-    from fedrlvr.federation.sites import deal
     from fedrlvr.tasks import validate as validate_problems
+    from fedrlvr.tasks.deal import deal
 
     dealt = deal(settings)
     failures = 0
-    reward = dealt.sites[0].reward  # everybody's
-    held = [(site.name, [*site.answers.everything(), *site.test]) for site in dealt.sites]
+    reward = dealt.clients[0].reward  # everybody's
+    held = [(client.name, [*client.answers.everything(), *client.test]) for client in dealt.clients]
     held += [("the public set", dealt.public)] if dealt.public else []
     for name, problems in held:
         verdict = validate_problems(problems, reward, attacked=attacked)
@@ -194,7 +194,7 @@ def export(
     if local_arm != (client is not None):
         hint = "name one with --client" if local_arm else "leave out --client"
         raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
-    from fedrlvr.policy.merge import save_merged
+    from fedrlvr.policy.base import save_merged
     from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
 
     adapter = load_peft(run_directory / "adapter" / (client or ""))

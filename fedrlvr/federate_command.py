@@ -22,6 +22,7 @@ import typer
 
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import ConfigError, RoundError
+from fedrlvr.files import atomic_text
 
 CONNECTION = "fedrlvr"
 """What the SuperLink is called in Flower's own configuration."""
@@ -169,7 +170,6 @@ def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Ite
 
 def _prepared(settings: Config) -> Path:
     """A run directory with the config that the server is to read."""
-    from fedrlvr.federation.checkpoint import atomic_text
     from fedrlvr.federation.run import new_directory, settled
 
     directory = (settings.run.directory or new_directory(settings.run.name)).absolute()

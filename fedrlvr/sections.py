@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from fedrlvr.rl.loss import LOSSES
+
 
 class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
@@ -202,14 +204,17 @@ class TrainConfig(Section):
     """Local steps of each client between two synchronisations, tau."""
     problems_per_step: int = Field(8, ge=1)
     """Problems of each client in a local step; each gets group_size responses."""
-    loss: Literal["grpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged: per response, by a constant length, over all tokens."""
+    loss: Literal[tuple(LOSSES)] = "dapo"  # type: ignore[valid-type]  # of a table, which mypy does not evaluate
+    """The policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio and average token losses over each
+    response, by the longest allowed response, or over all tokens. `cispo` averages over all tokens, and a token whose
+    ratio is clipped keeps its gradient."""
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation (Dr. GRPO does not)."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio is clipped at 1 - clip_low ..."""
+    """Lower clipping bound of the policy ratio, as a distance from 1. With `cispo`, values close to 1 leave it out, as
+    its authors do."""
     clip_high: float = Field(0.2, gt=0)
-    """... and at 1 + clip_high."""
+    """Upper clipping bound of the policy ratio, as a distance from 1."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || base)."""
     updates_per_batch: int = Field(1, ge=1, le=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.learner import StepStats
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Problem
@@ -68,6 +70,12 @@ def tiny_cohort(
     """A cohort without clients on the model in `directory`."""
     base = load_base(ModelConfig(name=str(directory), device="cpu", gradient_checkpointing=checkpointing))
     return Cohort(base, lora or LoraConfig(rank=4, alpha=8.0), engine or EngineConfig())
+
+
+def end_at(cohort: Cohort, eos_ids: frozenset[int]) -> None:
+    """Make these the tokens that end a response."""
+    cohort.base = replace(cohort.base, eos_ids=eos_ids)
+    cohort.sampler = DecodeSampler(cohort.base, cohort.stack, cohort.engine)
 
 
 def moved_adapter(cohort: Cohort, seed: int, std: float = 0.1) -> Adapter:

@@ -38,13 +38,13 @@ from fedrlvr.federation.messages import (
 )
 from fedrlvr.federation.publicmessages import RESPOND, RESPONSES, read_problems
 from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.site import Site
-from fedrlvr.federation.sites import fit_site, instruction_of, own_problems, unlabelled
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, StepEnded
 from fedrlvr.seeds import stream
-from fedrlvr.tasks import grader_for
+from fedrlvr.tasks import grader_for, task_of
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems, unlabelled
 
 _log = logging.getLogger("fedrlvr.deployment")
 
@@ -73,20 +73,21 @@ class _Own:
     """
 
     key: tuple[Any, ...]
-    site: Site
+    data: ClientData
     answered: bool
 
 
-class Telling(Observer):
+class StepLog(Observer):
     """Writes a run's steps into the site's log."""
 
     def __init__(self, tell: Callable[[str], None], run: str) -> None:
         self.tell, self.run = tell, run
 
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
+    def step_ended(self, event: StepEnded) -> None:
         """One line a step."""
-        mean = ", ".join(f"{reward:.3f}" for reward in rewards.values())
-        self.tell(f"run {self.run}, round {round_}: step {step} of {steps}: mean reward {mean}, {tokens:,} tokens")
+        where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
+        reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
+        self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
 
 
 class Answering:
@@ -149,14 +150,14 @@ class Answering:
             self.tell(f"{where}: the same message again, so the same answer is sent")
             return before
         cohort = self._cohort(terms)
-        site = self._site(terms, request, cohort.base)
+        client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
-            limits.check_evaluation(self.org.config.limits, self.org.name, request, len(site.test))
+            limits.check_evaluation(self.org.config.limits, self.org.name, request, len(client.test))
         else:
-            limits.check_problems(self.org.config.limits, len(site.train), name=self.org.name)
-        self._check_cohort(terms, site, request.seed)
+            limits.check_problems(self.org.config.limits, len(client.train), name=self.org.name)
+        self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        app = CohortApp(cohort, {_NODE: site}, initial, Telling(self.tell, terms.run))
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
         found = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(found.state)
         (reply,) = app([message], [context])
@@ -244,7 +245,7 @@ class Answering:
             gradient_checkpointing=machine.gradient_checkpointing,
         )
 
-    def _check_cohort(self, terms: Terms, site: Site, seed: int) -> None:
+    def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
 
         Raises:
@@ -253,10 +254,10 @@ class Answering:
         held = self.models[terms.model]
         assert held.cohort is not None
         if not held.checked:
-            held.cohort.self_check(held.cohort.base.encode(site.train[0].prompt, site.instruction), seed)
+            held.cohort.self_check(held.cohort.base.encode(data.prompt_text(data.train[0])), seed)
             held.checked = True
 
-    def _site(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> Site:
+    def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
         """This organisation as the run sees it.
 
         Raises:
@@ -271,20 +272,20 @@ class Answering:
         kept = self._own.get(terms.run)
         if kept is None or kept.key != key:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
-            lenient = not task.name.startswith("reasoning_gym:")
+            lenient = task_of(task.name).takes_labels
             train, test = own_problems(task, unlabelled=lenient, seed=request.seed)
             if not self.org.config.limits.source_names:
                 test = [replace(problem, source=terms.task) for problem in test]
-            site = Site.of(
+            data = ClientData.of(
                 self.org.name,
                 train,
                 test,
                 grader_for(task.reward),
-                instruction=instruction_of(task, train[0]),
+                instruction=instruction_of(task),
                 rank=terms.rank,
                 run=terms.run,
             )
-            kept = _Own(key, fit_site(site, base, limit, longest), all(problem.answer for problem in train))
+            kept = _Own(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
             self._own = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
@@ -292,7 +293,7 @@ class Answering:
         if isinstance(how, Asking):
             desk = how.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
-        return replace(kept.site, ledger=ledger)
+        return replace(kept.data, ledger=ledger)
 
 
 def _read(header: Mapping[str, Any], data: bytes) -> Message:

@@ -23,7 +23,6 @@ from fedrlvr.reporting.doctor import Finding, accelerator, disk
 
 if TYPE_CHECKING:
     from fedrlvr.policy.base import Base
-    from fedrlvr.tasks import Problem
 
 CONNECT_S = 5.0
 MOST_GRADED = 1000
@@ -52,15 +51,15 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
         yield reached
     if reached is None or reached.status != "problem":
         yield registration(org)
-    held: dict[str, tuple[list[Problem], str]] = {}
+    prompts: dict[str, list[str]] = {}
     for name in config.tasks:
-        yield task(org, name, held)
+        yield task(org, name, prompts)
     if skip_model:
         return
     if config.machine.device != "cpu":
         yield from (found for found in accelerator(None) if found.name.startswith(("GPU", "torch")))
     for name in config.models:
-        yield from model(org, name, held)
+        yield from model(org, name, prompts)
     yield worker(org)
 
 
@@ -182,13 +181,14 @@ def registration(org: Organisation) -> Finding:
     return Finding("registration", f"{org.config.superlink} does not know the key {mark}", "problem", advice)
 
 
-def task(org: Organisation, name: str, held: dict[str, tuple[list[Problem], str]]) -> Finding:
+def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding:
     """A task's problems: they load, there are some of both kinds, and every gold answer earns its reward.
 
-    held: takes the problems and what is appended to each prompt.
+    prompts: takes the task's prompts, each with the instruction of its kind.
     """
-    from fedrlvr.federation.sites import instruction_of, own_problems
     from fedrlvr.tasks import grader_for, validate
+    from fedrlvr.tasks.deal import instruction_of, own_problems
+    from fedrlvr.tasks.task import prompt_text
 
     title, data, limits = f"task {name}", org.task(name), org.config.limits
     try:
@@ -211,14 +211,15 @@ def task(org: Organisation, name: str, held: dict[str, tuple[list[Problem], str]
     if len(train) < max(1, limits.least_problems):
         advice = f"Training is refused below limits.least_problems = {limits.least_problems}."
         return Finding(title, value, "problem", advice)
-    held[name] = problems, instruction_of(data, problems[0])
+    instruction = instruction_of(data)
+    prompts[name] = [prompt_text(problem, instruction) for problem in problems]
     if verdict.unlabelled:
         advice = "Only runs that ask people, or nobody, for labels can train on it."
         return Finding(title, f"{value}, {verdict.unlabelled} without an answer", "note", advice)
     return Finding(title, value)
 
 
-def model(org: Organisation, name: str, held: dict[str, tuple[list[Problem], str]]) -> Iterator[Finding]:
+def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterator[Finding]:
     """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
     import torch
 
@@ -235,14 +236,10 @@ def model(org: Organisation, name: str, held: dict[str, tuple[list[Problem], str
         # What organisations compare, and a message is refused by.
         ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
-        problems = next((problems for problems, _ in held.values()), [])
-        prompt = problems[0].prompt if problems else "1 + 1 ="
-        Cohort(base, LoraConfig(), org.config.engine).self_check(base.encode(prompt), 0)
+        Cohort(base, LoraConfig(), org.config.engine).self_check(base.encode("1 + 1 ="), 0)
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
-        for task_name, (problems, appended) in held.items():
-            yield _prompts(
-                base, f"{title}, task {task_name}", problems, appended, org.task(task_name).max_prompt_tokens
-            )
+        for task_name, texts in prompts.items():
+            yield _prompts(base, f"{title}, task {task_name}", texts, org.task(task_name).max_prompt_tokens)
     except FedrlvrError as error:
         yield Finding(title, "cannot be used", "problem", str(error))
     finally:
@@ -270,8 +267,8 @@ def place_of(org: Organisation, name: str) -> str:
     return str(beside) if not Path(place).is_absolute() and beside.exists() else place
 
 
-def _prompts(base: Base, title: str, problems: list[Problem], appended: str, limit: int | None) -> Finding:
-    lengths = [len(ids) for ids in base.encode_all([problem.prompt for problem in problems], appended)]
+def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:
+    lengths = [len(ids) for ids in base.encode_all(texts)]
     fitting = [length for length in lengths if limit is None or length <= limit]
     longest = max(fitting, default=0)
     value = f"prompts of up to {longest} tokens; {base.max_length - longest} are left for a response"

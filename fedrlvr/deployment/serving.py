@@ -6,7 +6,6 @@ The run lies in a directory of the SuperLink's machine, like a run of the local 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -22,14 +21,15 @@ from fedrlvr.deployment.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.deployment.travels import check, travels
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
+from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.run import new_cohort, new_directory, settled
 from fedrlvr.federation.server import RunResult, Server, public_set
-from fedrlvr.federation.sites import public_problems
+from fedrlvr.files import atomic_text, file_lock
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.tasks import grader_for
+from fedrlvr.tasks.deal import public_problems
 from fedrlvr.tasks.problem import Problem
 
 RUN_ID = "run-id"
@@ -62,17 +62,15 @@ def _alone(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "server.lock").open("a")
+        lock = file_lock(directory / "server.lock")
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
+    if lock is None:
+        raise CheckpointError(
+            f"{directory}: another server is still at work on this run. Wait until it has ended (flwr-serverapp "
+            "among this machine's processes), or end it."
+        )
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"{directory}: another server is still at work on this run. Wait until it has ended (flwr-serverapp "
-                "among this machine's processes), or end it."
-            ) from None
         yield
 
 

@@ -9,7 +9,6 @@ told to, or when it is killed: what it must not forget is on disk. It listens be
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -27,6 +26,7 @@ from typing import Any, NoReturn
 from fedrlvr.deployment.channel import Frames, receive, secret, send, socket_path, state_directory
 from fedrlvr.deployment.siteconfig import Organisation, load_site
 from fedrlvr.errors import FedrlvrError, MessageError
+from fedrlvr.files import file_lock
 
 _log = logging.getLogger("fedrlvr.deployment")
 
@@ -177,10 +177,8 @@ def main(site_toml: Path | str) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
-    lock = (state_directory(org) / "worker.lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    lock = file_lock(state_directory(org) / "worker.lock")
+    if lock is None:
         return  # another is there, or about to be
     lock.truncate(0)
     with contextlib.suppress(OSError):  # a disk that is full: the lock holds without a number in it

@@ -9,10 +9,8 @@ before the server's checkpoint of the same round, so every checkpoint has its me
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError, FedrlvrError
+from fedrlvr.files import sync
 
 PROBES = "probes"
 """Among the names of factors, which end in .A or .B."""
@@ -51,19 +50,24 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory.
 
-    def __init__(self, run: Path, keep: int) -> None:
+    memories: by client, the contexts that are saved with each checkpoint.
+    """
+
+    def __init__(self, run: Path, keep: int, memories: Mapping[str, Context] | None = None) -> None:
         self.run = run
         self.root = run / "checkpoints"
         self.keep = keep
+        self.memories = {} if memories is None else memories
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a round's checkpoint and drop the oldest.
+        """Write a round's memories, then its checkpoint, and drop the oldest.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
         """
+        self.save_memories(checkpoint.round, self.memories)
         parts = {"": checkpoint.adapter, **{f"{name}/": update for name, update in checkpoint.updates.items()}}
         tensors = {prefix + name: t.contiguous() for prefix, part in parts.items() for name, t in part.tensors()}
         if checkpoint.probes is not None:
@@ -153,24 +157,6 @@ class Checkpoints:
         return memory
 
 
-def atomic_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole.
-
-    Raises:
-        CheckpointError: it cannot be written; the old file is intact.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({error.strerror}).") from error
-
-
 def _update(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter:
     """The update of scale 1 that lies under this prefix."""
     factors = {name: tensors[prefix + name] for name in order}
@@ -197,10 +183,10 @@ def _write(
         state = {**state, "sha256": _digest(temporary / tensor_file)}
         (temporary / json_file).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", "utf-8")
         for file in (tensor_file, json_file):
-            _sync(temporary / file)
+            sync(temporary / file)
         shutil.rmtree(final, ignore_errors=True)  # a round being done again after a resume
         temporary.rename(final)
-        _sync(root)
+        sync(root)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -239,11 +225,3 @@ def _prune(root: Path, keep: int) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

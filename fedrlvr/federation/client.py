@@ -27,12 +27,12 @@ from fedrlvr.federation.messages import (
 from fedrlvr.federation.publicmessages import RESPOND
 from fedrlvr.federation.receiving import Reading
 from fedrlvr.federation.request import Client, ClientRequest, batches, by_federation
-from fedrlvr.federation.site import Site
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Evaluated, Observer
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import stream
+from fedrlvr.tasks.client_data import ClientData
 
 REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateRequest]] = {
     "train": TrainRequest,
@@ -43,24 +43,30 @@ REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateReq
 
 
 class CohortApp:
-    """Answers the messages to one federation's sites in this process, all that ask the same at once.
+    """Answers the messages to one federation's clients in this process, all that ask the same at once.
 
-    sites: by Flower node id.
+    data: the clients by Flower node id.
     initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
         shapes.
     federation: tells its clients from those of other federations on the same cohort; "" if there are none.
     """
 
     def __init__(
-        self, cohort: Cohort, sites: Mapping[int, Site], initial: Adapter, observer: Observer, federation: str = ""
+        self,
+        cohort: Cohort,
+        data: Mapping[int, ClientData],
+        initial: Adapter,
+        observer: Observer,
+        federation: str = "",
     ) -> None:
         self.cohort = cohort
         self.initial = initial
         self.federation = federation
-        ranks = {rank: initial.at_rank(rank) for rank in {site.rank or initial.rank for site in sites.values()}}
+        ranks = {client.rank or initial.rank for client in data.values()}
+        initials = {rank: initial.at_rank(rank) for rank in ranks}
         self.clients = {
-            node: Client(federation, site, ranks[site.rank or initial.rank], initial, observer)
-            for node, site in sites.items()
+            node: Client(federation, client, initials[client.rank or initial.rank], initial, observer)
+            for node, client in data.items()
         }
 
     def __call__(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -121,27 +127,27 @@ class CohortApp:
             max_new_tokens=asked.sampling.max_new_tokens,
             temperature=asked.evaluate.temperature,
         )
-        prompts = {row: request.encode(self.cohort.base, request.site.test) for row, request in requests.items()}
+        prompts = {row: request.encode(self.cohort.base, request.data.test) for row, request in requests.items()}
         # One stream for every evaluation: before and after are compared on the same random numbers.
         seeds = {row: stream(request.asked.seed, request.client.name, "evaluate") for row, request in requests.items()}
         drawn = self.cohort.sample(prompts, decoding, seeds)
-        scores = {row: _scores(request.site, drawn[row]) for row, request in requests.items()}
+        scores = {row: _scores(request.data, drawn[row]) for row, request in requests.items()}
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))
-            problems = sum(len(request.site.test) for request in federation.values())
-            first.client.observer.evaluated(first.asked.round, problems)
+            problems = sum(len(request.data.test) for request in federation.values())
+            first.client.observer.notify(Evaluated(first.asked.round, problems))
         return [
-            scores_content(scores[row], {"num-examples": len(request.site.test), "seconds_evaluate": seconds})
+            scores_content(scores[row], {"num-examples": len(request.data.test), "seconds_evaluate": seconds})
             for row, request in requests.items()
         ]
 
 
-def _scores(site: Site, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
+def _scores(client: ClientData, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
     """Pass rates of the held-out problems, summed by source."""
     rates: dict[str, list[float]] = {}
-    for problem, responses in zip(site.test, drawn, strict=True):
-        right = [reward >= CORRECT for reward in site.grade(problem, [response.text for response in responses])]
+    for problem, responses in zip(client.test, drawn, strict=True):
+        right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
         rates.setdefault(problem.source, []).append(sum(right) / len(right))
     return [
         SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))

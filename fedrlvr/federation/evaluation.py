@@ -11,12 +11,12 @@ from fedrlvr.config import AggregationConfig, Config, LabelsSupervision
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
 from fedrlvr.federation.messages import SourceScores, adapter_to_arrays
-from fedrlvr.federation.sites import CENTRAL, deal, fit_prompts
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.deal import CENTRAL, deal, fit_prompts
 
 
 def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
@@ -31,7 +31,7 @@ def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
     torch.set_num_threads(config.engine.threads or threads_here(config.model))
     config = config.model_copy(update={"federation": config.federation.model_copy(update={"arm": CENTRAL})})
     base = load_base(config.model)
-    site = fit_prompts(deal(config), base, config).sites[0]
+    client = fit_prompts(deal(config), base, config).clients[0]
     lora, loaded = config.lora, load_peft(adapter) if adapter is not None else None
     if loaded is not None:  # its rank grew if the rule changed the base weights, and is a client's own in the arm local
         lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
@@ -44,7 +44,7 @@ def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
     plain = config.model_copy(update=alone)
     strategy = FederatedRLVR(plain, {1: CENTRAL}, initial, Observer())
     context = Context(RUN_ID, 1, {}, RecordDict(), {})
-    grid = LocalGrid(CohortApp(cohort, {1: site}, initial, Observer()), {1: context})
+    grid = LocalGrid(CohortApp(cohort, {1: client}, initial, Observer()), {1: context})
     strategy.model.replace(trained)
     messages = strategy.configure_evaluate(0, adapter_to_arrays(trained), ConfigRecord(), grid)
     strategy.aggregate_evaluate(0, grid.send_and_receive(messages))

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fedrlvr.federation.messages import BINS
+from fedrlvr.federation.stepmetrics import Means
 from fedrlvr.rl import CORRECT
 from fedrlvr.supervision import Clusters, Supervised, oracle_gap
 from fedrlvr.supervision.types import Fate
@@ -75,26 +76,23 @@ class Pairs:
         return min(max(self.xy / spread, -1.0), 1.0) if spread > 0 else math.nan
 
 
+_SHARES = {
+    Fate.QUERIED: "share_query",
+    Fate.KNOWN: "share_known",
+    Fate.TRUSTED: "share_reliable",
+    Fate.MASKED: "share_masked",
+}
+
+
 @dataclass
 class LabelMetrics:
-    """Sums over a round's local steps."""
+    """Means and sums over a round's local steps."""
 
-    problems: int = 0
-    fates: dict[str, int] = field(default_factory=dict)
+    means: Means = field(default_factory=Means)
     asked: int = 0
     used: int = 0
     total: int = 0
-    verified: float = 0.0
-    """Mean true rewards of labelled groups, in sum."""
-    majority_right: int = 0
     calibration: Calibration = field(default_factory=Calibration)
-    losses: dict[str, float] = field(default_factory=dict)
-    updates: int = 0
-    audited: int = 0
-    audit_correct: float = 0.0
-    audit_majority_right: int = 0
-    audit_trusted: int = 0
-    audit_trusted_right: int = 0
     audit_calibration: Calibration = field(default_factory=Calibration)
     gaps: Pairs = field(default_factory=Pairs)
 
@@ -110,16 +108,16 @@ class LabelMetrics:
         reliable: P1 of each problem, where there are probes. learnt: places of problems that these have learnt from
         before, on which their calibration would look better than it is.
         """
-        self.problems += len(verdicts)
         for place, verdict in enumerate(verdicts):
-            self.fates[verdict.fate.value] = self.fates.get(verdict.fate.value, 0) + 1
+            for fate, share in _SHARES.items():
+                self.means.add(share, verdict.fate is fate)
             self.asked += verdict.fate is Fate.QUERIED
             if not verdict.true:
                 continue
             self.used += 1
-            self.verified += sum(verdict.rewards) / len(verdict.rewards)
             right, _ = votes[place].judged(verdict.rewards)
-            self.majority_right += right
+            self.means.add("verified_reward", sum(verdict.rewards) / len(verdict.rewards))
+            self.means.add("majority_right", right)
             if reliable is not None and place not in learnt:
                 self.calibration.add(reliable[place], right)
 
@@ -137,12 +135,10 @@ class LabelMetrics:
         """
         for place, (one, rewards) in enumerate(zip(votes, true_rewards, strict=True)):
             right, _ = one.judged(rewards)
-            self.audited += 1
-            self.audit_correct += sum(reward >= CORRECT for reward in rewards) / len(rewards)
-            self.audit_majority_right += right
+            self.means.add("pass@1", sum(reward >= CORRECT for reward in rewards) / len(rewards))
+            self.means.add("audit_majority_right", right)
             if verdicts[place].fate is Fate.TRUSTED:
-                self.audit_trusted += 1
-                self.audit_trusted_right += right
+                self.means.add("audit_reliable_right", right)
             if reliable is not None:
                 self.audit_calibration.add(reliable[place], right)
             if scores is not None:
@@ -150,46 +146,27 @@ class LabelMetrics:
 
     def learned(self, losses: dict[str, float]) -> None:
         """Count one update of the probes."""
-        if losses:
-            self.updates += 1
-            self.losses = {name: self.losses.get(name, 0.0) + loss for name, loss in losses.items()}
+        for name, loss in losses.items():
+            self.means.add(name, loss)
 
     def summary(self) -> dict[str, float | int | list[int] | list[float]]:
-        """The round's numbers; nan where there is nothing to say."""
-
-        def share(part: float, whole: float) -> float:
-            return part / whole if whole else math.nan
-
-        def fate(one: Fate) -> float:
-            return share(self.fates.get(one.value, 0), self.problems)
-
-        found: dict[str, float | int | list[int] | list[float]] = {
-            "pass@1": share(self.audit_correct, self.audited),
-            "verified_reward": share(self.verified, self.used),
+        """The round's numbers; missing or nan where there is nothing to say."""
+        return {
+            "pass@1": math.nan,  # known under audit alone; the step's own is that of the rewards trained on
+            **self.means.values(),
             "labels_asked": self.asked,
             "labels_used": self.used,
             "labels_total": self.total,
-            "share_query": fate(Fate.QUERIED),
-            "share_known": fate(Fate.KNOWN),
-            "share_reliable": fate(Fate.TRUSTED),
-            "share_masked": fate(Fate.MASKED),
-            "majority_right": share(self.majority_right, self.used),
-            **{name: total / self.updates for name, total in self.losses.items()},
+            "audit_gap_correlation": self.gaps.correlation,
             **self.calibration.lists("p1"),
+            **self.audit_calibration.lists("audit_p1"),
         }
-        if self.audited:
-            found |= {
-                "audit_majority_right": self.audit_majority_right / self.audited,
-                "audit_reliable_right": share(self.audit_trusted_right, self.audit_trusted),
-                "audit_gap_correlation": self.gaps.correlation,
-                **self.audit_calibration.lists("audit_p1"),
-            }
-        return found
 
 
 def restored(kept: dict[str, object]) -> LabelMetrics:
     """The inverse of `dataclasses.asdict`."""
     nested = {
+        "means": Means(**kept["means"]),  # type: ignore[arg-type]
         "calibration": Calibration(**kept["calibration"]),  # type: ignore[arg-type]
         "audit_calibration": Calibration(**kept["audit_calibration"]),  # type: ignore[arg-type]
         "gaps": Pairs(**kept["gaps"]),  # type: ignore[arg-type]

@@ -40,9 +40,10 @@ from fedrlvr.federation.receiving import Start
 from fedrlvr.federation.request import ClientRequest, by_federation
 from fedrlvr.federation.supervising import Supervising
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.policy.states import States
+from fedrlvr.reporting.observer import StepEnded
 from fedrlvr.rl import Group, assign_advantages
 from fedrlvr.seeds import stream
 
@@ -118,7 +119,7 @@ class LocalTraining:
         started = time.perf_counter()
         count = train.problems_per_step
         problems = {
-            row: request.site.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
+            row: request.data.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
         }
         prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
         # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
@@ -126,7 +127,7 @@ class LocalTraining:
             row: stream(request.asked.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
             for row, request in requests.items()
         }
-        states: dict[str, States] | None = {} if self.supervising.reads_states else None
+        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
         drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
@@ -174,7 +175,7 @@ class LocalTraining:
             rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
             step, steps = self.memory[row].round_steps, self.asked.train.local_steps
-            first.client.observer.step(first.asked.round, step, steps, rewards, tokens)
+            first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))
 
     def _pause(self) -> list[RecordDict]:
         """Answer the public problems from the policies as they are now, and remember the round under way."""
@@ -213,7 +214,7 @@ class LocalTraining:
 
     def _reply(self, row: str, rest: RecordDict, **numbers: float | list[int] | list[float]) -> RecordDict:
         """A reply: numbers, those of the last exchange if public steps were taken on it, and the rest."""
-        examples = len(self.requests[row].site.train)
+        examples = len(self.requests[row].data.train)
         reply = RecordDict({METRICS: metrics_record({"num-examples": examples, **numbers})})
         if row in self.public.swaps:
             reply[EXCHANGE] = exchange_record(self.public.swaps[row].summary())

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from fedrlvr.errors import MessageError
 from fedrlvr.federation.labelmetrics import LabelMetrics, restored
-from fedrlvr.federation.stepmetrics import StepMetrics
+from fedrlvr.federation.stepmetrics import Means, StepMetrics
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks.problem import Problem
 
@@ -69,17 +69,22 @@ class Memory:
         under_way: go on with the round it is in the middle of, rather than begin one.
 
         Raises:
-            MessageError: there is no such round.
+            MessageError: there is no such round, or an older release has begun it.
         """
         if under_way:
             record = context.state.get(ROUND)
             if not isinstance(record, ConfigRecord):
                 raise MessageError("no round is under way here, and this message brings no adapter to begin one with")
             kept = json.loads(str(record["json"]))
+            if "means" not in kept["metrics"]:
+                raise MessageError(
+                    "the round under way here was begun by an older release; resume the run, which begins it anew"
+                )
             waiting = [_group(item) for item in kept.pop("waiting")]
-            labels, plain = kept.pop("labels"), kept.pop("probes")
+            labels, plain, metrics = (kept.pop(name) for name in ("labels", "probes", "metrics"))
             return Memory(
-                **{**kept, "metrics": StepMetrics(**kept["metrics"])},
+                **kept,
+                metrics=StepMetrics(**{**metrics, "means": Means(**metrics["means"])}),
                 waiting=waiting,
                 labels=None if labels is None else restored(labels),
                 probes=_probes(context, ROUND_PROBES, plain),

@@ -141,7 +141,7 @@ class PublicSteps:
             parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)
             memory.waiting = [Group(*group) for group in parts]
             for group in memory.waiting:
-                rewards = request.site.grade(_public(group), [response.text for response in group.responses])
+                rewards = request.data.grade(_public(group), [response.text for response in group.responses])
                 for response, reward in zip(group.responses, rewards, strict=True):
                     response.reward = reward
                 memory.metrics.public_tokens_sampled += sum(len(r.token_ids) for r in group.responses)
@@ -212,7 +212,7 @@ class PublicSteps:
             )
             if usable:
                 text = base.decode(list(foreign.token_ids))
-                (reward,) = request.site.grade(_public(waiting[foreign.problem]), [text])
+                (reward,) = request.data.grade(_public(waiting[foreign.problem]), [text])
                 usable = reward >= CORRECT
             if not usable:
                 metrics.refused += 1

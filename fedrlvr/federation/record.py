@@ -1,20 +1,17 @@
-"""What is written of each round: its line of metrics.jsonl, then the memories, then the checkpoint."""
+"""A round's record, and metrics.jsonl, which holds a line for each of them."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
-
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints, atomic_text
 from fedrlvr.federation.messages import Calibration, SourceScores
-from fedrlvr.reporting.trackers import Tracker
+from fedrlvr.files import atomic_text
+from fedrlvr.reporting.observer import Observer, RoundEnded, RunStarted
 
 
 class RoundRecord:
@@ -81,30 +78,34 @@ class RoundRecord:
         return record
 
 
-class RunLog:
-    """The files of a run directory that grow with each round.
+class MetricsLog(Observer):
+    """The file metrics.jsonl of a run directory: a line for each round."""
 
-    contexts: the clients whose memories this process keeps.
-    """
+    essential = True
 
-    def __init__(
-        self, directory: Path, checkpoints: Checkpoints, contexts: Mapping[str, Context], tracker: Tracker
-    ) -> None:
+    def __init__(self, directory: Path) -> None:
         self.path = directory / "metrics.jsonl"
-        self.checkpoints = checkpoints
-        self.contexts = contexts
-        self.tracker = tracker
 
-    def write(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
-        """Write a round down; what is on disk already stays valid whatever happens in between.
+    def run_started(self, event: RunStarted) -> None:
+        """Drop the lines of rounds that have no checkpoint.
+
+        Raises:
+            CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
+        """
+        if event.first_round:
+            self._rewind(event.first_round - 1)
+        elif self.path.exists():
+            atomic_text(self.path, "")
+
+    def round_ended(self, event: RoundEnded) -> None:
+        """Append the round's line; earlier lines stay valid whatever happens in between.
 
         Raises:
             CheckpointError: the disk is full or cannot be written.
         """
-        line = record.to_json()
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
+                file.write(json.dumps(event.record, sort_keys=True) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -112,20 +113,12 @@ class RunLog:
                 f"{self.path} cannot be written ({error.strerror}). Earlier rounds are intact: make room or mend the "
                 "disk, then go on with --resume."
             ) from error
-        self.checkpoints.save_memories(record.round, self.contexts)
-        self.checkpoints.save(checkpoint)
-        self.tracker.log(line)
 
-    def rewind(self, round_: int) -> None:
-        """Drop the lines after a round: they were written by a run that did not live to checkpoint them.
-
-        Raises:
-            CheckpointError: the file cannot be read or written, or lacks a round up to this one.
-        """
-        kept = [line for line in read_metrics(self.path.parent) if line["round"] <= round_]
-        if [line["round"] for line in kept] != list(range(round_ + 1)):
+    def _rewind(self, last: int) -> None:
+        kept = [line for line in read_metrics(self.path.parent) if line["round"] <= last]
+        if [line["round"] for line in kept] != list(range(last + 1)):
             raise CheckpointError(
-                f"{self.path} does not hold each of the rounds 0 to {round_} once, which the checkpoint says are done. "
+                f"{self.path} does not hold each of the rounds 0 to {last} once, which the checkpoint says are done. "
                 "Restore the file, or start a new run."
             )
         atomic_text(self.path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))

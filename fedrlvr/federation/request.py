@@ -14,9 +14,9 @@ from flwr.app import Context, Message
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.federation.messages import ARRAYS, DELTA, EvaluateRequest, Request, StretchRequest
-from fedrlvr.federation.site import Site
 from fedrlvr.policy.base import Base
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
 
 
@@ -30,7 +30,7 @@ class Client:
     """
 
     federation: str
-    site: Site
+    data: ClientData
     initial: Adapter
     largest: Adapter
     observer: Observer
@@ -38,7 +38,7 @@ class Client:
     @property
     def name(self) -> str:
         """The client's name in its federation."""
-        return self.site.name
+        return self.data.name
 
     @property
     def row(self) -> str:
@@ -64,9 +64,9 @@ class ClientRequest:
         return self.client.row
 
     @property
-    def site(self) -> Site:
+    def data(self) -> ClientData:
         """The client's own data."""
-        return self.client.site
+        return self.client.data
 
     @property
     def under_way(self) -> bool:
@@ -80,7 +80,7 @@ class ClientRequest:
 
     def encode(self, base: Base, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
         """Token ids of these problems' prompts as this client asks them."""
-        return base.encode_all([problem.prompt for problem in problems], self.site.instruction)
+        return base.encode_all([self.data.prompt_text(problem) for problem in problems])
 
 
 def batches(requests: Sequence[ClientRequest], *, together: bool = True) -> list[list[ClientRequest]]:

@@ -16,11 +16,11 @@ from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.exchange import PublicSet
 from fedrlvr.federation.localgrid import RUN_ID, Handler, LocalGrid
 from fedrlvr.federation.server import RunResult, Server, Wrap, public_set
-from fedrlvr.federation.sites import deal, fit_prompts
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+from fedrlvr.tasks.deal import deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
 
@@ -89,24 +89,31 @@ class Federation:
         wrap: Wrap | None = None,
     ) -> None:
         self.config = config
-        self.wrap = wrap
-        self.directory = directory
         self.cohort = cohort
-        self.observer = observer
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
-        sites = dict(enumerate(self.dealt.sites, start=1))
-        self.names = {node: site.name for node, site in sites.items()}
-        self.app = CohortApp(cohort, sites, self.initial, observer, name)
+        clients = dict(enumerate(self.dealt.clients, start=1))
+        self.names = {node: client.name for node, client in clients.items()}
+        self.server = Server(
+            config,
+            directory,
+            cohort.base,
+            self.initial,
+            self._public_set(),
+            observer,
+            asks=self._effective(),
+            wrap=wrap,
+        )
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
 
     def self_check(self) -> None:
-        """Assert that adapters reach the sampler, on a problem of the first site; once for each cohort.
+        """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
 
         Raises:
             ModelError: as `Cohort.self_check`.
         """
-        first = self.dealt.sites[0]
-        prompt = self.cohort.base.encode(first.train[0].prompt, first.instruction)
+        first = self.dealt.clients[0]
+        prompt = self.cohort.base.encode(first.prompt_text(first.train[0]))
         self.cohort.self_check(prompt, self.config.run.seed)
 
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
@@ -115,19 +122,9 @@ class Federation:
         handler: what answers the messages; None is this federation's own client code.
         """
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in self.names}
-        server = Server(
-            self.config,
-            self.directory,
-            self.cohort.base,
-            self.initial,
-            self._public_set(),
-            self.observer,
-            asks=self._effective(),
-            wrap=self.wrap,
-        )
         memories = {self.names[node]: context for node, context in contexts.items()}
         grid = LocalGrid(handler or self.app, contexts)
-        return server.go(grid, self.names, self._holdings(), memories, resume=resume)
+        return self.server.go(grid, self.names, self._holdings(), memories, resume=resume)
 
     def _holdings(self) -> dict[str, Any]:
         holdings: dict[str, Any] = {"digest": self.dealt.digest}
@@ -136,7 +133,7 @@ class Federation:
         return holdings
 
     def _public_set(self) -> PublicSet | None:
-        reward = self.dealt.sites[0].reward  # everybody's, the server's included
+        reward = self.dealt.clients[0].reward  # everybody's, the server's included
         return public_set(self.dealt.public, self.cohort.base, reward)
 
     def _effective(self) -> Config:

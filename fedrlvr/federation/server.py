@@ -7,8 +7,9 @@ The local engine (run.py) gives it a grid of clients in this process, `fedrlvr.d
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,19 @@ from flwr.serverapp.strategy import Strategy
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.federation.checkpoint import Checkpoints, atomic_text
+from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.exchange import PublicSet
 from fedrlvr.federation.globalmodel import GlobalModel
 from fedrlvr.federation.memory import OWN_ADAPTER
 from fedrlvr.federation.messages import arrays_to_adapter
-from fedrlvr.federation.record import RunLog, read_metrics
+from fedrlvr.federation.record import MetricsLog, read_metrics
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.supervising import shared_numbers
+from fedrlvr.files import atomic_text
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.report import write_report
+from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted
+from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rewards import Reward
@@ -61,6 +63,7 @@ class Server:
     initial: the adapter everybody begins with, of the largest rank. public: what exchanges are about, if any.
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
+    observer: the last of the run's listeners (`self.observer`), which the server closes at the end.
     """
 
     def __init__(
@@ -81,9 +84,15 @@ class Server:
         self.base = base
         self.initial = initial
         self.public = public
-        self.observer = observer
         self.wrap = wrap
-        self.checkpoints = Checkpoints(directory, config.run.keep_checkpoints)
+        self.observer = Listeners(
+            [
+                MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
+                make_tracker(config.run.tracker, directory),
+                ReportWriter(directory, config),
+                observer,
+            ]
+        )
 
     def go(
         self,
@@ -102,40 +111,46 @@ class Server:
         Raises:
             FedrlvrError: whatever is wrong with the config, the data, a round or the disk; rounds that are done stay.
         """
-        first_round = 0
-        checkpoint = self.checkpoints.load() if resume else None
-        if checkpoint is not None:
-            first_round = checkpoint.round + 1
-            checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
-            for name, context in memories.items():
-                context.state = self.checkpoints.load_memory(checkpoint.round, name)
-        self._write_down(holdings, same_problems=checkpoint is not None)
-        tracker = make_tracker(self.config.run.tracker, self.directory)
-        log = RunLog(self.directory, self.checkpoints, memories, tracker)
-        if checkpoint is not None:
-            log.rewind(checkpoint.round)
-        elif (self.directory / "metrics.jsonl").exists():
-            atomic_text(self.directory / "metrics.jsonl", "")
-        probes = shared_numbers(self.base, self.config)
-        strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
-        if checkpoint is not None:
-            strategy.restore(checkpoint)
-        if self.wrap and probes is not None:
-            raise ConfigError(
-                "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
-                "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
+        with self._closing_listeners():
+            first_round = 0
+            checkpoints = Checkpoints(self.directory, self.config.run.keep_checkpoints, memories)
+            checkpoint = checkpoints.load() if resume else None
+            if checkpoint is not None:
+                first_round = checkpoint.round + 1
+                checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+                for name, context in memories.items():
+                    context.state = checkpoints.load_memory(checkpoint.round, name)
+            self._write_down(holdings, same_problems=checkpoint is not None)
+            probes = shared_numbers(self.base, self.config)
+            strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
+            if checkpoint is not None:
+                strategy.restore(checkpoint)
+            if self.wrap and probes is not None:
+                raise ConfigError(
+                    "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
+                    "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
+                )
+            hooks = self.wrap(strategy) if self.wrap else None
+            train, timeout = self.config.train, self.config.federation.deadline
+            clients = list(names.values())
+            self.observer.notify(
+                RunStarted(str(self.directory), clients, train.rounds, train.local_steps, first_round=first_round)
             )
-        hooks = self.wrap(strategy) if self.wrap else None
-        self.observer.started(str(self.directory), list(names.values()), self.config.train.rounds, max(first_round, 1))
+            strategy.start(grid, checkpoints, first_round=first_round, timeout=timeout, hooks=hooks)
+            self._export(strategy.model, memories)
+            records = read_metrics(self.directory)
+            self.observer.notify(RunEnded(records))
+            return RunResult(self.directory, self.config, records)
+
+    @contextlib.contextmanager
+    def _closing_listeners(self) -> Iterator[None]:
         try:
-            strategy.start(grid, log, first_round=first_round, timeout=self.config.federation.deadline, hooks=hooks)
+            yield
+        except Exception as error:
+            self.observer.notify(RunFailed(str(error)))
+            raise
         finally:
-            tracker.close()
             self.observer.close()
-        self._export(strategy.model, memories)
-        records = read_metrics(self.directory)
-        write_report(self.directory, self.config, records)
-        return RunResult(self.directory, self.config, records)
 
     def _write_down(self, holdings: Mapping[str, Any], *, same_problems: bool) -> None:
         """Write config and holdings; a run that goes on must have the problems it began with."""

@@ -14,23 +14,36 @@ from fedrlvr.rl import CORRECT, Group
 
 
 @dataclass
-class StepMetrics:
-    """Sums over a round's local steps."""
+class Means:
+    """Means by name, each kept as a sum and the weight that divides it."""
 
-    rewards: float = 0.0
-    correct: int = 0
-    responses: int = 0
-    groups: int = 0
-    flat_groups: int = 0
-    unfinished: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, total: float, weight: int = 1) -> None:
+        """Add a value, or the sum of `weight` values."""
+        self.sums[name] = self.sums.get(name, 0.0) + total
+        self.weights[name] = self.weights.get(name, 0) + weight
+
+    def __getitem__(self, name: str) -> float:
+        """The mean; nan without any weight."""
+        weight = self.weights.get(name, 0)
+        return self.sums[name] / weight if weight else math.nan
+
+    def values(self) -> dict[str, float]:
+        """Every mean by its name."""
+        return {name: self[name] for name in self.sums}
+
+
+@dataclass
+class StepMetrics:
+    """Means and sums over a round's local steps."""
+
+    means: Means = field(default_factory=Means)
     tokens_sampled: int = 0
     tokens_trained: int = 0
     kl: float = math.nan
     ratio_max: float = math.nan
-    weighted: dict[str, float] = field(default_factory=dict)
-    """Sums weighted by trained tokens."""
-    losses: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     last_reward: float = 0.0
     last_tokens: int = 0
@@ -41,24 +54,23 @@ class StepMetrics:
         """Count one step's graded groups."""
         rewards = [reward for group in groups for reward in group.rewards]
         responses = [response for group in groups for response in group.responses]
-        self.rewards += sum(rewards)
-        self.correct += sum(reward >= CORRECT for reward in rewards)
-        self.responses += len(rewards)
-        self.groups += len(groups)
-        self.flat_groups += sum(group.same_rewards for group in groups)
-        self.unfinished += sum(not response.finished for response in responses)
         self.last_reward = sum(rewards) / len(rewards)
         self.last_tokens = sum(len(response.token_ids) for response in responses)
         self.tokens_sampled += self.last_tokens
+        self.means.add("reward", sum(rewards), len(rewards))
+        self.means.add("pass@1", sum(reward >= CORRECT for reward in rewards), len(rewards))
+        self.means.add("zero_variance_groups", sum(group.same_rewards for group in groups), len(groups))
+        self.means.add("response_length", self.last_tokens, len(responses))
+        self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
 
     def learned(self, stats: StepStats) -> None:
         """Count one optimizer step."""
-        self.losses.append(stats.loss)
-        self.grad_norms.append(stats.grad_norm)
-        if stats.tokens_trained:
-            self.tokens_trained += stats.tokens_trained
-            for name, value in (("ratio_mean", stats.ratio_mean), ("clip_fraction", stats.clip_fraction)):
-                self.weighted[name] = self.weighted.get(name, 0.0) + value * stats.tokens_trained
+        self.means.add("loss", stats.loss)
+        self.means.add("grad_norm", stats.grad_norm)
+        if tokens := stats.tokens_trained:
+            self.tokens_trained += tokens
+            self.means.add("ratio_mean", stats.ratio_mean * tokens, tokens)
+            self.means.add("clip_fraction", stats.clip_fraction * tokens, tokens)
             self.ratio_max = stats.ratio_max if math.isnan(self.ratio_max) else max(self.ratio_max, stats.ratio_max)
 
     def took(self, **seconds: float) -> None:
@@ -67,25 +79,18 @@ class StepMetrics:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
 
     def summary(self) -> dict[str, float | int]:
-        """The round's numbers; nan where there is nothing to say (no token was trained)."""
-        trained, public = self.tokens_trained, self.public_tokens_sampled
+        """The round's numbers; those of trained tokens are missing or nan where no token was trained."""
+        public = {
+            "public_tokens_sampled": self.public_tokens_sampled,
+            "public_tokens_trained": self.public_tokens_trained,
+        }
         return {
-            "reward": self.rewards / self.responses,
-            "pass@1": self.correct / self.responses,
-            "zero_variance_groups": self.flat_groups / self.groups,
-            "response_length": self.tokens_sampled / self.responses,
-            "unfinished": self.unfinished / self.responses,
+            **self.means.values(),
             "kl_to_base": self.kl,
-            "ratio_mean": self.weighted["ratio_mean"] / trained if trained else math.nan,
             "ratio_max": self.ratio_max,
-            "clip_fraction": self.weighted["clip_fraction"] / trained if trained else math.nan,
-            "loss": sum(self.losses) / len(self.losses),
-            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
             "tokens_sampled": self.tokens_sampled,
-            "tokens_trained": trained,
-            **(
-                {"public_tokens_sampled": public, "public_tokens_trained": self.public_tokens_trained} if public else {}
-            ),
+            "tokens_trained": self.tokens_trained,
+            **(public if self.public_tokens_sampled else {}),
             **{f"seconds_{phase}": value for phase, value in self.seconds.items()},
         }
 
@@ -94,27 +99,21 @@ class StepMetrics:
 class SwapMetrics:
     """One client's numbers of one exchange: what it answered, what it took of others, and what that did."""
 
-    own_correct: int = 0
-    responses: int = 0
+    means: Means = field(default_factory=Means)
     swapped_in: int = 0
     rescued: int = 0
     refused: int = 0
-    ages: list[int] = field(default_factory=list)
     logp: float = math.nan
-    tokens: int = 0
     tokens_trained: int = 0
-    ratio_sum: float = 0.0
-    clipped: float = 0.0
     ratio_max: float = math.nan
 
     def swapped(self, own_rewards: Sequence[float], ages: Sequence[int]) -> None:
         """Count one group: its own rewards, and the ages of what was swapped in."""
         correct = sum(reward >= CORRECT for reward in own_rewards)
-        self.own_correct += correct
-        self.responses += len(own_rewards)
+        self.means.add("own_correct", correct, len(own_rewards))
+        self.means.add("staleness", sum(ages), len(ages))
         self.swapped_in += len(ages)
         self.rescued += not correct and bool(ages)
-        self.ages += ages
 
     def scored(self, logps: Sequence[Sequence[float]]) -> None:
         """The receiver's own log-probs of the foreign tokens."""
@@ -125,24 +124,20 @@ class SwapMetrics:
     def learned(self, stats: StepStats) -> None:
         """Count one public step."""
         self.tokens_trained += stats.tokens_trained
-        if stats.foreign is not None:
-            foreign = stats.foreign
-            self.tokens += foreign.tokens
-            self.ratio_sum += foreign.mean * foreign.tokens
-            self.clipped += foreign.clipped * foreign.tokens
+        if (foreign := stats.foreign) is not None:
+            self.means.add("foreign_ratio_mean", foreign.mean * foreign.tokens, foreign.tokens)
+            self.means.add("foreign_clip_fraction", foreign.clipped * foreign.tokens, foreign.tokens)
             self.ratio_max = foreign.largest if math.isnan(self.ratio_max) else max(self.ratio_max, foreign.largest)
 
     def summary(self) -> dict[str, float | int]:
         """The exchange's numbers; nan where there is nothing to say (no foreign token was trained on)."""
+        names = ("own_correct", "staleness", "foreign_ratio_mean", "foreign_clip_fraction")
         return {
-            "own_correct": self.own_correct / self.responses if self.responses else math.nan,
+            **{name: self.means[name] for name in names},
             "swapped_in": self.swapped_in,
             "rescued": self.rescued,
             "refused": self.refused,
-            "staleness": sum(self.ages) / len(self.ages) if self.ages else math.nan,
             "foreign_logp": self.logp,
-            "foreign_ratio_mean": self.ratio_sum / self.tokens if self.tokens else math.nan,
             "foreign_ratio_max": self.ratio_max,
-            "foreign_clip_fraction": self.clipped / self.tokens if self.tokens else math.nan,
             "tokens_trained": self.tokens_trained,
         }

@@ -23,7 +23,7 @@ from fedrlvr.aggregation import RULES
 from fedrlvr.config import Config, PubSwapCoordination
 from fedrlvr.coordination import stretches
 from fedrlvr.errors import CheckpointError, FedrlvrError, MessageError, RoundError
-from fedrlvr.federation.checkpoint import Checkpoint
+from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.combining import Combiner
 from fedrlvr.federation.exchange import Exchange, PublicSet
 from fedrlvr.federation.globalmodel import global_model
@@ -46,9 +46,17 @@ from fedrlvr.federation.messages import (
 )
 from fedrlvr.federation.precision import unpack
 from fedrlvr.federation.publicmessages import PUBLIC, RESPOND, SHARE, problems_record
-from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.record import RoundRecord
 from fedrlvr.federation.sharedprobes import SharedProbes
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import (
+    ClientLeftOut,
+    ExchangeEnded,
+    Observer,
+    PhaseStarted,
+    RoundEnded,
+    RoundSaved,
+    RoundStarted,
+)
 from fedrlvr.seeds import stream
 
 _log = logging.getLogger("fedrlvr.federation")
@@ -202,7 +210,7 @@ class FederatedRLVR(Strategy):
                         last.took(client, reply.content)
             now.receive(replies)
             if last:
-                self.record.exchanges.append(last.to_json())
+                self._exchange_ended(last)
             last = now
         self.exchange = last
 
@@ -229,7 +237,7 @@ class FederatedRLVR(Strategy):
         if not self.examples:
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
-            self.record.exchanges.append(self.exchange.to_json())
+            self._exchange_ended(self.exchange)
             self.record.sum_exchanges()
             self.exchange = None
         if result is None:
@@ -238,6 +246,11 @@ class FederatedRLVR(Strategy):
         self.probes.end()
         self._made = adapter_to_arrays(self.adapter, self.model.halves)
         return self._made, None
+
+    def _exchange_ended(self, exchange: Exchange) -> None:
+        record = exchange.to_json()
+        self.record.exchanges.append(record)
+        self.observer.notify(ExchangeEnded(self.record.round, record))
 
     def _taken(self, server_round: int, replies: Iterable[Message]) -> Iterator[tuple[str, Adapter]]:
         """Clients whose replies can be used and their adapters, as they come; in the arm `local`, where none travels,
@@ -354,23 +367,30 @@ class FederatedRLVR(Strategy):
     # The loop.
 
     def start(  # type: ignore[override]
-        self, grid: Grid, log: RunLog, *, first_round: int = 0, timeout: float = 3600.0, hooks: Strategy | None = None
+        self,
+        grid: Grid,
+        checkpoints: Checkpoints,
+        *,
+        first_round: int = 0,
+        timeout: float = 3600.0,
+        hooks: Strategy | None = None,
     ) -> Adapter:
         """Run the rounds from `first_round` on; the adapter after the last one.
 
         hooks: a Flower strategy that wraps this one (differential privacy, say) and is called in its place.
 
-        Round 0 trains nothing: the starting adapter is evaluated and checkpointed. After each round `log` writes its
-        metrics, the clients' memories and the checkpoint, in this order, so that a run killed at any moment goes on
-        from the last round whose checkpoint is there.
+        Round 0 trains nothing: the starting adapter is evaluated and checkpointed. After each round its line
+        of metrics.jsonl, the clients' memories and the checkpoint are written, in this order, so that a run killed at
+        any moment goes on from the last round whose checkpoint is there.
         """
         hooks = hooks or self
         arrays = adapter_to_arrays(self.adapter, self.model.halves)
         nothing = ConfigRecord()
         for round_ in range(first_round, self.config.train.rounds + 1):
             self.record = RoundRecord(round_)
+            self.observer.notify(RoundStarted(round_))
             if round_:
-                self.observer.phase(round_, "train")
+                self.observer.notify(PhaseStarted(round_, "train"))
                 self.exchange_public(round_, arrays, grid, timeout)
                 replies = self._ask(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
                 started, waited = time.perf_counter(), self.record.seconds.get(MessageType.TRAIN, 0.0)
@@ -381,14 +401,16 @@ class FederatedRLVR(Strategy):
                     if arrays is not self._made:  # what a wrapper made of our result is what everybody gets
                         self._take(arrays, round_)
                 self.record.seconds["aggregate"] = time.perf_counter() - started - waited
-            self.observer.phase(round_, "evaluate")
+            self.observer.notify(PhaseStarted(round_, "evaluate"))
             replies = self._ask(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
             hooks.aggregate_evaluate(round_, replies)
-            self.observer.phase(round_, "checkpoint")
+            self.observer.notify(PhaseStarted(round_, "checkpoint"))
+            record = self.record.to_json()
+            self.observer.notify(RoundEnded(round_, record))  # which writes the line of metrics.jsonl
             model, state, probes = self.model, self.state(), self.probes.average
             rule = self.combiner.rule.state()
-            log.write(self.record, Checkpoint(round_, model.adapter, state, model.updates(), probes, rule))
-            self.observer.round_done(self.record.to_json())
+            checkpoints.save(Checkpoint(round_, model.adapter, state, model.updates(), probes, rule))
+            self.observer.notify(RoundSaved(round_, record))
         return self.adapter
 
     def _take(self, arrays: ArrayRecord, round_: int) -> None:
@@ -404,10 +426,7 @@ class FederatedRLVR(Strategy):
         self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
 
     def _ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
-        """Send, and give the replies as they come; bytes of both directions are counted by client.
-
-        The observer is told when the last training reply is in.
-        """
+        """Send, and yield the replies as they come; bytes of both directions are counted by client."""
         out = list(messages)
         if not out:
             return
@@ -430,7 +449,7 @@ class FederatedRLVR(Strategy):
             yield reply
             started = time.perf_counter()
         if kind == MessageType.TRAIN:
-            self.observer.phase(self.record.round, "aggregate")
+            self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
         for client in sorted(self.clients[node] for node in waiting):
             with self._or_left_out(client):
                 raise RoundError(f"round {self.record.round}: no answer within {timeout:.0f} s from {client}")
@@ -456,7 +475,8 @@ class FederatedRLVR(Strategy):
             if quorum == 1.0:
                 raise
             self.model.lost(client)
-            self.record.left_out[client] = str(error)[:MOST_REASON]
+            self.record.left_out[client] = reason = str(error)[:MOST_REASON]
+            self.observer.notify(ClientLeftOut(self.record.round, client, reason))
             _log.warning("left out: %s", error)
             needed = math.ceil(quorum * self.asked)
             if self.asked - len(self.record.left_out) < needed:

@@ -22,7 +22,7 @@ from fedrlvr.federation.request import ClientRequest
 from fedrlvr.labels.clientledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.states import States, width
+from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seams import Asking
 from fedrlvr.seeds import stream
@@ -108,30 +108,30 @@ class Supervising:
         self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
 
     def _made(self, row: str, request: ClientRequest, shared: torch.Tensor | None) -> Mine:
-        how, site = self.how, request.site
+        how, data = self.how, request.data
         if isinstance(how, LabelsSupervision):
-            return Mine(TrueLabels(), AllLabels(site.answers), None, None)
+            return Mine(TrueLabels(), AllLabels(data.answers), None, None)
         if isinstance(how, MajoritySupervision):
             return Mine(MajorityVotes(), NoLabels(), None, None)
         assert isinstance(how, Asking)
-        if site.ledger is None:
-            raise MessageError(f"{site.name}: supervision.type = {how.type!r} needs a ledger, and none is kept here")
+        if data.ledger is None:
+            raise MessageError(f"{data.name}: supervision.type = {how.type!r} needs a ledger, and none is kept here")
         desk = how.labels_from == "desk"
-        disk = LabelLedger(site.ledger, run=site.run, durable=desk)
+        disk = LabelLedger(data.ledger, run=data.run, durable=desk)
         if not desk:
             disk.rewind(self.memory[row].steps)
-        ledger = ClientLedger(disk, site.answers, Budget(how.budget_total, how.budget_per_day), desk=desk)
+        ledger = ClientLedger(disk, data.answers, Budget(how.budget_total, how.budget_per_day), desk=desk)
         if isinstance(how, SelectionSupervision):
-            peek = site.answers.peek if how.type == "oracle" else None
+            peek = data.answers.peek if how.type == "oracle" else None
             return Mine(Selection(how.type, budget=how.budget, rest=how.rest, peek=peek), ledger, disk, None)
         judge = self._judge(row, request, how, shared)
         method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
         return Mine(method, ledger, disk, judge)
 
     def _judge(self, row: str, request: ClientRequest, how: CareSupervision, shared: torch.Tensor | None) -> TimedJudge:
-        site, kept = request.site, self.memory[row].probes
+        data, kept = request.data, self.memory[row].probes
         # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
-        whose = "" if how.share_probes else site.name
+        whose = "" if how.share_probes else data.name
         rng = torch.Generator().manual_seed(stream(request.asked.seed, whose, "probes"))
         settings = Settings(lr=how.probe_learning_rate, steps=how.probe_steps)
         judge = TimedJudge(width(self.base), self.asked.sampling.group_size, rng, settings, str(self.base.device))
@@ -142,11 +142,11 @@ class Supervising:
                 judge.load_flattened(shared)
         except ValueError as error:
             raise MessageError(
-                f"{site.name}: round {request.asked.round}: probes that cannot be used: {error}"
+                f"{data.name}: round {request.asked.round}: probes that cannot be used: {error}"
             ) from None
         return judge
 
-    def supervise(self, row: str, groups: Sequence[Group], states: States | None) -> None:
+    def supervise(self, row: str, groups: Sequence[Group], states: HiddenStates | None) -> None:
         """Give one step's groups of a client their rewards and multipliers.
 
         Raises:
@@ -159,7 +159,7 @@ class Supervising:
             lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
             longest = self.asked.sampling.max_new_tokens
             seen = features(states.prompt_PH, states.response_PGH, votes, lengths, longest)
-        rng = random.Random(stream(request.asked.seed, request.site.name, "labels", memory.steps))
+        rng = random.Random(stream(request.asked.seed, request.data.name, "labels", memory.steps))
         verdicts = mine.method.supervise(Step(memory.steps, groups, votes, seen, rng), mine.ledger)
         for group, verdict in zip(groups, verdicts, strict=True):
             for response, reward in zip(group.responses, verdict.rewards, strict=True):
@@ -171,7 +171,7 @@ class Supervising:
         judged = mine.method.judged if isinstance(mine.method, Care) else None
         memory.labels.supervised(votes, verdicts, judged.reliable if judged else None, learnt)
         if self._audits:
-            true = [request.site.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
+            true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(
                 votes, verdicts, true, judged.reliable if judged else None, judged.scores if judged else None
             )

@@ -11,8 +11,6 @@ is fixed, and nothing needs to be safe for threads.
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +24,15 @@ from flwr.app import Context, Message
 from fedrlvr import __version__
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, RoundError
-from fedrlvr.federation.checkpoint import atomic_text
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.plan import Plan, Planned
 from fedrlvr.federation.record import read_metrics
 from fedrlvr.federation.request import ClientRequest, batches
 from fedrlvr.federation.run import Federation, Wrap, new_cohort, settled
-from fedrlvr.reporting.sweepprogress import SweepObserver
+from fedrlvr.files import atomic_text
+from fedrlvr.machine import description
+from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweeptable import ArmLine, tabulate, to_json, to_markdown
-from fedrlvr.zoo.train import processor
 
 Failures = dict[str, BaseException]
 """What ended a federation, by its name."""
@@ -84,7 +82,7 @@ def sweep(
     *,
     command: str = "",
     apart: bool = False,
-    observer: SweepObserver | None = None,
+    observer: Observer | None = None,
     wrap: Callable[[Planned], Wrap] | None = None,
 ) -> SweepResult:
     """Run all federations of a plan that are not finished, and write the table to sweep.json and sweep.md.
@@ -97,15 +95,23 @@ def sweep(
     Raises:
         CheckpointError: the table cannot be written.
     """
-    observer = observer or SweepObserver()
+    listeners = Listeners([observer] if observer else [])
     failures: Failures = {}
     todo = [one for one in plan.federations if not one.finished]
-    observer.started(str(plan.directory), [(one.name, one.config.train) for one in todo], len(plan.federations))
+    train = [one.config.train for one in todo]
+    started = SweepStarted(
+        str(plan.directory),
+        federations=len(plan.federations),
+        finished=len(plan.federations) - len(todo),
+        rounds=sum(settings.rounds for settings in train),
+        local_steps=sum(settings.rounds * settings.local_steps for settings in train),
+    )
     try:
+        listeners.notify(started)
         for alike in _alike(todo):
-            _run_alike(alike, apart, observer, failures, wrap)
+            _run_alike(alike, apart, listeners, failures, wrap)
     finally:
-        observer.close()
+        listeners.close()
     records = {}
     for one in plan.federations:
         try:
@@ -130,7 +136,7 @@ def sweep(
 
 def _machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores, {processor()}, {platform.system()}{gpu}"
+    return f"{description()}{gpu}"
 
 
 def _alike(federations: Sequence[Planned]) -> list[list[Planned]]:
@@ -164,15 +170,15 @@ def _clients(config: Config) -> int:
 def _run_alike(
     alike: Sequence[Planned],
     apart: bool,
-    observer: SweepObserver,
+    observer: Observer,
     failures: Failures,
     wrap: Callable[[Planned], Wrap] | None,
 ) -> None:
     """Run federations that can share a cohort; what went wrong goes to `failures`."""
 
-    def fail(one: str, error: BaseException) -> None:
+    def fail(one: str, error: Exception) -> None:
         failures[one] = error
-        observer.failed(one, error)
+        observer.notify(RunFailed(str(error), federation=one))
 
     try:
         cohort = new_cohort(alike[0].config)
@@ -185,8 +191,8 @@ def _run_alike(
         members = []
         for one in part:
             try:
-                watcher, hooks = observer.of(one.name), wrap(one) if wrap else None
-                federation = Federation(one.config, one.directory, cohort, watcher, one.name, hooks)
+                forwarder, hooks = Forwarder(observer, one.name), wrap(one) if wrap else None
+                federation = Federation(one.config, one.directory, cohort, forwarder, one.name, hooks)
                 if not checked:
                     federation.self_check()
                     checked = True
@@ -196,8 +202,8 @@ def _run_alike(
                 members.append(_Member(one.name, federation, resume=one.started))
         _take_turns(members)
         for member in members:
-            if member.error is not None:
-                fail(member.name, member.error)
+            if member.error is not None:  # its server has told the observer
+                failures[member.name] = member.error
 
 
 Handed = tuple[Sequence[Message], Sequence[Context]]

@@ -301,12 +301,6 @@ def no_mask(ids: Tensor) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
 
 
-def can_share_prompts(base: Any, longest: int) -> bool:
-    """Whether rows of at most `longest` tokens can be decoded behind shared prompts: no window cuts them short."""
-    window = getattr(base.model.config.get_text_config(), "sliding_window", None)
-    return bool(base.packs) and (window is None or longest <= window)
-
-
 def use_own_attention(model: Any) -> bool:
     """Let a model that would use `sdpa` use ours; whether it does. Others keep theirs."""
     if getattr(model.config, "_attn_implementation", None) != "sdpa":

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
-from fedrlvr.errors import DataError, ModelError
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home; must be set before the import
+from fedrlvr.errors import AdapterError, CheckpointError, DataError, ModelError
+from fedrlvr.policy.attention import use_own_attention
+from fedrlvr.policy.capabilities import can_pack, has_plain_head
 
 SMALL = 1 << 12
 """Layers x width up to which one thread is faster than several."""
@@ -29,7 +31,7 @@ class Base:
     eos_ids: every token that ends a response.
     max_length: prompt and response together, in tokens.
     packs: the training pass can share a prompt among its responses (policy/attention.py).
-    plain_head: logits can be made from hidden states apart from the model (policy/forward.py).
+    plain_head: logits can be made from hidden states apart from the model (policy/capabilities.py).
     model_id: architecture, and a digest of all parameters' names and shapes.
     weights_id: a digest of a sample of every parameter, as bfloat16: tells models of one shape apart.
     """
@@ -59,15 +61,15 @@ class Base:
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
-    def encode(self, prompt: str, instruction: str = "") -> list[int]:
-        """Token ids of a prompt with its instruction, in the chat template where there is one and it is wanted.
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, in the chat template where there is one and it is wanted.
 
         Raises:
             DataError: the prompt has no tokens.
         """
-        return self.encode_all([prompt], instruction)[0]
+        return self.encode_all([prompt])[0]
 
-    def encode_all(self, prompts: Sequence[str], instruction: str = "") -> list[list[int]]:
+    def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
         """`encode` of each prompt.
 
         Raises:
@@ -75,7 +77,7 @@ class Base:
         """
         if not prompts:
             return []
-        texts = [f"{prompt}\n{instruction}" if instruction else prompt for prompt in prompts]
+        texts = list(prompts)
         if self.chat_template:
             texts = [
                 self.tokenizer.apply_chat_template(
@@ -104,9 +106,6 @@ def load_base(config: ModelConfig) -> Base:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
-
-    from fedrlvr.policy.attention import use_own_attention
-    from fedrlvr.policy.forward import can_pack, has_plain_head
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -169,6 +168,34 @@ def load_base(config: ModelConfig) -> Base:
         model_id=_model_id(model),
         weights_id=_weights_id(model),
     )
+
+
+def save_merged(adapter: Adapter, model: ModelConfig, directory: Path) -> None:
+    """Write W0 + (alpha / r) B A for every adapted layer, with the tokenizer, as an ordinary model directory.
+
+    The sum is taken in float32 and stored in the base weights' type.
+
+    Raises:
+        ModelError: the base model cannot be loaded.
+        AdapterError: the adapter has a layer the model does not have, or factors that do not fit it.
+        CheckpointError: the directory cannot be written.
+    """
+    base = load_base(model.model_copy(update={"device": "cpu", "gradient_checkpointing": False}))
+    scale = adapter.alpha / adapter.rank
+    modules = dict(base.model.named_modules())
+    for name, factors in adapter.layers.items():
+        layer = modules.get(name)
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.shape != (factors.B.shape[0], factors.A.shape[1]):
+            raise AdapterError(f"the adapter's layer {name} does not fit the model {model.name}")
+        with torch.no_grad():
+            weight.copy_((weight.float() + scale * factors.B.float() @ factors.A.float()).to(weight.dtype))
+    try:
+        base.model.save_pretrained(directory, safe_serialization=True)
+        base.tokenizer.save_pretrained(directory)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{directory} cannot be written ({reason}).") from error
 
 
 def _model_id(model: Any) -> str:

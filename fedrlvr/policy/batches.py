@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrlvr.policy.attention import Packing
-from fedrlvr.policy.change import Span
+from fedrlvr.policy.lora import Span
 from fedrlvr.rl import Group, Origin
 
 

@@ -13,11 +13,11 @@ from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import ModelError
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.forward import autocast
+from fedrlvr.policy.decode import DecodeSampler
+from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.learner import Learner, StepStats
 from fedrlvr.policy.lora import LoraStack
-from fedrlvr.policy.sampler import Decoding, sample
-from fedrlvr.policy.states import States
+from fedrlvr.policy.sampler import Decoding, Sampler, SampleRequest
 from fedrlvr.rl import Group, Response
 
 
@@ -31,7 +31,10 @@ class Cohort:
         self.base = base
         self.engine = engine
         self.stack = LoraStack(base.model, lora)
+        self.sampler: Sampler = DecodeSampler(base, self.stack, engine)
+        """Another sampler (policy/sampler.py) takes its place in this line."""
         self.clients: list[str] = []
+        self._changes: Mapping[str, Adapter] = {}
         self._learner: Learner | None = None
 
     def fresh_adapter(self, seed: int) -> Adapter:
@@ -47,9 +50,10 @@ class Cohort:
         Raises:
             AdapterError: a change of a layer that is not adapted, or that does not fit it.
         """
-        mine = changes or {}
-        self.stack.seat(list(adapters.values()), [mine.get(client) for client in adapters])
+        changes = changes or {}
+        self.stack.seat(list(adapters.values()), [changes.get(client) for client in adapters])
         self.clients = list(adapters)
+        self._changes = {client: changes[client] for client in adapters if client in changes}
         self._learner = None
 
     def begin_training(
@@ -84,7 +88,7 @@ class Cohort:
         prompts: Mapping[str, Sequence[Sequence[int]]],
         decoding: Decoding,
         seeds: Mapping[str, int],
-        states: dict[str, States] | None = None,
+        states: dict[str, HiddenStates] | None = None,
     ) -> dict[str, list[list[Response]]]:
         """Responses by client, prompt and draw. Clients without prompts get an empty list.
 
@@ -93,23 +97,30 @@ class Cohort:
 
         Raises:
             DataError: a prompt and its longest response do not fit the model.
-            ModelError: states are asked for, and the model has no output head of which the input could be read.
+            ModelError: states are asked for, and the sampler cannot give them.
         """
-        mine = [prompts.get(client, ()) for client in self.clients]
-        room = None if states is None else [States.room(self.base, len(own), decoding.responses) for own in mine]
-        with autocast(self.base, self.engine):
-            drawn = sample(
-                self.base,
-                self.stack,
-                mine,
-                decoding,
-                [seeds.get(client, 0) for client in self.clients],
-                self.engine,
-                room,
+        samples = self.sampler.sample(
+            SampleRequest(
+                prompts={client: prompts.get(client, ()) for client in self.clients},
+                decoding=decoding,
+                seeds={client: seeds.get(client, 0) for client in self.clients},
+                adapters=self.adapters,
+                changes=self._changes,
+                hidden_states=states is not None,
             )
-        if states is not None and room is not None:
-            states.update(zip(self.clients, room, strict=True))
-        return dict(zip(self.clients, drawn, strict=True))
+        )
+        if states is not None:
+            for client, of_client in samples.items():
+                assert of_client.hidden_states is not None, "a sampler gives the hidden states it is asked for"
+                states[client] = of_client.hidden_states
+        decode = self.base.decode
+        return {
+            client: [
+                [Response(r.token_ids, r.logps, decode(r.token_ids), r.finished) for r in group]
+                for group in samples[client].responses
+            ]
+            for client in self.clients
+        }
 
     def rescore(
         self, prompts: Mapping[str, Sequence[Sequence[int]]], drawn: Mapping[str, Sequence[Sequence[Response]]]

@@ -1,24 +1,27 @@
-"""The training pass: log-probs of response tokens under the model as it is set, and what a model allows of it."""
+"""The training pass: log-probs of response tokens under the model as it is set, a chunk of logits at a time.
+
+A token's log-prob depends on its own hidden state only, so its gradient with respect to that state,
+
+    d logp_n / d h_n = (W[y_n] - sum_v p_v W[v]) / temperature
+
+can be computed in the forward pass, while the chunk's probabilities are at hand, and multiplied by the incoming
+gradient in the backward pass: as many products as usual, and never more than one chunk of logits. The output head is
+frozen, so nothing else needs a gradient.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedrlvr.config import EngineConfig
-from fedrlvr.policy.attention import Packing, no_mask
+from fedrlvr.policy.attention import no_mask
+from fedrlvr.policy.base import Base
 from fedrlvr.policy.batches import MicroBatch
-from fedrlvr.policy.logps import token_logps
-
-if TYPE_CHECKING:
-    from fedrlvr.policy.base import Base
-
-_log = logging.getLogger("fedrlvr.policy")
 
 
 def response_logps(base: Base, batch: MicroBatch, temperature: float, engine: EngineConfig) -> Tensor:
@@ -64,50 +67,47 @@ def autocast(base: Base, engine: EngineConfig) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def has_plain_head(model: Any, name: str) -> bool:
-    """Whether the model's logits are its output head's product with the last hidden states, and nothing else.
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, heat: float, rows: int
+    ) -> Tensor:
+        logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        slope_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets_N), rows):
+            part = slice(start, start + rows)
+            logits_CV = torch.nn.functional.linear(hidden_ND[part].to(weight_VD.dtype), weight_VD, bias_V).float()
+            if heat != 1.0:
+                logits_CV /= heat
+            logits_CV -= logits_CV.logsumexp(dim=1, keepdim=True)
+            each_C, targets_C = torch.arange(len(logits_CV), device=logits_CV.device), targets_N[part]
+            logps_N[part] = logits_CV[each_C, targets_C]
+            if slope_ND is not None:
+                probs_CV = logits_CV.exp_()
+                probs_CV[each_C, targets_C] -= 1.0
+                slope_ND[part] = (probs_CV.to(weight_VD.dtype) @ weight_VD).to(slope_ND.dtype) * (-1.0 / heat)
+        if slope_ND is not None:
+            ctx.save_for_backward(slope_ND)
+        return logps_N
 
-    Some scale or cap them after the product; those keep their own way to logits.
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (slope_ND,) = ctx.saved_tensors
+        return slope_ND * grads[0].unsqueeze(1).to(slope_ND.dtype), None, None, None, None, None
+
+
+def token_logps(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    logits_at_once: int = 1 << 24,
+) -> Tensor:
+    """Log-probs [N] of the targets under softmax((W h + b) / temperature), with a gradient for `hidden_ND` alone.
+
+    logits_at_once: most entries of [tokens, V] held at a time; at least one token's.
     """
-    ids = torch.tensor([[0, 1, 2]], device=next(model.parameters()).device)
-    try:
-        head, decoder = model.get_output_embeddings(), model.get_decoder()
-        if type(head) is not nn.Linear or decoder is model:
-            return False
-        ours, theirs = head(decoder(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
-    except Exception as error:  # a foreign architecture may fail here in any way, and then it just has no such head
-        _log.info("%s: logits cannot be made apart from the model (%s)", name, error)
-        return False
-    return _alike(ours, theirs)
-
-
-@torch.no_grad()
-def can_pack(model: Any, name: str) -> bool:
-    """Whether two responses packed behind their one prompt have the logits that each has behind a prompt of its own."""
-    device = next(model.parameters()).device
-    prompt, first, second = [0, 1, 2], [3, 4], [5]
-    ids = torch.tensor([prompt + first + second], device=device)
-    positions = torch.tensor([[0, 1, 2, 3, 4, 3]], device=device)
-    try:
-        packed = model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=no_mask(ids),
-            packing=Packing.of([(3, [2, 1])], device),
-            use_cache=False,
-        ).logits[0]
-        apart = [model(input_ids=torch.tensor([prompt + one], device=device)).logits[0] for one in (first, second)]
-    except Exception as error:  # as above: an architecture that does not hand the packing to its attention
-        _log.warning("%s: a prompt cannot be shared by its responses in training, which costs time (%s)", name, error)
-        return False
-    alike = _alike(packed[:5], apart[0]) and _alike(packed[5], apart[1][3])
-    if not alike:
-        _log.warning("%s: a prompt cannot be shared by its responses in training, which costs time", name)
-    return alike
-
-
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    scale = float(theirs.float().abs().max().clamp(min=1e-6))
-    limit = 1e-4 if theirs.dtype == torch.float32 else 3e-2
-    return bool((ours.float() - theirs.float()).abs().max() < limit * scale)
+    rows = max(1, logits_at_once // weight_VD.shape[0])
+    return _TokenLogps.apply(hidden_ND, targets_N, weight_VD, bias_V, temperature, rows)

@@ -131,6 +131,7 @@ class Learner:
                 batch.behaviour_RT,
                 batch.advantages_R,
                 batch.mask_RT,
+                loss=config.loss,
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
                 shaping_B=batch.shaping_R,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedrlvr import __version__
+from fedrlvr import __version__, machine
 from fedrlvr.errors import FedrlvrError
 from fedrlvr.reporting import units
 from fedrlvr.tasks.child import GraderChild
@@ -61,7 +61,7 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
     findings += packages(importlib.metadata.requires("fedrlvr") or [])
     import psutil
 
-    cores = _cores()
+    cores = machine.cores()
     findings.append(processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]))
     findings.append(_threads(cores))
     findings.append(memory(_free_memory()))
@@ -270,10 +270,6 @@ def _threads(cores: int) -> Finding:
     if setting and setting.isdigit() and int(setting) > 0:
         return Finding("torch threads", f"{setting} in a run, by OMP_NUM_THREADS, unless engine.threads says otherwise")
     return Finding("torch threads", f"{cores} in a run, 1 with a small model, unless engine.threads says otherwise")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota(path: Path) -> float | None:

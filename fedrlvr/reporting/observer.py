@@ -1,28 +1,259 @@
-"""What a run tells whoever watches it, as it happens. The null observer is the default; the command line shows more."""
+"""The events of a run, and what listens to them.
+
+An observer overrides the methods of the events it needs; every other method does nothing. A run has a list of
+observers (`fedrlvr.federation.server.Server`), so a new one is a class and a line of that list. A sweep sends the same
+events with the name of the federation that each of them comes from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+_log = logging.getLogger("fedrlvr.reporting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened, in plain values.
+
+    federation: a sweep's name for the federation; "" in a run on its own.
+    """
+
+    handler: ClassVar[str]
+    """The method of `Observer` that receives the event."""
+
+    federation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStarted(Event):
+    """A sweep starts.
+
+    federations: of the whole sweep. finished: those of an earlier sweep, which are kept. rounds, local_steps: summed
+    over the federations that are not finished.
+    """
+
+    handler: ClassVar[str] = "sweep_started"
+    directory: str
+    federations: int
+    finished: int
+    rounds: int
+    local_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A run starts or resumes.
+
+    first_round: the first round that is not done; 0 in a new run. local_steps: of each round.
+    """
+
+    handler: ClassVar[str] = "run_started"
+    directory: str
+    clients: Sequence[str]
+    rounds: int
+    local_steps: int
+    first_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted(Event):
+    """A round starts; round 0 only evaluates the starting adapter."""
+
+    handler: ClassVar[str] = "round_started"
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted(Event):
+    """A round enters a phase: train, aggregate, evaluate or checkpoint."""
+
+    handler: ClassVar[str] = "phase_started"
+    round: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded(Event):
+    """The clients of this process have taken a local step.
+
+    step: from 1 to `steps`, the local steps of a round. rewards: mean by client. tokens: sampled by all of them.
+    """
+
+    handler: ClassVar[str] = "step_ended"
+    round: int
+    step: int
+    steps: int
+    rewards: Mapping[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeEnded(Event):
+    """An exchange of public responses is over.
+
+    record: its entry in the round's record.
+    """
+
+    handler: ClassVar[str] = "exchange_ended"
+    round: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLeftOut(Event):
+    """A client is left out of the rest of a round."""
+
+    handler: ClassVar[str] = "client_left_out"
+    round: int
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """The clients of this process have evaluated their held-out problems, so many in sum."""
+
+    handler: ClassVar[str] = "evaluated"
+    round: int
+    problems: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded(Event):
+    """A round's record (its line of metrics.jsonl) is complete; the checkpoint is not written yet.
+
+    If the checkpoint is never written, a resumed run does the round again.
+    """
+
+    handler: ClassVar[str] = "round_ended"
+    round: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSaved(Event):
+    """A round's record, memories and checkpoint are on disk; no resumed run does the round again."""
+
+    handler: ClassVar[str] = "round_saved"
+    round: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded(Event):
+    """All rounds are done and the adapter is exported.
+
+    records: the lines of metrics.jsonl.
+    """
+
+    handler: ClassVar[str] = "run_ended"
+    records: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Event):
+    """An error ended the run; saved rounds are kept."""
+
+    handler: ClassVar[str] = "run_failed"
+    reason: str
 
 
 class Observer:
-    """Hears everything and does nothing. Override what you want to see."""
+    """Receives events, and does nothing with them: the default, and the base of every listener."""
 
-    def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
-        """A run begins, or goes on, with `first_round`."""
+    essential: bool = False
+    """Whether an exception of this observer ends the run. If not, it is logged and the observer is dropped."""
 
-    def phase(self, round_: int, phase: str) -> None:
-        """The round enters a phase: evaluate, train, aggregate, checkpoint."""
+    def notify(self, event: Event) -> None:
+        """Pass an event to its method; every event enters here."""
+        getattr(self, event.handler)(event)
 
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
-        """One local step of a cohort is done: mean reward per client, and tokens sampled by all of them."""
+    def sweep_started(self, event: SweepStarted) -> None:
+        """A sweep starts."""
 
-    def evaluated(self, round_: int, problems: int) -> None:
-        """A cohort has evaluated this many problems."""
+    def run_started(self, event: RunStarted) -> None:
+        """A run starts or resumes."""
 
-    def round_done(self, record: Mapping[str, Any]) -> None:
-        """A round is complete: its line of metrics.jsonl."""
+    def round_started(self, event: RoundStarted) -> None:
+        """A round starts."""
+
+    def phase_started(self, event: PhaseStarted) -> None:
+        """A round enters a phase."""
+
+    def step_ended(self, event: StepEnded) -> None:
+        """A local step is done."""
+
+    def exchange_ended(self, event: ExchangeEnded) -> None:
+        """An exchange is over."""
+
+    def client_left_out(self, event: ClientLeftOut) -> None:
+        """A client is left out of a round."""
+
+    def evaluated(self, event: Evaluated) -> None:
+        """Held-out problems are evaluated."""
+
+    def round_ended(self, event: RoundEnded) -> None:
+        """A round's record is complete."""
+
+    def round_saved(self, event: RoundSaved) -> None:
+        """A round is on disk."""
+
+    def run_ended(self, event: RunEnded) -> None:
+        """A run is complete."""
+
+    def run_failed(self, event: RunFailed) -> None:
+        """An error ended a run."""
 
     def close(self) -> None:
-        """The run is over, or has failed."""
+        """Release what is held: the run or sweep is over, has failed or was interrupted."""
+
+
+class Listeners(Observer):
+    """Passes each event to a list of observers, in their order.
+
+    An exception of an essential observer ends the run; any other observer is dropped with its first exception.
+    """
+
+    essential = True
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self.observers = list(observers)
+
+    def notify(self, event: Event) -> None:
+        """Pass the event to every observer."""
+        self._each(lambda observer: observer.notify(event))
+
+    def close(self) -> None:
+        """Close every observer."""
+        self._each(lambda observer: observer.close())
+
+    def _each(self, call: Callable[[Observer], None]) -> None:
+        for observer in tuple(self.observers):
+            try:
+                call(observer)
+            except Exception:
+                if observer.essential:
+                    raise
+                name = type(observer).__name__
+                _log.warning("%s failed and receives no more events; the run goes on.", name, exc_info=True)
+                self.observers.remove(observer)
+                with contextlib.suppress(Exception):
+                    observer.close()
+
+
+class Forwarder(Observer):
+    """Forwards the events of one federation to the sweep's observer, with the federation's name."""
+
+    essential = True  # the sweep's own list drops what fails
+
+    def __init__(self, sweep: Observer, federation: str) -> None:
+        self.sweep, self.federation = sweep, federation
+
+    def notify(self, event: Event) -> None:
+        """Forward the event; the sweep closes its observer."""
+        self.sweep.notify(replace(event, federation=self.federation))

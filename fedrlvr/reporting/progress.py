@@ -5,11 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
 
 from fedrlvr.reporting import units
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import (
+    Evaluated,
+    Observer,
+    PhaseStarted,
+    RoundSaved,
+    RunFailed,
+    RunStarted,
+    StepEnded,
+    SweepStarted,
+)
 from fedrlvr.reporting.scores import evaluations, mean_reward
 from fedrlvr.reporting.tables import final_table, holdings_table, scores_table
 
@@ -122,37 +131,61 @@ class Pace:
 
 
 class PlainProgress(Observer):
-    """One line a round, for logs and pipes."""
+    """One line a round, for logs and pipes; in a sweep it begins with the federation's name."""
 
     def __init__(self, out: TextIO | None = None, clock: Clock = time.monotonic) -> None:
         self.out = out or sys.stdout
         self.clock = clock
-        self.rounds = 0
-        self._round_started = clock()
+        self._rounds: dict[str, int] = {}  # by federation
+        self._round_started: dict[str, float] = {}
 
-    def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
+    def sweep_started(self, event: SweepStarted) -> None:
         """Say where, and how much there is to do."""
-        self.rounds = rounds
-        self._round_started = self.clock()
-        again = f", going on with round {first_round}" if first_round > 1 else ""
-        many = f"{len(clients)} client{'s' if len(clients) > 1 else ''}, {rounds} round{'s' if rounds > 1 else ''}"
-        self._say(f"{directory}: {many}{again}")
+        self._print(sweep_opening(event))
 
-    def round_done(self, record: Mapping[str, Any]) -> None:
+    def run_started(self, event: RunStarted) -> None:
+        """Say where, and how much there is to do, unless the sweep has said it."""
+        self._rounds[event.federation] = event.rounds
+        self._round_started[event.federation] = self.clock()
+        if event.federation:
+            return
+        again = f", going on with round {event.first_round}" if event.first_round > 1 else ""
+        clients = f"{len(event.clients)} client{'s' if len(event.clients) > 1 else ''}"
+        rounds = f"{event.rounds} round{'s' if event.rounds > 1 else ''}"
+        self._print(f"{event.directory}: {clients}, {rounds}{again}")
+
+    def round_saved(self, event: RoundSaved) -> None:
         """Say the round's reward, pass@1 if it was evaluated, and seconds."""
         now = self.clock()
-        parts = [f"round {record['round']}/{self.rounds}"]
-        reward = mean_reward(record)
+        parts = [event.federation] if event.federation else []
+        parts.append(f"round {event.round}/{self._rounds[event.federation]}")
+        reward = mean_reward(event.record)
         if reward is not None:
             parts.append(f"reward {reward:.3f}")
-        for overall, _ in evaluations([record]).values():
+        for overall, _ in evaluations([event.record]).values():
             parts.append(f"held-out pass@1 {units.percent(overall.mean)}")
-        parts.append(units.duration(now - self._round_started))
-        self._round_started = now
-        self._say("  ".join(parts))
+        parts.append(units.duration(now - self._round_started[event.federation]))
+        self._round_started[event.federation] = now
+        self._print("  ".join(parts))
 
-    def _say(self, line: str) -> None:
+    def run_failed(self, event: RunFailed) -> None:
+        """Say so at once in a sweep, whose other federations go on."""
+        if event.federation:
+            self._print(sweep_failure(event))
+
+    def _print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
+
+
+def sweep_opening(event: SweepStarted) -> str:
+    """The line at the start of a sweep."""
+    before = f", {event.finished} of them finished before" if event.finished else ""
+    return f"{event.directory}: {event.federations} federation{'s' if event.federations > 1 else ''}{before}"
+
+
+def sweep_failure(event: RunFailed) -> str:
+    """The line about a federation that failed."""
+    return f"{event.federation}: failed ({event.reason})"
 
 
 class LiveProgress(Observer):
@@ -168,30 +201,30 @@ class LiveProgress(Observer):
         self.pass_at_1: list[tuple[int, float]] = []
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4)
 
-    def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
+    def run_started(self, event: RunStarted) -> None:
         """Begin to draw."""
-        self.directory = directory
-        self.pace = Pace(rounds, first_round, self.clock)
-        self.rewards = {client: deque(maxlen=_HISTORY) for client in clients}
+        self.directory = event.directory
+        self.pace = Pace(event.rounds, max(event.first_round, 1), self.clock)
+        self.rewards = {client: deque(maxlen=_HISTORY) for client in event.clients}
         self._live.start()
 
-    def phase(self, round_: int, phase: str) -> None:
+    def phase_started(self, event: PhaseStarted) -> None:
         """Note the phase."""
-        self.pace.phase(round_, phase)
+        self.pace.phase(event.round, event.phase)
 
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
+    def step_ended(self, event: StepEnded) -> None:
         """Note the step's rewards."""
-        self.pace.step(step, steps, tokens)
-        for client, reward in rewards.items():
+        self.pace.step(event.step, event.steps, event.tokens)
+        for client, reward in event.rewards.items():
             self.rewards.setdefault(client, deque(maxlen=_HISTORY)).append(reward)
 
-    def evaluated(self, round_: int, problems: int) -> None:
+    def evaluated(self, event: Evaluated) -> None:
         """Note how long it took."""
         self.pace.evaluated()
 
-    def round_done(self, record: Mapping[str, Any]) -> None:
+    def round_saved(self, event: RoundSaved) -> None:
         """Note the round's pass@1."""
-        self.pass_at_1 += [(round_, overall.mean) for round_, (overall, _) in evaluations([record]).items()]
+        self.pass_at_1 += [(round_, overall.mean) for round_, (overall, _) in evaluations([event.record]).items()]
         self.pace.round_done()
 
     def close(self) -> None:

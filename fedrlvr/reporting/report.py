@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from fedrlvr import __version__
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
+from fedrlvr.files import atomic_text
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import (
     COLOURS,
@@ -29,6 +29,7 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.observer import Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -95,7 +96,26 @@ _FATES = (
 """What becomes of a problem, in the order of `labelled.FATES`, and the number of its colour."""
 
 
-def write_report(directory: Path, config: Config, records: list[dict[str, Any]]) -> Path:
+class ReportWriter(Observer):
+    """Writes the report when the run is complete.
+
+    config: the run's, as it is written down.
+    """
+
+    essential = True
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self.directory, self.config = directory, config
+
+    def run_ended(self, event: RunEnded) -> None:
+        """
+        Raises:
+            CheckpointError: as `write_report`.
+        """
+        write_report(self.directory, self.config, event.records)
+
+
+def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
     records: the lines of metrics.jsonl. `<directory>/holdings.json` is used if it is there.
@@ -105,17 +125,12 @@ def write_report(directory: Path, config: Config, records: list[dict[str, Any]])
     """
     path = directory / "report.html"
     page = render(config, records, _read_holdings(directory / "holdings.json"))
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        atomic_text(path, page)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}). The run's rounds, metrics and adapter are not affected: "
-            "make room or mend the disk, then go on with --resume, which writes the report again."
+            f"{error} The run's rounds, metrics and adapter are not affected: make room or mend the disk, then go on "
+            "with --resume, which writes the report again."
         ) from error
     return path
 

@@ -3,83 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from fedrlvr.config import TrainConfig
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.progress import PlainProgress
+from fedrlvr.reporting.observer import Observer, RoundSaved, RunFailed, RunStarted, StepEnded, SweepStarted
+from fedrlvr.reporting.progress import PlainProgress, sweep_failure, sweep_opening
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-class SweepObserver:
-    """Hears what a sweep tells and does nothing. Override what you want to see."""
-
-    def started(self, directory: str, todo: Sequence[tuple[str, TrainConfig]], federations: int) -> None:
-        """A sweep of so many federations begins; `todo` are those that are not finished."""
-
-    def of(self, name: str) -> Observer:
-        """Who watches one federation."""
-        return Observer()
-
-    def failed(self, name: str, error: BaseException) -> None:
-        """A federation left with an error; the others go on."""
-
-    def close(self) -> None:
-        """The sweep is over."""
-
-
-def sweep_progress(quiet: bool = False) -> SweepObserver:
+def sweep_progress(quiet: bool = False) -> Observer:
     """The observer for this terminal: a bar, or plain lines if `quiet` or if standard output is no terminal."""
     if quiet or not sys.stdout.isatty():
-        return PlainSweep()
+        return PlainProgress()
     from rich.console import Console
 
     return LiveSweep(Console())
 
 
-def _opening(directory: str, todo: int, federations: int) -> str:
-    done = f", {federations - todo} of them finished before" if todo < federations else ""
-    return f"{directory}: {federations} federation{'s' if federations > 1 else ''}{done}"
-
-
-class PlainSweep(SweepObserver):
-    """One line a round of each federation, for logs and pipes."""
-
-    def __init__(self, out: TextIO | None = None) -> None:
-        self.out = out or sys.stdout
-
-    def started(self, directory: str, todo: Sequence[tuple[str, TrainConfig]], federations: int) -> None:
-        """Say where, and how much there is to do."""
-        print(_opening(directory, len(todo), federations), file=self.out, flush=True)
-
-    def of(self, name: str) -> Observer:
-        """Lines that begin with the federation's name."""
-        return _Named(name, self.out)
-
-    def failed(self, name: str, error: BaseException) -> None:
-        """Say so at once."""
-        print(f"{name}: failed ({error})", file=self.out, flush=True)
-
-
-class _Named(PlainProgress):
-    def __init__(self, name: str, out: TextIO) -> None:
-        super().__init__(out)
-        self.name = name
-
-    def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
-        """Note the rounds; the sweep has said where it lies."""
-        self.rounds = rounds
-        self._round_started = self.clock()
-
-    def _say(self, line: str) -> None:
-        super()._say(f"{self.name}  {line}")
-
-
-class LiveSweep(SweepObserver):
-    """A bar of all local steps of all federations, the rounds done and the last mean reward."""
+class LiveSweep(Observer):
+    """A bar of all local steps of all federations, and the rounds done."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -90,48 +33,36 @@ class LiveSweep(SweepObserver):
             TimeRemainingColumn(), TextColumn("left"), console=console,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=None)
-        self.steps: dict[str, int] = {}
         self.rounds_done = self.rounds = 0
 
-    def started(self, directory: str, todo: Sequence[tuple[str, TrainConfig]], federations: int) -> None:
+    def sweep_started(self, event: SweepStarted) -> None:
         """Begin to draw."""
-        self.console.print(_opening(directory, len(todo), federations), markup=False, highlight=False)
-        self.steps = {name: train.local_steps for name, train in todo}
-        self.rounds = sum(train.rounds for _, train in todo)
-        self.bar.update(self.task, total=sum(train.rounds * train.local_steps for _, train in todo))
+        self.console.print(sweep_opening(event), markup=False, highlight=False)
+        self.rounds = event.rounds
+        self.bar.update(self.task, total=event.local_steps)
         self.bar.start()
 
-    def of(self, name: str) -> Observer:
-        """One that moves the bar."""
-        return _Moving(self, self.steps[name])
+    def run_started(self, event: RunStarted) -> None:
+        """Count the rounds that were done before."""
+        rounds = max(event.first_round - 1, 0)
+        self._advance(rounds * event.local_steps, rounds)
 
-    def moved(self, steps: int, rounds: int) -> None:
-        """Local steps and rounds are done."""
-        self.rounds_done += rounds
-        self.bar.update(self.task, advance=steps, description=f"round {self.rounds_done}/{self.rounds}")
+    def step_ended(self, event: StepEnded) -> None:
+        """Count the step."""
+        self._advance(1, 0)
 
-    def failed(self, name: str, error: BaseException) -> None:
+    def round_saved(self, event: RoundSaved) -> None:
+        """Count the round; round 0 has no steps and does not count."""
+        self._advance(0, int(event.round > 0))
+
+    def run_failed(self, event: RunFailed) -> None:
         """Say so above the bar."""
-        self.console.print(f"{name}: failed ({error})", markup=False, highlight=False)
+        self.console.print(sweep_failure(event), markup=False, highlight=False)
 
     def close(self) -> None:
         """Leave the last state on the screen."""
         self.bar.stop()
 
-
-class _Moving(Observer):
-    def __init__(self, sweep: LiveSweep, steps: int) -> None:
-        self.sweep = sweep
-        self.steps = steps  # of a round
-
-    def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
-        """Rounds done before count."""
-        self.sweep.moved((first_round - 1) * self.steps, first_round - 1)
-
-    def step(self, round_: int, step: int, steps: int, rewards: Mapping[str, float], tokens: int) -> None:
-        """One step further."""
-        self.sweep.moved(1, 0)
-
-    def round_done(self, record: Mapping[str, Any]) -> None:
-        """One round further; the one before training has no steps and does not count."""
-        self.sweep.moved(0, int(record["round"] > 0))
+    def _advance(self, steps: int, rounds: int) -> None:
+        self.rounds_done += rounds
+        self.bar.update(self.task, advance=steps, description=f"round {self.rounds_done}/{self.rounds}")

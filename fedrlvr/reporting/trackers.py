@@ -1,25 +1,20 @@
-"""Where a round's numbers go besides metrics.jsonl. The null tracker is the default."""
+"""Trackers: observers that copy each round's numbers into an experiment tracker."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedrlvr.errors import MissingExtraError
+from fedrlvr.reporting.observer import Observer, RoundSaved, RunStarted
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
-class Tracker:
-    """Takes each round's record and does nothing with it."""
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
-
-    def close(self) -> None:
-        """The run is over."""
-
-
-class TensorBoardTracker(Tracker):
+class TensorBoardTracker(Observer):
     """Scalars by client into `<run>/tensorboard`; local files, no account.
 
     Raises (on construction):
@@ -33,16 +28,23 @@ class TensorBoardTracker(Tracker):
             raise MissingExtraError(
                 "run.tracker = 'tensorboard' needs the extra: pip install 'fedrlvr[trackers]'."
             ) from None
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._open = functools.partial(SummaryWriter, str(directory / "tensorboard"))
+        self._writer: SummaryWriter | None = None
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def run_started(self, event: RunStarted) -> None:
+        """Open the files."""
+        self._writer = self._open()
+
+    def round_saved(self, event: RoundSaved) -> None:
         """Every scalar of the record, under `<client>/<metric>`."""
-        for name, value in flatten(record):
-            self._writer.add_scalar(name, value, record["round"])
+        assert self._writer is not None
+        for name, value in flatten(event.record):
+            self._writer.add_scalar(name, value, event.round)
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -59,6 +61,6 @@ def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"seconds/{phase}", seconds
 
 
-def make_tracker(kind: str, directory: Path) -> Tracker:
-    """The tracker of `run.tracker`."""
-    return TensorBoardTracker(directory) if kind == "tensorboard" else Tracker()
+def make_tracker(kind: str, directory: Path) -> Observer:
+    """The tracker of `run.tracker`; `none` is the null observer."""
+    return TensorBoardTracker(directory) if kind == "tensorboard" else Observer()

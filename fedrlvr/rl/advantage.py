@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fedrlvr.rl.samples import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPS = 1e-6
 
@@ -29,7 +30,7 @@ def group_advantages(rewards_PG: Tensor, scale_by_std: bool = True, eps: float =
     if rewards_PG.dim() != 2 or rewards_PG.shape[1] < 2:
         raise ValueError(f"rewards must be [problems, responses >= 2], got {tuple(rewards_PG.shape)}")
     rewards_PG = rewards_PG if rewards_PG.is_floating_point() else rewards_PG.float()
-    if not bool(torch.isfinite(rewards_PG).all()):
+    if not bool(rewards_PG.isfinite().all()):
         raise ValueError("rewards must be finite")
     centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
     if scale_by_std:
@@ -44,6 +45,8 @@ def assign_advantages(groups: Sequence[Group], *, scale_by_std: bool = True) -> 
     Raises:
         ValueError: as `group_advantages`, or a response that has not been graded.
     """
+    import torch  # here, so that the configuration can read the names of the losses without it
+
     if not groups:
         return
     rewards_PG = torch.tensor([group.rewards for group in groups], dtype=torch.float64)

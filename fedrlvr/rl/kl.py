@@ -6,11 +6,13 @@ The reference is the base model with the adapters off, so it costs a forward pas
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
     """Per-token estimate [B, T]."""
     difference_BT = reference_logps_BT - logps_BT
-    return torch.exp(difference_BT) - difference_BT - 1
+    return difference_BT.exp() - difference_BT - 1

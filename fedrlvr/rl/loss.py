@@ -1,11 +1,15 @@
-"""Clipped policy-gradient losses over responses: `grpo`, `dr_grpo`, `dapo`.
+"""Policy-gradient losses over responses: one entry of `LOSSES` each.
 
     rho_t = exp(logp_t - behaviour_logp_t)
-    l_t   = -min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + kl_beta k3_t
+    l_t   = -surrogate(rho_t, logp_t, A) + kl_beta k3_t
 
-    grpo     mean over responses of the mean over a response's tokens        (arXiv 2402.03300)
-    dr_grpo  sum over tokens / (responses x longest allowed response)        (arXiv 2503.20783)
-    dapo     mean over all tokens of the batch                               (arXiv 2503.14476)
+    two-sided clip   min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
+    CISPO            sg(clip(rho_t, 1 - clip_low, 1 + clip_high)) A logp_t         (sg: no gradient)
+
+    grpo     two-sided clip, mean over responses of the mean over a response's tokens    (arXiv 2402.03300)
+    dr_grpo  two-sided clip, sum over tokens / (responses x longest allowed response)    (arXiv 2503.20783)
+    dapo     two-sided clip, mean over all tokens of the batch                           (arXiv 2503.14476)
+    cispo    CISPO, mean over all tokens of the batch                                    (arXiv 2506.13585)
 
 1. A loss is a sum over responses divided by a normaliser. The two are separate functions, because a batch is cut
    into micro-batches and leaves out responses with zero advantage: the normaliser still counts those, so the gradient
@@ -13,21 +17,86 @@
 2. The behaviour log-probs are those of the policy that sampled the response, so an off-policy response needs no
    special case. A coordination may still weigh the tokens of a foreign one, w_t l_t with a constant w_t, or put the
    shaped ratio p / (p + gamma) in place of rho (`coordination/ratio.py`).
+3. CISPO's authors set no lower bound; clip_low close to 1 comes to that.
+
+The configuration takes the names of the losses from here, and must not load torch: this package has only tensors that
+it is given, so it calls their methods and imports torch for types alone.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedrlvr.rl.kl import k3
 
-Loss = Literal["grpo", "dr_grpo", "dapo"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MOST_LOG_RATIO = 80.0
 """Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
-LOSSES: tuple[Loss, ...] = ("grpo", "dr_grpo", "dapo")
+
+
+class Bounds(NamedTuple):
+    """The range a ratio is clipped to."""
+
+    low: float
+    high: float
+
+
+class BatchSize(NamedTuple):
+    """Responses and tokens of a whole batch, and the longest allowed response in tokens."""
+
+    responses: int
+    tokens: int
+    max_tokens: int
+
+
+def token_ratio(logps_BT: Tensor, behaviour_logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """rho [B, T] of each token."""
+    return (logps_BT - behaviour_logps_BT).clamp(max=MOST_LOG_RATIO).exp()
+
+
+def clipped_objective(ratio_BT: Tensor, logps_BT: Tensor, advantages_B1: Tensor, bounds: Bounds) -> Tensor:
+    """PPO's surrogate (arXiv 1707.06347): the lesser of the ratio's and the clipped ratio's product with A."""
+    return (ratio_BT * advantages_B1).minimum(ratio_BT.clamp(*bounds) * advantages_B1)
+
+
+def without_gradient(ratio_BT: Tensor, advantages_B1: Tensor, bounds: Bounds) -> Tensor:
+    """Tokens whose gradient PPO's clip takes away: ratio above the bounds with A > 0, or below them with A < 0."""
+    return ((advantages_B1 > 0) & (ratio_BT > bounds.high)) | ((advantages_B1 < 0) & (ratio_BT < bounds.low))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by its parts.
+
+    divisor(batch): what the sum over a batch is divided by.
+    mean_of_tokens: a response counts with the mean over its tokens instead of their sum.
+    ratio(logps_BT, behaviour_logps_BT, mask_BT): rho [B, T], of log-probs that are 0 on padding.
+    surrogate(ratio_BT, logps_BT, advantages_B1, bounds): what is maximised [B, T].
+    clipped(ratio_BT, advantages_B1, bounds): whether a token counts as clipped [B, T], for the clip fraction.
+    """
+
+    divisor: Callable[[BatchSize], int]
+    mean_of_tokens: bool = False
+    ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = token_ratio
+    surrogate: Callable[[Tensor, Tensor, Tensor, Bounds], Tensor] = clipped_objective
+    clipped: Callable[[Tensor, Tensor, Bounds], Tensor] = without_gradient
+
+
+LOSSES: dict[str, Loss] = {
+    "grpo": Loss(divisor=lambda batch: batch.responses, mean_of_tokens=True),
+    "dr_grpo": Loss(divisor=lambda batch: batch.responses * batch.max_tokens),
+    "dapo": Loss(divisor=lambda batch: batch.tokens),
+    "cispo": Loss(
+        divisor=lambda batch: batch.tokens,
+        surrogate=lambda ratio, logps, advantages, bounds: ratio.clamp(*bounds).detach() * advantages * logps,
+        clipped=lambda ratio, advantages, bounds: (ratio < bounds.low) | (ratio > bounds.high),
+    ),
+}
+"""Every loss, by its name in `train.loss`."""
 
 
 def response_losses(
@@ -36,7 +105,7 @@ def response_losses(
     advantages_B: Tensor,
     mask_BT: Tensor,
     *,
-    loss: Loss,
+    loss: str,
     clip_low: float,
     clip_high: float,
     reference_logps_BT: Tensor | None = None,
@@ -53,46 +122,35 @@ def response_losses(
     Raises:
         ValueError: an unknown loss, or kl_beta without reference log-probs.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    parts = _loss(loss)
     if kl_beta and reference_logps_BT is None:
         raise ValueError("kl_beta needs the reference log-probs")
     padding_BT = ~mask_BT.bool()
     mask_BT = mask_BT.to(logps_BT.dtype)
     # Padding is emptied before the exponential, and not by a product: whatever stands there, inf x 0 is nan.
     logps_BT = logps_BT.masked_fill(padding_BT, 0.0)
-    ratio_BT = _ratio(logps_BT, behaviour_logps_BT.detach().masked_fill(padding_BT, 0.0), shaping_B)
+    behaviour_logps_BT = behaviour_logps_BT.detach().masked_fill(padding_BT, 0.0)
+    ratio_BT = _shaped(parts.ratio(logps_BT, behaviour_logps_BT, ~padding_BT), logps_BT, shaping_B)
     advantages_B1 = advantages_B.detach().to(logps_BT.dtype).unsqueeze(1)
-    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    tokens_BT = -torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+    tokens_BT = -parts.surrogate(ratio_BT, logps_BT, advantages_B1, Bounds(1 - clip_low, 1 + clip_high))
     if weights_BT is not None:
         tokens_BT = tokens_BT * weights_BT.detach()
     if kl_beta and reference_logps_BT is not None:
         tokens_BT = tokens_BT + kl_beta * k3(logps_BT, reference_logps_BT.detach().masked_fill(padding_BT, 0.0))
     sums_B = (tokens_BT * mask_BT).sum(dim=1)
-    return sums_B / mask_BT.sum(dim=1).clamp(min=1) if loss == "grpo" else sums_B
+    return sums_B / mask_BT.sum(dim=1).clamp(min=1) if parts.mean_of_tokens else sums_B
 
 
-def _ratio(logps_BT: Tensor, behaviour_logps_BT: Tensor, shaping_B: Tensor | None) -> Tensor:
-    """rho [B, T], or p / (p + gamma) where a response's gamma is above 0."""
-    ratio_BT = torch.exp((logps_BT - behaviour_logps_BT).clamp(max=MOST_LOG_RATIO))
-    if shaping_B is None:
-        return ratio_BT
-    gamma_B1 = shaping_B.detach().to(logps_BT.dtype).unsqueeze(1)
-    policy_BT = torch.exp(logps_BT)
-    # The unused branch must not be 0 / 0 either, or its gradient would be nan.
-    shaped_BT = policy_BT / (policy_BT + torch.where(gamma_B1 > 0, gamma_B1, 1.0))
-    return torch.where(gamma_B1 > 0, shaped_BT, ratio_BT)
-
-
-def normaliser(loss: Loss, *, responses: int, tokens: int, max_tokens: int) -> float:
+def normaliser(loss: str, *, responses: int, tokens: int, max_tokens: int) -> float:
     """What the sum of `response_losses` over a whole batch is divided by; at least 1.
 
     responses, tokens: of the whole batch, responses left out for their zero advantage included.
     max_tokens: the longest allowed response, the constant of `dr_grpo`.
+
+    Raises:
+        ValueError: an unknown loss.
     """
-    value = {"grpo": responses, "dr_grpo": responses * max_tokens, "dapo": tokens}[loss]
-    return float(max(value, 1))
+    return float(max(_loss(loss).divisor(BatchSize(responses, tokens, max_tokens)), 1))
 
 
 def policy_loss(
@@ -101,7 +159,7 @@ def policy_loss(
     advantages_B: Tensor,
     mask_BT: Tensor,
     *,
-    loss: Loss,
+    loss: str,
     clip_low: float,
     clip_high: float,
     max_tokens: int | None = None,
@@ -135,19 +193,42 @@ def ratio_sums(
     advantages_B: Tensor,
     mask_BT: Tensor,
     *,
+    loss: str,
     clip_low: float,
     clip_high: float,
     shaping_B: Tensor | None = None,
 ) -> Tensor:
     """Per response [B, 3]: sum of the ratios, largest ratio, tokens whose clip is active. No gradient.
 
-    A token is clipped where the clip takes its gradient away: ratio above 1 + clip_high with a positive advantage, or
-    below 1 - clip_low with a negative one.
+    Raises:
+        ValueError: an unknown loss.
     """
-    with torch.no_grad():
-        ratio_BT = _ratio(logps_BT, behaviour_logps_BT, shaping_B).masked_fill(~mask_BT.bool(), 0.0)
-        up_B1 = (advantages_B > 0).unsqueeze(1)
-        down_B1 = (advantages_B < 0).unsqueeze(1)
-        clipped_BT = (up_B1 & (ratio_BT > 1 + clip_high)) | (down_B1 & (ratio_BT < 1 - clip_low))
-        clipped_B = (clipped_BT & mask_BT.bool()).sum(dim=1).to(ratio_BT.dtype)
-        return torch.stack([ratio_BT.sum(dim=1), ratio_BT.amax(dim=1), clipped_B], dim=1)
+    parts = _loss(loss)
+    real_BT = mask_BT.bool()
+    logps_BT, behaviour_logps_BT = (
+        each_BT.detach().masked_fill(~real_BT, 0.0) for each_BT in (logps_BT, behaviour_logps_BT)
+    )
+    ratio_BT = _shaped(parts.ratio(logps_BT, behaviour_logps_BT, real_BT), logps_BT, shaping_B)
+    clipped_BT = parts.clipped(ratio_BT, advantages_B.unsqueeze(1), Bounds(1 - clip_low, 1 + clip_high))
+    ratio_BT = ratio_BT.masked_fill(~real_BT, 0.0)
+    sums_B3 = ratio_BT.new_empty(len(ratio_BT), 3)
+    sums_B3[:, 0], sums_B3[:, 1] = ratio_BT.sum(dim=1), ratio_BT.amax(dim=1)
+    sums_B3[:, 2] = (clipped_BT & real_BT).sum(dim=1)
+    return sums_B3
+
+
+def _loss(name: str) -> Loss:
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    return LOSSES[name]
+
+
+def _shaped(ratio_BT: Tensor, logps_BT: Tensor, shaping_B: Tensor | None) -> Tensor:
+    """The ratios, with p / (p + gamma) in their place where a response's gamma is above 0."""
+    if shaping_B is None:
+        return ratio_BT
+    gamma_B1 = shaping_B.detach().to(logps_BT.dtype).unsqueeze(1)
+    policy_BT = logps_BT.exp()
+    # The unused branch must not be 0 / 0 either, or its gradient would be nan.
+    shaped_BT = policy_BT / (policy_BT + gamma_B1.masked_fill(gamma_B1 <= 0, 1.0))
+    return shaped_BT.where(gamma_B1 > 0, ratio_BT)

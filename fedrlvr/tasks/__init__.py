@@ -6,11 +6,12 @@ math-verify only ever in a child process.
 
 from fedrlvr.tasks.extraction import extract, instruction, wrap
 from fedrlvr.tasks.grading import canonical, grade, same_answer
-from fedrlvr.tasks.loading import load
-from fedrlvr.tasks.partitioning import Holding, partition, who_holds_what
+from fedrlvr.tasks.load import load, task_of
+from fedrlvr.tasks.partition import Holding, partition, who_holds_what
 from fedrlvr.tasks.problem import KINDS, Kind, Problem, Question
 from fedrlvr.tasks.rewards import Reward, grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, take_public
+from fedrlvr.tasks.task import Task
 from fedrlvr.tasks.validation import Failure, Validation, adversarial, validate
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Problem",
     "Question",
     "Reward",
+    "Task",
     "Validation",
     "adversarial",
     "canonical",
@@ -34,6 +36,7 @@ __all__ = [
     "partition",
     "same_answer",
     "take_public",
+    "task_of",
     "validate",
     "who_holds_what",
     "wrap",

@@ -9,11 +9,13 @@ of version 0.1.25 walk through sets of strings, so elsewhere one seed would give
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 from fedrlvr.errors import ConfigError, DataError, MissingExtraError
 from fedrlvr.tasks.child import GraderChild
 from fedrlvr.tasks.extraction import extract
+from fedrlvr.tasks.generated import GeneratedTask
 from fedrlvr.tasks.problem import Problem
 
 # Families draw problem i from seed + i, so the splits' seeds lie further apart than any size.
@@ -22,6 +24,23 @@ _TEST_OFFSET = 500_000_000
 _MAKING_S = 60.0  # for one problem; some families search for a solvable one
 
 _child = GraderChild("reasoning_gym")
+
+
+class GymTask(GeneratedTask):
+    """The problems of one reasoning-gym family; its scorer takes no label that people give."""
+
+    takes_labels = False
+
+    def __init__(self, family: str) -> None:
+        self.name, self.family = f"reasoning_gym:{family}", family
+
+    def generate(self, split: str, options: Mapping[str, Any]) -> list[Problem]:
+        """Make problems of the family; the other options are the family's own settings.
+
+        Raises:
+            MissingExtraError, ConfigError, DataError: as the function `generate`.
+        """
+        return generate(self.family, split, **options)
 
 
 def generate(family: str, split: str, *, size: int = 500, seed: int = 0, **config: Any) -> list[Problem]:

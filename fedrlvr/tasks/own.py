@@ -16,13 +16,45 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from fedrlvr.errors import DataError
+from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.tasks.files import DataRow, answer_text, read_rows, text_field
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import KINDS, Kind, Problem
-from fedrlvr.tasks.reading import Row, answer_text, read_rows, text_field
+from fedrlvr.tasks.splits import in_split
+from fedrlvr.tasks.task import Task, check_options
 
 _DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
 _HELD_OUT = " Held-out problems need one, whoever gives the labels."
+
+
+class OwnTask(Task):
+    """The user's own problems: a JSONL file, or a directory with train.jsonl and test.jsonl."""
+
+    name = "jsonl"
+
+    def load(
+        self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
+    ) -> list[Problem]:
+        """As `Task.load`. A single file is split by content."""
+        check_options(self.name, options, {"kind"})
+        kind = options.get("kind", "math")
+        if kind not in KINDS:
+            raise ConfigError(f"jsonl: the option kind is {kind!r}. Use one of {', '.join(KINDS)}.")
+        if path is None:
+            raise ConfigError(
+                "Data set 'jsonl' needs a path: a .jsonl file, or a directory with train.jsonl and test.jsonl."
+            )
+        if path.is_dir():
+            return read_own(path / f"{split}.jsonl", kind, unlabelled=unlabelled, held_out=split == "test")
+        problems = read_own(path, kind, unlabelled=unlabelled)
+        chosen = in_split(problems, split)
+        lacking = sum(not problem.answer for problem in problems)
+        if lacking and not chosen and split == "test":
+            raise DataError(
+                f"{path} leaves no problem to hold out: {lacking} of {len(problems)} rows have no answer, and the "
+                "others fall to training. Add rows with answers, or give a directory with train.jsonl and test.jsonl."
+            )
+        return chosen
 
 
 def read_own(path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> list[Problem]:
@@ -67,7 +99,7 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
         raise DataError(f"{path} cannot be written ({error.strerror}).") from None
 
 
-def own(row: Row, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
+def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
     """One row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
     prompt = text_field(data, ["prompt", "question", "problem"], where)

@@ -1,22 +1,28 @@
-"""One function per known data set: a row, from a local file or from the hub, to a problem.
+"""The published data sets: one function each that turns a row into a problem, and one entry in the table below.
 
-Each copes with the layouts its data set is spread in. `None` means that the row has no answer and is left out, which
-happens in the published files; everything else that does not fit raises DataError with the row's place.
+Each function copes with the layouts its data set is spread in. `None` means that the row has no answer and is left out,
+which happens in the published files; everything else that does not fit raises DataError with the row's place.
 """
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from fedrlvr.errors import DataError
+from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks.extraction import last_box
+from fedrlvr.tasks.files import DataRow, answer_text, clean_text, text_field
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.tasks.reading import Row, answer_text, clean_text, text_field
+from fedrlvr.tasks.published import PublishedTask, ToProblem
+from fedrlvr.tasks.splits import in_split
+from fedrlvr.tasks.task import check_options
 
 
-def gsm8k(row: Row, split: str) -> Problem | None:
+def gsm8k(row: DataRow, split: str) -> Problem | None:
     """`question`, `answer` ending in `#### N`; thousands separators go."""
     solution = text_field(row.data, ["answer"], row.where)
     _, marker, answer = solution.rpartition("####")
@@ -26,7 +32,7 @@ def gsm8k(row: Row, split: str) -> Problem | None:
     return Problem(prompt, answer.strip().replace(",", ""), f"gsm8k-{split}-{row.index}", "gsm8k", "math")
 
 
-def math(row: Row, split: str) -> Problem | None:
+def math(row: DataRow, split: str) -> Problem | None:
     r"""`problem` with `answer`, or with `solution` whose last `\boxed{}` is the answer; `type` or `subject`."""
     data = row.data
     if data.get("answer"):
@@ -45,7 +51,7 @@ def math(row: Row, split: str) -> Problem | None:
     return Problem(text_field(data, ["problem"], row.where), answer, name, source, "math")
 
 
-def svamp(row: Row, split: str) -> Problem | None:
+def svamp(row: DataRow, split: str) -> Problem | None:
     """`Body`, `Question`, `Answer`, `Type`; the misspelt type of one published row joins its own kind."""
     data = row.data
     prompt = f"{text_field(data, ['Body'], row.where)} {text_field(data, ['Question'], row.where)}"
@@ -54,7 +60,7 @@ def svamp(row: Row, split: str) -> Problem | None:
     return Problem(prompt, answer, text_field(data, ["ID"], row.where), source, "math")
 
 
-def medqa(row: Row, split: str) -> Problem | None:
+def medqa(row: DataRow, split: str) -> Problem | None:
     """`question` (after the sentences of `context`, if any), `options` by letter, `answer_idx`; `meta_info`."""
     data = row.data
     context = data.get("context") or []
@@ -72,7 +78,7 @@ def medqa(row: Row, split: str) -> Problem | None:
     return Problem(_choices(question, texts, row), _letter(answer, texts, row), name, source, "choice")
 
 
-def medmcqa(row: Row, split: str, cop_from: int) -> Problem | None:
+def medmcqa(row: DataRow, split: str, cop_from: int = 1) -> Problem | None:
     """`question`, `opa`..`opd`, `cop` counted from `cop_from`, `subject_name`, `id`."""
     data = row.data
     cop = data.get("cop")
@@ -89,7 +95,7 @@ def medmcqa(row: Row, split: str, cop_from: int) -> Problem | None:
     return Problem(prompt, "ABCD"[cop - cop_from], name, source, "choice")
 
 
-def pubmedqa(row: Row, split: str) -> Problem | None:
+def pubmedqa(row: DataRow, split: str) -> Problem | None:
     """`QUESTION`, `CONTEXTS`, `final_decision` by id (the file), or `question`, `context.contexts`, `pubid` (the hub).
 
     The source is the label: the natural way to deal these problems unevenly.
@@ -111,7 +117,7 @@ def pubmedqa(row: Row, split: str) -> Problem | None:
     return Problem(f"{context}\n\nQuestion: {question}", answer, str(name), answer, "yes_no_maybe")
 
 
-def _choices(question: str, texts: list[Any], row: Row) -> str:
+def _choices(question: str, texts: list[Any], row: DataRow) -> str:
     lines = []
     for letter, text in zip(string.ascii_uppercase, texts, strict=False):
         if not isinstance(text, str):
@@ -120,7 +126,61 @@ def _choices(question: str, texts: list[Any], row: Row) -> str:
     return clean_text(question + "\n\n" + "\n".join(lines), "question", row.where)
 
 
-def _letter(answer: str, texts: list[Any], row: Row) -> str:
+def _letter(answer: str, texts: list[Any], row: DataRow) -> str:
     if answer not in string.ascii_uppercase[: len(texts)] or len(answer) != 1:
         raise DataError(f"{row.where}: 'answer_idx' is not the letter of an option. Mend or remove the row.")
     return answer
+
+
+class _MedMcqa(PublishedTask):
+    """MedMCQA, whose number of the right option is counted from 1 in the published file and from 0 on the hub."""
+
+    def reader(self, path: Path | None, options: Mapping[str, Any]) -> ToProblem:
+        """As `PublishedTask.reader`, with the option cop_from."""
+        check_options(self.name, options, {"hub", "cop_from"})
+        cop_from = options.get("cop_from", 0 if path is None else 1)
+        if cop_from not in (0, 1):
+            raise ConfigError(f"medmcqa: the option cop_from is {cop_from!r}. It must be 0 or 1.")
+        return partial(medmcqa, cop_from=cop_from)
+
+
+class _PubMedQa(PublishedTask):
+    """PubMedQA, whose test problems are those named in a second file, where that file is there."""
+
+    def split(self, problems: list[Problem], split: str, file: Path) -> list[Problem]:
+        """As `PublishedTask.split`, by the ids of the second file."""
+        ids = file.with_name("test_ground_truth.json")
+        if not ids.is_file():
+            return in_split(problems, split)
+        held_out = _test_ids(ids)
+        return [p for p in problems if (p.id in held_out) == (split == "test")]
+
+
+def _test_ids(path: Path) -> set[str]:
+    try:
+        ids = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). It should hold an object with the test ids as keys."
+        ) from None
+    if not isinstance(ids, dict):
+        raise DataError(f"{path} does not hold an object with the test ids as keys.")
+    return set(ids)
+
+
+PUBLISHED: tuple[PublishedTask, ...] = (
+    PublishedTask("gsm8k", gsm8k, ("train.jsonl", "test.jsonl"), (("openai/gsm8k", "main"),) * 2),
+    PublishedTask(
+        "math",
+        math,
+        ("math_train.json", "math500_test.jsonl"),
+        (("DigitalLearningGmbH/MATH-lighteval", None), ("HuggingFaceH4/MATH-500", None)),
+    ),
+    PublishedTask("svamp", svamp, ("SVAMP.json",) * 2, (("ChilleD/SVAMP", None),) * 2),
+    PublishedTask("medqa", medqa, ("dev_mediq.jsonl", "test.jsonl"), (("GBaker/MedQA-USMLE-4-options", None),) * 2),
+    _MedMcqa(
+        "medmcqa", medmcqa, ("dev.jsonl",) * 2, (("openlifescienceai/medmcqa", None),) * 2, ("train", "validation")
+    ),
+    _PubMedQa("pubmedqa", pubmedqa, ("ori_pqal.json",) * 2, (("qiaojin/PubMedQA", "pqa_labeled"),) * 2, ("train",) * 2),
+)
+"""The published data sets. A new one is a function above and an entry here."""

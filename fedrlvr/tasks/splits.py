@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from fedrlvr.errors import DataError
 from fedrlvr.seeds import stream
-from fedrlvr.tasks.partitioning import by_source
+from fedrlvr.tasks.partition import by_source
 from fedrlvr.tasks.problem import Problem
 
 _log = logging.getLogger("fedrlvr.tasks")
@@ -30,6 +30,17 @@ def check_disjoint(train: Sequence[Problem], public: Sequence[Problem], test: Se
                 f"The {name} and {other} splits share {len(shared)} problems by content, for example {name} "
                 f"{ids[first.content_key]!r} and {other} {first.id!r}. Remove them from one side."
             )
+
+
+def in_split(problems: Iterable[Problem], split: str) -> list[Problem]:
+    """The problems of one split of a file that holds both: 80 of 100 buckets of the prompt's hash are `train`, the
+    other 20 are `test`.
+
+    The buckets are the same on every machine, and copies of one problem fall on one side. Only a problem without an
+    answer is always `train`, since nobody could be tested on it; `drop_overlap` leaves it out where a copy with an
+    answer is `test`.
+    """
+    return [p for p in problems if (not p.answer or int(p.content_key[:8], 16) % 100 < 80) == (split == "train")]
 
 
 def drop_overlap(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:

@@ -1,7 +1,7 @@
 """The embedded reasoner: eight families of problems and a model of about one million parameters that half knows them.
 
-Importing this does not import torch. `python -m fedrlvr.zoo.train` rebuilds the weights; `weights/CARD.md` says what
-they are and how well they do.
+Importing this does not import torch. `weights/CARD.md` says what the weights are and how well they do; in the
+repository, `python -m scripts.reasoner.train` rebuilds them.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from benchmarks import aggregation, aggregation_data, aggregation_tables
-from benchmarks.aggregation import (
+from benchmarks import aggregation_data, aggregation_tables
+from benchmarks.aggregation import Hostile, forged
+from benchmarks.aggregation_cells import (
+    ATTACKS,
     BASE,
     DEFENCES,
     EIGHT,
@@ -25,7 +27,6 @@ from benchmarks.aggregation import (
     RULES,
     WEIGHTS,
     attack_of,
-    forged,
 )
 from benchmarks.aggregation_data import (
     DIFFICULTIES,
@@ -52,7 +53,7 @@ from benchmarks.aggregation_tables import (
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import load_config
 from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
-from fedrlvr.federation.sites import Dealt, deal
+from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.problem import Problem
 
 CELLS = [(part, cell) for part, cells in PARTS.items() for cell in cells]
@@ -119,14 +120,14 @@ def test_writing_problems_again_gives_the_same_files(directory: Path, tmp_path: 
 
 def test_families_lie_where_the_example_puts_them(dealt: dict[str, Dealt]) -> None:
     for federation in ("even", "scales", "wrong_labels"):
-        sites = dealt[federation].sites
+        sites = dealt[federation].clients
         assert {site.name: tuple(sorted({p.source for p in site.train})) for site in sites} == HOLDERS
         assert all((len(site.train), len(site.test)) == (1024, 512) for site in sites)
 
 
 def test_scaled_rewards_are_all_that_sets_scales_apart(dealt: dict[str, Dealt]) -> None:
     assert dealt["scales"].digest == dealt["even"].digest
-    for site in dealt["scales"].sites:
+    for site in dealt["scales"].clients:
         for problem in (site.answers.everything()[0], site.test[-1]):
             assert site.reward(f"#### {problem.answer}", problem) == SCALES[site.name]
             assert site.reward(f"#### {problem.answer}1", problem) == 0
@@ -135,7 +136,7 @@ def test_scaled_rewards_are_all_that_sets_scales_apart(dealt: dict[str, Dealt]) 
 
 
 def test_exactly_half_of_one_clients_training_labels_are_wrong_and_no_others(dealt: dict[str, Dealt]) -> None:
-    for right, given in zip(dealt["even"].sites, dealt["wrong_labels"].sites, strict=True):
+    for right, given in zip(dealt["even"].clients, dealt["wrong_labels"].clients, strict=True):
         assert [p.prompt for p in right.train] == [p.prompt for p in given.train]
         assert [p.answer for p in right.test] == [p.answer for p in given.test]
         pairs = zip(right.answers.everything(), given.answers.everything(), strict=True)
@@ -154,7 +155,7 @@ def test_a_wrong_label_is_the_familys_misconception_or_a_little_too_large() -> N
 
 
 def test_clients_of_different_difficulty_hold_one_family_and_level_each(dealt: dict[str, Dealt]) -> None:
-    sites = dealt["difficulty"].sites
+    sites = dealt["difficulty"].clients
     assert [site.name for site in sites] == list(DIFFICULTIES)
     for site in sites:
         family, level = DIFFICULTIES[site.name]
@@ -173,7 +174,7 @@ def test_what_a_hostile_client_sends_by_hand() -> None:
     assert forged(start, trained, "sign").tolist() == [0.5, 3.0]
     assert forged(start, trained, "scaled").tolist() == [51.0, -98.0]
     assert np.isnan(forged(start, trained, "nan")).all()
-    assert {forged(start, trained, attack).dtype for attack in aggregation.ATTACKS} == {np.dtype(np.float32)}
+    assert {forged(start, trained, attack).dtype for attack in ATTACKS} == {np.dtype(np.float32)}
 
 
 def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() -> None:
@@ -194,7 +195,7 @@ def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() 
         return None, None
 
     inner: Any = SimpleNamespace(adapter=adapter(1.0), clients=clients, aggregate_train=aggregate_train)
-    aggregation.Hostile(inner, HOSTILE, "sign").aggregate_train(3, [reply(1), reply(2)])
+    Hostile(inner, HOSTILE, "sign").aggregate_train(3, [reply(1), reply(2)])
     assert seen["honest"].layers["q"].A.tolist() == [[1.5, 1.5]]
     assert seen[HOSTILE].layers["q"].A.tolist() == [[0.5, 0.5]]
     assert seen[HOSTILE].layers["q"].B.flatten().tolist() == [1.0] * 3
@@ -334,8 +335,7 @@ def test_a_run_that_an_attack_ended_is_told_with_its_reason() -> None:
 def test_what_has_been_run_becomes_tables_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell counts once all its seeds are done; nothing to show is an error."""
     runs = tmp_path / "runs"
-    for module in (aggregation, aggregation_tables):
-        monkeypatch.setattr(module, "RUNS", runs)
+    monkeypatch.setattr(aggregation_tables, "RUNS", runs)
     monkeypatch.setattr(aggregation_tables, "ROOT", tmp_path)
     (tmp_path / "docs" / "results").mkdir(parents=True)
     with pytest.raises(SystemExit, match="no cell"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import care_figures, care_tables
-from benchmarks.care import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
+from benchmarks.care_cells import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
 from benchmarks.care_data import (
     FAMILIES,
     Run,
@@ -39,8 +39,8 @@ from benchmarks.care_tables import (
     shown,
 )
 from fedrlvr.config import CareSupervision, Config, SelectionSupervision, load_config
-from fedrlvr.federation.sites import deal
 from fedrlvr.reporting.sweeptable import Spread
+from fedrlvr.tasks.deal import deal
 
 T4 = 2.7764
 """Student's t of four degrees of freedom."""
@@ -88,8 +88,8 @@ def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervisio
     one = config(setting, "labels")
     drawn = one.train.rounds * one.train.local_steps * one.train.problems_per_step
     dealt = deal(one)
-    assert all(len(site.train) >= drawn for site in dealt.sites)
-    assert {problem.source for site in dealt.sites for problem in site.train} == set(FAMILIES["all"])
+    assert all(len(site.train) >= drawn for site in dealt.clients)
+    assert {problem.source for site in dealt.clients for problem in site.train} == set(FAMILIES["all"])
     assert one.train.rounds * one.train.local_steps > CareSupervision().warm_up
     for place, arm in CELLS:
         if place == setting:

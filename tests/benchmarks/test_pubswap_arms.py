@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.pubswap import ARMS, BASE, HALF, STEPS, STRETCH, TAUS, settings
+from benchmarks.pubswap_cells import ARMS, BASE, HALF, STEPS, STRETCH, TAUS, settings
 from benchmarks.pubswap_tables import DRIFTING, NAMES, _distance, _paired, _syncs
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import Config, PubSwapCoordination, load_config
-from fedrlvr.federation.sites import deal
+from fedrlvr.tasks.deal import deal
 
 
 def config(tau: int, arm: str) -> Config:
@@ -32,10 +32,10 @@ def test_every_arm_takes_as_many_local_steps_and_samples_as_many_groups(tau: int
 
 def test_all_arms_hold_the_same_private_problems() -> None:
     plain, swap = (deal(config(60, arm)) for arm in ("fedavg", "balanced"))
-    assert [(s.name, s.train, s.test) for s in plain.sites] == [(s.name, s.train, s.test) for s in swap.sites]
+    assert [(s.name, s.train, s.test) for s in plain.clients] == [(s.name, s.train, s.test) for s in swap.clients]
     assert plain.public == swap.public
     assert len(swap.public) == 256
-    assert {problem.source for problem in swap.public} == {p.source for s in swap.sites for p in s.train}
+    assert {problem.source for problem in swap.public} == {p.source for s in swap.clients for p in s.train}
 
 
 def test_names_are_of_the_arms() -> None:

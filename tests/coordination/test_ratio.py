@@ -97,7 +97,8 @@ def test_between_equal_policies_the_behaviour_ratio_is_one() -> None:
     behaviour = torch.tensor([found.behaviour_logps], dtype=torch.float64)
     assert torch.exp(policy - behaviour).tolist() == [[1.0, 1.0, 1.0]]
     mask = torch.ones(1, 3)
-    assert ratio_sums(policy, behaviour, torch.ones(1), mask, clip_low=0.2, clip_high=0.2).tolist() == [[3.0, 1.0, 0.0]]
+    sums = ratio_sums(policy, behaviour, torch.ones(1), mask, loss="dapo", clip_low=0.2, clip_high=0.2)
+    assert sums.tolist() == [[3.0, 1.0, 0.0]]
     assert reference("truncated", tokens=3, local_logps=SENDER, sender_logps=SENDER).weights == [1.0, 1.0, 1.0]
 
 

@@ -49,7 +49,7 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
             root = tmp_path_factory.mktemp(variant)
             made[variant] = root / "run"
             monkeypatch = pytest.MonkeyPatch()
-            monkeypatch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)  # a second of figures
+            monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)  # a second of figures
             # One after another, as organisations are: stacked clients round sums otherwise.
             run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
             monkeypatch.undo()

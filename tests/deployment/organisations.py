@@ -16,10 +16,10 @@ from fedrlvr.deployment.siteconfig import Organisation
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, content
 from fedrlvr.federation.run import Federation, new_cohort
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.own import write_own
 
 NAMES = ("ann", "bob")
@@ -56,7 +56,7 @@ def federation(model: Path, problems: Path, directory: Path, variant: str = "mom
 
 def give_problems(config: Config, sites: Path) -> None:
     """Write what the local engine would deal to each client to <sites>/<client>/problems."""
-    for site in deal(config).sites:
+    for site in deal(config).clients:
         root = sites / site.name / "problems"
         write_own(root / "train.jsonl", site.answers.everything())
         write_own(root / "test.jsonl", site.test)

@@ -42,7 +42,7 @@ Worker = Callable[[Organisation], Answering]
 @pytest.fixture(autouse=True)
 def _without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their figures take more time than all else here."""
-    monkeypatch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)
+    monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from fedrlvr.config import parse_config
 from fedrlvr.deployment.serving import RUN_ID, run_id, serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
-from fedrlvr.federation.checkpoint import atomic_text
 from fedrlvr.federation.localgrid import RUN_ID as FLOWERS_RUN
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.run import Federation, new_cohort, settled
+from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer
 
 PUBSWAP = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import Message
@@ -16,7 +15,18 @@ import fedrlvr
 from fedrlvr.federation import run as run_module
 from fedrlvr.federation.local_training import LocalTraining
 from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.federation.record import read_metrics
+from fedrlvr.reporting.observer import (
+    Evaluated,
+    Event,
+    Observer,
+    PhaseStarted,
+    RoundEnded,
+    RoundSaved,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+)
 
 FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
 
@@ -138,45 +148,64 @@ def test_partial_participation_trains_two_of_three(finished: Runs) -> None:
 
 
 def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Path) -> None:
-    heard: list[tuple[Any, ...]] = []
+    heard: list[str] = []
+    directory = tmp_path / "run"
 
     class Listener(Observer):
-        def started(self, directory: str, clients: list[str], rounds: int, first_round: int) -> None:
-            heard.append(("started", clients, rounds, first_round))
+        def notify(self, event: Event) -> None:
+            heard.append(event.handler)
+            super().notify(event)
 
-        def phase(self, round_: int, phase: str) -> None:
-            heard.append(("phase", round_, phase))
+        def run_started(self, event: RunStarted) -> None:
+            assert (event.clients, event.rounds, event.local_steps, event.first_round) == (list(CLIENTS), 1, 2, 0)
 
-        def step(self, round_: int, step: int, steps: int, rewards: Any, tokens: int) -> None:
-            assert set(rewards) == set(CLIENTS)
-            assert tokens > 0
-            heard.append(("step", round_, step, steps))
+        def phase_started(self, event: PhaseStarted) -> None:
+            heard[-1] = f"{event.phase} {event.round}"
 
-        def evaluated(self, round_: int, problems: int) -> None:
-            heard.append(("evaluated", round_, problems))
+        def step_ended(self, event: StepEnded) -> None:
+            assert set(event.rewards) == set(CLIENTS)
+            assert event.tokens > 0
+            heard[-1] = f"step {event.step} of {event.steps}"
 
-        def round_done(self, record: Any) -> None:
-            heard.append(("done", record["round"]))
+        def evaluated(self, event: Evaluated) -> None:
+            assert event.problems == 12
+
+        def round_ended(self, event: RoundEnded) -> None:
+            lines = read_metrics(directory)
+            assert lines[-1] == event.record, "its line is there, and the checkpoint is not"
+            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round
+
+        def round_saved(self, event: RoundSaved) -> None:
+            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round + 1
+
+        def run_ended(self, event: RunEnded) -> None:
+            assert list(event.records) == read_metrics(directory)
+            assert (directory / "report.html").exists()
 
         def close(self) -> None:
-            heard.append(("close",))
+            heard.append("close")
 
     from fedrlvr.config import parse_config
 
-    run_module.run(parse_config(configured(tmp_path / "run", train={"rounds": 1})), observer=Listener())
+    run_module.run(parse_config(configured(directory, train={"rounds": 1})), observer=Listener())
     assert heard == [
-        ("started", list(CLIENTS), 1, 1),
-        ("phase", 0, "evaluate"),
-        ("evaluated", 0, 12),
-        ("phase", 0, "checkpoint"),
-        ("done", 0),
-        ("phase", 1, "train"),
-        ("step", 1, 1, 2),
-        ("step", 1, 2, 2),
-        ("phase", 1, "aggregate"),
-        ("phase", 1, "evaluate"),
-        ("evaluated", 1, 12),
-        ("phase", 1, "checkpoint"),
-        ("done", 1),
-        ("close",),
+        "run_started",
+        "round_started",
+        "evaluate 0",
+        "evaluated",
+        "checkpoint 0",
+        "round_ended",
+        "round_saved",
+        "round_started",
+        "train 1",
+        "step 1 of 2",
+        "step 2 of 2",
+        "aggregate 1",
+        "evaluate 1",
+        "evaluated",
+        "checkpoint 1",
+        "round_ended",
+        "round_saved",
+        "run_ended",
+        "close",
     ]

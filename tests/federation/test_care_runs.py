@@ -18,7 +18,7 @@ from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.run import Federation, new_cohort, resume, run
 from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, RoundSaved, StepEnded
 from fedrlvr.tasks import load
 
 CLIENTS = ("ann", "bob")
@@ -30,7 +30,7 @@ Tree = dict[str, dict[str, Any]]
 def _without_reports() -> Iterator[None]:
     """Drawing a run's figures takes longer than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedrlvr.federation.server.write_report", lambda *_: None)
+        patch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)
         yield
 
 
@@ -179,11 +179,13 @@ class Stop(Exception):
 class StopAtStep(Observer):
     """Ends a run in the middle of a round, when a step's labels are in the ledger."""
 
+    essential = True
+
     def __init__(self, round_: int) -> None:
         self.round = round_
 
-    def step(self, round_: int, *_: object) -> None:
-        if round_ == self.round:
+    def step_ended(self, event: StepEnded) -> None:
+        if event.round == self.round:
             raise Stop
 
 
@@ -222,10 +224,12 @@ def test_so_does_one_with_exchanges_shared_probes_and_fgrpo(problems: Path, tmp_
 class Experts(Observer):
     """Answers everything that is open at each client when a round is done, from what they know."""
 
+    essential = True
+
     def __init__(self, directory: Path, known: Mapping[str, str]) -> None:
         self.directory, self.known = directory, known
 
-    def round_done(self, record: Mapping[str, Any]) -> None:
+    def round_saved(self, event: RoundSaved) -> None:
         for client in CLIENTS:
             path = self.directory / "clients" / client / "ledger.sqlite"
             if not path.exists():

@@ -23,7 +23,7 @@ from fedrlvr.federation import checkpoint as module
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.run import resume, run
 from fedrlvr.policy import peft_format
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, RoundSaved
 
 
 def saved(directory: Path, rounds: int, keep: int = 2) -> Checkpoints:
@@ -186,8 +186,10 @@ class Stop(Exception):
 class StopAfter(Observer):
     """Ends a run after a round."""
 
-    def round_done(self, record: Any) -> None:
-        if record["round"] == 3:
+    essential = True
+
+    def round_saved(self, event: RoundSaved) -> None:
+        if event.round == 3:
             raise Stop
 
 

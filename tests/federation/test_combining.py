@@ -26,12 +26,11 @@ from fedrlvr.federation.local_training import LocalTraining
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 from fedrlvr.federation.model_delta import read_delta
-from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.record import RoundRecord
 from fedrlvr.federation.request import ClientRequest
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
 
 SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))
@@ -389,8 +388,8 @@ def doubled(strategy: FederatedRLVR, directory: Path) -> list[tuple[str, list[st
         return RecordDict({"arrays": ArrayRecord(trained), "metrics": numbers})
 
     grid = LocalGrid(answering(answer), contexts())
-    log = RunLog(directory, Checkpoints(directory, 3), {}, Tracker())
-    strategy.start(grid, log, hooks=Doubling(strategy))
+    checkpoints = Checkpoints(directory, 3)
+    strategy.start(grid, checkpoints, hooks=Doubling(strategy))
     return seen
 
 
@@ -422,11 +421,11 @@ def test_rules_without_a_place_for_a_changed_aggregate_say_so(rule: str, tmp_pat
         return reply(of(1.0), halves="B" if rule == "rolora" else "AB")
 
     grid = LocalGrid(answering(answer), contexts())
-    log = RunLog(tmp_path, Checkpoints(tmp_path, 3), {}, Tracker())
+    checkpoints = Checkpoints(tmp_path, 3)
     with pytest.raises(
         RoundError, match=rf"round 1: a strategy around .* aggregation.type = '{rule}'.*'fedit' or 'ffa'"
     ):
-        strategy.start(grid, log, hooks=Doubling(strategy))
+        strategy.start(grid, checkpoints, hooks=Doubling(strategy))
     assert Checkpoints(tmp_path, 3).rounds() == [0]
 
 

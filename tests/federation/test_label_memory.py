@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from fedrlvr.errors import MessageError
 from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.labelmetrics import LabelMetrics
-from fedrlvr.federation.memory import MEMORY, PROBES, ROUND_PROBES, Memory, Probes
+from fedrlvr.federation.memory import MEMORY, PROBES, ROUND, ROUND_PROBES, Memory, Probes
 from fedrlvr.federation.messages import adapter_to_arrays
 from fedrlvr.supervision import Fate, Judge, Supervised, clusters, features
 from fedrlvr.supervision.features import Labelled, labelled
@@ -88,6 +87,15 @@ def test_a_round_under_way_keeps_probes_and_numbers_exactly(context: Context) ->
     exactly(kept.probes, one)
     assert kept.labels == numbers()
     assert (kept.cursor, kept.steps, kept.round_steps) == (8, 2, 2)
+
+
+def test_a_round_that_an_older_release_began_is_refused(context: Context) -> None:
+    pause(Memory(labels=numbers()), context)
+    record = context.state[ROUND]
+    assert isinstance(record, ConfigRecord)
+    record["json"] = str(record["json"]).replace('"means"', '"sums"')
+    with pytest.raises(MessageError, match="older release"):
+        Memory.of(context, under_way=True)
 
 
 def test_probes_last_from_round_to_round_and_numbers_do_not(context: Context) -> None:
@@ -174,4 +182,4 @@ def test_a_clients_numbers_are_only_numbers() -> None:
     kinds = {type(value) for value in numbers().summary().values()}
     assert kinds <= {int, float, list}
     assert all(type(item) in (int, float) for v in numbers().summary().values() if isinstance(v, list) for item in v)
-    assert "problem" not in " ".join(asdict(numbers())["fates"])
+    assert "problem" not in " ".join(numbers().summary())

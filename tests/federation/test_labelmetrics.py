@@ -11,6 +11,7 @@ from dataclasses import asdict
 import pytest
 
 from fedrlvr.federation.labelmetrics import Calibration, LabelMetrics, Pairs, restored
+from fedrlvr.federation.stepmetrics import Means
 from fedrlvr.supervision import Clusters, Fate, Supervised, clusters
 
 AAB, ABB, NONE = clusters(["a", "a", "b"]), clusters(["a", "b", "b"]), clusters([None, None, None])
@@ -124,7 +125,7 @@ def test_calibration_is_of_labelled_problems_and_the_audits_of_all() -> None:
     assert found["p1_n"] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     assert found["p1_sum"] == [0, 0.15, 0.25, 0, 0, 0, 0, 0, 0, 0]
     assert found["p1_right"] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert not any(name.startswith("audit") for name in found)
+    assert not any(name.startswith("audit") for name in defined(metrics))
     true = [[0, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]
     metrics.audit([AAB, AAB, AAB, AAB, NONE], [KNOWN, QUERIED, WAITING, TRUSTED, MASKED], true, reliable, None)
     found = metrics.summary()
@@ -199,6 +200,20 @@ def test_a_correlation_is_never_above_one() -> None:
     for _ in range(200):
         xs = [rng.random() for _ in range(5)]
         assert -1 <= correlation(*[(x, 3 * x) for x in xs]) <= 1
+
+
+# Means.
+
+
+def test_means_are_weighted_and_nan_without_weight() -> None:
+    means = Means()
+    means.add("reward", 3.0, 4)
+    means.add("reward", 1.0)
+    means.add("age", 0, 0)
+    assert means["reward"] == 0.8
+    assert math.isnan(means["age"])
+    assert math.isnan(means["unknown"])
+    assert list(means.values()) == ["reward", "age"]
 
 
 # Losses, and from message to message.

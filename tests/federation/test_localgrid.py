@@ -17,10 +17,10 @@ from fedrlvr.config import parse_config
 from fedrlvr.federation.client import CohortApp
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.deal import deal
 
 
 def shared_content() -> RecordDict:
@@ -115,7 +115,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     torch.set_num_threads(1)
     cohort = Cohort(load_base(config.model), config.lora, config.engine)
     initial = cohort.fresh_adapter(1)
-    sites = dict(enumerate(deal(config).sites, start=1))
+    sites = dict(enumerate(deal(config).clients, start=1))
     sent: list[Message] = []
 
     class Recording(LocalGrid):

@@ -27,10 +27,10 @@ from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.federation.messages import CONFIG, nbytes
 from fedrlvr.federation.publicmessages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import Learner
-from fedrlvr.rl import Group, Origin
+from fedrlvr.rl import LOSSES, Group, Origin
+from fedrlvr.tasks.deal import deal
 
 Watching = Callable[..., list[Message]]
 
@@ -201,7 +201,7 @@ def test_cap_and_gamma_are_those_of_the_config(
     assert seen == {used}
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ratio", ["local_old", "truncated", "shaped"])
 def test_every_loss_takes_foreign_responses(loss: str, ratio: str, configured: Configs, tmp_path: Path) -> None:
     changes = exchanges(tmp_path, coordination={"ratio": ratio}, train={"rounds": 1, "loss": loss, "kl_beta": 0.05})

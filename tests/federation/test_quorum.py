@@ -19,9 +19,8 @@ from fedrlvr.federation import run as run_module
 from fedrlvr.federation.checkpoint import Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.record import RunLog
+from fedrlvr.federation.record import MetricsLog
 from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.reporting.trackers import Tracker
 
 Answer = Callable[[Message], RecordDict | Error]
 
@@ -105,8 +104,9 @@ def test_what_a_client_says_of_its_failure_is_bounded() -> None:
 
 def rounds(strategy: FederatedRLVR, answer: Answer, directory: Path) -> list[dict[str, Any]]:
     """All rounds of a run, and its lines."""
-    log = RunLog(directory, Checkpoints(directory, 3), {}, Tracker())
-    strategy.start(LocalGrid(answering(answer), contexts()), log, timeout=7.0)
+    strategy.observer = MetricsLog(directory)
+    checkpoints = Checkpoints(directory, 3)
+    strategy.start(LocalGrid(answering(answer), contexts()), checkpoints, timeout=7.0)
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 

@@ -23,11 +23,11 @@ from fedrlvr.federation.messages import DELTA, StretchRequest, adapter_to_arrays
 from fedrlvr.federation.model_delta import CHANGE, ModelDelta, read_delta
 from fedrlvr.federation.receiving import Reading, Start
 from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
+from fedrlvr.tasks.client_data import ClientData
 
 SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
@@ -61,7 +61,7 @@ class Federation:
         self.initial = made(1, config.lora.largest)
         self.strategy = FederatedRLVR(config, NAMES, self.initial, Observer())
         of = ranks if isinstance(ranks, dict) else {}
-        sites = {node: Site.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
+        sites = {node: ClientData.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
         self.app = CohortApp(cast(Cohort, None), sites, self.initial, Observer())
         self.contexts = contexts()
         self.arrays = adapter_to_arrays(self.initial, self.strategy.model.halves)
@@ -351,7 +351,7 @@ class Stub:
         self.fails = True
         self.seated: dict[str, Adapter] = {}
 
-    def encode_all(self, prompts: list[str], instruction: str) -> list[list[int]]:
+    def encode_all(self, prompts: list[str]) -> list[list[int]]:
         return []
 
     def seat(self, adapters: dict[str, Adapter], changes: dict[str, Adapter]) -> None:

@@ -28,11 +28,11 @@ from fedrlvr.federation.messages import (
     nbytes,
     read_scores,
 )
-from fedrlvr.federation.site import Site
-from fedrlvr.federation.sites import deal
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deal import deal
 
 Made = Callable[..., tuple[LocalGrid, Config, Adapter]]
 
@@ -46,7 +46,7 @@ def grid_of(configured: Configs) -> Made:
         config = parse_config(configured(None, **changes))
         cohort = Cohort(load_base(config.model), config.lora, config.engine)
         initial = cohort.fresh_adapter(1)
-        sites: dict[int, Site] = dict(enumerate(deal(config).sites, start=1))
+        sites: dict[int, ClientData] = dict(enumerate(deal(config).clients, start=1))
         mine = {node: sites[node] for node in nodes or sites}
         return LocalGrid(CohortApp(cohort, mine, initial, Observer()), contexts(mine)), config, initial
 
@@ -190,7 +190,7 @@ def test_a_client_with_nothing_held_out_is_evaluated_on_nothing(grid_of: Made) -
     grid, config, initial = grid_of()
     app = grid._handler
     assert isinstance(app, CohortApp)
-    app.clients[2] = replace(app.clients[2], site=replace(app.clients[2].site, test=[]))
+    app.clients[2] = replace(app.clients[2], data=replace(app.clients[2].data, test=[]))
     request = EvaluateRequest(round=0, seed=3, sampling=config.sampling, evaluate=config.evaluate)
     arrays = adapter_to_arrays(initial)
     replies = list(
@@ -201,7 +201,7 @@ def test_a_client_with_nothing_held_out_is_evaluated_on_nothing(grid_of: Made) -
 
 
 def test_a_problem_is_drawn_once_before_any_is_drawn_again(configured: Configs) -> None:
-    site = deal(parse_config(configured(None))).sites[0]
+    site = deal(parse_config(configured(None))).clients[0]
     first = [problem.id for problem in site.draw(0, 8, seed=1)]
     second = [problem.id for problem in site.draw(8, 8, seed=1)]
     assert sorted(first) == sorted(second) == sorted(problem.id for problem in site.train)

@@ -25,8 +25,8 @@ from small_runs import (
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.federation.run import resume, run
-from fedrlvr.federation.sites import deal
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Observer, RoundSaved
+from fedrlvr.tasks.deal import deal
 
 
 class Stop(Exception):
@@ -36,11 +36,13 @@ class Stop(Exception):
 class StopAfter(Observer):
     """Ends a run after a round."""
 
+    essential = True
+
     def __init__(self, last: int) -> None:
         self.last = last
 
-    def round_done(self, record: object) -> None:
-        if record["round"] == self.last:  # type: ignore[index]
+    def round_saved(self, event: RoundSaved) -> None:
+        if event.round == self.last:
             raise Stop
 
 

@@ -21,10 +21,8 @@ from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.record import RunLog
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
 
 
 class Momentum(LoraAggregation):
@@ -73,8 +71,8 @@ def after(strategy: FederatedRLVR, directory: Path, first_round: int = 0) -> flo
         return RecordDict({"arrays": ArrayRecord({n: v + 1 for n, v in values.items()}), "metrics": numbers})
 
     directory.mkdir(exist_ok=True)
-    log = RunLog(directory, Checkpoints(directory, 2), {}, Tracker())
-    adapter = strategy.start(LocalGrid(answering(answer), contexts()), log, first_round=first_round)
+    grid, checkpoints = LocalGrid(answering(answer), contexts()), Checkpoints(directory, 2)
+    adapter = strategy.start(grid, checkpoints, first_round=first_round)
     (value,) = {float(number) for _, tensor in adapter.tensors() for number in tensor.flatten()}
     return value
 

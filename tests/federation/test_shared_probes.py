@@ -22,10 +22,9 @@ from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.exchange import PublicSet
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import PROBES, adapter_to_arrays, probes_record, read_probes
-from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.record import RoundRecord
 from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
+from fedrlvr.reporting.observer import Observer, RoundEnded
 from fedrlvr.tasks.problem import Problem
 
 THREE = 3
@@ -146,11 +145,12 @@ def whole_run(
     grid = LocalGrid(answering(reply), contexts(strategy.clients))
     lines: list[dict[str, Any]] = []
 
-    class Keeping(Tracker):
-        def log(self, record: Any) -> None:
-            lines.append(record)
+    class Keeping(Observer):
+        def round_ended(self, event: RoundEnded) -> None:
+            lines.append(dict(event.record))
 
-    strategy.start(grid, RunLog(directory, Checkpoints(directory, 5), {}, Keeping()))
+    strategy.observer = Keeping()
+    strategy.start(grid, Checkpoints(directory, 5))
     return lines
 
 

@@ -29,10 +29,9 @@ from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageE
 from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.federation.localgrid import LocalGrid
 from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.record import RoundRecord, RunLog
+from fedrlvr.federation.record import RoundRecord
 from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.trackers import Tracker
 
 
 def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:
@@ -269,8 +268,8 @@ def test_metrics_that_cannot_be_used_are_refused(numbers: dict[str, float], word
 
 
 def run_rounds(strategy: FederatedRLVR, grid: LocalGrid, directory: Path) -> None:
-    log = RunLog(directory, Checkpoints(directory, 3), {}, Tracker())
-    strategy.start(grid, log, timeout=7.0)
+    checkpoints = Checkpoints(directory, 3)
+    strategy.start(grid, checkpoints, timeout=7.0)
 
 
 def test_a_client_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -26,13 +26,12 @@ from fedrlvr.federation.messages import EvaluateRequest, TrainRequest
 from fedrlvr.federation.plan import Plan, plan
 from fedrlvr.federation.request import batches
 from fedrlvr.federation.run import run
-from fedrlvr.federation.site import Site
 from fedrlvr.federation.sweep import sweep
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.reporting.sweepprogress import SweepObserver
+from fedrlvr.reporting.observer import Observer, PhaseStarted, RunFailed, StepEnded, SweepStarted
 from fedrlvr.tasks import Problem
+from fedrlvr.tasks.client_data import ClientData
 
 Planner = Callable[..., Plan]
 Graded = Counter[tuple[str, str, tuple[str, ...]]]
@@ -119,13 +118,13 @@ def same(directory: Path, reference: Path) -> None:
 def graded(monkeypatch: pytest.MonkeyPatch) -> Graded:
     """Every group of samples that was graded: whose, of which problem, and its texts."""
     seen: Graded = Counter()
-    real = Site.grade
+    real = ClientData.grade
 
-    def grade(self: Site, problem: Problem, completions: Sequence[str]) -> list[float]:
+    def grade(self: ClientData, problem: Problem, completions: Sequence[str]) -> list[float]:
         seen[self.name, problem.id, tuple(completions)] += 1
         return real(self, problem, completions)
 
-    monkeypatch.setattr(Site, "grade", grade)
+    monkeypatch.setattr(ClientData, "grade", grade)
     return seen
 
 
@@ -257,8 +256,11 @@ def test_a_sweep_goes_on_where_each_federation_stopped(
             run(parse_config(configured(None, **sections)), observer=StopAfter(last))
     before = {path: path.read_bytes() for path in (directory / "seed-3").rglob("*") if path.is_file()}
     seated.clear()
-    result = sweep(wanted())
+    observer = Hearing()
+    result = sweep(wanted(), observer=observer)
     result.check()
+    (started,) = observer.started
+    assert (started.federations, started.finished, started.rounds, started.local_steps) == (4, 1, 9, 18)
     # Rounds 2 and 1 train together, while the new one evaluates; then rounds 3, 2 and 1 together; and so on.
     assert seated[1:] == [6, 3, 9, 3, 6, 3, 3, 3]
     assert {path: path.read_bytes() for path in (directory / "seed-3").rglob("*") if path.is_file()} == before
@@ -271,25 +273,20 @@ def test_a_sweep_goes_on_where_each_federation_stopped(
     assert again.lines == result.lines
 
 
-class Interrupting(SweepObserver):
+class Interrupting(Observer):
     """Ctrl-C for the main thread: while it computes a step of seed 4, or while that federation writes its round 1."""
 
     def __init__(self, moment: str) -> None:
         self.moment = moment
 
-    def of(self, name: str) -> Observer:
-        watching = Observer()
-
-        def step(*_: Any) -> None:
+    def step_ended(self, event: StepEnded) -> None:
+        if (event.federation, self.moment) == ("as-given/seed-4", "step"):
             raise KeyboardInterrupt
 
-        def phase(round_: int, phase: str) -> None:
-            if (round_, phase) == (1, "checkpoint"):
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-        if name == "as-given/seed-4":
-            setattr(watching, self.moment, {"step": step, "phase": phase}[self.moment])
-        return watching
+    def phase_started(self, event: PhaseStarted) -> None:
+        now = event.federation, event.round, event.phase
+        if self.moment == "phase" and now == ("as-given/seed-4", 1, "checkpoint"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @pytest.fixture
@@ -336,14 +333,31 @@ def test_a_directory_with_runs_of_another_configuration_is_refused(now: list[str
 # Failing.
 
 
+class Hearing(Observer):
+    """Keeps how a sweep started and what failed."""
+
+    def __init__(self) -> None:
+        self.started: list[SweepStarted] = []
+        self.failed: list[RunFailed] = []
+
+    def sweep_started(self, event: SweepStarted) -> None:
+        self.started.append(event)
+
+    def run_failed(self, event: RunFailed) -> None:
+        self.failed.append(event)
+
+
 def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alone: Callable[..., Path]) -> None:
     wanted = planned(seeds=3)
     place = wanted.directory / "as-given" / "seed-4"
     place.mkdir(parents=True)
     (place / "clients").write_text("in the way", "utf-8")
-    result = sweep(wanted)
+    observer = Hearing()
+    result = sweep(wanted, observer=observer)
     assert list(result.failures) == ["as-given/seed-4"]
-    assert isinstance(result.failures["as-given/seed-4"], CheckpointError)
+    error = result.failures["as-given/seed-4"]
+    assert isinstance(error, CheckpointError)
+    assert observer.failed == [RunFailed(str(error), federation="as-given/seed-4")]
     for seed in (3, 5):
         same(wanted.directory / "as-given" / f"seed-{seed}", alone(seed))
     assert result.lines[0].seeds == [3, 5]
@@ -369,8 +383,10 @@ def test_one_whose_problems_cannot_be_graded_leaves_in_the_middle(planned: Plann
 
 
 def test_one_whose_data_are_missing_never_begins(planned: Planner, uneven: Path, tmp_path: Path) -> None:
-    result = sweep(planned(f"data.path={tmp_path / 'nowhere'},{uneven}", seeds=1))
+    observer = Hearing()
+    result = sweep(planned(f"data.path={tmp_path / 'nowhere'},{uneven}", seeds=1), observer=observer)
     assert [type(error) for error in result.failures.values()] == [DataError]
+    assert [event.federation for event in observer.failed] == list(result.failures)
     assert [line.seeds for line in result.lines] == [[], [3]]
 
 
@@ -386,11 +402,9 @@ def test_a_federations_threads_compute_with_the_threads_of_the_run(planned: Plan
     """Torch hands the number on to new threads; were that to change, sums would be rounded in another way."""
     seen: list[int] = []
 
-    class Counting(SweepObserver):
-        def of(self, name: str) -> Observer:
-            watching = Observer()
-            watching.phase = lambda *_: seen.append(torch.get_num_threads())  # type: ignore[method-assign]
-            return watching
+    class Counting(Observer):
+        def phase_started(self, event: PhaseStarted) -> None:
+            seen.append(torch.get_num_threads())
 
     sweep(planned(seeds=1, overrides=["train.rounds=1"]), observer=Counting()).check()
     assert set(seen) == {1}

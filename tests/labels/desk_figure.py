@@ -20,8 +20,8 @@ from fedrlvr.supervision.majority import clusters
 from fedrlvr.supervision.query import Query
 from fedrlvr.tasks.extraction import extract
 from fedrlvr.zoo import weights_dir
-from fedrlvr.zoo.evaluate import load, respond
 from fedrlvr.zoo.generators import problems
+from scripts.reasoner.evaluate import load, respond
 
 GROUP = 8
 DONE = 3

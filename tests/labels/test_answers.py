@@ -50,7 +50,7 @@ def test_only_the_ledger_buys_answers() -> None:
 def test_only_experiments_peek_at_answers() -> None:
     """The oracle is handed the look that the federation takes for it."""
     assert where("peek") == {
-        "federation/supervising.py": {"site.answers", "request.site.answers"},
+        "federation/supervising.py": {"data.answers", "request.data.answers"},
         "supervision/selection.py": {"self"},
     }
 
@@ -58,11 +58,11 @@ def test_only_experiments_peek_at_answers() -> None:
 def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     found = where("everything")
     assert found.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
-    assert found == {"federation/sites.py": {"site.answers"}, "cli.py": {"site.answers"}}
+    assert found == {"tasks/deal.py": {"client.answers"}, "cli.py": {"client.answers"}}
 
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
-    assert set(where("answers")) == {"federation/sites.py", "federation/supervising.py", "cli.py"}
+    assert set(where("answers")) == {"tasks/deal.py", "federation/supervising.py", "cli.py"}
 
 
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:

@@ -36,7 +36,7 @@ def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
 
 
 def test_the_central_arm_has_one_ledger(tmp_path: Path) -> None:
-    from fedrlvr.federation.sites import CENTRAL
+    from fedrlvr.tasks.deal import CENTRAL
 
     run = run_directory(tmp_path / "run", federation={"clients": ["a", "b"], "arm": "central"})
     assert find_ledger(run, None, None, read_only=False)[1] == CENTRAL

@@ -43,7 +43,7 @@ def test_every_end_token_of_the_generation_config_counts(tmp_path: Path) -> None
 
 def test_encode_without_a_chat_template(llama: Path) -> None:
     base = load(llama)
-    ids = base.encode("1 + 1", "Answer with a number.")
+    ids = base.encode("1 + 1\nAnswer with a number.")
     assert base.tokenizer.decode(ids) == "<s>1 + 1\nAnswer with a number."
     assert base.encode("1 + 1") == base.tokenizer("1 + 1")["input_ids"]
     assert base.decode(ids) == "1 + 1\nAnswer with a number."
@@ -54,7 +54,7 @@ def test_encode_with_a_chat_template(tmp_path: Path) -> None:
     base = load(directory)
     assert base.chat_template
     # One <s>: the template writes it, and the tokenizer does not add a second one.
-    assert base.tokenizer.decode(base.encode("1 + 1", "Be short.")) == "<s>[user] 1 + 1\nBe short.\n[assistant] "
+    assert base.tokenizer.decode(base.encode("1 + 1\nBe short.")) == "<s>[user] 1 + 1\nBe short.\n[assistant] "
     off = load(directory, chat_template=False)
     assert off.tokenizer.decode(off.encode("1 + 1")) == "<s>1 + 1"
 

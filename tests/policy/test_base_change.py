@@ -19,9 +19,9 @@ from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import EngineConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import AdapterError
 from fedrlvr.policy import lora
-from fedrlvr.policy.change import Change, _parts
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import StepStats
+from fedrlvr.policy.lora import Change, _parts
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import Group, Response, k3
 

@@ -10,12 +10,11 @@ data at all: equal bit by bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from models import KINDS, group_of, largest_gap, moved_adapter, numbers_of, same_tensors, tiny_cohort
+from models import KINDS, end_at, group_of, largest_gap, moved_adapter, numbers_of, same_tensors, tiny_cohort
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
@@ -83,7 +82,7 @@ def share_beyond(tolerance: float, one: Adapter, other: Adapter) -> float:
 
 def with_more_ends(cohort: Cohort) -> Cohort:
     """A quarter of all tokens ends a response, so that lengths differ and rows leave the batch."""
-    cohort.base = replace(cohort.base, eos_ids=frozenset(range(2, 27)))
+    end_at(cohort, frozenset(range(2, 27)))
     return cohort
 
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from models import KINDS, moved_adapter, tiny_cohort
+from models import KINDS, end_at, moved_adapter, tiny_cohort
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
 from fedrlvr.errors import ModelError
-from fedrlvr.policy import sampler
+from fedrlvr.policy import decode
 from fedrlvr.policy.base import load_base
+from fedrlvr.policy.capabilities import wants_static
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.graph import capture, wants_static
-from fedrlvr.policy.sampler import Decoding, sample
+from fedrlvr.policy.decode import DecodeSampler, capture
+from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import Response
 
 # Lengths 7 to 34: the longest is beyond four of Gemma2's windows, and padding of the others is wider than one.
@@ -40,7 +41,7 @@ def seated(directory: Path, device: str = "cpu") -> Cohort:
     else:
         base = load_base(ModelConfig(name=str(directory), device=device, dtype="float32"))
         cohort = Cohort(base, LoraConfig(rank=4, alpha=8.0), EngineConfig())
-    cohort.base = replace(cohort.base, eos_ids=ENDS)
+    end_at(cohort, ENDS)
     cohort.seat({f"client-{i}": moved_adapter(cohort, i) for i in range(2)})
     return cohort
 
@@ -48,7 +49,9 @@ def seated(directory: Path, device: str = "cpu") -> Cohort:
 def draw(cohort: Cohort, decoding: Decoding, **engine: Any) -> Drawn:
     """Samples of two clients with three prompts and one, by switches of the engine."""
     ids = [cohort.base.encode(prompt) for prompt in PROMPTS]
-    return sample(cohort.base, cohort.stack, [ids, ids[1:2]], decoding, [5, 6], EngineConfig(**engine))
+    cohort.sampler = DecodeSampler(cohort.base, cohort.stack, EngineConfig(autocast="off", **engine))
+    drawn = cohort.sample({"client-0": ids, "client-1": ids[1:2]}, decoding, {"client-0": 5, "client-1": 6})
+    return list(drawn.values())
 
 
 def assert_same(one: Drawn, other: Drawn, tolerance: float = 1e-5) -> None:
@@ -73,8 +76,8 @@ def compactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return counted
 
-    monkeypatch.setattr(sampler, "_compact", counting(sampler._compact))
-    monkeypatch.setattr(sampler, "_compact_blocks", counting(sampler._compact_blocks))
+    monkeypatch.setattr(decode, "_compact", counting(decode._compact))
+    monkeypatch.setattr(decode, "_compact_blocks", counting(decode._compact_blocks))
     return left
 
 
@@ -107,7 +110,7 @@ def test_looking_seldom_at_which_rows_ended_changes_no_sample(
     cohort = seated(llama)
     plain = draw(cohort, DECODINGS["plain"])
     each_step = len(compactions)
-    monkeypatch.setattr(sampler, "LOOK_EVERY", {"cpu": 7})
+    monkeypatch.setattr(decode, "LOOK_EVERY", {"cpu": 7})
     assert_same(draw(cohort, DECODINGS["plain"]), plain)
     assert 0 < len(compactions) - each_step < each_step
 
@@ -187,9 +190,9 @@ def test_a_step_recorded_once_and_replayed_gives_the_same_samples(
     plain = draw(cohort, decoding, decode_cache="growing")
     compactions.clear()
     taped: list[Tape] = []
-    monkeypatch.setattr(sampler, "can_capture", lambda device: True)
-    monkeypatch.setattr(sampler, "capture", tape_of(taped))
-    monkeypatch.setattr(sampler, "CAPTURE_WORTH", 3)
+    monkeypatch.setattr(decode, "can_capture", lambda device: True)
+    monkeypatch.setattr(decode, "capture", tape_of(taped))
+    monkeypatch.setattr(decode, "CAPTURE_WORTH", 3)
     assert_same(draw(cohort, decoding, decode_cache="static"), plain)
     assert len(taped) == 1 + len(compactions)  # one for each shape
     assert all(len(tape.operations) > 50 for tape in taped)
@@ -211,10 +214,10 @@ def test_the_growing_cache_cannot_be_replayed(llama: Path, monkeypatch: pytest.M
     # So the tape does tell fixed shapes from others: with the growing cache every replay writes the same position.
     cohort = seated(llama)
     plain = draw(cohort, DECODINGS["plain"], decode_cache="growing", compact=False)
-    monkeypatch.setattr(sampler, "can_capture", lambda device: True)
-    monkeypatch.setattr(sampler, "capture", tape_of([]))
-    static = sampler.expand
-    monkeypatch.setattr(sampler, "expand", lambda *args, **kwargs: static(*args, **(kwargs | {"at": None})))
+    monkeypatch.setattr(decode, "can_capture", lambda device: True)
+    monkeypatch.setattr(decode, "capture", tape_of([]))
+    static = decode.expand
+    monkeypatch.setattr(decode, "expand", lambda *args, **kwargs: static(*args, **(kwargs | {"at": None})))
     replayed = draw(cohort, DECODINGS["plain"], decode_cache="static", compact=False)
     assert [r.token_ids for r in replayed[0][0]] != [r.token_ids for r in plain[0][0]]
 
@@ -223,8 +226,8 @@ def test_a_graph_lives_no_longer_than_the_adapters_it_was_captured_with(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cohort = seated(llama)
-    monkeypatch.setattr(sampler, "can_capture", lambda device: True)
-    monkeypatch.setattr(sampler, "capture", tape_of([]))
+    monkeypatch.setattr(decode, "can_capture", lambda device: True)
+    monkeypatch.setattr(decode, "capture", tape_of([]))
     first = draw(cohort, DECODINGS["plain"], decode_cache="static")
     cohort.seat({f"client-{i}": moved_adapter(cohort, 7 + i) for i in range(2)})
     second = draw(cohort, DECODINGS["plain"], decode_cache="static")
@@ -261,8 +264,8 @@ def test_cuda_graphs_replay_the_same_samples(
         graphs.append(name)
         return capture(step, name)
 
-    monkeypatch.setattr(sampler, "capture", counted)
-    monkeypatch.setattr(sampler, "CAPTURE_WORTH", 3)
+    monkeypatch.setattr(decode, "capture", counted)
+    monkeypatch.setattr(decode, "CAPTURE_WORTH", 3)
     decoding = replace(DECODINGS["cut"], max_new_tokens=40)
     assert_same(draw(cohort, decoding, decode_cache="static"), draw(cohort, decoding, decode_cache="growing"), 1e-4)
     assert graphs

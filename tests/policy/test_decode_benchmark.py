@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import TINY_CASES, Runner, decode_bytes, decode_way, main, training_flop
-from fedrlvr.policy import sampler
+from fedrlvr.policy import decode
 
 
 def test_it_says_in_one_line_that_there_is_no_gpu(
@@ -54,12 +54,12 @@ def test_bounds_by_hand() -> None:
 
 def test_ways_to_decode() -> None:
     device = torch.device("cuda")
-    assert sampler.can_capture(device)
+    assert decode.can_capture(device)
     with decode_way("static") as cache:
         assert cache == "static"
-        assert not sampler.can_capture(device)
+        assert not decode.can_capture(device)
     with decode_way("graph") as cache:
         assert cache == "static"
-        assert sampler.can_capture(device)
+        assert decode.can_capture(device)
     with decode_way("growing") as cache:
         assert cache == "growing"

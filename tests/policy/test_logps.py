@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedrlvr.policy.logps import token_logps
+from fedrlvr.policy.forward import token_logps
 
 TOKENS, WIDTH, VOCABULARY = 11, 6, 50
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from models import GEMMA2_WINDOW, KINDS, moved_adapter, tiny_cohort
+from models import GEMMA2_WINDOW, KINDS, end_at, moved_adapter, tiny_cohort
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -16,10 +15,8 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, SamplingConfig
 from fedrlvr.errors import DataError
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.peft_format import save_peft
-from fedrlvr.policy.sampler import (
+from fedrlvr.policy.decode import (
     BLOCK,
-    Decoding,
     _compact,
     _compact_blocks,
     _draw,
@@ -29,6 +26,8 @@ from fedrlvr.policy.sampler import (
     left_pad,
     position_ids,
 )
+from fedrlvr.policy.peft_format import save_peft
+from fedrlvr.policy.sampler import Decoding
 
 PROMPTS = ["1 + 1 =", "What is 12 + 345?", "A dose of 5 mg per kg for 20 kg is"]
 
@@ -108,7 +107,7 @@ def test_slicing_by_decode_rows_does_not_change_samples(llama: Path) -> None:
 def test_taking_ended_rows_out_does_not_change_samples(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> dict[str, list[list[list[int]]]]:
         cohort, adapters = seated(llama, clients=2)
-        cohort.base = replace(cohort.base, eos_ids=frozenset(range(2, 22)))
+        end_at(cohort, frozenset(range(2, 22)))
         drawn = cohort.sample(dict.fromkeys(adapters, ids_of(cohort)), Decoding(8, 24), {"client-0": 5, "client-1": 6})
         return {client: [[list(r.token_ids) for r in group] for group in groups] for client, groups in drawn.items()}
 
@@ -119,18 +118,18 @@ def test_taking_ended_rows_out_does_not_change_samples(llama: Path, monkeypatch:
         kept.extend([] if rows is None else [len(rows)])
         return rows
 
-    monkeypatch.setattr("fedrlvr.policy.sampler._compact", counted)
+    monkeypatch.setattr("fedrlvr.policy.decode._compact", counted)
     with_compaction = run()
     assert len(kept) >= 3  # from 48 rows at least to 6
     assert kept == sorted(kept, reverse=True)
-    monkeypatch.setattr("fedrlvr.policy.sampler._compact", lambda alive: None)
+    monkeypatch.setattr("fedrlvr.policy.decode._compact", lambda alive: None)
     assert run() == with_compaction
 
 
 def test_responses_end_at_the_first_end_token_or_at_the_limit(llama: Path) -> None:
     cohort, adapters = seated(llama)
     ends = frozenset(range(2, 22))
-    cohort.base = replace(cohort.base, eos_ids=ends)
+    end_at(cohort, ends)
     drawn = cohort.sample(dict.fromkeys(adapters, ids_of(cohort)), Decoding(16, 6), {"client-0": 1})
     responses = [r for group in drawn["client-0"] for r in group]
     assert {r.finished for r in responses} == {True, False}

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from run_samples import run_records
 
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import Evaluated, Observer, PhaseStarted, RoundSaved, RunFailed, RunStarted, StepEnded
 from fedrlvr.reporting.progress import LiveProgress, Pace, PlainProgress, progress, sparkline
 
 
@@ -29,16 +29,20 @@ def clock() -> Clock:
     return Clock()
 
 
+def saved(round_: int) -> RoundSaved:
+    return RoundSaved(round_, run_records()[round_])
+
+
 def play(observer: Observer, clock: Clock, clients: list[str]) -> None:
     """Round 0 takes 4 s; round 1 of 2 has two steps of 5 s and is in its second one's first second."""
-    observer.started("runs/x", clients, 2, 1)
-    observer.phase(0, "evaluate")
+    observer.notify(RunStarted("runs/x", clients, rounds=2, local_steps=2, first_round=0))
+    observer.notify(PhaseStarted(0, "evaluate"))
     clock.after(4)
-    observer.evaluated(0, 40)
-    observer.round_done(run_records()[0])
-    observer.phase(1, "train")
+    observer.notify(Evaluated(0, 40))
+    observer.notify(saved(0))
+    observer.notify(PhaseStarted(1, "train"))
     clock.after(5)
-    observer.step(1, 1, 2, {name: i / 8 for i, name in enumerate(clients)}, 1000)
+    observer.notify(StepEnded(1, 1, 2, {name: i / 8 for i, name in enumerate(clients)}, 1000))
     clock.after(1)
 
 
@@ -93,17 +97,18 @@ def test_pace_after_the_last_round_and_after_a_resume(clock: Clock) -> None:
 def test_plain_lines(clock: Clock) -> None:
     out = io.StringIO()
     plain = PlainProgress(out, clock)
-    plain.started("runs/x", ["alpha", "beta"], 2, 1)
-    for seconds, record in zip((4.0, 10.0, 61.0), run_records(), strict=True):
+    plain.notify(RunStarted("runs/x", ["alpha", "beta"], rounds=2, local_steps=2, first_round=0))
+    for round_, seconds in enumerate((4.0, 10.0, 61.0)):
         clock.after(seconds)
-        plain.round_done(record)
+        plain.notify(saved(round_))
+    plain.notify(RunFailed("its disk"))  # which the command says
     assert out.getvalue().splitlines() == [
         "runs/x: 2 clients, 2 rounds",
         "round 0/2  held-out pass@1 40.0 %  4.0 s",
         "round 1/2  reward 0.150  10.0 s",
         "round 2/2  reward 0.300  held-out pass@1 55.0 %  1:01",
     ]
-    plain.started("runs/x", ["alpha"], 5, 3)
+    plain.notify(RunStarted("runs/x", ["alpha"], rounds=5, local_steps=2, first_round=3))
     assert out.getvalue().splitlines()[-1] == "runs/x: 1 client, 5 rounds, going on with round 3"
 
 
@@ -116,8 +121,9 @@ def test_plain_lines_are_flushed_at_once() -> None:
 
     pipe = Pipe()
     plain = PlainProgress(pipe)
-    plain.round_done(run_records()[1])
-    assert pipe.flushed == 1
+    plain.notify(RunStarted("runs/x", ["alpha"], rounds=5, local_steps=2, first_round=0))
+    plain.notify(saved(1))
+    assert pipe.flushed == 2
 
 
 def drawn(live: LiveProgress) -> str:
@@ -138,10 +144,10 @@ def test_live_display(clock: Clock) -> None:
         assert "alpha  0.000" in text
         assert "beta   0.125" in text
         assert "held-out pass@1  round 0 40.0 %" in text
-        live.round_done(run_records()[1])
-        live.phase(2, "train")
-        live.step(2, 2, 2, {"alpha": 1.0, "beta": 0.5}, 10)
-        live.round_done(run_records()[2])
+        live.notify(saved(1))
+        live.notify(PhaseStarted(2, "train"))
+        live.notify(StepEnded(2, 2, 2, {"alpha": 1.0, "beta": 0.5}, 10))
+        live.notify(saved(2))
         text = drawn(live)
         assert "round 2/2" in text
         assert "left" not in text

@@ -133,7 +133,7 @@ def test_ratio_sums_of_shaped_responses_by_hand() -> None:
     behaviour = torch.tensor([[0.01, 0.02], [0.01, 0.02], [0.5, 0.3]], dtype=torch.float64).log()
     mask = torch.tensor([[1, 1], [1, 1], [1, 0]])
     shaping = torch.tensor([0.1, 0.1, 0.0], dtype=torch.float64)
-    sums = ratio_sums(policy, behaviour, torch.tensor([1.0, -1.0, 1.0]), mask, shaping_B=shaping, **CLIP)
+    sums = ratio_sums(policy, behaviour, torch.tensor([1.0, -1.0, 1.0]), mask, loss="dapo", shaping_B=shaping, **CLIP)
     expected = torch.tensor([[1.65, 0.9, 0.0], [1.65, 0.9, 1.0], [1.4, 1.4, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(sums, expected)
 
@@ -152,8 +152,8 @@ def test_a_response_without_shaping_is_as_it_would_be_alone() -> None:
 
     unshaped = losses(leaf(), shaping_B=torch.zeros(2))
     assert torch.equal(unshaped, losses(leaf()))
-    stats = ratio_sums(leaf(), BEHAVIOUR, ADVANTAGES, MASK, shaping_B=shaping, **CLIP)
-    assert torch.equal(stats[0], ratio_sums(leaf(), BEHAVIOUR, ADVANTAGES, MASK, **CLIP)[0])
+    stats = ratio_sums(leaf(), BEHAVIOUR, ADVANTAGES, MASK, loss="dapo", shaping_B=shaping, **CLIP)
+    assert torch.equal(stats[0], ratio_sums(leaf(), BEHAVIOUR, ADVANTAGES, MASK, loss="dapo", **CLIP)[0])
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
@@ -170,7 +170,7 @@ def test_extreme_log_probs_give_no_nan(dtype: torch.dtype, advantage: float) -> 
     assert policy.grad is not None
     assert bool(torch.isfinite(sums).all())
     assert bool(torch.isfinite(policy.grad).all())
-    stats = ratio_sums(policy, behaviour, advantages, mask, shaping_B=shaping, **CLIP)
+    stats = ratio_sums(policy, behaviour, advantages, mask, loss="dapo", shaping_B=shaping, **CLIP)
     assert bool(torch.isfinite(stats).all())
     if advantage > 0:  # ratios 1, e^-80, e^40 (clipped), e^-40, 1, and shaped 0, 0, 1 / 1.1, 0, 1 / 1.1
         assert sums.tolist() == pytest.approx([-1 - 1.3 - 1, -2 / 1.1], rel=1e-6)

@@ -25,6 +25,15 @@ BY_HAND = {
     "grpo": (-2.8 / 3 + 3.8 / 2) / 2,  # mean over responses of the mean over tokens
     "dr_grpo": (-2.8 + 3.8) / (2 * 3),  # responses x longest
     "dapo": (-2.8 + 3.8) / 5,  # all tokens
+    # All tokens' -clip(ratio) A logp: clipped ratios 1, 1.3, 0.8 and 1.1, 0.8; logp is BEHAVIOUR + ln ratio.
+    "cispo": (
+        1.0
+        + 1.3 * (2 - math.log(1.5))
+        + 0.8 * (0.5 + math.log(2))
+        - 2.2 * (1 - math.log(1.1))
+        - 1.6 * (3 + math.log(2))
+    )
+    / 5,
 }
 
 
@@ -106,7 +115,7 @@ def test_padding_does_not_leak(loss: Any, garbage: float) -> None:
         )
         value.backward()
         assert policy.grad is not None
-        return value.detach(), policy.grad, ratio_sums(policy, behaviour, ADVANTAGES, MASK, **CLIP)
+        return value.detach(), policy.grad, ratio_sums(policy, behaviour, ADVANTAGES, MASK, loss=loss, **CLIP)
 
     for clean, dirty in zip(run(0.0), run(garbage), strict=True):
         assert torch.equal(clean, dirty)
@@ -138,7 +147,7 @@ def test_leaving_out_zero_advantage_responses_gives_the_same_gradient(loss: Any)
 def test_the_normaliser_by_hand() -> None:
     sizes = {"responses": 4, "tokens": 30, "max_tokens": 10}
     assert [normaliser(loss, **sizes) for loss in ("grpo", "dr_grpo", "dapo")] == [4.0, 40.0, 30.0]
-    assert [normaliser(loss, responses=0, tokens=0, max_tokens=10) for loss in LOSSES] == [1.0, 1.0, 1.0]
+    assert [normaliser(loss, responses=0, tokens=0, max_tokens=10) for loss in LOSSES] == [1.0] * len(LOSSES)
 
 
 def test_gradients_reach_the_policy_only() -> None:
@@ -158,20 +167,35 @@ def test_a_response_without_tokens_costs_nothing() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="grpo, dr_grpo, dapo, got 'ppo'"):
-        policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="ppo", **CLIP)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"loss .* 'ppo'"):
+        policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="ppo", **CLIP)
     with pytest.raises(ValueError, match="reference"):
         policy_loss(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="grpo", kl_beta=0.1, **CLIP)
 
 
 def test_ratio_sums_by_hand() -> None:
     # Clipped: ratio 1.5 above 1.3 with A > 0; ratio 0.5 below 0.8 with A < 0. The 0.5 with A > 0 is not.
-    sums = ratio_sums(logps(), BEHAVIOUR, ADVANTAGES, MASK, **CLIP)
+    sums = ratio_sums(logps(), BEHAVIOUR, ADVANTAGES, MASK, loss="dapo", **CLIP)
     expected = torch.tensor([[3.0, 1.5, 1.0], [1.6, 1.1, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(sums, expected)
     assert not sums.requires_grad
-    without = ratio_sums(logps(), BEHAVIOUR, torch.zeros(2), MASK, **CLIP)
+    without = ratio_sums(logps(), BEHAVIOUR, torch.zeros(2), MASK, loss="dapo", **CLIP)
     assert without[:, 2].tolist() == [0.0, 0.0]
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    # d loss / d logp = -clip(ratio) A / 5 for every token: ratios 1, 1.3, 0.8 with A = 1; 1.1, 0.8 with A = -2.
+    policy = logps()
+    policy_loss(policy, BEHAVIOUR, ADVANTAGES, MASK, loss="cispo", **CLIP).backward()
+    expected = torch.tensor([[-1.0, -1.3, -0.8], [2.2, 1.6, 0.0]], dtype=torch.float64) / 5
+    torch.testing.assert_close(policy.grad, expected)
+
+
+def test_cispo_counts_every_ratio_outside_the_bounds() -> None:
+    # 1.5 and 0.5 of the first response, 0.5 of the second, whatever the advantage.
+    for advantages in (ADVANTAGES, -ADVANTAGES, torch.zeros(2)):
+        sums = ratio_sums(logps(), BEHAVIOUR, advantages, MASK, loss="cispo", **CLIP)
+        assert sums[:, 2].tolist() == [2.0, 1.0]
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])

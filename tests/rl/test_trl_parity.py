@@ -121,6 +121,9 @@ def test_loss_and_gradient_are_those_of_trl(
     reference = noisy(logps, 5)
 
     trainer.loss_type, trainer.beta = loss, kl_beta
+    # TRL's CISPO has no lower bound, and its upper one is the ratio itself.
+    clip_low = 0.999 if loss == "cispo" else CLIP_LOW
+    trainer.epsilon_high = 1 + CLIP_HIGH if loss == "cispo" else CLIP_HIGH
     trainer.model.zero_grad()
     extra = {} if on_policy else {"old_per_token_logps": behaviour}
     theirs = trainer._compute_loss(trainer.model, {**batch, **extra, "ref_per_token_logps": reference})
@@ -132,7 +135,7 @@ def test_loss_and_gradient_are_those_of_trl(
         batch["advantages"],
         batch["completion_mask"],
         loss=loss,
-        clip_low=CLIP_LOW,
+        clip_low=clip_low,
         clip_high=CLIP_HIGH,
         max_tokens=MAX_TOKENS,
         reference_logps_BT=reference,
@@ -163,9 +166,10 @@ def test_the_batch_has_tokens_on_both_sides_of_both_clip_bounds(
         assert bool((side & (ratio > 1 + CLIP_HIGH)).any())
         assert bool((side & (ratio < 1 - CLIP_LOW)).any())
 
-    trainer.loss_type, trainer.beta = "dapo", 0.0
+    trainer.loss_type, trainer.beta, trainer.epsilon_high = "dapo", 0.0, CLIP_HIGH
     trainer._metrics["train"].clear()
     trainer._compute_loss(trainer.model, {**batch, "old_per_token_logps": behaviour})
-    sums = ratio_sums(logps, behaviour, batch["advantages"], mask, clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+    bounds = {"clip_low": CLIP_LOW, "clip_high": CLIP_HIGH}
+    sums = ratio_sums(logps, behaviour, batch["advantages"], mask, loss="dapo", **bounds)
     clipped = float(sums[:, 2].sum() / mask.sum())
     assert trainer._metrics["train"]["clip_ratio/region_mean"] == [pytest.approx(clipped, rel=1e-6)]

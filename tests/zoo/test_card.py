@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fedrlvr.zoo.card import Score, read_scores, table, write_card
+from scripts.reasoner.card import Score, read_scores, table, write_card
 
 GOOD = Score("sum", "easy", "diffuse", 200, 1.0, 0.531, 0.945, 0.985)
 CONFIDENTLY_WRONG = Score("unit", "easy", "systematic", 200, 0.0, 0.3, 0.1, 0.9)

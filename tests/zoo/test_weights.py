@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedrlvr.errors import ModelError
 from fedrlvr.zoo import FAMILIES, LEVELS, problems, weights_dir
-from fedrlvr.zoo.card import read_scores, table
-from fedrlvr.zoo.evaluate import NEW_TOKENS, answer_of, load, respond, score
 from fedrlvr.zoo.generators import MAX_RESPONSE, NOISE, demonstrations
 from fedrlvr.zoo.tokenizer import CHARACTERS, build
-from fedrlvr.zoo.train import IGNORED, new_model, schedule, tensors, train
+from scripts.reasoner.card import read_scores, table
+from scripts.reasoner.evaluate import NEW_TOKENS, answer_of, load, respond, score
+from scripts.reasoner.train import IGNORED, new_model, schedule, tensors, train
 
 
 @pytest.fixture(scope="module")
@@ -132,5 +132,5 @@ def test_training_is_reproducible_from_the_seed(tmp_path):
 
 
 def test_a_directory_without_weights_is_named(tmp_path):
-    with pytest.raises(ModelError, match=rf"{tmp_path.name}.*fedrlvr.zoo.train"):
+    with pytest.raises(ModelError, match=rf"{tmp_path.name}.*scripts.reasoner.train"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Rebuild the embedded reasoner from a seed: `python -m fedrlvr.zoo.train [--out DIR --seed 0 ...]`.
+"""Rebuild the embedded reasoner from a seed: `python -m scripts.reasoner.train [--out DIR --seed 0 ...]`.
 
 Supervised learning on the train split's demonstrations, in two stages. The first shows only right solutions, so that
 the right way is within the model's reach; the second shows the noise shares of `generators.NOISE`, so that it takes
@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -23,10 +22,11 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from fedrlvr.machine import processor
 from fedrlvr.zoo import FAMILIES, problems, weights_dir
-from fedrlvr.zoo.evaluate import NEW_TOKENS, greedy_accuracy
 from fedrlvr.zoo.generators import NOISE, Demonstration, demonstrations
 from fedrlvr.zoo.tokenizer import build
+from scripts.reasoner.evaluate import NEW_TOKENS, greedy_accuracy
 
 SHOWN = (*FAMILIES, "dose", "drip")  # by turns: the two families slowest to learn come twice as often
 MUON_RATE = 2e-2
@@ -115,13 +115,6 @@ def train_step(
     return total / labelled
 
 
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def cells(accuracy: dict[tuple[str, str], float]) -> str:
     return "  ".join(f"{family}-{level[0]} {100 * share:.0f}" for (family, level), share in accuracy.items())
 
@@ -186,7 +179,9 @@ def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fedrlvr.zoo.train", description="Rebuild the embedded reasoner.")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.reasoner.train", description="Rebuild the embedded reasoner."
+    )
     parser.add_argument("--out", type=Path, default=weights_dir(), help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean-steps", type=int, default=1300, help="steps on right solutions only")

@@ -91,7 +91,7 @@ def _noise_table(noise: Mapping[str, float], clean: Mapping[str, float]) -> str:
 
 def _command(training: Mapping[str, Any]) -> str:
     return (
-        f"python -m fedrlvr.zoo.train --seed {training['seed']} --clean-steps {training['clean_steps']} "
+        f"python -m scripts.reasoner.train --seed {training['seed']} --clean-steps {training['clean_steps']} "
         f"--noisy-steps {training['noisy_steps']} --batch {training['batch']}"
     )
 
@@ -107,7 +107,7 @@ are made-up numbers and not advice.
 - Training: {clean_steps} steps of {batch} right solutions, then {noisy_steps} steps of {batch} with the shares of
   wrong ones below; seed {seed}.
 - Made: {date}, {machine}, {seconds} s; torch {torch}, transformers {transformers}.
-- Command: `{command}`, then `python -m fedrlvr.zoo.evaluate --card`.
+- Command: `{command}`, then `python -m scripts.reasoner.evaluate --card`.
 
 ## What it scores
 

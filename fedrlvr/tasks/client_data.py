@@ -1,4 +1,4 @@
-"""An organisation's own, which never leaves its machine: its problems, their answers, its grader and its ledger."""
+"""One client's data, which never leaves its machine: its problems, their answers, its grader and its ledger."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from fedrlvr.labels.answers import Answers, rewards
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem, Question
 from fedrlvr.tasks.rewards import Reward
+from fedrlvr.tasks.task import Instruction, no_instruction, prompt_text
 
 
 @dataclass(frozen=True)
-class Site:
-    """One organisation's own. Never leaves its machine.
+class ClientData:
+    """The data of one client, which never leaves the client's machine.
 
-    train: what it trains on, as questions; their answers are sealed in `answers`.
+    train: training problems as questions; their answers are sealed in `answers`.
+    test: held-out problems.
     reward: (completion, problem) -> the true reward.
-    instruction: appended to every prompt. rank: of its adapter; None is the run's.
-    ledger: the file of the labels it has paid for; None where it has no use for one. run: tells this run's uses of
-    labels from those of others that go by the same file.
+    instruction: kind of problem -> the sentence appended to prompts of that kind.
+    rank: of the client's adapter; None is the run's.
+    ledger: file of the labels the client has paid for; None for a client that pays for none.
+    run: tells this run's uses of labels from those of other runs that share the ledger.
     """
 
     name: str
@@ -30,19 +33,23 @@ class Site:
     answers: Answers
     test: Sequence[Problem]
     reward: Reward
-    instruction: str = ""
+    instruction: Instruction = no_instruction
     rank: int | None = None
     ledger: Path | None = None
     run: str = ""
 
     @classmethod
     def of(cls, name: str, train: Sequence[Problem], test: Sequence[Problem], reward: Reward, **others: Any) -> Self:
-        """A site of problems with answers, which are sealed.
+        """The data of a client whose problems have answers, which are sealed.
 
         Raises:
             DataError: two training problems have one id.
         """
         return cls(name, [p.question for p in train], Answers(name, train, reward), test, reward, **others)
+
+    def prompt_text(self, problem: Problem | Question) -> str:
+        """A problem's prompt with the instruction of its kind: the text that the model is asked."""
+        return prompt_text(problem, self.instruction)
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
         """True rewards of a problem whose answer is at hand: a held-out or a public one.

@@ -128,8 +128,8 @@ def test_embedded_passes_its_options_on() -> None:
     problems = load("embedded", None, "public", size=3, seed=0, levels=["easy"])
     assert len(problems) == 24
     assert validate(problems, grader_for(None)).failures == []
-    with pytest.raises(ConfigError, match="needs the option 'seed'"):
-        load("embedded", None, "train", size=3)
+    with pytest.raises(ConfigError, match="needs the option 'size'"):
+        load("embedded", None, "train", seed=0)
     with pytest.raises(ConfigError, match=r"a path \(x\) would have no effect"):
         load("embedded", "x", "train", size=3, seed=0)
 

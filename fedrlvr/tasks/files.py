@@ -18,7 +18,7 @@ LONGEST_FILE = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One row and where it stands, for error messages: `where` is a path with its line, item or key."""
 
     where: str
@@ -26,7 +26,7 @@ class Row:
     data: Mapping[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[DataRow]:
     """Rows of a file: one document if it ends in `.json` (a list, or an object of objects by id), else JSON lines.
 
     An object's key becomes its row's `id`. Rows are counted from 0 in `index`, lines from 1 in `where`.
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _lines(path: Path) -> Iterator[DataRow]:
     index = 0
     with path.open("rb") as file:
         number = 0
@@ -54,13 +54,13 @@ def _lines(path: Path) -> Iterator[Row]:
             data = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
             if data is _BLANK:
                 continue
-            yield Row(where, index, _object(data, where))
+            yield DataRow(where, index, _object(data, where))
             index += 1
     if not index:
         raise DataError(f"{path} is empty. Put one problem on each line, as a JSON object.")
 
 
-def _document(path: Path) -> Iterator[Row]:
+def _document(path: Path) -> Iterator[DataRow]:
     if path.stat().st_size > LONGEST_FILE:
         raise DataError(f"{path} is larger than {LONGEST_FILE:,} bytes. Make it a .jsonl file, one problem on a line.")
     content = path.read_bytes()
@@ -70,11 +70,11 @@ def _document(path: Path) -> Iterator[Row]:
     if isinstance(data, dict):
         for index, (key, row) in enumerate(data.items()):
             where = f"{path}, key {key}"
-            yield Row(where, index, {"id": key, **_object(row, where)})
+            yield DataRow(where, index, {"id": key, **_object(row, where)})
     elif isinstance(data, list):
         for index, row in enumerate(data):
             where = f"{path}, item {index} (from 0)"
-            yield Row(where, index, _object(row, where))
+            yield DataRow(where, index, _object(row, where))
     else:
         raise DataError(f"{path} holds neither a list nor an object. It should hold a JSON list of problems.")
 

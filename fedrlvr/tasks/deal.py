@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedrlvr.config import (
     CareSupervision,
@@ -20,40 +20,29 @@ from fedrlvr.config import (
     Supervision,
 )
 from fedrlvr.errors import ConfigError, DataError
-from fedrlvr.federation.site import Site
 from fedrlvr.labels.place import ledger_file
-from fedrlvr.policy.base import Base
 from fedrlvr.seeds import stream
-from fedrlvr.tasks import (
-    Holding,
-    Problem,
-    Question,
-    check_disjoint,
-    drop_overlap,
-    grader_for,
-    instruction,
-    load,
-    partition,
-    take_public,
-    who_holds_what,
-)
-from fedrlvr.tasks.partitioning import by_source
-from fedrlvr.tasks.splits import sample
-from fedrlvr.zoo import FAMILIES, LEVELS
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.load import load, task_of
+from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
+from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.rewards import grader_for
+from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
+from fedrlvr.tasks.task import Instruction, prompt_text
 
-_log = logging.getLogger("fedrlvr.federation")
+if TYPE_CHECKING:
+    from fedrlvr.policy.base import Base
+
+_log = logging.getLogger("fedrlvr.tasks")
 
 CENTRAL = "central"
-
-# Problems generated where data.train_size and data.test_size do not say.
-GENERATED_TRAIN, GENERATED_TEST = 4096, 1024
 
 
 @dataclass(frozen=True)
 class Dealt:
     """Who holds what. `public` is in no client's hands."""
 
-    sites: list[Site]
+    clients: list[ClientData]
     public: list[Problem]
     train_table: list[Holding]
     test_table: list[Holding]
@@ -62,7 +51,7 @@ class Dealt:
     def digest(self) -> str:
         """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
         digest = hashlib.sha256()
-        held = [(site.name, (*site.answers.everything(), *site.test)) for site in self.sites]
+        held = [(client.name, (*client.answers.everything(), *client.test)) for client in self.clients]
         for name, problems in [*held, ("", self.public)]:
             for problem in problems:
                 row = (name, problem.id, problem.prompt, problem.answer, problem.source)
@@ -80,28 +69,28 @@ def deal(config: Config) -> Dealt:
     train, public, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
     check_disjoint(train, public, test)
-    clients = [CENTRAL] if config.federation.arm == "central" else config.federation.names
+    names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
     alpha = getattr(config.partition, "alpha", 1.0)
-    kind = "iid" if len(clients) == 1 else config.partition.type
-    parts = partition(train, clients, type=kind, alpha=alpha, seed=seed)
+    kind = "iid" if len(names) == 1 else config.partition.type
+    parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
     reward = grader_for(data.reward)
-    own = instruction_of(data, train[0])
+    instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
-    sites = [
-        Site.of(
+    clients = [
+        ClientData.of(
             name,
             parts[name],
             held_out[name],
             reward,
-            instruction=own,
+            instruction=instruction,
             rank=ranks.get(name),
             ledger=_ledger(config, name),
             run=config.run.directory.name if config.run.directory else "",
         )
-        for name in clients
+        for name in names
     ]
-    return Dealt(sites, public, who_holds_what(parts), who_holds_what(held_out))
+    return Dealt(clients, public, who_holds_what(parts), who_holds_what(held_out))
 
 
 def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
@@ -120,7 +109,7 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
         ConfigError, DataError: as these.
     """
     _, public, _ = _apart(config)
-    return _public_that_fit(public, base, config, instruction_of(config.data, public[0]) if public else "")
+    return _public_that_fit(public, base, config, instruction_of(config.data))
 
 
 def own_problems(data: DataConfig, *, unlabelled: bool, seed: int) -> tuple[list[Problem], list[Problem]]:
@@ -136,11 +125,10 @@ def own_problems(data: DataConfig, *, unlabelled: bool, seed: int) -> tuple[list
     return train, test
 
 
-def instruction_of(data: DataConfig, problem: Problem) -> str:
-    """What is appended to each prompt, where the config does not say."""
-    if data.instruction is not None:
-        return data.instruction
-    return "" if data.name == "embedded" else instruction(problem.kind)
+def instruction_of(data: DataConfig) -> Instruction:
+    """Kind of problem -> what is appended to its prompts: the configuration's instruction, or else the task's own."""
+    stated = data.instruction
+    return task_of(data.name).instruction if stated is None else lambda kind: stated
 
 
 def _ledger(config: Config, client: str) -> Path | None:
@@ -177,33 +165,37 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
             text names the client.
     """
     limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
-    sites = [fit_site(site, base, limit, longest) for site in dealt.sites]
-    public = _public_that_fit(dealt.public, base, config, sites[0].instruction)
-    train_table = who_holds_what({site.name: site.train for site in sites})
-    return Dealt(sites, public, train_table, who_holds_what({site.name: site.test for site in sites}))
+    clients = [fit_client(client, base, limit, longest) for client in dealt.clients]
+    public = _public_that_fit(dealt.public, base, config, instruction_of(config.data))
+    train_table = who_holds_what({client.name: client.train for client in clients})
+    return Dealt(clients, public, train_table, who_holds_what({client.name: client.test for client in clients}))
 
 
-def fit_site(site: Site, base: Base, limit: int | None, longest: int) -> Site:
-    """A site without the problems whose prompts have more than `limit` tokens. longest: response, in tokens.
+def fit_client(client: ClientData, base: Base, limit: int | None, longest: int) -> ClientData:
+    """A client's data without the problems whose prompts have more than `limit` tokens.
+
+    longest: of a response, in tokens.
 
     Raises:
         DataError: as `fit_prompts`.
     """
-    train = [p for p in site.train if _fits(p, site.name, site.instruction, base, limit, longest)]
-    test = [p for p in site.test if _fits(p, site.name, site.instruction, base, limit, longest)]
-    dropped = len(site.train) - len(train), len(site.test) - len(test)
+    train = [p for p in client.train if _fits(p, client.name, client.instruction, base, limit, longest)]
+    test = [p for p in client.test if _fits(p, client.name, client.instruction, base, limit, longest)]
+    dropped = len(client.train) - len(train), len(client.test) - len(test)
     if any(dropped):
-        _log.info("%s: left out %d training and %d held-out problems with long prompts", site.name, *dropped)
+        _log.info("%s: left out %d training and %d held-out problems with long prompts", client.name, *dropped)
     if not train:
         raise DataError(
-            f"{site.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
+            f"{client.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
         )
-    return replace(site, train=train, test=test)
+    return replace(client, train=train, test=test)
 
 
-def _public_that_fit(problems: Sequence[Problem], base: Base, config: Config, own: str) -> list[Problem]:
+def _public_that_fit(
+    problems: Sequence[Problem], base: Base, config: Config, instruction: Instruction
+) -> list[Problem]:
     limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
-    public = [p for p in problems if _fits(p, "the public set", own, base, limit, longest)]
+    public = [p for p in problems if _fits(p, "the public set", instruction, base, limit, longest)]
     if len(public) < len(problems):
         _log.info("left out %d public problems with long prompts", len(problems) - len(public))
     if (least := getattr(config.coordination, "public_problems", 0)) > len(public):
@@ -214,7 +206,9 @@ def _public_that_fit(problems: Sequence[Problem], base: Base, config: Config, ow
     return public
 
 
-def _fits(problem: Problem | Question, whose: str, own: str, base: Base, limit: int | None, longest: int) -> bool:
+def _fits(
+    problem: Problem | Question, holder: str, instruction: Instruction, base: Base, limit: int | None, longest: int
+) -> bool:
     """Whether a problem's prompt has at most `limit` tokens."""
     room = base.max_length - longest
     if limit is not None and limit > room:
@@ -222,10 +216,10 @@ def _fits(problem: Problem | Question, whose: str, own: str, base: Base, limit: 
             f"data.max_prompt_tokens = {limit} and sampling.max_new_tokens = {longest} exceed the model's "
             f"{base.max_length} positions. Lower one of them."
         )
-    length = len(base.encode(problem.prompt, own))
+    length = len(base.encode(prompt_text(problem, instruction)))
     if limit is None and length > room:
         raise DataError(
-            f"{whose}: the prompt of problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "
+            f"{holder}: the prompt of problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "
             f"{longest} exceeds the model's {base.max_length} positions. Lower max_new_tokens, or leave long problems "
             "out with data.max_prompt_tokens."
         )
@@ -245,31 +239,15 @@ def _load_both(data: DataConfig, *, unlabelled: bool) -> tuple[list[Problem], li
     """
     if "unlabelled" in data.options:
         raise ConfigError("data.options.unlabelled: it follows from supervision.labels_from = 'desk'; leave it out.")
-    if data.name == "embedded":
-        if "size" in data.options:
-            raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
-        options: dict[str, Any] = {"seed": 0, **data.options}
-        families, levels = options.get("families", FAMILIES), options.get("levels", LEVELS)
-        cells = max(len(families) * len(levels), 1)
-        sizes = [(data.train_size or GENERATED_TRAIN) + data.public_size, data.test_size or GENERATED_TEST]
-        per_cell = [-(-size // cells) for size in sizes]
-        return (
-            load(data.name, data.path, "train", size=per_cell[0], **options),
-            load(data.name, data.path, "test", size=per_cell[1], **options),
+    task = task_of(data.name)
+    if unlabelled and not task.takes_labels:
+        raise ConfigError(
+            f"data.name: the problems of {data.name} are scored without a label, so nobody is to be asked for one."
         )
-    if data.name.startswith("reasoning_gym:"):
-        if unlabelled:
-            raise ConfigError("data.name: the families of reasoning-gym know their answers, so nobody is to be asked.")
-        if "size" in data.options:
-            raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
-        train_size = (data.train_size or GENERATED_TRAIN) + data.public_size
-        return (
-            load(data.name, data.path, "train", size=train_size, **data.options),
-            load(data.name, data.path, "test", size=data.test_size or GENERATED_TEST, **data.options),
-        )
+    train, test = task.options_of(data)
     return (
-        load(data.name, data.path, "train", unlabelled=unlabelled, **data.options),
-        load(data.name, data.path, "test", unlabelled=unlabelled, **data.options),
+        load(data.name, data.path, "train", unlabelled=unlabelled, **train),
+        load(data.name, data.path, "test", unlabelled=unlabelled, **test),
     )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import KINDS, moved_adapter, tiny_cohort
+from models import KINDS, end_at, moved_adapter, tiny_cohort
 from test_decode import ENDS, PROMPTS, tape_of
 from test_sampling import plain_peft
 from torch import Tensor, nn
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig
 from fedrlvr.errors import ModelError
-from fedrlvr.policy import sampler
+from fedrlvr.policy import decode
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.decode import DecodeSampler
+from fedrlvr.policy.hidden_states import HiddenStates, RowStates
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.policy.states import RowStates, States
 from fedrlvr.rl import Response
 
 WIDTH = 32
@@ -46,7 +46,7 @@ Drawn = dict[str, list[list[Response]]]
 def seated(directory: Path, lora: LoraConfig | None = None) -> tuple[Cohort, dict[str, Adapter]]:
     """Two clients with different adapters, on a model that ends its responses often."""
     cohort = tiny_cohort(directory, lora)
-    cohort.base = replace(cohort.base, eos_ids=ENDS)
+    end_at(cohort, ENDS)
     adapters = {f"client-{i}": moved_adapter(cohort, i) for i in range(2)}
     cohort.seat(adapters)
     return cohort, adapters
@@ -58,20 +58,20 @@ def prompts_of(cohort: Cohort) -> dict[str, list[list[int]]]:
     return {"client-0": ids, "client-1": ids[1:2]}
 
 
-def draw(cohort: Cohort, decoding: Decoding = DECODING, **engine: Any) -> tuple[Drawn, dict[str, States]]:
-    cohort.engine = EngineConfig(**engine)
-    states: dict[str, States] = {}
+def draw(cohort: Cohort, decoding: Decoding = DECODING, **engine: Any) -> tuple[Drawn, dict[str, HiddenStates]]:
+    cohort.sampler = DecodeSampler(cohort.base, cohort.stack, EngineConfig(**engine))
+    states: dict[str, HiddenStates] = {}
     return cohort.sample(prompts_of(cohort), decoding, SEEDS, states), states
 
 
 @torch.no_grad()
-def by_forward_pass(model: Any, prompts: list[list[int]], drawn: list[list[Response]]) -> States:
+def by_forward_pass(model: Any, prompts: list[list[int]], drawn: list[list[Response]]) -> HiddenStates:
     """At the last token of each prompt, and where each response's last token is predicted."""
 
     def last_layer(ids: list[int]) -> Tensor:
         return model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
-    return States(
+    return HiddenStates(
         torch.stack([last_layer(prompt)[-1] for prompt in prompts]),
         torch.stack(
             [
@@ -82,7 +82,7 @@ def by_forward_pass(model: Any, prompts: list[list[int]], drawn: list[list[Respo
     )
 
 
-def assert_close(states: States, wanted: States, tolerance: float = 1e-5) -> None:
+def assert_close(states: HiddenStates, wanted: HiddenStates, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(states.prompt_PH, wanted.prompt_PH, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(states.response_PGH, wanted.response_PGH, rtol=tolerance, atol=tolerance)
 
@@ -138,7 +138,7 @@ def test_nothing_is_read_unless_it_is_asked_for(llama: Path, monkeypatch: pytest
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(sampler, "RowStates", fail)
+    monkeypatch.setattr(decode, "RowStates", fail)
     assert cohort.sample(prompts_of(cohort), DECODING, SEEDS)
     with pytest.raises(AssertionError):
         draw(cohort)
@@ -150,11 +150,11 @@ def test_a_step_recorded_once_and_replayed_reads_the_same_states(
 ) -> None:
     cohort, _ = seated(model_of(kind))
     plain, wanted = draw(cohort, **ENGINES["growing"])
-    monkeypatch.setattr(sampler, "can_capture", lambda device: True)
-    monkeypatch.setattr(sampler, "CAPTURE_WORTH", 3)
-    monkeypatch.setattr(sampler, "LOOK_EVERY", {"cpu": 2})
+    monkeypatch.setattr(decode, "can_capture", lambda device: True)
+    monkeypatch.setattr(decode, "CAPTURE_WORTH", 3)
+    monkeypatch.setattr(decode, "LOOK_EVERY", {"cpu": 2})
     taped: list[Any] = []
-    monkeypatch.setattr(sampler, "capture", tape_of(taped))
+    monkeypatch.setattr(decode, "capture", tape_of(taped))
     compactions.clear()
     drawn, states = draw(cohort, **ENGINES["static"])
     assert len(taped) == 1 + len(compactions) > 1
@@ -186,7 +186,7 @@ def test_tied_heads() -> None:
     model = cohort.base.model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     prompts = [cohort.base.encode(prompt) for prompt in ("What is 12 + 345?", "1 + 1 =")]
-    states: dict[str, States] = {}
+    states: dict[str, HiddenStates] = {}
     drawn = cohort.sample({"client-0": prompts}, Decoding(3, 12), SEEDS, states)
     assert_close(states["client-0"], by_forward_pass(model, prompts, drawn["client-0"]))
 
@@ -222,10 +222,10 @@ def test_bfloat16_products_leave_states_in_float32(llama: Path, tmp_path: Path) 
 
 def test_clients_without_prompts_have_empty_states(llama: Path) -> None:
     cohort, _ = seated(llama)
-    states: dict[str, States] = {}
+    states: dict[str, HiddenStates] = {}
     some = {"client-1": prompts_of(cohort)["client-0"]}
     for engine in ("growing", "static"):
-        cohort.engine = EngineConfig(decode_cache=engine)
+        cohort.sampler = DecodeSampler(cohort.base, cohort.stack, EngineConfig(decode_cache=engine))
         cohort.sample(some, DECODING, SEEDS, states)
         assert [tuple(states["client-0"].prompt_PH.shape), tuple(states["client-0"].response_PGH.shape)] == [
             (0, WIDTH),
@@ -251,15 +251,15 @@ def test_probes_can_be_trained_on_states(llama: Path) -> None:
 def test_memory_is_one_state_a_row(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cohort, _ = seated(llama)
     seen: list[tuple[int, int]] = []
-    plain = sampler._Batch.advance
+    plain = decode._Batch.advance
 
-    def watched(self: sampler._Batch) -> None:
+    def watched(self: decode._Batch) -> None:
         plain(self)
         assert self.states is not None
         held = [value.untyped_storage() for value in vars(self.states).values() if isinstance(value, Tensor)]
         seen.append((len(self.where), sum({s.data_ptr(): s.nbytes() for s in held}.values())))
 
-    monkeypatch.setattr(sampler._Batch, "advance", watched)
+    monkeypatch.setattr(decode._Batch, "advance", watched)
     _, states = draw(cohort, decode_cache="growing")
     assert len(seen) > 10
     for rows, held in seen:  # four prompts, their 24 rows, and the rows being decoded
@@ -279,7 +279,7 @@ def test_the_head_is_left_alone_afterwards(
 ) -> None:
     cohort, hooks = pre_hooks
     watched: list[int] = []
-    plain = sampler._draw
+    plain = decode._draw
 
     def counted(*args: Any) -> Any:
         watched.append(len(hooks))
@@ -287,8 +287,8 @@ def test_the_head_is_left_alone_afterwards(
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(sampler, "_draw", counted)
-    states: dict[str, States] = {}
+    monkeypatch.setattr(decode, "_draw", counted)
+    states: dict[str, HiddenStates] = {}
     with pytest.raises(KeyboardInterrupt):
         cohort.sample(prompts_of(cohort), DECODING, SEEDS, states)
     assert watched == [1] * 4

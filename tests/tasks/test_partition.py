@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import Holding, Problem, partition, who_holds_what
-from fedrlvr.tasks.partitioning import PartitionType
+from fedrlvr.tasks.partition import PartitionType
 
 TYPES = get_args(PartitionType)
 

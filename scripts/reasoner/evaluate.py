@@ -1,7 +1,7 @@
 """How well a model solves the embedded problems: greedy, sampled and majority-of-8 accuracy by family and level.
 
-    python -m fedrlvr.zoo.evaluate                  measure the weights in the package and print the table
-    python -m fedrlvr.zoo.evaluate --card           the same, and write CARD.md beside the weights
+    python -m scripts.reasoner.evaluate             measure the weights in the package and print the table
+    python -m scripts.reasoner.evaluate --card      the same, and write CARD.md beside the weights
 
 Problems come from the test split. An answer counts if the text after the last `#### ` is the right integer, digit for
 digit; a majority vote is over such texts, ties to the earliest, as in fedrlvr's own majority labels.
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from fedrlvr.errors import ModelError
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.zoo import FAMILIES, LEVELS, problems, weights_dir
-from fedrlvr.zoo.card import Score, table, write_card
+from scripts.reasoner.card import Score, table, write_card
 
 NEW_TOKENS = 32
 SAMPLES = 8
@@ -31,7 +31,7 @@ ROWS = 400  # responses decoded at once: enough to keep one core busy, a cache o
 def load(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model and its tokenizer. Raises ModelError where the directory holds no weights."""
     if not (directory / "model.safetensors").is_file():
-        raise ModelError(f"No model.safetensors in {directory}: rebuild it with `python -m fedrlvr.zoo.train`.")
+        raise ModelError(f"No model.safetensors in {directory}: rebuild it with `python -m scripts.reasoner.train`.")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     return cast(LlamaForCausalLM, model), cast(PreTrainedTokenizerBase, tokenizer)
@@ -111,7 +111,7 @@ def score(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fedrlvr.zoo.evaluate", description="Measure the embedded reasoner."
+        prog="python -m scripts.reasoner.evaluate", description="Measure the embedded reasoner."
     )
     parser.add_argument("--weights", type=Path, default=weights_dir(), help="directory of the model")
     parser.add_argument("--size", type=int, default=200, help="test problems for each family and level")

@@ -15,7 +15,7 @@ from fedrlvr.policy.lora import StackedLinear
 
 
 @dataclass(frozen=True)
-class States:
+class HiddenStates:
     """Last-layer hidden states, after the final norm, of one client's P problems with G responses each.
 
     prompt_PH: at the last token of each prompt. response_PGH: what each response's last token was drawn from, so at its
@@ -29,21 +29,21 @@ class States:
     response_PGH: Tensor
 
     @staticmethod
-    def room(base: Base, problems: int, responses: int) -> States:
-        """States to be written. Made outside of inference mode, whose tensors nothing can be trained on.
+    def room(base: Base, problems: int, responses: int) -> HiddenStates:
+        """Room for states to be written. Call it outside of inference mode, in whose tensors nothing can be trained.
 
         Raises:
             ModelError: the model has no output head of which the input could be read.
         """
         width = _width(_head(base), base.name)
-        return States(
+        return HiddenStates(
             torch.zeros(problems, width, device=base.device),
             torch.zeros(problems, responses, width, device=base.device),
         )
 
-    def part(self, problems: slice) -> States:
+    def part(self, problems: slice) -> HiddenStates:
         """These problems' states, in the same memory."""
-        return States(self.prompt_PH[problems], self.response_PGH[problems])
+        return HiddenStates(self.prompt_PH[problems], self.response_PGH[problems])
 
 
 class RowStates:
@@ -88,8 +88,8 @@ class RowStates:
         """Write the states of the rows at hand, which are these of all rows."""
         self.all_RH.index_copy_(0, where_R.to(self.all_RH.device), self.last_RH)
 
-    def hand_out(self, states: Sequence[States], starts: Sequence[int]) -> None:
-        """Write to each client's `States`, whose rows begin at `starts`."""
+    def hand_out(self, states: Sequence[HiddenStates], starts: Sequence[int]) -> None:
+        """Write to each client's `HiddenStates`, whose rows begin at `starts`."""
         for mine, start in zip(states, starts, strict=True):
             problems, responses, width = mine.response_PGH.shape
             first = start // responses

@@ -1,0 +1,86 @@
+"""Data sets whose problems are made from a seed instead of being read from files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedrlvr.errors import ConfigError
+from fedrlvr.tasks.problem import Kind, Problem
+from fedrlvr.tasks.task import Task, check_options
+
+if TYPE_CHECKING:
+    from fedrlvr.config import DataConfig
+
+TRAIN_SIZE, TEST_SIZE = 4096, 1024
+"""Problems made where data.train_size and data.test_size do not say how many."""
+
+
+class GeneratedTask(Task):
+    """A data set whose problems are made from a seed; a subclass says how."""
+
+    def load(
+        self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
+    ) -> list[Problem]:
+        """The problems of one split; every one has an answer, so `unlabelled` changes nothing.
+
+        Raises:
+            ConfigError: a path, or what `generate` refuses.
+        """
+        if path is not None:
+            raise ConfigError(
+                f"Data set {self.name!r} is generated: a path ({path}) would have no effect. Leave it out."
+            )
+        return self.generate(split, options)
+
+    @abstractmethod
+    def generate(self, split: str, options: Mapping[str, Any]) -> list[Problem]:
+        """Make the problems of one split; `options` holds the size among others."""
+
+    def option_size(self, size: int, options: Mapping[str, Any]) -> int:
+        """The value of the option `size` by which at least `size` problems are made."""
+        return size
+
+    def options_of(self, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `Task.options_of`: the option `size` follows from the configuration's sizes.
+
+        Raises:
+            ConfigError: `size` is among the options.
+        """
+        if "size" in data.options:
+            raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
+        sizes = (data.train_size or TRAIN_SIZE) + data.public_size, data.test_size or TEST_SIZE
+        train, test = ({**data.options, "size": self.option_size(size, data.options)} for size in sizes)
+        return train, test
+
+
+class EmbeddedTask(GeneratedTask):
+    """The problems of the embedded reasoner; its `size` is that of each family and level."""
+
+    name = "embedded"
+    splits = ("train", "public", "test")
+
+    def generate(self, split: str, options: Mapping[str, Any]) -> list[Problem]:
+        """Make problems family by family and level by level.
+
+        Raises:
+            ConfigError: an option that is unknown or missing.
+            DataError: an unknown family or level, or one with fewer problems than asked for.
+        """
+        from fedrlvr.zoo import problems
+
+        check_options(self.name, options, {"size", "seed", "families", "levels"}, needed={"size"})
+        return problems(**{"seed": 0, **options, "split": split})
+
+    def instruction(self, kind: Kind) -> str:
+        """Nothing: the embedded reasoner was trained on the bare prompts."""
+        return ""
+
+    def option_size(self, size: int, options: Mapping[str, Any]) -> int:
+        """As `GeneratedTask.option_size`, for each family and level."""
+        from fedrlvr.zoo import FAMILIES, LEVELS
+
+        cells = len(options.get("families", FAMILIES)) * len(options.get("levels", LEVELS))
+        return -(-size // max(cells, 1))

@@ -1,0 +1,94 @@
+"""A task: what the name of a data set stands for. `load.py` has the table of all tasks."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedrlvr.errors import ConfigError
+from fedrlvr.tasks.extraction import instruction
+from fedrlvr.tasks.problem import Kind, Problem, Question
+
+if TYPE_CHECKING:
+    from fedrlvr.config import DataConfig
+
+Instruction = Callable[[Kind], str]
+"""Kind of problem -> the sentence appended to prompts of that kind; "" for none."""
+
+
+class Task(ABC):
+    """How one data set is loaded, and what is particular about its problems.
+
+    name: the data set's name, for messages.
+    splits: names of the splits that `load` knows.
+    takes_labels: a label that people give decides the reward. False for a data set with a scorer of its own, for which
+        such a label would have no effect.
+    """
+
+    name: str
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    takes_labels: ClassVar[bool] = True
+
+    @abstractmethod
+    def load(
+        self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
+    ) -> list[Problem]:
+        """The problems of one split, in the order of the data set.
+
+        unlabelled: training rows may come without an answer; only a data set of the user's own has such rows.
+
+        Raises:
+            ConfigError: an unknown option, or a path that is needed, or that would have no effect.
+            DataError: a file or row that cannot be used, with its place.
+            MissingExtraError: an extra that the data set needs is not installed.
+        """
+
+    def instruction(self, kind: Kind) -> str:
+        """The sentence appended to prompts of one kind, unless the configuration says another."""
+        return instruction(kind)
+
+    def options_of(self, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of `load` for the train (public problems included) and the test split of a configuration.
+
+        A data set in files is loaded whole; a generated one makes as many problems as the configuration wants.
+
+        Raises:
+            ConfigError: an option that contradicts another setting.
+        """
+        return data.options, data.options
+
+
+def no_instruction(kind: Kind) -> str:
+    """The instruction that appends nothing."""
+    return ""
+
+
+def prompt_text(problem: Problem | Question, instruction: Instruction) -> str:
+    """A problem's prompt with the instruction of its kind: the text that the model is asked."""
+    appended = instruction(problem.kind)
+    return f"{problem.prompt}\n{appended}" if appended else problem.prompt
+
+
+def check_options(
+    name: str, options: Mapping[str, Any], allowed: AbstractSet[str], needed: AbstractSet[str] = frozenset()
+) -> None:
+    """Make sure that a data set gets only options it knows, and all it needs.
+
+    Raises:
+        ConfigError: names the option, and the nearest one that is known.
+    """
+    for key in options:
+        if key not in allowed:
+            raise ConfigError(f"Data set {name!r} has no option {key!r}.{nearest(key, sorted(allowed))}")
+    if missing := sorted(needed - options.keys()):
+        raise ConfigError(f"Data set {name!r} needs the option {missing[0]!r}.")
+
+
+def nearest(word: str, names: list[str]) -> str:
+    """What to say after an unknown word: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(word, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Use one of {', '.join(names)}."

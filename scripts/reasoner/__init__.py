@@ -1,0 +1,1 @@
+"""How the embedded reasoner was trained and measured, and the card that says so."""
