@@ -47,12 +47,12 @@ from benchmarks.aggregation_cells import (
 from benchmarks.aggregation_data import write_all
 from benchmarks.aggregation_tables import write
 from benchmarks.cells import run_all, timed
-from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays
-from fedrlvr.federation.plan import Planned, plan
-from fedrlvr.federation.run import Wrap
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.sweep import sweep
-from fedrlvr.federation.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.run import Wrap
+from fedrlvr.simulation.sweep import sweep
+from fedrlvr.simulation.sweep_plan import Planned, plan
+from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays
 
 
 def forged(start: np.ndarray, trained: np.ndarray, attack: Attack) -> np.ndarray:

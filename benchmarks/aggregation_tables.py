@@ -26,10 +26,10 @@ from benchmarks.aggregation_cells import (
     failed,
 )
 from benchmarks.aggregation_data import SCALES
-from fedrlvr.federation.record import read_metrics
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, natural
-from fedrlvr.reporting.sweeptable import Spread, spread
+from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.server.metrics_log import read_metrics
 
 Run = dict[str, Any]
 Cells = dict[tuple[str, str], dict[int, Run]]

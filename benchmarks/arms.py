@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.config import Config, load_config, load_resolved
-from fedrlvr.federation.evaluation import evaluate
-from fedrlvr.federation.record import read_metrics
-from fedrlvr.federation.run import resume, run
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
-from fedrlvr.reporting.sweeptable import t95
+from fedrlvr.reporting.sweep_table import t95
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation.evaluate import evaluate
+from fedrlvr.simulation.run import resume, run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "embedded.toml"

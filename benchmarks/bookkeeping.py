@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.cases import build
 from benchmarks.ours import Ours
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.record import MetricsLog, RoundRecord
 from fedrlvr.reporting.observer import RoundEnded
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.metrics_log import MetricsLog, RoundRecord
 
 REAL = 4
 

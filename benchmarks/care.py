@@ -35,12 +35,12 @@ import re
 from benchmarks.care_cells import BASE, CELLS, SETTINGS, directory_of, overrides
 from benchmarks.care_tables import write
 from benchmarks.cells import run_all, timed
-from fedrlvr.federation.plan import plan
+from fedrlvr.simulation.sweep_plan import plan
 
 
 def run_cell(setting: str, arm: str, seeds: int) -> None:
     """All seeds of one cell, as one cohort; its CPU seconds are added to what it took before."""
-    from fedrlvr.federation.sweep import sweep
+    from fedrlvr.simulation.sweep import sweep
 
     directory = directory_of(setting, arm)
     what = plan(BASE, overrides(setting, arm), seeds=seeds, directory=directory)

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.care_cells import BATCH
 from fedrlvr.reporting.scores import evaluations
-from fedrlvr.reporting.sweeptable import Spread, spread
+from fedrlvr.reporting.sweep_table import Spread, spread
 from fedrlvr.zoo.families import ALL
 
 Run = dict[str, Any]

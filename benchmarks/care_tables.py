@@ -31,9 +31,9 @@ from benchmarks.care_data import (
 from benchmarks.care_figures import draw
 from fedrlvr import __version__
 from fedrlvr.config import load_config
-from fedrlvr.federation.record import read_metrics
 from fedrlvr.machine import description
-from fedrlvr.reporting.sweeptable import Spread
+from fedrlvr.reporting.sweep_table import Spread
+from fedrlvr.server.metrics_log import read_metrics
 
 Arms = Mapping[str, Runs]
 """By name, the runs of one setting."""

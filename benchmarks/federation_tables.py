@@ -37,7 +37,7 @@ def compare(ours: Path, theirs: Path) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
-    from fedrlvr.federation.record import read_metrics
+    from fedrlvr.server.metrics_log import read_metrics
 
     pair = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (ours, theirs)]
     if set(pair[0]) != set(pair[1]):
@@ -74,7 +74,7 @@ def round_seconds(run: Path) -> list[float]:
 
 def training_seconds(run: Path) -> list[float]:
     """Of the rounds from the first, the seconds that the slowest client sampled, graded and trained, and evaluated."""
-    from fedrlvr.federation.record import read_metrics
+    from fedrlvr.server.metrics_log import read_metrics
 
     found = []
     for record in read_metrics(run)[1:]:
@@ -89,7 +89,7 @@ def training_seconds(run: Path) -> list[float]:
 
 def traffic(run: Path) -> dict[str, dict[str, float]]:
     """Bytes of messages a round, up from and down to each client; the mean of the rounds from the first."""
-    from fedrlvr.federation.record import read_metrics
+    from fedrlvr.server.metrics_log import read_metrics
 
     records = read_metrics(run)[1:]
     return {

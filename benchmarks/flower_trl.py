@@ -39,7 +39,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.cases import Case
 from benchmarks.measure import Phases
-from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.simulation.grid import LocalGrid
 
 RANK, ALPHA = 8, 16
 Pace = Callable[[int, dict[str, float], int, int], bool]

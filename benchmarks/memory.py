@@ -33,10 +33,10 @@ from benchmarks.measure import MEBI, machine, peak_resident, reset_peak, residen
 from benchmarks.tables import mebi, table
 from fedrlvr.adapter import Adapter, Factors, fresh
 from fedrlvr.config import parse_config
-from fedrlvr.federation.messages import ARRAYS, METRICS, adapter_to_arrays
-from fedrlvr.federation.precision import pack
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.wire.compression import pack
+from fedrlvr.wire.messages import ARRAYS, METRICS, adapter_to_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -11,14 +11,14 @@ from flwr.serverapp import Grid
 
 from benchmarks.cases import Case, take
 from benchmarks.measure import Phases
+from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_config
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import RUN_ID, LocalGrid
 from fedrlvr.tasks import Question
 from fedrlvr.tasks.client_data import ClientData
 

@@ -78,7 +78,7 @@ def measure(width: int) -> list[str]:
 def shares(setting: str) -> list[str]:
     """What a client's step is made of in two rounds of a run, one after another on this machine."""
     from fedrlvr.config import load_config
-    from fedrlvr.federation.run import run
+    from fedrlvr.simulation.run import run
 
     with tempfile.TemporaryDirectory() as directory:
         short = ["train.rounds=2", "evaluate.every=0", "data.test_size=64", "supervision.audit=false"]

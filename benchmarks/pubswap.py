@@ -26,13 +26,13 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from benchmarks.cells import run_all, timed
 from benchmarks.pubswap_cells import AFTERWARDS, ARMS, BASE, HALF, RUNS, STEPS, TAUS, settings
 from benchmarks.pubswap_tables import write
-from fedrlvr.federation.messages import ARRAYS, arrays_to_adapter
-from fedrlvr.federation.plan import Planned, plan
-from fedrlvr.federation.run import Wrap
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.sweep import sweep
-from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.policy.peft_format import save_peft
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.run import Wrap
+from fedrlvr.simulation.sweep import sweep
+from fedrlvr.simulation.sweep_plan import Planned, plan
+from fedrlvr.wire.messages import ARRAYS, arrays_to_adapter
 
 
 class BeforeAveraging(WrappingStrategy):

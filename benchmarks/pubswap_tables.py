@@ -13,15 +13,15 @@ import torch
 from benchmarks.pubswap_cells import ARMS, HALF, ROOT, RUNS, STEPS, STRETCH, TAUS
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, load_resolved
-from fedrlvr.federation.record import read_metrics
-from fedrlvr.federation.run import new_cohort
 from fedrlvr.machine import description
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.scores import evaluations
-from fedrlvr.reporting.sweeptable import Spread, spread
+from fedrlvr.reporting.sweep_table import Spread, spread
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation.run import new_cohort
 from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.partition import by_source
 

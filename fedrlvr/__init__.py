@@ -12,15 +12,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedrlvr.version import __version__
+
 if TYPE_CHECKING:
     from fedrlvr.config import Config
-    from fedrlvr.federation.run import RunResult
+    from fedrlvr.simulation.run import RunResult
 
 # Threads that wait should sleep, not spin: spinning ones take the cores from whoever else works on this machine, and
 # slow a run beside another busy process. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.6.0"
+# Flower's telemetry and update check are off before anything imports Flower: nothing phones home.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
 __all__ = ["__version__", "run"]
 
 
@@ -38,6 +43,6 @@ def run(config: Config | dict[str, Any] | Path | str) -> RunResult:
         config = parse_config(config)
     elif not isinstance(config, Config):
         config = load_config(config)
-    from fedrlvr.federation.run import run as run_here
+    from fedrlvr.simulation.run import run as run_here
 
     return run_here(config)

@@ -1,5 +1,5 @@
 """`python -m fedrlvr`."""
 
-from fedrlvr.cli import main
+from fedrlvr.cli.main import main
 
 main()

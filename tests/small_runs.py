@@ -133,7 +133,13 @@ def adapter_bytes(directory: Path) -> dict[str, bytes]:
 
 
 _workers = multiprocessing.get_context("forkserver")
-_workers.set_forkserver_preload(["fedrlvr.federation.run", "transformers.models.llama.modeling_llama", "fedrlvr.cli"])
+_workers.set_forkserver_preload(
+    [
+        "fedrlvr.simulation.run",
+        "transformers.models.llama.modeling_llama",
+        "fedrlvr.cli.main",
+    ]
+)
 
 
 def _command(arguments: list[str], out: str, largest_file: int | None) -> None:
@@ -145,7 +151,7 @@ def _command(arguments: list[str], out: str, largest_file: int | None) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    from fedrlvr.cli import main
+    from fedrlvr.cli.main import main
 
     main(arguments)
 

@@ -7,7 +7,7 @@ no exchanges, clients exchange adapters only and the round is one stretch.
 """
 
 from fedrlvr.coordination.pool import Pool, PoolEntry, Sent
-from fedrlvr.coordination.publicset import public_batch
+from fedrlvr.coordination.public_set import public_batch
 from fedrlvr.coordination.ratio import NEEDS_LOCAL, NEEDS_SENDER, RATIO_RULES, RatioRule, Reference, reference
 from fedrlvr.coordination.stretches import stretches
 from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule, swap, wanted

@@ -1,6 +1,6 @@
 """What a server says of its run in every message, so that whoever was away, or has a new worker, needs no other.
 
-A message's own request (federation/messages.py) says what to do now; the terms say for which run, task and model.
+A message's own request (wire/messages.py) says what to do now; the terms say for which run, task and model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Literal
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr import __version__
+from fedrlvr.config.sections import MAX_RANK
 from fedrlvr.errors import MessageError
-from fedrlvr.sections import MAX_RANK
+from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""

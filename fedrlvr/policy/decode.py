@@ -4,9 +4,9 @@ Rows lie client after client, prompts padded on the left. Each prompt is prefill
 kept once for its G responses where the model allows it, else copied. Rows that ended leave the batch when enough of
 them have; until then they go on drawing tokens that nobody reads.
 
-On a GPU a step is captured as a CUDA graph and replayed. A graph lives no longer than its batch, so
-it never outlives the adapters it was captured with. Such batches are equal blocks of all clients: one with fewer rows
-than the longest has blank ones that are never read, and one LoRA product serves everyone.
+On a GPU a step is captured as a CUDA graph and replayed. A graph lives no longer than its batch, so it never outlives
+the adapters it was captured with. Such batches are equal blocks of all clients: one with fewer rows than the longest
+has blank ones that are never read, and one LoRA product serves everyone.
 
 Every token is drawn by inverting the distribution at one uniform number, and a client's numbers [responses, tokens]
 are drawn beforehand from its own seed. So what a client samples depends on its seed, adapter and prompts, and on

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedrlvr import __version__, machine
+from fedrlvr import machine
 from fedrlvr.errors import FedrlvrError
 from fedrlvr.reporting import units
 from fedrlvr.tasks.child import GraderChild
+from fedrlvr.version import __version__
 from fedrlvr.zoo import weights_dir
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The events of a run, and what listens to them.
 
 An observer overrides the methods of the events it needs; every other method does nothing. A run has a list of
-observers (`fedrlvr.federation.server.Server`), so a new one is a class and a line of that list. A sweep sends the same
+observers (`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same
 events with the name of the federation that each of them comes from.
 """
 

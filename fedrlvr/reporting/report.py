@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrlvr import __version__
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text
@@ -28,7 +27,7 @@ from fedrlvr.reporting.figures import (
     draw_evaluations,
     draw_shares,
 )
-from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.observer import Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,
@@ -39,6 +38,7 @@ from fedrlvr.reporting.scores import (
     summarise,
     totals,
 )
+from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 

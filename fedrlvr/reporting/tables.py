@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fedrlvr.config import Config
 from fedrlvr.reporting import units
-from fedrlvr.reporting.labelled import LabelLine, label_lines
+from fedrlvr.reporting.label_scores import LabelLine, label_lines
 from fedrlvr.reporting.scores import Comparison, Scores, Totals, estimate, macro_mean, natural, summarise, totals
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from fedrlvr.supervision.cag import cag, corrective_advantage_gap
 from fedrlvr.supervision.care import Care
 from fedrlvr.supervision.features import features
 from fedrlvr.supervision.judge import Judge, Settings
-from fedrlvr.supervision.labels import TrueLabels
 from fedrlvr.supervision.majority import Clusters, clusters, majority
-from fedrlvr.supervision.pseudo import MajorityVotes
+from fedrlvr.supervision.majority_votes import MajorityVotes
 from fedrlvr.supervision.query import Query
 from fedrlvr.supervision.selection import Selection
+from fedrlvr.supervision.true_labels import TrueLabels
 from fedrlvr.supervision.types import Fate, Ledger, Step, Supervised, Supervision
 
 __all__ = [

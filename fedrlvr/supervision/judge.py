@@ -41,7 +41,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Judgement:
     """P problems as the judge sees them: reliable_P is P1, score_P is S, number_PC is P2."""
 
     reliable_P: Tensor
@@ -75,7 +75,7 @@ class Judge:
         )
 
     @torch.no_grad()
-    def judge(self, seen: Features) -> Opinion:
+    def judge(self, seen: Features) -> Judgement:
         """P1, S and P2 of problems with or without a label; on the judge's device.
 
         Raises:
@@ -87,7 +87,7 @@ class Judge:
         seen = seen.to(self._device)
         number_PC = self._correction(seen).softmax(dim=1)
         reliable_P = self._reliability(seen).softmax(dim=1)[:, 1]
-        return Opinion(reliable_P, (number_PC * self._gaps_VC[seen.votes_P]).sum(dim=1), number_PC)
+        return Judgement(reliable_P, (number_PC * self._gaps_VC[seen.votes_P]).sum(dim=1), number_PC)
 
     def learn(self, new: Labelled | None) -> dict[str, float]:
         """One update's steps on this step's labelled problems (None: replay only).

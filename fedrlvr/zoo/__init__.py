@@ -11,7 +11,12 @@ from pathlib import Path
 from fedrlvr.zoo.families import LEVELS
 from fedrlvr.zoo.generators import FAMILIES, problems
 
-__all__ = ["FAMILIES", "LEVELS", "problems", "weights_dir"]
+__all__ = ["FAMILIES", "LEVELS", "embedded_config", "problems", "weights_dir"]
+
+
+def embedded_config() -> Path:
+    """The TOML file of the default federation: the embedded reasoner and its eight families among four clients."""
+    return Path(__file__).parent / "embedded.toml"
 
 
 def weights_dir() -> Path:

@@ -52,9 +52,9 @@ from benchmarks.aggregation_tables import (
 )
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import load_config
-from fedrlvr.federation.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
 from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays, arrays_to_adapter
 
 CELLS = [(part, cell) for part, cells in PARTS.items() for cell in cells]
 

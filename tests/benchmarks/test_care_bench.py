@@ -39,7 +39,7 @@ from benchmarks.care_tables import (
     shown,
 )
 from fedrlvr.config import CareSupervision, Config, SelectionSupervision, load_config
-from fedrlvr.reporting.sweeptable import Spread
+from fedrlvr.reporting.sweep_table import Spread
 from fedrlvr.tasks.deal import deal
 
 T4 = 2.7764

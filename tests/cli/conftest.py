@@ -11,7 +11,7 @@ import pytest
 from models import tiny_model
 from small_runs import Configs, settings, write_problems, write_toml
 
-from fedrlvr.cli import main
+from fedrlvr.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def test_debug_shows_the_whole_traceback(fedrlvr: Callable[..., Any], toml: Toml
 def test_a_bug_of_ours_is_one_line_too(
     fedrlvr: Callable[..., Any], toml: Toml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedrlvr.federation import run as run_module
+    from fedrlvr.simulation import run as run_module
 
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("a bug")
@@ -279,7 +279,7 @@ def test_a_process_of_its_own_ends_the_same_way(tmp_path: Path) -> None:
 def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     heavy = ("torch", "transformers", "flwr", "sympy", "math_verify", "matplotlib", "numpy")
     program = (
-        "import sys\nfrom fedrlvr.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom fedrlvr.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
     )
     said = shell("-c", program, *arguments)

@@ -13,10 +13,10 @@ from models import tiny_model
 from organisations import Organisations, References, federation, site_toml
 
 from fedrlvr.config import Config
-from fedrlvr.deployment import channel
-from fedrlvr.deployment.siteconfig import Organisation, load_site
-from fedrlvr.federation.run import new_cohort, run
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.simulation.run import new_cohort, run
 
 
 @pytest.fixture(scope="session")

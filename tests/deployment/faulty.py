@@ -28,9 +28,9 @@ from small_runs import CLIENTS, settings, write_problems, write_toml
 
 from benchmarks.netns import Listening, Network, available
 from fedrlvr.config import Config, parse_config
-from fedrlvr.deployment import channel
-from fedrlvr.federation.run import Federation, new_cohort
+from fedrlvr.deployment.site import socket as channel
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.run import Federation, new_cohort
 
 DEADLINE_S, SLOW_DEADLINE_S = 20, 40
 DELAY_S, LOSS = 0.5, 0.01

@@ -29,10 +29,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from organisations import give_problems, site_toml
 
 from benchmarks.netns import Network
-from fedrlvr import superlink_command
+from fedrlvr.cli import superlink as superlink_command
 from fedrlvr.config import Config
-from fedrlvr.deployment import certificates, channel
-from fedrlvr.deployment.siteconfig import Organisation, load_site
+from fedrlvr.deployment import certificates
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation, load_site
 
 TOKEN, GATES = "FEDRLVR_TEST_FEDERATION", "FEDRLVR_TEST_GATES"
 """In the environment of every process of a federation: which one it is of; and where an organisation's gates are."""
@@ -292,14 +293,14 @@ class Deployment:
 
 def _work(site: str, log: str, own: dict[str, str]) -> None:
     _become(log, own)
-    from fedrlvr.deployment.worker import main
+    from fedrlvr.deployment.site.worker import main
 
     main(site)
 
 
 def _command(arguments: list[str], log: str, own: dict[str, str]) -> None:
     _become(log, own)
-    from fedrlvr.cli import main
+    from fedrlvr.cli.main import main
 
     main(arguments)
 

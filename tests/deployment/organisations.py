@@ -11,16 +11,16 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from small_runs import settings, write_problems
 
 from fedrlvr.config import Config, parse_config
-from fedrlvr.deployment.client_app import app
-from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment.site.client_app import app
+from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
-from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, content
-from fedrlvr.federation.run import Federation, new_cohort
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.run import Federation, new_cohort
 from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.own import write_own
+from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, content
 
 NAMES = ("ann", "bob")
 

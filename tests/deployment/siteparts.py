@@ -11,8 +11,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from fedrlvr.deployment.siteconfig import Organisation, load_site
-from fedrlvr.site_command import site
+from fedrlvr.cli.site import site
+from fedrlvr.deployment.site.config import Organisation, load_site
 
 
 def told(*arguments: object) -> str:

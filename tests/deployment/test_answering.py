@@ -26,15 +26,15 @@ from organisations import (
 )
 from small_runs import adapter_bytes, without_seconds, write_problems
 
+from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config
-from fedrlvr.deployment import client_app
-from fedrlvr.deployment.answering import Answering
-from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment.site import client_app
+from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.handler import Answering
 from fedrlvr.deployment.terms import terms_record
-from fedrlvr.deployment.wire import pack, unpack
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.record import RoundRecord
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.wire.serialization import pack, unpack
 
 Worker = Callable[[Organisation], Answering]
 
@@ -355,7 +355,7 @@ def test_the_client_code_is_given_no_terms_and_a_cohort_that_was_checked_once(
             given.extend(list(message.content) for message in messages)
             return super().__call__(messages, contexts)
 
-    monkeypatch.setattr("fedrlvr.deployment.answering.CohortApp", Spy)
+    monkeypatch.setattr("fedrlvr.deployment.site.handler.CohortApp", Spy)
     check = Cohort.self_check
 
     def counted(self: Cohort, prompt_ids: Sequence[int], seed: int) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from organisations import Organisations, header
 
-from fedrlvr.deployment import channel
-from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
 
 Frames = tuple[dict[str, Any], bytes]
@@ -157,7 +157,7 @@ def test_somebody_with_another_secret_is_not_our_worker(org: Organisation) -> No
 
 
 def test_the_secret_is_made_once_whoever_comes_first(org: Organisation) -> None:
-    command = "import sys; from pathlib import Path; from fedrlvr.deployment.channel import secret\n"
+    command = "import sys; from pathlib import Path; from fedrlvr.deployment.site.socket import secret\n"
     command += "sys.stdout.write(secret(Path(sys.argv[1])).hex())"
     run = [sys.executable, "-c", command, str(org.state)]
     processes = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(3)]

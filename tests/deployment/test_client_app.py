@@ -9,12 +9,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from organisations import Organisations
 
 from fedrlvr import __version__
-from fedrlvr.deployment import client_app
-from fedrlvr.deployment.client_app import FAILED, REFUSED, app
-from fedrlvr.deployment.siteconfig import Organisation
-from fedrlvr.deployment.wire import pack, unpack
+from fedrlvr.deployment.site import client_app
+from fedrlvr.deployment.site.client_app import FAILED, REFUSED, app
+from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.localgrid import delivered
+from fedrlvr.simulation.grid import delivered
+from fedrlvr.wire.serialization import pack, unpack
 
 CONTENT = RecordDict({"config": ConfigRecord({"k": 1})})
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedrlvr import federate_command
-from fedrlvr.cli import app
+from fedrlvr.cli import federate as federate_command
+from fedrlvr.cli.main import app
 from fedrlvr.config import load_resolved
-from fedrlvr.deployment.travels import travels
+from fedrlvr.deployment.superlink.disclosure import travels
 from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 
 TOML = """
@@ -69,7 +69,7 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
     monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: found.flwr(link, *a))
     monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: found.follow(link, *a))
     monkeypatch.setattr("fedrlvr.reporting.progress.final_table", lambda *_: print("the table"))
-    monkeypatch.setattr("fedrlvr.federation.record.read_metrics", lambda _: [])
+    monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: [])
     return found
 
 
@@ -116,8 +116,8 @@ def test_it_says_what_will_travel_submits_an_app_without_code_and_follows_the_ru
     assert follow[:2] == ("log", "77")
     assert flower.files == ["pyproject.toml"], "no code, and not a path of this machine but the run's"
     assert flower.app["tool"]["flwr"]["app"]["components"] == {
-        "serverapp": "fedrlvr.deployment.server_app:app",
-        "clientapp": "fedrlvr.deployment.client_app:app",
+        "serverapp": "fedrlvr.deployment.superlink.server_app:app",
+        "clientapp": "fedrlvr.deployment.site.client_app:app",
     }
     settings = load_resolved(run / "config.json")
     assert settings.run.directory == run
@@ -127,8 +127,8 @@ def test_it_says_what_will_travel_submits_an_app_without_code_and_follows_the_ru
 
 
 def test_the_app_names_what_is_there() -> None:
-    from fedrlvr.deployment.client_app import app as client
-    from fedrlvr.deployment.server_app import app as server
+    from fedrlvr.deployment.site.client_app import app as client
+    from fedrlvr.deployment.superlink.server_app import app as server
 
     assert type(server).__name__ == "ServerApp"
     assert callable(client)

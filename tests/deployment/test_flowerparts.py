@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
-from fedrlvr.deployment import flowerparts
-from fedrlvr.deployment.guard import MachineGuard
+from fedrlvr.deployment import flower_private as flowerparts
+from fedrlvr.deployment.superlink.access_guard import MachineGuard
 from fedrlvr.errors import ConfigError
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
@@ -33,9 +33,9 @@ RUN_TASK = """
 import hashlib, importlib, sys
 from pathlib import Path
 from types import SimpleNamespace
-import fedrlvr.federation
+import fedrlvr
 from flwr.app import ConfigRecord, Context, RecordDict
-from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.simulation.grid import LocalGrid
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 
@@ -60,7 +60,7 @@ def push(client, reply, context):
 runtime.push_message = push
 sys.argv[0] = "flwr-clientapp"
 if ours:
-    from fedrlvr.deployment.flowerparts import clientapp
+    from fedrlvr.deployment.flower_private import clientapp
 else:
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp as clientapp
 clientapp()
@@ -310,6 +310,6 @@ def _body(body: Any) -> dict[str, Any]:
 
 
 def test_the_module_itself_loads_nothing_of_flower() -> None:
-    code = "import sys, fedrlvr.deployment.flowerparts; print([n for n in sys.modules if n.split('.')[0] == 'flwr'])"
+    code = "import sys, fedrlvr.deployment.flower_private; print([n for n in sys.modules if n.split('.')[0] == 'flwr'])"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

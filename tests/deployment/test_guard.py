@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedrlvr.deployment.guard import MachineGuard
+from fedrlvr.deployment.superlink.access_guard import MachineGuard
 
 CONTROL = "/v1/control/start-run"
 FLEET = "/v1/fleet/pull-messages"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from fedrlvr.deployment.limits import check, check_evaluation, check_problems
-from fedrlvr.deployment.siteconfig import Limits
+from fedrlvr.deployment.site.config import Limits
+from fedrlvr.deployment.site.limits import check, check_evaluation, check_problems
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
-from fedrlvr.federation.messages import EvaluateRequest, RespondRequest, TrainRequest
-from fedrlvr.federation.model_delta import ModelDelta
+from fedrlvr.wire.messages import EvaluateRequest, RespondRequest, TrainRequest
+from fedrlvr.wire.model_delta import ModelDelta
 
 TERMS = Terms(
     run="r",

@@ -15,14 +15,14 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.deployment.serving import RUN_ID, run_id, serve
+from fedrlvr.deployment.superlink.run import RUN_ID, run_id, serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
-from fedrlvr.federation.localgrid import RUN_ID as FLOWERS_RUN
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.run import Federation, new_cohort, settled
 from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.grid import RUN_ID as FLOWERS_RUN
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.simulation.run import Federation, new_cohort, settled
 
 PUBSWAP = {
     "train": {"rounds": 3, "local_steps": 2},

@@ -13,8 +13,11 @@ import pytest
 from siteparts import closed_port, made, serving
 from small_runs import write_problems
 
-from fedrlvr.deployment import certificates, channel, checks, flowerparts
-from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment import certificates
+from fedrlvr.deployment import flower_private as flowerparts
+from fedrlvr.deployment.site import check as checks
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.reporting.doctor import Finding
 

@@ -14,11 +14,13 @@ from siteparts import closed_port, made, serving, told
 from small_runs import write_problems
 from typer.testing import CliRunner
 
-from fedrlvr.deployment import certificates, channel, checks
-from fedrlvr.deployment.siteconfig import Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.cli.site import site, supernode_command
+from fedrlvr.deployment import certificates
+from fedrlvr.deployment.site import check as checks
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting.doctor import Finding
-from fedrlvr.site_command import site, supernode_command
 
 Organisations = Callable[..., Organisation]
 
@@ -272,7 +274,7 @@ def test_status_shows_the_last_of_what_was_asked_and_stop_ends_the_worker(organi
 
 def test_help_answers_at_once() -> None:
     code = (
-        "import sys\nfrom fedrlvr.site_command import site\nfrom fedrlvr.superlink_command import superlink\n"
+        "import sys\nfrom fedrlvr.cli.site import site\nfrom fedrlvr.cli.superlink import superlink\n"
         "heavy = {'torch', 'flwr', 'numpy', 'transformers', 'cryptography', 'psutil', 'starlette', 'uvicorn'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )

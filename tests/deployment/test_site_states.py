@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
-from fedrlvr.deployment.states import NOTHING, Found, States, begin_run
+from fedrlvr.deployment.site.round_states import NOTHING, Found, States, begin_run
 from fedrlvr.errors import CheckpointError
 
 
@@ -182,7 +182,7 @@ def test_killed_while_it_writes_it_has_the_memory_before_or_the_one_after(
 
     with monkeypatch.context() as patched:
         if moment == "save":
-            patched.setattr("fedrlvr.federation.checkpoint.save_file", killed)
+            patched.setattr("fedrlvr.server.checkpoint.save_file", killed)
         elif moment == "rename":
             patched.setattr(Path, "rename", killed)
         else:
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(client: Client, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedrlvr.federation.checkpoint.save_file", full)
+        patched.setattr("fedrlvr.server.checkpoint.save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
             client.answer("go_on", 1, "b1")
     assert client.answer("go_on", 1, "b1") == ["a1", "b1"]

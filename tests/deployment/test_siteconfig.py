@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from organisations import site_toml
 
-from fedrlvr.deployment.siteconfig import Limits, load_site
+from fedrlvr.deployment.site.config import Limits, load_site
 from fedrlvr.errors import ConfigError
 
 LEAST: dict[str, Any] = {

@@ -19,13 +19,15 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from fedrlvr import superlink_command
-from fedrlvr.deployment import certificates, checks, flowerparts
+from fedrlvr.cli import superlink as superlink_command
+from fedrlvr.cli.site import site
+from fedrlvr.cli.superlink import SuperLink, load_superlink, superlink
+from fedrlvr.deployment import certificates
+from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.certificates import hosts_of, key_fingerprint, read_certificate, read_public_key
-from fedrlvr.deployment.siteconfig import load_site
+from fedrlvr.deployment.site import check as checks
+from fedrlvr.deployment.site.config import load_site
 from fedrlvr.errors import ConfigError
-from fedrlvr.site_command import site
-from fedrlvr.superlink_command import SuperLink, load_superlink, superlink
 
 WAIT_S = 90.0
 """Seconds; for a machine with much else to do."""

@@ -9,10 +9,10 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrlvr.deployment.grid import SuperLinkGrid, names_here
+from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import RoundError
-from fedrlvr.federation.localgrid import LocalGrid
+from fedrlvr.simulation.grid import LocalGrid
 
 CLIENTS = ["ann", "bob", "cyd"]
 NODES = {"ann": 900, "bob": 100, "cyd": 500}
@@ -288,8 +288,8 @@ def test_without_registration_a_supernode_says_itself_what_it_is_called() -> Non
 def test_the_names_of_whoever_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time()
     flower = FlowersGrid(time, dict.fromkeys(CLIENTS, 1.0))
-    monkeypatch.setattr("fedrlvr.deployment.grid.time.monotonic", time)
-    monkeypatch.setattr("fedrlvr.deployment.grid.time.sleep", time.sleep)
+    monkeypatch.setattr("fedrlvr.deployment.superlink.grid.time.monotonic", time)
+    monkeypatch.setattr("fedrlvr.deployment.superlink.grid.time.sleep", time.sleep)
     flower.online = {"cyd"}
     time.at(6.0, lambda: flower.online.add("ann"))
     assert names_here(flower, 60, ask_names=False) == ["ann", "cyd"]

@@ -14,8 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrlvr.deployment.wire import MAGIC, pack, unpack
 from fedrlvr.errors import MessageError
+from fedrlvr.wire.serialization import MAGIC, pack, unpack
 
 
 def a_content() -> RecordDict:

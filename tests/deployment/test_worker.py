@@ -19,9 +19,10 @@ from flwr.app import Message
 from organisations import Deployed, Organisations, References, federation, give_problems, header
 from small_runs import adapter_bytes, without_seconds
 
-from fedrlvr.deployment import channel, client_app
-from fedrlvr.deployment.answering import Answering
-from fedrlvr.deployment.siteconfig import Organisation
+from fedrlvr.deployment.site import client_app
+from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.handler import Answering
 
 SLOW = """\
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_two_client_apps_at_once_start_one_worker_and_a_third_process_goes_by_it
     for thread in threads:
         thread.join()
     assert found == [found[0]] * 3
-    command = [sys.executable, "-m", "fedrlvr.deployment.worker", str(org.path)]
+    command = [sys.executable, "-m", "fedrlvr.deployment.site.worker", str(org.path)]
     assert subprocess.run(command, check=False, timeout=120).returncode == 0
     assert org.log.read_text("utf-8").count("a worker begins") == 1
     assert (org.state / "worker.lock").read_text("utf-8") == f"{found[0]}\n"

@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import Config, parse_config
-from fedrlvr.federation.localgrid import RUN_ID, LocalGrid
-from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import RUN_ID, LocalGrid
+from fedrlvr.wire.messages import adapter_to_arrays
 
 NAMES = {1: "ann", 2: "bob", 3: "cyd"}
 

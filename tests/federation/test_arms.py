@@ -12,10 +12,7 @@ from safetensors.torch import load_file
 from small_runs import CLIENTS, VARIANTS, Configs, Runs, adapter_bytes, without_seconds
 
 import fedrlvr
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation.local_training import LocalTraining
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.record import read_metrics
+from fedrlvr.client.local_training import LocalTraining
 from fedrlvr.reporting.observer import (
     Evaluated,
     Event,
@@ -27,6 +24,9 @@ from fedrlvr.reporting.observer import (
     RunStarted,
     StepEnded,
 )
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
 
 FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
 
@@ -89,7 +89,7 @@ def test_the_arm_central_gives_one_client_everything(
     real = LocalTraining._local_step
 
     def counted(self: LocalTraining) -> None:
-        steps.append(self.request.train.problems_per_step)
+        steps.append(self.asked.train.problems_per_step)
         real(self)
 
     monkeypatch.setattr(LocalTraining, "_local_step", counted)

@@ -11,9 +11,9 @@ from fakes import NAMES, answering, contexts, start_round, strategy_of, train_re
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import read_calibrations, read_numbers
-from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import read_calibrations, read_numbers
 
 N = [0, 0, 4, 0, 0, 3, 0, 0, 0, 2]
 SUM = [0.0, 0.0, 0.9, 0.0, 0.0, 1.7, 0.0, 0.0, 0.0, 1.95]

@@ -12,13 +12,13 @@ import pytest
 from small_runs import adapter_bytes, without_seconds
 
 import fedrlvr
+from fedrlvr.client.app import CohortApp
 from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError, MessageError
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.run import Federation, new_cohort, resume, run
-from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.reporting.observer import Observer, RoundSaved, StepEnded
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.run import Federation, new_cohort, resume, run
 from fedrlvr.tasks import load
 
 CLIENTS = ("ann", "bob")
@@ -291,7 +291,7 @@ def test_probes_that_a_server_made_up_are_refused(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server cannot tell a weight from a variance, the client can."""
-    from fedrlvr.federation.sharedprobes import SharedProbes
+    from fedrlvr.server.shared_probes import SharedProbes
 
     ends = SharedProbes.end
 

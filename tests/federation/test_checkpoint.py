@@ -19,11 +19,11 @@ from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, wi
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation import checkpoint as module
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.run import resume, run
 from fedrlvr.policy import peft_format
 from fedrlvr.reporting.observer import Observer, RoundSaved
+from fedrlvr.server import checkpoint as module
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.simulation.run import resume, run
 
 
 def saved(directory: Path, rounds: int, keep: int = 2) -> Checkpoints:

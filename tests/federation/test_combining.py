@@ -18,19 +18,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.aggregation import FGRPOWeights, lora_rule
+from fedrlvr.client.local_training import LocalTraining
+from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import parse_config
 from fedrlvr.errors import RoundError
-from fedrlvr.federation import strategy as strategy_module
-from fedrlvr.federation.checkpoint import Checkpoints
-from fedrlvr.federation.local_training import LocalTraining
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
-from fedrlvr.federation.model_delta import read_delta
-from fedrlvr.federation.record import RoundRecord
-from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server import strategy as strategy_module
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
+from fedrlvr.wire.model_delta import read_delta
 
 SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))

@@ -12,8 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedrlvr.config import parse_config
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.exchange import Exchange, PublicSet
-from fedrlvr.federation.publicmessages import (
+from fedrlvr.server.exchange import Exchange, PublicSet
+from fedrlvr.tasks import Problem
+from fedrlvr.wire.public_messages import (
     EXCHANGE,
     MAX_PROBLEMS,
     PUBLIC,
@@ -26,7 +27,6 @@ from fedrlvr.federation.publicmessages import (
     responses_record,
     stamp_record,
 )
-from fedrlvr.tasks import Problem
 
 CLIENTS = ("ann", "bob", "cyd")
 GROUP, LONGEST, VOCABULARY = 4, 3, 27

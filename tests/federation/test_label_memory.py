@@ -10,13 +10,13 @@ from fakes import adapter_of, contexts
 from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
+from fedrlvr.client.label_metrics import LabelMetrics
+from fedrlvr.client.state import MEMORY, PROBES, ROUND, ROUND_PROBES, Memory, Probes
 from fedrlvr.errors import MessageError
-from fedrlvr.federation.checkpoint import Checkpoints
-from fedrlvr.federation.labelmetrics import LabelMetrics
-from fedrlvr.federation.memory import MEMORY, PROBES, ROUND, ROUND_PROBES, Memory, Probes
-from fedrlvr.federation.messages import adapter_to_arrays
+from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.supervision import Fate, Judge, Supervised, clusters, features
 from fedrlvr.supervision.features import Labelled, labelled
+from fedrlvr.wire.messages import adapter_to_arrays
 
 HIDDEN, GROUP = 4, 3
 VOTES = [clusters(["a", "a", "b"]), clusters(["a", None, "b"]), clusters(["b", "b", "b"])]

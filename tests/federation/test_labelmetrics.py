@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import pytest
 
-from fedrlvr.federation.labelmetrics import Calibration, LabelMetrics, Pairs, restored
-from fedrlvr.federation.stepmetrics import Means
+from fedrlvr.client.label_metrics import Calibration, LabelMetrics, Pairs, restored
+from fedrlvr.client.metrics import Means
 from fedrlvr.supervision import Clusters, Fate, Supervised, clusters
 
 AAB, ABB, NONE = clusters(["a", "a", "b"]), clusters(["a", "b", "b"]), clusters([None, None, None])

@@ -13,14 +13,14 @@ from flwr.serverapp.strategy import FedAvg
 from small_runs import Configs
 
 from fedrlvr.aggregation.averaging import FedIT
+from fedrlvr.client.app import CohortApp
 from fedrlvr.config import parse_config
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
+from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
 
 
 def shared_content() -> RecordDict:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedrlvr.errors import ConfigError
-from fedrlvr.federation.plan import Plan, plan, split_values
+from fedrlvr.simulation.sweep_plan import Plan, plan, split_values
 
 Planner = Callable[..., Plan]
 

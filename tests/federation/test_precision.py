@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.errors import AdapterError
-from fedrlvr.federation.messages import adapter_to_arrays, arrays_to_adapter
-from fedrlvr.federation.precision import Rounded, pack, unpack
+from fedrlvr.wire.compression import Rounded, pack, unpack
+from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter
 
 PRECISIONS: tuple[Rounded, ...] = ("float16", "int8")
 

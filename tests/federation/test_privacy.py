@@ -17,13 +17,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from leaks import PART, Secrets, contents, leaks, searchable
 from small_runs import CLIENTS, Configs
 
+from fedrlvr.client.metrics import StepMetrics
 from fedrlvr.config import parse_config
 from fedrlvr.errors import GradingError
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.stepmetrics import StepMetrics
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
 
 # What may be read by whoever has the run directory; clients/ is each client's own.
 SHOWN = ("metrics.jsonl", "report.html", "holdings.json", "config.json")
@@ -105,7 +105,7 @@ def watch(
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.DEBUG)
-    for name in ("fedrlvr.federation", "flwr"):
+    for name in ("fedrlvr.server", "flwr"):
         logging.getLogger(name).debug("%s is heard", name)
     try:
         run_module.run(parse_config(tree))
@@ -144,7 +144,7 @@ def test_no_message_log_or_file_holds_a_prompt_an_answer_or_a_response(
     assert len(watched.problems.ids) == 21
     assert sum(len(ids) >= PART for ids in watched.responses.ids) > 60
 
-    assert "fedrlvr.federation is heard" in watched.logged
+    assert "fedrlvr.server is heard" in watched.logged
     assert "flwr is heard" in watched.logged
     travelled = searchable(contents(watched.messages))
     shown = b"".join((watched.directory / name).read_bytes() for name in SHOWN) + watched.logged.encode()

@@ -18,19 +18,19 @@ from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
 
 import fedrlvr
 from fedrlvr import coordination as coordination_package
+from fedrlvr.client import public_steps
+from fedrlvr.client.state import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.config import parse_config
-from fedrlvr.federation import exchange as exchange_module
-from fedrlvr.federation import public_steps
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation.exchange import Exchange
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
-from fedrlvr.federation.messages import CONFIG, nbytes
-from fedrlvr.federation.publicmessages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import Learner
 from fedrlvr.rl import LOSSES, Group, Origin
+from fedrlvr.server import exchange as exchange_module
+from fedrlvr.server.exchange import Exchange
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
+from fedrlvr.wire.messages import CONFIG, nbytes
+from fedrlvr.wire.public_messages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
 
 Watching = Callable[..., list[Message]]
 
@@ -282,7 +282,7 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
             return replies
 
     monkeypatch.setattr(run_module, "LocalGrid", OtherTokens)
-    with caplog.at_level("WARNING", "fedrlvr.federation"):
+    with caplog.at_level("WARNING", "fedrlvr.client"):
         fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
     told = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
     assert len(told) == 1

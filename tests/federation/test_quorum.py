@@ -15,12 +15,12 @@ from small_runs import Configs
 
 import fedrlvr
 from fedrlvr.errors import FedrlvrError, RoundError
-from fedrlvr.federation import run as run_module
-from fedrlvr.federation.checkpoint import Checkpoints
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.record import MetricsLog
-from fedrlvr.federation.strategy import FederatedRLVR
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.metrics_log import MetricsLog
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation import run as run_module
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import adapter_to_arrays
 
 Answer = Callable[[Message], RecordDict | Error]
 

@@ -14,20 +14,20 @@ from fakes import NAMES, adapter_of, contexts, scores_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.client.app import CohortApp, start_of
+from fedrlvr.client.initial_adapter import Reading, Start
+from fedrlvr.client.request import ClientRequest
+from fedrlvr.client.state import HELD, HELD_ADAPTER, HELD_CHANGE, ROUND_ADAPTER
 from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import HELD, HELD_ADAPTER, HELD_CHANGE, ROUND_ADAPTER
-from fedrlvr.federation.messages import DELTA, StretchRequest, adapter_to_arrays
-from fedrlvr.federation.model_delta import CHANGE, ModelDelta, read_delta
-from fedrlvr.federation.receiving import Reading, Start
-from fedrlvr.federation.request import ClientRequest
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.wire.messages import DELTA, StretchRequest, adapter_to_arrays
+from fedrlvr.wire.model_delta import CHANGE, ModelDelta, read_delta
 
 SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
@@ -74,7 +74,7 @@ class Federation:
 
     def begin(self, request: ClientRequest) -> Start:
         """What a client begins with is what the server has, to the bit."""
-        start, model = Reading().start(request), self.strategy.model
+        start, model = start_of(Reading(), request), self.strategy.model
         assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
             f"{request.client.name}: its adapter"
         )
@@ -209,7 +209,7 @@ def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2
     spoil(message, context)
     before = dict(context.state)
     with pytest.raises(FedrlvrError) as caught:
-        Reading().start(one)
+        start_of(Reading(), one)
     assert dict(context.state) == before
     assert all(context.state[name] is record for name, record in before.items())
     assert type(caught.value) in (MessageError, AdapterError)
@@ -308,7 +308,7 @@ def test_what_several_clients_have_alike_is_read_once(rule: str) -> None:
     for number in (1, 2, 3):
         federation.round(number)
         reading = Reading()
-        starts = [reading.start(federation.asked(federation.message(number + 1, node))) for node in NAMES]
+        starts = [start_of(reading, federation.asked(federation.message(number + 1, node))) for node in NAMES]
         assert starts[0].change is not None
         assert len({id(start.change) for start in starts}) == 1
         assert rule == "flora" or len({id(start.adapter) for start in starts}) == 1
@@ -320,7 +320,7 @@ def test_the_same_news_added_to_other_changes_are_other_changes() -> None:
     federation.round(2)
     federation.contexts[2].state[HELD_CHANGE] = adapter_to_arrays(made(8, 3, 3.0))
     reading = Reading()
-    ann, bob, cyd = (reading.start(federation.asked(federation.message(3, node))).change for node in NAMES)
+    ann, bob, cyd = (start_of(reading, federation.asked(federation.message(3, node))).change for node in NAMES)
     assert ann is cyd
     assert ann is not None
     assert not same(ann, bob)
@@ -334,9 +334,9 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     middle = one.asked.model_copy(update={"coordination": PubSwapCoordination()})
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
-        Reading().start(federation.asked(message))
+        start_of(Reading(), federation.asked(message))
     one.context.state[ROUND_ADAPTER] = adapter_to_arrays(made(6))
-    start = Reading().start(federation.asked(message))
+    start = start_of(Reading(), federation.asked(message))
     assert same(start.adapter, made(6))
     assert same(start.change, federation.strategy.model.updates()["change"])
     assert start.keep == {}

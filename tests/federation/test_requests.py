@@ -14,12 +14,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from small_runs import Configs
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client.app import CohortApp
+from fedrlvr.client.state import MEMORY, OWN_ADAPTER
 from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import AdapterError, MessageError
-from fedrlvr.federation.client import CohortApp
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.memory import MEMORY, OWN_ADAPTER
-from fedrlvr.federation.messages import (
+from fedrlvr.policy.base import load_base
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deal import deal
+from fedrlvr.wire.messages import (
     EvaluateRequest,
     TrainRequest,
     adapter_to_arrays,
@@ -28,11 +33,6 @@ from fedrlvr.federation.messages import (
     nbytes,
     read_scores,
 )
-from fedrlvr.policy.base import load_base
-from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
-from fedrlvr.tasks.client_data import ClientData
-from fedrlvr.tasks.deal import deal
 
 Made = Callable[..., tuple[LocalGrid, Config, Adapter]]
 

@@ -24,8 +24,8 @@ from small_runs import (
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.federation.run import resume, run
 from fedrlvr.reporting.observer import Observer, RoundSaved
+from fedrlvr.simulation.run import resume, run
 from fedrlvr.tasks.deal import deal
 
 

@@ -19,10 +19,10 @@ from fedrlvr.aggregation.mean import mean
 from fedrlvr.aggregation.pairs import Pairs
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 
 
 class Momentum(LoraAggregation):

@@ -22,19 +22,19 @@ from transformers import AutoModelForCausalLM
 
 from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import RULES
+from fedrlvr.client.state import LOST
 from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import ConfigError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.evaluation import evaluate
-from fedrlvr.federation.memory import LOST
-from fedrlvr.federation.messages import arrays_to_adapter
-from fedrlvr.federation.run import Federation, new_cohort, settled
-from fedrlvr.federation.strategy import FederatedRLVR
-from fedrlvr.federation.wrapping import WrappingStrategy
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft, save_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.simulation.evaluate import evaluate
+from fedrlvr.simulation.run import Federation, new_cohort, settled
+from fedrlvr.wire.messages import arrays_to_adapter
 
 IDS = torch.randint(4, 100, (2, 21), generator=torch.Generator().manual_seed(0))
 RANKS = {"ann": 2, "bob": 4, "cyd": 1}

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, MessageError, RoundError
-from fedrlvr.federation import sharedprobes
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.exchange import PublicSet
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import PROBES, adapter_to_arrays, probes_record, read_probes
-from fedrlvr.federation.record import RoundRecord
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.server import shared_probes as sharedprobes
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.exchange import PublicSet
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import PROBES, adapter_to_arrays, probes_record, read_probes
 
 THREE = 3
 """Numbers in these probes."""

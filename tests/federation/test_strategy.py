@@ -26,12 +26,12 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDi
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageError, RoundError
-from fedrlvr.federation.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import adapter_to_arrays
-from fedrlvr.federation.record import RoundRecord
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import adapter_to_arrays
 
 
 def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:

@@ -20,18 +20,18 @@ from test_resume import Stop, StopAfter
 
 import fedrlvr
 from fedrlvr.adapter import Adapter
+from fedrlvr.client.request import batches
 from fedrlvr.config import Config, TrainConfig, parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, GradingError, RoundError
-from fedrlvr.federation.messages import EvaluateRequest, TrainRequest
-from fedrlvr.federation.plan import Plan, plan
-from fedrlvr.federation.request import batches
-from fedrlvr.federation.run import run
-from fedrlvr.federation.sweep import sweep
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft
 from fedrlvr.reporting.observer import Observer, PhaseStarted, RunFailed, StepEnded, SweepStarted
+from fedrlvr.simulation.run import run
+from fedrlvr.simulation.sweep import sweep
+from fedrlvr.simulation.sweep_plan import Plan, plan
 from fedrlvr.tasks import Problem
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 
 Planner = Callable[..., Plan]
 Graded = Counter[tuple[str, str, tuple[str, ...]]]

@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, MessageError
-from fedrlvr.federation.localgrid import LocalGrid
-from fedrlvr.federation.messages import (
+from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.messages import (
     TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,

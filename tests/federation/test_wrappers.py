@@ -8,10 +8,10 @@ import pytest
 import torch
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 
-import fedrlvr.federation.run as engine
+import fedrlvr.simulation.run as engine
 from fedrlvr.config import parse_config
-from fedrlvr.federation.strategy import FederatedRLVR
 from fedrlvr.policy.peft_format import load_peft
+from fedrlvr.server.strategy import FederatedRLVR
 
 
 def _run(directory: Path) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from fedrlvr.config import parse_config
-from fedrlvr.labels.desk import make_desk
+from fedrlvr.labels.desk.app import make_desk
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.supervision.query import Query
 from fedrlvr.tasks.problem import Kind, Question

@@ -44,13 +44,13 @@ def where(*names: str) -> dict[str, set[str]]:
 
 
 def test_only_the_ledger_buys_answers() -> None:
-    assert where("price") == {"labels/clientledger.py": {"self._answers"}}
+    assert where("price") == {"labels/client_ledger.py": {"self._answers"}}
 
 
 def test_only_experiments_peek_at_answers() -> None:
     """The oracle is handed the look that the federation takes for it."""
     assert where("peek") == {
-        "federation/supervising.py": {"data.answers", "request.data.answers"},
+        "client/supervisor.py": {"data.answers", "request.data.answers"},
         "supervision/selection.py": {"self"},
     }
 
@@ -58,16 +58,16 @@ def test_only_experiments_peek_at_answers() -> None:
 def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     found = where("everything")
     assert found.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
-    assert found == {"tasks/deal.py": {"client.answers"}, "cli.py": {"client.answers"}}
+    assert found == {"tasks/deal.py": {"client.answers"}, "cli/main.py": {"client.answers"}}
 
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
-    assert set(where("answers")) == {"tasks/deal.py", "federation/supervising.py", "cli.py"}
+    assert set(where("answers")) == {"tasks/deal.py", "client/supervisor.py", "cli/main.py"}
 
 
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:
     graded = {file: {one for one in values if one.endswith("answers")} for file, values in where("grade").items()}
-    assert {file for file, values in graded.items() if values} == {"labels/clientledger.py"}
+    assert {file for file, values in graded.items() if values} == {"labels/client_ledger.py"}
 
 
 def test_nothing_reaches_behind_the_seal() -> None:

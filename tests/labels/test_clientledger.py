@@ -11,7 +11,7 @@ from ledgers import query
 
 from fedrlvr.errors import GradingError, LedgerError
 from fedrlvr.labels.answers import Answers
-from fedrlvr.labels.clientledger import DAY, AllLabels, Budget, ClientLedger, NoLabels
+from fedrlvr.labels.client_ledger import DAY, AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.rl import Group, Response
 from fedrlvr.supervision import Selection, Step, clusters

@@ -13,8 +13,8 @@ import pytest
 from desks import TOKEN, ask, error_of
 from fastapi.testclient import TestClient
 
-from fedrlvr.labels import desk as desk_module
-from fedrlvr.labels.desk import FILES, make_desk
+from fedrlvr.labels.desk import app as desk_module
+from fedrlvr.labels.desk.app import FILES, make_desk
 from fedrlvr.labels.ledger import LabelLedger
 
 ROUTES = [

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from desks import TOKEN, ask, desk, ledger_of, run_directory
 
+from fedrlvr.cli.desk import find_ledger
 from fedrlvr.config import load_resolved
-from fedrlvr.desk_command import find_ledger
 from fedrlvr.errors import ConfigError
+from fedrlvr.labels.desk.server import is_loopback
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.labels.serve import is_loopback
 
 
 def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def command(*arguments: object) -> tuple[int, str, str]:
     """Exit code and streams of `fedrlvr desk ARGUMENTS` in this process."""
     import io
 
-    from fedrlvr.cli import main
+    from fedrlvr.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
@@ -124,7 +124,7 @@ def test_options_that_cannot_be_are_one_paragraph(tmp_path: Path, options: list[
 def test_help_and_mistakes_are_answered_without_loading_the_server(tmp_path: Path) -> None:
     run_directory(tmp_path / "run", federation={"clients": 2})
     program = (
-        f"import sys\nfrom fedrlvr.cli import main\nsys.argv = ['fedrlvr', 'desk', {str(tmp_path / 'run')!r}]\n"
+        f"import sys\nfrom fedrlvr.cli.main import main\nsys.argv = ['fedrlvr', 'desk', {str(tmp_path / 'run')!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'fastapi', 'uvicorn', 'torch', 'sqlite3'} & set(sys.modules)))"
     )

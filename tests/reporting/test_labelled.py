@@ -14,7 +14,7 @@ from test_report import Page, page
 
 from fedrlvr.config import Config, parse_config
 from fedrlvr.reporting.figures import draw_calibration, draw_shares
-from fedrlvr.reporting.labelled import calibration, calibration_points, label_lines, mean_shares, shares
+from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.report import render
 from fedrlvr.reporting.tables import final_table
 from fedrlvr.reporting.trackers import flatten

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedrlvr.reporting.observer import RoundSaved, RunFailed, RunStarted, StepEnded, SweepStarted
 from fedrlvr.reporting.progress import PlainProgress
-from fedrlvr.reporting.sweepprogress import LiveSweep, sweep_progress
+from fedrlvr.reporting.sweep_progress import LiveSweep, sweep_progress
 
 FIRST, SECOND = "as-given/seed-1", "as-given/seed-2"
 

@@ -11,7 +11,7 @@ from fakeledger import FakeLedger, step, voted
 from fedrlvr.supervision import Care, Fate, Judge, Step, Supervised
 from fedrlvr.supervision.care import Judged
 from fedrlvr.supervision.features import Features, Labelled, features
-from fedrlvr.supervision.judge import Opinion
+from fedrlvr.supervision.judge import Judgement
 
 EIGHT = {f"p{n}": "aab" for n in range(8)}
 P1 = [0.875, 0.125, 0.75, 0.5, 0.5, 0.25, 0.375, 0.0]
@@ -26,9 +26,9 @@ class FakeJudge:
         self.taught: list[Labelled | None] = []
         self.gradients: list[bool] = []
 
-    def judge(self, seen: Features) -> Opinion:
+    def judge(self, seen: Features) -> Judgement:
         assert len(seen) == len(self.reliable)
-        return Opinion(torch.tensor(self.reliable), torch.tensor(self.scores), torch.zeros(len(seen), 1))
+        return Judgement(torch.tensor(self.reliable), torch.tensor(self.scores), torch.zeros(len(seen), 1))
 
     def learn(self, new: Labelled | None) -> dict[str, float]:
         self.taught.append(new)

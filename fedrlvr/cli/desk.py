@@ -1,0 +1,209 @@
+"""`fedrlvr desk`: where experts give labels, as a web page or through a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrlvr.config import Asking, Config, load_resolved
+from fedrlvr.errors import ConfigError
+from fedrlvr.labels.place import ledger_file
+
+TOKEN = "FEDRLVR_DESK_TOKEN"
+SHORTEST_TOKEN = 16
+WILDCARDS = ("0.0.0.0", "::")
+_TABLES = "A spreadsheet instead"
+_NETWORK = "Other machines"
+
+
+def desk(
+    run_directory: Annotated[
+        Path | None, typer.Argument(help="A run directory; with --ledger it may be left out.")
+    ] = None,
+    client: Annotated[str | None, typer.Option(help="Whose labels, if the run has several clients.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="A client's ledger file, wherever it is.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=TOKEN, show_envvar=True, help="What lets a browser in; without it a new one at each start."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; by default no other machine gets in.", rich_help_panel=_NETWORK)
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name browsers may reach it by, if it is not --host; may be repeated.", rich_help_panel=_NETWORK
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="TLS certificate chain (PEM).", rich_help_panel=_NETWORK)
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", rich_help_panel=_NETWORK)] = None,
+    export_to: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FILE", help="Write everything as CSV, and end.", rich_help_panel=_TABLES),
+    ] = None,
+    import_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Read answers from such a CSV, and end.", rich_help_panel=_TABLES
+        ),
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="With --import: whose answers they are.", rich_help_panel=_TABLES)
+    ] = None,
+) -> None:
+    """Serve the page where experts give the labels that a run asks for. The run does not wait for them.
+
+    Needs supervision.labels_from = "desk". Prints the page's address; Ctrl-C ends it, and the run may come and go.
+    """
+    path, whose = find_ledger(run_directory, client, ledger, read_only=export_to is not None)
+    if (import_from is None) != (expert is None):
+        raise ConfigError("--import FILE and --expert NAME go together: answers are somebody's.")
+    if export_to is not None and import_from is not None:
+        raise ConfigError("--export and --import are two commands; give one of them.")
+    if export_to is not None:
+        _export(path, export_to)
+    elif import_from is not None and expert is not None:
+        _import(path, import_from, expert)
+    else:
+        _serve(path, whose, host, port, token, name or [], certificate, key)
+
+
+def find_ledger(
+    run_directory: Path | None, client: str | None, ledger: Path | None, *, read_only: bool
+) -> tuple[Path, str]:
+    """A ledger's file, and the name of the client whose it is.
+
+    Raises:
+        ConfigError: there is none, or several to choose from.
+    """
+    if ledger is not None:
+        if not ledger.is_file():
+            raise ConfigError(f"--ledger {ledger}: there is no such file.")
+        return ledger, client or ledger.stem
+    if run_directory is None:
+        raise ConfigError("Say which labels: fedrlvr desk RUN_DIRECTORY, or --ledger FILE.")
+    settings = load_resolved(run_directory / "config.json")
+    supervision = settings.supervision
+    if not isinstance(supervision, Asking):
+        raise ConfigError(f"{run_directory} asks for no labels: its supervision.type is {supervision.type!r}.")
+    if supervision.labels_from != "desk" and not read_only:
+        raise ConfigError(
+            f"{run_directory} takes its labels from the data set; people are asked with supervision.labels_from = "
+            "'desk'. (--export shows what it took.)"
+        )
+    whose = _client(settings, client)
+    path = ledger_file(settings, run_directory, whose)
+    if read_only and not path.is_file():
+        raise ConfigError(f"{path}: there is no such file; {whose} has asked for no label yet.")
+    return path, whose
+
+
+def _client(settings: Config, wanted: str | None) -> str:
+    clients = ["central"] if settings.federation.arm == "central" else settings.federation.names
+    if wanted is None and len(clients) == 1:
+        return clients[0]
+    if wanted in clients:
+        return str(wanted)
+    listed = ", ".join(clients[:20]) + ", ..." * (len(clients) > 20)
+    if wanted is None:
+        raise ConfigError(
+            f"The run has {len(clients)} clients, each with labels of its own. Name one: --client {listed}."
+        )
+    raise ConfigError(f"--client {wanted}: the run has no such client. It has {listed}.")
+
+
+def _export(path: Path, out: Path) -> None:
+    from fedrlvr.labels.ledger import LabelLedger
+    from fedrlvr.labels.spreadsheet import write_csv
+
+    entries = LabelLedger(path).entries()
+    try:
+        with out.open("x", encoding="utf-8", newline="") as file:
+            write_csv(entries, file)
+    except FileExistsError:
+        raise ConfigError(f"{out} exists already; give a new file.") from None
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}.") from error
+    typer.echo(f"wrote {len(entries)} problems to {out}")
+
+
+def _import(path: Path, source: Path, expert: str) -> None:
+    from fedrlvr.labels.ledger import LabelLedger
+    from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv
+
+    try:
+        with source.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
+    stored = read_csv(text, LabelLedger(path), expert, time.time())
+    typer.echo(f"stored {stored} new answers of {expert}")
+
+
+def _serve(
+    path: Path,
+    client: str,
+    host: str,
+    port: int,
+    token: str | None,
+    names: list[str],
+    certificate: Path | None,
+    key: Path | None,
+) -> None:
+    if (certificate is None) != (key is None):
+        raise ConfigError("--certificate and --key go together.")
+    if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
+        raise ConfigError(
+            f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
+            "Leave it out for a new one."
+        )
+    import secrets
+
+    from fedrlvr.labels.desk.app import make_desk
+    from fedrlvr.labels.desk.server import serve
+    from fedrlvr.labels.ledger import LabelLedger
+    from fedrlvr.loopback import is_loopback
+
+    token = token or secrets.token_urlsafe(24)
+    # Whoever listens everywhere is asked for by the machine's name.
+    own = socket.gethostname() if host in WILDCARDS else host
+    store = LabelLedger(path)
+
+    def ready(bound: int) -> None:
+        name = names[0] if names else own
+        shown = f"[{name}]" if ":" in name else name
+        scheme = "http" if certificate is None else "https"
+        typer.echo(f"The desk of {client} is open; its answers go to {path}")
+        typer.echo(f"  {scheme}://{shown}:{bound}/#token={token}")
+        typer.echo("Whoever has this address can read and answer. Ctrl-C closes the desk.")
+        if not is_loopback(host) and certificate is None:
+            typer.echo(
+                f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
+                "unencrypted. Give --certificate and --key, or let only a proxy with TLS reach it.",
+                err=True,
+            )
+        sys.stdout.flush()
+
+    try:
+        serve(
+            make_desk(store, token, client, names=[own, *names]),
+            host,
+            port,
+            certificate=certificate,
+            key=key,
+            ready=ready,
+        )
+    finally:
+        store.close()
+    typer.echo("The desk is closed; every answer is stored.")

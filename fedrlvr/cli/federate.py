@@ -1,0 +1,232 @@
+"""`fedrlvr federate`: the run that was simulated, with organisations on their own machines, over Flower.
+
+Flower is used by its own command line, which is its public interface; what is ours is checked before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.errors import ConfigError, RoundError
+from fedrlvr.files import atomic_text
+
+CONNECTION = "fedrlvr"
+"""What the SuperLink is called in Flower's own configuration."""
+APP = """\
+[project]
+name = "fedrlvr-run"
+version = "{version}"
+description = "A run of fedrlvr. There is no code in here: everybody runs the release that is installed."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedrlvr"
+
+[tool.flwr.app.components]
+serverapp = "fedrlvr.deployment.superlink.server_app:app"
+clientapp = "fedrlvr.deployment.site.client_app:app"
+
+[tool.flwr.app.config]
+directory = ""
+wait = 300.0
+insecure = false
+"""
+PLACE = (
+    "This machine must be the SuperLink's: the run lies in a directory here, and the SuperLink takes orders from its "
+    "own machine only."
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A SuperLink as Flower's commands find it.
+
+    home: Flower's own directory (FLWR_HOME), with the connection in its config.toml.
+    """
+
+    home: Path
+    insecure: bool
+
+    def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`flwr ARGUMENTS`, quietly."""
+        return subprocess.run(self._command(arguments), env=self._environment(), capture_output=True, text=True)
+
+    def follow(self, *arguments: str) -> int:
+        """`flwr ARGUMENTS` with what it prints shown; its exit status."""
+        return subprocess.call(self._command(arguments), env=self._environment())
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        beside = Path(sys.executable).with_name("flwr")
+        program = str(beside) if beside.exists() else shutil.which("flwr")
+        if program is None:
+            raise ConfigError(f"Flower's command `flwr` is not installed beside {sys.executable}. Reinstall fedrlvr.")
+        return [program, *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        return {**os.environ, **quiet, "FLWR_HOME": str(self.home)}
+
+
+def federate(
+    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as `fedrlvr run` takes it.")] = None,
+    superlink: Annotated[
+        str | None, typer.Option(help="A directory that `fedrlvr superlink init` made, or host:port.")
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="With host:port: PEM file of the authority that signed its certificate.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option(help="With host:port on this machine: no TLS and no keys.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds in which all organisations may connect.")] = 300.0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Run a federation of organisations on their own machines.
+
+    Give it at the SuperLink's machine. Says what will travel, then follows the run; Ctrl-C stops following, not the
+    run. A run that was broken off goes on with --resume.
+    """
+    if (config is None) == (resume is None):
+        raise ConfigError("Give a configuration to start with, or --resume DIRECTORY to go on with a run.")
+    if resume is not None and overrides:
+        raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
+    if superlink is None:
+        raise ConfigError("Say which SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
+    settings = load_config(config, overrides or ()) if resume is None else load_resolved(resume / "config.json")
+    from fedrlvr.deployment.superlink.disclosure import check, travels
+
+    check(settings)
+    with _link(superlink, root_certificates, insecure) as link:
+        directory = _prepared(settings) if resume is None else resume.absolute()
+        for line in travels(settings, change=settings.aggregation.rule.changes_base):
+            print(line)
+        print(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
+        print(f"Run directory: {directory}", flush=True)
+        run = _submit(link, directory, wait)
+        _follow(link, run, directory, superlink)
+    from fedrlvr.reporting.progress import final_table
+    from fedrlvr.server.metrics_log import read_metrics
+
+    final_table(read_metrics(directory), settings, directory)
+
+
+@contextmanager
+def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Iterator[Link]:
+    """The SuperLink's connection; for a bare address in a directory that is gone afterwards.
+
+    Raises:
+        ConfigError: options that do not go together, or no such directory.
+    """
+    if Path(superlink).is_dir():
+        if root_certificates is not None or insecure:
+            raise ConfigError(
+                "--root-certificates and --insecure are for --superlink host:port; a directory says both."
+            )
+        home = Path(superlink).absolute() / "flower"
+        try:
+            found = tomllib.loads((home / "config.toml").read_text("utf-8"))["superlink"][CONNECTION]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{superlink} is no directory that `fedrlvr superlink init` made ({home / 'config.toml'}: {error})."
+            ) from None
+        yield Link(home, bool(found.get("insecure", False)))
+        return
+    host, colon, port = superlink.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigError(f"--superlink {superlink}: there is no such directory, and host:port is written otherwise.")
+    if insecure == (root_certificates is not None):
+        raise ConfigError("Give --root-certificates FILE with host:port (or --insecure, on this machine only).")
+    if insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
+        raise ConfigError(f"--insecure is for a SuperLink on this machine (127.0.0.1), not on {host}.")
+    if root_certificates is not None and not root_certificates.is_file():
+        raise ConfigError(f"--root-certificates {root_certificates}: there is no such file.")
+    with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
+        lines = [f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]"]
+        lines.append(f"address = {json.dumps(superlink)}")
+        if root_certificates is not None:
+            lines.append(f"root-certificates = {json.dumps(str(root_certificates.absolute()))}")
+        else:
+            lines.append("insecure = true")
+        (Path(place) / "config.toml").write_text("\n".join(lines) + "\n", "utf-8")
+        yield Link(Path(place), insecure)
+
+
+def _prepared(settings: Config) -> Path:
+    """A run directory with the config that the server is to read."""
+    from fedrlvr.simulation.run import new_directory, settled
+
+    directory = (settings.run.directory or new_directory(settings.run.name)).absolute()
+    if (directory / "config.json").exists():
+        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
+    atomic_text(directory / "config.json", settled(settings, directory).model_dump_json(indent=2) + "\n")
+    return directory
+
+
+def _submit(link: Link, directory: Path, wait: float) -> str:
+    """Start the run; Flower's id of it.
+
+    Raises:
+        RoundError: Flower would not; its text is in the error's.
+    """
+    from fedrlvr.version import __version__
+
+    settings = {"directory": json.dumps(str(directory)), "wait": float(wait), "insecure": str(link.insecure).lower()}
+    told = " ".join(f"{key}={value}" for key, value in settings.items())
+    with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
+        app = Path(place) / "fedrlvr-run"
+        app.mkdir()
+        (app / "pyproject.toml").write_text(APP.format(version=__version__), "utf-8")
+        done = link.flwr("run", str(app), CONNECTION, "--run-config", told, "--format", "json")
+    try:
+        return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
+    except (ValueError, KeyError, TypeError):
+        said = (done.stderr + done.stdout).strip()[-1500:]
+        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {said}") from None
+
+
+def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
+    """Show the run's log until it ends.
+
+    Raises:
+        RoundError: it has failed, or the SuperLink is gone.
+    """
+    again = f"`fedrlvr federate --resume {directory} --superlink {superlink}`"
+    try:
+        link.follow("log", run, CONNECTION, "--stream")
+    except KeyboardInterrupt:
+        print(f"\nThe run goes on. FLWR_HOME={link.home} flwr log {run} {CONNECTION} --stream  follows it again,")
+        print(f"FLWR_HOME={link.home} flwr stop {run} {CONNECTION}  ends it; {again} goes on with it.")
+        raise typer.Exit(130) from None
+    status = _status(link, run)
+    if status is None:
+        raise RoundError(f"the SuperLink cannot be reached any more. Rounds that are done are kept: {again}.")
+    if status != "finished:completed":
+        raise RoundError(
+            f"the run has ended as {status!r}; the reason is above. Rounds that are done are kept: {again}."
+        )
+
+
+def _status(link: Link, run: str) -> str | None:
+    done = link.flwr("list", CONNECTION, "--run-id", run, "--format", "json")
+    try:
+        (found,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
+        return str(found["status"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,267 @@
+"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor, and for organisations on their own
+machines superlink | federate | site.
+
+Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrlvr.cli.desk import desk
+from fedrlvr.cli.federate import federate
+from fedrlvr.cli.site import site
+from fedrlvr.cli.superlink import superlink
+from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.zoo import embedded_config
+
+EMBEDDED = embedded_config()
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Organisations post-train one reasoning LLM together without pooling their problems.",
+    epilog="Put --debug anywhere to see the whole traceback of an error.",
+)
+
+ConfigPath = Annotated[Path | None, typer.Argument(help="A TOML configuration; none is the embedded default.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    quiet: Annotated[bool, typer.Option(help="One line a round instead of live progress.")] = False,
+) -> None:
+    """Run a federation on this machine."""
+    if resume is not None and (config is not None or overrides):
+        raise ConfigError(
+            "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
+        )
+    settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
+    from fedrlvr.reporting.progress import final_table, progress
+    from fedrlvr.simulation import run as local
+
+    observer = progress(quiet=quiet)
+    result = local.run(settings, observer=observer) if resume is None else local.resume(resume, observer=observer)
+    final_table(result.records, result.config, result.directory)
+
+
+@app.command()
+def sweep(
+    config: ConfigPath = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each arm: run.seed, run.seed + 1, ...")] = 5,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECTION.KEY=VALUE,VALUE", help="A setting and its values; may be repeated."),
+    ] = None,
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where all runs lie; with an earlier sweep's the sweep goes on.")
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="One federation after another, for comparison or where memory is short.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="One line a round of each federation instead of live progress.")] = False,
+) -> None:
+    """Run a federation for every combination of settings and every seed, all as rows of one cohort."""
+    from fedrlvr.simulation.sweep_plan import plan
+
+    planned = plan(config or EMBEDDED, overrides or (), vary or (), seeds=seeds, directory=directory)
+    from fedrlvr.reporting.sweep_progress import sweep_progress
+    from fedrlvr.reporting.sweep_table import show_sweep
+    from fedrlvr.simulation import sweep as engine
+
+    told = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
+    for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
+        for value in values or ():
+            told += [option, str(value)]
+    command = shlex.join([*told, *["--apart"] * apart])
+    result = engine.sweep(planned, command=command, apart=apart, observer=sweep_progress(quiet=quiet))
+    if any(line.seeds for line in result.lines):
+        show_sweep(result.lines, planned.seeds)
+        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+    result.check()
+
+
+@app.command(name="eval")
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A run directory, or a TOML configuration.")],
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; default: the run's own.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="The base model without an adapter.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Pass@1 of an adapter, or of the base model, on the held-out problems."""
+    if base and adapter is not None:
+        raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
+    settings = _config_of(source, overrides)
+    if not base and adapter is None:
+        if not source.is_dir():
+            raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
+        adapter = source / "adapter"
+    from fedrlvr.reporting.progress import scores_table
+    from fedrlvr.simulation.evaluate import evaluate as evaluate_here
+
+    scores_table([score.model_dump() for score in evaluate_here(settings, None if base else adapter)])
+
+
+@app.command()
+def tasks(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write each client's problems to files in this directory, for organisations to try out."),
+    ] = None,
+) -> None:
+    """Load a configuration's problems and show who holds what. No model is loaded."""
+    settings = _configured(config, overrides)
+    from fedrlvr.reporting.progress import holdings_table
+    from fedrlvr.tasks.deal import deal
+
+    dealt = deal(settings)
+    if write is not None:
+        from fedrlvr.tasks.own import write_own
+
+        for client in dealt.clients:
+            write_own(write / client.name / "train.jsonl", client.answers.everything())
+            write_own(write / client.name / "test.jsonl", client.test)
+    holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+
+
+@app.command()
+def validate(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    attacked: Annotated[int, typer.Option(min=0, help="Problems tried with adversarial responses.")] = 100,
+) -> None:
+    """Check that every gold answer earns its reward and that nonsense earns none. No model is loaded."""
+    settings = _configured(config, overrides)
+    from fedrlvr.tasks import validate as validate_problems
+    from fedrlvr.tasks.deal import deal
+
+    dealt = deal(settings)
+    failures = 0
+    reward = dealt.clients[0].reward  # everybody's
+    held = [(client.name, [*client.answers.everything(), *client.test]) for client in dealt.clients]
+    held += [("the public set", dealt.public)] if dealt.public else []
+    for name, problems in held:
+        verdict = validate_problems(problems, reward, attacked=attacked)
+        without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
+        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
+        for failure in verdict.failures[:10]:
+            typer.echo(f"  {failure.id}: {failure.reason}")
+        failures += len(verdict.failures)
+    if failures:
+        raise typer.Exit(1)
+
+
+app.command()(desk)
+app.command()(federate)
+app.add_typer(site, name="site")
+app.add_typer(superlink, name="superlink")
+
+
+@app.command()
+def export(
+    run_directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Argument(help="Where to write; must not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Whole weights instead of a PEFT adapter.")] = False,
+    client: Annotated[str | None, typer.Option(help="Whose adapter, in a run of the arm `local`.")] = None,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Refuse an adapter of a higher rank, as whoever serves it would.")
+    ] = None,
+) -> None:
+    """Write what a run trained: a PEFT adapter directory, or merged weights.
+
+    Rules that change the base weights (flora, fedex) end in an adapter whose rank has grown with the rounds.
+    """
+    settings = load_resolved(run_directory / "config.json")
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give a new directory.")
+    local_arm = settings.federation.arm == "local"
+    if local_arm != (client is not None):
+        hint = "name one with --client" if local_arm else "leave out --client"
+        raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
+    from fedrlvr.policy.base import save_merged
+    from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
+
+    adapter = load_peft(run_directory / "adapter" / (client or ""))
+    if max_rank is not None and merged:
+        raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
+    if max_rank is not None and adapter.rank > max_rank:
+        rule = settings.aggregation.rule
+        why = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
+        raise AdapterError(
+            f"The adapter has rank {adapter.rank}{why}, and --max-rank allows {max_rank}. Write whole weights with "
+            "--merged, or allow the rank (vLLM: --max-lora-rank)."
+        )
+    if merged:
+        save_merged(adapter, settings.model, out)
+    else:
+        save_peft(adapter, out, base_name=base_reference(settings.model.name))
+    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why."""
+    from fedrlvr.reporting.doctor import examine, show
+
+    findings = examine()
+    show(findings)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _configured(config: Path | None, overrides: list[str] | None) -> Config:
+    """The settings of a command; without a file those of the embedded default."""
+    return load_config(config if config is not None else EMBEDDED, overrides or ())
+
+
+def _config_of(source: Path, overrides: list[str] | None) -> Config:
+    if source.is_dir():
+        if overrides:
+            raise ConfigError("--set changes a TOML configuration; a run directory has its own, fixed one.")
+        return load_resolved(source / "config.json")
+    return load_config(source, overrides or ())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"])
+    except FedrlvrError as error:
+        _fail(f"error: {error}", debug, 1)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt, without a word
+            kept = "finished rounds are kept: go on with fedrlvr run --resume DIRECTORY"
+            _fail(f"interrupted; {kept} (a sweep: the same command with --directory DIRECTORY)", debug, 130)
+        raise
+    except Exception as error:  # a bug of ours: say so in one line, and how to see where
+        _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
+
+
+def _fail(message: str, debug: bool, code: int) -> None:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and who may."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedrlvr.deployment.site.config import NAME
+from fedrlvr.errors import ConfigError
+from fedrlvr.loopback import LOOPBACK, is_loopback
+
+CONNECTION = "fedrlvr"
+"""What Flower's own commands know the SuperLink by."""
+SETTINGS = "superlink.toml"
+WILDCARDS = ("0.0.0.0", "::")
+
+superlink = typer.Typer(
+    no_args_is_help=True, help="The server that organisations connect to: certificate, start, and who may connect."
+)
+
+Directory = Annotated[Path, typer.Argument(help="Where its keys, settings and state lie.")]
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """What `superlink init` settled: where organisations reach it, where it listens, and whether it has TLS."""
+
+    address: str
+    host: str
+    port: int
+    insecure: bool
+
+    @property
+    def local(self) -> str:
+        """How this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+@superlink.command()
+def init(
+    directory: Directory,
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where organisations reach it.")],
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; by default all, or loopback if --address is.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No TLS and no keys; on loopback only, to try things out.")
+    ] = False,
+) -> None:
+    """Make the authority, the certificate and the settings of a SuperLink."""
+    outer, port = _split(address)
+    local = is_loopback(outer)
+    bind = host or ("127.0.0.1" if local and ":" not in outer else outer if local else "0.0.0.0")
+    if insecure and not (local and is_loopback(bind)):
+        raise ConfigError(
+            f"--insecure is for loopback ({LOOPBACK[0]}) only: what {address} serves would be open to everybody."
+        )
+    link = SuperLink(address, bind, port, insecure)
+    directory = directory.absolute()
+    flower = directory / "flower"
+    for file in (directory / SETTINGS, flower / "config.toml"):
+        if file.exists():
+            raise ConfigError(f"{file} exists already and is never overwritten. Give another directory.")
+    directory.mkdir(parents=True, exist_ok=True)
+    if not insecure:
+        from fedrlvr.deployment import certificates
+
+        certificates.make_authority(directory, f"fedrlvr SuperLink {address}")
+        # The processes of this machine come by loopback, or by the address it listens on.
+        inner = [] if bind in WILDCARDS else [bind]
+        certificates.make_server_certificate(directory, [outer, *inner, *(name or []), "localhost", "127.0.0.1", "::1"])
+    flower.mkdir(mode=0o700, exist_ok=True)
+    connection = {"address": link.local} | (
+        {"insecure": True} if insecure else {"root-certificates": str(directory / "ca.crt")}
+    )
+    heading = f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]\n"
+    (flower / "config.toml").write_text(heading + _toml(connection), "utf-8")
+    (directory / SETTINGS).write_text(_toml(asdict(link)), "utf-8")
+    _say_next(directory, link)
+
+
+@superlink.command()
+def run(directory: Directory) -> None:
+    """Run the SuperLink. Ctrl-C ends it; runs that are under way can be resumed."""
+    link = load_superlink(directory)
+    directory = directory.absolute()
+    arguments = ["--host", link.host, "--port", str(link.port), "--database", str(directory / "state.db")]
+    arguments += ["--disable-runtime-dependency-installation"]
+    if link.insecure:
+        arguments += ["--insecure"]
+    else:
+        for option, file in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key")):
+            if not (directory / file).is_file():
+                raise ConfigError(f"{directory / file} is missing. Restore it from a backup, or start anew with init.")
+            arguments += [f"--ssl-{option}", str(directory / file)]
+        arguments += ["--enable-supernode-auth"]
+    from fedrlvr.deployment.flower_private import environment, run_superlink
+
+    os.environ.update(environment(directory / "flower"))  # before flwr is imported
+    # Its database holds adapters, and takes its mode from the file that is there.
+    os.close(os.open(directory / "state.db", os.O_RDWR | os.O_CREAT, 0o600))
+    log = logging.getLogger("fedrlvr")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_utc())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    lock = "no TLS and no keys" if link.insecure else "TLS; organisations need a registered key"
+    log.info("SuperLink of %s, listening on %s port %d: %s", link.address, link.host, link.port, lock)
+    log.info("from other machines only the Fleet API can be reached; runs are started on this machine")
+    run_superlink(arguments)
+
+
+@superlink.command()
+def renew(
+    directory: Directory,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
+    ] = None,
+) -> None:
+    """Make a new certificate, before the old one expires or for further names. Organisations need not do anything."""
+    from fedrlvr.deployment import certificates
+
+    if load_superlink(directory).insecure:
+        raise ConfigError(f"{directory} is without TLS (--insecure), so it has no certificate.")
+    certificates.renew_server_certificate(directory, name or [])
+    fresh = certificates.read_certificate(directory / "server.crt")
+    until = fresh.not_valid_after_utc.date()
+    typer.echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
+    typer.echo("The SuperLink takes it when it is started again.")
+
+
+@superlink.command()
+def register(
+    directory: Directory,
+    public_key: Annotated[Path, typer.Argument(help="The organisation's <name>.key.pub.")],
+    name: Annotated[str, typer.Option(help="The organisation's name in configs, logs and reports.")],
+) -> None:
+    """Let an organisation connect. Needs the SuperLink running, on this machine."""
+    from fedrlvr.deployment.certificates import key_fingerprint, read_public_key
+
+    link = load_superlink(directory)
+    if link.insecure:
+        raise ConfigError(f"{directory} is without keys (--insecure): whoever is on this machine may connect.")
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"--name {name!r}: letters, digits, - and _ only, at most 64.")
+    key = read_public_key(public_key)
+    mark = key_fingerprint(key)
+    for member in _members(directory, link):
+        theirs = _fingerprint(member.public_key)
+        if member.name == name or theirs == mark:
+            raise ConfigError(
+                f"{member.name} is registered already, with the key {theirs}. A name and a key are one organisation's: "
+                f"give others, or unregister it (fedrlvr superlink unregister {shlex.quote(str(directory))} "
+                f"{member.name})."
+            )
+    try:
+        _flwr(directory, "supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
+    except ConfigError as error:
+        if "already in use" not in str(error):
+            raise
+        raise ConfigError(
+            f"{public_key} was unregistered here before, and Flower does not take such a key again. Have {name} make a "
+            "new pair (move the old one away, then ssh-keygen -t ecdsa -b 384 -N '' -f NAME.key)."
+        ) from None
+    typer.echo(f"registered {name}, whose key has the fingerprint {mark}")
+
+
+@superlink.command()
+def members(directory: Directory) -> None:
+    """List who is registered, and who of them is connected."""
+    link = load_superlink(directory)
+    found = _members(directory, link)
+    if not found:
+        typer.echo("nobody is registered")
+    width = max((len(member.name) for member in found), default=0)
+    for member in found:
+        typer.echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
+
+
+@superlink.command()
+def unregister(
+    directory: Directory, name: Annotated[str, typer.Argument(help="As `superlink members` shows it.")]
+) -> None:
+    """Let an organisation connect no more."""
+    link = load_superlink(directory)
+    found = [member for member in _members(directory, link) if member.name == name]
+    if not found:
+        raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
+    for member in found:
+        _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
+    typer.echo(f"{name} can connect no more; to come back it needs a new key")
+
+
+def load_superlink(directory: Path) -> SuperLink:
+    """What `superlink init` settled in a directory.
+
+    Raises:
+        ConfigError: it holds no SuperLink, or its settings cannot be used.
+    """
+    file = directory / SETTINGS
+    try:
+        tree: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        link = SuperLink(str(tree["address"]), str(tree["host"]), int(tree["port"]), tree["insecure"] is True)
+        if set(tree) != set(asdict(link)):
+            raise ValueError(f"it must hold {', '.join(asdict(link))} and nothing else")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file. `fedrlvr superlink init` makes one.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be used: {error}.") from None
+    if link.insecure and not is_loopback(link.host):
+        raise ConfigError(f"{file}: insecure is for loopback only, and host is {link.host}.")
+    return link
+
+
+def _members(directory: Path, link: SuperLink) -> list[Any]:
+    from fedrlvr.deployment.flower_private import environment, members
+
+    os.environ.update(environment(directory.absolute() / "flower"))
+    try:
+        authority = None if link.insecure else (directory / "ca.crt").read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{directory / 'ca.crt'} cannot be read: {error.strerror}.") from None
+    found = members(link.local, authority)
+    return sorted((m for m in found if m.status != "unregistered"), key=lambda member: member.name)
+
+
+def _flwr(directory: Path, *arguments: str) -> None:
+    """One of Flower's own commands, against this SuperLink."""
+    from fedrlvr.deployment.flower_private import environment
+
+    own = environment(directory.absolute() / "flower")
+    done = subprocess.run(["flwr", *arguments], env=own, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
+        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {said}")
+
+
+def _fingerprint(public_key: bytes) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from fedrlvr.deployment.certificates import key_fingerprint
+
+    with contextlib.suppress(ValueError):
+        key = load_pem_public_key(public_key)
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            return key_fingerprint(key)
+    return "a key that cannot be read"
+
+
+def _say_next(directory: Path, link: SuperLink) -> None:
+    place = shlex.quote(str(directory))
+    lines = [f"A SuperLink in {directory}, for {link.address}, listening on {link.host} port {link.port}.", ""]
+    if link.insecure:
+        lines += ["It has no TLS and no keys: whoever is on this machine can use it.", ""]
+    else:
+        from fedrlvr.deployment.certificates import certificate_fingerprint, read_certificate
+
+        mark = certificate_fingerprint(read_certificate(directory / "ca.crt"))
+        lines += [
+            f"Give every organisation {directory / 'ca.crt'}; it is public. Have them compare, by telephone, its",
+            f"fingerprint (SHA-256): {mark}",
+            "Keep ca.key and server.key to yourself: who has ca.key can pass for this SuperLink.",
+            "",
+        ]
+    lines += ["Start it:", f"  fedrlvr superlink run {place}"]
+    if not link.insecure:
+        lines += ["Let an organisation in that sent you its public key, and see who is there:"]
+        lines += [f"  fedrlvr superlink register {place} NAME.key.pub --name NAME"]
+        lines += [f"  fedrlvr superlink members {place}"]
+    lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]
+    typer.echo("\n".join(lines))
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"--address {address}: write host:port.")
+    if host in WILDCARDS:
+        raise ConfigError(f"--address {address}: give the name organisations reach it by; --host is where it listens.")
+    return host, int(port)
+
+
+def _toml(values: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def _utc() -> logging.Formatter:
+    formatter = logging.Formatter("%(asctime)s %(levelname)s [%(name)s] %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    return formatter

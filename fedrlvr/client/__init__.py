@@ -1,0 +1,1 @@
+"""What an organisation does with the messages it gets, written for a cohort of K clients."""

@@ -1,0 +1,171 @@
+"""Client code: what an organisation does with the messages it gets, written for a cohort of K.
+
+A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once, and a sweep those of
+several federations, which share a cohort and nothing else. Training is in local_training.py, and what a client
+remembers between messages in memory.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Context, Message, RecordDict
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.client.initial_adapter import Reading, Start
+from fedrlvr.client.local_training import LocalTraining
+from fedrlvr.client.request import Client, ClientRequest, batches, by_federation
+from fedrlvr.client.state import HELD
+from fedrlvr.errors import MessageError
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.reporting.observer import Evaluated, Observer
+from fedrlvr.rl import CORRECT, Response
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.wire.messages import (
+    DELTA,
+    EvaluateRequest,
+    RespondRequest,
+    SourceScores,
+    StretchRequest,
+    TrainRequest,
+    read_request,
+    scores_content,
+)
+from fedrlvr.wire.public_messages import RESPOND
+
+REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateRequest]] = {
+    "train": TrainRequest,
+    RESPOND: RespondRequest,
+    "evaluate": EvaluateRequest,
+}
+"""What a message of each type asks."""
+
+
+def start_of(reading: Reading, request: ClientRequest) -> Start:
+    """What a client begins a message with.
+
+    Raises:
+        MessageError, AdapterError: the message lacks something, or cannot be used.
+    """
+    remembers = request.under_way and HELD in request.context.state
+    if not request.asked.own_adapter and (DELTA in request.message.content or remembers):
+        from fedrlvr.client import delta_start
+
+        return delta_start.start(reading, request)
+    return reading.start(request)
+
+
+class CohortApp:
+    """Answers the messages to one federation's clients in this process, all that ask the same at once.
+
+    data: the clients by Flower node id.
+    initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
+        shapes.
+    federation: tells its clients from those of other federations on the same cohort; "" if there are none.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        data: Mapping[int, ClientData],
+        initial: Adapter,
+        observer: Observer,
+        federation: str = "",
+    ) -> None:
+        self.cohort = cohort
+        self.initial = initial
+        self.federation = federation
+        ranks = {client.rank or initial.rank for client in data.values()}
+        initials = {rank: initial.at_rank(rank) for rank in ranks}
+        self.clients = {
+            node: Client(federation, client, initials[client.rank or initial.rank], initial, observer)
+            for node, client in data.items()
+        }
+
+    def __call__(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """One reply per message, in order. Messages that ask the same are computed together.
+
+        Raises:
+            MessageError: a message this client does not know, or cannot read.
+        """
+        requests = self.read(messages, contexts)
+        replies: dict[ClientRequest, Message] = {}
+        for batch in batches(requests, together=self.cohort.engine.cohort):
+            replies.update(zip(batch, self.compute(batch), strict=True))
+        return [replies[request] for request in requests]
+
+    def read(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[ClientRequest]:
+        """What these messages ask.
+
+        Raises:
+            MessageError: as `__call__`.
+        """
+        return [self.request(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+    def request(self, message: Message, context: Context) -> ClientRequest:
+        """What a message asks of its client.
+
+        Raises:
+            MessageError: as `__call__`.
+        """
+        kind = REQUESTS.get(message.metadata.message_type)
+        if kind is None:
+            raise MessageError(f"this client does not answer messages of type {message.metadata.message_type!r}")
+        client = self.clients[message.metadata.dst_node_id]
+        return ClientRequest(message, read_request(message, kind), client, context)
+
+    def compute(self, batch: Sequence[ClientRequest]) -> list[Message]:
+        """Replies to one batch of `batches`, which may hold messages of other federations on the same cohort.
+
+        A client's memory changes only after everything was computed, so a batch that fails can be computed again.
+        """
+        requests = {request.row: request for request in batch}
+        asked = batch[0].asked
+        reading = Reading()
+        starts = {row: start_of(reading, request) for row, request in requests.items()}
+        changes = {row: start.change for row, start in starts.items() if start.change is not None}
+        self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
+        if isinstance(asked, StretchRequest):
+            answers = LocalTraining(self.cohort, asked, requests, starts).run()
+        else:
+            answers = self._evaluate(asked, requests)
+        for row, request in requests.items():
+            starts[row].remember(request.context)
+        return [Message(answer, reply_to=request.message) for request, answer in zip(batch, answers, strict=True)]
+
+    def _evaluate(self, asked: EvaluateRequest, requests: Mapping[str, ClientRequest]) -> list[RecordDict]:
+        started = time.perf_counter()
+        decoding = Decoding(
+            responses=asked.evaluate.samples,
+            max_new_tokens=asked.sampling.max_new_tokens,
+            temperature=asked.evaluate.temperature,
+        )
+        prompts = {row: request.encode(self.cohort.base, request.data.test) for row, request in requests.items()}
+        # One stream for every evaluation: before and after are compared on the same random numbers.
+        seeds = {row: stream(request.asked.seed, request.client.name, "evaluate") for row, request in requests.items()}
+        drawn = self.cohort.sample(prompts, decoding, seeds)
+        scores = {row: _scores(request.data, drawn[row]) for row, request in requests.items()}
+        seconds = (time.perf_counter() - started) / len(requests)
+        for federation in by_federation(requests):
+            first = next(iter(federation.values()))
+            problems = sum(len(request.data.test) for request in federation.values())
+            first.client.observer.notify(Evaluated(first.asked.round, problems))
+        return [
+            scores_content(scores[row], {"num-examples": len(request.data.test), "seconds_evaluate": seconds})
+            for row, request in requests.items()
+        ]
+
+
+def _scores(client: ClientData, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
+    """Pass rates of the held-out problems, summed by source."""
+    rates: dict[str, list[float]] = {}
+    for problem, responses in zip(client.test, drawn, strict=True):
+        right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
+        rates.setdefault(problem.source, []).append(sum(right) / len(right))
+    return [
+        SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))
+        for source, rs in sorted(rates.items())
+    ]

@@ -1,0 +1,235 @@
+"""A client's training in one message, written for a cohort of K: local steps, and what surrounds them.
+
+A round without exchanges is one `train` message: all local steps. With exchanges it is a `query.respond` for each,
+which takes public steps on the share of the last pool, then a stretch of local steps, and then answers the exchange's
+public problems; and a `train` that ends the round with public steps on the last share. The public half is in
+public_steps.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.client.initial_adapter import Start
+from fedrlvr.client.label_metrics import LabelMetrics
+from fedrlvr.client.public_steps import PublicSteps
+from fedrlvr.client.request import ClientRequest, by_federation
+from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
+from fedrlvr.client.supervisor import Supervising
+from fedrlvr.config import LabelsSupervision
+from fedrlvr.errors import AdapterError
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.hidden_states import HiddenStates
+from fedrlvr.policy.optimizer import learning_rate
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.reporting.observer import StepEnded
+from fedrlvr.rl import Group, assign_advantages
+from fedrlvr.seeds import stream
+from fedrlvr.wire.compression import pack
+from fedrlvr.wire.messages import (
+    ARRAYS,
+    METRICS,
+    PROBES,
+    RespondRequest,
+    StretchRequest,
+    adapter_to_arrays,
+    arrays_to_adapter,
+    metrics_record,
+    probes_record,
+    read_probes,
+    record_in,
+)
+from fedrlvr.wire.public_messages import EXCHANGE, exchange_record
+
+_log = logging.getLogger("fedrlvr.client")
+
+
+class LocalTraining:
+    """The training that one batch of messages asks for; the clients' adapters are seated.
+
+    asked: what all messages of the batch ask; round, seed and adapter are each request's own.
+    requests: by row of the cohort. starts: by row what the message begins with.
+
+    Raises:
+        MessageError, AdapterError: a message that cannot be used.
+        LedgerError: a client's ledger cannot be opened.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        asked: StretchRequest,
+        requests: Mapping[str, ClientRequest],
+        starts: Mapping[str, Start],
+    ) -> None:
+        self.cohort = cohort
+        self.asked = asked
+        self.requests = requests
+        self.starts = {row: start.adapter for row, start in starts.items()}
+        """The adapters the round began with."""
+        self.memory = {
+            row: Memory.of(request.context, under_way=request.under_way) for row, request in requests.items()
+        }
+        if not isinstance(asked.supervision, LabelsSupervision):
+            for memory in self.memory.values():
+                memory.labels = memory.labels or LabelMetrics()
+        self.public = PublicSteps(cohort, asked, requests, self.memory)
+        moments = {}
+        for row, request in requests.items():
+            kept = None
+            if request.under_way:
+                kept = arrays_in(request.context, ROUND_MOMENTS)
+                if (anchor := arrays_in(request.context, ROUND_ANCHOR)) is not None:
+                    client = request.client
+                    self.starts[row] = arrays_to_adapter(anchor, client.initial, whose=client.name)
+            elif asked.train.optimizer_state == "keep":
+                kept = arrays_in(request.context, MOMENTS)
+            if kept is not None:
+                moments[row] = dict(kept.to_torch_state_dict())
+        anchors = self.starts if asked.train.proximal_mu else None
+        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains)
+        self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
+
+    def run(self) -> list[RecordDict]:
+        """Do what is asked, and give each client's reply. Memories change only at the very end."""
+        with self.supervising:
+            if self.public.waiting:
+                self.public.train(self._rates())
+            for _ in range(self.asked.steps):
+                self._local_step()
+            return self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
+
+    def _shared_probes(self) -> dict[str, torch.Tensor]:
+        """The averaged weights of all clients' probes that messages bring, by row."""
+        shared = {}
+        for row, request in self.requests.items():
+            if (record := record_in(request.message.content, PROBES, ArrayRecord)) is not None:
+                shared[row] = read_probes(record, None, whose=f"round {request.asked.round}, the server")
+        return shared
+
+    def _local_step(self) -> None:
+        """One local step of every client: draw problems, sample, grade and supervise, learn."""
+        cohort, train, requests, memory = self.cohort, self.asked.train, self.requests, self.memory
+        started = time.perf_counter()
+        count = train.problems_per_step
+        problems = {
+            row: request.data.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
+        }
+        prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
+        # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
+        seeds = {
+            row: stream(request.asked.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
+            for row, request in requests.items()
+        }
+        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
+        drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
+        if not cohort.engine.sampled_logps:
+            cohort.rescore(prompts, drawn)
+        sampled, judging = time.perf_counter(), self.supervising.seconds
+        groups = {
+            row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
+            for row in requests
+        }
+        for row in requests:
+            self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
+            assign_advantages(groups[row], scale_by_std=train.scale_by_std)
+        graded, judging = time.perf_counter(), self.supervising.seconds - judging
+        first = next(iter(memory.values()))
+        if first.round_steps + 1 == train.local_steps:
+            for row, kl in cohort.kl_to_base(groups).items():
+                memory[row].metrics.kl = kl
+        rates = self._rates()
+        for _ in range(train.updates_per_batch):
+            stats = cohort.learn(groups, rates)
+            for row in requests:
+                memory[row].metrics.learned(stats[row])
+                memory[row].updates += 1
+        learned = time.perf_counter()
+        for row in requests:
+            self.supervising.learn(row)
+            memory[row].cursor += count
+            memory[row].steps += 1
+            memory[row].round_steps += 1
+            memory[row].metrics.sampled(groups[row])
+            # A cohort's time is everybody's: each client is told its equal share.
+            memory[row].metrics.took(
+                sample=(sampled - started) / len(requests),
+                grade=(graded - sampled - judging) / len(requests),
+                train=(learned - graded) / len(requests),
+            )
+        self._observe()
+
+    def _rates(self) -> dict[str, float]:
+        return {row: learning_rate(self.asked.train, memory.steps) for row, memory in self.memory.items()}
+
+    def _observe(self) -> None:
+        """Tell each federation's observer how its clients' step went."""
+        for requests in by_federation(self.requests):
+            row, first = next(iter(requests.items()))
+            rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
+            tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
+            step, steps = self.memory[row].round_steps, self.asked.train.local_steps
+            first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))
+
+    def _pause(self) -> list[RecordDict]:
+        """Answer the public problems from the policies as they are now, and remember the round under way."""
+        assert isinstance(self.asked, RespondRequest)
+        self.public.respond()
+        adapters, moments = self.cohort.adapters(), self.cohort.moments()
+        needs_anchor = self.asked.train.proximal_mu or self.asked.precision != "float32"
+        replies = []
+        for row, request in self.requests.items():
+            anchor = adapter_to_arrays(self.starts[row]) if needs_anchor else None
+            replies.append(self._reply(row, self.public.responses(row)))
+            self.supervising.settle(row)
+            self.memory[row].pause(request.context, adapter_to_arrays(adapters[row]), anchor, moments[row])
+        return replies
+
+    def _finish(self) -> list[RecordDict]:
+        """End the round: give adapters and numbers, and remember what lasts."""
+        adapters = self.cohort.adapters()
+        moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
+        packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
+        replies = []
+        for row, request in self.requests.items():
+            arrays, lost = packed[row]
+            rest = RecordDict() if request.asked.own_adapter else RecordDict({ARRAYS: arrays})
+            if (probes := self.supervising.settle(row)) is not None:
+                rest[PROBES] = probes_record(probes)
+            memory = self.memory[row]
+            numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            replies.append(self._reply(row, rest, **numbers))
+            memory.finish(request.context, moments.get(row))
+            if request.asked.own_adapter:
+                request.context.state[OWN_ADAPTER] = arrays
+            if lost is not None:
+                request.context.state[LOST] = lost
+        return replies
+
+    def _reply(self, row: str, rest: RecordDict, **numbers: float | list[int] | list[float]) -> RecordDict:
+        """A reply: numbers, those of the last exchange if public steps were taken on it, and the rest."""
+        examples = len(self.requests[row].data.train)
+        reply = RecordDict({METRICS: metrics_record({"num-examples": examples, **numbers})})
+        if row in self.public.swaps:
+            reply[EXCHANGE] = exchange_record(self.public.swaps[row].summary())
+        reply.update(rest)
+        return reply
+
+    def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
+        """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""
+        precision, halves = self.asked.precision, self.asked.trains
+        if precision == "float32":
+            return adapter_to_arrays(adapter, halves), None
+        lost = arrays_in(request.context, LOST) if self.asked.feedback else None
+        try:
+            sent, lost = pack(adapter, self.starts[request.row], lost, precision, halves)
+            return sent, lost if self.asked.feedback else None
+        except AdapterError as error:  # diverged, or changed by more than can be rounded: the server is to see it
+            _log.warning("%s: sent in float32: %s", request.client.name, error)
+            return adapter_to_arrays(adapter, halves), None

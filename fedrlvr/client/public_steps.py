@@ -1,0 +1,249 @@
+"""A client's part in public exchanges: responses to public problems, and steps on them once others' have come.
+
+Responses wait in the client's memory as groups until the next message brings the client's share of the pool. Then
+others' correct responses take the slots that the swap rule says, and the public steps are taken on the mixed groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flwr.app import ArrayRecord, RecordDict
+
+from fedrlvr.client.metrics import SwapMetrics
+from fedrlvr.client.request import ClientRequest
+from fedrlvr.client.state import Memory
+from fedrlvr.config import PubSwapCoordination
+from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swap
+from fedrlvr.coordination.ratio import CAP, GAMMA
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import RespondRequest, StretchRequest, record_in
+from fedrlvr.wire.public_messages import (
+    RESPONSES,
+    SHARE,
+    STAMP,
+    Stamp,
+    read_problems,
+    read_responses,
+    responses_record,
+    stamp_record,
+)
+
+_log = logging.getLogger("fedrlvr.client")
+
+Shared = list[tuple[Response, int]]
+"""Others' responses to one problem, each with its age in optimizer steps."""
+
+
+class PublicSteps:
+    """The public half of what one batch of messages asks.
+
+    memory: by row of the cohort, as the requests. swaps: by row the numbers of the public steps that were taken.
+
+    Raises:
+        MessageError: public problems that cannot be read.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        asked: StretchRequest,
+        requests: Mapping[str, ClientRequest],
+        memory: Mapping[str, Memory],
+    ) -> None:
+        self.cohort = cohort
+        self.asked = asked
+        self.requests = requests
+        self.memory = memory
+        self.swaps: dict[str, SwapMetrics] = {}
+        self.problems: dict[str, list[Problem]] = {}
+        if isinstance(asked, RespondRequest):
+            for row, request in requests.items():
+                problems, notice = read_problems(request.message.content, self.coordination.public_problems)
+                self.problems[row] = problems
+                if notice:
+                    _log.warning("%s: the server says: %s", request.client.name, notice)
+
+    @property
+    def coordination(self) -> PubSwapCoordination:
+        """The exchange's settings; there are some wherever public problems are answered or waited with."""
+        assert self.asked.coordination is not None
+        return self.asked.coordination
+
+    @property
+    def waiting(self) -> bool:
+        """Whether responses of an earlier message wait for their pool."""
+        return self.asked.coordination is not None and any(memory.waiting for memory in self.memory.values())
+
+    def train(self, rates: Mapping[str, float]) -> None:
+        """Put others' correct responses into the waiting groups, and take the public steps on them.
+
+        rates: learning rates by row.
+
+        Raises:
+            MessageError: a share that cannot be read.
+            GradingError: a client's grader fails.
+        """
+        started = time.perf_counter()
+        coordination = self.coordination
+        self.swaps = {row: SwapMetrics() for row in self.requests}
+        mixed = {row: self._mixed_groups(row, request) for row, request in self.requests.items()}
+        sender = self._score(mixed)
+        for groups in mixed.values():
+            for response in _foreign(groups):
+                ratio = reference(
+                    coordination.ratio,
+                    tokens=len(response.token_ids),
+                    local_logps=response.logps,
+                    sender_logps=sender[id(response)],
+                    cap=coordination.cap or CAP,
+                    gamma=coordination.gamma or GAMMA,
+                )
+                response.logps, response.weights = ratio.behaviour_logps, ratio.weights
+                response.shaping = ratio.shaping
+            assign_advantages(groups, scale_by_std=self.asked.train.scale_by_std)
+        for _ in range(coordination.public_steps):
+            for row, stats in self.cohort.learn(mixed, rates).items():
+                self.swaps[row].learned(stats)
+                self.memory[row].metrics.public_tokens_trained += stats.tokens_trained
+                self.memory[row].updates += 1
+        self._took(started)
+
+    def respond(self) -> None:
+        """Answer the public problems from the policies as they are now; the responses wait in the memories.
+
+        Raises:
+            GradingError: a client's grader fails.
+        """
+        assert isinstance(self.asked, RespondRequest)
+        started = time.perf_counter()
+        cohort, sampling = self.cohort, self.asked.sampling
+        prompts = {row: request.encode(cohort.base, self.problems[row]) for row, request in self.requests.items()}
+        seeds = {
+            row: stream(request.asked.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
+            for row, request in self.requests.items()
+        }
+        # Nothing is cut from the distribution, or a ratio against these log-probs would carry what was left of it.
+        decoding = Decoding(sampling.group_size, sampling.max_new_tokens, sampling.temperature)
+        drawn = cohort.sample(prompts, decoding, seeds)
+        if not cohort.engine.sampled_logps:
+            cohort.rescore(prompts, drawn)
+        for row, request in self.requests.items():
+            memory = self.memory[row]
+            parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)
+            memory.waiting = [Group(*group) for group in parts]
+            for group in memory.waiting:
+                rewards = request.data.grade(_public(group), [response.text for response in group.responses])
+                for response, reward in zip(group.responses, rewards, strict=True):
+                    response.reward = reward
+                memory.metrics.public_tokens_sampled += sum(len(r.token_ids) for r in group.responses)
+        self._took(started)
+
+    def responses(self, row: str) -> RecordDict:
+        """What a reply to `query.respond` carries besides numbers: a stamp, and the responses if they are asked for."""
+        assert isinstance(self.asked, RespondRequest)
+        memory, base = self.memory[row], self.cohort.base
+        stamp = Stamp(
+            model=base.model_id,
+            tokenizer=base.tokenizer_id,
+            temperature=self.asked.sampling.temperature,
+            round=self.requests[row].asked.round,
+            exchange=self.asked.exchange,
+        )
+        record = RecordDict({STAMP: stamp_record(stamp)})
+        if self.asked.send:
+            logps = self.coordination.ratio in NEEDS_SENDER
+            sent = [
+                Sent(p, tuple(r.token_ids), tuple(r.logps) if logps else (), memory.updates)
+                for p, group in enumerate(memory.waiting)
+                for r in group.responses
+            ]
+            record[RESPONSES] = responses_record(sent, base.vocabulary)
+        return record
+
+    def _mixed_groups(self, row: str, request: ClientRequest) -> list[Group]:
+        """The client's waiting groups with responses of its share in the slots that the swap rule says."""
+        waiting, metrics = self.memory[row].waiting, self.swaps[row]
+        shares = self._share(request, waiting, metrics)
+        # The exchange is over before this message's own begins, so its stream is named by the steps taken.
+        steps = self.memory[row].round_steps
+        rng = random.Random(stream(request.asked.seed, request.client.name, "swap", request.asked.round, steps))
+        swaps = swap([group.rewards for group in waiting], shares, rule=self.coordination.swap, rng=rng)
+        mixed = []
+        for group, share, slots in zip(waiting, shares, swaps, strict=True):
+            responses = [replace(share[slots[i]][0]) if i in slots else r for i, r in enumerate(group.responses)]
+            mixed.append(replace(group, responses=responses))
+            metrics.swapped(group.rewards, [share[entry][1] for entry in slots.values()])
+        return mixed
+
+    def _share(self, request: ClientRequest, waiting: Sequence[Group], metrics: SwapMetrics) -> list[Shared]:
+        """For each waiting group the responses of the client's share that pass the client's own checks.
+
+        A response is refused that is too long, not of this vocabulary, or not correct by this client's own grader.
+
+        Raises:
+            MessageError: the share cannot be read.
+        """
+        shares: list[Shared] = [[] for _ in waiting]
+        record = record_in(request.message.content, SHARE, ArrayRecord)
+        if record is None:
+            return shares
+        base, sampling = self.cohort.base, self.asked.sampling
+        sent = read_responses(
+            record,
+            most=len(waiting) * sampling.group_size,
+            max_tokens=sampling.max_new_tokens,
+            logps=self.coordination.ratio in NEEDS_SENDER,
+        )
+        for foreign in sent:
+            usable = (
+                0 <= foreign.problem < len(waiting)
+                and 0 < len(foreign.token_ids) <= sampling.max_new_tokens
+                and min(foreign.token_ids) >= 0
+                and max(foreign.token_ids) < base.vocabulary
+            )
+            if usable:
+                text = base.decode(list(foreign.token_ids))
+                (reward,) = request.data.grade(_public(waiting[foreign.problem]), [text])
+                usable = reward >= CORRECT
+            if not usable:
+                metrics.refused += 1
+                continue
+            ended = foreign.token_ids[-1] in base.eos_ids
+            response = Response(foreign.token_ids, foreign.logps, text, ended, Origin.FOREIGN, reward)
+            shares[foreign.problem].append((response, foreign.age))
+        return shares
+
+    def _score(self, mixed: Mapping[str, Sequence[Group]]) -> dict[int, Sequence[float]]:
+        """The senders' log-probs of the foreign responses, whose own become the receivers' where they are needed."""
+        foreign = {row: [_foreign([group]) for group in groups] for row, groups in mixed.items()}
+        sender = {id(r): r.logps for by_group in foreign.values() for responses in by_group for r in responses}
+        if self.coordination.ratio in NEEDS_LOCAL and sender:
+            prompts = {row: [group.prompt_ids for group in groups] for row, groups in mixed.items()}
+            self.cohort.rescore(prompts, foreign)
+            for row, by_group in foreign.items():
+                self.swaps[row].scored([r.logps for responses in by_group for r in responses])
+        return sender
+
+    def _took(self, started: float) -> None:
+        """Share out the time since `started` (from perf_counter) among all clients."""
+        for memory in self.memory.values():
+            memory.metrics.took(public=(time.perf_counter() - started) / len(self.requests))
+
+
+def _public(group: Group) -> Problem:
+    """A public group's problem, whose answer everybody has."""
+    assert isinstance(group.problem, Problem)
+    return group.problem
+
+
+def _foreign(groups: Sequence[Group]) -> list[Response]:
+    return [r for group in groups for r in group.responses if r.origin is Origin.FOREIGN]

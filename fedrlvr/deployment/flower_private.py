@@ -1,0 +1,281 @@
+"""Flower's private paths, those that a deployment needs: all of them are here (and, in one process, in grid.py).
+
+What is replaced is looked for first, so a release of Flower that moved it is an error before anything starts, never a
+guard that silently is not there. flwr is imported inside the functions: its settings must be in the environment before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import logging
+import os
+import shlex
+import ssl
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedrlvr.errors import ConfigError
+
+_log = logging.getLogger("fedrlvr.superlink")
+
+CLIENT_APP = "flwr-clientapp"
+TOO_OFTEN = 0.0
+"""A heartbeat interval that no SuperLink takes."""
+
+
+def environment(home: Path, *, programs: Path | None = None) -> dict[str, str]:
+    """What Flower's processes are started with: nothing phones home, its files are in `home`, ours are found first.
+
+    programs: a directory that goes before everything on PATH.
+    """
+    own = dict(os.environ)
+    own |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
+    own.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")  # seconds a message waits at each end; Flower's is 1
+    first = [str(programs)] if programs else []
+    own["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
+    return own
+
+
+def clientapp() -> None:
+    """`flwr-clientapp` with our ClientApp, whatever the server sent; nothing of that is unpacked or imported."""
+    runtime = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+
+    def load(fab_id: str, fab_version: str, fab_hash: str) -> Any:
+        from fedrlvr.deployment.site.client_app import app
+
+        return app
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigError("A server's app asked for packages to be installed; that is not done here.")
+
+    _replace(runtime, "install_from_fab", lambda *args, **kwargs: None)
+    _replace(runtime, "install_app_dependencies", refuse)
+    _replace(runtime, "get_load_client_app_fn", lambda *args, **kwargs: load)
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    flwr_clientapp()
+
+
+def write_programs(directory: Path) -> None:
+    """The programs that Flower's SuperExec starts by name, as this organisation wants them.
+
+    flwr-clientapp is ours. A server may also call for the others (an "agent app", say), which would run what it sent;
+    so each name Flower has gets a program that says no.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    python = shlex.quote(sys.executable)
+    # -P: a module that lies in the working directory is none of ours.
+    ours = f"exec {python} -P -c 'from fedrlvr.deployment.flower_private import clientapp; clientapp()' \"$@\"\n"
+    for name in task_programs():
+        refusal = (
+            f"echo 'fedrlvr: refused: the server called for {name}, which would run code that it sent' >&2\nexit 1\n"
+        )
+        fresh = directory / f".{name}.{os.getpid()}"
+        fresh.write_text("#!/bin/sh\n" + (ours if name == CLIENT_APP else refusal), "utf-8")
+        fresh.chmod(0o700)
+        fresh.replace(directory / name)
+
+
+def task_programs() -> list[str]:
+    """Every program that a SuperExec may start for a task."""
+    constant = importlib.import_module("flwr.supercore.constant")
+    names = set(_present(constant, "TASK_TYPE_TO_COMMAND").values())
+    scripts = importlib.metadata.distribution("flwr").entry_points.select(group="console_scripts")
+    names |= {script.name for script in scripts if script.name.startswith("flwr-")}
+    if CLIENT_APP not in names:
+        raise _moved(f"the program {CLIENT_APP}")
+    return sorted(names)
+
+
+def run_superlink(arguments: list[str]) -> None:
+    """`flower-superlink ARGUMENTS` in this process, with the guard before it and failed TLS connections in its log."""
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    install_guard()
+    show_failed_handshakes()
+    sys.argv = ["flower-superlink", *arguments]
+    flower_superlink()
+
+
+def install_guard() -> None:
+    """Put `MachineGuard` before the SuperLink.
+
+    Raises:
+        ConfigError: this Flower has no place for it.
+    """
+    import uvicorn
+    from starlette.middleware import Middleware
+
+    from fedrlvr.deployment.superlink.access_guard import MachineGuard
+
+    extensions = importlib.import_module("flwr.superlink.extensions")
+    theirs = _present(extensions, "get_middleware")
+    server = importlib.import_module("flwr.superlink.main")
+    _present(server, "_get_middleware")
+    if _present(server, "extensions") is not extensions:
+        raise _moved("flwr.superlink.main.extensions")
+    extensions.get_middleware = lambda: (Middleware(MachineGuard), *theirs())
+    if not any(entry.cls is MachineGuard for entry in server._get_middleware()):
+        raise _moved("flwr.superlink.extensions.get_middleware")
+    # The guard must see who really connected, not what a header says of it. asyncio's loop: its TLS can be listened to.
+    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    if _present(command, "uvicorn") is not uvicorn:
+        raise _moved("flwr.superlink.cli.flower_superlink.uvicorn")
+    uvicorn.run = functools.partial(uvicorn.run, proxy_headers=False, loop="asyncio")
+
+
+def show_failed_handshakes() -> None:
+    """Have TLS connections that fail written into the log; asyncio drops them without a word."""
+    from asyncio import sslproto
+
+    theirs = getattr(sslproto.SSLProtocol, "_on_handshake_complete", None)
+    if theirs is None:
+        _log.warning("this Python does not let TLS connections that fail be shown")
+        return
+
+    def complete(self: Any, failure: BaseException | None) -> None:
+        if isinstance(failure, ssl.SSLError):
+            transport = getattr(self, "_transport", None)
+            peer = transport.get_extra_info("peername") if transport is not None else None
+            _log.warning(
+                "a TLS connection from %s failed: %s", peer[0] if peer else "unknown", handshake_reason(failure)
+            )
+        theirs(self, failure)
+
+    setattr(sslproto.SSLProtocol, "_on_handshake_complete", complete)  # noqa: B010  (private, so unknown to mypy)
+
+
+def handshake_reason(failure: ssl.SSLError) -> str:
+    """What a failed TLS connection was, as the server sees it."""
+    reason = (failure.reason or type(failure).__name__).lower().replace("_", " ")
+    if "unknown ca" in reason:
+        return f"{reason}; it trusts another authority than ours: compare its ca.crt with this SuperLink's"
+    if "certificate" in reason:
+        return f"{reason}; it does not take this SuperLink's certificate: expired, or not for the name it asked for"
+    if "http request" in reason or "wrong version" in reason:
+        return f"{reason}; it does not speak TLS"
+    return reason
+
+
+@dataclass(frozen=True)
+class Member:
+    """An organisation as it is registered: its SuperNode's id, and PEM of its public key."""
+
+    node_id: int
+    name: str
+    status: str
+    public_key: bytes
+
+
+def members(address: str, root_certificates: bytes | None) -> list[Member]:
+    """Who is registered with the SuperLink of this machine. (Flower's own list has no names.)
+
+    Raises:
+        ConfigError: the SuperLink does not answer.
+    """
+    from flwr.proto.control_pb2 import ListNodesRequest
+    from flwr.supercore.control import ControlHttpClient
+
+    client = _client(ControlHttpClient, address, root_certificates)
+    with client:
+        nodes = _asked(address, lambda: client.ListNodes(ListNodesRequest())).nodes_info
+    return [Member(node.node_id, node.name, node.status, node.public_key) for node in nodes]
+
+
+def is_registered(address: str, root_certificates: bytes | None, key: Any) -> bool:
+    """Whether the SuperLink knows a private key's owner. Changes nothing there, whoever is connected.
+
+    It asks to be activated with a heartbeat that the SuperLink cannot take: Flower looks the key up first, then refuses
+    the heartbeat, and only then would activate.
+
+    Raises:
+        ConfigError: the SuperLink does not answer, or answers something else.
+    """
+    import httpx
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    public = key.public_key()
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=TOO_OFTEN)
+    client = _client(FleetHttpClient, address, root_certificates, NodeAuthHttpInterceptor(key, public))
+    with client:
+        try:
+            client.ActivateNode(request)
+        except httpx.HTTPStatusError as error:
+            found = FlowerError.from_json(error.response.text)
+            code = found.code if found else None
+            if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+                return True
+            if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+                return False
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                raise ConfigError(
+                    f"{address} refuses the signature of this organisation's key. It carries the time: set the clocks "
+                    "of both machines (5 minutes may lie between them)."
+                ) from None
+            raise ConfigError(f"{address} answers {error.response.status_code}: is it a SuperLink of Flower?") from None
+        except httpx.HTTPError as error:
+            raise ConfigError(f"{address} does not answer: {error}.") from None
+    return True
+
+
+def let_go(address: str, root_certificates: bytes | None, key: Any, node: int) -> bool:
+    """Have the SuperLink take for gone a SuperNode of this key that ended without saying so; whether there was one.
+
+    Else it takes it for connected for up to a minute after its last sign of life, and no other in its place.
+    """
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    client = _client(FleetHttpClient, address, root_certificates, NodeAuthHttpInterceptor(key, key.public_key()))
+    with client:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+        except httpx.HTTPError:  # it was not connected, or this is another SuperLink, where the number is none of ours
+            return False
+    return True
+
+
+def _client(kind: Any, address: str, root_certificates: bytes | None, *interceptors: Any) -> Any:
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    version = RuntimeVersionHttpInterceptor(component_name="fedrlvr")
+    return kind.from_server_address(address, root_certificates is None, root_certificates, [version, *interceptors])
+
+
+def _asked(address: str, ask: Any) -> Any:
+    import httpx
+
+    try:
+        return ask()
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(f"{address} answers {error.response.status_code} {error.response.text[:200]}") from None
+    except httpx.HTTPError as error:
+        raise ConfigError(f"{address} does not answer ({error}). Is `fedrlvr superlink run` running?") from None
+
+
+def _replace(module: Any, name: str, value: Any) -> None:
+    _present(module, name)
+    setattr(module, name, value)
+
+
+def _present(module: Any, name: str) -> Any:
+    if not hasattr(module, name):
+        raise _moved(f"{module.__name__}.{name}")
+    return getattr(module, name)
+
+
+def _moved(what: str) -> ConfigError:
+    return ConfigError(
+        f"flwr {importlib.metadata.version('flwr')} is not Flower as fedrlvr knows it: {what} is gone, which it relies "
+        "on. Install the release that fedrlvr asks for (fedrlvr doctor names it)."
+    )

@@ -1,0 +1,326 @@
+"""`fedrlvr site check`: everything an organisation needs, tried before anybody waits for it.
+
+Each check says what is there, or what is wrong and what to do. None of them disturbs a SuperNode or a worker that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedrlvr.deployment import certificates
+from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.errors import ConfigError, DataError, FedrlvrError
+from fedrlvr.reporting import units
+from fedrlvr.reporting.doctor import Finding, accelerator, disk
+
+if TYPE_CHECKING:
+    from fedrlvr.policy.base import Base
+
+CONNECT_S = 5.0
+MOST_GRADED = 1000
+"""Gold answers graded of a task; spread evenly over it."""
+SOON_DAYS = 30
+UNREACHED = "connection"
+"""Name of the finding that the SuperLink does not answer, or without TLS that it does."""
+_EXPIRED, _NOT_YET, _NAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's codes (X509_V_ERR_...)
+_UNKNOWN = (2, 18, 19, 20, 21, 27)
+
+
+def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
+    """Every check, each as soon as it is done: cheap ones first."""
+    try:
+        org = load_site(path)
+    except ConfigError as error:
+        yield Finding("site.toml", str(path), "problem", str(error))
+        return
+    config = org.config
+    yield Finding("site.toml", f"{org.name}; tasks {', '.join(config.tasks)}; models {', '.join(config.models)}")
+    yield key_pair(org)
+    yield room(org)
+    yield port(org)
+    reached = None if config.insecure else server_certificate(config.superlink, org.root_certificates)
+    if reached is not None:
+        yield reached
+    if reached is None or reached.status != "problem":
+        yield registration(org)
+    prompts: dict[str, list[str]] = {}
+    for name in config.tasks:
+        yield task(org, name, prompts)
+    if skip_model:
+        return
+    if config.machine.device != "cpu":
+        yield from (found for found in accelerator(None) if found.name.startswith(("GPU", "torch")))
+    for name in config.models:
+        yield from model(org, name, prompts)
+    yield worker(org)
+
+
+def key_pair(org: Organisation) -> Finding:
+    """The private key: there, its owner's alone, and the one the public key beside it belongs to."""
+    if org.config.insecure:
+        return Finding("key", "none is used (insecure)", "note", "Without keys only a SuperLink on this machine.")
+    public_file = org.key.with_name(org.key.name + ".pub")
+    try:
+        key = certificates.read_node_key(org.key).public_key()
+        mark = certificates.key_fingerprint(key)
+        if org.key.stat().st_mode & 0o077:
+            advice = f"Others may read it: chmod 600 {shlex.quote(str(org.key))}"
+            return Finding("key", f"{mark} in {org.key}", "problem", advice)
+        if certificates.read_public_key(public_file) != key:
+            advice = f"{public_file} belongs to another key. Make it anew: ssh-keygen -y -f {shlex.quote(str(org.key))}"
+            return Finding("key", f"{mark} in {org.key}", "problem", advice)
+    except ConfigError as error:
+        return Finding("key", str(org.key), "problem", str(error))
+    return Finding("key", f"{mark} in {org.key}")
+
+
+def room(org: Organisation) -> Finding:
+    """Whether the worker can write down what it must remember."""
+    found = disk(org.state)
+    if not found.advice:
+        return found
+    advice = f"The worker keeps adapters and optimizer moments in {org.state}: it needs room and the right to write."
+    return replace(found, advice=advice)
+
+
+def port(org: Organisation) -> Finding:
+    """Whether the SuperNode's port is free, or taken by this organisation's own SuperNode."""
+    number = org.config.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the SuperNode does
+        try:
+            probe.bind(("127.0.0.1", number))
+        except OSError:
+            pid = supernode(org)
+            if pid is not None:
+                return Finding("port", f"{number}, on which this organisation's SuperNode listens (process {pid})")
+            advice = "Another program listens there. Give another `port` in site.toml: each SuperNode has its own."
+            return Finding("port", f"{number} is taken", "problem", advice)
+    return Finding("port", f"{number} on 127.0.0.1 is free")
+
+
+def supernode(org: Organisation) -> int | None:
+    """The process of this organisation's SuperNode, if one runs."""
+    import psutil
+
+    wanted = f'site="{org.path}"'
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if wanted in command and any(part.endswith("flower-supernode") for part in command[:2]):
+                return int(process.pid)
+    return None
+
+
+def server_certificate(address: str, authority: Path | None) -> Finding:
+    """Whether the SuperLink answers at its address, with a certificate of the authority in ca.crt.
+
+    address: host:port. authority: the PEM file; None takes the system's.
+    """
+    name, host, number = "certificate", *_split(address)
+    try:
+        if authority is not None:
+            certificates.read_certificate(authority)
+        context = ssl.create_default_context(cafile=authority)
+    except (ConfigError, OSError) as error:
+        return Finding(name, f"{authority}", "problem", str(error))
+    try:
+        with (
+            socket.create_connection((host, number), CONNECT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            shown = secured.getpeercert() or {}
+    except ssl.SSLCertVerificationError as error:
+        return Finding(name, f"of {address}: {error.verify_message}", "problem", _certificate_advice(error, authority))
+    except ssl.SSLError as error:
+        advice = f"What listens at {address} does not speak TLS as a SuperLink does. Is the port right?"
+        return Finding(name, f"{address}: {error.reason or error}", "problem", advice)
+    except OSError as error:
+        return Finding(UNREACHED, f"{address}: {error.strerror or error}", "problem", _connect_advice(error, host))
+    end = datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), datetime.UTC)
+    days = (end - datetime.datetime.now(datetime.UTC)).days
+    value = f"{address} has one of this authority, good for {days} more days"
+    if days < SOON_DAYS:
+        return Finding(name, value, "note", "Ask the SuperLink's operator to renew it (fedrlvr superlink renew).")
+    return Finding(name, value)
+
+
+def registration(org: Organisation) -> Finding:
+    """Whether the SuperLink knows this organisation's key."""
+    if org.config.insecure:
+        host, number = _split(org.config.superlink)
+        try:
+            socket.create_connection((host, number), CONNECT_S).close()
+        except OSError as error:
+            value = f"{org.config.superlink}: {error.strerror or error}"
+            return Finding(UNREACHED, value, "problem", _connect_advice(error, host))
+        return Finding(UNREACHED, f"{org.config.superlink} answers; without TLS and keys")
+    from fedrlvr.deployment import flower_private as flowerparts
+
+    try:
+        key = certificates.read_node_key(org.key)
+        authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
+        known = flowerparts.is_registered(org.config.superlink, authority, key)
+    except (ConfigError, OSError) as error:
+        return Finding("registration", "cannot be found out", "problem", str(error))
+    mark = certificates.key_fingerprint(key.public_key())
+    if known:
+        return Finding("registration", f"{org.config.superlink} knows the key {mark}")
+    advice = (
+        f"Send {org.key}.pub to the SuperLink's operator, who lets it in with: fedrlvr superlink register DIRECTORY "
+        f"{org.key.name}.pub --name {org.name}"
+    )
+    return Finding("registration", f"{org.config.superlink} does not know the key {mark}", "problem", advice)
+
+
+def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding:
+    """A task's problems: they load, there are some of both kinds, and every gold answer earns its reward.
+
+    prompts: takes the task's prompts, each with the instruction of its kind.
+    """
+    from fedrlvr.tasks import grader_for, validate
+    from fedrlvr.tasks.deal import instruction_of, own_problems
+    from fedrlvr.tasks.task import prompt_text
+
+    title, data, limits = f"task {name}", org.task(name), org.config.limits
+    try:
+        try:
+            train, test = own_problems(data, unlabelled=False, seed=0)
+        except DataError:
+            if not ("desk" in limits.labels_from or "majority" in limits.supervision):
+                raise
+            train, test = own_problems(data, unlabelled=True, seed=0)
+        problems = [*train, *test]
+        graded = problems[:: -(-len(problems) // MOST_GRADED) or 1]
+        verdict = validate(graded, grader_for(data.reward), attacked=20)
+    except FedrlvrError as error:
+        return Finding(title, "its problems cannot be used", "problem", str(error))
+    value = f"{len(train)} problems for training, {len(test)} held out; {verdict.checked} gold answers graded"
+    if not verdict.ok:
+        first = verdict.failures[0]
+        advice = f"The reward is wrong on {len(verdict.failures)} of them. Problem {first.id}: {first.reason}."
+        return Finding(title, value, "problem", advice)
+    if len(train) < max(1, limits.least_problems):
+        advice = f"Training is refused below limits.least_problems = {limits.least_problems}."
+        return Finding(title, value, "problem", advice)
+    instruction = instruction_of(data)
+    prompts[name] = [prompt_text(problem, instruction) for problem in problems]
+    if verdict.unlabelled:
+        advice = "Only runs that ask people, or nobody, for labels can train on it."
+        return Finding(title, f"{value}, {verdict.unlabelled} without an answer", "note", advice)
+    return Finding(title, value)
+
+
+def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterator[Finding]:
+    """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
+    import torch
+
+    from fedrlvr.config import LoraConfig, ModelConfig
+    from fedrlvr.policy.base import load_base, threads_here
+    from fedrlvr.policy.cohort import Cohort
+
+    title, machine = f"model {name}", org.config.machine
+    settings = ModelConfig(name=place_of(org, name), **machine.model_dump())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(org.config.engine.threads or threads_here(settings))
+        base = load_base(settings)
+        # What organisations compare, and a message is refused by.
+        ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
+        yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
+        Cohort(base, LoraConfig(), org.config.engine).self_check(base.encode("1 + 1 ="), 0)
+        yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
+        for task_name, texts in prompts.items():
+            yield _prompts(base, f"{title}, task {task_name}", texts, org.task(task_name).max_prompt_tokens)
+    except FedrlvrError as error:
+        yield Finding(title, "cannot be used", "problem", str(error))
+    finally:
+        torch.set_num_threads(before)
+
+
+def worker(org: Organisation) -> Finding:
+    """Whether the worker can be started, and answers; one that was not running is ended again."""
+    from fedrlvr.deployment.site import socket as channel
+
+    try:
+        running = channel.status(org) is not None
+        channel.ask(org, {"type": "status"}, b"")
+        if not running:
+            channel.stop(org)
+    except FedrlvrError as error:
+        return Finding("worker", "does not answer", "problem", str(error))
+    return Finding("worker", "runs and answers" if running else "starts and answers")
+
+
+def place_of(org: Organisation, name: str) -> str:
+    """Where a model lies; a relative path that exists is one beside site.toml."""
+    place = org.config.models[name]
+    beside = org.directory / place
+    return str(beside) if not Path(place).is_absolute() and beside.exists() else place
+
+
+def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:
+    lengths = [len(ids) for ids in base.encode_all(texts)]
+    fitting = [length for length in lengths if limit is None or length <= limit]
+    longest = max(fitting, default=0)
+    value = f"prompts of up to {longest} tokens; {base.max_length - longest} are left for a response"
+    if dropped := len(lengths) - len(fitting):
+        value += f"; {dropped} longer than max_prompt_tokens = {limit} are left out"
+    if not fitting or longest >= base.max_length:
+        advice = "Set max_prompt_tokens of the task so that prompts and responses fit the model, and some remain."
+        return Finding(title, value, "problem", advice)
+    return Finding(title, value)
+
+
+def _free(base: Base) -> str:
+    import torch
+
+    if base.device.type != "cuda":
+        return ""
+    return f", {units.size(torch.cuda.mem_get_info(base.device)[0])} free beside it"
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, number = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(number)
+
+
+def _connect_advice(error: OSError, host: str) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"The name {host} is unknown here. Is `superlink` in site.toml right, and the name service reachable?"
+    if isinstance(error, ConnectionRefusedError):
+        return (
+            f"{host} can be reached, but nothing listens on that port. Does the SuperLink run, and is the port right?"
+        )
+    if isinstance(error, TimeoutError):
+        return f"No answer in {CONNECT_S:.0f} s. A firewall may be between; only outgoing connections are needed here."
+    return "Is this machine connected, and `superlink` in site.toml right?"
+
+
+def _certificate_advice(error: ssl.SSLCertVerificationError, authority: Path | None) -> str:
+    code = error.verify_code
+    if code == _EXPIRED:
+        return (
+            "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew)."
+        )
+    if code == _NOT_YET:
+        return "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong."
+    if code in (_NAME, _ADDRESS):
+        return (
+            "The certificate is of this authority, but not for this name. Use a name it is for, or have the operator "
+            "add yours (fedrlvr superlink renew --name)."
+        )
+    if code in _UNKNOWN:
+        return (
+            f"Another authority than {authority} signed it. Have the operator's ca.crt sent again and compare its "
+            "fingerprint by telephone; if it is the right one, somebody else answers at this address."
+        )
+    return f"Do not connect; ask the SuperLink's operator (OpenSSL's code {code})."

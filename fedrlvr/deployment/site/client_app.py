@@ -1,0 +1,108 @@
+"""The Flower app of an organisation: hands each message to the worker of its site, and the answer back.
+
+Flower starts a process for each message, so this imports neither torch nor a model. Which organisation it is of says
+the SuperNode's own configuration, never the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.socket import ask, node_file, state_directory
+from fedrlvr.errors import ConfigError
+from fedrlvr.version import __version__
+from fedrlvr.wire.serialization import pack, unpack
+
+REFUSED, FAILED = 100, 101
+"""Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""
+
+ANSWERED = ("train", "evaluate", "query.respond", "query.hello")
+
+
+class SiteApp(ClientApp):
+    """Flower's, but for messages that it has no handler for: they are refused as others are."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The reply to a message."""
+        kind = message.metadata.message_type
+        if kind not in ANSWERED:
+            _say(f"{kind} refused: no such message is answered")
+            return _error(message, REFUSED, f"messages of type {kind} are not answered")
+        return super().__call__(message, context)
+
+
+app = SiteApp()
+
+
+@app.train()
+@app.evaluate()
+@app.query("respond")
+def answer(message: Message, context: Context) -> Message:
+    """What the worker says to a message."""
+    kind, name, began = message.metadata.message_type, "the organisation", time.perf_counter()
+    try:
+        org = _organisation(context)
+        name = org.name
+        header = {
+            "type": "message",
+            "message_type": kind,
+            "run_id": message.metadata.run_id,
+            "node_id": message.metadata.dst_node_id,
+            "group_id": message.metadata.group_id,
+            "message_id": message.metadata.message_id,
+        }
+        _remember(org, message.metadata.dst_node_id)
+        told, data = ask(org, header, pack(message.content))
+        content = unpack(data) if told.get("ok") is True else None
+    except Exception as error:  # its text may name what is nobody else's business
+        _say(f"{name}: {kind} of round {message.metadata.group_id} failed: {error}")
+        return _error(message, FAILED, f"failed at {name} ({type(error).__name__}); the log there says why")
+    if content is None:
+        refused, reason = told.get("kind") == "refused", str(told.get("reason", ""))
+        _say(f"{name}: {kind} of round {message.metadata.group_id}: {'refused: ' if refused else ''}{reason}")
+        return _error(message, REFUSED if refused else FAILED, reason)
+    seconds = time.perf_counter() - began
+    _say(f"{name}: {kind} of round {message.metadata.group_id} answered after {seconds:.1f} s")
+    return Message(content, reply_to=message)
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Who this is, for a server whose SuperLink has no registered names."""
+    try:
+        name = _organisation(context).name
+    except ConfigError as error:
+        _say(f"query.hello failed: {error}")
+        return _error(message, FAILED, "failed at the organisation (ConfigError); the log there says why")
+    record = ConfigRecord({"name": name, "version": __version__})
+    return Message(RecordDict({"hello": record}), reply_to=message)
+
+
+def _organisation(context: Context) -> Organisation:
+    site = context.node_config.get("site")
+    if not isinstance(site, str):
+        raise ConfigError("the SuperNode was started without --node-config 'site=\"...\"'. Use `fedrlvr site run`.")
+    return load_site(site)
+
+
+def _remember(org: Organisation, node: int) -> None:
+    """Write down what the SuperLink calls this organisation, for `site run` (flowerparts.let_go)."""
+    path = node_file(org)
+    with contextlib.suppress(OSError, ValueError):
+        if not path.exists() or int(path.read_text("ascii")) != node:
+            state_directory(org)
+            path.write_text(f"{node}\n", "ascii")
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

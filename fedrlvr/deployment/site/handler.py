@@ -1,0 +1,366 @@
+"""What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
+
+It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
+knows of a run is on disk (states.py), so another worker in its place goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+
+from fedrlvr.client.app import REQUESTS, CohortApp
+from fedrlvr.client.request import ClientRequest
+from fedrlvr.config import Asking, LoraConfig, ModelConfig
+from fedrlvr.deployment.site import limits
+from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.round_states import Found, States, begin_run
+from fedrlvr.deployment.terms import TERMS, Terms, read_terms
+from fedrlvr.errors import AdapterError, LimitError, MessageError
+from fedrlvr.policy.base import Base, load_base, threads_here
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.observer import Observer, StepEnded
+from fedrlvr.seeds import stream
+from fedrlvr.simulation.grid import delivered
+from fedrlvr.tasks import grader_for, task_of
+from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems, unlabelled
+from fedrlvr.wire.messages import (
+    ARRAYS,
+    DELTA,
+    METRICS,
+    PROBES,
+    EvaluateRequest,
+    RespondRequest,
+    StretchRequest,
+    read_request,
+    record_in,
+)
+from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
+from fedrlvr.wire.serialization import pack, unpack
+
+_log = logging.getLogger("fedrlvr.deployment")
+
+MOST_REASON = 500
+"""Characters of why a message was refused."""
+_MOST_PUBLIC = 1 << 16
+"""Public problems that are counted at all; limits.public_problems says how many are answered."""
+_NODE = 1
+
+
+@dataclass
+class _Held:
+    """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
+
+    base: Base
+    lora: LoraConfig | None = None
+    cohort: Cohort | None = None
+    checked: bool = False
+
+
+@dataclass(frozen=True)
+class _Own:
+    """An organisation's problems for one run.
+
+    key: what they were made for. answered: each for training has an answer.
+    """
+
+    key: tuple[Any, ...]
+    data: ClientData
+    answered: bool
+
+
+class StepLog(Observer):
+    """Writes a run's steps into the site's log."""
+
+    def __init__(self, tell: Callable[[str], None], run: str) -> None:
+        self.tell, self.run = tell, run
+
+    def step_ended(self, event: StepEnded) -> None:
+        """One line a step."""
+        where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
+        reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
+        self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
+
+
+class Answering:
+    """An organisation's answers.
+
+    tell: takes a line for the site's log.
+    """
+
+    def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
+        self.org, self.tell = org, tell
+        self.models: dict[str, _Held] = {}
+        self._own: dict[str, _Own] = {}
+        self._run, self._states = "", States(Path(), "", tell)
+
+    def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        """The answer to a message, or why there is none: its header and its content. Raises nothing."""
+        where = "a message"
+        try:
+            message = _read(header, data)
+            terms = read_terms(message.content)
+            del message.content[TERMS]
+            kind = REQUESTS.get(message.metadata.message_type)
+            if kind is None:
+                raise MessageError(f"messages of type {message.metadata.message_type} are not answered")
+            request = read_request(message, kind)
+            where = f"run {terms.run}, round {request.round}"
+            return {"ok": True}, self._answer(where, message, terms, request)
+        except (LimitError, MessageError, AdapterError) as error:
+            reason = str(error)[:MOST_REASON]
+            self.tell(f"{where}: refused: {reason}")
+            _log.warning("%s: refused: %s", where, reason)
+            return {"ok": False, "kind": "refused", "reason": reason}, b""
+        except Exception as error:  # whatever it is, the worker lives on, and its text may hold what must not leave
+            self.tell(f"{where}: failed ({type(error).__name__}); worker.log says why")
+            _log.exception("%s: failed", where)
+            reason = f"failed at {self.org.name} ({type(error).__name__}); the log there says why"
+            return {"ok": False, "kind": "failed", "reason": reason}, b""
+
+    def _answer(self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest) -> bytes:
+        """The reply's content. The same message again gets the same reply, and is not computed again.
+
+        Raises:
+            LimitError: more is asked than is allowed.
+            MessageError, AdapterError: the message cannot be used.
+            FedrlvrError, and whatever else goes wrong while it is computed or written down; what is remembered is then
+                what it was.
+        """
+        kind, message_id = message.metadata.message_type, message.metadata.message_id
+        public = len(read_problems(message.content, _MOST_PUBLIC)[0]) if kind == RESPOND else 0
+        self.tell(f"{where}: asked to {_asked(request, public)}")
+        self._check_terms(terms)
+        delta = None
+        if DELTA in message.content:
+            from fedrlvr.wire.model_delta import read_delta
+
+            delta = read_delta(message)
+        limits.check(self.org.config.limits, kind, terms, request, public, delta)
+        states = self._states_of(terms)
+        if (before := states.reply_to(message_id)) is not None:
+            self.tell(f"{where}: the same message again, so the same answer is sent")
+            return before
+        cohort = self._cohort(terms)
+        client = self._client_data(terms, request, cohort.base)
+        if isinstance(request, EvaluateRequest):
+            limits.check_evaluation(self.org.config.limits, self.org.name, request, len(client.test))
+        else:
+            limits.check_problems(self.org.config.limits, len(client.train), name=self.org.name)
+        self._check_cohort(terms, client, request.seed)
+        initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
+        found = _memory(states, app.request(message, _context(RecordDict())))
+        context = _context(found.state)
+        (reply,) = app([message], [context])
+        answer = pack(reply.content)
+        states.save(request.round, found, context, message_id, answer)
+        self.tell(f"{where}: sent: {_sent(reply.content)}")
+        return answer
+
+    def _check_terms(self, terms: Terms) -> None:
+        """
+        Raises:
+            MessageError: the message is for somebody else.
+            LimitError: the task or the model is none that may be asked for here.
+        """
+        config = self.org.config
+        if terms.client != config.name:
+            raise MessageError(
+                f"a message for {terms.client} has reached {config.name}: the name in its site.toml is not the one it "
+                "is registered by"
+            )
+        for what, asked, known in (("task", terms.task, config.tasks), ("model", terms.model, config.models)):
+            if asked not in known:
+                raise LimitError(
+                    f"{config.name} has no {what} called {asked[:100]!r} to train on ({what}s in site.toml)"
+                )
+
+    def _states_of(self, terms: Terms) -> States:
+        root = begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
+        if terms.run != self._run:
+            self._run = terms.run
+            self._states = States(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
+        return self._states
+
+    # What is held in memory.
+
+    def _cohort(self, terms: Terms) -> Cohort:
+        """The cohort that a run's adapters sit on.
+
+        Raises:
+            ModelError: the model cannot be loaded, or has no layers that the terms name.
+            MessageError: it is another than the server's.
+        """
+        name = terms.model
+        if name not in self.models:
+            self.models.clear()  # one at a time: two large ones may not fit
+            self._own.clear()
+            started = time.perf_counter()
+            base = load_base(self._model_config(name))
+            self.models[name] = _Held(base)
+            line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
+            self.tell(line)
+            _log.info("%s", line)
+        held = self.models[name]
+        for what, theirs, ours in (
+            ("model", terms.model_id, held.base.model_id),
+            ("model: one with other weights", terms.weights_id, held.base.weights_id),
+            ("tokenizer", terms.tokenizer_id, held.base.tokenizer_id),
+        ):
+            if theirs != ours:
+                raise MessageError(
+                    f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
+                    f"{ours}): take the same files at both"
+                )
+        torch.set_num_threads(self.org.config.engine.threads or threads_here(self._model_config(name)))
+        lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
+        if held.cohort is None or held.lora != lora:
+            if held.cohort is not None:
+                _take_off(held.cohort)
+            held.cohort, held.checked = None, False
+            held.cohort, held.lora = Cohort(held.base, lora, self.org.config.engine), lora
+        # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
+        wanted = terms.chat_template and bool(getattr(held.base.tokenizer, "chat_template", None))
+        if held.cohort.base.chat_template != wanted:
+            held.cohort.base = replace(held.base, chat_template=wanted)
+        return held.cohort
+
+    def _model_config(self, name: str) -> ModelConfig:
+        place, machine = self.org.config.models[name], self.org.config.machine
+        if place != "embedded" and self.org.resolve(Path(place)).exists():
+            place = str(self.org.resolve(Path(place)))
+        return ModelConfig(
+            name=place,
+            device=machine.device,
+            dtype=machine.dtype,
+            gradient_checkpointing=machine.gradient_checkpointing,
+        )
+
+    def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
+        """Assert that adapters reach the sampler; once for each cohort.
+
+        Raises:
+            ModelError: as `Cohort.self_check`.
+        """
+        held = self.models[terms.model]
+        assert held.cohort is not None
+        if not held.checked:
+            held.cohort.self_check(held.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            held.checked = True
+
+    def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
+        """This organisation as the run sees it.
+
+        Raises:
+            ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
+        """
+        how = request.supervision if isinstance(request, StretchRequest) else None
+        answers = how is not None and not unlabelled(how)
+        task = self.org.task(terms.task)
+        lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
+        limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
+        key = (terms.model_copy(update={"clients": 1}).model_dump_json(), request.seed, longest)
+        kept = self._own.get(terms.run)
+        if kept is None or kept.key != key:
+            # Answers that are there are read either way; without them only some kinds of supervision can do.
+            lenient = task_of(task.name).takes_labels
+            train, test = own_problems(task, unlabelled=lenient, seed=request.seed)
+            if not self.org.config.limits.source_names:
+                test = [replace(problem, source=terms.task) for problem in test]
+            data = ClientData.of(
+                self.org.name,
+                train,
+                test,
+                grader_for(task.reward),
+                instruction=instruction_of(task),
+                rank=terms.rank,
+                run=terms.run,
+            )
+            kept = _Own(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            self._own = {terms.run: kept}
+        if answers and not kept.answered:
+            own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
+        ledger = None
+        if isinstance(how, Asking):
+            desk = how.labels_from == "desk"
+            ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
+        return replace(kept.data, ledger=ledger)
+
+
+def _read(header: Mapping[str, Any], data: bytes) -> Message:
+    """
+    Raises:
+        MessageError: header or content are not what a client app sends.
+    """
+    try:
+        message_id = str(header["message_id"])
+        if not 0 < len(message_id) <= 200:
+            raise ValueError("no id to know a message by that is asked again")
+        return delivered(
+            unpack(data),
+            run_id=int(header["run_id"]),
+            node_id=_NODE,
+            message_type=str(header["message_type"]),
+            group_id=str(header["group_id"]),
+            message_id=message_id,
+        )
+    except MessageError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"a message with a header that cannot be used ({type(error).__name__})") from None
+
+
+def _context(state: RecordDict) -> Context:
+    return Context(1, _NODE, {}, state, {})
+
+
+def _memory(states: States, request: ClientRequest) -> Found:
+    """What this message's answer is computed from."""
+    round_ = request.asked.round
+    if isinstance(request.asked, EvaluateRequest):
+        return states.look(round_)
+    return states.go_on(round_) if request.under_way else states.begin(round_)
+
+
+def _take_off(cohort: Cohort) -> None:
+    """Give a model its own layers back, so that another cohort can sit on it."""
+    for name, layer in cohort.stack.layers.items():
+        parent, _, last = name.rpartition(".")
+        setattr(cohort.base.model.get_submodule(parent), last, layer.base)
+
+
+def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
+    """What is asked, in words and counts."""
+    if isinstance(request, EvaluateRequest):
+        return f"evaluate with {request.evaluate.samples} responses to each held-out problem"
+    each = f"{request.train.problems_per_step} problems x {request.sampling.group_size} responses"
+    told = (
+        [f"train {request.steps} steps x {each} with rewards from {request.supervision.type}"] if request.steps else []
+    )
+    if isinstance(request, RespondRequest):
+        told.append(f"answer {public} public problems x {request.sampling.group_size} responses")
+    else:
+        told.append("send the adapter")
+    return " and ".join(told)
+
+
+def _sent(content: RecordDict) -> str:
+    """What a reply holds, by its kinds and sizes."""
+    told = []
+    for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
+        if (arrays := record_in(content, name, ArrayRecord)) is not None:
+            told.append(f"{what} {arrays.count_bytes():,} bytes")
+    if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
+        told.append(f"{len(numbers)} numbers")
+    if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
+        told.append(f"{responses['length'].shape[0]} responses to public problems")
+    return ", ".join(told)

@@ -1,0 +1,250 @@
+"""The way from a client app to its organisation's worker: a Unix socket that only this user can reach.
+
+Whoever connects shows that he knows the secret in the organisation's state directory, and so does the worker. Then one
+message goes each way, each two frames of bytes: a header in JSON, and a content (wire.py). Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
+
+LARGEST_HEADER = 1 << 16
+LARGEST_CONTENT = 1 << 33
+"""Bytes."""
+START_S = 60.0
+"""Seconds in which a worker that was started must listen."""
+STOP_S = 15.0
+_SECRET = 32
+_LONGEST_PATH = 100
+"""Bytes that the path of a Unix socket may have; the limit of some systems is 104."""
+_AGAIN_S = 0.05
+
+Frames = tuple[dict[str, Any], bytes]
+
+
+def ask(org: Organisation, header: dict[str, Any], content: bytes) -> Frames:
+    """Have the worker answer a message; starts one if there is none.
+
+    Raises:
+        RoundError: no worker can be started, or two have ended over this message.
+        MessageError: an answer that cannot be read.
+    """
+    for _ in range(2):
+        connection = _reach(org)
+        with contextlib.suppress(EOFError, OSError), connection:  # it ended: the next has its state
+            send(connection, header, content)
+            return receive(connection)
+    raise RoundError(f"{org.name}: the worker ended twice over one message{_last_words(org)}")
+
+
+def status(org: Organisation) -> dict[str, Any] | None:
+    """What the worker says of itself; None if there is none."""
+    return _tell(org, "status")
+
+
+def stop(org: Organisation) -> bool:
+    """End the worker, and with it what it is computing; whether there was one. It is gone when this returns.
+
+    Raises:
+        RoundError: it does not end.
+    """
+    if _tell(org, "stop") is None:
+        return False
+    end = time.monotonic() + STOP_S
+    while socket_path(org.state).exists():
+        if time.monotonic() > end:
+            raise RoundError(f"{org.name}: the worker does not end. Its process id is in {org.state / 'worker.lock'}.")
+        time.sleep(_AGAIN_S)
+    return True
+
+
+def send(connection: Connection, header: dict[str, Any], content: bytes) -> None:
+    """Send two frames.
+
+    Raises:
+        OSError: the other end is gone.
+    """
+    connection.send_bytes(json.dumps(header).encode())
+    connection.send_bytes(content)
+
+
+def receive(connection: Connection) -> Frames:
+    """Two frames from the other end.
+
+    Raises:
+        EOFError, OSError: it is gone, or sends more than anybody may.
+        MessageError: a header that cannot be read.
+    """
+    told = connection.recv_bytes(LARGEST_HEADER)
+    try:
+        header = json.loads(told)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise MessageError("a frame whose header is no JSON object")
+    return header, connection.recv_bytes(LARGEST_CONTENT)
+
+
+def state_directory(org: Organisation) -> Path:
+    """The organisation's state directory, made if it is not there.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        org.state.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{org.state} cannot be made ({error.strerror}).") from error
+    return org.state
+
+
+def node_file(org: Organisation) -> Path:
+    """Holds the number that the SuperLink knows the organisation's SuperNode by."""
+    return org.state / "node-id"
+
+
+def secret(state: Path) -> bytes:
+    """What client apps and worker know each other by; made if it is not there.
+
+    Raises:
+        CheckpointError: it can be neither read nor made, or others may read it.
+    """
+    path = state / "worker.secret"
+    temporary = state / f".worker.secret.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        if not path.exists():
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(_SECRET))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # somebody was quicker: his it is
+                os.link(temporary, path)
+        if path.stat().st_mode & 0o077:
+            raise CheckpointError(f"{path} can be read by others. Delete it, and a new one is made.")
+        found = path.read_bytes()
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} can be neither read nor made ({error.strerror}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    if len(found) != _SECRET:
+        raise CheckpointError(f"{path} does not hold {_SECRET} bytes. Delete it, and a new one is made.")
+    return found
+
+
+def socket_path(state: Path) -> Path:
+    """Where the worker of a state directory listens: in it, or if its path is too long for a socket, in a directory of
+    our own among temporary files.
+
+    Raises:
+        ConfigError: that directory is somebody else's, or others may enter it.
+    """
+    path = state / "worker.sock"
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:16]
+    directory = Path(tempfile.gettempdir()) / f"fedrlvr-{os.getuid()}-{name}"
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    ours = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    if directory.is_symlink() or not directory.is_dir() or not ours:
+        raise ConfigError(
+            f"{directory} is not a directory that is this user's alone, as the worker's socket needs it. Remove it, or "
+            "set TMPDIR to another place."
+        )
+    return directory / "worker.sock"
+
+
+def _tell(org: Organisation, kind: str) -> dict[str, Any] | None:
+    connection = _connect(org)
+    if connection is None:
+        return None
+    with contextlib.suppress(EOFError, OSError), connection:
+        send(connection, {"type": kind}, b"")
+        return receive(connection)[0]
+    return None
+
+
+def _connect(org: Organisation) -> Connection | None:
+    """A connection to the worker; None if nobody listens.
+
+    Raises:
+        RoundError: somebody listens who does not know the secret.
+    """
+    if not org.state.is_dir() or not (path := socket_path(org.state)).exists():
+        return None
+    try:
+        return Client(str(path), "AF_UNIX", authkey=secret(org.state))
+    except AuthenticationError:
+        raise RoundError(
+            f"{org.name}: who listens at {path} and this process do not have the same secret. End "
+            f"the worker (its process id is in {org.state / 'worker.lock'}); the next message starts another."
+        ) from None
+    except (CheckpointError, ConfigError):
+        raise
+    except (OSError, EOFError):
+        return None
+
+
+def _reach(org: Organisation) -> Connection:
+    """A connection to the worker, which is started if nobody listens.
+
+    Raises:
+        RoundError: it ends, or does not listen in time.
+    """
+    state = state_directory(org)
+    end = time.monotonic() + START_S
+    started: subprocess.Popen[bytes] | None = None
+    while (connection := _connect(org)) is None:
+        if started is not None and (code := started.poll()) not in (None, 0):
+            raise RoundError(f"{org.name}: the worker ended with exit code {code} as it started{_last_words(org)}")
+        if started is None or started.poll() == 0:  # 0: another had the lock, and may have been about to end
+            started = _start(org, state / "worker.log")
+        if time.monotonic() > end:
+            raise RoundError(f"{org.name}: the worker does not listen after {START_S:.0f} s{_last_words(org)}")
+        time.sleep(_AGAIN_S)
+    return connection
+
+
+def _start(org: Organisation, log: Path) -> subprocess.Popen[bytes]:
+    try:
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "fedrlvr.deployment.site.worker", str(org.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=org.directory,
+                start_new_session=True,  # it outlives this process, and what ends that one's group
+            )
+    except OSError as error:
+        raise RoundError(f"{org.name}: no worker can be started ({error})") from error
+
+
+def _last_words(org: Organisation) -> str:
+    log = org.state / "worker.log"
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 2000))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-5:]
+    except OSError:
+        lines = []
+    return f". Look into {log}" + (f", which ends: {' | '.join(line.strip() for line in lines)}" if lines else "")

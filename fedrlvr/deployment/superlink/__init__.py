@@ -1,0 +1,1 @@
+"""The server's side of a deployment: a run over Flower's SuperLink."""

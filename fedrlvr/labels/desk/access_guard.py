@@ -1,0 +1,108 @@
+"""What stands before every request to the desk: whose name it came by, the token, and what a browser is told.
+
+A page from elsewhere can make a browser talk to an address of its own choosing under its own name (DNS rebinding), so
+a name that nobody gave this desk is refused. All but the page's own files, which hold no data, needs the token.
+Nothing here or in the log repeats what a request or an answer said.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import traceback
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedrlvr.loopback import LOOPBACK
+
+_log = logging.getLogger("fedrlvr.desk")
+
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware.
+
+    names: host names it answers to, besides loopback's. open_paths: what needs no token.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, names: Collection[str], open_paths: Collection[str]) -> None:
+        self._app, self._token = app, token.encode()
+        self._names = {*LOOPBACK, *map(_plain, names)}
+        self._open = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on with the headers added."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})
+            return
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, answer)
+            return
+        try:
+            await self._app(scope, receive, answer)
+        except Exception as error:
+            # An error's text may quote a problem or an answer; where it happened does not.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
+            if begun:
+                raise RuntimeError("the answer broke off") from None
+            message = f"The desk failed ({type(error).__name__}); its log says where."
+            await error_response(500, message)(scope, receive, answer)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        name = _plain(hosts[0]) if len(hosts) == 1 else ""
+        if name not in self._names:
+            return error_response(
+                421,
+                f"This desk does not go by the name {name[:80]!r}. Use the address it printed at its start, or start "
+                "it with --name and this one.",
+            )
+        if scope["path"] in self._open:
+            return None
+        scheme, _, given = ", ".join(headers.getlist("authorization")).partition(" ")
+        if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), self._token):
+            return None
+        refused = error_response(401, "The token is missing or wrong. Open the address the desk printed at its start.")
+        refused.headers["WWW-Authenticate"] = "Bearer"
+        return refused
+
+
+def error_response(status: int, text: str) -> JSONResponse:
+    """What every refusal looks like: {"error": text}."""
+    return JSONResponse({"error": text}, status)
+
+
+def _plain(host: str) -> str:
+    """A host as in a Host header or an option, without port, brackets, a last dot, or capitals."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return (found["six"] or found["name"] if found else host).removesuffix(".")

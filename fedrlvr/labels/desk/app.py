@@ -1,0 +1,248 @@
+"""The desk: the web page on a client's own machine where experts give labels, and what it talks to.
+
+It shows an expert one open problem at a time, with the model's majority answer and two responses that disagree, and
+writes the expert's word into the ledger before it says that it did. The page's own files hold no data and need no
+token; everything else does (`guard.py`). What fails is answered with {"error": text}.
+
+    GET  /api/next?expert=             {"problem": an open problem or null, "left", "open", "done"}
+    GET  /api/last?expert=&back=       {"problem", "said"}: what the expert said last, or `back` words before that
+    POST /api/answer                   {"problem", "expert", "verdict", "answer"} -> {"done"}
+    POST /api/second                   {"problem"}: another expert is to see it too
+    POST /api/release                  {"expert"}: is not looking at anything any more
+    GET  /api/progress?expert=         {"client", "asked", "open", "labelled", ..., "done"}
+    GET  /api/labels.csv               everything, as `spreadsheet.write_csv` writes it
+    POST /api/labels.csv?expert=       a table with answers (text/csv) -> {"stored"}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from fedrlvr.errors import LedgerError
+from fedrlvr.labels.desk.access_guard import Guard, error_response
+from fedrlvr.labels.ledger import Asked, LabelLedger, Verdict, expert_name
+from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv, write_csv
+
+PAGE = Path(__file__).parent / "page"
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/desk.css": ("desk.css", "text/css"),
+    "/desk.js": ("desk.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+MOST_JSON = 64 * 2**10
+"""Bytes of a request's body; a table's bound is the spreadsheet's."""
+LEASE = 300.0
+"""Seconds for which a problem is kept for who looks at it; the page asks again before they are over."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Word(_Body):
+    """What an expert says. `answer`: the right one, or with accept the majority's as it was shown."""
+
+    problem: str
+    expert: str
+    verdict: Verdict
+    answer: str | None = None
+
+
+class Second(_Body):
+    """Which problem another expert is to see."""
+
+    problem: str
+
+
+class Leaving(_Body):
+    """Who looks at nothing any more."""
+
+    expert: str
+
+
+_Model = TypeVar("_Model", bound=_Body)
+
+
+def make_desk(
+    ledger: LabelLedger,
+    token: str,
+    client: str,
+    *,
+    names: Collection[str] = (),
+    clock: Callable[[], float] = time.time,
+) -> FastAPI:
+    """The desk of a client's ledger.
+
+    token: what requests must bring. client: its name, for the page. names: host names the desk may be asked for by,
+    besides loopback's. clock: unix seconds.
+
+    Raises:
+        ValueError: the token is empty.
+    """
+    if not token:
+        raise ValueError("a desk without a token")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, token=token, names=names, open_paths=FILES)
+    app.add_exception_handler(LedgerError, lambda _, error: error_response(400, str(error)))
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _refused)
+    done = _Done(ledger)
+    for path, (name, media_type) in FILES.items():
+        _serve_file(app, path, (PAGE / name).read_bytes(), media_type)
+
+    @app.get("/api/next")
+    def next_open(expert: str) -> dict[str, Any]:
+        found = ledger.next_open(expert, at=clock(), lease=LEASE)
+        count = done.count(expert)
+        if found is not None:
+            return {"problem": _shown(found), "left": found.left, "open": found.left, "done": count}
+        return {"problem": None, "left": 0, "open": ledger.counts().open, "done": count}
+
+    @app.get("/api/last")
+    def last(expert: str, back: int = 0) -> dict[str, Any]:
+        expert = expert_name(expert)
+        said = [(one, entry) for entry in ledger.entries() for one in entry.opinions if one.expert == expert]
+        said.sort(key=lambda pair: pair[0].at, reverse=True)
+        if not 0 <= back < len(said):
+            return {"problem": None, "said": None}
+        opinion, entry = said[back]
+        word = {"verdict": opinion.verdict, "answer": opinion.answer}
+        return {"problem": _shown(entry), "said": word}
+
+    @app.post("/api/answer")
+    async def answer(request: Request) -> dict[str, int]:
+        word = _read(Word, await _body(request, MOST_JSON))
+
+        def store() -> int:
+            expert = expert_name(word.expert)
+            ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
+            return done.note(expert, word.problem, word.verdict)
+
+        return {"done": await run_in_threadpool(store)}
+
+    @app.post("/api/second")
+    async def second(request: Request) -> dict[str, bool]:
+        wish = _read(Second, await _body(request, MOST_JSON))
+        await run_in_threadpool(lambda: ledger.ask_second(wish.problem, at=clock()))
+        return {"second": True}
+
+    @app.post("/api/release")
+    async def release(request: Request) -> dict[str, bool]:
+        leaving = _read(Leaving, await _body(request, MOST_JSON))
+        await run_in_threadpool(ledger.release, leaving.expert)
+        return {"released": True}
+
+    @app.get("/api/progress")
+    def progress(expert: str | None = None) -> dict[str, Any]:
+        return {"client": client, **asdict(ledger.counts()), "done": done.count(expert) if expert else 0}
+
+    @app.get("/api/labels.csv")
+    def table() -> Response:
+        file = io.StringIO(newline="")
+        write_csv(ledger.entries(), file)
+        named = {"Content-Disposition": 'attachment; filename="labels.csv"'}
+        return Response(file.getvalue().encode(), media_type="text/csv; charset=utf-8", headers=named)
+
+    @app.post("/api/labels.csv")
+    async def take_table(request: Request, expert: str) -> dict[str, int]:
+        text = await _body(request, MOST_BYTES)
+        stored = await run_in_threadpool(lambda: read_csv(text, ledger, expert, clock()))
+        done.forget()
+        return {"stored": stored}
+
+    return app
+
+
+class _Done:
+    """How many problems each expert has answered: counted once in the whole ledger, which may be long, then kept up."""
+
+    def __init__(self, ledger: LabelLedger) -> None:
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._problems: dict[str, set[str]] | None = None
+
+    def count(self, expert: str) -> int:
+        with self._lock:
+            return len(self._counted().get(expert_name(expert), ()))
+
+    def note(self, expert: str, problem: str, verdict: Verdict) -> int:
+        """An answer has been stored; a skip takes an earlier one back."""
+        with self._lock:
+            mine = self._counted().setdefault(expert, set())
+            (mine.discard if verdict == "skip" else mine.add)(problem)
+            return len(mine)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._problems = None
+
+    def _counted(self) -> dict[str, set[str]]:
+        if self._problems is None:
+            self._problems = {}
+            for entry in self._ledger.entries():
+                for opinion in entry.opinions:
+                    if opinion.verdict != "skip":
+                        self._problems.setdefault(opinion.expert, set()).add(entry.problem)
+        return self._problems
+
+
+def _shown(asked: Asked) -> dict[str, Any]:
+    """What the page gets of a problem: no one's opinion, and none of what the probes think of it."""
+    names = ("problem", "prompt", "kind", "source", "majority", "votes", "group", "responses")
+    return {name: getattr(asked, name) for name in names}
+
+
+def _serve_file(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
+    @app.get(path)
+    def file() -> Response:
+        return Response(content, media_type=media_type)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body, which is read no further than its bound."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HTTPException(413, f"The request is larger than {most // 1024} KiB, which is the most that is taken.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _read(model: type[_Model], body: bytes) -> _Model:
+    try:
+        return model.model_validate(json.loads(body))
+    except ValidationError as error:
+        raise HTTPException(422, _explain(error.errors())) from None
+    except (ValueError, RecursionError):
+        raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
+
+
+def _unreadable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(422, _explain(error.errors()))
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, error.detail)
+
+
+def _explain(errors: Any) -> str:
+    # Not pydantic's own text as a whole: it quotes what was sent.
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in errors)

@@ -1,0 +1,161 @@
+"""How a round's adapters are made one, as `aggregation` in the config says: who is left out or cut short, how much each
+client counts, and which rule.
+
+The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
+What looks at all of them together (`largest_change`, `robust`) holds them all, and is off unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
+from fedrlvr.aggregation.robust import clipped, robust_mean
+from fedrlvr.config.methods import CLIP, HOSTILE, ROBUST_MEANS, TRIM, AggregationConfig
+from fedrlvr.errors import FedrlvrError, RoundError
+from fedrlvr.server.global_model import GlobalModel
+from fedrlvr.server.metrics_log import RoundRecord
+
+Taken = Iterator[tuple[str, Adapter]]
+"""Clients and their adapters, checked, as they come."""
+
+
+class Combiner:
+    """Makes one of a round's adapters, and remembers what client weights need to.
+
+    verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
+    """
+
+    def __init__(self, how: AggregationConfig, *, verified: bool = False) -> None:
+        self.how = how
+        self.rule = how.rule.aggregation()
+        self.verified = verified
+        self.fgrpo = FGRPOWeights(**how.fgrpo) if how.weights == "fgrpo" else None
+
+    def combine(
+        self,
+        taken: Taken,
+        examples: Mapping[str, int],
+        model: GlobalModel,
+        record: RoundRecord,
+        leave_out: Callable[[str, str], None],
+    ) -> Result:
+        """What the round's adapters come to.
+
+        examples: by client its number of training problems, there once its adapter has come. record: is told weights,
+        gains and how much of a change was kept. leave_out: called with a client and the reason.
+
+        Raises:
+            RoundError: no adapter has come, or those that have cannot be made one.
+            FedrlvrError: whatever `taken` raises.
+        """
+        if self.how.largest_change is not None or self.how.robust == "clip":
+            taken = self._defended(dict(taken), model, record, leave_out)
+        if (first := next(taken, None)) is None:
+            raise RoundError(f"round {record.round}: no client answered")
+        taken = itertools.chain(iter([first]), taken)
+        del first  # or it would be held as long as the others come
+        try:
+            if self.how.robust in ROBUST_MEANS:
+                return self._robust(dict(taken), model, record)
+            pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
+            result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
+            for client, weight in self._weights(examples, record).items():
+                record.client(client)["weight"] = weight
+        except FedrlvrError:
+            raise
+        except ValueError as error:
+            raise RoundError(f"round {record.round}: the adapters cannot be made one: {error}") from error
+        return result
+
+    def _defended(
+        self,
+        adapters: dict[str, Adapter],
+        model: GlobalModel,
+        record: RoundRecord,
+        leave_out: Callable[[str, str], None],
+    ) -> Taken:
+        """The adapters that are left, clipped if they are to be.
+
+        Lengths are Euclidean, over the square root of the rank, so that clients of different ranks can be compared.
+        """
+        starts = {client: model.start_of(adapter.rank) for client, adapter in adapters.items()}
+        lengths = {c: adapter.distance(starts[c]) / math.sqrt(adapter.rank) for c, adapter in adapters.items()}
+        most = self.how.largest_change
+        middle = statistics.median(lengths.values()) if lengths else 0.0
+        for client, length in list(lengths.items()):
+            if most is not None and middle and length > most * middle:
+                norm = length * math.sqrt(adapters[client].rank)
+                times = f"{length / middle:.1f} times the round's median; {most:g} is allowed"
+                leave_out(client, f"its adapter changed by {norm:.3g}, {times}")
+                del lengths[client]
+        limit = math.inf
+        if self.how.robust == "clip" and lengths:
+            limit = statistics.median(lengths.values()) * (self.how.robust_clip or CLIP)
+        for client, length in lengths.items():
+            adapter = adapters.pop(client)
+            if self.how.robust == "clip":
+                record.client(client)["kept"] = min(1.0, limit / length) if length else 1.0
+                adapter = clipped(adapter, starts[client], limit * math.sqrt(adapter.rank))
+            yield client, adapter
+
+    def _robust(self, adapters: Mapping[str, Adapter], model: GlobalModel, record: RoundRecord) -> Result:
+        """What stands in for the mean.
+
+        Raises:
+            ValueError: too few adapters.
+        """
+        how = self.how
+        trim, hostile = how.robust_trim or TRIM, how.robust_hostile or HOSTILE
+        adapter, chosen = robust_mean(adapters, model.adapter, rule=how.robust, trim=trim, hostile=hostile)
+        if how.robust == "krum":
+            for client in adapters:
+                record.client(client)["weight"] = float(client in chosen)
+        return Result(adapter, None)
+
+    def _weight(self, client: str, examples: Mapping[str, int], record: RoundRecord) -> float:
+        """How much a client counts, known before the others have answered: of any sum."""
+        if self.fgrpo:
+            return self.fgrpo.raw(client, self._reward(client, record), examples[client])
+        return 1.0 if self.how.weights == "equal" else float(examples[client])
+
+    def _weights(self, examples: Mapping[str, int], record: RoundRecord) -> dict[str, float]:
+        """How much each client of the round counts, of sum 1."""
+        if self.fgrpo is None:
+            return client_weights(examples, rule="equal" if self.how.weights == "equal" else "examples")
+        rewards = {client: self._reward(client, record) for client in examples}
+        for client, gain in self.fgrpo.gains(rewards).items():
+            record.client(client)["gain"] = gain
+        return self.fgrpo.weights(rewards, examples)
+
+    def _reward(self, client: str, record: RoundRecord) -> float | None:
+        """What FGRPO's gain is of. None: the client had no label in the round."""
+        numbers = record.client(client)
+        return numbers.get("verified_reward") if self.verified else numbers["reward"]
+
+    def state(self) -> dict[str, Any]:
+        """What must be remembered between rounds, in JSON types."""
+        return {"fgrpo": self.fgrpo.state()} if self.fgrpo else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            KeyError, ValueError: something that is no such state.
+        """
+        if self.fgrpo:
+            self.fgrpo.load(state["fgrpo"])
+
+
+def global_model(how: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
+    """The model that takes what the configured LoRA rule makes."""
+    if how.rule.sends_whole_adapter:
+        return GlobalModel(how.rule, adapter, seed)
+    from fedrlvr.server.delta_model import DeltaModel
+
+    return DeltaModel(how.rule, adapter, seed)

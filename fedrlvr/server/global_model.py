@@ -1,0 +1,90 @@
+"""The server's model between rounds, and what a message brings of it.
+
+With most rules that is the whole adapter, with every message that begins something, and clients remember nothing.
+Rules that save bytes or change the base weights have a model of their own (delta_model.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord
+
+from fedrlvr.adapter import Adapter, Halves
+from fedrlvr.aggregation import LoraRule, Result
+from fedrlvr.server.checkpoint import Checkpoint
+from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays
+
+
+class GlobalModel:
+    """The global model.
+
+    adapter: of the largest rank. seed: the run's. version: the round the model was made in; 0 is before the first.
+    """
+
+    halves: Halves = "AB"
+    """The halves of the adapter that the strategy's hooks are given."""
+
+    def __init__(self, rule: LoraRule, adapter: Adapter, seed: int) -> None:
+        self.rule = rule
+        self.adapter = adapter
+        self.seed = seed
+        self.version = 0
+        self._encoded: dict[tuple[int, str], ArrayRecord] = {}
+
+    def start_of(self, rank: int) -> Adapter:
+        """The adapter a client of this rank begins with."""
+        return self.adapter.at_rank(rank)
+
+    def bring(self, client: str, rank: int, arrays: ArrayRecord) -> dict[str, ArrayRecord | ConfigRecord]:
+        """The records by which a message brings the model to a client.
+
+        arrays: the adapter as the strategy's hooks were given it, sent where it is what this client needs.
+        """
+        return {ARRAYS: self._encode(rank, self.halves, arrays)}
+
+    def _encode(self, rank: int, halves: Halves, arrays: ArrayRecord) -> ArrayRecord:
+        if halves == self.halves and rank == self.adapter.rank:
+            return arrays
+        key = rank, halves
+        if key not in self._encoded:
+            self._encoded[key] = adapter_to_arrays(self.adapter.at_rank(rank), halves)
+        return ArrayRecord(dict(self._encoded[key]))
+
+    def whole(self) -> Adapter:
+        """The model as one adapter on the original base weights."""
+        return self.adapter
+
+    def answered(self, client: str) -> None:
+        """The client has answered a message that brought it this version."""
+
+    def lost(self, client: str) -> None:
+        """The client did not answer as it should."""
+
+    def replace(self, adapter: Adapter) -> None:
+        """Take this adapter in place of the one just made."""
+        self.adapter = adapter
+        self._encoded.clear()
+
+    def advance(self, result: Result, round_: int) -> None:
+        """Take the result of a round's aggregation."""
+        assert result.adapter is not None, "only a rule that restarts makes none"
+        self.version = round_
+        self.replace(result.adapter)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the adapter, in JSON types."""
+        return {}
+
+    def updates(self) -> dict[str, Adapter]:
+        """Updates of scale 1, by name, that a checkpoint keeps besides the adapter."""
+        return {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            AttributeError, TypeError, ValueError: its state is none of this model.
+        """
+        self.version = checkpoint.round
+        self.replace(checkpoint.adapter)

@@ -1,0 +1,147 @@
+"""A round's record, and metrics.jsonl, which holds a line for each of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from fedrlvr.errors import CheckpointError
+from fedrlvr.files import atomic_text
+from fedrlvr.reporting.observer import Observer, RoundEnded, RunStarted
+from fedrlvr.wire.messages import Calibration, SourceScores
+
+
+class RoundRecord:
+    """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
+    probes are calibrated; and who was left out of it, with the reason."""
+
+    def __init__(self, round_: int) -> None:
+        self.round = round_
+        self.clients: dict[str, dict[str, float]] = {}
+        self.calibrations: dict[str, dict[str, Calibration]] = {}
+        self.scores: dict[str, list[SourceScores]] = {}
+        self.seconds: dict[str, float] = {}
+        self.exchanges: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
+
+    def client(self, name: str) -> dict[str, float]:
+        """A client's numbers, to add to."""
+        return self.clients.setdefault(name, {})
+
+    def add_bytes(self, client: str, *, up: int = 0, down: int = 0) -> None:
+        """Count bytes of messages to (down) and from (up) a client."""
+        numbers = self.client(client)
+        numbers["bytes_up"] = numbers.get("bytes_up", 0) + up
+        numbers["bytes_down"] = numbers.get("bytes_down", 0) + down
+
+    def sum_exchanges(self) -> None:
+        """Add to each client's numbers what the round's exchanges came to for it."""
+        for name, numbers in self.clients.items():
+            own = [one["clients"][name] for one in self.exchanges if name in one["clients"]]
+            answered = [one["own_correct"] for one in own if "own_correct" in one]
+            if answered:
+                numbers["public_pass@1"] = sum(answered) / len(answered)
+            for key in ("swapped_in", "rescued"):
+                numbers[key] = sum(one.get(key, 0) for one in own)
+            for way in ("up", "down"):
+                numbers[f"bytes_{way}_exchanges"] = sum(one.get(f"bytes_{way}", 0) for one in own)
+
+    def calibrated(self, client: str, calibrations: dict[str, Calibration]) -> None:
+        """How a client's P1 compares with what was right, by name of the calibration."""
+        self.calibrations[client] = calibrations
+
+    def evaluated(self, client: str, scores: list[SourceScores]) -> None:
+        """A client's pass@1 sums by source."""
+        self.scores[client] = scores
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of metrics.jsonl; numbers that are not finite become null."""
+        clients = {
+            name: {k: (v if math.isfinite(v) else None) for k, v in sorted(numbers.items())}
+            | self.calibrations.get(name, {})
+            for name, numbers in sorted(self.clients.items())
+        }
+        evaluate = {
+            client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in scores}
+            for client, scores in sorted(self.scores.items())
+        }
+        record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
+        if self.left_out:
+            record["left_out"] = dict(sorted(self.left_out.items()))
+        if self.exchanges:
+            record["exchanges"] = self.exchanges
+        if evaluate:
+            record["evaluate"] = evaluate
+        return record
+
+
+class MetricsLog(Observer):
+    """The file metrics.jsonl of a run directory: a line for each round."""
+
+    essential = True
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "metrics.jsonl"
+
+    def run_started(self, event: RunStarted) -> None:
+        """Drop the lines of rounds that have no checkpoint.
+
+        Raises:
+            CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
+        """
+        if event.first_round:
+            self._rewind(event.first_round - 1)
+        elif self.path.exists():
+            atomic_text(self.path, "")
+
+    def round_ended(self, event: RoundEnded) -> None:
+        """Append the round's line; earlier lines stay valid whatever happens in between.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event.record, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror}). Earlier rounds are intact: make room or mend the "
+                "disk, then go on with --resume."
+            ) from error
+
+    def _rewind(self, last: int) -> None:
+        kept = [line for line in read_metrics(self.path.parent) if line["round"] <= last]
+        if [line["round"] for line in kept] != list(range(last + 1)):
+            raise CheckpointError(
+                f"{self.path} does not hold each of the rounds 0 to {last} once, which the checkpoint says are done. "
+                "Restore the file, or start a new run."
+            )
+        atomic_text(self.path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run directory's metrics.jsonl. A last line cut short by a kill is left out.
+
+    Raises:
+        CheckpointError: the file is missing, or another line is not JSON; the text names the line.
+    """
+    path = directory / "metrics.jsonl"
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from None
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("round"), int):
+                raise ValueError("not a round's record")
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number}: {error}. Restore the file, or start a new run.") from None
+        records.append(record)
+    return records

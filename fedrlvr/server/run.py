@@ -1,0 +1,188 @@
+"""The server of a run, whoever answers it: rounds over a grid, from a config to a run directory.
+
+config.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
+
+The local engine (run.py) gives it a grid of clients in this process, `fedrlvr.deployment` one of organisations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.client.state import OWN_ADAPTER
+from fedrlvr.client.supervisor import shared_numbers
+from fedrlvr.config import Config
+from fedrlvr.errors import CheckpointError, ConfigError, DataError
+from fedrlvr.files import atomic_text
+from fedrlvr.policy.base import Base
+from fedrlvr.policy.peft_format import base_reference, save_peft
+from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted
+from fedrlvr.reporting.report import ReportWriter
+from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.exchange import PublicSet
+from fedrlvr.server.global_model import GlobalModel
+from fedrlvr.server.metrics_log import MetricsLog, read_metrics
+from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.rewards import Reward
+from fedrlvr.wire.messages import arrays_to_adapter
+
+Wrap = Callable[[FederatedRLVR], Strategy]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where it lies, and its records (the lines of metrics.jsonl)."""
+
+    directory: Path
+    config: Config
+    records: list[dict[str, Any]]
+
+
+def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> PublicSet | None:
+    """The public problems with what responses to them are judged by; None without any."""
+    if not problems:
+        return None
+    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, vocabulary=base.vocabulary)
+
+
+class Server:
+    """Runs the rounds of one federation, and writes them down.
+
+    initial: the adapter everybody begins with, of the largest rank. public: what exchanges are about, if any.
+    asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
+    wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
+    observer: the last of the run's listeners (`self.observer`), which the server closes at the end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        base: Base,
+        initial: Adapter,
+        public: PublicSet | None,
+        observer: Observer,
+        *,
+        asks: Config | None = None,
+        wrap: Wrap | None = None,
+    ) -> None:
+        self.config = config
+        self.asks = asks or config
+        self.directory = directory
+        self.base = base
+        self.initial = initial
+        self.public = public
+        self.wrap = wrap
+        self.observer = Listeners(
+            [
+                MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
+                make_tracker(config.run.tracker, directory),
+                ReportWriter(directory, config),
+                observer,
+            ]
+        )
+
+    def go(
+        self,
+        grid: Grid,
+        names: Mapping[int, str],
+        holdings: Mapping[str, Any],
+        memories: Mapping[str, Context],
+        *,
+        resume: bool,
+    ) -> RunResult:
+        """All rounds that are not done, and the result.
+
+        names: the clients by node id. holdings: what is known of who holds what, with a `digest` that is the same when
+        a run goes on. memories: of those clients whose memory this process keeps; a resume fills them.
+
+        Raises:
+            FedrlvrError: whatever is wrong with the config, the data, a round or the disk; rounds that are done stay.
+        """
+        with self._closing_listeners():
+            first_round = 0
+            checkpoints = Checkpoints(self.directory, self.config.run.keep_checkpoints, memories)
+            checkpoint = checkpoints.load() if resume else None
+            if checkpoint is not None:
+                first_round = checkpoint.round + 1
+                checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+                for name, context in memories.items():
+                    context.state = checkpoints.load_memory(checkpoint.round, name)
+            self._write_down(holdings, same_problems=checkpoint is not None)
+            probes = shared_numbers(self.base, self.config)
+            strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
+            if checkpoint is not None:
+                strategy.restore(checkpoint)
+            if self.wrap and probes is not None:
+                raise ConfigError(
+                    "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
+                    "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
+                )
+            hooks = self.wrap(strategy) if self.wrap else None
+            train, timeout = self.config.train, self.config.federation.deadline
+            clients = list(names.values())
+            self.observer.notify(
+                RunStarted(str(self.directory), clients, train.rounds, train.local_steps, first_round=first_round)
+            )
+            strategy.start(grid, checkpoints, first_round=first_round, timeout=timeout, hooks=hooks)
+            self._export(strategy.model, memories)
+            records = read_metrics(self.directory)
+            self.observer.notify(RunEnded(records))
+            return RunResult(self.directory, self.config, records)
+
+    @contextlib.contextmanager
+    def _closing_listeners(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.observer.notify(RunFailed(str(error)))
+            raise
+        finally:
+            self.observer.close()
+
+    def _write_down(self, holdings: Mapping[str, Any], *, same_problems: bool) -> None:
+        """Write config and holdings; a run that goes on must have the problems it began with."""
+        path = self.directory / "holdings.json"
+        if same_problems and _digest_in(path) not in (None, holdings["digest"]):
+            raise DataError(
+                f"{self.directory}: the problems are not those the run was started with, so it cannot go on exactly. "
+                "Restore the data, or start a new run."
+            )
+        atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
+        atomic_text(path, json.dumps(holdings, indent=1) + "\n")
+
+    def _export(self, model: GlobalModel, memories: Mapping[str, Context]) -> None:
+        base_name = base_reference(self.config.model.name)
+        try:
+            if self.config.federation.arm != "local":
+                save_peft(model.whole(), self.directory / "adapter", base_name=base_name)
+                return
+            for name, context in memories.items():
+                arrays = context.state[OWN_ADAPTER]
+                like = self.initial.at_rank(self.config.lora.rank_of(name))
+                own = arrays_to_adapter(arrays, like, whose=name)  # type: ignore[arg-type]
+                save_peft(own, self.directory / "adapter" / name, base_name=base_name)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} All rounds are done and checkpointed: make room, then --resume writes it."
+            ) from error
+
+
+def _digest_in(path: Path) -> str | None:
+    """The digest of a run's problems; None where it was not written, or cannot be read any more."""
+    try:
+        return str(json.loads(path.read_text("utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""A whole federation, or a sweep of them, in one process."""

@@ -1,0 +1,151 @@
+"""One run on this machine, from a config to a run directory: the local engine. What it shares with a run over Flower
+is in server.py."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+
+from fedrlvr.client.app import CohortApp
+from fedrlvr.config import Config, load_resolved
+from fedrlvr.errors import ConfigError
+from fedrlvr.policy.base import load_base, threads_here
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.seeds import stream
+from fedrlvr.server.exchange import PublicSet
+from fedrlvr.server.run import RunResult, Server, Wrap, public_set
+from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
+from fedrlvr.tasks.deal import deal, fit_prompts
+
+__all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
+
+
+def run(config: Config, *, observer: Observer | None = None) -> RunResult:
+    """Run a federation on this machine, as one cohort.
+
+    Raises:
+        FedrlvrError: whatever is wrong with the config, the data, the model, a round or the disk; rounds that are done
+            stay done.
+    """
+    directory = config.run.directory or new_directory(config.run.name)
+    if (directory / "config.json").exists():
+        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
+    return _alone(settled(config, directory), directory, observer, resume=False)
+
+
+def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
+    """Go on with the run in a directory, exactly as if it had never stopped.
+
+    Raises:
+        ConfigError: the directory holds no run.
+        CheckpointError: a checkpoint or memory is missing or damaged.
+        FedrlvrError: as `run`.
+    """
+    return _alone(load_resolved(directory / "config.json"), directory, observer, resume=True)
+
+
+def settled(config: Config, directory: Path) -> Config:
+    """The config with what is settled when a run starts, as it is written down: its directory and threads."""
+    # The number of threads decides how sums are rounded, and a resumed run must round alike.
+    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
+    where = config.run.model_copy(update={"directory": directory})
+    return config.model_copy(update={"run": where, "engine": engine})
+
+
+def new_cohort(config: Config) -> Cohort:
+    """The base model and the cohort that sits on it, unchecked (`Federation.self_check`); sets torch's threads.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    torch.set_num_threads(config.engine.threads or threads_here(config.model))
+    return Cohort(load_base(config.model), config.lora, config.engine)
+
+
+def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
+    federation = Federation(config, directory, new_cohort(config), observer or Observer())
+    federation.self_check()
+    return federation.go(resume=resume)
+
+
+class Federation:
+    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep).
+
+    wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        cohort: Cohort,
+        observer: Observer,
+        name: str = "",
+        wrap: Wrap | None = None,
+    ) -> None:
+        self.config = config
+        self.cohort = cohort
+        self.dealt = fit_prompts(deal(config), cohort.base, config)
+        self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+        clients = dict(enumerate(self.dealt.clients, start=1))
+        self.names = {node: client.name for node, client in clients.items()}
+        self.server = Server(
+            config,
+            directory,
+            cohort.base,
+            self.initial,
+            self._public_set(),
+            observer,
+            asks=self._effective(),
+            wrap=wrap,
+        )
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
+
+    def self_check(self) -> None:
+        """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
+
+        Raises:
+            ModelError: as `Cohort.self_check`.
+        """
+        first = self.dealt.clients[0]
+        prompt = self.cohort.base.encode(first.prompt_text(first.train[0]))
+        self.cohort.self_check(prompt, self.config.run.seed)
+
+    def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
+        """All rounds that are not done, and the result.
+
+        handler: what answers the messages; None is this federation's own client code.
+        """
+        contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in self.names}
+        memories = {self.names[node]: context for node, context in contexts.items()}
+        grid = LocalGrid(handler or self.app, contexts)
+        return self.server.go(grid, self.names, self._holdings(), memories, resume=resume)
+
+    def _holdings(self) -> dict[str, Any]:
+        holdings: dict[str, Any] = {"digest": self.dealt.digest}
+        for key, table in (("train", self.dealt.train_table), ("test", self.dealt.test_table)):
+            holdings[key] = [[h.client, h.source, h.problems] for h in table]
+        return holdings
+
+    def _public_set(self) -> PublicSet | None:
+        reward = self.dealt.clients[0].reward  # everybody's, the server's included
+        return public_set(self.dealt.public, self.cohort.base, reward)
+
+    def _effective(self) -> Config:
+        """The central arm's one client takes as many problems a step as all clients together would."""
+        if self.config.federation.arm != "central":
+            return self.config
+        train = self.config.train
+        many = train.problems_per_step * len(self.config.federation.names)
+        return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
+
+
+def new_directory(name: str) -> Path:
+    """Where a run goes that was given no directory."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"

@@ -1,0 +1,376 @@
+"""What travels, and its checks. Every message's content is made and read here and in what is named below.
+
+    train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
+                   up    arrays: the adapter           metrics: numbers               probes: the client's
+    evaluate       down  arrays: the adapter           config: an EvaluateRequest
+                   up    metrics: numbers              config: names of sources
+    query.respond  what an exchange adds: public_messages.py; the round's first message brings the probes
+    adapters in fewer bytes than float32: compression.py; less, or more, than a whole adapter down: model_delta.py
+
+No private prompt, answer or response has a place in these. A reader trusts nothing: requests are validated field by
+field, adapters by layout, size and value, numbers by type and count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from fedrlvr.adapter import Adapter, Factors, Halves
+from fedrlvr.config import (
+    CareSupervision,
+    EvaluateConfig,
+    PubSwapCoordination,
+    SamplingConfig,
+    Supervision,
+    TrainConfig,
+)
+from fedrlvr.config.methods import LARGEST_GROUP
+from fedrlvr.errors import AdapterError, MessageError
+
+ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
+MAX_REQUEST = 1 << 16
+MAX_SOURCES = 10_000
+BINS = 10
+"""Of a calibration: P1 by tenths."""
+
+
+class Request(BaseModel):
+    """Base of all requests.
+
+    round: counted from 1; 0 is before the first.
+    own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    round: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    own_adapter: bool = False
+    sampling: SamplingConfig
+
+
+class StretchRequest(Request):
+    """Base of what asks for training.
+
+    steps: local steps to take now, of the round's `train.local_steps`.
+    coordination: set in a round with exchanges.
+    trains: the half of the adapter that is trained, and sent. precision: what it is sent in. feedback: whether what
+    rounding loses is to be sent the next time.
+    """
+
+    steps: int = Field(ge=0)
+    train: TrainConfig
+    supervision: Supervision
+    coordination: PubSwapCoordination | None = None
+    trains: Halves = "AB"
+    precision: Literal["float32", "float16", "int8"] = "float32"
+    feedback: bool = True
+
+    @model_validator(mode="after")
+    def _groups_that_probes_can_take(self) -> StretchRequest:
+        if isinstance(self.supervision, CareSupervision) and self.sampling.group_size > LARGEST_GROUP:
+            raise ValueError(f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}")
+        return self
+
+
+class TrainRequest(StretchRequest):
+    """Take the round's last local steps, or just the public steps on the last share, and send the adapter."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> TrainRequest:
+        if not self.steps and self.coordination is None:
+            raise ValueError("steps must be at least 1 in a round without exchanges")
+        return self
+
+
+class RespondRequest(StretchRequest):
+    """Take public steps on the share that comes with it, then local steps; then answer the public problems.
+
+    exchange: counted from 1 within the round; the first comes with the round's adapter.
+    send: whether the responses are to be sent, or kept for public steps without a swap.
+    """
+
+    exchange: int = Field(ge=1)
+    send: bool = True
+
+
+class EvaluateRequest(Request):
+    """Measure pass@1 on the client's held-out problems."""
+
+    evaluate: EvaluateConfig
+
+
+R = TypeVar("R", bound=Request)
+M = TypeVar("M", bound=BaseModel)
+
+
+def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDict:
+    """A request's content.
+
+    records: what else travels with it, by name.
+    """
+    return RecordDict({CONFIG: ConfigRecord({"request": request.model_dump_json()}), **records})
+
+
+def read_request(message: Message, kind: type[R]) -> R:
+    """The request in a message.
+
+    Raises:
+        MessageError: there is none, or a field of it does not fit.
+    """
+    return parsed(message, CONFIG, "request", kind)
+
+
+def parsed(message: Message, name: str, key: str, kind: type[M]) -> M:
+    """The JSON under a key of a message's record, validated.
+
+    Raises:
+        MessageError: there is none, or a field of it does not fit.
+    """
+    record = record_in(message.content, name, ConfigRecord)
+    text = record.get(key) if record is not None else None
+    if not isinstance(text, str) or len(text) > MAX_REQUEST:
+        raise MessageError(f"a {message.metadata.message_type} message without a usable {key}")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
+        raise MessageError(f"a {message.metadata.message_type} {key} that cannot be used: {where}") from None
+
+
+def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:
+    """The adapter as two Flower arrays, all A factors and all B factors end to end in the layers' order.
+
+    halves: which of the two; the other stays at home.
+
+    Two arrays and not two per layer: Flower handles each array by itself, which for hundreds of small ones costs more
+    than the numbers in them. Their names carry the adapter's layout, so that another model's adapter is no match.
+    """
+    return ArrayRecord(
+        {
+            f"{half}.{adapter.layout}": Array(torch.cat([tensor.flatten() for _, tensor in factors]).numpy())
+            for half, factors in by_half(adapter, halves)
+        }
+    )
+
+
+def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str, halves: Halves = "AB") -> Adapter:
+    """The adapter in a record, checked against one of the right layout before it is decoded.
+
+    halves: which of the two are in the record, no more and no less; the other is that of `like`.
+
+    Raises:
+        AdapterError: other names, types or sizes, bytes that are no array, or values that are not finite.
+    """
+    if list(arrays) != [f"{half}.{like.layout}" for half in halves]:
+        raise AdapterError(
+            f"{whose}: its factors are not those of this run's adapters (their names, order or shapes differ). Its "
+            "organisation uses another model, other lora settings or another version of transformers."
+        )
+    tensors = dict(like.tensors())
+    for half, factors in by_half(like, halves):
+        count = sum(tensor.numel() for _, tensor in factors)
+        floats = (np.float32, np.float16, np.float64)
+        values = decoded(arrays[f"{half}.{like.layout}"], count, floats, what=f"{whose}: its {half} factors")
+        whole = torch.from_numpy(values.astype(np.float32, copy=False))
+        parts = torch.split(whole, [tensor.numel() for _, tensor in factors])
+        # A sum of finite numbers is finite or has overflowed; only then each is looked at, which costs five times it.
+        if not math.isfinite(float(whole.sum())) and not bool(torch.isfinite(whole).all()):
+            bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
+            raise AdapterError(f"{whose}: {bad} holds values that are not finite.")
+        for (name, tensor), part in zip(factors, parts, strict=True):
+            tensors[name] = part.view(tensor.shape)
+    return like.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers})
+
+
+def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tuple[str, Tensor]]]]:
+    """("A", names and tensors of all A factors), and the same for B; or of one half only."""
+    layers = adapter.layers.items()
+    both = [
+        ("A", [(f"{name}.A", factors.A) for name, factors in layers]),
+        ("B", [(f"{name}.B", factors.B) for name, factors in layers]),
+    ]
+    return [(half, factors) for half, factors in both if half in halves]
+
+
+def probes_record(probes: Tensor) -> ArrayRecord:
+    """CARE's probes [N] as they travel, whole and in float32."""
+    return ArrayRecord({PROBES: Array(probes.detach().to("cpu", torch.float32).flatten().numpy())})
+
+
+def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor:
+    """The probes in a record, float32 [count].
+
+    count: None takes any number, for a reader that goes on to check it.
+
+    Raises:
+        AdapterError: another size or type, bytes that are no array, or values that are not finite.
+    """
+    if list(record) != [PROBES]:
+        raise AdapterError(f"{whose}: its probes are not one array.")
+    array = record[PROBES]
+    if count is None:
+        # Not what the sender writes but what its bytes have room for bounds what is allocated.
+        count = min(array.shape[0] if len(array.shape) == 1 else 0, len(array.data) // 4)
+    probes = torch.from_numpy(decoded(array, count, (np.float32,), what=f"{whose}: its probes"))
+    if not bool(torch.isfinite(probes).all()):
+        raise AdapterError(f"{whose}: its probes hold values that are not finite.")
+    return probes
+
+
+def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
+    """The `count` numbers of an array that somebody else has sent, of one of `types`.
+
+    Raises:
+        AdapterError: another shape or type, too many bytes, or bytes that are no array; `what` begins the text.
+    """
+    # The header a sender writes is checked first, so that no oversized array is ever allocated.
+    room = count * max(np.dtype(kind).itemsize for kind in types) + 1024
+    if tuple(array.shape) != (count,) or len(array.data) > room:
+        found = f"{str(tuple(array.shape))[:100]} in {len(array.data)} bytes"
+        raise AdapterError(f"{what} have shape {found}, expected ({count},) in at most {room}.")
+    try:
+        values = array.numpy()
+    except Exception as error:  # numpy raises several kinds for bytes that are no array
+        raise AdapterError(f"{what} cannot be decoded ({type(error).__name__}).") from None
+    if not isinstance(values, np.ndarray):  # numpy opens a zip file of arrays too
+        raise AdapterError(f"{what} cannot be decoded ({type(values).__name__}).")
+    if values.shape != (count,) or values.dtype not in types:
+        found = f"{values.dtype} {values.shape}"[:100]
+        raise AdapterError(f"{what} are {found}, expected {types[0].__name__} of shape ({count},).")
+    return values
+
+
+def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:
+    """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
+    kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
+    return MetricRecord(kept)
+
+
+def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
+    """The scalar metrics of a reply.
+
+    Raises:
+        MessageError: there are none, they have no `num-examples`, or a value is not finite.
+    """
+    record = record_in(message.content, METRICS, MetricRecord)
+    if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
+        raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            raise MessageError(f"{whose}: the metric {key!r} is not finite")
+    if numbers["num-examples"] < 0:
+        raise MessageError(f"{whose}: num-examples is negative")
+    return numbers
+
+
+Calibration = dict[str, list[int] | list[float]]
+"""Of P1 by tenths: n problems, the sum of their P1, and how many majorities were right."""
+
+
+def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]:
+    """The calibrations in a train reply: `calibration` of the labelled problems, `audit_calibration` of all.
+
+    Raises:
+        MessageError: lists that are not there together, or that no problems can have given.
+    """
+    record = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
+    found: dict[str, Calibration] = {}
+    for name, prefix in (("calibration", "p1"), ("audit_calibration", "audit_p1")):
+        lists = {key: record[f"{prefix}_{key}"] for key in ("n", "sum", "right") if f"{prefix}_{key}" in record}
+        if not lists:
+            continue
+        if len(lists) < 3 or not all(isinstance(column, list) and len(column) == BINS for column in lists.values()):
+            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not three lists of {BINS} numbers")
+        columns: Calibration = lists  # type: ignore[assignment]
+        if not all(_possible(*row) for row in zip(columns["n"], columns["sum"], columns["right"], strict=True)):
+            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not those of any problems")
+        found[name] = columns
+    return found
+
+
+def _possible(n: float, total: float, right: float) -> bool:
+    """Whether n problems, of which some are right, can have probabilities of this sum."""
+    return isinstance(n, int) and isinstance(right, int) and 0 <= right <= n and 0 <= total <= n + 1e-6
+
+
+class SourceScores(BaseModel):
+    """Pass@1 sums by source: over n problems the sum of their pass rates and of the squares."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str = Field(max_length=200)
+    n: int = Field(ge=0)
+    total: float = Field(ge=0)
+    squares: float = Field(ge=0)
+
+
+def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int]) -> RecordDict:
+    """An evaluation's reply."""
+    return RecordDict(
+        {
+            METRICS: metrics_record(
+                {
+                    **numbers,
+                    "n": [s.n for s in scores],
+                    "total": [s.total for s in scores],
+                    "squares": [s.squares for s in scores],
+                }
+            ),
+            # Flower cannot count the bytes of an empty list of texts: a client with nothing held out sends none.
+            CONFIG: ConfigRecord({"sources": [s.source for s in scores]} if scores else {}),
+        }
+    )
+
+
+def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
+    """The scores in an evaluation's reply.
+
+    Raises:
+        MessageError: lists that are missing, too long, of different lengths, or not possible as sums of pass rates.
+    """
+    metrics = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
+    names = record_in(message.content, CONFIG, ConfigRecord) or ConfigRecord()
+    found = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
+    columns = [column for column in found if isinstance(column, list)]
+    if len(columns) != len(found) or len({len(column) for column in columns}) != 1:
+        raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")
+    if len(columns[0]) > MAX_SOURCES:
+        raise MessageError(f"{whose}: more than {MAX_SOURCES} sources")
+    try:
+        scores = [SourceScores(source=s, n=n, total=t, squares=q) for s, n, t, q in zip(*columns, strict=True)]
+    except ValidationError as error:
+        raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
+    if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
+        raise MessageError(f"{whose}: scores that are no sums of pass rates")
+    return scores
+
+
+Kind = TypeVar("Kind")
+
+
+def record_in(content: RecordDict, name: str, kind: type[Kind]) -> Kind | None:
+    """The record of this name, if it is of this kind.
+
+    Flower's `array_records` and its like refer to themselves and to the content, which so outlives its message until
+    Python looks for such circles: at a server that is several replies.
+    """
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
+
+
+def nbytes(message: Message) -> int:
+    """Bytes of a message's records as Flower counts them."""
+    if not message.has_content():
+        return 0
+    return sum(record.count_bytes() for record in message.content.values())
