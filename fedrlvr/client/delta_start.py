@@ -7,7 +7,6 @@ only when the message has been answered.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -49,8 +48,14 @@ def start(reading: Reading, request: ClientRequest) -> Start:
         keep[HELD] = ConfigRecord({"version": delta.version, "rank": change.rank if change else 0})
     for kind, name, part in (("adapter", HELD_ADAPTER, adapter), ("change", HELD_CHANGE, change)):
         if delta.keep == kind and part is not None:
-            keep[name] = reading.once((name, id(part)), partial(adapter_to_arrays, part))
+            keep[name] = _record(reading, part)
     return Start(adapter, change, keep)
+
+
+def _record(reading: Reading, adapter: Adapter) -> ArrayRecord:
+    """The adapter's record; one object for one adapter, which is kept too, as the key holds its id."""
+    record, _ = reading.once(("record", id(adapter)), lambda: (adapter_to_arrays(adapter), adapter))
+    return record
 
 
 def _held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
