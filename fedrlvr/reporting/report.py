@@ -42,7 +42,7 @@ from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
-PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "math-verify", "numpy")
+PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
 """Those whose versions can change a result."""
 
 

@@ -82,7 +82,7 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward)
+    reward = grader_for(data.reward, arithmetic=data.arithmetic)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [

@@ -283,7 +283,7 @@ class Answering:
                 self.org.name,
                 train,
                 test,
-                grader_for(task.reward),
+                grader_for(task.reward, arithmetic=task.arithmetic),
                 instruction=instruction_of(task),
                 rank=terms.rank,
                 run=terms.run,
