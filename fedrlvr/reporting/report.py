@@ -28,7 +28,7 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
-from fedrlvr.reporting.observer import Observer, RunEnded
+from fedrlvr.reporting.observer import Event, Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -107,12 +107,13 @@ class ReportWriter(Observer):
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
 
-    def run_ended(self, event: RunEnded) -> None:
+    def notify(self, event: Event) -> None:
         """
         Raises:
             CheckpointError: as `write_report`.
         """
-        write_report(self.directory, self.config, event.records)
+        if isinstance(event, RunEnded):
+            write_report(self.directory, self.config, event.records)
 
 
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
