@@ -5,6 +5,11 @@ standard type a caller would expect. A message is one paragraph that names the f
 round, and says what to do; the command line prints it without a traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class FedrlvrError(Exception):
     """Root of all errors raised on purpose by fedrlvr."""
@@ -52,3 +57,12 @@ class RoundError(FedrlvrError, RuntimeError):
 
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
+
+
+def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
+    """A hint about an unknown word: the nearest known one, or all of them.
+
+    prefix: stands before the known words in the hint, for example the section of a key.
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {prefix + close[0]!r}?" if close else f"known there: {', '.join(known)}"

@@ -93,8 +93,8 @@ def test_which_packages_know_flower() -> None:
     assert importers("flwr") == {"wire", "client", "server", "simulation", "deployment"}
 
 
-def test_only_policy_and_the_zoo_know_transformers() -> None:
-    assert importers("transformers", "tokenizers") == {"policy", "zoo"}
+def test_only_policy_knows_transformers() -> None:
+    assert importers("transformers", "tokenizers") == {"policy"}
 
 
 def test_nothing_of_ours_stands_on_test_dependencies() -> None:

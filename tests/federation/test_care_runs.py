@@ -16,7 +16,7 @@ from fedrlvr.client.app import CohortApp
 from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError, MessageError
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.reporting.observer import Observer, RoundSaved, StepEnded
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved, StepEnded
 from fedrlvr.server.wrapping import WrappingStrategy
 from fedrlvr.simulation.run import Federation, new_cohort, resume, run
 from fedrlvr.tasks import load
@@ -184,8 +184,8 @@ class StopAtStep(Observer):
     def __init__(self, round_: int) -> None:
         self.round = round_
 
-    def step_ended(self, event: StepEnded) -> None:
-        if event.round == self.round:
+    def notify(self, event: Event) -> None:
+        if isinstance(event, StepEnded) and event.round == self.round:
             raise Stop
 
 
@@ -229,8 +229,8 @@ class Experts(Observer):
     def __init__(self, directory: Path, known: Mapping[str, str]) -> None:
         self.directory, self.known = directory, known
 
-    def round_saved(self, event: RoundSaved) -> None:
-        for client in CLIENTS:
+    def notify(self, event: Event) -> None:
+        for client in CLIENTS if isinstance(event, RoundSaved) else ():
             path = self.directory / "clients" / client / "ledger.sqlite"
             if not path.exists():
                 continue

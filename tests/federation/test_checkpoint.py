@@ -20,7 +20,7 @@ from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, wi
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.policy import peft_format
-from fedrlvr.reporting.observer import Observer, RoundSaved
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved
 from fedrlvr.server import checkpoint as module
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.simulation.run import resume, run
@@ -188,8 +188,8 @@ class StopAfter(Observer):
 
     essential = True
 
-    def round_saved(self, event: RoundSaved) -> None:
-        if event.round == 3:
+    def notify(self, event: Event) -> None:
+        if isinstance(event, RoundSaved) and event.round == 3:
             raise Stop
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, MessageError, RoundError
-from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.reporting.observer import Event, Observer, RoundEnded
 from fedrlvr.server import shared_probes as sharedprobes
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.exchange import PublicSet
@@ -146,8 +146,9 @@ def whole_run(
     lines: list[dict[str, Any]] = []
 
     class Keeping(Observer):
-        def round_ended(self, event: RoundEnded) -> None:
-            lines.append(dict(event.record))
+        def notify(self, event: Event) -> None:
+            if isinstance(event, RoundEnded):
+                lines.append(dict(event.record))
 
     strategy.observer = Keeping()
     strategy.start(grid, Checkpoints(directory, 5))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fedrlvr.zoo.families.family import Family, Level, Operands, Pen, digits_of, read_columns, times_by_columns
+from fedrlvr.zoo.family import Family, Level, Operands, Pen, digits_of, read_columns, times_by_columns
 
 
 def _number(rng: Random, digits: int) -> int:
