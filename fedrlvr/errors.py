@@ -42,6 +42,10 @@ class CheckpointError(FedrlvrError, OSError):
     """A checkpoint cannot be written or read."""
 
 
+class ReleaseError(CheckpointError):
+    """What lies on disk was written by another release of fedrlvr, and this one cannot go on with it."""
+
+
 class LedgerError(FedrlvrError, ValueError):
     """A label ledger cannot be opened, or an answer or a table of answers cannot go into it."""
 

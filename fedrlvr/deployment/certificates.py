@@ -10,7 +10,6 @@ import base64
 import datetime
 import hashlib
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import new_file
 
 AUTHORITY_YEARS, SERVER_YEARS = 10, 2
 _NAMED_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -252,7 +252,6 @@ def _write_pair(key_file: Path, key: ec.EllipticCurvePrivateKey, file: Path, cer
 
 def _write(path: Path, data: bytes, mode: int) -> None:
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
+        new_file(path, data, mode)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error

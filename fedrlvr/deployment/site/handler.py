@@ -21,7 +21,7 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig, ModelConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.deployment.site.round_states import Found, States, begin_run
+from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError
 from fedrlvr.policy.base import Base, load_base, threads_here
@@ -100,7 +100,7 @@ class Answering:
         self.org, self.tell = org, tell
         self.models: dict[str, _Held] = {}
         self._own: dict[str, _Own] = {}
-        self._run, self._states = "", States(Path(), "", tell)
+        self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """The answer to a message, or why there is none: its header and its content. Raises nothing."""
@@ -184,11 +184,11 @@ class Answering:
                     f"{config.name} has no {what} called {asked[:100]!r} to train on ({what}s in site.toml)"
                 )
 
-    def _states_of(self, terms: Terms) -> States:
+    def _states_of(self, terms: Terms) -> RoundStates:
         root = begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         if terms.run != self._run:
             self._run = terms.run
-            self._states = States(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
+            self._states = RoundStates(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
         return self._states
 
     # What is held in memory.
@@ -323,7 +323,7 @@ def _context(state: RecordDict) -> Context:
     return Context(1, _NODE, {}, state, {})
 
 
-def _memory(states: States, request: ClientRequest) -> Found:
+def _memory(states: RoundStates, request: ClientRequest) -> Past:
     """What this message's answer is computed from."""
     round_ = request.asked.round
     if isinstance(request.asked, EvaluateRequest):

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
+from fedrlvr.files import new_file
 
 LARGEST_HEADER = 1 << 16
 LARGEST_CONTENT = 1 << 33
@@ -125,28 +126,20 @@ def secret(state: Path) -> bytes:
         CheckpointError: it can be neither read nor made, or others may read it.
     """
     path = state / "worker.secret"
-    temporary = state / f".worker.secret.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        if not path.exists():
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_SECRET))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # somebody was quicker: his it is
-                os.link(temporary, path)
+        with contextlib.suppress(FileExistsError):  # another process was quicker: its secret it is
+            if not path.exists():
+                new_file(path, secrets.token_bytes(_SECRET))
         if path.stat().st_mode & 0o077:
             raise CheckpointError(f"{path} can be read by others. Delete it, and a new one is made.")
-        found = path.read_bytes()
+        data = path.read_bytes()
+    except CheckpointError:
+        raise
     except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} can be neither read nor made ({error.strerror}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    if len(found) != _SECRET:
+    if len(data) != _SECRET:
         raise CheckpointError(f"{path} does not hold {_SECRET} bytes. Delete it, and a new one is made.")
-    return found
+    return data
 
 
 def socket_path(state: Path) -> Path:
