@@ -39,6 +39,8 @@ from fedrlvr.errors import AdapterError, MessageError
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 10_000
+MOST_REASON = 500
+"""Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
 BINS = 10
 """Of a calibration: P1 by tenths."""
 

@@ -18,7 +18,7 @@ from fedrlvr.errors import ConfigError, MessageError
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.reporting.observer import Observer, RoundSaved, StepEnded
 from fedrlvr.server.checkpoint import Checkpoints
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import WrappingStrategy
 from fedrlvr.simulation.run import Federation, new_cohort, resume, run
 from fedrlvr.tasks import load
 

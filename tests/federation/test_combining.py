@@ -26,8 +26,7 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.server import strategy as strategy_module
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.metrics_log import RoundRecord
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 from fedrlvr.wire.model_delta import read_delta
@@ -81,8 +80,8 @@ def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
         found.extend(messages)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
-    grid = LocalGrid(keep, contexts(strategy.clients))
-    strategy.record = RoundRecord(round_)
+    grid = LocalGrid(keep, contexts(strategy.participation.clients))
+    strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
     return found
@@ -91,7 +90,7 @@ def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
 def trained(strategy: FederatedRLVR, round_: int, answer: Callable[[str], RecordDict | Error]) -> None:
     """A round in which every client answers what this gives for its name."""
     replies = [
-        Message(answer(strategy.clients[message.metadata.dst_node_id]), reply_to=message)
+        Message(answer(strategy.participation.clients[message.metadata.dst_node_id]), reply_to=message)
         for message in delivered(strategy, round_)
     ]
     strategy.aggregate_train(round_, replies)

@@ -30,8 +30,7 @@ from fedrlvr.policy.peft_format import load_peft, save_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.evaluate import evaluate
 from fedrlvr.simulation.run import Federation, new_cohort, settled
 from fedrlvr.wire.messages import arrays_to_adapter

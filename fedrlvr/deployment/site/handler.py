@@ -37,6 +37,7 @@ from fedrlvr.wire.messages import (
     ARRAYS,
     DELTA,
     METRICS,
+    MOST_REASON,
     PROBES,
     EvaluateRequest,
     RespondRequest,
@@ -49,8 +50,6 @@ from fedrlvr.wire.serialization import pack, unpack
 
 _log = logging.getLogger("fedrlvr.deployment")
 
-MOST_REASON = 500
-"""Characters of why a message was refused."""
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
