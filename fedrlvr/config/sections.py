@@ -1,6 +1,6 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-Those of the three seams are in seams.py. A default is stated in these two files and nowhere else. Unknown keys are
+Those of the three seams are in methods.py. A default is stated in these two files and nowhere else. Unknown keys are
 errors; a setting that could have no effect is an error too.
 """
 
