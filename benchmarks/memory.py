@@ -114,7 +114,7 @@ class Replies:
     """
 
     def __init__(self, case: Case, strategy: FederatedRLVR) -> None:
-        self.nodes = list(strategy.participation.clients)
+        self.nodes = list(strategy.clients)
         self.alive = Alive()
         self.seconds = 0.0
         self.ended = 0.0

@@ -5,6 +5,13 @@ standard type a caller would expect. A message is one paragraph that names the f
 round, and says what to do; the command line prints it without a traceback.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class FedrlvrError(Exception):
     """Root of all errors raised on purpose by fedrlvr."""
@@ -56,3 +63,12 @@ class RoundError(FedrlvrError, RuntimeError):
 
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
+
+
+def validation_text(error: ValidationError, most: int | None = None) -> str:
+    """What pydantic found wrong, by the dotted names of the fields."""
+    texts = []
+    for item in error.errors(include_url=False)[:most]:
+        field, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        texts.append(f"{field}: {text}" if field else text)
+    return "; ".join(texts)

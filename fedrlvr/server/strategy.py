@@ -58,6 +58,7 @@ class FederatedRLVR(Strategy):
         probes: int | None = None,
     ) -> None:
         self.config = config
+        self.clients = clients
         self.public = public
         self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
         self.probes = SharedProbes.of(config, probes)
@@ -101,7 +102,7 @@ class FederatedRLVR(Strategy):
         for node in self.participation.drawn(server_round, grid):
             body = self.participation.content(request, node, None if local or exchange else arrays)
             if exchange:
-                exchange.put_share(body, self.participation.clients[node])
+                exchange.put_share(body, self.clients[node])
             yield Message(body, node, MessageType.TRAIN, group_id=str(server_round))
 
     def aggregate_train(

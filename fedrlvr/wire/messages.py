@@ -34,7 +34,7 @@ from fedrlvr.config import (
     TrainConfig,
 )
 from fedrlvr.config.methods import LARGEST_GROUP
-from fedrlvr.errors import AdapterError, MessageError
+from fedrlvr.errors import AdapterError, MessageError, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
@@ -145,8 +145,8 @@ def parsed(message: Message, name: str, key: str, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
-        raise MessageError(f"a {message.metadata.message_type} {key} that cannot be used: {where}") from None
+        kind_ = message.metadata.message_type
+        raise MessageError(f"a {kind_} {key} that cannot be used: {validation_text(error, 5)}") from None
 
 
 def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:

@@ -80,7 +80,7 @@ def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
         found.extend(messages)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
-    grid = LocalGrid(keep, contexts(strategy.participation.clients))
+    grid = LocalGrid(keep, contexts(strategy.clients))
     strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
@@ -90,7 +90,7 @@ def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
 def trained(strategy: FederatedRLVR, round_: int, answer: Callable[[str], RecordDict | Error]) -> None:
     """A round in which every client answers what this gives for its name."""
     replies = [
-        Message(answer(strategy.participation.clients[message.metadata.dst_node_id]), reply_to=message)
+        Message(answer(strategy.clients[message.metadata.dst_node_id]), reply_to=message)
         for message in delivered(strategy, round_)
     ]
     strategy.aggregate_train(round_, replies)

@@ -82,7 +82,7 @@ class Listening(WrappingStrategy):
                 client = inner.clients[reply.metadata.src_node_id]
                 arrays = reply.content.array_records["arrays"]
                 now.names |= {name[0] for name in arrays}
-                start = model.start_of(inner._rank(client))
+                start = model.start_of(inner.participation.rank(client))
                 halves = model.rule.trains(server_round)
                 now.sent[client] = arrays_to_adapter(arrays, start, whose=client, halves=halves)
         made = inner.aggregate_train(server_round, kept)

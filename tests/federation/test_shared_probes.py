@@ -57,7 +57,7 @@ def asked(strategy: FederatedRLVR, round_: int) -> list[Message]:
         found.extend(messages)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
-    grid = LocalGrid(keep, contexts(strategy.participation.clients))
+    grid = LocalGrid(keep, contexts(strategy.clients))
     strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
@@ -68,7 +68,7 @@ def trained(strategy: FederatedRLVR, round_: int, replies: Mapping[str, RecordDi
     """A round in which the clients answer so."""
     messages = asked(strategy, round_)
     strategy.aggregate_train(
-        round_, [Message(replies[strategy.participation.clients[m.metadata.dst_node_id]], reply_to=m) for m in messages]
+        round_, [Message(replies[strategy.clients[m.metadata.dst_node_id]], reply_to=m) for m in messages]
     )
 
 
@@ -142,7 +142,7 @@ def whole_run(
             return RecordDict()
         return answer(*[float(message.metadata.group_id)] * 3)
 
-    grid = LocalGrid(answering(reply), contexts(strategy.participation.clients))
+    grid = LocalGrid(answering(reply), contexts(strategy.clients))
     lines: list[dict[str, Any]] = []
 
     class Keeping(Observer):

@@ -86,7 +86,7 @@ def test_clients_count_by_their_examples_or_equally(weights: str, mean: float, s
 def answered(strategy: FederatedRLVR, round_: int, rewards: dict[int, float]) -> dict[str, dict[str, float]]:
     """The record of a round in which everybody reports these mean rewards, with one example each."""
     answer = answering(lambda m: train_reply(1.0, 1, reward=rewards[m.metadata.dst_node_id]))
-    grid = LocalGrid(answer, contexts(strategy.participation.clients))
+    grid = LocalGrid(answer, contexts(strategy.clients))
     strategy.participation.record = RoundRecord(round_)
     strategy.aggregate_train(round_, grid.send_and_receive(start_round(strategy, round_, grid)))
     return strategy.record.clients

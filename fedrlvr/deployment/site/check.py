@@ -223,12 +223,11 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
     """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
     import torch
 
-    from fedrlvr.config import LoraConfig, ModelConfig
+    from fedrlvr.config import LoraConfig
     from fedrlvr.policy.base import load_base, threads_here
     from fedrlvr.policy.cohort import Cohort
 
-    title, machine = f"model {name}", org.config.machine
-    settings = ModelConfig(name=place_of(org, name), **machine.model_dump())
+    title, settings = f"model {name}", org.model(name)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(org.config.engine.threads or threads_here(settings))
@@ -258,13 +257,6 @@ def worker(org: Organisation) -> Finding:
     except FedrlvrError as error:
         return Finding("worker", "does not answer", "problem", str(error))
     return Finding("worker", "runs and answers" if running else "starts and answers")
-
-
-def place_of(org: Organisation, name: str) -> str:
-    """Where a model lies; a relative path that exists is one beside site.toml."""
-    place = org.config.models[name]
-    beside = org.directory / place
-    return str(beside) if not Path(place).is_absolute() and beside.exists() else place
 
 
 def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:

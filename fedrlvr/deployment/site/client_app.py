@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from typing import get_args
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
 from fedrlvr.errors import ConfigError
 from fedrlvr.version import __version__
@@ -22,7 +23,7 @@ from fedrlvr.wire.serialization import pack, unpack
 REFUSED, FAILED = 100, 101
 """Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""
 
-ANSWERED = ("train", "evaluate", "query.respond", "query.hello")
+ANSWERED = (*get_args(MessageType), "query.hello")
 
 
 class SiteApp(ClientApp):

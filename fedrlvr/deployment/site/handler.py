@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.client.app import REQUESTS, CohortApp
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import Asking, LoraConfig, ModelConfig
+from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
@@ -56,7 +56,7 @@ _NODE = 1
 
 
 @dataclass
-class _Held:
+class LoadedModel:
     """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
 
     base: Base
@@ -66,7 +66,7 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Own:
+class RunData:
     """An organisation's problems for one run.
 
     key: what they were made for. answered: each for training has an answer.
@@ -98,8 +98,8 @@ class Answering:
 
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
-        self.models: dict[str, _Held] = {}
-        self._own: dict[str, _Own] = {}
+        self.models: dict[str, LoadedModel] = {}
+        self._run_data: dict[str, RunData] = {}
         self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -203,10 +203,10 @@ class Answering:
         name = terms.model
         if name not in self.models:
             self.models.clear()  # one at a time: two large ones may not fit
-            self._own.clear()
+            self._run_data.clear()
             started = time.perf_counter()
-            base = load_base(self._model_config(name))
-            self.models[name] = _Held(base)
+            base = load_base(self.org.model(name))
+            self.models[name] = LoadedModel(base)
             line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
             self.tell(line)
             _log.info("%s", line)
@@ -221,7 +221,7 @@ class Answering:
                     f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
                     f"{ours}): take the same files at both"
                 )
-        torch.set_num_threads(self.org.config.engine.threads or threads_here(self._model_config(name)))
+        torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if held.cohort is None or held.lora != lora:
             if held.cohort is not None:
@@ -233,17 +233,6 @@ class Answering:
         if held.cohort.base.chat_template != wanted:
             held.cohort.base = replace(held.base, chat_template=wanted)
         return held.cohort
-
-    def _model_config(self, name: str) -> ModelConfig:
-        place, machine = self.org.config.models[name], self.org.config.machine
-        if place != "embedded" and self.org.resolve(Path(place)).exists():
-            place = str(self.org.resolve(Path(place)))
-        return ModelConfig(
-            name=place,
-            device=machine.device,
-            dtype=machine.dtype,
-            gradient_checkpointing=machine.gradient_checkpointing,
-        )
 
     def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
@@ -269,7 +258,7 @@ class Answering:
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
         key = (terms.model_copy(update={"clients": 1}).model_dump_json(), request.seed, longest)
-        kept = self._own.get(terms.run)
+        kept = self._run_data.get(terms.run)
         if kept is None or kept.key != key:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
@@ -287,8 +276,8 @@ class Answering:
                 rank=terms.rank,
                 run=terms.run,
             )
-            kept = _Own(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
-            self._own = {terms.run: kept}
+            kept = RunData(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            self._run_data = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None

@@ -24,9 +24,8 @@ from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
 from fedrlvr.files import new_file
 
-LARGEST_HEADER = 1 << 16
-LARGEST_CONTENT = 1 << 33
-"""Bytes."""
+LARGEST_FRAMES = 1 << 16, 1 << 33
+"""Bytes of a header and of a content."""
 START_S = 60.0
 """Seconds in which a worker that was started must listen."""
 STOP_S = 15.0
@@ -91,14 +90,14 @@ def receive(connection: Connection) -> Frames:
         EOFError, OSError: it is gone, or sends more than anybody may.
         MessageError: a header that cannot be read.
     """
-    told = connection.recv_bytes(LARGEST_HEADER)
+    text = connection.recv_bytes(LARGEST_FRAMES[0])
     try:
-        header = json.loads(told)
+        header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise MessageError("a frame whose header is no JSON object")
-    return header, connection.recv_bytes(LARGEST_CONTENT)
+    return header, connection.recv_bytes(LARGEST_FRAMES[1])
 
 
 def state_directory(org: Organisation) -> Path:
