@@ -256,8 +256,8 @@ class LabelMetrics:
 
         scores: S of each problem, where there are probes.
         """
-        for place, (one, rewards) in enumerate(zip(votes, true_rewards, strict=True)):
-            right, _ = one.judged(rewards)
+        for place, (clusters, rewards) in enumerate(zip(votes, true_rewards, strict=True)):
+            right, _ = clusters.judged(rewards)
             self.means.add("pass@1", sum(reward >= CORRECT for reward in rewards) / len(rewards))
             self.means.add("audit_majority_right", right)
             if verdicts[place].fate is Fate.TRUSTED:
@@ -265,7 +265,7 @@ class LabelMetrics:
             if reliable is not None:
                 self.audit_calibration.add(reliable[place], right)
             if scores is not None:
-                self.gaps.add(scores[place], oracle_gap(one, rewards))
+                self.gaps.add(scores[place], oracle_gap(clusters, rewards))
 
     def learned(self, losses: dict[str, float]) -> None:
         """Count one update of the probes."""

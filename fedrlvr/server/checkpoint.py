@@ -46,17 +46,21 @@ class Checkpoint:
     rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run directory.
 
     memories: by client, the contexts that are saved with each checkpoint.
     """
 
-    def __init__(self, run: Path, keep: int, memories: Mapping[str, Context] | None = None) -> None:
-        self.run = run
-        self.keep = keep
-        self.memories = memories or {}
-        self.directories = RoundDirectories(run / "checkpoints", "state.json")
+    run: Path
+    keep: int
+    memories: Mapping[str, Context] = field(default_factory=dict)
+
+    @property
+    def directories(self) -> RoundDirectories:
+        """Those of the server's checkpoints."""
+        return RoundDirectories(self.run / "checkpoints", "state.json")
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a round's memories, then its checkpoint, and drop the oldest.

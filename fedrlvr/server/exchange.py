@@ -149,46 +149,46 @@ class Exchange:
         seen: set[tuple[int, tuple[int, ...]]] = set()
         answered: Counter[int] = Counter()
         correct = [0] * len(self.problems)
-        for one in sent:
-            key = one.problem, one.token_ids
-            if not self._decodable(one):
+        for response in sent:
+            key = response.problem, response.token_ids
+            if not self._decodable(response):
                 dropped["undecodable"] += 1
                 continue
-            answered[one.problem] += 1
-            if answered[one.problem] > self.group:
+            answered[response.problem] += 1
+            if answered[response.problem] > self.group:
                 dropped["too_many"] += 1
-            elif len(one.token_ids) > self.longest:
+            elif len(response.token_ids) > self.longest:
                 dropped["too_long"] += 1
-            elif not self.grades_unfinished and one.token_ids[-1] not in self.public.eos_ids:
+            elif not self.grades_unfinished and response.token_ids[-1] not in self.public.eos_ids:
                 dropped["unfinished"] += 1
-            elif (verdict := self._grade(one)) is None:
+            elif (verdict := self._grade(response)) is None:
                 dropped["undecodable"] += 1
             else:
-                correct[one.problem] += verdict
+                correct[response.problem] += verdict
                 if key in seen:
                     dropped["duplicate"] += 1
                 elif verdict:
-                    usable.append(one)
+                    usable.append(response)
                 seen.add(key)
         self._correct[client] = correct
         self.numbers[client]["correct"] = sum(correct)
         return usable
 
-    def _decodable(self, one: Sent) -> bool:
-        tokens = one.token_ids
-        in_place = 0 <= one.problem < len(self.problems) and len(tokens) > 0
+    def _decodable(self, response: Sent) -> bool:
+        tokens = response.token_ids
+        in_place = 0 <= response.problem < len(self.problems) and len(tokens) > 0
         return in_place and min(tokens) >= 0 and max(tokens) < self.public.vocabulary
 
-    def _grade(self, one: Sent) -> bool | None:
+    def _grade(self, response: Sent) -> bool | None:
         """Whether a response is correct; None if it has no text. Each is graded once, whoever sent it."""
-        key = one.problem, one.token_ids
+        key = response.problem, response.token_ids
         if key not in self._graded:
             try:
-                text = self.public.decode(list(one.token_ids))
+                text = self.public.decode(list(response.token_ids))
             except Exception:  # a tokenizer may fail in any way on ids that it has no token for
                 self._graded[key] = None
             else:
-                self._graded[key] = self.public.reward(text, self.problems[one.problem]) >= CORRECT
+                self._graded[key] = self.public.reward(text, self.problems[response.problem]) >= CORRECT
         return self._graded[key]
 
     def put_share(self, body: RecordDict, client: str) -> None:

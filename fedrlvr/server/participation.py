@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
@@ -38,23 +38,21 @@ class Reply:
     message: Message
 
 
+@dataclass
 class Participation:
     """Who takes part in the rounds of a run.
 
-    clients: the organisations by Flower node id. record: of the round that is under way.
+    clients: the organisations by Flower node id. record: of the round that is under way. asked: clients that were asked
+    in this phase of the round; the quorum is of them.
     """
 
-    def __init__(
-        self, config: Config, clients: Mapping[int, str], model: GlobalModel, probes: SharedProbes, observer: Observer
-    ) -> None:
-        self.config = config
-        self.clients = clients
-        self.model = model
-        self.probes = probes
-        self.observer = observer
-        self.record = RoundRecord(0)
-        self._asked = 0
-        """Clients that were asked in this phase of the round; the quorum is of them."""
+    config: Config
+    clients: Mapping[int, str]
+    model: GlobalModel
+    probes: SharedProbes
+    observer: Observer
+    record: RoundRecord = field(default_factory=lambda: RoundRecord(0))
+    asked: int = 0
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
         """The nodes drawn for a round, without those that have been left out of it."""
@@ -66,7 +64,7 @@ class Participation:
     def present(self, nodes: Iterable[int]) -> list[int]:
         """These nodes, in order, without those that have been left out of the round."""
         asked = sorted(nodes)
-        self._asked = len(asked)
+        self.asked = len(asked)
         return [node for node in asked if self.clients.get(node) not in self.record.left_out]
 
     # Requests.
@@ -178,10 +176,10 @@ class Participation:
         left_out[client] = reason = str(error)[:MOST_REASON]
         self.observer.notify(ClientLeftOut(self.record.round, client, reason))
         _log.warning("left out: %s", error)
-        needed = math.ceil(quorum * self._asked)
-        if self._asked - len(left_out) < needed:
+        needed = math.ceil(quorum * self.asked)
+        if self.asked - len(left_out) < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise RoundError(
-                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self._asked} "
+                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
                 f"clients, and {len(left_out)} are left out. {reasons}"
             ) from error

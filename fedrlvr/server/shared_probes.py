@@ -104,6 +104,6 @@ class SharedProbes:
         if self.count is None:
             return
         if average is not None and (average.shape != (self.count,) or average.dtype != torch.float32):
-            found = f"{average.dtype} {tuple(average.shape)}"
-            raise CheckpointError(f"the checkpoint's probes are {found}, those of this run float32 ({self.count},)")
+            actual = f"{average.dtype} {tuple(average.shape)}"
+            raise CheckpointError(f"the checkpoint's probes are {actual}, those of this run float32 ({self.count},)")
         self.average, self._record = average, None

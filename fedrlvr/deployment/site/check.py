@@ -57,7 +57,7 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
     if skip_model:
         return
     if config.machine.device != "cpu":
-        yield from (found for found in accelerator(None) if found.name.startswith(("GPU", "torch")))
+        yield from (finding for finding in accelerator(None) if finding.name.startswith(("GPU", "torch")))
     for name in config.models:
         yield from model(org, name, prompts)
     yield worker(org)
@@ -84,11 +84,11 @@ def key_pair(org: Organisation) -> Finding:
 
 def room(org: Organisation) -> Finding:
     """Whether the worker can write down what it must remember."""
-    found = disk(org.state)
-    if not found.advice:
-        return found
+    finding = disk(org.state)
+    if not finding.advice:
+        return finding
     advice = f"The worker keeps adapters and optimizer moments in {org.state}: it needs room and the right to write."
-    return replace(found, advice=advice)
+    return replace(finding, advice=advice)
 
 
 def port(org: Organisation) -> Finding:

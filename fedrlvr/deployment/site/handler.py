@@ -158,11 +158,11 @@ class Answering:
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
-        found = _memory(states, app.request(message, _context(RecordDict())))
-        context = _context(found.state)
+        past = _memory(states, app.request(message, _context(RecordDict())))
+        context = _context(past.state)
         (reply,) = app([message], [context])
         answer = pack(reply.content)
-        states.save(request.round, found, context, message_id, answer)
+        states.save(request.round, past, context, message_id, answer)
         self.tell(f"{where}: sent: {_sent(reply.content)}")
         return answer
 
@@ -252,8 +252,8 @@ class Answering:
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
         """
-        how = request.supervision if isinstance(request, StretchRequest) else None
-        answers = how is not None and not unlabelled(how)
+        section = request.supervision if isinstance(request, StretchRequest) else None
+        answers = section is not None and not unlabelled(section)
         task = self.org.task(terms.task)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
@@ -281,8 +281,8 @@ class Answering:
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None
-        if isinstance(how, Asking):
-            desk = how.labels_from == "desk"
+        if isinstance(section, Asking):
+            desk = section.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
         return replace(kept.data, ledger=ledger)
 
@@ -334,24 +334,24 @@ def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     if isinstance(request, EvaluateRequest):
         return f"evaluate with {request.evaluate.samples} responses to each held-out problem"
     each = f"{request.train.problems_per_step} problems x {request.sampling.group_size} responses"
-    told = (
+    tasks = (
         [f"train {request.steps} steps x {each} with rewards from {request.supervision.type}"] if request.steps else []
     )
     if isinstance(request, RespondRequest):
-        told.append(f"answer {public} public problems x {request.sampling.group_size} responses")
+        tasks.append(f"answer {public} public problems x {request.sampling.group_size} responses")
     else:
-        told.append("send the adapter")
-    return " and ".join(told)
+        tasks.append("send the adapter")
+    return " and ".join(tasks)
 
 
 def _sent(content: RecordDict) -> str:
     """What a reply holds, by its kinds and sizes."""
-    told = []
+    parts = []
     for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
         if (arrays := record_in(content, name, ArrayRecord)) is not None:
-            told.append(f"{what} {arrays.count_bytes():,} bytes")
+            parts.append(f"{what} {arrays.count_bytes():,} bytes")
     if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
-        told.append(f"{len(numbers)} numbers")
+        parts.append(f"{len(numbers)} numbers")
     if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
-        told.append(f"{responses['length'].shape[0]} responses to public problems")
-    return ", ".join(told)
+        parts.append(f"{responses['length'].shape[0]} responses to public problems")
+    return ", ".join(parts)

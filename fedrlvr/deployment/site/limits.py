@@ -62,8 +62,8 @@ def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, proble
 
 
 def _refuse(name: str, beyond: Sequence[str] | Iterator[str]) -> None:
-    if told := list(beyond):
-        raise LimitError(f"{name} allows {'; '.join(told)}")
+    if reasons := list(beyond):
+        raise LimitError(f"{name} allows {'; '.join(reasons)}")
 
 
 def _most(limits: Limits, setting: str, asked: int | float, what: str) -> Iterator[str]:

@@ -155,8 +155,8 @@ def socket_path(state: Path) -> Path:
     directory = Path(tempfile.gettempdir()) / f"fedrlvr-{os.getuid()}-{name}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    ours = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    entry = directory.lstat()
+    ours = entry.st_uid == os.getuid() and not entry.st_mode & 0o077
     if directory.is_symlink() or not directory.is_dir() or not ours:
         raise ConfigError(
             f"{directory} is not a directory that is this user's alone, as the worker's socket needs it. Remove it, or "
