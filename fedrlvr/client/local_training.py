@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Start
-from fedrlvr.client.label_metrics import LabelMetrics
+from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
 from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in

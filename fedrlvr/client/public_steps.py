@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, RecordDict
 
@@ -43,6 +43,7 @@ Shared = list[tuple[Response, int]]
 """Others' responses to one problem, each with its age in optimizer steps."""
 
 
+@dataclass
 class PublicSteps:
     """The public half of what one batch of messages asks.
 
@@ -52,21 +53,16 @@ class PublicSteps:
         MessageError: public problems that cannot be read.
     """
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        asked: StretchRequest,
-        requests: Mapping[str, ClientRequest],
-        memory: Mapping[str, Memory],
-    ) -> None:
-        self.cohort = cohort
-        self.asked = asked
-        self.requests = requests
-        self.memory = memory
-        self.swaps: dict[str, SwapMetrics] = {}
-        self.problems: dict[str, list[Problem]] = {}
-        if isinstance(asked, RespondRequest):
-            for row, request in requests.items():
+    cohort: Cohort
+    asked: StretchRequest
+    requests: Mapping[str, ClientRequest]
+    memory: Mapping[str, Memory]
+    swaps: dict[str, SwapMetrics] = field(default_factory=dict)
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.asked, RespondRequest):
+            for row, request in self.requests.items():
                 problems, notice = read_problems(request.message.content, self.coordination.public_problems)
                 self.problems[row] = problems
                 if notice:

@@ -5,7 +5,7 @@ Which settings go together within a section is checked here; across sections, in
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -18,12 +18,15 @@ class LabelsSupervision(Section):
     """Every problem's own answer decides."""
 
     type: Literal["labels"] = "labels"
+    audit: ClassVar[bool] = False
+    share_probes: ClassVar[bool] = False
 
 
 class MajoritySupervision(Section):
     """The answer that most of a group's responses give counts as right (TTRL, arXiv 2504.16084). Needs no label."""
 
     type: Literal["majority"] = "majority"
+    share_probes: ClassVar[bool] = False
     audit: bool = False
     """In experiments, where all answers are known: also measure what a client could not. Never changes what is
     trained."""
@@ -89,6 +92,7 @@ class CareSupervision(Asking):
 class SelectionSupervision(Asking):
     """Which labels to ask for is decided by one number, or by chance; what CARE is compared with."""
 
+    share_probes: ClassVar[bool] = False
     type: Literal["random", "entropy", "probability", "oracle"]
     """Drawn by seed; the largest entropy of the votes; the lowest mean probability of the responses' tokens; the
     largest true corrective advantage gap, which takes all answers to know."""

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrlvr.config.sections import MAX_RANK
-from fedrlvr.errors import MessageError
+from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
 TERMS = "terms"
@@ -84,5 +84,4 @@ def read_terms(content: RecordDict) -> Terms:
     try:
         return Terms.model_validate(plain)
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
-        raise MessageError(f"terms that cannot be used: {where}") from None
+        raise MessageError(f"terms that cannot be used: {validation_text(error, 5)}") from None

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.errors import AdapterError, CheckpointError
+from fedrlvr.errors import AdapterError
+from fedrlvr.files import atomic_bytes, atomic_text
 
 PREFIX = "base_model.model."
 
@@ -46,13 +47,8 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
         # Full paths: last names would also match layers of the same name that have no factors here.
         "target_modules": list(adapter.layers),
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"{directory}: the adapter cannot be written ({reason}).") from error
+    atomic_bytes(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    atomic_text(directory / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def load_peft(directory: Path) -> Adapter:

@@ -40,14 +40,14 @@ class RoundRecord:
     def sum_exchanges(self) -> None:
         """Add to each client's numbers what the round's exchanges came to for it."""
         for name, numbers in self.clients.items():
-            own = [one["clients"][name] for one in self.exchanges if name in one["clients"]]
-            answered = [one["own_correct"] for one in own if "own_correct" in one]
-            if answered:
-                numbers["public_pass@1"] = sum(answered) / len(answered)
+            shares = [exchange["clients"][name] for exchange in self.exchanges if name in exchange["clients"]]
+            correct = [share["own_correct"] for share in shares if "own_correct" in share]
+            if correct:
+                numbers["public_pass@1"] = sum(correct) / len(correct)
             for key in ("swapped_in", "rescued"):
-                numbers[key] = sum(one.get(key, 0) for one in own)
+                numbers[key] = sum(share.get(key, 0) for share in shares)
             for way in ("up", "down"):
-                numbers[f"bytes_{way}_exchanges"] = sum(one.get(f"bytes_{way}", 0) for one in own)
+                numbers[f"bytes_{way}_exchanges"] = sum(share.get(f"bytes_{way}", 0) for share in shares)
 
     def calibrated(self, client: str, calibrations: dict[str, Calibration]) -> None:
         """How a client's P1 compares with what was right, by name of the calibration."""

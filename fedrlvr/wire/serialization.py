@@ -129,16 +129,16 @@ def _told(value: Any) -> Any:
     return value
 
 
-def _value(told: Any) -> Any:
-    if isinstance(told, list):
-        return [_value(item) for item in told]
-    if isinstance(told, dict):
-        if list(told) != ["base64"]:
+def _value(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return [_value(item) for item in plain]
+    if isinstance(plain, dict):
+        if list(plain) != ["base64"]:
             raise MessageError("a content with a value of unknown kind")
         try:
-            return base64.b64decode(_text(told["base64"]), validate=True)
+            return base64.b64decode(_text(plain["base64"]), validate=True)
         except binascii.Error:
             raise MessageError("a content with bytes that are not base64") from None
-    if not isinstance(told, _SCALARS):
+    if not isinstance(plain, _SCALARS):
         raise MessageError("a content with a value of unknown kind")
-    return told
+    return plain

@@ -17,7 +17,8 @@ from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError, MessageError
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.reporting.observer import Event, Observer, RoundSaved, StepEnded
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.strategy import WrappingStrategy
 from fedrlvr.simulation.run import Federation, new_cohort, resume, run
 from fedrlvr.tasks import load
 
@@ -135,8 +136,8 @@ def test_an_answer_that_was_paid_for_does(problems: Path, true: Path, tmp_path: 
 
 def test_the_probes_learn_after_every_update_and_are_remembered(true: Path) -> None:
     for client in CLIENTS:
-        memory = json.loads((true / "clients" / client / "round-0003" / "memory.json").read_text("utf-8"))
-        assert json.loads(memory["values"]["fedrlvr"]["probes"])["updates"] == 3 * 2
+        memory = Checkpoints(true, 1).load_memory(3, client)
+        assert json.loads(str(memory.config_records["fedrlvr"]["probes"]))["updates"] == 3 * 2
         for line in without_seconds(true)[1:]:
             assert line["clients"][client]["reliability_loss"] > 0
             assert sum(line["clients"][client]["calibration"]["n"]) == 2

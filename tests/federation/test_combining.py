@@ -26,8 +26,7 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.server import strategy as strategy_module
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.metrics_log import RoundRecord
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 from fedrlvr.wire.model_delta import read_delta
@@ -82,7 +81,7 @@ def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
     grid = LocalGrid(keep, contexts(strategy.clients))
-    strategy.record = RoundRecord(round_)
+    strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
     return found

@@ -132,7 +132,7 @@ def test_killed_after_one_memory_and_before_the_checkpoint(
     shutil.rmtree(directory / "clients" / "cyd" / "round-0003")
     half_written = directory / "clients" / "cyd" / ".round-0003.tmp"
     half_written.mkdir()
-    (half_written / "memory.safetensors").write_bytes(b"cut")
+    (half_written / "memory.packed").write_bytes(b"cut")
     resume(directory)
     same_as(directory, finished(variant))
 

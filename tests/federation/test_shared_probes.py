@@ -58,7 +58,7 @@ def asked(strategy: FederatedRLVR, round_: int) -> list[Message]:
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
     grid = LocalGrid(keep, contexts(strategy.clients))
-    strategy.record = RoundRecord(round_)
+    strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
     return found

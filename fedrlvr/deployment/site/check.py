@@ -58,7 +58,7 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
     if skip_model:
         return
     if config.machine.device != "cpu":
-        yield from (found for found in accelerator(None) if found.name.startswith(("GPU", "torch")))
+        yield from (finding for finding in accelerator(None) if finding.name.startswith(("GPU", "torch")))
     for name in config.models:
         yield from model(org, name, prompts)
     yield worker(org)
@@ -85,11 +85,11 @@ def key_pair(org: Organisation) -> Finding:
 
 def room(org: Organisation) -> Finding:
     """Whether the worker can write down what it must remember."""
-    found = disk(org.state)
-    if not found.advice:
-        return found
+    finding = disk(org.state)
+    if not finding.advice:
+        return finding
     advice = f"The worker keeps adapters and optimizer moments in {org.state}: it needs room and the right to write."
-    return replace(found, advice=advice)
+    return replace(finding, advice=advice)
 
 
 def port(org: Organisation) -> Finding:
@@ -224,12 +224,11 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
     """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
     import torch
 
-    from fedrlvr.config import LoraConfig, ModelConfig
+    from fedrlvr.config import LoraConfig
     from fedrlvr.policy.base import load_base, threads_here
     from fedrlvr.policy.cohort import Cohort
 
-    title, machine = f"model {name}", org.config.machine
-    settings = ModelConfig(name=place_of(org, name), **machine.model_dump())
+    title, settings = f"model {name}", org.model(name)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(org.config.engine.threads or threads_here(settings))
@@ -259,13 +258,6 @@ def worker(org: Organisation) -> Finding:
     except FedrlvrError as error:
         return Finding("worker", "does not answer", "problem", str(error))
     return Finding("worker", "runs and answers" if running else "starts and answers")
-
-
-def place_of(org: Organisation, name: str) -> str:
-    """Where a model lies; a relative path that exists is one beside site.toml."""
-    place = org.config.models[name]
-    beside = org.directory / place
-    return str(beside) if not Path(place).is_absolute() and beside.exists() else place
 
 
 def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:

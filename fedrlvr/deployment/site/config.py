@@ -9,12 +9,12 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedrlvr.config.sections import DataConfig, EngineConfig, Section
-from fedrlvr.errors import ConfigError
+from fedrlvr.config.sections import DataConfig, EngineConfig, ModelConfig, Section
+from fedrlvr.errors import ConfigError, validation_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
@@ -46,7 +46,7 @@ class MachineConfig(Section):
 class Limits(Section):
     """The most a server may ask for. What is beyond it is refused, with the reason, and nothing is computed."""
 
-    message_types: tuple[MessageType, ...] = ("train", "query.respond", "evaluate")
+    message_types: tuple[MessageType, ...] = get_args(MessageType)
     """What may be asked at all. Without "query.respond" no response to a public problem leaves; without "evaluate" no
     score does."""
     rounds: int = Field(1000, ge=1)
@@ -195,6 +195,17 @@ class Organisation:
         task = self.config.tasks[name]
         return task if task.path is None else task.model_copy(update={"path": self.resolve(task.path)})
 
+    def model(self, name: str) -> ModelConfig:
+        """A model as it is loaded on this machine; a relative path that exists is one beside site.toml.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        place = self.config.models[name]
+        if place != "embedded" and self.resolve(Path(place)).exists():
+            place = str(self.resolve(Path(place)))
+        return ModelConfig(name=place, **self.config.machine.model_dump())
+
 
 def load_site(path: Path | str) -> Organisation:
     """Read a site.toml, or that of a directory.
@@ -213,9 +224,4 @@ def load_site(path: Path | str) -> Organisation:
     try:
         return Organisation(SiteConfig.model_validate(tree), file)
     except ValidationError as error:
-        parts = []
-        for item in error.errors(include_url=False):
-            dotted = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            parts.append(f"{dotted}: {message}" if dotted else message)
-        raise ConfigError(f"{file}: {'; '.join(parts)}.") from None
+        raise ConfigError(f"{file}: {validation_text(error)}.") from None

@@ -18,10 +18,10 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.client.app import REQUESTS, CohortApp
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import Asking, LoraConfig, ModelConfig
+from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.deployment.site.round_states import Found, States, begin_run
+from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError
 from fedrlvr.policy.base import Base, load_base, threads_here
@@ -37,6 +37,7 @@ from fedrlvr.wire.messages import (
     ARRAYS,
     DELTA,
     METRICS,
+    MOST_REASON,
     PROBES,
     EvaluateRequest,
     RespondRequest,
@@ -49,15 +50,13 @@ from fedrlvr.wire.serialization import pack, unpack
 
 _log = logging.getLogger("fedrlvr.deployment")
 
-MOST_REASON = 500
-"""Characters of why a message was refused."""
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
 
 
 @dataclass
-class _Held:
+class LoadedModel:
     """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
 
     base: Base
@@ -67,7 +66,7 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Own:
+class RunData:
     """An organisation's problems for one run.
 
     key: what they were made for. answered: each for training has an answer.
@@ -101,9 +100,9 @@ class Answering:
 
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
-        self.models: dict[str, _Held] = {}
-        self._own: dict[str, _Own] = {}
-        self._run, self._states = "", States(Path(), "", tell)
+        self.models: dict[str, LoadedModel] = {}
+        self._run_data: dict[str, RunData] = {}
+        self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """The answer to a message, or why there is none: its header and its content. Raises nothing."""
@@ -161,11 +160,11 @@ class Answering:
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
-        found = _memory(states, app.request(message, _context(RecordDict())))
-        context = _context(found.state)
+        past = _memory(states, app.request(message, _context(RecordDict())))
+        context = _context(past.state)
         (reply,) = app([message], [context])
         answer = pack(reply.content)
-        states.save(request.round, found, context, message_id, answer)
+        states.save(request.round, past, context, message_id, answer)
         self.tell(f"{where}: sent: {_sent(reply.content)}")
         return answer
 
@@ -187,11 +186,11 @@ class Answering:
                     f"{config.name} has no {what} called {asked[:100]!r} to train on ({what}s in site.toml)"
                 )
 
-    def _states_of(self, terms: Terms) -> States:
+    def _states_of(self, terms: Terms) -> RoundStates:
         root = begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         if terms.run != self._run:
             self._run = terms.run
-            self._states = States(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
+            self._states = RoundStates(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
         return self._states
 
     # What is held in memory.
@@ -206,10 +205,10 @@ class Answering:
         name = terms.model
         if name not in self.models:
             self.models.clear()  # one at a time: two large ones may not fit
-            self._own.clear()
+            self._run_data.clear()
             started = time.perf_counter()
-            base = load_base(self._model_config(name))
-            self.models[name] = _Held(base)
+            base = load_base(self.org.model(name))
+            self.models[name] = LoadedModel(base)
             line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
             self.tell(line)
             _log.info("%s", line)
@@ -224,7 +223,7 @@ class Answering:
                     f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
                     f"{ours}): take the same files at both"
                 )
-        torch.set_num_threads(self.org.config.engine.threads or threads_here(self._model_config(name)))
+        torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if held.cohort is None or held.lora != lora:
             if held.cohort is not None:
@@ -236,17 +235,6 @@ class Answering:
         if held.cohort.base.chat_template != wanted:
             held.cohort.base = replace(held.base, chat_template=wanted)
         return held.cohort
-
-    def _model_config(self, name: str) -> ModelConfig:
-        place, machine = self.org.config.models[name], self.org.config.machine
-        if place != "embedded" and self.org.resolve(Path(place)).exists():
-            place = str(self.org.resolve(Path(place)))
-        return ModelConfig(
-            name=place,
-            device=machine.device,
-            dtype=machine.dtype,
-            gradient_checkpointing=machine.gradient_checkpointing,
-        )
 
     def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
@@ -266,13 +254,13 @@ class Answering:
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
         """
-        how = request.supervision if isinstance(request, StretchRequest) else None
-        answers = how is not None and not unlabelled(how)
+        section = request.supervision if isinstance(request, StretchRequest) else None
+        answers = section is not None and not unlabelled(section)
         task = self.org.task(terms.task)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
         key = (terms.model_copy(update={"clients": 1}).model_dump_json(), request.seed, longest)
-        kept = self._own.get(terms.run)
+        kept = self._run_data.get(terms.run)
         if kept is None or kept.key != key:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
@@ -290,13 +278,13 @@ class Answering:
                 rank=terms.rank,
                 run=terms.run,
             )
-            kept = _Own(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
-            self._own = {terms.run: kept}
+            kept = RunData(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            self._run_data = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None
-        if isinstance(how, Asking):
-            desk = how.labels_from == "desk"
+        if isinstance(section, Asking):
+            desk = section.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
         return replace(kept.data, ledger=ledger)
 
@@ -328,7 +316,7 @@ def _context(state: RecordDict) -> Context:
     return Context(1, _NODE, {}, state, {})
 
 
-def _memory(states: States, request: ClientRequest) -> Found:
+def _memory(states: RoundStates, request: ClientRequest) -> Past:
     """What this message's answer is computed from."""
     round_ = request.asked.round
     if isinstance(request.asked, EvaluateRequest):
@@ -348,24 +336,24 @@ def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     if isinstance(request, EvaluateRequest):
         return f"evaluate with {request.evaluate.samples} responses to each held-out problem"
     each = f"{request.train.problems_per_step} problems x {request.sampling.group_size} responses"
-    told = (
+    tasks = (
         [f"train {request.steps} steps x {each} with rewards from {request.supervision.type}"] if request.steps else []
     )
     if isinstance(request, RespondRequest):
-        told.append(f"answer {public} public problems x {request.sampling.group_size} responses")
+        tasks.append(f"answer {public} public problems x {request.sampling.group_size} responses")
     else:
-        told.append("send the adapter")
-    return " and ".join(told)
+        tasks.append("send the adapter")
+    return " and ".join(tasks)
 
 
 def _sent(content: RecordDict) -> str:
     """What a reply holds, by its kinds and sizes."""
-    told = []
+    parts = []
     for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
         if (arrays := record_in(content, name, ArrayRecord)) is not None:
-            told.append(f"{what} {arrays.count_bytes():,} bytes")
+            parts.append(f"{what} {arrays.count_bytes():,} bytes")
     if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
-        told.append(f"{len(numbers)} numbers")
+        parts.append(f"{len(numbers)} numbers")
     if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
-        told.append(f"{responses['length'].shape[0]} responses to public problems")
-    return ", ".join(told)
+        parts.append(f"{responses['length'].shape[0]} responses to public problems")
+    return ", ".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, PubSwapCoordination
+from fedrlvr.config import Config, LabelsSupervision, PubSwapCoordination
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting import units
 
@@ -36,13 +36,11 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     def sized(each: int) -> str:
         return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
 
-    how = config.supervision
-    shared = isinstance(how, CareSupervision) and how.share_probes
     yield (
         "To each organisation, each round: the settings of this run; the global adapter"
         + sized(4)
         + ("; the change of the base weights" if change else "")
-        + ("; the average of CARE's probes" if shared else "")
+        + ("; the average of CARE's probes" if config.supervision.share_probes else "")
     )
     if public is not None:
         yield (
@@ -53,7 +51,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     yield (
         up
         + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
-        + ("; CARE's probes" if shared else "")
+        + ("; CARE's probes" if config.supervision.share_probes else "")
     )
     if public is not None and public.swap != "none":
         yield (
@@ -63,6 +61,6 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
     yield (
         "Never: its own problems, their answers, its responses to them, "
-        + ("" if isinstance(how, LabelsSupervision) else "labels, ")
+        + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )
