@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model
 from organisations import Organisations, References, federation, site_toml
 
 from fedrlvr.config import Config
@@ -17,12 +16,6 @@ from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.simulation.run import new_cohort, run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a tiny Llama."""
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -48,11 +41,8 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
         if variant not in made:
             root = tmp_path_factory.mktemp(variant)
             made[variant] = root / "run"
-            monkeypatch = pytest.MonkeyPatch()
-            monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)  # a second of figures
             # One after another, as organisations are: stacked clients round sums otherwise.
             run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
-            monkeypatch.undo()
         return made[variant]
 
     return of

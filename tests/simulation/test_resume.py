@@ -68,6 +68,7 @@ def wait_for(path: Path, process: object, seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "seed"),
     [("all", 0), ("all", 1), ("all", 2), ("some", 3), ("some", 4), ("local", 5), ("local", 6), ("moments", 7)],
@@ -154,6 +155,7 @@ def test_killed_before_anything_was_checkpointed(finished: Runs, configured: Con
     same_as(directory, finished("all"))
 
 
+@pytest.mark.report
 def test_resume_of_a_finished_run_changes_nothing_and_succeeds(finished: Runs, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(finished("all"), directory)
@@ -165,6 +167,7 @@ def test_resume_of_a_finished_run_changes_nothing_and_succeeds(finished: Runs, t
     assert {path.name for path in before if before[path] != after[path]} <= {"report.html"}
 
 
+@pytest.mark.report
 def test_resume_writes_what_a_finished_run_lost(finished: Runs, tmp_path: Path) -> None:
     for variant in ("all", "local"):
         directory = tmp_path / variant

@@ -293,6 +293,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_i
     assert without_seconds(directory) == without_seconds(finished(variant))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "largest", "file"),
     [({}, 6_000, "round-0000"), ({"lora": {"rank": 1, "targets": ["q_proj"]}}, 5_000, "metrics.jsonl")],
