@@ -21,8 +21,9 @@ DRAWS = pytest.StashKey[bool]()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of a file go to one process, which so makes the file's fixtures once. All tests of faults
-    look at two runs that take minutes, and go to one process too. (xdist's own groups, --dist loadgroup, are without effect in pytest 9.2.)
+    """All tests of a file go to one process, which so makes the file's fixtures once. All tests of faults look at two
+    runs that take minutes, and go to one process too. (xdist's own groups, --dist loadgroup, are without effect in
+    pytest 9.2.)
     """
     if config.getvalue("dist") != "load":
         return None

@@ -16,8 +16,8 @@ from desks import TOKEN, ask, desk, ledger_of, run_directory
 from fedrlvr.cli.desk import find_ledger
 from fedrlvr.config import load_resolved
 from fedrlvr.errors import ConfigError
-from fedrlvr.labels.desk.server import is_loopback
 from fedrlvr.labels.ledger import LabelLedger
+from fedrlvr.loopback import is_loopback
 
 
 def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
