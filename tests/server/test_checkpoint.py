@@ -271,7 +271,7 @@ def fill_export(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("fill", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)])
-@pytest.mark.parametrize("variant", ["all", "local", "fgrpo", "pubswap"])
+@pytest.mark.parametrize("variant", ["local", "pubswap"])
 def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_it(
     variant: str,
     fill: Callable[[pytest.MonkeyPatch], None],
