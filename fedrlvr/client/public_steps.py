@@ -22,7 +22,7 @@ from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swa
 from fedrlvr.coordination.ratio import CAP, GAMMA
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
+from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.wire.messages import RespondRequest, StretchRequest, record_in
@@ -141,6 +141,7 @@ class PublicSteps:
             parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)
             memory.waiting = [Group(*group) for group in parts]
             for group in memory.waiting:
+                withhold_unfinished(group.responses, self.asked.train.unfinished)
                 rewards = request.data.grade(_public(group), [response.text for response in group.responses])
                 for response, reward in zip(group.responses, rewards, strict=True):
                     response.reward = reward
@@ -172,6 +173,8 @@ class PublicSteps:
     def _mixed_groups(self, row: str, request: ClientRequest) -> list[Group]:
         """The client's waiting groups with responses of its share in the slots that the swap rule says."""
         waiting, metrics = self.memory[row].waiting, self.swaps[row]
+        for group in waiting:
+            withhold_unfinished(group.responses, self.asked.train.unfinished)
         shares = self._share(request, waiting, metrics)
         # The exchange is over before this message's own begins, so its stream is named by the steps taken.
         steps = self.memory[row].round_steps
@@ -187,7 +190,8 @@ class PublicSteps:
     def _share(self, request: ClientRequest, waiting: Sequence[Group], metrics: SwapMetrics) -> list[Shared]:
         """For each waiting group the responses of the client's share that pass the client's own checks.
 
-        A response is refused that is too long, not of this vocabulary, or not correct by this client's own grader.
+        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded, or
+        not correct by this client's own grader.
 
         Raises:
             MessageError: the share cannot be read.
@@ -209,6 +213,7 @@ class PublicSteps:
                 and 0 < len(foreign.token_ids) <= sampling.max_new_tokens
                 and min(foreign.token_ids) >= 0
                 and max(foreign.token_ids) < base.vocabulary
+                and (foreign.token_ids[-1] in base.eos_ids or self.asked.train.unfinished == "grade")
             )
             if usable:
                 text = base.decode(list(foreign.token_ids))

@@ -1,6 +1,6 @@
 """The sections of the three seams: supervision, coordination, aggregation. Each has a `type`.
 
-Which settings go together within a section is checked here; across sections, in config.py.
+Which settings go together within a section is checked here; across sections, in experiment.py.
 """
 
 from __future__ import annotations

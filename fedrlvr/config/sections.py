@@ -1,6 +1,6 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-Those of the three seams are in seams.py. A default is stated in these two files and nowhere else. Unknown keys are
+Those of the three seams are in methods.py. A default is stated in these two files and nowhere else. Unknown keys are
 errors; a setting that could have no effect is an error too.
 """
 
@@ -113,8 +113,14 @@ class DataConfig(Section):
     error."""
     instruction: str | None = None
     """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    unreachable_golds: float = Field(0.05, ge=0, le=1)
+    """Largest accepted share of gold answers that no short marked answer can meet (a sentence, an option's text,
+    Markdown); a run with more of them is refused before it trains. 1 accepts all."""
     reward: str | None = None
     """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
+    arithmetic: bool = False
+    """Whether arithmetic that is still to be done (`9+9`) counts as right where the gold answer is its value (18). The
+    default is false: a policy could otherwise earn the reward by copying an expression from the prompt."""
 
 
 class IidPartition(Section):
@@ -235,6 +241,10 @@ class TrainConfig(Section):
     """AdamW's second moment; short runs want it below the usual 0.999."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Each client's gradient is clipped to this norm."""
+    unfinished: Literal["grade", "zero", "mask"] = "grade"
+    """How a response that was cut at sampling.max_new_tokens is treated in training. `grade` grades its text like any
+    other. `zero` gives it reward 0. `mask` gives it reward 0, which counts in its group's mean, and no gradient. With
+    `zero` and `mask` it casts no vote and enters no pool."""
     optimizer_state: Literal["reset", "keep"] = "reset"
     """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
 

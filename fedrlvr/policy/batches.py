@@ -78,7 +78,7 @@ class MicroBatch:
 
 
 def packs_of(client: int, groups: Sequence[Group], *, keep_zero: bool) -> list[Pack]:
-    """A client's groups as packs. Responses without a gradient are left out unless `keep_zero`."""
+    """A client's groups as packs. Masked responses are left out, others without a gradient unless `keep_zero`."""
     packs = []
     for group in groups:
         rows = [
@@ -91,7 +91,7 @@ def packs_of(client: int, groups: Sequence[Group], *, keep_zero: bool) -> list[P
                 shaping=response.shaping,
             )
             for response, advantage in zip(group.responses, group.advantages, strict=True)
-            if (keep_zero or advantage != 0.0) and response.token_ids
+            if (keep_zero or advantage != 0.0) and response.token_ids and response.treatment != "mask"
         ]
         if rows:
             packs.append(Pack(client, group.prompt_ids, rows))

@@ -12,16 +12,13 @@ import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedrlvr import machine
-from fedrlvr.errors import FedrlvrError
 from fedrlvr.reporting import units
-from fedrlvr.tasks.child import GraderChild
 from fedrlvr.version import __version__
 from fedrlvr.zoo import weights_dir
 
@@ -33,8 +30,6 @@ Status = Literal["ok", "note", "problem"]
 
 EXTRAS = ("hub", "reasoning-gym", "trackers")
 """The extras a user may want; `test` and `check` are for work on fedrlvr itself."""
-SLOW_CHECK_S = 1.0
-"""A check that math-verify should answer in some hundredths of a second."""
 _TIGHT_MEMORY, _TIGHT_DISK, _NO_DISK = 2 << 30, 2 << 30, 100 << 20  # bytes
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -54,7 +49,7 @@ class Finding:
 
 
 def examine(directory: Path = Path(".")) -> list[Finding]:
-    """Look at this machine; takes some seconds, most of them to start torch and the grader.
+    """Look at this machine; takes some seconds, most of them to start torch.
 
     directory: where runs would be written.
     """
@@ -69,7 +64,6 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
     findings += accelerator(_cpu_flags(Path("/proc/cpuinfo")))
     findings.append(disk(directory))
     findings.append(weights(weights_dir()))
-    findings.append(grader())
     return findings
 
 
@@ -231,28 +225,6 @@ def weights(directory: Path) -> Finding:
     except (OSError, SafetensorError) as error:
         return Finding(name, f"{directory / 'model.safetensors'}: {error}", "problem", advice)
     return Finding(name, f"{units.count(parameters)} parameters")
-
-
-def grader() -> Finding:
-    """Whether math-verify's child process starts, and how long it takes for an easy check."""
-    child = GraderChild("math_verify")
-    try:
-        started = time.perf_counter()
-        first = child.ask({"gold": "\\frac{1}{2}", "answer": "0.5"})
-        between = time.perf_counter()
-        second = child.ask({"gold": "\\frac{3}{4}", "answer": "0.75"})
-        seconds = time.perf_counter() - between
-    except FedrlvrError as error:
-        return Finding("math-verify", "its process does not start", "problem", str(error))
-    finally:
-        child.close()
-    value = f"starts in {between - started:.1f} s, checks in {1000 * seconds:.0f} ms"
-    if (first, second) != (1.0, 1.0):
-        advice = "It does not find 1/2 equal to 0.5. Install math-verify again, or wait for a calmer machine."
-        return Finding("math-verify", value, "problem", advice)
-    if seconds > SLOW_CHECK_S:
-        return Finding("math-verify", value, "note", "Grading will be slow: something keeps this machine busy.")
-    return Finding("math-verify", value)
 
 
 def _version(name: str) -> str | None:

@@ -200,7 +200,7 @@ def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding
             train, test = own_problems(data, unlabelled=True, seed=0)
         problems = [*train, *test]
         graded = problems[:: -(-len(problems) // MOST_GRADED) or 1]
-        verdict = validate(graded, grader_for(data.reward), attacked=20)
+        verdict = validate(graded, grader_for(data.reward, arithmetic=data.arithmetic), attacked=20)
     except FedrlvrError as error:
         return Finding(title, "its problems cannot be used", "problem", str(error))
     value = f"{len(train)} problems for training, {len(test)} held out; {verdict.checked} gold answers graded"

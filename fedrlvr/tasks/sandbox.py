@@ -1,10 +1,9 @@
-"""A grader in a child process that can be killed and is replaced.
+"""Reasoning-gym's scorers in a child process that can be killed and is replaced.
 
-Math-verify and reasoning-gym's scorers hand a model's text to sympy, which a short string can keep computing for
-hours; their own time limits need the main thread and do not stop a long operation on integers. So each check runs in
-a child with a wall limit: a child that exceeds it is killed and the next check starts another. Nothing is pickled:
-JSON lines over pipes. A child that ends by itself in mid-check (out of memory, killed from outside) is replaced and
-asked once more.
+Some of these scorers hand a model's text to sympy, which a short string can keep computing for hours. So each check
+runs in a child with a wall limit and a memory limit: a child that exceeds the first is killed and the next check starts
+another. Nothing is pickled: JSON lines over pipes. A child that ends by itself in mid-check (out of memory, killed from
+outside) is replaced and asked once more.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedrlvr.errors import GradingError
 
 LIMIT_S = 5.0
 """Wall seconds one check may take."""
-_START_S = 120.0  # importing sympy on a busy machine
+_START_S = 120.0  # importing reasoning-gym on a busy machine
 _MEMORY_BYTES = 4 << 30  # of address space, most of it never touched
 _CHILD = Path(__file__).with_name("_grader_child.py")
 _log = logging.getLogger("fedrlvr.tasks")
@@ -40,12 +39,10 @@ class _Ended(Exception):
 class GraderChild:
     """One child at a time, started when first asked. Thread-safe; a forked copy starts a child of its own.
 
-    service: the library the child serves.
     limit_s: wall seconds for one check.
     """
 
-    def __init__(self, service: Literal["math_verify", "reasoning_gym"], limit_s: float = LIMIT_S) -> None:
-        self.service = service
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
         self.limit_s = limit_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
@@ -76,11 +73,11 @@ class GraderChild:
                     return self._ask(line)
                 except TimeoutError:
                     self._stop()
-                    _log.warning("a check by %s took longer than %g s and counts as wrong", self.service, self.limit_s)
+                    _log.warning("a check by reasoning-gym took longer than %g s and counts as wrong", self.limit_s)
                     return {}
                 except _Ended:
                     self._stop()
-            _log.warning("a check ended the process of %s twice and counts as wrong", self.service)
+            _log.warning("a check ended reasoning-gym's process twice and counts as wrong")
             return {}
 
     def close(self) -> None:
@@ -105,7 +102,7 @@ class GraderChild:
     def _start(self) -> None:
         self._stop()
         # The processor limit only serves when the parent is gone, so it leaves the wall limit room.
-        arguments = [self.service, str(_MEMORY_BYTES), str(math.ceil(2 * self.limit_s) + 1)]
+        arguments = [str(_MEMORY_BYTES), str(math.ceil(2 * self.limit_s) + 1)]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(_CHILD), *arguments],  # -P: our module names shadow nothing
@@ -117,7 +114,7 @@ class GraderChild:
                 encoding="utf-8",
             )
         except OSError as error:
-            raise GradingError(f"The process that grades by {self.service} cannot be started: {error}.") from error
+            raise GradingError(f"The process that grades by reasoning-gym cannot be started: {error}.") from error
         self._lines = queue.SimpleQueue()
         threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
         try:
@@ -127,8 +124,8 @@ class GraderChild:
         if failed:
             self._stop()
             raise GradingError(
-                f"The process that grades by {self.service} did not start ({failed}). Check the installation with "
-                f"`{sys.executable} -c 'import {self.service}'`."
+                f"The process that grades by reasoning-gym did not start ({failed}). Check the installation with "
+                f"`{sys.executable} -c 'import reasoning_gym'`."
             )
 
     def _reply(self, timeout: float) -> dict[str, Any]:

@@ -13,15 +13,37 @@ import psutil
 import pytest
 
 from fedrlvr.errors import GradingError
-from fedrlvr.tasks.child import GraderChild
+from fedrlvr.tasks.sandbox import GraderChild
 
-SAME = {"gold": "x+1", "answer": "1+x"}
-HANG = {"gold": "5", "answer": "9^{9^{9^9}}"}
+GYM = '''
+"""Stands in for reasoning-gym: a scorer that is right about "same", hangs on "hang" and wants memory for "large"."""
+import time
+class Family:
+    def __getitem__(self, i):
+        return {"question": "?", "answer": "same"}
+    def score_answer(self, answer, entry):
+        if answer == "hang":
+            time.sleep(3600)
+        if answer == "large":
+            bytearray(64 << 30)
+        return float(answer == entry["answer"])
+def create_dataset(name, **config):
+    return Family()
+'''
+
+
+def ask(answer: str) -> dict[str, object]:
+    return {"family": "f", "config": {}, "index": 0, "answer": answer}
+
+
+SAME, OTHER, HANG, LARGE = map(ask, ("same", "other", "hang", "large"))
 
 
 @pytest.fixture
-def child() -> Iterator[GraderChild]:
-    child = GraderChild("math_verify")
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GraderChild]:
+    (tmp_path / "reasoning_gym.py").write_text(GYM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = GraderChild()
     yield child
     child.close()
 
@@ -30,7 +52,7 @@ def test_it_starts_when_first_asked_and_stays(child: GraderChild) -> None:
     assert child.pid is None
     assert child.ask(SAME) == 1.0
     first = child.pid
-    assert child.ask({"gold": "x+1", "answer": "x+2"}) == 0.0
+    assert child.ask(OTHER) == 0.0
     assert child.pid == first is not None
 
 
@@ -52,6 +74,11 @@ def test_a_hanging_check_scores_zero_within_the_limit_and_the_next_works(child: 
     child.limit_s = 5.0
     assert child.ask(SAME) == 1.0
     assert child.pid not in (None, first)
+
+
+def test_a_check_that_wants_more_memory_than_there_is_scores_zero(child: GraderChild) -> None:
+    assert child.ask(LARGE) == 0.0
+    assert child.ask(SAME) == 1.0
 
 
 def test_killed_in_mid_check_it_is_asked_again(child: GraderChild) -> None:
@@ -79,7 +106,7 @@ def test_threads_share_it(child: GraderChild) -> None:
     verdicts: list[tuple[int, float]] = []
 
     def check(n: int) -> None:
-        verdicts.append((n, child.ask({"gold": f"x+{n}", "answer": f"{n % 2 * n + (1 - n % 2) * 99}+x"})))
+        verdicts.append((n, child.ask(SAME if n % 2 else OTHER)))
 
     threads = [threading.Thread(target=check, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -103,7 +130,7 @@ def test_a_forked_process_uses_a_child_of_its_own(child: GraderChild) -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "math_verify.py").write_text("raise ImportError('broken on purpose')")
+    (tmp_path / "reasoning_gym.py").write_text("raise ImportError('broken on purpose')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(GradingError, match=r"math_verify did not start.*broken on purpose"):
-        GraderChild("math_verify").ask(SAME)
+    with pytest.raises(GradingError, match=r"reasoning-gym did not start.*broken on purpose"):
+        GraderChild().ask(SAME)
