@@ -139,6 +139,7 @@ def test_which_addresses_only_this_machine_reaches(hosts: tuple[str, ...], alone
     assert {is_loopback(host) for host in hosts} == {alone}
 
 
+@pytest.mark.slow
 def test_the_served_desk_is_quiet_about_what_passes_it_and_warns_where_others_can_listen(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
     ask(ledger_of(run), "p1", "a private problem")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fakes import NAMES, adapter_of, contexts
+from factories import NAMES, make_adapter, make_request
+from fakes import contexts
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from small_runs import Configs
@@ -20,13 +21,13 @@ from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
-from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, content, nbytes
+from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter, content, nbytes
 
 
 def shared_content() -> RecordDict:
     return RecordDict(
         {
-            "arrays": adapter_to_arrays(adapter_of(1.0)),
+            "arrays": adapter_to_arrays(make_adapter(1.0)),
             "config": ConfigRecord({"word": "sent"}),
             "metrics": MetricRecord({"n": 1}),
         }
@@ -125,9 +126,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
                 yield id_
 
     grid = Recording(CohortApp(cohort, sites, initial, Observer()), contexts(sites))
-    request = TrainRequest(
-        round=1, seed=3, sampling=config.sampling, steps=2, train=config.train, supervision=config.supervision
-    )
+    request = make_request(config)
     train_config = content(request).config_records["config"]
     strategy = FedAvg(fraction_evaluate=0.0)
     result = strategy.start(grid, adapter_to_arrays(initial), num_rounds=1, train_config=train_config)

@@ -65,7 +65,20 @@ def searchable(contents: Iterable[RecordDict]) -> bytes:
 
 def leaks(secrets: Secrets, haystack: bytes) -> list[str]:
     """What of the secrets is in there."""
-    return sorted({what for needle, what in secrets.needles() if needle in haystack})
+    needles = list(secrets.needles())
+    if not needles or len(haystack) < PART:
+        return []
+    # Only where a needle's first bytes stand, by pairs: thousands of needles in megabytes take seconds otherwise.
+    data = np.frombuffer(haystack, np.uint8).astype(np.uint16)
+    pairs = data[:-1] | data[1:] << 8
+    heads = np.array([np.frombuffer(needle[:PART], "<u2") for needle, _ in needles])
+    places = np.arange(len(data) - PART + 1)
+    for at in range(heads.shape[1]):
+        known = np.zeros(2**16, bool)
+        known[heads[:, at]] = True
+        places = places[known[pairs[places + 2 * at]]]
+    begins = {haystack[place : place + PART] for place in places.tolist()}
+    return sorted({what for needle, what in needles if needle[:PART] in begins and needle in haystack})
 
 
 def contents(messages: Iterable[Message]) -> list[RecordDict]:

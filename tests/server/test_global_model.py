@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import random_adapter
-from fakes import NAMES, adapter_of
+from factories import SHAPES, make_strategy, random_adapter
 from flwr.app import RecordDict
 
 import fedrlvr
@@ -18,7 +17,6 @@ from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation import Result
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 from fedrlvr.server.aggregator import global_model
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
@@ -27,20 +25,14 @@ from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.wire.messages import DELTA, adapter_to_arrays, arrays_to_adapter
 from fedrlvr.wire.model_delta import CHANGE, ModelDelta
 
-SHAPES = adapter_of(0.0).shapes
 SEED = 7
 HALF, HALF_OF_3 = 202, 230
 """Bytes of half an adapter of rank 2 (A is 2 x 3 and 2 x 4, B is 4 x 2 and 3 x 2: 14 numbers of 4 bytes each, 128 of a
 header and 18 of a name), and of one of rank 3, whose halves have 21 numbers."""
 
 
-def made(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
-    """An adapter of the fakes' shapes with random numbers in both factors."""
-    return random_adapter(SHAPES, seed, rank, alpha)
-
-
 def change(seed: int, rank: int = 2) -> Adapter:
-    return made(seed, rank, float(rank))
+    return random_adapter(seed, rank, float(rank))
 
 
 def same(one: Adapter | None, other: Adapter | None) -> bool:
@@ -77,7 +69,7 @@ def brought(model: GlobalModel, client: str, rank: int = 2) -> tuple[str | None,
 
 
 def begun(rule: str) -> GlobalModel:
-    return global_model(parse_config({"aggregation": {"type": rule}}).aggregation, made(1), SEED)
+    return global_model(parse_config({"aggregation": {"type": rule}}).aggregation, random_adapter(1), SEED)
 
 
 def rounds_of(rule: str, *results: Result) -> GlobalModel:
@@ -94,7 +86,7 @@ def rounds_of(rule: str, *results: Result) -> GlobalModel:
 
 @pytest.mark.parametrize("rule", ["fedit", "hetlora", "flexlora"])
 def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: str) -> None:
-    model = rounds_of(rule, Result(made(2)), Result(made(3)))
+    model = rounds_of(rule, Result(random_adapter(2)), Result(random_adapter(3)))
     for client in ("ann", "bob", "cyd", "dan"):
         assert brought(model, client) == ("AB", "none", 2 * HALF)
         assert list(records(model, client)) == ["arrays"]
@@ -104,23 +96,23 @@ def test_most_rules_send_all_of_the_adapter_always_and_count_on_nothing(rule: st
 def test_what_the_hooks_were_given_is_what_a_client_of_the_full_rank_gets() -> None:
     """So a wrapper's change of it counts also in a round that it makes no aggregate in."""
     for rule, halves in (("fedit", "AB"), ("ffa", "B")):
-        given = adapter_to_arrays(made(9), halves)  # type: ignore[arg-type]
+        given = adapter_to_arrays(random_adapter(9), halves)  # type: ignore[arg-type]
         assert begun(rule).bring("ann", 2, given)["arrays"] is given
 
 
 def test_ffa_sends_b_alone_beside_the_seeded_a() -> None:
-    model = rounds_of("ffa", Result(made(2)), Result(made(3)))
+    model = rounds_of("ffa", Result(random_adapter(2)), Result(random_adapter(3)))
     for client in ("ann", "bob", "cyd", "dan"):
         assert brought(model, client) == ("B", "none", HALF)
         assert (notes(model, client).seeded, notes(model, client).keep) == (0, "nothing")
         arrays = records(model, client).array_records["arrays"]
-        got = arrays_to_adapter(arrays, made(1), whose="ann", halves="B")
-        assert all(torch.equal(got.layers[name].B, made(3).layers[name].B) for name in SHAPES)
+        got = arrays_to_adapter(arrays, random_adapter(1), whose="ann", halves="B")
+        assert all(torch.equal(got.layers[name].B, random_adapter(3).layers[name].B) for name in SHAPES)
     assert model.state() == {}
 
 
 def test_rolora_sends_the_half_of_the_last_round_to_who_has_the_rest() -> None:
-    results = [Result(made(seed)) for seed in (2, 3, 4)]
+    results = [Result(random_adapter(seed)) for seed in (2, 3, 4)]
     for count, half in ((2, "A"), (3, "B")):  # B is trained in rounds 1 and 3, A in round 2
         model = rounds_of("rolora", *results[:count])
         assert brought(model, "ann") == (None, "none", 0), "up to date"
@@ -133,13 +125,13 @@ def test_rolora_sends_the_half_of_the_last_round_to_who_has_the_rest() -> None:
 
 
 def test_the_half_that_is_sent_is_that_of_the_adapter_as_it_is_now() -> None:
-    model = rounds_of("rolora", Result(made(2)))
+    model = rounds_of("rolora", Result(random_adapter(2)))
     for seed, replaced in ((2, False), (5, True)):
         if replaced:
-            model.replace(made(5))
+            model.replace(random_adapter(5))
         arrays = records(model, "bob").array_records["arrays"]
-        got = arrays_to_adapter(arrays, made(1), whose="bob", halves="B")
-        assert all(torch.equal(got.layers[name].B, made(seed).layers[name].B) for name in SHAPES)
+        got = arrays_to_adapter(arrays, random_adapter(1), whose="bob", halves="B")
+        assert all(torch.equal(got.layers[name].B, random_adapter(seed).layers[name].B) for name in SHAPES)
 
 
 def test_flora_sends_no_adapter_and_of_the_change_what_is_new() -> None:
@@ -158,7 +150,7 @@ def test_flora_sends_no_adapter_and_of_the_change_what_is_new() -> None:
 
 
 def test_fedex_sends_all_of_the_adapter_and_of_the_change_what_is_new() -> None:
-    model = rounds_of("fedex", Result(made(2), change(2, 1)), Result(made(3), change(3, 2)))
+    model = rounds_of("fedex", Result(random_adapter(2), change(2, 1)), Result(random_adapter(3), change(3, 2)))
     assert brought(model, "ann") == ("AB", "held", 2 * HALF)
     assert brought(model, "bob") == ("AB", "next", 4 * HALF)
     assert brought(model, "cyd") == ("AB", "whole", 2 * HALF + 2 * HALF_OF_3)
@@ -169,33 +161,33 @@ def test_fedex_sends_all_of_the_adapter_and_of_the_change_what_is_new() -> None:
 
 def test_a_round_without_a_change_leaves_who_is_one_behind_what_it_has() -> None:
     """One client that counts is FedEx's mean, with nothing left out of it."""
-    model = rounds_of("fedex", Result(made(2), change(2, 1)), Result(made(3)))
+    model = rounds_of("fedex", Result(random_adapter(2), change(2, 1)), Result(random_adapter(3)))
     assert list(model.updates()) == ["change"]
     assert same(model.updates()["change"], change(2, 1))
     assert [brought(model, client)[1] for client in ("ann", "bob", "cyd", "dan")] == ["held", "held", "whole", "whole"]
-    none_yet = rounds_of("fedex", Result(made(2)))
+    none_yet = rounds_of("fedex", Result(random_adapter(2)))
     assert [brought(none_yet, client)[1] for client in ("ann", "bob", "dan")] == ["none"] * 3
 
 
 def test_a_client_of_a_smaller_rank_gets_a_narrow_adapter() -> None:
-    model = rounds_of("hetlora", Result(made(2)))
+    model = rounds_of("hetlora", Result(random_adapter(2)))
     for seed in (2, 3):  # what was cut for one round is not sent in the next
         got = []
         for client in ("ann", "bob"):
             arrays = records(model, client, 1).array_records["arrays"]
             assert sum(array.numpy().size for array in arrays.values()) == 14, "7 and 7"
-            got.append(arrays_to_adapter(arrays, made(1).at_rank(1), whose=client))
-        a, b = made(seed).layers["up"]
+            got.append(arrays_to_adapter(arrays, random_adapter(1).at_rank(1), whose=client))
+        a, b = random_adapter(seed).layers["up"]
         for one in got:
             torch.testing.assert_close(one.layers["up"].A, a[:1], rtol=0, atol=0)
             torch.testing.assert_close(one.layers["up"].B, b[:, :1] / 2, rtol=0, atol=0)  # alpha / 1 is twice alpha / 2
-        model.advance(Result(made(3)), 2)
-    assert same(model.start_of(1), made(3).at_rank(1))
+        model.advance(Result(random_adapter(3)), 2)
+    assert same(model.start_of(1), random_adapter(3).at_rank(1))
 
 
 def test_a_client_that_failed_is_a_stranger_again() -> None:
     for rule, results, kind in (
-        ("rolora", [Result(made(2))], ("AB", "none", 2 * HALF)),
+        ("rolora", [Result(random_adapter(2))], ("AB", "none", 2 * HALF)),
         ("flora", [Result(None, change(2)), Result(None, change(3))], (None, "whole", 2 * HALF_OF_3)),
     ):
         model = rounds_of(rule, *results)
@@ -218,31 +210,26 @@ def test_changes_add_up_and_the_last_is_the_newest() -> None:
 
 
 def test_the_whole_model_is_adapter_and_change_together() -> None:
-    alone = rounds_of("fedit", Result(made(2)))
-    assert same(alone.whole(), made(2))
-    fedex = rounds_of("fedex", Result(made(2, 1), change(2, 1)))
-    fedex.replace(made(6, 1))
+    alone = rounds_of("fedit", Result(random_adapter(2)))
+    assert same(alone.whole(), random_adapter(2))
+    fedex = rounds_of("fedex", Result(random_adapter(2, 1), change(2, 1)))
+    fedex.replace(random_adapter(6, 1))
     whole = fedex.whole()
     assert whole.rank == 2
     for name in SHAPES:
-        wanted = dense(made(6, 1))[name] + dense(change(2, 1))[name]
+        wanted = dense(random_adapter(6, 1))[name] + dense(change(2, 1))[name]
         torch.testing.assert_close(dense(whole)[name], wanted, rtol=0, atol=1e-6)
     flora = rounds_of("flora", Result(None, change(2)))
     assert same(flora.whole(), change(2)), "whose new adapter adds nothing, and would only raise the rank"
-    assert same(rounds_of("flora").whole(), made(1))
+    assert same(rounds_of("flora").whole(), random_adapter(1))
 
 
 @pytest.mark.parametrize("rule", ["rolora", "flora", "fedex"])
 def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: str, tmp_path: Path) -> None:
     def strategy() -> FederatedRLVR:
-        tree = {
-            "run": {"seed": SEED},
-            "federation": {"clients": list(NAMES.values())},
-            "aggregation": {"type": rule},
-        }
-        return FederatedRLVR(parse_config(tree), NAMES, made(1), Observer())
+        return make_strategy(start=random_adapter(1), type=rule, run={"seed": SEED})
 
-    adapters = [None if rule == "flora" else made(seed) for seed in (2, 3, 4)]
+    adapters = [None if rule == "flora" else random_adapter(seed) for seed in (2, 3, 4)]
     changes = [None if rule == "rolora" else change(seed, 1) for seed in (5, 6, 8)]
     results = [Result(*pair) for pair in zip(adapters, changes, strict=True)]
     one, other = strategy(), strategy()
@@ -267,10 +254,9 @@ def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: st
 
 @pytest.mark.parametrize("held", [[1, 2], {"ann": "soon"}, None, {"ann": [1]}])
 def test_a_checkpoint_that_does_not_say_who_has_what_is_refused(held: object) -> None:
-    tree = {"federation": {"clients": list(NAMES.values())}, "aggregation": {"type": "rolora"}}
-    strategy = FederatedRLVR(parse_config(tree), NAMES, made(1), Observer())
+    strategy = make_strategy(type="rolora")
     with pytest.raises(CheckpointError, match="state of the strategy"):
-        strategy.restore(Checkpoint(1, made(2), json.loads(json.dumps({"held": held}))))
+        strategy.restore(Checkpoint(1, random_adapter(2), json.loads(json.dumps({"held": held}))))
 
 
 RUN = """

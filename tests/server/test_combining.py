@@ -13,16 +13,15 @@ from typing import Any, cast
 
 import pytest
 import torch
-from fakes import NAMES, answering, contexts, scores_reply, train_reply
+from factories import NAMES, make_adapter, make_strategy
+from fakes import answering, contexts, scores_reply, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.aggregation import FGRPOWeights, lora_rule
 from fedrlvr.client.local_training import LocalTraining
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import parse_config
 from fedrlvr.errors import RoundError
-from fedrlvr.reporting.observer import Observer
 from fedrlvr.server import strategy as strategy_module
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.metrics_log import RoundRecord
@@ -31,40 +30,14 @@ from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, arrays_to_adapter, read_request
 from fedrlvr.wire.model_delta import read_delta
 
-SHAPES = {"up": (4, 3), "down": (3, 4)}
 FIVE = dict(enumerate(["ann", "bob", "cyd", "dan", "eve"], start=1))
-
-
-def of(value: float, rank: int = 2) -> Adapter:
-    """An adapter whose 14 x rank numbers are all `value`."""
-    layers = {n: Factors(torch.full((rank, k), value), torch.full((d, rank), value)) for n, (d, k) in SHAPES.items()}
-    return Adapter(layers, 4.0)
 
 
 def one_hot(at: int) -> Adapter:
     """An adapter of zeros with a one in B, so that a mean of such tells each one's weight."""
-    adapter = of(0.0)
+    adapter = make_adapter(0.0)
     adapter.layers["up"].B.view(-1)[at] = 1.0
     return adapter
-
-
-def strategy_of(
-    names: dict[int, str],
-    ranks: int | dict[str, int] = 2,
-    quorum: float = 1.0,
-    supervision: str = "labels",
-    **aggregation: Any,
-) -> FederatedRLVR:
-    """A strategy that starts from zeros."""
-    tree = {
-        "lora": {"rank": ranks, "alpha": 4.0},
-        "federation": {"clients": list(names.values()), "quorum": quorum},
-        "aggregation": aggregation,
-        "supervision": {"type": supervision},
-        "train": {"rounds": 2},
-    }
-    config = parse_config(tree)
-    return FederatedRLVR(config, names, of(0.0, config.lora.largest), Observer())
 
 
 def reply(adapter: Adapter, examples: int = 1, halves: Halves = "AB", **metrics: float) -> RecordDict:
@@ -137,7 +110,7 @@ def test_raw_fgrpo_weights_have_the_ratios_of_the_weights(options: dict[str, Any
     + [{"weights": "fgrpo", **{f"fgrpo_{name}": value for name, value in options.items()}} for options in OPTIONS],
 )
 def test_what_is_recorded_is_what_the_clients_counted(settings: dict[str, Any]) -> None:
-    strategy, examples = strategy_of(NAMES, **settings), {"ann": 5, "bob": 3, "cyd": 2}
+    strategy, examples = make_strategy(**settings), {"ann": 5, "bob": 3, "cyd": 2}
     twin = FGRPOWeights(**strategy.config.aggregation.fgrpo)
     for round_, rewards in enumerate(rewards_of(4, seed=1), start=1):
         trained(
@@ -161,7 +134,7 @@ def test_what_is_recorded_is_what_the_clients_counted(settings: dict[str, Any]) 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_client_without_a_verified_reward_counts_as_recorded(options: dict[str, Any]) -> None:
     settings = {f"fgrpo_{name}": value for name, value in options.items()}
-    strategy = strategy_of(NAMES, supervision="entropy", weights="fgrpo", **settings)
+    strategy = make_strategy(supervision={"type": "entropy"}, weights="fgrpo", **settings)
     twin, examples = FGRPOWeights(**options), {"ann": 5, "bob": 3, "cyd": 2}
     for round_, rewards in enumerate(rewards_of(5, seed=2), start=1):
         silent = [[], ["bob"], ["bob", "cyd"], list(examples), ["ann"]][round_ - 1]
@@ -187,7 +160,7 @@ def test_a_client_without_a_verified_reward_counts_as_recorded(options: dict[str
 def most_alive(monkeypatch: pytest.MonkeyPatch, clients: int = 50, **settings: Any) -> int:
     """The most adapters of clients that exist at a time while replies come in."""
     names = {node: f"c{node}" for node in range(1, clients + 1)}
-    strategy = strategy_of(names, **settings)
+    strategy = make_strategy(names, **settings)
     seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
@@ -200,7 +173,7 @@ def most_alive(monkeypatch: pytest.MonkeyPatch, clients: int = 50, **settings: A
     monkeypatch.setattr(strategy_module, "arrays_to_adapter", tracked)
     halves: Halves = "B" if settings.get("type") in ("ffa", "rolora") else "AB"
     messages = delivered(strategy, 1)
-    replies = (Message(reply(of(1.0), halves=halves, reward=0.5), reply_to=message) for message in messages)
+    replies = (Message(reply(make_adapter(1.0), halves=halves, reward=0.5), reply_to=message) for message in messages)
     strategy.aggregate_train(1, replies)
     assert len(alive) == clients
     assert float(strategy.adapter.layers["up"].B[0, 0]) == 1.0
@@ -228,15 +201,15 @@ MIXED = {"ann": 1, "bob": 2, "cyd": 4}
 
 def test_lengths_are_compared_across_ranks() -> None:
     """The same change of every number is twice as long at rank 4 as at rank 1, and is no larger for that."""
-    strategy = strategy_of(NAMES, MIXED, quorum=0.6, type="hetlora", largest_change=1.5)
-    trained(strategy, 1, lambda name: reply(of(1.0, MIXED[name])))
+    strategy = make_strategy(rank=MIXED, quorum=0.6, type="hetlora", largest_change=1.5)
+    trained(strategy, 1, lambda name: reply(make_adapter(1.0, MIXED[name])))
     assert strategy.record.left_out == {}
 
 
 @pytest.mark.parametrize("who", ["ann", "cyd"])
 def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: str) -> None:
-    strategy = strategy_of(NAMES, MIXED, quorum=0.6, type="hetlora", largest_change=1.5)
-    trained(strategy, 1, lambda name: reply(of(1.6 if name == who else 1.0, MIXED[name])))
+    strategy = make_strategy(rank=MIXED, quorum=0.6, type="hetlora", largest_change=1.5)
+    trained(strategy, 1, lambda name: reply(make_adapter(1.6 if name == who else 1.0, MIXED[name])))
     (told,) = strategy.record.left_out.items()
     length = 1.6 * math.sqrt(14 * MIXED[who])
     assert told == (
@@ -244,8 +217,8 @@ def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: st
         f"round 1, {who}: its adapter changed by {length:.3g}, 1.6 times the round's median; 1.5 is allowed",
     )
     assert "weight" not in strategy.record.clients[who]
-    rest = [(of(1.0, rank), 1.0) for name, rank in MIXED.items() if name != who]
-    expected = lora_rule("hetlora").aggregation().aggregate(rest, rank=4, before=of(0.0, 4)).adapter
+    rest = [(make_adapter(1.0, rank), 1.0) for name, rank in MIXED.items() if name != who]
+    expected = lora_rule("hetlora").aggregation().aggregate(rest, rank=4, before=make_adapter(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)
@@ -253,23 +226,23 @@ def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: st
 
 @pytest.mark.parametrize(("who", "factor"), [("ann", None), ("cyd", None), ("cyd", 2.0)])
 def test_clipping_shortens_a_change_of_any_rank_to_the_same_numbers(who: str, factor: float | None) -> None:
-    strategy = strategy_of(NAMES, MIXED, type="hetlora", robust="clip", robust_clip=factor)
+    strategy = make_strategy(rank=MIXED, type="hetlora", robust="clip", robust_clip=factor)
     values = {name: 4.0 if name == who else 1.0 for name in MIXED}
-    trained(strategy, 1, lambda name: reply(of(values[name], MIXED[name])))
+    trained(strategy, 1, lambda name: reply(make_adapter(values[name], MIXED[name])))
     limit = factor or 1.0
     kept = {name: strategy.record.clients[name]["kept"] for name in MIXED}
     assert kept == pytest.approx({**dict.fromkeys(MIXED, 1.0), who: limit / 4})
-    short = [(of(limit if name == who else 1.0, rank), 1.0) for name, rank in MIXED.items()]
-    expected = lora_rule("hetlora").aggregation().aggregate(short, rank=4, before=of(0.0, 4)).adapter
+    short = [(make_adapter(limit if name == who else 1.0, rank), 1.0) for name, rank in MIXED.items()]
+    expected = lora_rule("hetlora").aggregation().aggregate(short, rank=4, before=make_adapter(0.0, 4)).adapter
     assert expected is not None
     for (_, got), (_, wanted) in zip(strategy.adapter.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
 def test_a_client_is_left_out_before_the_others_are_clipped_to_their_median() -> None:
-    strategy = strategy_of(FIVE, quorum=0.6, robust="clip", largest_change=5.0)
+    strategy = make_strategy(FIVE, quorum=0.6, robust="clip", largest_change=5.0)
     values = dict(zip(FIVE.values(), [1.0, 2.0, 2.0, 4.0, 1000.0], strict=True))
-    trained(strategy, 1, lambda name: reply(of(values[name])))
+    trained(strategy, 1, lambda name: reply(make_adapter(values[name])))
     assert set(strategy.record.left_out) == {"eve"}
     assert [strategy.record.clients[n].get("kept") for n in FIVE.values()] == pytest.approx([1.0, 1.0, 1.0, 0.5, None])
     for _, tensor in strategy.adapter.tensors():  # 1, 2, 2 and 4 cut to 2
@@ -280,12 +253,15 @@ def test_a_client_is_left_out_before_the_others_are_clipped_to_their_median() ->
 
 
 def test_krums_choice_is_the_one_that_counts() -> None:
-    strategy = strategy_of(FIVE, robust="krum")
+    strategy = make_strategy(FIVE, robust="krum")
     values = dict(zip(FIVE.values(), [1.0, 1.5, 1.1, 0.0, 100.0], strict=True))
-    trained(strategy, 1, lambda name: reply(of(values[name]), 5))
+    trained(strategy, 1, lambda name: reply(make_adapter(values[name]), 5))
     # Each looks at its 2 nearest: cyd 0.1 and 0.4, ann 0.1 and 0.5, bob 0.4 and 0.5, dan 1 and 1.1.
     assert [strategy.record.clients[name]["weight"] for name in FIVE.values()] == [0.0, 0.0, 1.0, 0.0, 0.0]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(strategy.adapter.tensors(), of(1.1).tensors(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for (_, a), (_, b) in zip(strategy.adapter.tensors(), make_adapter(1.1).tensors(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,11 +276,11 @@ def test_krums_choice_is_the_one_that_counts() -> None:
 def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
     settings: dict[str, Any], failing: list[str], told: str
 ) -> None:
-    strategy = strategy_of(FIVE, quorum=0.3, **settings)
+    strategy = make_strategy(FIVE, quorum=0.3, **settings)
 
     def answer(name: str) -> RecordDict | Error:
         far = name == "eve" and "largest_change" in settings
-        return Error(0, "out of memory") if name in failing else reply(of(50.0 if far else 1.0))
+        return Error(0, "out of memory") if name in failing else reply(make_adapter(50.0 if far else 1.0))
 
     with pytest.raises(RoundError, match="round 3: the adapters cannot be made one: " + told):
         trained(strategy, 3, answer)
@@ -315,7 +291,7 @@ def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
 
 
 def test_who_was_left_out_gets_the_whole_change_the_next_time() -> None:
-    strategy = strategy_of(NAMES, quorum=0.6, type="flora", largest_change=3.0)
+    strategy = make_strategy(quorum=0.6, type="flora", largest_change=3.0)
     start = strategy.adapter
     for round_, far in ((1, ""), (2, "cyd")):
         start = strategy.adapter
@@ -336,11 +312,11 @@ def test_who_was_left_out_gets_the_whole_change_the_next_time() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "fgrpo"}, {"robust": "median"}, {"robust": "clip"}])
 def test_a_client_that_answers_twice_counts_once(settings: dict[str, Any]) -> None:
-    strategy = strategy_of(NAMES, **settings)
+    strategy = make_strategy(**settings)
     messages = delivered(strategy, 1)
     values = {1: 1.0, 2: 2.0, 3: 3.0}
-    replies = [Message(reply(of(values[m.metadata.dst_node_id]), reward=0.5), reply_to=m) for m in messages]
-    again = Message(reply(of(100.0), reward=0.5), reply_to=messages[0])
+    replies = [Message(reply(make_adapter(values[m.metadata.dst_node_id]), reward=0.5), reply_to=m) for m in messages]
+    again = Message(reply(make_adapter(100.0), reward=0.5), reply_to=messages[0])
     strategy.aggregate_train(1, [*replies, again])
     expected = 2.0 if settings.get("robust") != "clip" else (1 + 2 + 2) / 3
     for _, tensor in strategy.adapter.tensors():
@@ -348,11 +324,11 @@ def test_a_client_that_answers_twice_counts_once(settings: dict[str, Any]) -> No
 
 
 def test_who_failed_does_not_count_after_all() -> None:
-    strategy = strategy_of(NAMES, quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     messages = delivered(strategy, 1)
-    replies = [Message(reply(of(1.0)), reply_to=message) for message in messages[1:]]
+    replies = [Message(reply(make_adapter(1.0)), reply_to=message) for message in messages[1:]]
     failed = Message(Error(0, "out of memory"), reply_to=messages[0])
-    strategy.aggregate_train(1, [failed, *replies, Message(reply(of(100.0)), reply_to=messages[0])])
+    strategy.aggregate_train(1, [failed, *replies, Message(reply(make_adapter(100.0)), reply_to=messages[0])])
     assert set(strategy.record.left_out) == {"ann"}
     assert all(bool((tensor == 1.0).all()) for _, tensor in strategy.adapter.tensors())
 
@@ -396,7 +372,7 @@ def doubled(strategy: FederatedRLVR, directory: Path) -> list[tuple[str, list[st
 def test_what_a_wrapper_makes_of_the_aggregate_is_what_everybody_gets(
     rule: str, halves: list[str], tmp_path: Path
 ) -> None:
-    strategy = strategy_of(NAMES, type=rule)
+    strategy = make_strategy(type=rule)
     seen = doubled(strategy, tmp_path)
     # Round 1: (0 + 1) x 2; round 2: (2 + 1) x 2; the adapter is evaluated before and after.
     values = [("evaluate", 0.0), ("train", 0.0), ("train", 2.0), ("evaluate", 6.0)]
@@ -412,12 +388,12 @@ def test_what_a_wrapper_makes_of_the_aggregate_is_what_everybody_gets(
 
 @pytest.mark.parametrize("rule", ["rolora", "flora", "fedex", "hetlora", "flexlora"])
 def test_rules_without_a_place_for_a_changed_aggregate_say_so(rule: str, tmp_path: Path) -> None:
-    strategy = strategy_of(NAMES, type=rule)
+    strategy = make_strategy(type=rule)
 
     def answer(message: Message) -> RecordDict:
         if message.metadata.message_type == "evaluate":
             return scores_reply(["s"], [1], [0.0], [0.0])
-        return reply(of(1.0), halves="B" if rule == "rolora" else "AB")
+        return reply(make_adapter(1.0), halves="B" if rule == "rolora" else "AB")
 
     grid = LocalGrid(answering(answer), contexts())
     checkpoints = Checkpoints(tmp_path, 3)
@@ -445,12 +421,12 @@ def sent(message: Message, adapter: Adapter, start: Adapter) -> RecordDict:
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_who_has_no_finite_adapter_is_left_out_and_nobody_else(rule: str, precision: str, value: float) -> None:
-    strategy = strategy_of(NAMES, quorum=0.6, type=rule, precision=precision)
+    strategy = make_strategy(quorum=0.6, type=rule, precision=precision)
     values = {"ann": 1.0, "bob": value, "cyd": 2.0}
     replies = []
     for message in delivered(strategy, 1):
-        adapter = of(values[NAMES[message.metadata.dst_node_id]])
-        replies.append(Message(sent(message, adapter, of(0.0)), reply_to=message))
+        adapter = make_adapter(values[NAMES[message.metadata.dst_node_id]])
+        replies.append(Message(sent(message, adapter, make_adapter(0.0)), reply_to=message))
     strategy.aggregate_train(1, replies)
     (told,) = strategy.record.left_out.items()
     assert told[0] == "bob"
@@ -462,11 +438,11 @@ def test_who_has_no_finite_adapter_is_left_out_and_nobody_else(rule: str, precis
 
 @pytest.mark.parametrize("rule", ["fedit", "ffa"])
 def test_an_adapter_beyond_the_range_of_float16_arrives_all_the_same(rule: str) -> None:
-    strategy = strategy_of(NAMES, type=rule, precision="float16")
+    strategy = make_strategy(type=rule, precision="float16")
     values = {"ann": 3e5, "bob": 60000.0, "cyd": 0.0}
     replies = []
     for message in delivered(strategy, 1):
-        body = sent(message, of(values[NAMES[message.metadata.dst_node_id]]), of(0.0))
+        body = sent(message, make_adapter(values[NAMES[message.metadata.dst_node_id]]), make_adapter(0.0))
         kinds = {array.dtype for array in body.array_records["arrays"].values()}
         assert kinds == {"float32" if message.metadata.dst_node_id == 1 else "float16"}
         replies.append(Message(body, reply_to=message))
@@ -476,10 +452,10 @@ def test_an_adapter_beyond_the_range_of_float16_arrives_all_the_same(rule: str) 
 
 
 def test_an_unrounded_adapter_is_no_way_around_the_checks() -> None:
-    strategy = strategy_of(NAMES, quorum=0.6, precision="int8")
+    strategy = make_strategy(quorum=0.6, precision="int8")
     for message in (messages := delivered(strategy, 1)):
         assert read_request(message, TrainRequest).precision == "int8"
-    wide = adapter_to_arrays(of(1.0, 3))
+    wide = adapter_to_arrays(make_adapter(1.0, 3))
     bad = RecordDict({"arrays": wide, "metrics": MetricRecord({"num-examples": 1})})
     replies = [Message(train_reply(1.0), reply_to=message) for message in messages[1:]]
     strategy.aggregate_train(1, [Message(bad, reply_to=messages[0]), *replies])

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import pytest
-from fakes import NAMES, answering, contexts, start_round, strategy_of, train_reply
+from factories import NAMES, make_strategy
+from fakes import answering, contexts, start_round, train_reply
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedrlvr.errors import MessageError
@@ -32,7 +33,7 @@ def reply(**lists: Any) -> RecordDict:
 
 def message(**lists: Any) -> Message:
     """The same from a client."""
-    strategy = strategy_of()
+    strategy = make_strategy()
     grid = LocalGrid(answering(lambda _: reply(**lists)), contexts())
     first, *_ = grid.send_and_receive(start_round(strategy, 1, grid))
     return first
@@ -45,7 +46,7 @@ def trained(strategy: FederatedRLVR, replies: dict[int, RecordDict]) -> None:
 
 
 def test_the_lists_come_into_the_line_of_metrics_by_client() -> None:
-    strategy = strategy_of()
+    strategy = make_strategy()
     trained(strategy, {1: reply(**GOOD), 2: reply(**GOOD, **AUDIT)})
     clients = json.loads(json.dumps(strategy.record.to_json()))["clients"]
     labelled, everything = {"n": N, "sum": SUM, "right": RIGHT}, {"n": N, "sum": SUM, "right": N}
@@ -114,10 +115,10 @@ def test_lists_that_no_problems_can_have_given_are_refused_by_name(
 
 
 def test_who_sends_such_lists_is_left_out() -> None:
-    strategy = strategy_of(quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     trained(strategy, {1: reply(**GOOD), 2: reply(**{**GOOD, "p1_right": N[::-1]})})
     assert list(strategy.record.left_out) == ["bob"]
     assert strategy.record.left_out["bob"].startswith("round 1, bob: p1_n")
     assert list(strategy.record.to_json()["clients"]) == ["ann", "cyd"]
     with pytest.raises(MessageError, match="round 1, bob: p1_n"):
-        trained(strategy_of(), {2: reply(p1_n=N)})
+        trained(make_strategy(), {2: reply(p1_n=N)})

@@ -179,20 +179,25 @@ def test_arms_of_other_shapes_come_one_after_the_other(
         same(result.directory / f"rank={rank},rounds={rounds}" / "seed-3", reference)
 
 
-@pytest.mark.parametrize("how", ["apart", "off", "rows"])
-def test_one_after_another_gives_the_same(how: str, planned: Planner, seated: list[int], tmp_path: Path) -> None:
+def test_one_after_another_gives_the_same(planned: Planner, seated: list[int], tmp_path: Path) -> None:
+    """One federation at a time, one client at a time, and as many rows at a time as one federation's clients take."""
     together = sweep(planned(WEIGHTS, seeds=1)).directory
     shutil.move(together, tmp_path / "together")
     assert max(seated) == 6
-    seated.clear()
     # 4 responses of 3 clients take 12 rows.
-    overrides = {"apart": [], "off": ["engine.cohort=false"], "rows": ["engine.decode_rows=23"]}[how]
-    sweep(planned(WEIGHTS, seeds=1, overrides=overrides), apart=how == "apart").check()
-    assert max(seated[1:]) == (1 if how == "off" else 3)
-    for arm in ("weights=examples/seed-3", "weights=equal/seed-3"):
-        mine, theirs = tmp_path / "sweep" / arm, tmp_path / "together" / arm
-        assert without_seconds(mine) == [rounded(line) for line in without_seconds(theirs)]
-        assert largest_gap(adapters(mine)[0], adapters(theirs)[0]) < 1e-5
+    for overrides, apart, most in (
+        ([], True, 3),
+        (["engine.cohort=false"], False, 1),
+        (["engine.decode_rows=23"], False, 3),
+    ):
+        seated.clear()
+        sweep(planned(WEIGHTS, seeds=1, overrides=overrides), apart=apart).check()
+        assert max(seated[1:]) == most
+        for arm in ("weights=examples/seed-3", "weights=equal/seed-3"):
+            mine, theirs = tmp_path / "sweep" / arm, tmp_path / "together" / arm
+            assert without_seconds(mine) == [rounded(line) for line in without_seconds(theirs)]
+            assert largest_gap(adapters(mine)[0], adapters(theirs)[0]) < 1e-5
+        shutil.rmtree(tmp_path / "sweep")
 
 
 def test_clients_one_at_a_time_sample_and_learn_the_same(

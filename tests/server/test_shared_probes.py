@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import NAMES, adapter_of, answering, contexts, scores_reply, train_reply
+from factories import NAMES, make_adapter, make_strategy
+from fakes import answering, contexts, scores_reply, train_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from torch import Tensor
 
-from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, MessageError, RoundError
 from fedrlvr.reporting.observer import Event, Observer, RoundEnded
 from fedrlvr.server import shared_probes as sharedprobes
@@ -35,11 +35,8 @@ def sharing(
     names: dict[int, str] | None = None, public: PublicSet | None = None, **sections: dict[str, Any]
 ) -> FederatedRLVR:
     """A strategy whose clients share probes of three numbers."""
-    names = names or NAMES
-    federation = {"clients": list(names.values()), **sections.pop("federation", {})}
     supervision = {"type": "care", "share_probes": True}
-    config = parse_config({"supervision": supervision, "federation": federation, **sections})
-    return FederatedRLVR(config, names, adapter_of(0.0), Observer(), public, THREE)
+    return make_strategy(names or NAMES, public=public, probes=THREE, supervision=supervision, **sections)
 
 
 def answer(*probes: float, examples: int = 1, value: float = 1.0) -> RecordDict:
@@ -357,19 +354,16 @@ def test_every_rounds_checkpoint_has_its_average(tmp_path: Path) -> None:
 @pytest.mark.parametrize("probes", [torch.zeros(4), torch.zeros(3, dtype=torch.float64), torch.zeros(3, 1)])
 def test_a_checkpoint_of_other_probes_is_refused(probes: Tensor) -> None:
     with pytest.raises(CheckpointError, match=r"those of this run float32 \(3,\)"):
-        sharing().restore(Checkpoint(1, adapter_of(0.0), {}, probes=probes))
+        sharing().restore(Checkpoint(1, make_adapter(0.0), {}, probes=probes))
 
 
 def test_probes_that_are_not_shared_are_neither_read_nor_sent() -> None:
-    config = parse_config({"supervision": {"type": "care"}, "federation": {"clients": list(NAMES.values())}})
-    strategy = FederatedRLVR(config, NAMES, adapter_of(0.0), Observer(), probes=THREE)
+    strategy = make_strategy(probes=THREE, supervision={"type": "care"})
     trained(strategy, 1, {**ROUND, "bob": train_reply(1.0), "cyd": answer(math.nan)})
     assert strategy.probes.average is None
     assert brought(asked(strategy, 2)) == [None] * 3
 
 
 def test_sharing_needs_their_number() -> None:
-    supervision = {"type": "care", "share_probes": True}
-    config = parse_config({"supervision": supervision, "federation": {"clients": list(NAMES.values())}})
     with pytest.raises(ValueError, match="give the number of a client's probes"):
-        FederatedRLVR(config, NAMES, adapter_of(0.0), Observer())
+        make_strategy(supervision={"type": "care", "share_probes": True})

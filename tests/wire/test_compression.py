@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from factories import adapter_from, random_adapter
 from flwr.app import Array, ArrayRecord
-from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.errors import AdapterError
@@ -18,20 +18,15 @@ from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter
 PRECISIONS: tuple[Rounded, ...] = ("float16", "int8")
 
 
-def random_adapter(seed: int, size: float = 1.0) -> Adapter:
+def uneven_adapter(seed: int, size: float = 1.0) -> Adapter:
     """Two layers of rank 2 with different shapes, whose rows differ in size by a thousand."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def make(*shape: int) -> Tensor:
-        rows = torch.tensor([1.0, 1000.0])
-        return torch.randn(shape, generator=generator) * size * (rows[:, None] if shape[0] == 2 else rows)
-
-    layers = {"up": Factors(make(2, 5), make(4, 2)), "down": Factors(make(2, 4), make(3, 2))}
-    return Adapter(layers, 4.0)
+    adapter = random_adapter(seed, shapes={"up": (4, 5), "down": (3, 4)})
+    rows = torch.tensor([1.0, 1000.0]) * size
+    return adapter.alike({name: Factors(a * rows[:, None], b * rows) for name, (a, b) in adapter.layers.items()})
 
 
 def one_layer(a: list[list[float]], b: list[list[float]]) -> Adapter:
-    return Adapter({"x": Factors(torch.tensor(a), torch.tensor(b))}, 2.0)
+    return adapter_from(a, b, 2.0, "x")
 
 
 def plus(one: Adapter, other: Adapter) -> Adapter:
@@ -71,8 +66,8 @@ def test_int8_by_hand() -> None:
 
 def test_each_rank_component_has_its_own_scale() -> None:
     """A row of A and a column of B: small components are not rounded away beside large ones."""
-    start = random_adapter(1)
-    end = plus(start, random_adapter(2))
+    start = uneven_adapter(1)
+    end = plus(start, uneven_adapter(2))
     sent, _ = pack(end, start, None, "int8")
     scales = [array.numpy() for name, array in sent.items() if ".scales." in name]
     change = dict(plus(end, start.alike({n: Factors(-f.A, -f.B) for n, f in start.layers.items()})).tensors())
@@ -108,8 +103,8 @@ def test_float16_by_hand() -> None:
 @pytest.mark.parametrize("halves", ["AB", "A", "B"])
 def test_nothing_is_lost_but_what_is_kept(precision: Rounded, halves: Halves) -> None:
     """Start + decoded + newly lost is adapter + lost before, to float32's rounding, in the halves that travel."""
-    start, end = random_adapter(1), random_adapter(2)
-    before = random_adapter(3, 0.01)
+    start, end = uneven_adapter(1), uneven_adapter(2)
+    before = uneven_adapter(3, 0.01)
     sent, lost = pack(end, start, adapter_to_arrays(before), precision, halves)
     read = unpack(sent, start, precision=precision, halves=halves, whose="ann")
     left = of(lost, start)
@@ -150,10 +145,10 @@ def test_small_changes_that_rounding_would_swallow_add_up(precision: Rounded, la
 
 def test_a_federation_of_one_follows_its_client_round_after_round() -> None:
     """Each round begins with what the server decoded; random steps; the distance never exceeds the last rounding."""
-    truth = start = random_adapter(1)
+    truth = start = uneven_adapter(1)
     lost = None
     for n in range(50):
-        step = random_adapter(100 + n, 0.1)
+        step = uneven_adapter(100 + n, 0.1)
         truth = plus(truth, step)
         sent, lost = pack(plus(start, step), start, lost, "int8")
         start = unpack(sent, start, precision="int8", whose="ann")
@@ -195,7 +190,7 @@ def test_bytes_by_hand() -> None:
 
 
 def test_what_is_given_is_not_changed() -> None:
-    start, end, before = random_adapter(1), random_adapter(2), adapter_to_arrays(random_adapter(3, 0.01))
+    start, end, before = uneven_adapter(1), uneven_adapter(2), adapter_to_arrays(uneven_adapter(3, 0.01))
     copies = [[tensor.clone() for _, tensor in adapter.tensors()] for adapter in (start, end)]
     data = [array.data for array in before.values()]
     sent, _ = pack(end, start, before, "int8")
@@ -218,15 +213,15 @@ def test_an_adapter_or_a_memory_of_another_kind_is_not_packed(precision: Rounded
     with pytest.raises(AdapterError, match=r"x\.A holds values that are not finite"):
         pack(one_layer([[float("nan"), 0.0, 0.0]], [[0.0], [0.0]]), zeros(), None, precision)
     with pytest.raises(AdapterError, match="its layers"):
-        pack(random_adapter(1), zeros(), None, precision)
+        pack(uneven_adapter(1), zeros(), None, precision)
     with pytest.raises(AdapterError, match="what rounding lost"):
-        pack(zeros(), zeros(), adapter_to_arrays(random_adapter(1)), precision)
+        pack(zeros(), zeros(), adapter_to_arrays(uneven_adapter(1)), precision)
 
 
 def spoilt(precision: Rounded, half: str, kind: str, array: Array, *words: str) -> None:
     """A record with one array of ann's replaced is refused with these words."""
-    start = random_adapter(1)
-    sent, _ = pack(random_adapter(2), start, None, precision)
+    start = uneven_adapter(1)
+    sent, _ = pack(uneven_adapter(2), start, None, precision)
     name = f"{half}.{kind}.{start.layout}"
     assert name in sent
     sent[name] = array
@@ -258,7 +253,7 @@ def test_hostile_records_are_refused() -> None:
     for bad in (np.nan, np.inf, -1.0):
         spoilt("int8", "B", "scales", raw(np.array([1, 1, 1, bad], np.float32), "float32"), "B scales are not all")
     ones, huge = raw(np.full(14, 127, np.int8), "int8"), raw(np.full(4, 3e38, np.float32), "float32")
-    start = random_adapter(1)
+    start = uneven_adapter(1)
     sent, _ = pack(start, start, None, "int8")
     sent[f"B.int8.{start.layout}"], sent[f"B.scales.{start.layout}"] = ones, huge
     with pytest.raises(AdapterError, match=r"ann: up\.B holds values that are not finite"):
@@ -271,7 +266,7 @@ def test_hostile_records_are_refused() -> None:
 
 
 def test_a_record_of_another_kind_is_refused() -> None:
-    start = random_adapter(1)
+    start = uneven_adapter(1)
     other = Adapter({name: start.layers[name] for name in ("down", "up")}, 4.0)
     eight, sixteen = (pack(start, start, None, precision)[0] for precision in ("int8", "float16"))
     cases: list[tuple[ArrayRecord, Rounded, Halves]] = [

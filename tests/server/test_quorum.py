@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import NAMES, adapter_of, answering, contexts, scores_reply, start_round, strategy_of, train_reply
+from factories import NAMES, make_adapter, make_strategy
+from fakes import answering, contexts, scores_reply, start_round, train_reply
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from small_runs import Configs
 
@@ -31,7 +32,7 @@ def bad(kind: str) -> RecordDict | Error:
     if kind == "failed":
         return Error(0, "out of memory")
     if kind == "not finite":
-        reply["arrays"] = adapter_to_arrays(adapter_of(math.nan))
+        reply["arrays"] = adapter_to_arrays(make_adapter(math.nan))
     elif kind == "no adapter":
         del reply["arrays"]
     elif kind == "no numbers":
@@ -47,7 +48,7 @@ def trained(strategy: FederatedRLVR, replies: dict[int, RecordDict | Error], rou
 
 @pytest.mark.parametrize("kind", ["failed", "not finite", "no adapter", "no numbers"])
 def test_one_of_three_is_left_out_by_name_and_the_others_are_averaged(kind: str) -> None:
-    strategy = strategy_of(quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     trained(strategy, {2: bad(kind), 3: train_reply(3.0)})
     assert all(bool((tensor == 2.0).all()) for _, tensor in strategy.adapter.tensors()), "of 1 and 3"
     (reason,) = strategy.record.to_json()["left_out"].values()
@@ -56,7 +57,7 @@ def test_one_of_three_is_left_out_by_name_and_the_others_are_averaged(kind: str)
 
 
 def test_too_few_are_an_error_that_names_everybody_left_out() -> None:
-    strategy = strategy_of(quorum=0.6)  # two of three
+    strategy = make_strategy(quorum=0.6)  # two of three
     with pytest.raises(RoundError, match=r"asks for 2 of 3 clients, and 2 are left out") as caught:
         trained(strategy, {1: bad("failed"), 2: bad("not finite")})
     for word in ("ann: round 1, ann: the client failed (out of memory)", "bob: round 1, bob: "):
@@ -65,12 +66,12 @@ def test_too_few_are_an_error_that_names_everybody_left_out() -> None:
 
 def test_with_a_quorum_of_one_everybody_is_needed() -> None:
     with pytest.raises(FedrlvrError, match="round 1, bob"):
-        trained(strategy_of(), {2: bad("not finite")})
+        trained(make_strategy(), {2: bad("not finite")})
 
 
 @pytest.mark.parametrize(("value", "out"), [(9.0, False), (11.0, True), (-11.0, True), (1e6, True)])
 def test_an_adapter_that_changed_by_far_more_than_the_median_is_left_out(value: float, out: bool) -> None:
-    strategy = strategy_of(quorum=0.6, largest_change=10.0)
+    strategy = make_strategy(quorum=0.6, largest_change=10.0)
     trained(strategy, {3: train_reply(value)})  # from an adapter of zeros the others change by 1 in every number
     assert ("cyd" in strategy.record.left_out) == out
     if out:
@@ -80,13 +81,13 @@ def test_an_adapter_that_changed_by_far_more_than_the_median_is_left_out(value: 
 
 
 def test_who_changed_nothing_is_compared_with_nobody() -> None:
-    strategy = strategy_of(quorum=0.5, largest_change=2.0)
+    strategy = make_strategy(quorum=0.5, largest_change=2.0)
     trained(strategy, {1: train_reply(0.0), 2: train_reply(0.0)})  # a median of zero
     assert strategy.record.left_out == {}
 
 
 def test_weights_by_gain_are_over_those_who_answered() -> None:
-    strategy = strategy_of(quorum=0.6, weights="fgrpo")
+    strategy = make_strategy(quorum=0.6, weights="fgrpo")
     trained(strategy, {node: train_reply(1.0, reward=0.5) for node in NAMES})
     trained(strategy, {1: train_reply(1.0, reward=0.6), 2: bad("failed"), 3: train_reply(1.0, reward=0.5)}, round_=2)
     # Ann gains (0.6 - 0.5) / 0.5 = 0.2, cyd nothing; bob keeps his baseline for when he is back.
@@ -97,7 +98,7 @@ def test_weights_by_gain_are_over_those_who_answered() -> None:
 
 
 def test_what_a_client_says_of_its_failure_is_bounded() -> None:
-    strategy = strategy_of(quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     trained(strategy, {2: Error(0, "x" * 100_000)})
     assert len(strategy.record.left_out["bob"]) == 500
 
@@ -117,7 +118,7 @@ def test_a_client_is_back_in_the_next_round(tmp_path: Path) -> None:
             return scores_reply(["s"], [1], [1.0], [1.0])
         return bad("failed") if (node, message.metadata.group_id) == (2, "1") else train_reply(1.0)
 
-    strategy = strategy_of(quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     train = strategy.config.train.model_copy(update={"rounds": 2})
     strategy.config = strategy.config.model_copy(update={"train": train})
     before, first, second = rounds(strategy, answer, tmp_path)
@@ -134,7 +135,7 @@ def test_an_evaluation_that_fails_is_left_out_too(tmp_path: Path) -> None:
         last = message.metadata.dst_node_id == 3 and message.metadata.group_id == "1"
         return Error(0, "disk") if last else scores_reply(["s"], [1], [1.0], [1.0])
 
-    strategy = strategy_of(quorum=0.6)
+    strategy = make_strategy(quorum=0.6)
     train = strategy.config.train.model_copy(update={"rounds": 1})
     strategy.config = strategy.config.model_copy(update={"train": train})
     _, line = rounds(strategy, answer, tmp_path)
@@ -181,5 +182,5 @@ def test_a_client_that_vanishes_between_exchanges_is_not_asked_again_in_that_rou
 
 
 def test_distance_is_that_of_all_factors() -> None:
-    assert adapter_of(2.0).distance(adapter_of(-1.0)) == pytest.approx(3 * math.sqrt(28))
-    assert adapter_of(2.0).distance(adapter_of(2.0)) == 0.0
+    assert make_adapter(2.0).distance(make_adapter(-1.0)) == pytest.approx(3 * math.sqrt(28))
+    assert make_adapter(2.0).distance(make_adapter(2.0)) == 0.0

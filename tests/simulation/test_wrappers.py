@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+from small_runs import Configs
 
 import fedrlvr.simulation.run as engine
 from fedrlvr.config import parse_config
@@ -14,25 +16,17 @@ from fedrlvr.policy.peft_format import load_peft
 from fedrlvr.server.strategy import FederatedRLVR
 
 
-def _run(directory: Path) -> dict[str, torch.Tensor]:
-    config = parse_config(
-        {
-            "run": {"directory": directory},
-            "federation": {"clients": 2},
-            "data": {"train_size": 64, "test_size": 16},
-            "sampling": {"max_new_tokens": 32},
-            "train": {"rounds": 1, "local_steps": 2, "problems_per_step": 4, "learning_rate": 1e-2},
-            "engine": {"threads": 1},
-        }
-    )
-    engine.run(config)
+def adapter_after(tree: dict[str, Any], directory: Path) -> dict[str, torch.Tensor]:
+    engine.run(parse_config(tree))
     return dict(load_peft(directory / "adapter").tensors())
 
 
 def test_server_side_clipping_of_flowers_bounds_what_a_round_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _run(tmp_path / "plain")
+    directories = [tmp_path / name for name in ("plain", "clipped")]
+    trees = [configured(d, train={"rounds": 1}, federation={"clients": ["ann", "bob"]}) for d in directories]
+    plain = adapter_after(trees[0], directories[0])
     start, norm = FederatedRLVR.start, 0.25
 
     def wrapped(self: FederatedRLVR, *args: object, **kwargs: object) -> object:
@@ -41,7 +35,7 @@ def test_server_side_clipping_of_flowers_bounds_what_a_round_changes(
 
     with monkeypatch.context() as patch:
         patch.setattr(FederatedRLVR, "start", wrapped)
-        clipped = _run(tmp_path / "clipped")
+        clipped = adapter_after(trees[1], directories[1])
     # B starts at zero, so its norm is what the round changed of it: at most the clipping norm, and less than without.
     moved = {
         name: sum(float(t.square().sum()) for key, t in tensors.items() if key.endswith(".B")) ** 0.5

@@ -4,7 +4,7 @@ On the processor and with the versions that tests/assets/digests.json names, SHA
 metrics.jsonl without seconds must be the same; elsewhere their numbers must agree to 1e-6 (what magnifies rounding, to
 1e-3), which a warning says. Write the file anew, or the part that -k selects, with
 
-    FEDRLVR_UPDATE_DIGESTS=1 scripts/test tests/federation/test_digests.py
+    FEDRLVR_UPDATE_DIGESTS=1 scripts/test tests/simulation/test_digests.py
 
 in a commit of its own whose message names the cause. Everything here goes by settings, commands and run directories.
 """

@@ -4,7 +4,7 @@ while it runs."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,6 @@ from fedrlvr.tasks import load
 CLIENTS = ("ann", "bob")
 GARBAGE = "-987654"
 Tree = dict[str, dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_reports() -> Iterator[None]:
-    """Drawing a run's figures takes longer than these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

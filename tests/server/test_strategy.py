@@ -10,23 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import (
-    NAMES,
-    adapter_of,
-    answering,
-    arrays_with,
-    contexts,
-    scores_reply,
-    start_round,
-    strategy_of,
-    train_reply,
-)
+from factories import NAMES, make_adapter, make_strategy
+from fakes import answering, arrays_with, contexts, scores_reply, start_round, train_reply
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, CheckpointError, FedrlvrError, MessageError, RoundError
-from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.strategy import FederatedRLVR
@@ -36,7 +25,7 @@ from fedrlvr.wire.messages import adapter_to_arrays
 
 def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:
     names = {node: f"c{node}" for node in range(1, clients + 1)}
-    strategy = strategy_of(names, fraction=fraction)
+    strategy = make_strategy(names, fraction=fraction)
     run = strategy.config.run.model_copy(update={"seed": seed})
     strategy.participation.config = strategy.config.model_copy(update={"run": run})
     grid = LocalGrid(answering(lambda _: train_reply(0.0)), contexts(names))
@@ -63,7 +52,7 @@ def test_who_is_asked_depends_on_seed_and_round_alone() -> None:
 
 def trained(examples: list[int], weights: str) -> tuple[Adapter, FederatedRLVR]:
     values = {1: 1.0, 2: 2.0, 3: 6.0}
-    strategy = strategy_of(weights=weights)
+    strategy = make_strategy(weights=weights)
     grid = LocalGrid(
         answering(lambda m: train_reply(values[m.metadata.dst_node_id], examples[m.metadata.dst_node_id - 1])),
         contexts(),
@@ -93,10 +82,10 @@ def answered(strategy: FederatedRLVR, round_: int, rewards: dict[int, float]) ->
 
 
 def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint() -> None:
-    strategy = strategy_of(weights="fgrpo")
+    strategy = make_strategy(weights="fgrpo")
     first = answered(strategy, 1, {1: 0.4, 2: 0.5, 3: 100.0})
     assert [first[name]["weight"] for name in NAMES.values()] == pytest.approx([1 / 3] * 3)
-    again = strategy_of(weights="fgrpo")
+    again = make_strategy(weights="fgrpo")
     again.restore(Checkpoint(1, strategy.adapter, json.loads(json.dumps(strategy.state()))))
     for one in (strategy, again):
         # Gains 1/4, -1/5 and 0, whatever the scale: ann 0.4 -> 0.5, bob 0.5 -> 0.4, cyd 100 -> 100.
@@ -107,7 +96,7 @@ def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint()
 
 
 def test_fgrpo_needs_every_clients_mean_reward() -> None:
-    strategy = strategy_of(weights="fgrpo")
+    strategy = make_strategy(weights="fgrpo")
     grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
     with pytest.raises(MessageError, match="round 1, ann: a train reply without a mean reward"):
         strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
@@ -116,12 +105,7 @@ def test_fgrpo_needs_every_clients_mean_reward() -> None:
 def test_fgrpo_goes_by_verified_rewards_where_not_all_are_true() -> None:
     """Ann's goes from 0.4 to 0.5, so her gain is 1/4. Bob has none in round 2: he counts by his examples, and his
     baseline in round 3 is still 0.5. Nobody's `reward`, which counts pseudo-labels, plays a part."""
-    tree = {
-        "federation": {"clients": list(NAMES.values())},
-        "aggregation": {"weights": "fgrpo"},
-        "supervision": {"type": "random", "rest": "pseudo"},
-    }
-    strategy = FederatedRLVR(parse_config(tree), NAMES, adapter_of(0.0), Observer())
+    strategy = make_strategy(weights="fgrpo", supervision={"type": "random", "rest": "pseudo"})
     rounds = [{1: 0.4, 2: 0.5, 3: 0.1}, {1: 0.5, 3: 0.1}, {2: 0.6}]
     raws = [[1.0, 2.0, 1.0], [math.exp(0.25), 2.0, 1.0], [1.0, 2 * math.exp(0.2), 1.0]]
     for round_, (verified, raw) in enumerate(zip(rounds, raws, strict=True), start=1):
@@ -145,7 +129,7 @@ def test_fgrpo_goes_by_verified_rewards_where_not_all_are_true() -> None:
 @pytest.mark.parametrize("state", [{}, {"fgrpo": {"ann": 3}}])
 def test_a_checkpoint_without_a_usable_state_is_refused(state: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match="state of the strategy"):
-        strategy_of(weights="fgrpo").restore(Checkpoint(1, adapter_of(0.0), state))
+        make_strategy(weights="fgrpo").restore(Checkpoint(1, make_adapter(0.0), state))
 
 
 def test_a_client_without_examples_does_not_count() -> None:
@@ -155,7 +139,7 @@ def test_a_client_without_examples_does_not_count() -> None:
 
 def fails(reply: RecordDict | Error, kind: type[FedrlvrError], *words: str) -> None:
     """Bob's reply in round 4 is refused with an error that names both."""
-    strategy = strategy_of()
+    strategy = make_strategy()
     grid = LocalGrid(answering(lambda m: reply if m.metadata.dst_node_id == 2 else train_reply(1.0)), contexts())
     replies = list(grid.send_and_receive(start_round(strategy, 4, grid)))
     with pytest.raises(kind) as caught:
@@ -282,12 +266,12 @@ def test_a_client_that_does_not_answer_is_named(tmp_path: Path) -> None:
         return train_reply(1.0) if message.metadata.message_type == "train" else scores_reply(["s"], [1], [0.0], [0.0])
 
     with pytest.raises(RoundError, match=r"round 1: no answer within 7 s from cyd"):
-        run_rounds(strategy_of(), Deaf(answering(answer), contexts()), tmp_path)
+        run_rounds(make_strategy(), Deaf(answering(answer), contexts()), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["round-0000"]
 
 
 def test_a_reply_from_a_stranger_is_refused() -> None:
-    strategy = strategy_of({1: "ann", 2: "bob"})
+    strategy = make_strategy({1: "ann", 2: "bob"})
     grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
     replies = grid.send_and_receive(start_round(strategy, 1, grid))
     with pytest.raises(MessageError, match="no client of this run"):
@@ -309,7 +293,7 @@ def test_a_reply_from_a_stranger_is_refused() -> None:
     ],
 )
 def test_scores_that_cannot_be_are_refused(reply: RecordDict, word: str) -> None:
-    strategy = strategy_of()
+    strategy = make_strategy()
     handler = answering(lambda m: reply if m.metadata.dst_node_id == 2 else scores_reply(["a"], [2], [1.0], [1.0]))
     grid = LocalGrid(handler, contexts())
     messages = list(strategy.configure_evaluate(0, arrays_with(), ConfigRecord(), grid))
@@ -319,7 +303,7 @@ def test_scores_that_cannot_be_are_refused(reply: RecordDict, word: str) -> None
 
 
 def test_scores_are_kept_by_client_and_source() -> None:
-    strategy = strategy_of()
+    strategy = make_strategy()
     grid = LocalGrid(answering(lambda _: scores_reply(["a", "b"], [4, 2], [1.5, 2.0], [0.75, 2.0])), contexts())
     strategy.aggregate_evaluate(
         0, grid.send_and_receive(strategy.configure_evaluate(0, arrays_with(), ConfigRecord(), grid))
@@ -331,7 +315,7 @@ def test_scores_are_kept_by_client_and_source() -> None:
 
 @pytest.mark.parametrize(("every", "due"), [(0, [0, 5]), (2, [0, 2, 4, 5]), (1, [0, 1, 2, 3, 4, 5])])
 def test_evaluations_are_due_before_after_and_every_so_often(every: int, due: list[int]) -> None:
-    strategy = strategy_of()
+    strategy = make_strategy()
     strategy.config = strategy.config.model_copy(
         update={
             "evaluate": strategy.config.evaluate.model_copy(update={"every": every}),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import make_request
 from fakes import contexts
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from small_runs import Configs
@@ -26,7 +27,6 @@ from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import deal
 from fedrlvr.wire.messages import (
     EvaluateRequest,
-    TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     content,
@@ -53,26 +53,13 @@ def grid_of(configured: Configs) -> Made:
     return make
 
 
-def train_request(config: Config, **changes: object) -> TrainRequest:
-    fields = {
-        "round": 1,
-        "seed": 3,
-        "sampling": config.sampling,
-        "steps": 2,
-        "train": config.train,
-        "supervision": config.supervision,
-        **changes,
-    }
-    return TrainRequest.model_validate(fields)
-
-
 def with_text(text: object) -> RecordDict:
     return RecordDict({"config": ConfigRecord({"request": text})})  # type: ignore[dict-item]
 
 
 def test_a_request_that_cannot_be_read_is_refused(grid_of: Made) -> None:
     grid, config, _ = grid_of()
-    good = json.loads(train_request(config).model_dump_json())
+    good = json.loads(make_request(config).model_dump_json())
     cases = [
         (RecordDict(), "without a usable request"),
         (with_text(3), "without a usable request"),
@@ -87,7 +74,7 @@ def test_a_request_that_cannot_be_read_is_refused(grid_of: Made) -> None:
         (with_text(json.dumps({**good, "train": {**good["train"], "learning_rate": 1e999}})), "train.learning_rate"),
         (with_text(json.dumps({**good, "supervision": {"type": "prophet"}})), "supervision"),
         (with_text(json.dumps({k: v for k, v in good.items() if k != "seed"})), "seed"),
-        (content(train_request(config)), "without an adapter"),
+        (content(make_request(config)), "without an adapter"),
     ]
     for body, word in cases:
         with pytest.raises(MessageError) as caught:
@@ -100,9 +87,9 @@ def test_a_message_of_another_type_is_refused(grid_of: Made) -> None:
     grid, config, _ = grid_of()
     for kind in ("query", "train.more", "evaluate.all"):
         with pytest.raises(MessageError, match="does not answer"):
-            grid.push_messages([Message(content(train_request(config)), 1, kind)])
+            grid.push_messages([Message(content(make_request(config)), 1, kind)])
     with pytest.raises(MessageError, match="steps"):  # a train request is no evaluate request
-        grid.push_messages([Message(content(train_request(config)), 1, "evaluate")])
+        grid.push_messages([Message(content(make_request(config)), 1, "evaluate")])
 
 
 def test_an_adapter_of_another_model_is_refused_by_the_client(grid_of: Made) -> None:
@@ -112,7 +99,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_client(grid_of: Made) -> 
     for bad in (torch.full_like(tensors[name], torch.nan), torch.zeros(1, 1)):
         arrays = ArrayRecord({**tensors, name: bad})
         with pytest.raises(AdapterError, match="adapter sent to bob in round 1"):
-            grid.push_messages([Message(content(train_request(config), arrays=arrays), 2, "train")])
+            grid.push_messages([Message(content(make_request(config), arrays=arrays), 2, "train")])
 
 
 def own(context: Context, initial: Adapter) -> Adapter:
@@ -125,7 +112,7 @@ def test_what_a_client_does_depends_on_no_other_client(grid_of: Made) -> None:
     for who in ((1, 2, 3), (2,)):
         grid, config, initial = grid_of(*who)
         for round_ in (1, 2):
-            request = train_request(config, round=round_, own_adapter=True)
+            request = make_request(config, round=round_, own_adapter=True)
             answers = grid.send_and_receive([Message(content(request), node, "train") for node in who])
         bob = next(reply for reply in answers if reply.metadata.src_node_id == 2)
         evaluate = EvaluateRequest(
@@ -154,14 +141,14 @@ def test_what_a_client_does_depends_on_no_other_client(grid_of: Made) -> None:
 
 def test_the_arm_local_keeps_its_adapter_and_answers_with_numbers_alone(grid_of: Made) -> None:
     grid, config, initial = grid_of()
-    request = train_request(config, own_adapter=True)
+    request = make_request(config, own_adapter=True)
     messages = [Message(content(request), node, "train") for node in (1, 2)]
     for reply in grid.send_and_receive(messages):
         assert list(reply.content) == ["metrics"]
     assert OWN_ADAPTER in grid.contexts[1].state
     assert OWN_ADAPTER not in grid.contexts[3].state, "a client that was not asked has trained"
     before = own(grid.contexts[1], initial)
-    list(grid.send_and_receive([Message(content(train_request(config, own_adapter=True, round=2)), 1, "train")]))
+    list(grid.send_and_receive([Message(content(make_request(config, own_adapter=True, round=2)), 1, "train")]))
     after = own(grid.contexts[1], initial)
     assert any(not torch.equal(a, b) for (_, a), (_, b) in zip(before.tensors(), after.tensors(), strict=True))
 
@@ -171,9 +158,9 @@ def test_clients_asked_different_things_at_once_are_each_answered(grid_of: Made)
     arrays = adapter_to_arrays(initial)
     evaluate = EvaluateRequest(round=0, seed=3, sampling=config.sampling, evaluate=config.evaluate)
     messages = [
-        Message(content(train_request(config), arrays=arrays), 3, "train"),
+        Message(content(make_request(config), arrays=arrays), 3, "train"),
         Message(content(evaluate, arrays=arrays), 1, "evaluate"),
-        Message(content(train_request(config, steps=1), arrays=arrays), 2, "train"),
+        Message(content(make_request(config, steps=1), arrays=arrays), 2, "train"),
     ]
     replies = list(grid.send_and_receive(messages))
     assert [reply.metadata.src_node_id for reply in replies] == [3, 1, 2]
@@ -217,7 +204,7 @@ def test_what_moments_are_kept_is_what_the_next_round_starts_from(grid_of: Made,
     for kind in ("reset", "keep"):
         grid, config, initial = grid_of(2, train={"optimizer_state": kind, "local_steps": 1, "problems_per_step": 2})
         for round_ in (1, 2):
-            request = train_request(config, round=round_, own_adapter=True, steps=1)
+            request = make_request(config, round=round_, own_adapter=True, steps=1)
             list(grid.send_and_receive([Message(content(request), 2, "train")]))
             ends[kind, round_] = own(grid.contexts[2], initial)
         assert ("fedrlvr.moments" in grid.contexts[2].state) == (kind == "keep")

@@ -122,7 +122,7 @@ def test_fedprox_holds_the_clients_back_and_with_mu_0_is_fedavg(configured: Conf
     assert held < 0.8 * free
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["some", "pubswap"])  # a run that stopped and went on tests it of the others
 def test_the_same_config_twice_gives_the_same_bytes_and_numbers(
     variant: str, finished: Runs, configured: Configs, tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import adapter_of, contexts
+from factories import make_adapter
+from fakes import contexts
 from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def numbers() -> LabelMetrics:
 
 
 def pause(memory: Memory, context: Context) -> None:
-    memory.pause(context, adapter_to_arrays(adapter_of(1.0)), None, {"m": torch.zeros(2)})
+    memory.pause(context, adapter_to_arrays(make_adapter(1.0)), None, {"m": torch.zeros(2)})
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import NAMES, adapter_of, answering, contexts, scores_reply
+from factories import make_adapter, make_strategy
+from fakes import answering, contexts, scores_reply
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
@@ -17,9 +18,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import RULES, LoraAggregation, LoraRule, Result
 from fedrlvr.aggregation.mean import mean
 from fedrlvr.aggregation.pairs import Pairs
-from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import LocalGrid
@@ -51,15 +50,6 @@ def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "momentum", LoraRule("momentum", "momentum.Momentum"))
 
 
-def strategy_of(rounds: int, rule: str = "momentum") -> FederatedRLVR:
-    tree = {
-        "federation": {"clients": list(NAMES.values())},
-        "aggregation": {"type": rule},
-        "train": {"rounds": rounds},
-    }
-    return FederatedRLVR(parse_config(tree), NAMES, adapter_of(0.0), Observer())
-
-
 def after(strategy: FederatedRLVR, directory: Path, first_round: int = 0) -> float:
     """The global adapter's one value after rounds in which each client adds 1 to every number."""
 
@@ -79,17 +69,17 @@ def after(strategy: FederatedRLVR, directory: Path, first_round: int = 0) -> flo
 
 def test_a_resumed_run_goes_on_with_the_rules_state(tmp_path: Path) -> None:
     """v is 1, 1.5, 1.75; a run that forgot it would end at 1 + 1 + 1.5 = 3.5."""
-    assert after(strategy_of(3), tmp_path / "whole") == 1 + 1.5 + 1.75
-    assert after(strategy_of(1), tmp_path / "parts") == 1
+    assert after(make_strategy(rounds=3, type="momentum"), tmp_path / "whole") == 1 + 1.5 + 1.75
+    assert after(make_strategy(rounds=1, type="momentum"), tmp_path / "parts") == 1
     checkpoint = Checkpoints(tmp_path / "parts", 2).load()
     assert checkpoint is not None
     assert sorted(checkpoint.rule) == ["down.A", "down.B", "up.A", "up.B"]
-    resumed = strategy_of(3)
+    resumed = make_strategy(rounds=3, type="momentum")
     resumed.restore(checkpoint)
     assert after(resumed, tmp_path / "parts", first_round=2) == 1 + 1.5 + 1.75
 
 
 def test_a_rule_without_a_state_refuses_anothers() -> None:
-    assert strategy_of(1, "fedit").combiner.rule.state() == {}
+    assert make_strategy().combiner.rule.state() == {}
     with pytest.raises(CheckpointError, match="FedIT has no state"):
-        strategy_of(1, "fedit").restore(Checkpoint(1, adapter_of(1.0), {}, rule={"up.A": torch.zeros(2, 3)}))
+        make_strategy().restore(Checkpoint(1, make_adapter(1.0), {}, rule={"up.A": torch.zeros(2, 3)}))

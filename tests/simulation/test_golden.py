@@ -2,7 +2,7 @@
 
 After a change that is meant to change results (or new weights), write it anew with
 
-    FEDRLVR_UPDATE_GOLDEN=1 scripts/test tests/federation/test_golden.py
+    FEDRLVR_UPDATE_GOLDEN=1 scripts/test tests/simulation/test_golden.py
 
 and say why in the commit. Rewards are counts of right answers and must be equal; losses and norms agree to 1e-3
 relative, which leaves room for another machine's rounding but not for another sample.

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adapters import random_adapter
-from fakes import NAMES, adapter_of, contexts, scores_reply
+from factories import NAMES, make_strategy, random_adapter
+from fakes import contexts, scores_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors
@@ -18,24 +18,17 @@ from fedrlvr.client.app import CohortApp, start_of
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import HELD, HELD_ADAPTER, HELD_CHANGE, ROUND_ADAPTER
-from fedrlvr.config import EngineConfig, PubSwapCoordination, parse_config
+from fedrlvr.config import EngineConfig, PubSwapCoordination
 from fedrlvr.errors import AdapterError, FedrlvrError, MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.rl import Response
-from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.wire.messages import DELTA, StretchRequest, adapter_to_arrays
 from fedrlvr.wire.model_delta import CHANGE, ModelDelta, read_delta
 
-SHAPES = adapter_of(0.0).shapes
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
-
-
-def made(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
-    """An adapter of the fakes' shapes with random numbers in both factors."""
-    return random_adapter(SHAPES, seed, rank, alpha)
 
 
 def same(one: Adapter | None, other: Adapter | None) -> bool:
@@ -51,15 +44,9 @@ class Federation:
     """A strategy and clients that read messages as real ones do, but train at random."""
 
     def __init__(self, rule: str, ranks: int | dict[str, int] = 2) -> None:
-        tree = {
-            "run": {"seed": 5},
-            "lora": {"rank": ranks, "alpha": 4.0},
-            "federation": {"clients": list(NAMES.values()), "quorum": 0.3},
-            "aggregation": {"type": rule},
-        }
-        config = parse_config(tree)
-        self.initial = made(1, config.lora.largest)
-        self.strategy = FederatedRLVR(config, NAMES, self.initial, Observer())
+        largest = max(ranks.values()) if isinstance(ranks, dict) else ranks
+        self.initial = random_adapter(1, largest)
+        self.strategy = make_strategy(rank=ranks, start=self.initial, quorum=0.3, type=rule, run={"seed": 5})
         of = ranks if isinstance(ranks, dict) else {}
         sites = {node: ClientData.of(name, (), (), lambda *_: 0.0, rank=of.get(name)) for node, name in NAMES.items()}
         self.app = CohortApp(cast(Cohort, None), sites, self.initial, Observer())
@@ -94,7 +81,7 @@ class Federation:
             start.remember(one.context)
             body = scores_reply(["s"], [1], [0.0], [0.0])
             if isinstance(one.asked, StretchRequest):
-                step = made(100 * one.asked.round + message.metadata.dst_node_id, start.adapter.rank)
+                step = random_adapter(100 * one.asked.round + message.metadata.dst_node_id, start.adapter.rank)
                 after = Adapter(
                     {
                         n: Factors(a + step.layers[n].A, b + step.layers[n].B)
@@ -251,23 +238,25 @@ def test_a_change_of_another_rank_than_stated_is_refused() -> None:
 
 def test_a_change_that_is_missing_or_is_none_is_refused() -> None:
     assert "without the change of the base weights" in spoilt("flora", without("change"))
-    good = adapter_to_arrays(made(3, 3, 3.0))
+    good = adapter_to_arrays(random_adapter(3, 3, 3.0))
     for value in (float("nan"), float("inf"), float("-inf")):
         told = spoilt("flora", with_arrays("change", numbers(good, value)))
         assert "the change of the base weights sent to bob in round 3: down.A holds values that are not finite" in told
 
 
 def test_factors_of_another_layout_are_refused() -> None:
-    layers = {"other" if name == "up" else name: factors for name, factors in made(3, 3, 3.0).layers.items()}
+    layers = {"other" if name == "up" else name: factors for name, factors in random_adapter(3, 3, 3.0).layers.items()}
     strange = adapter_to_arrays(Adapter(layers, 3.0))
     told = spoilt("flora", with_arrays("change", strange))
     assert "the change of the base weights sent to bob in round 3: its factors are not those" in told
     for rule in ("fedex", "rolora"):
         told = spoilt(rule, with_arrays("arrays", strange))
         assert "the adapter sent to bob in round 3: its factors are not those" in told
-    both = adapter_to_arrays(made(3))
+    both = adapter_to_arrays(random_adapter(3))
     assert "its factors are not those" in spoilt("rolora", with_arrays("arrays", both)), "one half was announced"
-    assert "its factors are not those" in spoilt("ffa", with_arrays("arrays", adapter_to_arrays(made(3), "A")))
+    assert "its factors are not those" in spoilt(
+        "ffa", with_arrays("arrays", adapter_to_arrays(random_adapter(3), "A"))
+    )
 
 
 def test_an_adapter_that_is_announced_and_missing_is_refused() -> None:
@@ -318,7 +307,7 @@ def test_the_same_news_added_to_other_changes_are_other_changes() -> None:
     federation = Federation("flora")
     federation.round(1)
     federation.round(2)
-    federation.contexts[2].state[HELD_CHANGE] = adapter_to_arrays(made(8, 3, 3.0))
+    federation.contexts[2].state[HELD_CHANGE] = adapter_to_arrays(random_adapter(8, 3, 3.0))
     reading = Reading()
     ann, bob, cyd = (start_of(reading, federation.asked(federation.message(3, node))).change for node in NAMES)
     assert ann is cyd
@@ -335,9 +324,9 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
         start_of(Reading(), federation.asked(message))
-    one.context.state[ROUND_ADAPTER] = adapter_to_arrays(made(6))
+    one.context.state[ROUND_ADAPTER] = adapter_to_arrays(random_adapter(6))
     start = start_of(Reading(), federation.asked(message))
-    assert same(start.adapter, made(6))
+    assert same(start.adapter, random_adapter(6))
     assert same(start.change, federation.strategy.model.updates()["change"])
     assert start.keep == {}
 

@@ -7,7 +7,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from fakes import adapter_of, answering, contexts
+from factories import make_adapter, make_request
+from fakes import answering, contexts
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedrlvr.adapter import Adapter, Factors, Halves
@@ -32,7 +33,7 @@ def counting(start: float = 0.0) -> Adapter:
     def next_of(shape: torch.Size) -> torch.Tensor:
         return torch.tensor([start + next(numbers) for _ in range(shape.numel())]).view(shape)
 
-    layers = {name: Factors(next_of(f.A.shape), next_of(f.B.shape)) for name, f in adapter_of(0).layers.items()}
+    layers = {name: Factors(next_of(f.A.shape), next_of(f.B.shape)) for name, f in make_adapter(0).layers.items()}
     return Adapter(layers, 4.0)
 
 
@@ -155,11 +156,8 @@ def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
 
 def request_of(group_size: int, **supervision: object) -> Message:
     """A message with a train request."""
-    config = parse_config({"supervision": supervision})
-    sampling = config.sampling.model_copy(update={"group_size": group_size})
-    request = TrainRequest(
-        round=1, seed=0, sampling=config.sampling, steps=1, train=config.train, supervision=config.supervision
-    )
+    request = make_request(parse_config({"supervision": supervision}))
+    sampling = request.sampling.model_copy(update={"group_size": group_size})
     sent = request.model_copy(update={"sampling": sampling})  # as a server may send it that does not check
     LocalGrid(answering(lambda _: RecordDict()), contexts())  # without a grid, Flower makes no messages
     return Message(content(sent), 1, "train")
