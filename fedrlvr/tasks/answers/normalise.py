@@ -145,7 +145,7 @@ _RENAMED = {
 _COMMAND = re.compile(r"\\([a-zA-Z]+)(?![a-zA-Z])")
 _TEXT = re.compile(
     r"\\(?:text|textnormal|textbf|textrm|textit|textsf|texttt|textsl|textup|textmd|emph|mbox|hbox|mathrm|operatorname"
-    r"|mathop|mathsf|unit|si|rm)\s*\*?\s*\{([^{}]*)\}"
+    r"|mathop|mathsf|unit|si|rm)\s*\*?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _FONT = re.compile(
     r"\\(?:mathbf|mathit|mathtt|mathcal|mathfrak|mathnormal|boldsymbol|bm|pmb|mathord|mathbin|mathrel|underline|uline"
@@ -159,7 +159,7 @@ _ANSWER = rf"{WORD}?(?:answer|ans|result|solution|value|total)\b(?:\s+{WORD}?of\
 _IS = rf"(?:{WORD}?(?:is|equals|would\s+{WORD}?be)\b\s*[:=]?|[:=])"
 _LEAD = re.compile(
     rf"(?:{WORD}?(?:so|thus|therefore|hence)\b\s*[,:]?\s*)?"
-    rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=\s*)?",
+    rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=(?!=)\s*)?",
     re.IGNORECASE,
 )
 _EDGES = ("**", "__", "`", '"', "'", "*")

@@ -113,6 +113,8 @@ def _form(text: str, depth: int) -> Form:
             return form
     if (form := _structured(text, depth)) is not None:
         return form
+    if re.fullmatch(rf"{WORD}[a-z]", text):  # a small letter in `\text{}` is a variable all the same
+        text = text[1:]
     return quantity(text) or _word(text) or formula(text) or _text(text)
 
 

@@ -117,7 +117,7 @@ exactly only just even without hundred thousand million billion trillion dozen m
 six seven eight nine ten eleven twelve where when for with by x y z nope nah unlikely doubtful rejected excluded
 invalid uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively
 rather also tenth tenths hundredth hundredths thousandth thousandths halves thirds fourth fourths fifths sixths
-eighths ninths mil bn mn lakh crore negative
+eighths ninths mil bn mn lakh crore negative once twice thrice hourly daily nightly weekly monthly yearly
 """
 _NO_NOUN = frozenset(_STATEMENTS.split())
 _PIECE = re.compile(
