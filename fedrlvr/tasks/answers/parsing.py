@@ -41,9 +41,12 @@ _DEEPEST = 12
 
 _W = WORD
 _PERCENT = re.compile(rf"(.*?)\s*(?:%|{_W}?(?:percent(?:age)?|pct)|{_W}?per\s+{_W}?cent)", re.DOTALL | re.IGNORECASE)
+_BASE = rf"(?:{_W}?base[\s-]*)?{_W}?(?P<{{0}}>[0-9]{{{{1,2}}}}|[a-z]+)"
 _BASED = re.compile(
-    rf"[({{]?\s*([-+]?)\s*{_W}?([0-9][0-9A-Za-z]*(?: [0-9]+)*|{_W}?[A-Z0-9]{{1,40}})\s*[)}}]?\s*"
-    rf"(?:_\s*\{{?\s*\(?(?:{_W}?base)?\s*{_W}?([0-9]{{1,2}}|[a-z]+)\)?\s*\}}?|,?\s*\(?{_W}?(?:in\s+{_W}?)?base[\s-]*{_W}?([0-9]{{1,2}}|[a-z]+)\)?)"
+    rf"[({{]?\s*(?P<sign>[-+]?)\s*"
+    rf"(?P<digits>{_W}?[0-9][0-9A-Za-z]*(?: [0-9]+)*|{_W}{{0,2}}[A-Z0-9]{{1,40}})\s*[)}}]?\s*"
+    rf"(?:_\s*\{{?\s*\(?{_BASE.format('low')}\)?\s*\}}?"
+    rf"|,?\s*\(?{_W}?(?:in\s+{_W}?)?(?={_W}?base){_BASE.format('spoken')}\)?)"
 )
 _BASES = dict(
     zip(
@@ -58,16 +61,20 @@ _MIXED_WORDS = re.compile(rf"([0-9]+)\s*{_W}?and\s+([0-9]+/[0-9]+|\\frac.*)")
 _LETTER = re.compile(rf"{_W}[A-Z]|[A-Z]|\(\s*{_W}?[A-Z]\s*\)|\(\s*{_W}[a-z]\s*\)")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
-_NAME = re.compile(
-    rf"(?:{_W}?[Tt]he\s+)?(?:"
-    r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*"  # AB, \angle ABC
-    r"|(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell|vec\s*\{?[a-z]\}?))"
-    r"(?:_\{?[a-zA-Z0-9]+\}?)?'*"
-    r"(?:(?:\^\{?-1\}?)?\s*\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\))?"  # x, x_1, f(x), f(3), P(A)
-    r"|\|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,6}\s*\]"
-    r"|\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)"  # (x, y)
-    rf"|{_W}[^\W\d_]+(?:\s+{_W}?[^\W\d_]+){{0,5}}|[A-Za-z]{{4,}}(?:\s+[A-Za-z]+){{0,5}}|[Ss]um|[Aa]ns)"
+_GREEK_LETTER = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell|vec\s*\{?[a-z]\}?)"
 )
+_ARGUMENTS = r"\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\)"
+_NAMES = [
+    r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*",  # AB, \angle ABC
+    rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:_\{{?[a-zA-Z0-9]+\}}?)?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
+    r"\|\s*[A-Z]{2}\s*\|",  # a length
+    r"\[\s*[A-Z]{3,6}\s*\]",  # an area
+    r"\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)",  # (x, y)
+    rf"{_W}[^\W\d_]+(?:\s+{_W}?[^\W\d_]+){{0,5}}",  # \text{total cost}
+    r"[A-Za-z]{4,}(?:\s+[A-Za-z]+){0,5}|[Ss]um|[Aa]ns",
+]
+_NAME = re.compile(rf"(?:{_W}?[Tt]he\s+)?(?:{'|'.join(_NAMES)})")
 _CONSTANTS = {"e", "i"}
 _NOT_A_NAME = frozenset(["not", "no", "or", "and", "is", "isnt", "wrong", "false", "if", "but", "then", "when", "than"])
 _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
@@ -173,8 +180,8 @@ def _based(text: str) -> Form | None:
     match = _BASED.fullmatch(text)
     if not match:
         return None
-    sign, digits, low, spoken = match.groups()
-    digits = digits.replace(WORD, "").replace(" ", "").upper().lstrip("0") or "0"
+    sign, low, spoken = match["sign"], match["low"], match["spoken"]
+    digits = match["digits"].replace(WORD, "").replace(" ", "").upper().lstrip("0") or "0"
     name = (low or spoken).casefold()
     base = int(name) if name.isdigit() else _BASES.get(name, 0)
     if not 2 <= base <= 36 or not all(c.isalnum() and c.isascii() and int(c, 36) < base for c in digits):
