@@ -62,12 +62,15 @@ _LETTER = re.compile(rf"{_W}[A-Z]|[A-Z]|\(\s*{_W}?[A-Z]\s*\)|\(\s*{_W}[a-z]\s*\)
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _GREEK_LETTER = (
-    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell|vec\s*\{?[a-z]\}?)"
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell"
+    r"|(?:vec|hat|bar|tilde)\s*\{?[a-z]\}?)"
 )
 _ARGUMENTS = r"\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\)"
 _NAMES = [
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*",  # AB, \angle ABC
     rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:_\{{?[a-zA-Z0-9]+\}}?)?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
+    r"P\s*\([^()]{1,40}\)|E\s*\[[^\[\]]{1,40}\]",  # a probability, an expectation
+    r"\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|\\Delta\s*[a-zA-Z]",
     r"\|\s*[A-Z]{2}\s*\|",  # a length
     r"\[\s*[A-Z]{3,6}\s*\]",  # an area
     r"\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)",  # (x, y)
