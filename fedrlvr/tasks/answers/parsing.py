@@ -18,9 +18,9 @@ from fedrlvr.tasks.answers.expressions import expression, symbols
 from fedrlvr.tasks.answers.forms import (
     Based,
     Colons,
+    Compound,
     Expression,
     Form,
-    Group,
     Infinite,
     Letter,
     Matrix,
@@ -147,7 +147,7 @@ def _structured(text: str, depth: int) -> Form | None:
         len(rest := re.split(r"(?<=\\mathbb\{R\})\s*-\s*", text)) == 2
     ):
         holes = _form(rest[1], depth + 1)
-        if rest[0].strip() in _REALS and isinstance(holes, Group) and holes.shape == "set":
+        if rest[0].strip() in _REALS and isinstance(holes, Compound) and holes.shape == "set":
             return regions.without(list(holes.items)) or _text(text)
         return _text(text)
     if match := _PLUS_MINUS.search(text):
@@ -168,7 +168,7 @@ def _special(text: str) -> Form | None:
     if low in _REALS:
         return regions.REALS
     if low in _EMPTY or re.fullmatch(r"\\\{\s*\\\}", low):
-        return Group("set", ())
+        return Compound("set", ())
     match = _INFINITE.fullmatch(text.replace(WORD, ""))
     if match:
         return Infinite(match[1] != "-" and "negative" not in low)
@@ -242,7 +242,7 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
     if kind == r"\{\}":
         return _set(content, depth)
     if kind == r"\langle\rangle":
-        return Group("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
+        return Compound("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
     if kind not in ("()", "[]", "[)", "(]", "{}"):
         return None
     if kind == "{}":
@@ -256,8 +256,8 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
         ends = regions.interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
         if ends is not None:
             return ends
-        return Group("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
-    return Group("tuple", items)
+        return Compound("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
+    return Compound("tuple", items)
 
 
 def _set(content: str, depth: int) -> Form | None:
@@ -269,9 +269,11 @@ def _set(content: str, depth: int) -> Form | None:
         return None
     items = [_form(part, depth + 1) for part in listed(content, grouped=False)]
     flat = [
-        part for item in items for part in (item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+        part
+        for item in items
+        for part in (item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
     ]
-    return Group("set", tuple(flat))
+    return Compound("set", tuple(flat))
 
 
 def _list(text: str, parts: list[str], depth: int) -> Form:
@@ -282,9 +284,9 @@ def _grouping(parts: list[str], shape: str, depth: int) -> Form:
     items: list[Form] = []
     for part in parts:
         item = _form(part, depth + 1)
-        items.extend(item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+        items.extend(item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
     # Words are kept in their order: nothing says whether a question asked for one.
-    return Group("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
+    return Compound("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
 
 
 def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
@@ -305,14 +307,14 @@ def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
 def _union(text: str, depth: int) -> Form:
     pieces: list[regions.Piece] = []
     forms = [_form(part, depth + 1) for part in split_at(text, r"\cup")]
-    if all(isinstance(form, Group) and form.shape == "set" for form in forms):
-        return Group("set", tuple(item for form in forms if isinstance(form, Group) for item in form.items))
+    if all(isinstance(form, Compound) and form.shape == "set" for form in forms):
+        return Compound("set", tuple(item for form in forms if isinstance(form, Compound) for item in form.items))
     for form in forms:
-        if isinstance(form, Group) and form.shape == "tuple" and len(form.items) == 2:
+        if isinstance(form, Compound) and form.shape == "tuple" and len(form.items) == 2:
             form = regions.interval(*form.items, False, False) or form
         if isinstance(form, Region):
             pieces.extend(form.pieces)
-        elif isinstance(form, Group) and form.shape == "set":
+        elif isinstance(form, Compound) and form.shape == "set":
             points = [regions.point(item) for item in form.items]
             if not all(points):
                 return _text(text)
@@ -336,12 +338,12 @@ def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> 
     if operators == [r"\in"]:
         inside = _form(sides[1], depth + 1)
         name = _name(sides[0])
-        if isinstance(inside, Group) and inside.shape == "tuple" and len(inside.items) == 2:
+        if isinstance(inside, Compound) and inside.shape == "tuple" and len(inside.items) == 2:
             inside = regions.interval(*inside.items, False, False) or inside
         if name and isinstance(inside, Region):
             return Region(inside.pieces, name)
-        if name and isinstance(inside, Group) and inside.shape == "set":
-            return Named(name, Group("list", inside.items))
+        if name and isinstance(inside, Compound) and inside.shape == "set":
+            return Named(name, Compound("list", inside.items))
         return _text(text)
     return _inequality(sides, operators, depth) or _difference(sides, operators, text)
 
@@ -426,7 +428,7 @@ def _plus_minus(text: str, match: re.Match[str], depth: int) -> Form:
     if len(_PLUS_MINUS.findall(text)) > 1:
         return _text(text)
     both = [text[: match.start()] + sign + text[match.end() :] for sign in "+-"]
-    return Group("list", tuple(_form(side, depth + 1) for side in both))
+    return Compound("list", tuple(_form(side, depth + 1) for side in both))
 
 
 def _word(text: str) -> Form | None:
