@@ -147,7 +147,7 @@ def test_whatever_bytes_come_nothing_else_is_raised(noise: bytes, place: int) ->
 
 def test_what_starts_for_each_message_loads_no_model() -> None:
     program = (
-        "import sys\nfrom fedrlvr.deployment import client_app, wire, channel, worker\n"
+        "import sys\nfrom fedrlvr.deployment.site import client_app, socket, worker\n"
         "print(sorted({'torch', 'transformers', 'pickle5', 'fedrlvr.policy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
