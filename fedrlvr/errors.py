@@ -7,6 +7,8 @@ round, and says what to do; the command line prints it without a traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,6 +65,15 @@ class RoundError(FedrlvrError, RuntimeError):
 
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
+
+
+def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
+    """A hint about an unknown word: the nearest known one, or all of them.
+
+    prefix: stands before the known words in the hint, for example the section of a key.
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {prefix + close[0]!r}?" if close else f"known there: {', '.join(known)}"
 
 
 def validation_text(error: ValidationError, most: int | None = None) -> str:

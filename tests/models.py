@@ -18,7 +18,7 @@ from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.learner import StepStats
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Problem
-from fedrlvr.zoo.tokenizer import build
+from scripts.reasoner.tokenizer import build
 
 KINDS = ("llama", "qwen3", "gpt_neox", "gemma2")
 GEMMA2_WINDOW = 8

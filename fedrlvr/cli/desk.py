@@ -13,11 +13,10 @@ import typer
 
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
-from fedrlvr.labels.place import ledger_file
+from fedrlvr.hosts import WILDCARDS, is_loopback
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
 SHORTEST_TOKEN = 16
-WILDCARDS = ("0.0.0.0", "::")
 _TABLES = "A spreadsheet instead"
 _NETWORK = "Other machines"
 
@@ -103,7 +102,7 @@ def find_ledger(
             "'desk'. (--export shows what it took.)"
         )
     whose = _client(settings, client)
-    path = ledger_file(settings, run_directory, whose)
+    path = settings.ledger_file(run_directory, whose)
     if read_only and not path.is_file():
         raise ConfigError(f"{path}: there is no such file; {whose} has asked for no label yet.")
     return path, whose
@@ -173,7 +172,6 @@ def _serve(
     from fedrlvr.labels.desk.app import make_desk
     from fedrlvr.labels.desk.server import serve
     from fedrlvr.labels.ledger import LabelLedger
-    from fedrlvr.loopback import is_loopback
 
     token = token or secrets.token_urlsafe(24)
     # Whoever listens everywhere is asked for by the machine's name.

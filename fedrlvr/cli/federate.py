@@ -20,12 +20,12 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
+from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
-CONNECTION = "fedrlvr"
-"""What the SuperLink is called in Flower's own configuration."""
 APP = """\
 [project]
 name = "fedrlvr-run"
@@ -90,13 +90,10 @@ def federate(
     root_certificates: Annotated[
         Path | None, typer.Option(help="With host:port: PEM file of the authority that signed its certificate.")
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="With host:port on this machine: no TLS and no keys.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    insecure: Insecure = False,
+    resume: Resume = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds in which all organisations may connect.")] = 300.0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run a federation of organisations on their own machines.
 
@@ -121,7 +118,7 @@ def federate(
         print(f"Run directory: {directory}", flush=True)
         run = _submit(link, directory, wait)
         _follow(link, run, directory, superlink)
-    from fedrlvr.reporting.progress import final_table
+    from fedrlvr.reporting.tables import final_table
     from fedrlvr.server.metrics_log import read_metrics
 
     final_table(read_metrics(directory), settings, directory)
@@ -141,30 +138,25 @@ def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Ite
             )
         home = Path(superlink).absolute() / "flower"
         try:
-            found = tomllib.loads((home / "config.toml").read_text("utf-8"))["superlink"][CONNECTION]
+            connection = tomllib.loads((home / "config.toml").read_text("utf-8"))["superlink"][CONNECTION]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{superlink} is no directory that `fedrlvr superlink init` made ({home / 'config.toml'}: {error})."
             ) from None
-        yield Link(home, bool(found.get("insecure", False)))
+        yield Link(home, bool(connection.get("insecure", False)))
         return
-    host, colon, port = superlink.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ConfigError(f"--superlink {superlink}: there is no such directory, and host:port is written otherwise.")
+    try:
+        host, _ = split_address(superlink)
+    except ValueError as error:
+        raise ConfigError(f"--superlink {superlink}: there is no such directory; for an address {error}.") from None
     if insecure == (root_certificates is not None):
         raise ConfigError("Give --root-certificates FILE with host:port (or --insecure, on this machine only).")
-    if insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
-        raise ConfigError(f"--insecure is for a SuperLink on this machine (127.0.0.1), not on {host}.")
+    if insecure and not is_loopback(host):
+        raise ConfigError(f"--insecure is for a SuperLink on this machine ({LOOPBACK[0]}), not on {host}.")
     if root_certificates is not None and not root_certificates.is_file():
         raise ConfigError(f"--root-certificates {root_certificates}: there is no such file.")
     with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
-        lines = [f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]"]
-        lines.append(f"address = {json.dumps(superlink)}")
-        if root_certificates is not None:
-            lines.append(f"root-certificates = {json.dumps(str(root_certificates.absolute()))}")
-        else:
-            lines.append("insecure = true")
-        (Path(place) / "config.toml").write_text("\n".join(lines) + "\n", "utf-8")
+        write_connection(Path(place), superlink, root_certificates)
         yield Link(Path(place), insecure)
 
 

@@ -16,6 +16,7 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
+from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
 from fedrlvr.cli.site import site
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
@@ -32,18 +33,13 @@ app = typer.Typer(
     epilog="Put --debug anywhere to see the whole traceback of an error.",
 )
 
-ConfigPath = Annotated[Path | None, typer.Argument(help="A TOML configuration; none is the embedded default.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
-]
-
 
 @app.command()
 def run(
     config: ConfigPath = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
-    quiet: Annotated[bool, typer.Option(help="One line a round instead of live progress.")] = False,
+    resume: Resume = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run a federation on this machine."""
     if resume is not None and (config is not None or overrides):
@@ -51,7 +47,8 @@ def run(
             "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
         )
     settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
-    from fedrlvr.reporting.progress import final_table, progress
+    from fedrlvr.reporting.progress import progress
+    from fedrlvr.reporting.tables import final_table
     from fedrlvr.simulation import run as local
 
     observer = progress(quiet=quiet)
@@ -74,22 +71,22 @@ def sweep(
     apart: Annotated[
         bool, typer.Option("--apart", help="One federation after another, for comparison or where memory is short.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="One line a round of each federation instead of live progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a federation for every combination of settings and every seed, all as rows of one cohort."""
     from fedrlvr.simulation.sweep_plan import plan
 
     planned = plan(config or EMBEDDED, overrides or (), vary or (), seeds=seeds, directory=directory)
-    from fedrlvr.reporting.sweep_progress import sweep_progress
+    from fedrlvr.reporting.progress import progress
     from fedrlvr.reporting.sweep_table import show_sweep
     from fedrlvr.simulation import sweep as engine
 
-    told = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
+    words = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
     for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
         for value in values or ():
-            told += [option, str(value)]
-    command = shlex.join([*told, *["--apart"] * apart])
-    result = engine.sweep(planned, command=command, apart=apart, observer=sweep_progress(quiet=quiet))
+            words += [option, str(value)]
+    command = shlex.join([*words, *["--apart"] * apart])
+    result = engine.sweep(planned, command=command, apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
         typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
@@ -111,7 +108,7 @@ def evaluate(
         if not source.is_dir():
             raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
         adapter = source / "adapter"
-    from fedrlvr.reporting.progress import scores_table
+    from fedrlvr.reporting.tables import scores_table
     from fedrlvr.simulation.evaluate import evaluate as evaluate_here
 
     scores_table([score.model_dump() for score in evaluate_here(settings, None if base else adapter)])
@@ -128,7 +125,7 @@ def tasks(
 ) -> None:
     """Load a configuration's problems and show who holds what. No model is loaded."""
     settings = _configured(config, overrides)
-    from fedrlvr.reporting.progress import holdings_table
+    from fedrlvr.reporting.tables import holdings_table
     from fedrlvr.tasks.deal import deal
 
     dealt = deal(settings)

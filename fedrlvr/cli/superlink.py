@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -17,20 +16,16 @@ from typing import Annotated, Any
 
 import typer
 
+from fedrlvr.cli.options import CONNECTION, Directory, ExtraNames, Insecure, toml_lines, write_connection
 from fedrlvr.deployment.site.config import NAME
 from fedrlvr.errors import ConfigError
-from fedrlvr.loopback import LOOPBACK, is_loopback
+from fedrlvr.hosts import LOOPBACK, WILDCARDS, is_loopback, split_address
 
-CONNECTION = "fedrlvr"
-"""What Flower's own commands know the SuperLink by."""
 SETTINGS = "superlink.toml"
-WILDCARDS = ("0.0.0.0", "::")
 
 superlink = typer.Typer(
     no_args_is_help=True, help="The server that organisations connect to: certificate, start, and who may connect."
 )
-
-Directory = Annotated[Path, typer.Argument(help="Where its keys, settings and state lie.")]
 
 
 @dataclass(frozen=True)
@@ -45,26 +40,28 @@ class SuperLink:
     @property
     def local(self) -> str:
         """How this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = WILDCARDS.get(self.host, self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 @superlink.command()
 def init(
     directory: Directory,
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where organisations reach it.")],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The address that organisations connect to.")],
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; by default all, or loopback if --address is.")
+        str | None,
+        typer.Option(help="Address to listen on; by default every interface, or loopback if --address is loopback."),
     ] = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS and no keys; on loopback only, to try things out.")
-    ] = False,
+    name: ExtraNames = None,
+    insecure: Insecure = False,
 ) -> None:
     """Make the authority, the certificate and the settings of a SuperLink."""
-    outer, port = _split(address)
+    try:
+        outer, port = split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"--address {address}: {error}.") from None
+    if outer in WILDCARDS:
+        raise ConfigError(f"--address {address}: give the name organisations reach it by; --host is where it listens.")
     local = is_loopback(outer)
     bind = host or ("127.0.0.1" if local and ":" not in outer else outer if local else "0.0.0.0")
     if insecure and not (local and is_loopback(bind)):
@@ -84,14 +81,10 @@ def init(
         certificates.make_authority(directory, f"fedrlvr SuperLink {address}")
         # The processes of this machine come by loopback, or by the address it listens on.
         inner = [] if bind in WILDCARDS else [bind]
-        certificates.make_server_certificate(directory, [outer, *inner, *(name or []), "localhost", "127.0.0.1", "::1"])
+        certificates.make_server_certificate(directory, [outer, *inner, *(name or []), *LOOPBACK])
     flower.mkdir(mode=0o700, exist_ok=True)
-    connection = {"address": link.local} | (
-        {"insecure": True} if insecure else {"root-certificates": str(directory / "ca.crt")}
-    )
-    heading = f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]\n"
-    (flower / "config.toml").write_text(heading + _toml(connection), "utf-8")
-    (directory / SETTINGS).write_text(_toml(asdict(link)), "utf-8")
+    write_connection(flower, link.local, None if insecure else directory / "ca.crt")
+    (directory / SETTINGS).write_text(toml_lines(asdict(link)), "utf-8")
     _say_next(directory, link)
 
 
@@ -127,12 +120,7 @@ def run(directory: Directory) -> None:
 
 
 @superlink.command()
-def renew(
-    directory: Directory,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
-    ] = None,
-) -> None:
+def renew(directory: Directory, name: ExtraNames = None) -> None:
     """Make a new certificate, before the old one expires or for further names. Organisations need not do anything."""
     from fedrlvr.deployment import certificates
 
@@ -286,20 +274,6 @@ def _say_next(directory: Path, link: SuperLink) -> None:
         lines += [f"  fedrlvr superlink members {place}"]
     lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]
     typer.echo("\n".join(lines))
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"--address {address}: write host:port.")
-    if host in WILDCARDS:
-        raise ConfigError(f"--address {address}: give the name organisations reach it by; --host is where it listens.")
-    return host, int(port)
-
-
-def _toml(values: dict[str, Any]) -> str:
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def _utc() -> logging.Formatter:

@@ -5,7 +5,6 @@ An unknown key is an error that names the nearest key.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import tomllib
@@ -44,7 +43,7 @@ from fedrlvr.config.sections import (
     SourcePartition,
     TrainConfig,
 )
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, suggestion
 
 
 class Config(Section):
@@ -63,6 +62,12 @@ class Config(Section):
     aggregation: AggregationConfig = AggregationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
+
+    def ledger_file(self, run_directory: Path, client: str) -> Path:
+        """The file of a client's label ledger, also if the run's directory has been moved since."""
+        if self.run.ledgers is not None:
+            return self.run.ledgers / f"{client}.sqlite"
+        return run_directory / "clients" / client / "ledger.sqlite"
 
     @model_validator(mode="after")
     def _settings_that_would_do_nothing(self) -> Config:
@@ -246,9 +251,7 @@ def _explain(error: ValidationError, where: str) -> str:
         if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
-            near = _nearest(location)
-            hint = f" (did you mean {near!r}?)" if near else f" (known there: {', '.join(_siblings(location))})"
-            parts.append(f"unknown key {dotted!r}{hint}")
+            parts.append(f"unknown key {dotted!r} ({_hint(location)})")
         elif item["type"] == "union_tag_not_found":
             parts.append(f"{dotted}: say which type it is, for example {dotted}.type = {_UNIONS[dotted]!r}")
         elif item["type"] == "union_tag_invalid":
@@ -276,10 +279,9 @@ def _siblings(location: list[str]) -> list[str]:
     return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))
 
 
-def _nearest(location: list[str]) -> str | None:
-    key = location[-1]
+def _hint(location: list[str]) -> str:
+    *sections, key = location
     for section, keys in _sections().items():  # the right key in the wrong section, or in none
         if key in keys and location[0] != section:
-            return f"{section}.{key}"
-    close = difflib.get_close_matches(key, _siblings(location), n=1, cutoff=0.6)
-    return ".".join([*location[:-1], close[0]]) if close else None
+            return f"did you mean {f'{section}.{key}'!r}?"
+    return suggestion(key, _siblings(location), "".join(f"{section}." for section in sections))

@@ -118,6 +118,9 @@ class DataConfig(Section):
     Markdown); a run with more of them is refused before it trains. 1 accepts all."""
     reward: str | None = None
     """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
+    arithmetic: bool = False
+    """Whether arithmetic that is still to be done (`9+9`) counts as right where the gold answer is its value (18). The
+    default is false: a policy could otherwise earn the reward by copying an expression from the prompt."""
 
 
 class IidPartition(Section):

@@ -91,8 +91,7 @@ class Entry(Asked):
 class Counts:
     """How many problems were asked about, in all and by what the opinions come to; and uses of labels.
 
-    Answers count as the same here if they have one spelling (`tasks.grading.canonical`): what only a symbolic
-    comparison would equate is disputed.
+    Answers count as the same if they have one key (`tasks.grading.canonical`).
     """
 
     asked: int

@@ -17,6 +17,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
 from fedrlvr.errors import AdapterError, DataError, ModelError
 from fedrlvr.files import atomic_directory
+from fedrlvr.machine import cores
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import can_pack, has_plain_head
 
@@ -280,4 +281,4 @@ def threads_here(model: ModelConfig) -> int:
             return 1
     except (OSError, ValueError, KeyError, TypeError, ModelError):
         pass  # a hub id, or a config of other names: a large model, as a rule; what is wrong is said when it is loaded
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

@@ -12,16 +12,13 @@ import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedrlvr import machine
-from fedrlvr.errors import FedrlvrError
 from fedrlvr.reporting import units
-from fedrlvr.tasks.child import GraderChild
 from fedrlvr.version import __version__
 from fedrlvr.zoo import weights_dir
 
@@ -33,8 +30,6 @@ Status = Literal["ok", "note", "problem"]
 
 EXTRAS = ("hub", "reasoning-gym", "trackers")
 """The extras a user may want; `test` and `check` are for work on fedrlvr itself."""
-SLOW_CHECK_S = 1.0
-"""A check that math-verify should answer in some hundredths of a second."""
 _TIGHT_MEMORY, _TIGHT_DISK, _NO_DISK = 2 << 30, 2 << 30, 100 << 20  # bytes
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -54,7 +49,7 @@ class Finding:
 
 
 def examine(directory: Path = Path(".")) -> list[Finding]:
-    """Look at this machine; takes some seconds, most of them to start torch and the grader.
+    """Look at this machine; takes some seconds, most of them to start torch.
 
     directory: where runs would be written.
     """
@@ -66,10 +61,10 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
     findings.append(processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]))
     findings.append(_threads(cores))
     findings.append(memory(_free_memory()))
-    findings += accelerator(_cpu_flags(Path("/proc/cpuinfo")))
+    flags = machine.cpuinfo("flags", "Features")
+    findings += accelerator(None if flags is None else frozenset(flags.split()))
     findings.append(disk(directory))
     findings.append(weights(weights_dir()))
-    findings.append(grader())
     return findings
 
 
@@ -105,7 +100,7 @@ def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
+        version = machine.package_version(requirement.name)
         if version is None:
             yield Finding(requirement.name, "missing", "problem", "Install fedrlvr again, with its dependencies.")
         elif not _fits(requirement, version):
@@ -116,11 +111,11 @@ def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     yield Finding("packages", ", ".join(sorted(fitting)))
     for extra in EXTRAS:
         parts = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        found = {r.name: _version(r.name) for r in parts}
-        if lacking := [name for name, version in found.items() if version is None]:
+        versions = {r.name: machine.package_version(r.name) for r in parts}
+        if lacking := [name for name, version in versions.items() if version is None]:
             yield Finding(f"extra {extra}", f"not installed ({', '.join(lacking)}): pip install 'fedrlvr[{extra}]'")
             continue
-        others = [f"{r.name} {found[r.name]}" for r in parts if not _fits(r, str(found[r.name]))]
+        others = [f"{r.name} {versions[r.name]}" for r in parts if not _fits(r, str(versions[r.name]))]
         if others:
             advice = f"Another version than fedrlvr is made for; pip install 'fedrlvr[{extra}]' brings that."
             yield Finding(f"extra {extra}", ", ".join(others), "note", advice)
@@ -233,35 +228,6 @@ def weights(directory: Path) -> Finding:
     return Finding(name, f"{units.count(parameters)} parameters")
 
 
-def grader() -> Finding:
-    """Whether math-verify's child process starts, and how long it takes for an easy check."""
-    child = GraderChild("math_verify")
-    try:
-        started = time.perf_counter()
-        first = child.ask({"gold": "\\frac{1}{2}", "answer": "0.5"})
-        between = time.perf_counter()
-        second = child.ask({"gold": "\\frac{3}{4}", "answer": "0.75"})
-        seconds = time.perf_counter() - between
-    except FedrlvrError as error:
-        return Finding("math-verify", "its process does not start", "problem", str(error))
-    finally:
-        child.close()
-    value = f"starts in {between - started:.1f} s, checks in {1000 * seconds:.0f} ms"
-    if (first, second) != (1.0, 1.0):
-        advice = "It does not find 1/2 equal to 0.5. Install math-verify again, or wait for a calmer machine."
-        return Finding("math-verify", value, "problem", advice)
-    if seconds > SLOW_CHECK_S:
-        return Finding("math-verify", value, "note", "Grading will be slow: something keeps this machine busy.")
-    return Finding("math-verify", value)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _fits(requirement: Requirement, version: str) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
@@ -291,14 +257,3 @@ def _free_memory() -> int:
         limit = int((_CGROUP / "memory.max").read_text("ascii"))
         free = min(free, limit - int((_CGROUP / "memory.current").read_text("ascii")))
     return free
-
-
-def _cpu_flags(path: Path) -> frozenset[str] | None:
-    """Instruction sets of the first processor in Linux's cpuinfo; None where there is no such file."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return next(
-        (frozenset(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), None
-    )

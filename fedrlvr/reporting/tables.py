@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Config
 from fedrlvr.reporting import units
-from fedrlvr.reporting.label_scores import LabelLine, label_lines
-from fedrlvr.reporting.scores import Comparison, Scores, Totals, estimate, macro_mean, natural, summarise, totals
+from fedrlvr.reporting.scores import (
+    Comparison,
+    LabelLine,
+    Scores,
+    Totals,
+    estimate,
+    label_lines,
+    macro_mean,
+    natural,
+    summarise,
+    totals,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from fedrlvr.tasks.partition import Holding
 
 MOST_LINES = 48
 """With more clients times families than this, the final table has a line for each client and each family."""
@@ -24,17 +36,6 @@ MOST_CLIENTS = 16
 
 _WIDE = 112
 """Columns of a terminal from which on intervals stand beside their means, not below."""
-
-
-class Held(Protocol):
-    """A line of who holds what (`fedrlvr.tasks.Holding`)."""
-
-    @property
-    def client(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def problems(self) -> int: ...
 
 
 def final_table(
@@ -76,8 +77,8 @@ def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = 
 
 def holdings_table(
     config: Config,
-    train_table: Sequence[Held],
-    test_table: Sequence[Held],
+    train_table: Sequence[Holding],
+    test_table: Sequence[Holding],
     public_count: int,
     console: Console | None = None,
 ) -> None:

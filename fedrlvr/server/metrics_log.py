@@ -10,7 +10,7 @@ from typing import Any
 
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text
-from fedrlvr.reporting.observer import Observer, RoundEnded, RunStarted
+from fedrlvr.reporting.observer import Event, Observer, RoundEnded, RunStarted
 from fedrlvr.wire.messages import Calibration, SourceScores
 
 
@@ -86,23 +86,23 @@ class MetricsLog(Observer):
     def __init__(self, directory: Path) -> None:
         self.path = directory / "metrics.jsonl"
 
-    def run_started(self, event: RunStarted) -> None:
-        """Drop the lines of rounds that have no checkpoint.
+    def notify(self, event: Event) -> None:
+        """At the start drop the lines of rounds that have no checkpoint; at a round's end append its line.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
         """
-        if event.first_round:
-            self._rewind(event.first_round - 1)
-        elif self.path.exists():
-            atomic_text(self.path, "")
+        match event:
+            case RunStarted(first_round=0):
+                if self.path.exists():
+                    atomic_text(self.path, "")
+            case RunStarted():
+                self._rewind(event.first_round - 1)
+            case RoundEnded():
+                self._append(event)
 
-    def round_ended(self, event: RoundEnded) -> None:
-        """Append the round's line; earlier lines stay valid whatever happens in between.
-
-        Raises:
-            CheckpointError: the disk is full or cannot be written.
-        """
+    def _append(self, event: RoundEnded) -> None:
+        """Append the round's line; earlier lines stay valid whatever happens in between."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event.record, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
 """The majority's answer as a pseudo-label (TTRL, arXiv 2504.16084; as CARE uses it, arXiv 2605.25864).
 
-Answers are compared in order, each with the first member of every cluster there is: it joins the first that it is the
-same as, or begins one. The largest cluster wins, ties go to the one that began earliest. An answer that could not be
-read is None: it does not vote, but shares of votes are of all G responses.
+An answer joins the cluster whose first member is the same, or begins one. The largest cluster wins, ties go to the one
+that began earliest. An answer that could not be read is None: it does not vote, but shares of votes are of all G
+responses.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Clusters:
     def judged(self, true_rewards: Sequence[float]) -> tuple[bool, int]:
         """Whether the majority is right, and how many responses outside it are (0 if it is).
 
-        A cluster is right if any of its responses is, and then all of it counts, so that graders which are not
-        transitive cannot split a cluster.
+        A cluster is right if any of its responses is, and then all of it counts, so that a user's own reward cannot
+        split a cluster.
 
         Raises:
             ValueError: not one reward for each response.

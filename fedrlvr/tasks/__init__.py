@@ -1,11 +1,10 @@
 """Problems, graders, and who holds what.
 
-Nothing here imports torch, transformers, sympy, math-verify or datasets: what is heavy is imported on use, and
-math-verify only ever in a child process.
+Nothing here imports torch, transformers, sympy or datasets: what is heavy is imported on use.
 """
 
 from fedrlvr.tasks.extraction import extract, instruction, wrap
-from fedrlvr.tasks.grading import canonical, grade, same_answer
+from fedrlvr.tasks.grading import canonical, grade
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, partition, who_holds_what
 from fedrlvr.tasks.problem import KINDS, Kind, Problem, Question
@@ -34,7 +33,6 @@ __all__ = [
     "instruction",
     "load",
     "partition",
-    "same_answer",
     "take_public",
     "task_of",
     "validate",

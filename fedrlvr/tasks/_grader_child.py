@@ -1,8 +1,8 @@
-"""The child process behind `child.py`: one JSON request a line on stdin, one JSON verdict a line on stdout.
+"""The child process behind `sandbox.py`: one JSON request a line on stdin, one JSON verdict a line on stdout.
 
-It is started as a file, imports nothing of fedrlvr, serves one library (math_verify or reasoning_gym), and ends when
-stdin does. The parent keeps the time; the limits here are for the case that the parent is gone (processor time,
-renewed before each request) and for the machine's sake (memory).
+It is started as a file, imports nothing of fedrlvr, serves reasoning-gym, and ends when stdin does. The parent keeps
+the time; the limits here are for the case that the parent is gone (processor time, renewed before each request) and for
+the machine's sake (memory).
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Any
 Serve = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def main(service: str, memory_bytes: int, cpu_seconds: int) -> None:
+def main(memory_bytes: int, cpu_seconds: int) -> None:
     """Say that the library is loaded, or why not; then answer until stdin ends.
 
-    service: math_verify or reasoning_gym.
     memory_bytes: limit of the address space.
     cpu_seconds: processor time one request may take before the system ends this process.
     """
@@ -36,7 +35,7 @@ def main(service: str, memory_bytes: int, cpu_seconds: int) -> None:
 
     logging.disable(logging.CRITICAL)
     try:
-        serve = _math_verify() if service == "math_verify" else _reasoning_gym()
+        serve = _reasoning_gym()
     except Exception as error:
         say({"failed": f"{type(error).__name__}: {error}"})
         return
@@ -47,26 +46,9 @@ def main(service: str, memory_bytes: int, cpu_seconds: int) -> None:
         request = json.loads(line)
         try:
             reply = serve(request)
-        except Exception as error:  # these libraries raise nearly anything on nonsense; nonsense is never right
+        except Exception as error:  # its scorers raise nearly anything on nonsense; nonsense is never right
             reply = {"verdict": 0.0, "error": f"{type(error).__name__}: {error}"}
         say(reply)
-
-
-def _math_verify() -> Serve:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    targets = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-
-    def read(text: str) -> list[Any]:
-        # In a box the whole text is one answer; bare, math-verify would pick the last number out of it.
-        boxed = rf"\boxed{{{text}}}"
-        return list(parse(boxed, targets, fallback_mode="no_fallback", parsing_timeout=None))
-
-    def serve(request: dict[str, Any]) -> dict[str, Any]:
-        gold, answer = read(request["gold"]), read(request["answer"])
-        return {"verdict": float(bool(gold and answer and verify(gold, answer, timeout_seconds=None)))}
-
-    return serve
 
 
 def _reasoning_gym() -> Serve:
@@ -108,4 +90,4 @@ def _limit_cpu(seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -20,7 +20,6 @@ from fedrlvr.config import (
     Supervision,
 )
 from fedrlvr.errors import ConfigError, DataError
-from fedrlvr.labels.place import ledger_file
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.golds import check_golds
@@ -82,7 +81,7 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward)
+    reward = grader_for(data.reward, arithmetic=data.arithmetic)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [
@@ -154,7 +153,7 @@ def instruction_of(data: DataConfig) -> Instruction:
 def _ledger(config: Config, client: str) -> Path | None:
     """Where a client's labels are kept; None where it pays for none, or before the run has a directory."""
     asks = isinstance(config.supervision, CareSupervision | SelectionSupervision)
-    return ledger_file(config, config.run.directory, client) if asks and config.run.directory else None
+    return config.ledger_file(config.run.directory, client) if asks and config.run.directory else None
 
 
 def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem]) -> dict[str, list[Problem]]:

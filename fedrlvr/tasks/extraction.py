@@ -1,14 +1,19 @@
 r"""Which part of a completion is the answer: strict, documented, linear in the completion's length.
 
-Only the last 20,000 characters are looked at. Reasoning between `<think>` and `</think>` is no answer: what counts is
-the text after the last `</think>`, up to a `<think>` that opens after it. Then the first of these markers that occurs
-decides, and nothing falls back to a later one when its content is unusable:
+Reasoning between `<think>` and `</think>` is no answer: what counts is the text after the last `</think>`, up to a
+`<think>` that opens after it, and of that the last 20,000 characters. Where the prompt itself opened the thought,
+nothing counts before `</think>`. Then the first of these markers that occurs decides, and nothing falls back to a
+later one when its content is unusable:
 
-1. the last well-formed `<answer>...</answer>`; a single `\boxed{}` or `\fbox{}` around its whole content is taken off;
-2. the last `\boxed{...}` or `\fbox{...}` whose braces balance;
+1. the last well-formed `<answer>...</answer>`; a single box in it that only markup surrounds is taken off;
+2. the last `\boxed{...}` or `\fbox{...}` whose braces balance; for `math`, boxes side by side that only a comma, "and"
+   or "or" separates are one list, unless they say the same;
 3. the rest of the line after the last `####` (exactly four);
-4. for `choice` and `yes_no_maybe` only, a last line that is nothing but the answer: `B`, `(B)`, `B.`, `Answer: B`,
-   `The answer is B`, and the same with yes, no or maybe.
+4. for `choice` and `yes_no_maybe` only, a last line that is nothing but the answer: `B`, `(B)`, `Answer: B. Heparin`,
+   `The correct option is B`, and the same with yes, no or maybe.
+
+Marked answers that contradict each other are no answer: for `math` another marker behind the one that decides, for
+`choice` and `yes_no_maybe` any two.
 
 An answer that is empty, longer than 1,000 characters, holds control characters or another box is no answer. No marker,
 no answer: in particular the last number of a text is never taken for one.
@@ -17,7 +22,10 @@ no answer: in particular the last number of a text is never taken for one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
+from fedrlvr.tasks.answers import matches, option_letter, word_of
 from fedrlvr.tasks.problem import Kind
 
 LOOKED_AT = 20_000
@@ -30,52 +38,49 @@ _BRACES = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox) ?\{)|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_LEAD = r"(?:(?:(?:so|thus|therefore|hence),? )?(?:the )?(?:final |correct |best )?answer(?: is)? ?:? ?)?"
-_LAST_LINE = {
-    "choice": re.compile(rf"(?i:{_LEAD})\(?([A-Z])\)?[.)]?"),
-    "yes_no_maybe": re.compile(rf"(?i:{_LEAD}(yes|no|maybe))\.?"),
-}
-_LAST_LINE_LENGTH = 80
+_FILLER = re.compile(r"\\q?quad(?![a-zA-Z])|\\text(?![a-zA-Z])|\\[,;:)(\]\[ ]|[\s${}]")
+_JOINTS = {",", ";", "and", "or", ",and", ",or"}
+_AROUND_A_BOX = re.compile(r"(?:[\s$*.:()\[\]\\]|\b(?:the|final|correct|answer|option|is)\b)*", re.IGNORECASE)
+_LAST_LINE_LENGTH = 300
 _INSTRUCTIONS = {
     "math": r"Reason step by step and put your final answer in \boxed{}.",
     "choice": r"Reason step by step and put the letter of the right option in \boxed{}.",
     "yes_no_maybe": r"Reason step by step and put your final answer, one of yes, no and maybe, in \boxed{}.",
     "exact": "Reason step by step and put your final answer between answer tags: <answer></answer>.",
 }
+_ONE_OF: dict[str, Callable[..., str | None]] = {"choice": option_letter, "yes_no_maybe": word_of}
 
 
-def extract(completion: str, kind: Kind) -> str | None:
-    """The answer a completion gives, stripped, or None; see the module for the rules."""
-    text = _after_thinking(completion[-LOOKED_AT:])
-    close = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, close) if close >= 0 else -1
-    if start >= 0:
-        tagged = text[start + len("<answer>") : close].strip()
-        return _usable(_unboxed(tagged))
-    boxed = last_box(text)
-    if boxed is not None:
-        return _usable(boxed)
-    if lines := _HASHES.findall(text):
-        return _usable(lines[-1])
-    if kind in _LAST_LINE:
-        last = text.rstrip().rpartition("\n")[2].replace("*", "").strip()
-        if len(last) <= _LAST_LINE_LENGTH and (match := _LAST_LINE[kind].fullmatch(last)):
-            return match[1]
-    return None
+class Box(NamedTuple):
+    """A box that closes: where it starts, and its content's span."""
+
+    at: int
+    start: int
+    end: int
+
+
+def extract(completion: str, kind: Kind, *, in_thought: bool = False) -> str | None:
+    """The answer a completion gives, stripped, or None; see the module for the rules.
+
+    in_thought: the prompt ends within a thought.
+    """
+    text = _after_thinking(completion, in_thought)[-LOOKED_AT:]
+    marked = _marked(text, kind)
+    if kind in _ONE_OF:
+        return _agreed(text, marked, kind)
+    if not marked:
+        return None
+    at, answer = marked[0]
+    if answer is None or kind != "math":
+        return answer
+    behind = [other for place, other in marked[1:] if place > at]
+    return answer if all(other is not None and _same(answer, other) for other in behind) else None
 
 
 def last_box(text: str) -> str | None:
     r"""Content of the `\boxed{}` or `\fbox{}` that closes last, unstripped; None if none closes."""
-    found = None
-    stack: list[int] = []  # where each open brace's content starts; negative for a brace that is no box
-    for token in _BRACES.finditer(text):
-        if token["box"]:
-            stack.append(token.end())
-        elif token[0] == "{":
-            stack.append(-1)
-        elif token[0] == "}" and stack and (start := stack.pop()) >= 0:
-            found = (start, token.start())
-    return text[slice(*found)] if found else None
+    boxes = _boxes(text)
+    return text[boxes[-1].start : boxes[-1].end] if boxes else None
 
 
 def balanced(text: str) -> bool:
@@ -102,16 +107,83 @@ def instruction(kind: Kind) -> str:
     return _INSTRUCTIONS[kind]
 
 
-def _after_thinking(text: str) -> str:
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+def _after_thinking(text: str, in_thought: bool) -> str:
+    _, closed, after = text.rpartition("</think>")
+    if in_thought and not closed:
+        return ""
+    return after.partition("<think>")[0]
+
+
+def _marked(text: str, kind: Kind) -> list[tuple[int, str | None]]:
+    """(where, answer) by the last mark of each kind, in the order in which they decide; None: it cannot be used."""
+    marks: list[tuple[int, str | None]] = []
+    close = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, close) if close >= 0 else -1
+    if start >= 0:
+        marks.append((start, _usable(_unboxed(text[start + len("<answer>") : close].strip()))))
+        text = text[:start] + " " * (close - start) + text[close:]  # its own box is no second mark
+    if boxes := _boxes(text):
+        joined = _side_by_side(text, boxes) if kind == "math" else boxes[-1:]
+        contents = [_usable(text[box.start : box.end]) for box in joined]
+        usable = [content for content in contents if content is not None]
+        if usable and all(_same(content, usable[-1]) for content in usable):  # one answer in two spellings
+            usable, contents = usable[-1:], contents[-1:]
+        marks.append((joined[0].at, ", ".join(usable) if len(usable) == len(contents) else None))
+    if lines := list(_HASHES.finditer(text)):
+        marks.append((lines[-1].start(), _usable(lines[-1][1])))
+    return marks
+
+
+def _agreed(text: str, marked: list[tuple[int, str | None]], kind: Kind) -> str | None:
+    """The deciding answer of a kind that is one word, if every mark in the text that can be read says the same."""
+    read = _ONE_OF[kind]
+    last = text.rstrip().rpartition("\n")[2].strip()
+    led = read(last, led=True) if len(last) <= _LAST_LINE_LENGTH and "\\boxed" not in last else None
+    if not marked:
+        return led
+    everywhere = [text[box.start : box.end] for box in _boxes(text)]
+    everywhere += [match[1] for match in re.finditer(r"<answer>([^<]{1,200})</answer>", text)]
+    said = {read(answer) for answer in (*(answer for _, answer in marked if answer), *everywhere[-50:])}
+    said = {answer for answer in (*said, led) if answer is not None}
+    return marked[0][1] if len(said) <= 1 else None
+
+
+def _boxes(text: str) -> list[Box]:
+    """The boxes that close and lie in no other that closes, in order."""
+    boxes: list[Box] = []
+    stack: list[tuple[int, int]] = []  # where each open brace's box and content start; negative for no box
+    for token in _BRACES.finditer(text):
+        if token["box"]:
+            stack.append((token.start(), token.end()))
+        elif token[0] == "{":
+            stack.append((-1, -1))
+        elif token[0] == "}" and stack and (opened := stack.pop())[0] >= 0:
+            while boxes and boxes[-1].at > opened[0]:
+                boxes.pop()
+            boxes.append(Box(*opened, token.start()))
+    return boxes
+
+
+def _side_by_side(text: str, boxes: list[Box]) -> list[Box]:
+    """The last box, with those before it that only a comma, "and" or "or" separates from the next."""
+    joined = boxes[-1:]
+    for box in reversed(boxes[:-1]):
+        if _FILLER.sub("", text[box.end + 1 : joined[0].at]).casefold() not in _JOINTS:
+            break
+        joined.insert(0, box)
+    return joined
+
+
+def _same(one: str, other: str) -> bool:
+    return matches(one, other) or matches(other, one)
 
 
 def _unboxed(text: str) -> str:
-    match = _BRACES.match(text)
-    if match and match["box"]:
-        content = last_box(text)
-        if content is not None and match.end() + len(content) + 1 == len(text):
-            return content
+    boxes = _boxes(text)
+    if len(boxes) == 1:
+        (box,) = boxes
+        if _AROUND_A_BOX.fullmatch(text[: box.at] + text[box.end + 1 :]):
+            return text[box.start : box.end]
     return text
 
 

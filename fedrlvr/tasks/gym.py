@@ -1,7 +1,7 @@
 """Problems of a reasoning-gym family (extra `reasoning-gym`), scored by the family's own scorer.
 
 The scorer sees the extracted answer only, and only its full credit counts: several give part of it to wrong text. It
-runs in a child process with a time limit (`child.py`), where it makes the problem again from family, settings and
+runs in a child process with a time limit (`sandbox.py`), where it makes the problem again from family, settings and
 index; an exception in it scores 0.0. Problems are made in such a process too, with a fixed hash seed: five families
 of version 0.1.25 walk through sets of strings, so elsewhere one seed would give other problems in every process.
 """
@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedrlvr.errors import ConfigError, DataError, MissingExtraError
-from fedrlvr.tasks.child import GraderChild
 from fedrlvr.tasks.extraction import extract
 from fedrlvr.tasks.generated import GeneratedTask
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.sandbox import GraderChild
 
 # Families draw problem i from seed + i, so the splits' seeds lie further apart than any size.
 _TEST_OFFSET = 500_000_000
 
 _MAKING_S = 60.0  # for one problem; some families search for a solvable one
 
-_child = GraderChild("reasoning_gym")
+_child = GraderChild()
 
 
 class GymTask(GeneratedTask):
@@ -58,7 +58,7 @@ def generate(family: str, split: str, *, size: int = 500, seed: int = 0, **confi
     if not (0 < size <= _TEST_OFFSET and 0 <= seed <= _TEST_OFFSET):
         raise ConfigError(f"reasoning_gym:{family}: size must be from 1 and seed from 0 to {_TEST_OFFSET:,}.")
     settings = {**config, "size": size, "seed": seed + 2 * _TEST_OFFSET * (split == "test")}
-    maker = GraderChild("reasoning_gym", limit_s=_MAKING_S)
+    maker = GraderChild(limit_s=_MAKING_S)
     try:
         return [_problem(maker, family, split, settings, index) for index in range(size)]
     finally:

@@ -12,6 +12,7 @@ import numbers
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fedrlvr.errors import GradingError
@@ -21,8 +22,10 @@ from fedrlvr.tasks.problem import Problem
 Reward = Callable[[str, Problem], float]
 
 
-def grader_for(path: str | None) -> Reward:
+def grader_for(path: str | None, *, arithmetic: bool = False) -> Reward:
     """The reward named by `package.module:function`, or for None the grader of each problem's kind.
+
+    arithmetic: as in `grading.grade`; it means nothing to a user's own function.
 
     The user's function is called as `reward(completion, answer, **info)` and must return a finite number. Modules are
     looked for on the import path, then in the working directory.
@@ -31,7 +34,9 @@ def grader_for(path: str | None) -> Reward:
         GradingError: at once if the path cannot be imported or called; later, from the reward, if the function
             raises, returns no finite number, or `info` has a key that is one of its first two arguments.
     """
-    return _grade_by_kind if path is None else _own(path)
+    if path is not None:
+        return _own(path)
+    return partial(_grade_by_kind, arithmetic=arithmetic)
 
 
 def grades_by_kind(reward: Reward) -> bool:
@@ -39,12 +44,12 @@ def grades_by_kind(reward: Reward) -> bool:
     return getattr(reward, "func", reward) is _grade_by_kind
 
 
-def _grade_by_kind(completion: str, problem: Problem) -> float:
+def _grade_by_kind(completion: str, problem: Problem, *, arithmetic: bool) -> float:
     if "reasoning_gym" in problem.info:
         from fedrlvr.tasks.gym import score
 
-        return float(score(completion, problem))
-    return grade(completion, problem.answer, problem.kind)
+        return score(completion, problem)
+    return grade(completion, problem.answer, problem.kind, arithmetic=arithmetic)
 
 
 def _own(path: str) -> Reward:

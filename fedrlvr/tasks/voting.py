@@ -1,24 +1,29 @@
-"""What responses answer, and which answers are the same: what a majority is counted by."""
+"""What responses answer, and which answers are the same: what a majority is counted by.
+
+Answers are the same if they have one key (`grading.canonical`). So a vote is an equivalence, and clusters do not depend
+on the order of the responses. A gold answer accepts more than its key: a majority of `5` and one of `5 cm` are two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from fedrlvr.tasks.extraction import extract
-from fedrlvr.tasks.grading import canonical, same_answer
+from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Kind
 
 
 def answers(completions: Sequence[str], kind: Kind) -> list[str | None]:
     """Each completion's answer as it stands there; None: there is none, or none that this kind could have."""
-    found = (extract(completion, kind) for completion in completions)
-    return [None if answer is None else answer if canonical(answer, kind) else None for answer in found]
+    extracted = (extract(completion, kind) for completion in completions)
+    return [answer if answer is not None and canonical(answer, kind) is not None else None for answer in extracted]
 
 
 def sameness(kind: Kind) -> Callable[[str, str], bool]:
-    """Whether two answers, the later one first, are the same to the grader of this kind."""
+    """Whether two answers have one key to the grader of this kind."""
 
-    def same(later: str, first: str) -> bool:
-        return same_answer(first, later, kind)
+    def same(one: str, other: str) -> bool:
+        key = canonical(one, kind)
+        return key is not None and key == canonical(other, kind)
 
     return same

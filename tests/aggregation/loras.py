@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-import adapters
+import factories
 import torch
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import Result, lora_rule
 
 SHAPES = {"q": (9, 12), "v": (16, 7)}
@@ -17,13 +18,8 @@ SHAPES = {"q": (9, 12), "v": (16, 7)}
 
 Pairs = Sequence[tuple[Adapter, float]]
 
-
-def adapter(a: list[list[float]], b: list[list[float]], alpha: float = 4.0, name: str = "q") -> Adapter:
-    return Adapter({name: Factors(torch.tensor(a), torch.tensor(b))}, alpha)
-
-
-def random_adapter(seed: int, rank: int = 2, alpha: float = 4.0) -> Adapter:
-    return adapters.random_adapter(SHAPES, seed, rank, alpha)
+adapter = partial(factories.adapter_from, alpha=4.0)
+random_adapter = partial(factories.random_adapter, shapes=SHAPES)
 
 
 def with_half(one: Adapter, other: Adapter, half: str) -> Adapter:

@@ -6,22 +6,12 @@ import math
 
 import pytest
 import torch
-from loras import adapter
+from loras import adapter, random_adapter
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import aggregate, client_weights
 from fedrlvr.errors import AdapterError
-
-
-def random_adapter(seed: int, alpha: float = 4.0) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return Adapter({"q": Factors(draw(2, 5), draw(3, 2)), "v": Factors(draw(2, 4), draw(6, 2))}, alpha)
-
 
 ONE = adapter([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
 TWO = adapter([[5.0, 6.0], [7.0, 8.0]], [[0.0, 2.0], [2.0, 0.0]])
@@ -84,7 +74,7 @@ def test_client_weights_that_cannot_be() -> None:
 def test_an_adapter_knows_its_rank_and_bytes() -> None:
     mine = random_adapter(0)
     assert mine.rank == 2
-    assert mine.nbytes == 4 * (2 * 5 + 3 * 2 + 2 * 4 + 6 * 2)
+    assert mine.nbytes == 4 * (2 * 12 + 9 * 2 + 2 * 7 + 16 * 2)
     assert [name for name, _ in mine.tensors()] == ["q.A", "q.B", "v.A", "v.B"]
 
 
@@ -130,10 +120,10 @@ def test_check_like_names_what_differs() -> None:
         Adapter({"q": mine.layers["q"]}, 4.0).check_like(like, whose="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: their order"):
         Adapter(dict(reversed(list(mine.layers.items()))), 4.0).check_like(like, whose="clinic-a")
-    with pytest.raises(AdapterError, match=r"clinic-a: v.B has shape \(7, 2\), expected \(6, 2\)"):
+    with pytest.raises(AdapterError, match=r"clinic-a: v.B has shape \(7, 2\), expected \(16, 2\)"):
         changed("v", B=torch.zeros(7, 2)).check_like(like, whose="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: its alpha is 5, but this run's lora.alpha is 4"):
         random_adapter(0, alpha=5.0).check_like(like, whose="clinic-a")
     for value in (math.nan, math.inf):
         with pytest.raises(AdapterError, match=r"clinic-a: q.A holds values that are not finite"):
-            changed("q", A=torch.full((2, 5), value)).check_like(like, whose="clinic-a")
+            changed("q", A=torch.full((2, 12), value)).check_like(like, whose="clinic-a")

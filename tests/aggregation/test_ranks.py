@@ -13,7 +13,7 @@ MIXED = [(random_adapter(1, rank=3), 1.0), (random_adapter(2, rank=1), 2.0), (ra
 ZERO = [(random_adapter(4, rank=2), 0.0)]
 
 
-def adapter_of(pairs: object, rule: str, **options: object) -> Adapter:
+def aggregated_adapter(pairs: object, rule: str, **options: object) -> Adapter:
     result = aggregated(pairs, rule=rule, **options)  # type: ignore[arg-type]
     assert result.change is None
     assert result.adapter is not None
@@ -52,7 +52,7 @@ def test_the_norm_is_that_of_the_dense_update() -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
 def test_hetlora_is_its_formula(order: tuple[int, ...]) -> None:
     pairs = [[*MIXED, *ZERO][at] for at in order]
-    result = adapter_of(pairs, "hetlora")
+    result = aggregated_adapter(pairs, "hetlora")
     shares = [weight * float(torch.cat([u.flatten() for u in dense(one).values()]).norm()) for one, weight in pairs]
     for name, (d, k) in SHAPES.items():
         a, b = torch.zeros(5, k, dtype=torch.float64), torch.zeros(d, 5, dtype=torch.float64)
@@ -66,12 +66,12 @@ def test_hetlora_is_its_formula(order: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_hetlora_at_a_lower_rank_is_the_truncation(rank: int) -> None:
-    same(adapter_of(MIXED, "hetlora", rank=rank), adapter_of(MIXED, "hetlora").at_rank(rank), 1e-6)
+    same(aggregated_adapter(MIXED, "hetlora", rank=rank), aggregated_adapter(MIXED, "hetlora").at_rank(rank), 1e-6)
 
 
 def test_where_nobody_has_learnt_anything_hetlora_takes_the_plain_weights() -> None:
     pairs = [(without_b(one), weight) for one, weight in MIXED]
-    result = adapter_of(pairs, "hetlora")
+    result = aggregated_adapter(pairs, "hetlora")
     for name, (a, b) in result.layers.items():
         wanted = torch.zeros_like(a)
         for one, weight in pairs:
@@ -83,13 +83,13 @@ def test_where_nobody_has_learnt_anything_hetlora_takes_the_plain_weights() -> N
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_client_that_has_learnt_nothing_does_not_count_where_another_has(at: int) -> None:
     pairs = [(one if at == here else without_b(one), weight) for here, (one, weight) in enumerate(MIXED)]
-    alone = adapter_of([MIXED[at]], "hetlora", rank=5)
-    same(adapter_of(pairs, "hetlora"), alone, 1e-6)
+    alone = aggregated_adapter([MIXED[at]], "hetlora", rank=5)
+    same(aggregated_adapter(pairs, "hetlora"), alone, 1e-6)
 
 
 def test_hetlora_keeps_the_components_that_nobody_gives() -> None:
     before = random_adapter(9, rank=7)
-    filled, bare = (adapter_of(MIXED, "hetlora", rank=7, before=b) for b in (before, None))
+    filled, bare = (aggregated_adapter(MIXED, "hetlora", rank=7, before=b) for b in (before, None))
     for name, (a, b) in filled.layers.items():
         old, plain = before.layers[name], bare.layers[name]
         assert torch.equal(a[:5], plain.A[:5])
@@ -98,7 +98,7 @@ def test_hetlora_keeps_the_components_that_nobody_gives() -> None:
         assert torch.equal(b[:, 5:], old.B[:, 5:])
         assert not plain.A[5:].any()
         assert not plain.B[:, 5:].any()
-    same(bare, adapter_of(MIXED, "hetlora").at_rank(7), 1e-6)
+    same(bare, aggregated_adapter(MIXED, "hetlora").at_rank(7), 1e-6)
 
 
 def test_components_of_a_client_that_does_not_count_are_kept_too() -> None:
@@ -106,7 +106,7 @@ def test_components_of_a_client_that_does_not_count_are_kept_too() -> None:
     before = random_adapter(9, rank=5)
     for large, weight in ((without_b(MIXED[2][0]), 0.5), (MIXED[2][0], 0.0)):
         for pairs in ([*MIXED[:2], (large, weight)], [(large, weight), *MIXED[:2]]):
-            result = adapter_of(pairs, "hetlora", before=before)
+            result = aggregated_adapter(pairs, "hetlora", before=before)
             for name, (a, b) in result.layers.items():
                 assert torch.equal(a[3:], before.layers[name].A[3:])
                 assert torch.equal(b[:, 3:], before.layers[name].B[:, 3:])
@@ -119,7 +119,7 @@ def test_components_of_a_client_that_does_not_count_are_kept_too() -> None:
 @pytest.mark.parametrize("rank", [1, 4, 7, 9])
 def test_flexlora_is_the_truncated_decomposition_of_the_dense_mean(rank: int) -> None:
     # Ranks 3 + 1 + 5 make 9, which is above min(d, k) = 7 of v.
-    result = adapter_of([*MIXED, *ZERO], "flexlora", rank=rank)
+    result = aggregated_adapter([*MIXED, *ZERO], "flexlora", rank=rank)
     assert (result.rank, result.alpha) == (rank, 4.0)
     for at in {1, min(rank, 3), rank}:
         for name, mean in ideal(MIXED).items():
@@ -131,7 +131,7 @@ def test_flexlora_is_the_truncated_decomposition_of_the_dense_mean(rank: int) ->
 def test_the_rows_of_flexloras_a_are_orthonormal_also_where_there_is_nothing() -> None:
     low = random_adapter(1, rank=1)
     for pairs in (MIXED, [(low, 1.0), (low.at_rank(4), 1.0)], [(without_b(one), 1.0) for one, _ in MIXED]):
-        result = adapter_of(pairs, "flexlora")
+        result = aggregated_adapter(pairs, "flexlora")
         for a, _ in result.layers.values():
             torch.testing.assert_close(a @ a.T, torch.eye(len(a)), rtol=0, atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_flexlora_takes_fresh_rows_where_the_mean_has_no_more_components() -> No
     before = random_adapter(9, rank=8)
     few = [(random_adapter(1, rank=2), 1.0), (random_adapter(2, rank=3), 1.0)]
     for pairs, found in ((few, {"q": 5, "v": 5}), (MIXED, {"q": 8, "v": 7})):
-        filled, bare = (adapter_of(pairs, "flexlora", rank=8, before=b) for b in (before, None))
+        filled, bare = (aggregated_adapter(pairs, "flexlora", rank=8, before=b) for b in (before, None))
         for name, (a, b) in filled.layers.items():
             here = found[name]
             assert torch.equal(a[:here], bare.layers[name].A[:here])
@@ -156,10 +156,10 @@ def test_flexlora_takes_fresh_rows_where_the_mean_has_no_more_components() -> No
 
 @pytest.mark.parametrize("rule", ["hetlora", "flexlora"])
 def test_the_rank_is_the_largest_given_unless_told(rule: str) -> None:
-    assert adapter_of(MIXED, rule).rank == 5
-    assert adapter_of([*MIXED, (random_adapter(1, rank=6), 0.0)], rule).rank == 6
-    assert adapter_of(MIXED, rule, rank=2).rank == 2
-    assert adapter_of(MIXED, rule, rank=8).rank == 8
+    assert aggregated_adapter(MIXED, rule).rank == 5
+    assert aggregated_adapter([*MIXED, (random_adapter(1, rank=6), 0.0)], rule).rank == 6
+    assert aggregated_adapter(MIXED, rule, rank=2).rank == 2
+    assert aggregated_adapter(MIXED, rule, rank=8).rank == 8
 
 
 @pytest.mark.parametrize("rule", ["hetlora", "flexlora"])

@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from factories import adapter_from
 from flwr.app import Array, ArrayRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import robust
 from fedrlvr.aggregation.robust import clipped, robust_mean
 
@@ -21,7 +22,7 @@ RULES: tuple[str, ...] = ("median", "trimmed_mean", "krum")
 def tiny(*numbers: float) -> Adapter:
     """One layer of rank 1: A is the first two numbers, B the last two."""
     a, b, c, d = numbers
-    return Adapter({"x": Factors(torch.tensor([[a, b]]), torch.tensor([[c], [d]]))}, 1.0)
+    return adapter_from([[a, b]], [[c], [d]], 1.0, "x")
 
 
 FIVE = {

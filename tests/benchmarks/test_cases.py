@@ -93,6 +93,7 @@ def test_our_side_answers_with_costs_and_its_floor(models: Path) -> None:
     assert min(floor["seconds"]) > 0
 
 
+@pytest.mark.slow
 def test_the_baseline_trains_on_the_same_problems_and_tokens(models: Path) -> None:
     pytest.importorskip("trl")
     from benchmarks.flower_trl import FlowerTrl

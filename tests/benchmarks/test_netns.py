@@ -40,6 +40,7 @@ def left(names: list[str]) -> list[str]:
     return [name for name in names if name in there]
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_hosts_talk_and_a_cut_cable_parts_them_until_it_is_mended(network: Network) -> None:
     with listen(network, "ann") as server:
@@ -57,6 +58,7 @@ def test_hosts_talk_and_a_cut_cable_parts_them_until_it_is_mended(network: Netwo
             pass
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_host_is_one_of_its_own(network: Network) -> None:
     """Its loopback is nobody else's, and the real network cannot be reached."""
@@ -68,6 +70,7 @@ def test_a_host_is_one_of_its_own(network: Network) -> None:
         network.inside("bob", lambda: socket.create_connection(("::1", PORT), 5))
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_slow_cable_delays_each_packet_each_way() -> None:
     with Network(["ann", "bob"], slowable=["bob"]) as network, listen(network, "ann") as server:
@@ -95,6 +98,7 @@ def test_a_slow_cable_delays_each_packet_each_way() -> None:
             pass
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_cable_that_loses_packets_still_carries_whole_messages() -> None:
     sent = os.urandom(400_000)
@@ -113,6 +117,7 @@ def _receive(end: socket.socket, size: int) -> Iterator[bytes]:
         yield part
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_only_a_cable_named_so_can_be_slowed(network: Network) -> None:
     with pytest.raises(ValueError, match="slowable"):
@@ -121,6 +126,7 @@ def test_only_a_cable_named_so_can_be_slowed(network: Network) -> None:
         Network(["ann"], slowable=["carol"])
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_capture_sees_exactly_the_connection_that_was_made(network: Network) -> None:
     ann, bob = network.address("ann"), network.address("bob")
@@ -146,6 +152,7 @@ def test_a_capture_sees_exactly_the_connection_that_was_made(network: Network) -
     assert capture.stop() == before  # what came after it stopped does not count
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_capture_sees_loopback_and_attempts_that_lead_nowhere(network: Network) -> None:
     capture = network.capture()
@@ -171,6 +178,7 @@ def test_a_capture_sees_loopback_and_attempts_that_lead_nowhere(network: Network
     }
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_programs_run_at_their_host_and_end_with_the_network() -> None:
     code = f"import socket, time; server = socket.create_server(('', {PORT})); print(flush=True); time.sleep(60)"
@@ -195,6 +203,7 @@ def test_programs_run_at_their_host_and_end_with_the_network() -> None:
     assert not network.has(process.pid)
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_two_networks_stand_side_by_side_and_leave_nothing() -> None:
     with Network(["ann", "bob"]) as one, Network(["ann", "bob"], slowable=["ann"]) as other:
@@ -212,6 +221,7 @@ def test_two_networks_stand_side_by_side_and_leave_nothing() -> None:
     assert left(both) == []
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_network_that_cannot_be_made_or_used_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from factories import adapter_from
 
 from benchmarks.pubswap_cells import ARMS, BASE, HALF, STEPS, STRETCH, TAUS, settings
 from benchmarks.pubswap_tables import DRIFTING, NAMES, _distance, _paired, _syncs
-from fedrlvr.adapter import Adapter, Factors
+from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, PubSwapCoordination, load_config
 from fedrlvr.tasks.deal import deal
 
@@ -66,10 +67,9 @@ def test_only_twice_as_many_synchronisations_are_compared() -> None:
 
 
 def test_the_distance_of_products_by_hand() -> None:
-    import torch
 
     def of(value: float) -> Adapter:
-        return Adapter({"q": Factors(torch.tensor([[value]]), torch.tensor([[1.0], [1.0]]))}, 1.0)
+        return adapter_from([[value]], [[1.0], [1.0]], 1.0)
 
     # Products (1, 1) and (3, 3): the mean is (2, 2), and each is half of its norm away from it.
     assert _distance([of(1.0), of(3.0)]) == pytest.approx(0.5)

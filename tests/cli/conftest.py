@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import tiny_model
-from small_runs import Configs, settings, write_problems, write_toml
+from small_runs import Configs, write_toml
 
 from fedrlvr.cli.main import main
 
@@ -58,34 +57,21 @@ def refused(fedrlvr: Command) -> Callable[..., str]:
     return command
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a tiny Llama."""
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Problems of three clients."""
-    return write_problems(tmp_path_factory.mktemp("problems"))
-
-
 @pytest.fixture
-def toml(model: Path, problems: Path, tmp_path: Path) -> Callable[..., Path]:
+def toml(configured: Configs, tmp_path: Path) -> Callable[..., Path]:
     """A TOML of a small run into tmp_path/run, with changes by section."""
 
     def write(**changes: Mapping[str, Any]) -> Path:
-        return write_toml(tmp_path / "exp.toml", settings(model, problems, tmp_path / "run", **changes))
+        return write_toml(tmp_path / "exp.toml", configured(tmp_path / "run", **changes))
 
     return write
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory, model: Path, problems: Path) -> Callable[[str], Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, configured: Configs) -> Callable[[str], Path]:
     """The directory of a finished run by its arm."""
     import fedrlvr
 
-    configured: Configs = lambda d, **c: settings(model, problems, d, **c)  # noqa: E731
     made: dict[str, Path] = {}
 
     def of(arm: str) -> Path:

@@ -38,7 +38,7 @@ Arm = Callable[[str], Path]
         ("data.public_size=-1", ["data.public_size"]),
         ("rounds", ["section.key=value"]),
         ("run.seed.deep=3", ["'seed' is a value"]),
-        ("data.name=gms8k", ["no data set 'gms8k'", "Did you mean 'gsm8k'"]),
+        ("data.name=gms8k", ["no data set 'gms8k'", "did you mean 'gsm8k'"]),
         ("data.path=/nowhere/at/all", ["/nowhere/at/all", "no such file"]),
         ("data.options={colour=1}", ["no option 'colour'"]),
         ("data.reward=nobody_has_this:f", ["nobody_has_this", "cannot be imported"]),

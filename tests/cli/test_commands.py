@@ -22,6 +22,7 @@ Toml = Callable[..., Path]
 Arm = Callable[[str], Path]
 
 
+@pytest.mark.report
 def test_run_ends_with_a_table_and_says_where_everything_lies(fedrlvr: Command, toml: Toml, tmp_path: Path) -> None:
     said = fedrlvr("run", toml(), "--quiet")
     assert said.code == 0, said.err

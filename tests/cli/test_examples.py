@@ -104,6 +104,8 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.report
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k", "math", "medmcqa"])
 def test_an_example_runs_a_round_on_the_real_data(name: str, fedrlvr: Command, any_text: Path, tmp_path: Path) -> None:
     if not (REAL / name).is_dir():
@@ -134,6 +136,7 @@ def test_an_example_runs_a_round_on_the_real_data(name: str, fedrlvr: Command, a
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_minimal_example_learns() -> None:
     """The one file that shows what the package does, on the embedded reasoner."""
     done = subprocess.run(

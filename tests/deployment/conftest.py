@@ -9,20 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model
-from organisations import Organisations, References, federation, site_toml
+from factories import make_site
+from organisations import Organisations, References, federation
 
 from fedrlvr.config import Config
 from fedrlvr.deployment.site import socket as channel
-from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.simulation.run import new_cohort, run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a tiny Llama."""
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -48,11 +42,8 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
         if variant not in made:
             root = tmp_path_factory.mktemp(variant)
             made[variant] = root / "run"
-            monkeypatch = pytest.MonkeyPatch()
-            monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)  # a second of figures
             # One after another, as organisations are: stacked clients round sums otherwise.
             run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
-            monkeypatch.undo()
         return made[variant]
 
     return of
@@ -67,7 +58,6 @@ def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def make(name: str = "ann", **changes: Any) -> Organisation:
         directory = tmp_path / "sites" / name
-        directory.mkdir(parents=True, exist_ok=True)
         task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:parity"}
         tree: dict[str, Any] = {
             "name": name,
@@ -79,7 +69,7 @@ def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
         }
         for key, value in changes.items():
             tree[key] = {**tree.get(key, {}), **value} if isinstance(value, Mapping) else value
-        made.append(load_site(site_toml(directory / "site.toml", tree)))
+        made.append(make_site(directory, **tree))
         return made[-1]
 
     yield make

@@ -22,11 +22,12 @@ from typing import Any
 
 import psutil
 import small_runs
+from factories import write_site
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from organisations import give_problems, site_toml
+from organisations import give_problems
 
 from benchmarks.netns import Network
 from fedrlvr.cli import superlink as superlink_command
@@ -168,7 +169,7 @@ class Deployment:
                 "machine": {"device": "cpu"},
                 "engine": {"threads": 1},
             }
-            site_toml(member.directory / "site.toml", {**tree, **changes.get(name, {})})
+            write_site(member.directory, **{**tree, **changes.get(name, {})})
             certificates.make_node_key(member.directory / f"{name}.key")
         give_problems(config, self.root / "sites")
 

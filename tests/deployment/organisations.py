@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from factories import make_request, make_terms
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from small_runs import settings, write_problems
 
@@ -20,7 +20,7 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.simulation.run import Federation, new_cohort
 from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.own import write_own
-from fedrlvr.wire.messages import TrainRequest, adapter_to_arrays, content
+from fedrlvr.wire.messages import adapter_to_arrays, content
 
 NAMES = ("ann", "bob")
 
@@ -65,11 +65,8 @@ def give_problems(config: Config, sites: Path) -> None:
 def terms_of(config: Config, base: Base, client: str, run: str = "run", **changes: Any) -> Terms:
     """What a server's messages to a client say of a run of this configuration."""
     told: dict[str, Any] = {
-        "run": run,
-        "client": client,
         "clients": 2,
         "rounds": config.train.rounds,
-        "task": "main",
         "model": "tiny",
         "model_id": base.model_id,
         "weights_id": base.weights_id,
@@ -79,7 +76,7 @@ def terms_of(config: Config, base: Base, client: str, run: str = "run", **change
         "largest": config.lora.largest,
         "alpha": config.lora.alpha,
     }
-    return Terms(**told | changes)
+    return make_terms(client, run=run, **told | changes)
 
 
 class Deployed:
@@ -124,17 +121,7 @@ def through_flower(message: Message, terms: Terms, org: Organisation) -> Message
 
 def train_content(config: Config, cohort: Cohort, terms: Terms | None, round_: int = 1, **request: Any) -> RecordDict:
     """A `train` message's content: all local steps of a round, from a fresh adapter."""
-    asked = TrainRequest(
-        **{
-            "round": round_,
-            "seed": config.run.seed,
-            "sampling": config.sampling,
-            "steps": config.train.local_steps,
-            "train": config.train,
-            "supervision": config.supervision,
-            **request,
-        }
-    )
+    asked = make_request(config, round=round_, **request)
     made: RecordDict = content(asked, arrays=adapter_to_arrays(cohort.fresh_adapter(1)))
     if terms is not None:
         made[TERMS] = terms_record(terms)
@@ -145,22 +132,6 @@ def header(message_type: str = "train", message_id: str = "m1", **changes: Any) 
     """What a client app tells its worker of a message."""
     told = {"type": "message", "message_type": message_type, "run_id": 1, "node_id": 7, "group_id": "1"}
     return {**told, "message_id": message_id, **changes}
-
-
-def site_toml(path: Path, tree: Mapping[str, Any]) -> Path:
-    """A site.toml. JSON's strings, numbers, booleans and lists are TOML's too."""
-    plain = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            lines.append(f"[{key}]")
-            lines += [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items() if not isinstance(v, Mapping)]
-            for name, inner in value.items():
-                if isinstance(inner, Mapping):
-                    lines.append(f"[{key}.{json.dumps(name)}]")
-                    lines += [f"{k} = {json.dumps(v)}" for k, v in inner.items()]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def arrays(content: RecordDict, name: str = "arrays") -> list[bytes]:

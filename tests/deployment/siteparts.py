@@ -23,7 +23,7 @@ def told(*arguments: object) -> str:
     return result.output
 
 
-def made(directory: Path, *more: object, superlink: str = "link.example:9092") -> Organisation:
+def init_site(directory: Path, *more: object, superlink: str = "link.example:9092") -> Organisation:
     """An organisation ann, as init makes it."""
     told("init", directory, "--name", "ann", "--superlink", superlink, *more)
     return load_site(directory)

@@ -39,12 +39,6 @@ from fedrlvr.wire.serialization import pack, unpack
 Worker = Callable[[Organisation], Answering]
 
 
-@pytest.fixture(autouse=True)
-def _without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their figures take more time than all else here."""
-    monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)
-
-
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answering]]:
     """By name of an organisation what stands in for its worker, made when it is first asked; its site.log is a list

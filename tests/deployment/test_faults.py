@@ -16,6 +16,8 @@ from small_runs import CLIENTS, adapter_bytes
 
 from fedrlvr.deployment import certificates
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["faulty"]
 
 FIRST: Misses = {

@@ -12,7 +12,7 @@ from small_runs import CLIENTS
 from benchmarks.packets import connections
 
 pytest_plugins = ["faulty"]
-pytestmark = pytest.mark.skipif(NO_NETWORK is not None, reason=str(NO_NETWORK))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NO_NETWORK is not None, reason=str(NO_NETWORK))]
 
 EXCHANGES = 5
 """Requests that at least are made for a message, one after another: it is asked for, fetched, confirmed, answered."""

@@ -104,6 +104,7 @@ def run_task(tmp_path: Path, who: str, *more: str) -> tuple[str, Path]:
     return done.stdout + done.stderr, home
 
 
+@pytest.mark.slow
 def test_nothing_of_a_servers_app_is_unpacked_or_imported(tmp_path: Path) -> None:
     said, home = run_task(tmp_path, "ours")
     assert "REPLY ann" in said, said
@@ -111,12 +112,14 @@ def test_nothing_of_a_servers_app_is_unpacked_or_imported(tmp_path: Path) -> Non
     assert {file.name for file in home.rglob("*")} <= {"source"}  # Flower's own number for a machine; it stays here
 
 
+@pytest.mark.slow
 def test_the_same_app_would_leave_a_trace_with_flowers_own_program(tmp_path: Path) -> None:
     said, home = run_task(tmp_path, "flower's")
     assert (tmp_path / "trace").exists(), said
     assert list(home.rglob("client.py"))
 
 
+@pytest.mark.slow
 def test_packages_that_a_servers_app_asks_for_are_not_installed(tmp_path: Path) -> None:
     said, home = run_task(tmp_path, "ours", "--allow-runtime-dependency-installation")
     assert "ERROR" in said
@@ -141,6 +144,7 @@ def test_every_program_a_server_could_call_for_is_ours_or_refuses(tmp_path: Path
             assert f"refused: the server called for {program.name}" in done.stderr
 
 
+@pytest.mark.slow
 def test_our_program_takes_no_module_from_the_working_directory(tmp_path: Path) -> None:
     flowerparts.write_programs(tmp_path / "bin")
     for name in ("fedrlvr", "flwr", "httpx"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from factories import make_request, make_terms
 
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.limits import check, check_evaluation, check_problems
@@ -13,28 +15,12 @@ from fedrlvr.errors import LimitError
 from fedrlvr.wire.messages import EvaluateRequest, RespondRequest, TrainRequest
 from fedrlvr.wire.model_delta import ModelDelta
 
-TERMS = Terms(
-    run="r",
-    client="clinic-a",
-    clients=3,
-    rounds=5,
-    task="main",
-    model="m",
-    model_id="1",
-    weights_id="2",
-    tokenizer_id="3",
-    chat_template=True,
-    rank=4,
-    largest=8,
-    alpha=8.0,
-)
-
 CARE = {"type": "care", "budget": 0.25, "share_probes": True}
 ASKS = {"type": "random", "budget": 0.25}
 
 
-def terms(**changes: Any) -> Terms:
-    return TERMS.model_copy(update=changes)
+terms = partial(make_terms, "clinic-a", rank=4, largest=8)
+TERMS = terms()
 
 
 def train(**changes: Any) -> TrainRequest:
@@ -49,7 +35,7 @@ def train(**changes: Any) -> TrainRequest:
     for key, value in changes.items():
         old = told.get(key)
         told[key] = {**old, **value} if isinstance(old, dict) and key != "supervision" else value
-    return TrainRequest(**told)
+    return make_request(**told)
 
 
 def respond(**exchange: Any) -> RespondRequest:

@@ -84,6 +84,7 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((mine[name] - yours[name]).abs().max()) for name in mine)
 
 
+@pytest.mark.report
 def test_it_ends_with_the_adapter_and_the_numbers_of_the_local_engine(
     place: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_run_that_broke_off_goes_on_from_its_last_complete_round(place: tuple[
     assert {t.run for t in grid.terms} == {name}
 
 
+@pytest.mark.report
 def test_who_misses_a_round_is_named_in_the_record_and_comes_back(place: tuple[Path, Path], tmp_path: Path) -> None:
     changes = {**PUBSWAP, "federation": {"clients": list(CLIENTS), "quorum": 0.6}}
     grid = prepared(place, tmp_path / "run", changes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from siteparts import closed_port, made, serving
+from siteparts import closed_port, init_site, serving
 from small_runs import write_problems
 
 from fedrlvr.deployment import certificates
@@ -37,7 +37,7 @@ def authority(tmp_path: Path) -> Path:
 
 
 def test_a_key_is_checked_for_who_may_read_it_and_its_public_half(tmp_path: Path) -> None:
-    org = made(tmp_path)
+    org = init_site(tmp_path)
     mark = certificates.key_fingerprint(certificates.read_public_key(tmp_path / "ann.key.pub"))
     assert checks.key_pair(org) == Finding("key", f"{mark} in {org.key}")
     org.key.chmod(0o640)
@@ -58,7 +58,7 @@ def test_a_key_is_checked_for_who_may_read_it_and_its_public_half(tmp_path: Path
 
 def test_a_port_is_free_or_anothers(tmp_path: Path) -> None:
     number = closed_port()
-    org = made(tmp_path, "--port", number)
+    org = init_site(tmp_path, "--port", number)
     assert checks.port(org) == Finding("port", f"{number} on 127.0.0.1 is free")
     with socket.create_server(("127.0.0.1", number)):
         found = checks.port(org)
@@ -66,7 +66,7 @@ def test_a_port_is_free_or_anothers(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_told_in_an_organisations_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    org = made(tmp_path)
+    org = init_site(tmp_path)
     assert checks.room(org).status == "ok"
     full = Finding("disk", "0 B free", "problem", "Lower run.keep_checkpoints.")
     monkeypatch.setattr(checks, "disk", lambda path: full)
@@ -164,7 +164,7 @@ def test_an_authority_that_is_missing_or_none_is_told(tmp_path: Path) -> None:
 
 def test_a_superlink_without_tls_is_only_asked_whether_it_is_there(tmp_path: Path) -> None:
     with serving(None) as address:
-        org = made(tmp_path, "--insecure", superlink=address)
+        org = init_site(tmp_path, "--insecure", superlink=address)
         assert checks.registration(org).status == "ok"
     found = checks.registration(org)
     assert (found.name, found.status) == (checks.UNREACHED, "problem")
@@ -173,7 +173,7 @@ def test_a_superlink_without_tls_is_only_asked_whether_it_is_there(tmp_path: Pat
 def test_a_registration_that_cannot_be_asked_for_is_no_yes(
     tmp_path: Path, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    org = made(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
+    org = init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
 
     def fail(*args: Any) -> bool:
         raise ConfigError("It refuses the signature.")
@@ -294,7 +294,7 @@ def test_a_model_beside_site_toml_is_found_from_anywhere(
 
 
 def test_a_worker_is_tried_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    org, done = made(tmp_path), []
+    org, done = init_site(tmp_path), []
     for running in (True, False):
         monkeypatch.setattr(channel, "status", lambda org, running=running: {"pid": 1} if running else None)
         monkeypatch.setattr(channel, "ask", lambda org, header, content: done.append(header["type"]) or ({}, b""))

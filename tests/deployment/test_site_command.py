@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from siteparts import closed_port, made, serving, told
+from siteparts import closed_port, init_site, serving, told
 from small_runs import write_problems
 from typer.testing import CliRunner
 
@@ -73,7 +73,7 @@ def test_init_makes_a_key_and_a_config_and_says_what_is_next(tmp_path: Path, aut
 
 
 def test_every_setting_stands_in_the_file_with_its_meaning_and_default(tmp_path: Path) -> None:
-    text = made(tmp_path).path.read_text()
+    text = init_site(tmp_path).path.read_text()
     for section, fields in (("limits", Limits), ("machine", MachineConfig)):
         part = text.split(f"[{section}]\n")[1].split("\n[")[0]
         shown = "\n".join(line.removeprefix("# ") for line in part.splitlines() if " = " in line and line[0] == "#")
@@ -94,23 +94,23 @@ def test_every_setting_stands_in_the_file_with_its_meaning_and_default(tmp_path:
 def test_init_takes_the_organisations_own_problems_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_problems(tmp_path / 'pro "blems')
-    org = made(tmp_path / "ann", "--data", 'pro "blems', "--task", "sums-2", "--model", "org/model=models/m")
+    org = init_site(tmp_path / "ann", "--data", 'pro "blems', "--task", "sums-2", "--model", "org/model=models/m")
     assert org.task("sums-2").name == "jsonl"
     assert org.task("sums-2").path == tmp_path / 'pro "blems'
     assert org.config.models == {"org/model": "models/m"}
 
 
 def test_init_overwrites_nothing(tmp_path: Path, authority: Path) -> None:
-    org = made(tmp_path)
+    org = init_site(tmp_path)
     before = org.key.read_bytes(), org.path.read_bytes()
     with pytest.raises(ConfigError, match=r"site\.toml exists already"):
-        made(tmp_path)
+        init_site(tmp_path)
     org.path.unlink()
     with pytest.raises(ConfigError, match=r"ann\.key exists already"):
-        made(tmp_path)
+        init_site(tmp_path)
     (tmp_path / "ca.crt").write_text("another")
     with pytest.raises(ConfigError, match=r"ca\.crt exists already"):
-        made(tmp_path, "--root-certificates", authority / "ca.crt")
+        init_site(tmp_path, "--root-certificates", authority / "ca.crt")
     assert org.key.read_bytes() == before[0]
     assert not org.path.exists()
 
@@ -128,13 +128,13 @@ def test_init_overwrites_nothing(tmp_path: Path, authority: Path) -> None:
 )
 def test_a_mistake_in_the_options_leaves_nothing_behind(tmp_path: Path, options: list[str], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        made(tmp_path / "ann", *options)
+        init_site(tmp_path / "ann", *options)
     assert not (tmp_path / "ann").exists()
 
 
 def test_a_place_that_flower_could_not_be_told_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quotation mark"):
-        made(tmp_path / 'a"b')
+        init_site(tmp_path / 'a"b')
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +152,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
 def test_flower_reads_the_place_of_site_toml_as_it_is(tmp_path: Path) -> None:
     from flwr.common.config import parse_config_args
 
-    org = made(tmp_path / "a 'b = c", "--insecure", superlink="127.0.0.1:9092")
+    org = init_site(tmp_path / "a 'b = c", "--insecure", superlink="127.0.0.1:9092")
     command = supernode_command(org)
     assert parse_config_args([command[command.index("--node-config") + 1]]) == {"site": str(org.path)}
     assert "--insecure" in command
@@ -165,7 +165,7 @@ def test_run_starts_the_supernode_with_our_programs_first(
     started: list[tuple[list[str], dict[str, str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    org = made(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
+    org = init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
     (tmp_path / "ann" / "state").mkdir(mode=0o755)
     fine = Finding("certificate", "fine")
     monkeypatch.setattr(checks, "server_certificate", lambda address, authority: fine)
@@ -187,7 +187,7 @@ def test_run_starts_the_supernode_with_our_programs_first(
 def test_a_superlink_that_is_not_there_yet_is_waited_for(
     tmp_path: Path, authority: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
-    made(tmp_path / "ann", "--root-certificates", authority / "ca.crt", superlink=f"127.0.0.1:{closed_port()}")
+    init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt", superlink=f"127.0.0.1:{closed_port()}")
     assert "will try until it answers" in told("run", tmp_path / "ann")
     assert len(started) == 1
 
@@ -196,7 +196,7 @@ def test_a_superlink_that_is_not_there_yet_is_waited_for(
 def test_run_says_what_a_supernode_would_fail_on(
     tmp_path: Path, started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    made(tmp_path)
+    init_site(tmp_path)
     for name in ("key_pair", "server_certificate", "registration"):
         status = "problem" if name == what else "ok"
         found = Finding(name, "a value", status, "What to do." if name == what else "")  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def test_run_says_what_a_supernode_would_fail_on(
 def test_an_insecure_site_runs_against_this_machine_alone(
     tmp_path: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
-    made(tmp_path, "--insecure", superlink="127.0.0.1:9092")
+    init_site(tmp_path, "--insecure", superlink="127.0.0.1:9092")
     assert not (tmp_path / "ann.key").exists()
     with pytest.raises(ConfigError, match="on this machine"):
         told("run", tmp_path, "--superlink", "link.example:9092")

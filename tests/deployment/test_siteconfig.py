@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from organisations import site_toml
+from factories import write_site
 
 from fedrlvr.deployment.site.config import Limits, load_site
 from fedrlvr.errors import ConfigError
 
-LEAST: dict[str, Any] = {
-    "name": "clinic-a",
-    "superlink": "flower.example.org:9092",
-    "tasks": {"main": {"name": "jsonl", "path": "problems"}},
-    "models": {"embedded": "embedded"},
-}
-
-
-def written(directory: Path, **changes: Any) -> Path:
-    tree = {key: value for key, value in {**LEAST, **changes}.items() if value is not None}
-    return site_toml(directory / "site.toml", tree)
+written = partial(write_site, name="clinic-a")
 
 
 def test_the_least_that_can_be_said(tmp_path: Path) -> None:

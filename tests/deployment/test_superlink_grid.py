@@ -6,34 +6,17 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import pytest
+from factories import make_terms
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
-from fedrlvr.deployment.terms import TERMS, Terms, read_terms
+from fedrlvr.deployment.terms import TERMS, read_terms
 from fedrlvr.errors import RoundError
 from fedrlvr.simulation.grid import LocalGrid
 
 CLIENTS = ["ann", "bob", "cyd"]
 NODES = {"ann": 900, "bob": 100, "cyd": 500}
-
-
-def terms(client: str) -> Terms:
-    return Terms(
-        run="run-1",
-        client=client,
-        clients=3,
-        rounds=5,
-        task="main",
-        model="embedded",
-        model_id="m",
-        weights_id="w",
-        tokenizer_id="t",
-        chat_template=True,
-        rank=4,
-        largest=4,
-        alpha=8.0,
-    )
 
 
 class Time:
@@ -104,7 +87,7 @@ def made(
 ) -> tuple[SuperLinkGrid, FlowersGrid, Time, list[str]]:
     time, lines = Time(), list[str]()
     flower = FlowersGrid(time, delays)
-    of = {client: terms(client) for client in CLIENTS}
+    of = {client: make_terms(client) for client in CLIENTS}
     grid = SuperLinkGrid(
         flower, CLIENTS, of, quorum=quorum, say=lines.append, poll=1.0, clock=time, sleep=time.sleep, **options
     )
@@ -144,7 +127,7 @@ def test_every_message_says_its_run_and_who_is_meant() -> None:
     grid, flower, *_ = made(dict.fromkeys(CLIENTS, 1.0))
     asked = messages()
     list(grid.send_and_receive(asked, timeout=60))
-    assert [read_terms(message.content) for message in flower.sent] == [terms(client) for client in CLIENTS]
+    assert [read_terms(message.content) for message in flower.sent] == [make_terms(client) for client in CLIENTS]
     assert all(TERMS not in message.content for message in asked), "the strategy's own messages stay as they were"
 
 

@@ -6,27 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from factories import make_terms
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedrlvr import __version__
 from fedrlvr.deployment.terms import LONGEST, PROTOCOL, TERMS, Terms, read_terms, terms_record
 from fedrlvr.errors import MessageError
 
-PLAIN: dict[str, Any] = {
-    "run": "run-1",
-    "client": "ann",
-    "clients": 3,
-    "rounds": 5,
-    "task": "main",
-    "model": "embedded",
-    "model_id": "Llama-1",
-    "weights_id": "2",
-    "tokenizer_id": "3",
-    "chat_template": True,
-    "rank": 4,
-    "largest": 8,
-    "alpha": 8.0,
-}
+PLAIN = make_terms().model_dump(exclude_unset=True)
 
 
 def message(**changes: Any) -> RecordDict:

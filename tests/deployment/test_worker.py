@@ -24,6 +24,8 @@ from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
 
+pytestmark = pytest.mark.slow
+
 SLOW = """\
 from pathlib import Path
 import time
@@ -69,7 +71,6 @@ def running(org: Organisation) -> int:
 def test_killed_with_kill_9_in_a_message_and_between_messages_it_is_as_if_it_had_not_been(
     model: Path, organisation: Organisations, reference: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedrlvr.reporting.report.write_report", lambda *_: None)
     config = federation(model, tmp_path / "problems", tmp_path / "run", "pubswap")
     give_problems(config, tmp_path / "sites")
     task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "slow_reward:parity"}

@@ -18,6 +18,8 @@ from small_runs import start_command, write_toml
 
 from fedrlvr.tasks import load
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = Path("/usr/bin/chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the extra `test`, is not installed")
 if not CHROMIUM.exists():

@@ -16,21 +16,19 @@ from desks import TOKEN, ask, desk, ledger_of, run_directory
 from fedrlvr.cli.desk import find_ledger
 from fedrlvr.config import load_resolved
 from fedrlvr.errors import ConfigError
-from fedrlvr.labels.desk.server import is_loopback
+from fedrlvr.hosts import is_loopback
 from fedrlvr.labels.ledger import LabelLedger
 
 
 def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
-    from fedrlvr.labels.place import ledger_file
-
     run = run_directory(tmp_path / "run", run={"directory": str(tmp_path / "run")})
     settings = load_resolved(run / "config.json")
-    assert find_ledger(run, None, None, read_only=False) == (ledger_file(settings, run, "clinic"), "clinic")
+    assert find_ledger(run, None, None, read_only=False) == (settings.ledger_file(run, "clinic"), "clinic")
     shelf = run_directory(
         tmp_path / "two", run={"ledgers": str(tmp_path / "shelf")}, federation={"clients": ["a", "b"]}
     )
     settings = load_resolved(shelf / "config.json")
-    assert find_ledger(shelf, "b", None, read_only=False) == (ledger_file(settings, shelf, "b"), "b")
+    assert find_ledger(shelf, "b", None, read_only=False) == (settings.ledger_file(shelf, "b"), "b")
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert find_ledger(moved, None, None, read_only=False)[0] == moved / "clients" / "clinic" / "ledger.sqlite"
 
@@ -141,6 +139,7 @@ def test_which_addresses_only_this_machine_reaches(hosts: tuple[str, ...], alone
     assert {is_loopback(host) for host in hosts} == {alone}
 
 
+@pytest.mark.slow
 def test_the_served_desk_is_quiet_about_what_passes_it_and_warns_where_others_can_listen(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run")
     ask(ledger_of(run), "p1", "a private problem")

@@ -32,6 +32,7 @@ def answer_all(path: Path, expert: str, start: threading.Event | None = None) ->
     ledger.close()
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_threads_never_answer_the_same_problem(path: Path, ledger: LabelLedger) -> None:
     for number in range(PROBLEMS):
         ledger.ask(query(f"p{number}", rank=number), at=0.0)

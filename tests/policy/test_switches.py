@@ -1,7 +1,7 @@
 """Each of the engine's savings in training, turned off alone: the same gradient, the same numbers.
 
 Tolerance: 1e-5 of the largest entry of a factor's gradient (float32; the same terms are added in another order). The
-switches of sampling are in test_decode.py, `cohort` in tests/federation/test_sweep.py.
+switches of sampling are in test_decode.py, `cohort` in tests/simulation/test_sweep.py.
 """
 
 from __future__ import annotations

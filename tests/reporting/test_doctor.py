@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from fedrlvr.errors import GradingError
+from fedrlvr.machine import cpuinfo
 from fedrlvr.reporting import doctor
 from fedrlvr.reporting.doctor import Finding
 
@@ -99,51 +99,22 @@ def test_weights(tmp_path: Path) -> None:
     assert doctor.weights(tmp_path).status == "problem"
 
 
-class Child:
-    """Stands in for math-verify's child process."""
-
-    verdict = 1.0
-    failure: Exception | None = None
-    closed = 0
-
-    def __init__(self, service: str) -> None:
-        assert service == "math_verify"
-
-    def ask(self, request: dict[str, str]) -> float:
-        if self.failure:
-            raise self.failure
-        return self.verdict
-
-    def close(self) -> None:
-        Child.closed += 1
-
-
-def test_grader_that_does_not_start_or_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "GraderChild", Child)
-    assert doctor.grader().status == "ok"
-    monkeypatch.setattr(Child, "verdict", 0.0)
-    assert doctor.grader().status == "problem"
-    monkeypatch.setattr(Child, "failure", GradingError("it has no legs"))
-    assert doctor.grader() == Finding("math-verify", "its process does not start", "problem", "it has no legs")
-    assert Child.closed == 3
-
-
 def test_files_of_linux(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert doctor._quota(path) is None
-    assert doctor._cpu_flags(path) is None
+    assert cpuinfo("flags", path=path) is None
     path.write_text("max 100000\n", "ascii")
     assert doctor._quota(path) is None
     path.write_text("150000 100000\n", "ascii")
     assert doctor._quota(path) == 1.5
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nflags : sse\n", "utf-8")
-    assert doctor._cpu_flags(path) == {"fpu", "avx2", "amx_bf16"}
+    assert cpuinfo("flags", "Features", path=path) == "fpu avx2 amx_bf16"
 
 
 def test_this_machine_is_examined_and_shown(tmp_path: Path) -> None:
     findings = doctor.examine(tmp_path)
     names = [finding.name for finding in findings]
-    for name in ("fedrlvr", "packages", "processor", "torch threads", "memory", "bfloat16", "disk", "math-verify"):
+    for name in ("fedrlvr", "packages", "processor", "torch threads", "memory", "bfloat16", "disk"):
         assert name in names
     assert all(finding.advice for finding in findings if finding.status != "ok")
     out = io.StringIO()

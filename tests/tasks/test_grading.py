@@ -1,68 +1,158 @@
-"""Right is 1.0 and wrong is 0.0, by hand."""
+"""Right is 1.0 and wrong is 0.0: the cases that were found, more of their kinds, and what must hold for all of them."""
 
 from __future__ import annotations
 
+import json
+import random
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedrlvr.errors import GradingError
-from fedrlvr.tasks import canonical, grade, same_answer
-from fedrlvr.tasks.symbolic import explosive
+from fedrlvr.tasks import KINDS, canonical, extract, grade
+from fedrlvr.tasks.answers import equal, matches, parse
+from fedrlvr.tasks.answers.evaluation import values
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
-@pytest.mark.parametrize(
-    ("gold", "answer"),
-    [
-        ("42", "42.0"),
-        ("42", " 42. "),
-        ("42", "$42$"),
-        ("42", "+42"),
-        ("-7", "−7"),
-        ("10000", "10,000"),
-        ("10000", "10{,}000"),
-        ("10000", r"10\,000"),
-        ("50", r"50\%"),
-        ("5", r"\$5"),
-        ("0.5", r"\frac{1}{2}"),
-        ("0.5", r"\dfrac12"),
-        ("1/2", "2/4"),
-        (r"-\frac{1}{2}", r"\frac{-1}{2}"),
-        (r"5\text{ cm}", "5"),
-        ("5", r"5 \text{ cm}^2"),
-        (r"5\text{ cm}^2", r"5\,\mathrm{cm}^{2}"),
-        ("90", r"90^\circ"),
-        (r"\text{Evelyn}", "evelyn"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
-    ],
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FIXTURES / name).read_text("utf-8").splitlines()]
+
+
+CASES, VARIANTS = rows("grading_cases.jsonl"), rows("grading_variants.jsonl")
+GOLDS = sorted({row["gold"] for row in CASES + VARIANTS if row["kind"] == "math"})
+SPELLINGS = sorted(
+    {*GOLDS, *(a for row in CASES + VARIANTS if row["kind"] == "math" and (a := extract(row["completion"], "math")))}
 )
-def test_math_without_asking_the_child(gold: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedrlvr.tasks.grading.symbolically_equal", lambda *_: pytest.fail("asked"))
-    assert same_answer(gold, answer, "math")
 
 
-@pytest.mark.parametrize(
-    ("gold", "answer"),
-    [
-        ("42", "1421"),
-        ("42", "4.2"),
-        ("42", "-42"),
-        ("42", "42,43"),
-        ("42", ", ".join(str(n) for n in range(100))),
-        ("0.333", "1/3"),
-        ("1", "9" * 1000 + "9"),
-        (r"5\text{ cm}", r"5\text{ m}"),
-        (r"7\text{ a.m.}", r"7\text{ p.m.}"),
-        (r"\text{CBAD}", "ABCD"),  # math-verify reads words as products, so anagrams as equal
-        (r"\text{even}", "odd"),
-        ("LQSX", "XSQL"),
-        ("42", ""),
-    ],
-)
-def test_math_wrong_without_asking_the_child(gold: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedrlvr.tasks.grading.symbolically_equal", lambda *_: pytest.fail("asked"))
-    assert not same_answer(gold, answer, "math")
+def score(row: dict[str, Any]) -> float:
+    return grade(row["completion"], row["gold"], row["kind"], in_thought=row.get("in_thought", False))
+
+
+@pytest.mark.parametrize("group", sorted({row["group"] for row in CASES + VARIANTS}))
+def test_cases_and_more_of_their_kind(group: str) -> None:
+    assert [row for row in CASES + VARIANTS if row["group"] == group and score(row) != row["expected"]] == []
+
+
+def test_keys_are_an_equivalence_that_right_answers_respect() -> None:
+    """Two spellings with one key are right and wrong to the same golds."""
+    by_key: dict[str, list[str]] = {}
+    for text in SPELLINGS:
+        by_key.setdefault(canonical(text, "math") or "", []).append(text)
+    for key, texts in by_key.items():
+        if not key:
+            continue
+        for first, second in pairwise(texts):
+            assert matches(first, second, arithmetic=True), (first, second)
+            assert matches(second, first, arithmetic=True), (first, second)
+
+
+def test_matching_is_symmetric_on_golds() -> None:
+    forms = [form for gold in GOLDS if (form := parse(gold)) is not None]
+    assert [(a, b) for a in forms for b in forms if equal(a, b) != equal(b, a)] == []
+
+
+ALPHABET = [
+    *(r"\{}()[]$^_,.;:=<>+-*/!|'0123456789xyABCei %°½²₈"),
+    r"\frac", r"\sqrt", r"\text{", r"\boxed{", "}", r"\cup", r"\infty", r"\le", r"\pm", r"\begin{pmatrix}",
+    r"\end{pmatrix}", " or ", " cm", r"\sin", r"\log_", "^{9^{9", "10^", "<answer>", "</answer>", "</think>", "####",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(ALPHABET), max_size=40).map("".join), st.sampled_from(GOLDS))
+def test_nonsense_never_raises(text: str, gold: str) -> None:
+    for kind, answer in zip(KINDS, (gold, "B", "yes", "x"), strict=True):
+        assert grade(text, answer, kind) in (0.0, 1.0)  # type: ignore[arg-type]
+        assert grade(rf"\boxed{{{text}}}", answer, kind) in (0.0, 1.0)  # type: ignore[arg-type]
+    canonical(text, "math")
+
+
+def nonsense(count: int) -> list[tuple[str, str]]:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(ALPHABET, k=rng.randrange(60))) for _ in range(count)]
+    return [(rf"\boxed{{{text}}}" if rng.random() < 0.7 else text, rng.choice(GOLDS)) for text in texts]
+
+
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_random_answers_are_bounded_in_time_and_the_same_in_any_order(count: int) -> None:
+    asked = nonsense(count)
+    slowest, verdicts = 0.0, []
+    for completion, gold in asked:
+        start = time.process_time()
+        verdicts.append(grade(completion, gold, "math"))
+        slowest = max(slowest, time.process_time() - start)
+    assert slowest < 1.0
+    clear()
+    backwards = [grade(completion, gold, "math") for completion, gold in reversed(asked)]
+    assert backwards[::-1] == verdicts
+
+
+def clear() -> None:
+    for cached in (matches, parse, values):
+        cached.cache_clear()
+
+
+SLOW = [
+    "9^{9^{9^9}}", "9^9^9", "10^{1000000}", "9999!", "3!!!", "2**2**2**2**2", "1e999999999", r"\binom{9999}{5000}",
+    "9" * 999, "+".join([r"\sin(x)"] * 90), "(" * 400 + "x" + ")" * 400, "x^" * 400 + "2",
+    r"\sqrt{" * 140 + "2" + "}" * 140,
+    ",".join(str(n) for n in range(250)), "(x+1)^{99999}", r"\frac" * 190, "-" * 900 + "1", r"\{" * 400,
+    "1:" * 400 + "1",
+    r"\sin " * 190 + "x", "(x+y+z)^{300}" * 60, r"\cup".join(["(1,2)"] * 90), "10^{3999}" * 90, "e^{e^{e^{e^{e^e}}}}",
+    r"\pm" * 300, "|" * 800, r"\text{" * 140 + "a" + "}" * 140, r"\tan 90^\circ", "x_" + "{" * 400 + "}" * 400,
+    "x" + "!" * 900, "+".join("x" * 450), "18 " + "eggs " * 190, "x" + "^2" * 450, "-(" * 330 + "x" + ")" * 330,
+]  # fmt: skip
+
+
+def test_boxes_with_anything_between_them_cost_bounded_time() -> None:
+    start = time.process_time()
+    for gap in (" ", "$", r"\quad ", ",", " and ", "{", "or "):
+        extract(r"\boxed{1}" + gap * 4_000 + r"\boxed{2}", "math")
+        extract((r"\boxed{1}" + gap) * 1_000, "math")
+    assert time.process_time() - start < 5.0
+
+
+def test_a_message_of_explosive_answers_costs_seconds_not_minutes() -> None:
+    """Eight responses to each of eight problems; a check has no clock of its own, and so none that order could stop."""
+    clear()
+    start = time.process_time()
+    scores = [grade(rf"\boxed{{{text}}}", gold, "math") for text in SLOW for gold in ("5", "x+1", "(1,3)")]
+    assert set(scores) == {0.0}
+    assert time.process_time() - start < 10.0
+
+
+def test_threads_do_not_disturb_one_another() -> None:
+    """The precision of mpmath belongs to a context, which threads share."""
+    texts = [rf"\frac{{\sqrt{{{n}}}+1}}{{{n}}}" for n in range(2, 60)]
+    clear()
+    alone = [canonical(text, "math") for text in texts]
+    clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda text: canonical(text, "math"), texts)) == alone
+
+
+def test_arithmetic_counts_where_it_is_asked_for() -> None:
+    for answer, gold in [
+        ("9+9", "18"),
+        ("6!", "720"),
+        (r"\sin 30^\circ", "0.5"),
+        (r"\sin 60^\circ", r"\frac{\sqrt3}{2}"),
+    ]:
+        assert grade(rf"\boxed{{{answer}}}", gold, "math") == 0.0
+        assert grade(rf"\boxed{{{answer}}}", gold, "math", arithmetic=True) == 1.0
+    assert grade(r"\boxed{9+8}", "18", "math", arithmetic=True) == 0.0
+    assert grade(r"\boxed{7=18}", "18", "math", arithmetic=True) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -70,26 +160,37 @@ def test_math_wrong_without_asking_the_child(gold: str, answer: str, monkeypatch
     [
         ("x^2+2x+1", "(x+1)^2", True),
         (r"\frac{\pi}{2}", r"\pi/2", True),
-        ("2^{2}3^{2}", "36", True),
-        (r"1\frac12", "3/2", True),
-        ("42", "x=42", True),
-        (r"\{1,2\}", r"\{2,1\}", True),
         (r"\sqrt{8}", r"2\sqrt{2}", True),
-        ("11/2", "1 1/2", False),
-        ("42", "4 2", False),
-        ("42", r"41 \text{ or } 42", False),
-        ("(1,2)", "(2,1)", False),
-        ("[1,2]", "(1,2)", False),
+        (r"\frac{10}{\sqrt3}", r"\frac{10\sqrt{3}}{3}", True),
+        (r"10x\sqrt{21x}", r"10\sqrt{21x^3}", True),
+        (r"\sqrt{x^2}", "x", False),
+        (r"\sqrt[3]{-8}x", "-2x", True),
+        (r"\cot x", r"\frac{\cos x}{\sin x}", True),
+        (r"\tan 15^\circ", r"2-\sqrt{3}", True),
+        (r"\log\left(\frac{2007}{2006}\right)", r"\ln 2007 - \ln 2006", True),
+        ("e^{2x}", "(e^x)^2", True),
+        ("f(4-x)", "f(-x+4)", True),
+        ("f(4-x)", "f(x-4)", False),
+        ("1+2i", "2i+1", True),
+        ("1+2i", "1-2i", False),
+        (r"\pi", "3.141593", True),
+        (r"\pi", "3.14", False),
         ("x+1", "x+2", False),
-        ("42", r"\frac{0}{0}", False),
-        ("42", r"\text{True}", False),
-        ("1", "1/0", False),
-        ("42", "\ud800", False),
+        ("2^{100}-2", "1267650600228229401496703205374", True),
+        ("2^{100}-2", "1267650600228229401496703205375", False),
+        (r"\frac{0}{0}", "0", False),
         ("x", "}{", False),
+        ("42", "\ud800", False),
+        (r"s^2 \le 8r^2", r"8r^2 \ge s^2", True),
+        (r"s^2 \le 8r^2", r"s^2 \ge 8r^2", False),
+        ("x+y+z=0", "2x+2y+2z=0", True),
+        ("x+y+z=0", "x+y=z", False),
+        ("0.30000000000000004", "0.3", True),
+        ("12345678901234567", "12345678901234568", False),
     ],
 )
-def test_math_by_the_child(gold: str, answer: str, equal: bool) -> None:
-    assert same_answer(gold, answer, "math") is equal
+def test_formulas(gold: str, answer: str, equal: bool) -> None:
+    assert matches(gold, answer) is equal
 
 
 def test_grade_extracts_first() -> None:
@@ -105,9 +206,7 @@ def test_choice_right(given: str) -> None:
     assert grade(given, "B", "choice") == 1.0
 
 
-@pytest.mark.parametrize(
-    "given", [r"\boxed{A}", r"\boxed{AB}", r"\boxed{A, B}", r"\boxed{B or C}", r"\boxed{B. Iron}", "ABCD", "B!"]
-)
+@pytest.mark.parametrize("given", [r"\boxed{A}", r"\boxed{AB}", r"\boxed{A, B}", r"\boxed{B or C}", "ABCD", "B. Iron"])
 def test_choice_wrong(given: str) -> None:
     assert grade(given, "B", "choice") == 0.0
 
@@ -142,22 +241,8 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
         grade("1", "1", "number")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "text", ["9^{9^{9^9}}", "9^9^9", "2**2**2**2**2", "10^{1000000}", "x^{ (100000 )}", "9999!", "3!!"]
-)
-def test_explosive(text: str) -> None:
-    assert explosive(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["x^2y^2", "2^{2}3^{2}", "2^2 3^2", "2^{2^3}", "e^{x^2}", "10^{100}", "x^{99}", "5!", "1^{1^1}"]
-)
-def test_not_explosive(text: str) -> None:
-    assert not explosive(text)
-
-
 def test_importing_tasks_is_light() -> None:
-    heavy = {"torch", "transformers", "sympy", "math_verify", "datasets", "numpy", "reasoning_gym"}
+    heavy = {"torch", "transformers", "sympy", "mpmath", "datasets", "numpy", "reasoning_gym"}
     code = f"import sys, fedrlvr.tasks; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sys.path[0] or None

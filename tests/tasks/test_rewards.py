@@ -10,7 +10,7 @@ import pytest
 
 from fedrlvr.errors import ConfigError, GradingError
 from fedrlvr.tasks import Problem, grader_for, gym, load, validate, wrap
-from fedrlvr.tasks.child import GraderChild
+from fedrlvr.tasks.sandbox import GraderChild
 
 PROBLEM = Problem("6 x 7?", "42", "p1", "s", "math", {"weight": 2.0})
 MODULE = """
@@ -125,7 +125,7 @@ def test_a_gym_scorer_counts_in_full_or_not_at_all(tmp_path: Path, monkeypatch: 
     (tmp_path / "reasoning_gym.py").write_text(GYM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the child
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(gym, "_child", GraderChild("reasoning_gym"))
+    monkeypatch.setattr(gym, "_child", GraderChild())
     train = load("reasoning_gym:next", None, "train", size=5, seed=1, top=7)
     assert [p.answer for p in train] == ["2", "3", "4", "5", "6"]
     assert (train[0].source, train[0].id, train[0].kind) == ("next", "next-train-0", "exact")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.errors import ConfigError, DataError, FedrlvrError
+from fedrlvr.hosts import split_address
 from fedrlvr.reporting import units
 from fedrlvr.reporting.doctor import Finding, accelerator, disk
 
@@ -125,7 +126,7 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
 
     address: host:port. authority: the PEM file; None takes the system's.
     """
-    name, host, number = "certificate", *_split(address)
+    name, host, number = "certificate", *split_address(address)
     try:
         if authority is not None:
             certificates.read_certificate(authority)
@@ -156,7 +157,7 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
 def registration(org: Organisation) -> Finding:
     """Whether the SuperLink knows this organisation's key."""
     if org.config.insecure:
-        host, number = _split(org.config.superlink)
+        host, number = split_address(org.config.superlink)
         try:
             socket.create_connection((host, number), CONNECT_S).close()
         except OSError as error:
@@ -200,7 +201,7 @@ def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding
             train, test = own_problems(data, unlabelled=True, seed=0)
         problems = [*train, *test]
         graded = problems[:: -(-len(problems) // MOST_GRADED) or 1]
-        verdict = validate(graded, grader_for(data.reward), attacked=20)
+        verdict = validate(graded, grader_for(data.reward, arithmetic=data.arithmetic), attacked=20)
     except FedrlvrError as error:
         return Finding(title, "its problems cannot be used", "problem", str(error))
     value = f"{len(train)} problems for training, {len(test)} held out; {verdict.checked} gold answers graded"
@@ -278,11 +279,6 @@ def _free(base: Base) -> str:
     if base.device.type != "cuda":
         return ""
     return f", {units.size(torch.cuda.mem_get_info(base.device)[0])} free beside it"
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, number = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(number)
 
 
 def _connect_advice(error: OSError, host: str) -> str:

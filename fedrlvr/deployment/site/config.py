@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.sections import DataConfig, EngineConfig, ModelConfig, Section
 from fedrlvr.errors import ConfigError, validation_text
-from fedrlvr.loopback import LOOPBACK, is_loopback
+from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
 Source = Literal["labels", "majority", "care", "random", "entropy", "probability", "oracle"]
@@ -131,14 +131,12 @@ class SiteConfig(Section):
     @field_validator("superlink")
     @classmethod
     def _address(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        if not colon or not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-            raise ValueError("write host:port")
+        split_address(value)
         return value
 
     @model_validator(mode="after")
     def _insecure_on_this_machine_only(self) -> SiteConfig:
-        host = self.superlink.rpartition(":")[0]
+        host, _ = split_address(self.superlink)
         if self.insecure and not is_loopback(host):
             raise ValueError(f"insecure is for a SuperLink on this machine ({LOOPBACK[0]}), not on {host}")
         return self

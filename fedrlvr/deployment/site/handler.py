@@ -26,7 +26,7 @@ from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer, StepEnded
+from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.seeds import stream
 from fedrlvr.simulation.grid import delivered
 from fedrlvr.tasks import grader_for, task_of
@@ -83,8 +83,10 @@ class StepLog(Observer):
     def __init__(self, tell: Callable[[str], None], run: str) -> None:
         self.tell, self.run = tell, run
 
-    def step_ended(self, event: StepEnded) -> None:
-        """One line a step."""
+    def notify(self, event: Event) -> None:
+        """Write one line for each step."""
+        if not isinstance(event, StepEnded):
+            return
         where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
         reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
         self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
@@ -271,7 +273,7 @@ class Answering:
                 self.org.name,
                 train,
                 test,
-                grader_for(task.reward),
+                grader_for(task.reward, arithmetic=task.arithmetic),
                 instruction=instruction_of(task),
                 rank=terms.rank,
                 run=terms.run,

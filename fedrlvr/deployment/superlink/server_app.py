@@ -108,7 +108,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
         directory,
         cohort.base,
         initial,
-        public_set(public, cohort.base, grader_for(config.data.reward)),
+        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())

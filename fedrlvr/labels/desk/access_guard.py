@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedrlvr.loopback import LOOPBACK
+from fedrlvr.hosts import LOOPBACK
 
 _log = logging.getLogger("fedrlvr.desk")
 

@@ -1,0 +1,252 @@
+r"""Which answers are equal: the one table of the pairs of types that are compared at all.
+
+| gold                | answers that may be equal to it                                                            |
+|---------------------|--------------------------------------------------------------------------------------------|
+| number              | a number; a percentage of this number or of a hundredth of it; a quantity, whatever its unit |
+| percentage          | a percentage; a number, as above                                                           |
+| quantity            | a quantity of the same unit; a number or a constant without one                            |
+| number in a base    | the same digits in the same base                                                           |
+| time, ratio         | the same time; the same ratio                                                              |
+| list, set           | a list or a set of equal answers in any order                                              |
+| tuple, vector, matrix | one of its own kind with equal answers in the same places                                |
+| region              | the same union of intervals, as intervals or as inequalities in one variable               |
+| `name = value`      | the same name with an equal value; the value alone (and the other way about)               |
+| equation, inequality | one that is the same up to a factor                                                       |
+| expression          | an expression with the same values; a number with its value                                |
+| letter, text        | the same letter; the same words                                                            |
+
+Every other pair is unequal. On golds the relation is symmetric. An answer, though, may not leave more to be computed
+than the gold: where the gold is a number, arithmetic is no answer to it, nor is `\sin 60^\circ` one to
+`\frac{\sqrt3}{2}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from fedrlvr.tasks.answers.choices import option_letter
+from fedrlvr.tasks.answers.evaluation import position, ratios, values
+from fedrlvr.tasks.answers.forms import (
+    Colons,
+    Expression,
+    Form,
+    Group,
+    Infinite,
+    Letter,
+    Matrix,
+    Named,
+    Number,
+    Percent,
+    Quantity,
+    Region,
+    Relation,
+)
+from fedrlvr.tasks.answers.numerals import Numeral, close
+from fedrlvr.tasks.answers.parsing import parse, readings
+from fedrlvr.tasks.answers.regions import interval
+from fedrlvr.tasks.answers.units import same
+
+_MOST_PAIRED = 24
+"""Items of a list that are paired one by one; longer lists are equal by their keys only."""
+
+
+@lru_cache(maxsize=65_536)
+def matches(gold: str, answer: str, *, arithmetic: bool = False) -> bool:
+    """Whether an answer of kind math is the gold one.
+
+    arithmetic: an answer may be an expression that still has to be computed.
+    """
+    first = parse(gold)
+    if first is None:
+        return False
+    if isinstance(first, Letter):  # a bare small letter is a variable
+        return option_letter(answer) == first.letter and not answer.strip().islower()
+    others = list(readings(answer))
+    if any(equal(first, reading, arithmetic=arithmetic) for reading in others):
+        return True
+    # A gold `5m` is a product by itself, and a length to an answer that is one.
+    lengths = [reading for reading in readings(gold) if isinstance(reading, Quantity)]
+    return any(equal(gold_length, other) for gold_length in lengths for other in others if isinstance(other, Quantity))
+
+
+def equal(gold: Form, answer: Form, *, arithmetic: bool = True) -> bool:
+    """Whether two typed answers are equal by the table; symmetric unless arithmetic is False."""
+    if gold.key == answer.key:
+        return True
+    if (compare := _TABLE.get((type(gold), type(answer)))) is not None:
+        return compare(gold, answer, _Rule(arithmetic))
+    if (compare := _TABLE.get((type(answer), type(gold)))) is not None:
+        return compare(answer, gold, _Rule(arithmetic, turned=True))
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How the parts of a pair are compared. turned: the pair's first member is the answer."""
+
+    arithmetic: bool
+    turned: bool = False
+
+    def equal(self, first: Form, second: Form) -> bool:
+        """`equal` of two parts, with gold and answer in their own places."""
+        gold, answer = (second, first) if self.turned else (first, second)
+        return equal(gold, answer, arithmetic=self.arithmetic)
+
+
+def _numbers(one: Number, other: Number, _: _Rule) -> bool:
+    return close(one.numeral, other.numeral)
+
+
+def _percentage(number: Number, percent: Percent, _: _Rule) -> bool:
+    hundredth = Numeral(percent.numeral.value / 100, percent.numeral.digits)
+    return close(number.numeral, percent.numeral) or close(number.numeral, hundredth)
+
+
+def _percentages(one: Percent, other: Percent, _: _Rule) -> bool:
+    return close(one.numeral, other.numeral)
+
+
+def _amount(bare: Form, quantity: Quantity, rule: _Rule) -> bool:
+    return rule.equal(bare, quantity.amount)
+
+
+def _quantities(one: Quantity, other: Quantity, rule: _Rule) -> bool:
+    return same(one.unit, other.unit) and rule.equal(one.amount, other.amount)
+
+
+def _value_of_expression(formula: Expression, number: Number, rule: _Rule) -> bool:
+    if rule.turned and not rule.arithmetic:  # the gold is the number
+        return False
+    if not formula.constant:
+        return False
+    if formula.exact is not None:
+        return formula.exact == number.value
+    if formula.values == (values(("number", number.value)) or ()):
+        return True
+    return _approximately(formula, number)
+
+
+def _approximately(formula: Expression, number: Number) -> bool:
+    place = position(formula.node)
+    return place is not None and close(Numeral(place), number.numeral)
+
+
+def _expressions(gold: Expression, answer: Expression, rule: _Rule) -> bool:
+    if gold.variables != answer.variables or gold.values != answer.values:
+        return False
+    if gold.exact is not None and answer.exact is not None and gold.exact != answer.exact:
+        return False
+    return rule.arithmetic or not gold.constant or answer.left_to_compute <= gold.left_to_compute
+
+
+def _named(named: Named, other: Form, rule: _Rule) -> bool:
+    return rule.equal(named.value, other)
+
+
+def _both_named(one: Named, other: Named, rule: _Rule) -> bool:
+    return one.name == other.name and rule.equal(one.value, other.value)
+
+
+def _groups(gold: Group, answer: Group, rule: _Rule) -> bool:
+    shapes = {gold.shape, answer.shape}
+    if len(shapes) > 1 and shapes != {"list", "set"}:
+        return False
+    left, right = list(gold.items), list(answer.items)
+    if "set" in shapes:
+        left, right = _distinct(left), _distinct(right)
+    if len(left) != len(right) or len(left) > _MOST_PAIRED:
+        return False
+    if gold.ordered or _names_one_side(left, right):
+        return all(rule.equal(a, b) for a, b in zip(left, right, strict=True))
+    return _paired(left, right, rule.equal)
+
+
+def _distinct(items: list[Form]) -> list[Form]:
+    return list({item.key: item for item in items}.values())
+
+
+def _names_one_side(left: list[Form], right: list[Form]) -> bool:
+    """Whether one side names its items differently (`a=1, b=2`) and the other relies on their order."""
+    named = [[item.name for item in side if isinstance(item, Named)] for side in (left, right)]
+    return any(len(set(ours)) > 1 and not theirs for ours, theirs in (named, named[::-1]))
+
+
+def _paired(left: Sequence[Form], right: Sequence[Form], alike: Callable[[Form, Form], bool]) -> bool:
+    """Whether the items can be paired one to one (augmenting paths, since equality of golds is not transitive)."""
+    partner: dict[int, int] = {}
+
+    def assign(item: int, seen: set[int]) -> bool:
+        for candidate in range(len(right)):
+            if candidate in seen or not alike(left[item], right[candidate]):
+                continue
+            seen.add(candidate)
+            if candidate not in partner or assign(partner[candidate], seen):
+                partner[candidate] = item
+                return True
+        return False
+
+    return all(assign(item, set()) for item in range(len(left)))
+
+
+def _matrices(gold: Matrix, answer: Matrix, rule: _Rule) -> bool:
+    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
+        return False
+    pairs = zip(sum(gold.rows, ()), sum(answer.rows, ()), strict=True)
+    return all(rule.equal(a, b) for a, b in pairs)
+
+
+def _regions(one: Region, other: Region, _: _Rule) -> bool:
+    if one.variable and other.variable and one.variable != other.variable:
+        return False
+    return one.spelled == other.spelled
+
+
+def _open_interval(region: Region, pair: Group, _: _Rule) -> bool:
+    if pair.shape != "tuple" or len(pair.items) != 2:
+        return False
+    between = interval(pair.items[0], pair.items[1], False, False)
+    return between is not None and between.spelled == region.spelled
+
+
+def _times(one: Colons, other: Colons, _: _Rule) -> bool:
+    return one.time == other.time and one.parts == other.parts and not (one.half and other.half)
+
+
+def _equation_of_name(named: Named, relation: Relation, _: _Rule) -> bool:
+    equation = _as_relation(named)
+    return equation is not None and equation.key == relation.key
+
+
+def _as_relation(named: Named) -> Relation | None:
+    """`name = formula` as an equation between variables."""
+    if not isinstance(named.value, Expression) or named.value.constant or len(named.name) != 1:
+        return None
+    content = ratios(("+", ("symbol", named.name), ("-", named.value.node)), signed=False)
+    names = sorted(named.value.variables | {named.name})
+    return Relation("=", f"{' '.join(names)};{' '.join(content)}") if content else None
+
+
+_TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
+    (Named, Named): _both_named,
+    (Named, Relation): _equation_of_name,
+    **{
+        (Named, other): _named
+        for other in (Number, Infinite, Percent, Quantity, Expression, Group, Matrix, Region, Colons)
+    },
+    (Number, Number): _numbers,
+    (Number, Percent): _percentage,
+    (Percent, Percent): _percentages,
+    (Number, Quantity): _amount,
+    (Expression, Quantity): _amount,
+    (Quantity, Quantity): _quantities,
+    (Expression, Number): _value_of_expression,
+    (Expression, Expression): _expressions,
+    (Group, Group): _groups,
+    (Matrix, Matrix): _matrices,
+    (Region, Region): _regions,
+    (Region, Group): _open_interval,
+    (Colons, Colons): _times,
+}

@@ -1,0 +1,297 @@
+r"""The markup round an answer, taken off in one place: Unicode spellings, fonts, colours, sizes, spacing, delimiters.
+
+The result is LaTeX in one spelling. Words that stood in `\text{}` or in an upright font keep a mark before each of
+them (`WORD`), since `5\text{ m}` is a length and `5m` a product; `CURRENCY` stands for a dollar sign that is money
+and not LaTeX's delimiter; `ROW` separates the rows of a matrix.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+WORD = "\ue000"
+CURRENCY = "\ue001"
+ROW = "\ue002"
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufe00-\ufe0f\ue000-\ue0ff]")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+")
+_SYMBOLS = {
+    **dict.fromkeys("−–—‐‑‒―﹣－", "-"),
+    **dict.fromkeys("⁄∕", "/"),
+    **dict.fromkeys("·⋅∙•", r"\cdot "),
+    **dict.fromkeys("“”„″", '"'),
+    **dict.fromkeys("‘’′", "'"),
+    "×": r"\times ",
+    "✕": r"\times ",
+    "∗": "*",
+    "÷": r"\div ",
+    "≤": r"\le ",
+    "≦": r"\le ",
+    "⩽": r"\le ",
+    "≥": r"\ge ",
+    "≧": r"\ge ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "≡": r"\equiv ",
+    "∼": r"\sim ",
+    "∈": r"\in ",
+    "∉": r"\notin ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∅": r"\emptyset ",
+    "⌀": r"\emptyset ",
+    "Ø": r"\emptyset ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "→": r"\to ",
+    "⇒": r"\Rightarrow ",
+    "⇔": r"\iff ",
+    "∞": r"\infty ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "∴": r"\therefore ",
+    "⟨": r"\langle ",
+    "⟩": r"\rangle ",
+    "〈": r"\langle ",
+    "〉": r"\rangle ",
+    "ℝ": r"\mathbb{R}",
+    "º": "°",
+    "˚": "°",
+    "，": ",",
+    "、": ",",
+    "。": ".",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+}
+_SMALL_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
+final_sigma sigma tau upsilon phi chi psi omega"""
+_CAPITAL_GREEK = "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+_GREEK = {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_SMALL_GREEK.split()) if "_" not in name}
+_GREEK |= {letter: f"\\{name} " for letter, name in zip("ΓΔΘΛΞΠΣΦΨΩ", _CAPITAL_GREEK.split(), strict=True)}
+_TAG = re.compile(r"</?(?:b|i|u|p|em|strong|span|code|mark|font|div|center|tt|br)\b[^<>]{0,80}>", re.IGNORECASE)
+
+_MATRIX_ROW = re.compile(r"\\\\(?:\[[^\]]{0,12}\])?")
+_SPACES = re.compile(
+    r"\\(?:quad|qquad|enspace|thinspace|medspace|thickspace|nobreakspace|space|hfill|newline|null)(?![a-zA-Z])"
+    r"|\\[hv]space\*?\{[^{}]*\}|\\[,;: ]|~"
+)
+_IGNORED = re.compile(
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?"
+    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
+    r"|rm|bf|it|sf|tt|bfseries|itshape|centering|therefore|mathstrut|strut|checkmark|blacksquare|square|qed)(?![a-zA-Z])"
+    r"|\\(?:color(?:\[[a-zA-Z]*\])?|label|tag|vphantom|hphantom|phantom)\s*\{[^{}]*\}|\\phantom\s*[-+]?|\\[()\[\]]|\\-"
+)
+_COLOURED = re.compile(r"\\(?:textcolor|colorbox|style|class|cssId)(?:\[[a-zA-Z]*\])?\s*\{[^{}]*\}")
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align|equation|gathered|split|center|math)\*?\}|(?<!\\)&(?==)")
+_TICKS = str.maketrans("", "", "✓✔✅☑")
+_FRACTIONS = re.compile(r"\\(?:dfrac|tfrac|cfrac|sfrac|nicefrac|xfrac)(?![a-zA-Z])")
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
+_RATE = re.compile(rf"\\frac\s*\{{\s*({WORD}[^{{}}]*)\}}\s*\{{\s*({WORD}[^{{}}]*)\}}")
+_ORDINAL = re.compile(rf"(?<=[0-9])\s*\^\s*\{{?\s*{WORD}?(st|nd|rd|th)\s*\}}?(?![a-zA-Z])")
+_DEGREE = re.compile(
+    r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:degree|degrees|textdegree)(?![a-zA-Z])|\^\s*°|\{\s*°\s*\}"
+)
+_RENAMED = {
+    "leq": "le",
+    "leqslant": "le",
+    "leqq": "le",
+    "geq": "ge",
+    "geqslant": "ge",
+    "geqq": "ge",
+    "neq": "ne",
+    "lt": "<",
+    "gt": ">",
+    "varnothing": "emptyset",
+    "empty": "emptyset",
+    "bigcup": "cup",
+    "infin": "infty",
+    "lbrace": "{",
+    "rbrace": "}",
+    "lbrack": "[",
+    "rbrack": "]",
+    "lparen": "(",
+    "rparen": ")",
+    "lvert": "|",
+    "rvert": "|",
+    "vert": "|",
+    "mid": "|",
+    "ast": "*",
+    "colon": ":",
+    "rightarrow": "to",
+    "longrightarrow": "to",
+    "implies": "Rightarrow",
+    "Longrightarrow": "Rightarrow",
+    "Reals": "mathbb{R}",
+    "reals": "mathbb{R}",
+    "R": "mathbb{R}",
+    "varepsilon": "epsilon",
+    "varphi": "phi",
+    "vartheta": "theta",
+    "bigl": "",
+    "pounds": "pounds",
+    "prime": "'",
+    "dots": "ldots",
+    "cdots": "ldots",
+}
+_COMMAND = re.compile(r"\\([a-zA-Z]+)(?![a-zA-Z])")
+_TEXT = re.compile(
+    r"\\(?:text|textnormal|textbf|textrm|textit|textsf|texttt|textsl|textup|textmd|emph|mbox|hbox|mathrm|operatorname"
+    r"|mathop|mathsf|unit|si|rm)\s*\*?\s*\{([^{}]*)\}"
+)
+_FONT = re.compile(
+    r"\\(?:mathbf|mathit|mathtt|mathcal|mathfrak|mathnormal|boldsymbol|bm|pmb|mathord|mathbin|mathrel|underline|uline"
+    r"|ensuremath|boldmath|textsuperscript|hl)(?![a-zA-Z])\s*"
+)
+_LETTERS = re.compile(r"[^\W\d_]+")
+_ABBREVIATED = re.compile(r"(?<![^\W\d_])([ap])\.\s?(m)\.", re.IGNORECASE)  # a.m.
+_UPRIGHT_SYMBOLS = {"e", "i"}
+_THE = rf"(?:{WORD}?(?:the|my|our)\s+)?(?:{WORD}?(?:final|correct|right|exact|required|desired|numerical)\s+)*"
+_ANSWER = rf"{WORD}?(?:answer|ans|result|solution|value|total)\b(?:\s+{WORD}?of\s+\\?[a-zA-Z]{{1,8}})?"
+_IS = rf"(?:{WORD}?(?:is|equals|would\s+{WORD}?be)\b\s*[:=]?|[:=])"
+_LEAD = re.compile(
+    rf"(?:{WORD}?(?:so|thus|therefore|hence)\b\s*[,:]?\s*)?"
+    rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=\s*)?",
+    re.IGNORECASE,
+)
+_EDGES = ("**", "__", "`", '"', "'", "*")
+
+
+def normalise(text: str, *, lead: bool = True) -> str:
+    r"""The answer's text without markup, in one spelling of LaTeX; see the module.
+
+    lead: words such as "The answer is" in front go too.
+    """
+    text = _unicode(html.unescape(text) if "&" in text else text)
+    text = _latex(_TAG.sub(" ", text))
+    text = _money(text)
+    return _bare(_words(text), lead)
+
+
+def _unicode(text: str) -> str:
+    if text.isascii():
+        return text
+    text = _INVISIBLE.sub("", text.translate(_TICKS))
+    text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[^\W\d_])", r"\\sqrt{\1}", text).replace("√", r"\sqrt ")
+    text = re.sub(r"∛\s*(\d+|[^\W\d_])", r"\\sqrt[3]{\1}", text).replace("∛", r"\sqrt[3]")
+    return "".join(_character(c) for c in "".join(_SYMBOLS.get(c, c) for c in text))
+
+
+def _character(c: str) -> str:
+    if c.isascii():
+        return c
+    if c in _GREEK:
+        return _GREEK[c]
+    if unicodedata.category(c) == "Nd":
+        return str(unicodedata.decimal(c))
+    plain = unicodedata.normalize("NFKC", c)
+    if "⁄" in plain:  # a fraction in one character
+        top, _, bottom = plain.partition("⁄")
+        return rf"\frac{{{top}}}{{{bottom}}}" if top and bottom else c
+    return "".join(_GREEK.get(p, _SYMBOLS.get(p, p)) for p in plain)
+
+
+def _latex(text: str) -> str:
+    if "\\begin" in text:
+        text = _ALIGNED.sub(" ", text)
+    if "\\begin" in text:
+        text = _MATRIX_ROW.sub(ROW, text)
+    else:  # a backslash too many before a command is a JSON string's, at the end a line break
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text).replace("\\\\", " ")
+    if "\\" in text or "~" in text:
+        text = text.replace(r"\$", CURRENCY).replace(r"\pounds", "£").replace(r"\euro", "€")
+        text = re.sub(r"\\!\s*", "", text)
+        text = _SPACES.sub(" ", text)
+        text = _COLOURED.sub("", _IGNORED.sub("", text))
+        text = _FRACTIONS.sub(r"\\frac", text)
+        text = re.sub(r"\\not\s*=|\\not\s*\\eq(?![a-zA-Z])", r"\\ne ", text)
+        text = _DEGREE.sub("°", text)
+        text = _OVER.sub(r"\\frac{\1}{\2}", text)
+        text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
+        text = re.sub(r"\{\s*(\\(?:Large|large|huge|bf|rm|it)\b)?", "{", text)
+        text = _COMMAND.sub(lambda m: _renamed(m[1]), text)
+        text = text.replace(r"\%", "%").replace(r"\&", "&").replace(r"\#", "#").replace(r"\_", "_")
+    else:
+        text = _DEGREE.sub("°", text)
+    text = re.sub(r"\{\s*([-+,:;.])\s*\}", r"\1", text)
+    text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("=/=", r"\ne ").replace("!=", r"\ne ")
+    text = re.sub(r"(?<![\\a-zA-Z])frac(?=[{\d])", r"\\frac", text)
+    return text.replace("**", "^") if re.search(r"[\w)}]\*\*[-({\w]", text) else text
+
+
+def _renamed(name: str) -> str:
+    new = _RENAMED.get(name, name)
+    if new in ("{", "}"):
+        return "\\" + new
+    return new if new == "" or not new[0].isalpha() else "\\" + new
+
+
+def _money(text: str) -> str:
+    """Dollar signs that are LaTeX's delimiters go; a lone one beside a number is money."""
+    count = text.count("$")
+    if count == 1 and re.search(r"(?:^|[^\d])\s*\$\s*[-+]?\s*[.\d]|\d\s*\$\s*$", text):
+        return text.replace("$", CURRENCY)
+    return text.replace("$", " ") if count else text
+
+
+def _words(text: str) -> str:
+    r"""`\text{}` and fonts opened, innermost first; words of an upright font keep their mark."""
+    for _ in range(6):
+        text, fonts = _FONT.subn("", text)
+        text, texts = _TEXT.subn(_opened, text)
+        if not fonts + texts:
+            break
+    text = _ABBREVIATED.sub(lambda m: m[1] + m[2], text)
+    text = _ORDINAL.sub(rf"{WORD}\1", _RATE.sub(r"\1/\2", text))
+    return re.sub(r"[ \t\r\n\f\v]+", " ", text)
+
+
+def _opened(match: re.Match[str]) -> str:
+    content = match[1].replace("\\", " \\")
+    if content.strip() in _UPRIGHT_SYMBOLS:
+        return content
+    content = _ABBREVIATED.sub(lambda m: m[1] + m[2], content)
+    marked = re.sub(rf"(?<![\\{WORD}a-zA-Z])(?=[^\W\d_])", WORD, content)
+    # Two neighbouring texts are two words; a superscript belongs to the word before it.
+    return f" {marked.strip()} " if content != content.strip() else marked
+
+
+def _bare(text: str, lead: bool) -> str:
+    """Without quotes, emphasis, punctuation at the end, and (lead) words such as "The answer is"."""
+    text = text.strip()
+    for _ in range(8):
+        before = text
+        for edge in _EDGES:
+            if len(text) > 2 * len(edge) and text.startswith(edge) and text.endswith(edge):
+                text = text[len(edge) : -len(edge)].strip()
+        text = text.rstrip(" \\").rstrip()
+        if text[-1:] in ".,;:" and not text.endswith(r"\:"):
+            text = text[:-1].rstrip()
+        if text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1:
+            text = text[1:-1].strip()
+        if lead and (match := _LEAD.match(text)):
+            text = text[match.end() :].strip() or text
+        if text == before:
+            break
+    return text
+
+
+def _closes(text: str) -> int:
+    """Where the brace that opens the text closes; -1 if it does not."""
+    depth = 0
+    for index, c in enumerate(text):
+        if c in "{}" and (index == 0 or text[index - 1] != "\\"):
+            depth += 1 if c == "{" else -1
+            if depth == 0:
+                return index
+    return -1

@@ -1,0 +1,429 @@
+r"""An answer's text to its type. What no type consumes whole is text.
+
+`parse` gives the reading that an answer has by itself and that votes are counted by; `readings` adds those that a gold
+answer may settle: `81,256` is one number or a list of two, `5m` a product or a length, `30 h` a time or a product.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+
+from fedrlvr.tasks.answers import regions
+from fedrlvr.tasks.answers.amounts import formula, quantity
+from fedrlvr.tasks.answers.evaluation import ratios
+from fedrlvr.tasks.answers.expressions import expression, symbols
+from fedrlvr.tasks.answers.forms import (
+    Based,
+    Colons,
+    Expression,
+    Form,
+    Group,
+    Infinite,
+    Letter,
+    Matrix,
+    Named,
+    Number,
+    Percent,
+    Quantity,
+    Region,
+    Relation,
+    Text,
+)
+from fedrlvr.tasks.answers.normalise import CURRENCY, ROW, WORD, normalise
+from fedrlvr.tasks.answers.numerals import Numeral, numeral
+from fedrlvr.tasks.answers.scanning import balanced, enclosed, listed, related, split_at
+
+LONGEST = 1_000
+_DEEPEST = 12
+
+_W = WORD
+_PERCENT = re.compile(rf"(.*?)\s*(?:%|{_W}?(?:percent(?:age)?|pct)|{_W}?per\s+{_W}?cent)", re.DOTALL | re.IGNORECASE)
+_BASED = re.compile(
+    rf"[({{]?\s*([-+]?)\s*{_W}?([0-9][0-9A-Za-z]*(?: [0-9]+)*|{_W}?[A-Z0-9]{{1,40}})\s*[)}}]?\s*"
+    rf"(?:_\s*\{{?\s*\(?(?:{_W}?base)?\s*{_W}?([0-9]{{1,2}}|[a-z]+)\)?\s*\}}?|,?\s*\(?{_W}?(?:in\s+{_W}?)?base[\s-]*{_W}?([0-9]{{1,2}}|[a-z]+)\)?)"
+)
+_BASES = dict(
+    zip(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "sixteen"],
+        (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16),
+        strict=True,
+    )
+)
+_COLONS = re.compile(rf"([0-9]+(?:\.[0-9]+)?)((?:\s*:\s*[0-9]+(?:\.[0-9]+)?)+)\s*{_W}?([aApP][mM])?")
+_RATIO_WORD = re.compile(rf"([0-9]+)\s+{_W}?to\s+([0-9]+)")
+_MIXED_WORDS = re.compile(rf"([0-9]+)\s*{_W}?and\s+([0-9]+/[0-9]+|\\frac.*)")
+_LETTER = re.compile(rf"{_W}[A-Z]|[A-Z]|\(\s*{_W}?[A-Z]\s*\)|\(\s*{_W}[a-z]\s*\)")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
+_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_NAME = re.compile(
+    rf"(?:{_W}?[Tt]he\s+)?(?:"
+    r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*"  # AB, \angle ABC
+    r"|(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell|vec\s*\{?[a-z]\}?))"
+    r"(?:_\{?[a-zA-Z0-9]+\}?)?'*"
+    r"(?:(?:\^\{?-1\}?)?\s*\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\))?"  # x, x_1, f(x), f(3), P(A)
+    r"|\|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,6}\s*\]"
+    r"|\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)"  # (x, y)
+    rf"|{_W}[^\W\d_]+(?:\s+{_W}?[^\W\d_]+){{0,5}}|[A-Za-z]{{4,}}(?:\s+[A-Za-z]+){{0,5}}|[Ss]um|[Aa]ns)"
+)
+_CONSTANTS = {"e", "i"}
+_NOT_A_NAME = frozenset(["not", "no", "or", "and", "is", "isnt", "wrong", "false", "if", "but", "then", "when", "than"])
+_INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
+_REALS = {"\\mathbb{R}", "all real numbers", "all reals", "\\mathbb{r}", "all real"}
+_EMPTY = {"\\emptyset", "\\{\\}", "empty set", "the empty set", "emptyset"}
+_ORDINARY = re.compile(r"[^\W_]", re.UNICODE)
+
+
+@lru_cache(maxsize=16_384)
+def parse(text: str) -> Form | None:
+    """The type and content of an answer; None for one that says nothing (no letter, digit or symbol)."""
+    plain = normalise(text[: 2 * LONGEST])
+    if not plain or len(text) > LONGEST or not re.search(r"[^\s.,;:!?'\"(){}\[\]]", plain):
+        return None
+    return _form(plain, 0)
+
+
+def readings(text: str) -> Iterator[Form]:
+    """Every reading of an answer, the one it has by itself first."""
+    first = parse(text)
+    if first is None:
+        return
+    yield first
+    plain = normalise(text)
+    if isinstance(first, Number) and re.fullmatch(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+", plain):
+        yield _grouping(listed(plain, grouped=False), "list", 0)
+    elif (match := _MIXED_WORDS.fullmatch(plain)) and (number := numeral(" ".join(match.groups()))) is not None:
+        yield Number(number)
+    elif isinstance(first, Quantity):
+        product = formula(plain)
+        if product is not None:
+            yield product
+    elif isinstance(first, Expression) and (length := quantity(plain, guess=True)) is not None:
+        yield length
+
+
+def _form(text: str, depth: int) -> Form:
+    text = text.strip()
+    if depth > _DEEPEST or not balanced(text):
+        return _text(text)
+    for attempt in (_number, _special, _letter, _based, _colons, _matrix):
+        if (form := attempt(text)) is not None:
+            return form
+    if (form := _structured(text, depth)) is not None:
+        return form
+    return quantity(text) or _word(text) or formula(text) or _text(text)
+
+
+def _structured(text: str, depth: int) -> Form | None:
+    """Brackets, lists, unions, relations: what is made of other answers."""
+    pair = enclosed(text)
+    if pair is not None and (form := _bracketed(*pair, depth)) is not None:
+        return form
+    if len(split_at(text, r"\cup")) > 1 and not _has_relation(text):
+        return _union(text, depth)
+    parts = listed(text)
+    if len(parts) > 1:
+        return _list(text, parts, depth)
+    relation = related(text)
+    if relation is None:
+        return _text(text)
+    if relation[1]:
+        return _relation(*relation, text, depth)
+    if len(rest := re.split(r"\\setminus|\\backslash", text)) == 2 or (
+        len(rest := re.split(r"(?<=\\mathbb\{R\})\s*-\s*", text)) == 2
+    ):
+        holes = _form(rest[1], depth + 1)
+        if rest[0].strip() in _REALS and isinstance(holes, Group) and holes.shape == "set":
+            return regions.without(list(holes.items)) or _text(text)
+        return _text(text)
+    if match := _PLUS_MINUS.search(text):
+        return _plus_minus(text, match, depth)
+    return None
+
+
+def _number(text: str) -> Form | None:
+    if (number := numeral(text)) is not None:
+        return Number(number)
+    if (match := _PERCENT.fullmatch(text)) and (number := numeral(match[1])) is not None:
+        return Percent(number)
+    return None
+
+
+def _special(text: str) -> Form | None:
+    low = text.replace(WORD, "").casefold()
+    if low in _REALS:
+        return regions.REALS
+    if low in _EMPTY or re.fullmatch(r"\\\{\s*\\\}", low):
+        return Group("set", ())
+    match = _INFINITE.fullmatch(text.replace(WORD, ""))
+    if match:
+        return Infinite(match[1] != "-" and "negative" not in low)
+    return None
+
+
+def _letter(text: str) -> Form | None:
+    return Letter(_ORDINARY.search(text.replace(WORD, ""))[0].upper()) if _LETTER.fullmatch(text) else None  # type: ignore[index]
+
+
+def _based(text: str) -> Form | None:
+    match = _BASED.fullmatch(text)
+    if not match:
+        return None
+    sign, digits, low, spoken = match.groups()
+    digits = digits.replace(WORD, "").replace(" ", "").upper().lstrip("0") or "0"
+    name = (low or spoken).casefold()
+    base = int(name) if name.isdigit() else _BASES.get(name, 0)
+    if not 2 <= base <= 36 or not all(c.isalnum() and c.isascii() and int(c, 36) < base for c in digits):
+        return None
+    if base == 10:
+        return Number(Numeral(Fraction(int(sign + digits))))
+    return Based(("-" if sign == "-" else "") + digits, base)
+
+
+def _colons(text: str) -> Form | None:
+    if match := _RATIO_WORD.fullmatch(text):
+        return _ratio((Fraction(match[1]), Fraction(match[2])))
+    match = _COLONS.fullmatch(text)
+    if not match:
+        return None
+    written = [match[1], *(part.strip() for part in match[2].split(":")[1:])]
+    parts = tuple(Fraction(part) for part in written)
+    half = (match[3] or "").lower()
+    if half or (all(len(part.partition(".")[0]) == 2 for part in written[1:]) and len(written) < 4):
+        return Colons(parts, True, half)
+    return _ratio(parts)
+
+
+def _ratio(parts: tuple[Fraction, ...]) -> Form | None:
+    first = next((part for part in parts if part), None)
+    if first is None:
+        return None
+    scale = Fraction(1)
+    for part in parts:  # to the smallest integers with these ratios
+        scale = scale * (part * scale).denominator
+    whole = [int(part * scale) for part in parts]
+    divisor = _gcd(whole)
+    return Colons(tuple(Fraction(number, divisor) for number in whole), False)
+
+
+def _gcd(numbers: list[int]) -> int:
+    import math
+
+    return math.gcd(*numbers) or 1
+
+
+def _matrix(text: str) -> Form | None:
+    match = _MATRIX.fullmatch(text)
+    if not match or "\\begin" in match[2]:
+        return None
+    rows = [row for row in match[2].split(ROW) if row.strip()]
+    cells = tuple(tuple(_form(cell, 2) for cell in row.split("&")) for row in rows)
+    if not cells or len({len(row) for row in cells}) != 1:
+        return None
+    return Matrix(cells)
+
+
+def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | None:
+    kind = opening + closing
+    if kind == r"\{\}":
+        return _set(content, depth)
+    if kind == r"\langle\rangle":
+        return Group("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
+    if kind not in ("()", "[]", "[)", "(]", "{}"):
+        return None
+    if kind == "{}":
+        return _form(content, depth + 1)
+    parts = split_at(content, ",")
+    parts = split_at(content, ";") if len(parts) == 1 else parts
+    if len(parts) == 1:
+        return _form(content, depth + 1) if kind == "()" else None
+    items = tuple(_form(part, depth + 1) for part in parts)
+    if kind != "()" or any(isinstance(item, Infinite) for item in items):
+        ends = regions.interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
+        if ends is not None:
+            return ends
+        return Group("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
+    return Group("tuple", items)
+
+
+def _set(content: str, depth: int) -> Form | None:
+    builder = re.match(r"\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(.*)", content, re.DOTALL)
+    if builder:
+        region = _form(builder[2], depth + 1)
+        if isinstance(region, Region) and region.variable == builder[1]:
+            return Region(region.pieces)
+        return None
+    items = [_form(part, depth + 1) for part in listed(content, grouped=False)]
+    flat = [
+        part for item in items for part in (item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+    ]
+    return Group("set", tuple(flat))
+
+
+def _list(text: str, parts: list[str], depth: int) -> Form:
+    return _joined_regions(text, parts, depth) or _grouping(parts, "list", depth)
+
+
+def _grouping(parts: list[str], shape: str, depth: int) -> Form:
+    items: list[Form] = []
+    for part in parts:
+        item = _form(part, depth + 1)
+        items.extend(item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+    # Words are kept in their order: nothing says whether a question asked for one.
+    return Group("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
+
+
+def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
+    """Inequalities of one variable joined by "or" or "and"."""
+    joints = {
+        word.casefold() for word in re.findall(rf"(?<![a-zA-Z\\]){WORD}?(or|and)(?![a-zA-Z])", text, re.IGNORECASE)
+    }
+    if len(joints) != 1 or not _has_relation(text):
+        return None
+    forms = [_form(part, depth + 1) for part in parts]
+    found = [form for form in forms if isinstance(form, Region) and form.variable]
+    if len(found) < len(forms) or len({form.variable for form in found}) > 1:
+        return None
+    how = regions.intersection if joints == {"and"} else lambda left, right: left + right
+    return regions.combined(found, how)
+
+
+def _union(text: str, depth: int) -> Form:
+    pieces: list[regions.Piece] = []
+    forms = [_form(part, depth + 1) for part in split_at(text, r"\cup")]
+    if all(isinstance(form, Group) and form.shape == "set" for form in forms):
+        return Group("set", tuple(item for form in forms if isinstance(form, Group) for item in form.items))
+    for form in forms:
+        if isinstance(form, Group) and form.shape == "tuple" and len(form.items) == 2:
+            form = regions.interval(*form.items, False, False) or form
+        if isinstance(form, Region):
+            pieces.extend(form.pieces)
+        elif isinstance(form, Group) and form.shape == "set":
+            points = [regions.point(item) for item in form.items]
+            if not all(points):
+                return _text(text)
+            pieces.extend(piece for piece in points if piece)
+        else:
+            return _text(text)
+    return Region(regions.union(pieces))
+
+
+def _has_relation(text: str) -> bool:
+    return bool(re.search(r"[=<>]|\\(?:le|ge|ne|in)(?![a-zA-Z])", text))
+
+
+def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> Form:
+    if len(operators) == 1 and not sides[0]:  # `\neq 7`: an inequality without its variable
+        return _text(text)
+    if any(not side for side in sides):
+        return _text(text)
+    if set(operators) == {"="}:
+        return _equation(sides, depth) or _difference(sides, operators, text)
+    if operators == [r"\in"]:
+        inside = _form(sides[1], depth + 1)
+        name = _name(sides[0])
+        if isinstance(inside, Group) and inside.shape == "tuple" and len(inside.items) == 2:
+            inside = regions.interval(*inside.items, False, False) or inside
+        if name and isinstance(inside, Region):
+            return Region(inside.pieces, name)
+        if name and isinstance(inside, Group) and inside.shape == "set":
+            return Named(name, Group("list", inside.items))
+        return _text(text)
+    return _inequality(sides, operators, depth) or _difference(sides, operators, text)
+
+
+def _inequality(sides: list[str], operators: list[str], depth: int) -> Form | None:
+    """A region, if one side is a name and the others are constants."""
+    if r"\in" in operators or "=" in operators:
+        return None
+    if len(operators) == 1:
+        for name, other, mirrored in ((sides[0], sides[1], False), (sides[1], sides[0], True)):
+            if variable := _name(name):
+                pieces = regions.half(operators[0], _form(other, depth + 1), mirrored=mirrored)
+                return Region(regions.union(pieces), variable) if pieces else None
+        return None
+    variable = _name(sides[1]) if len(sides) == 3 else None
+    if not variable or len({operator in ("<", r"\le") for operator in operators}) != 1 or r"\ne" in operators:
+        return None
+    left = regions.half(operators[0], _form(sides[0], depth + 1), mirrored=True)
+    right = regions.half(operators[1], _form(sides[2], depth + 1))
+    if not left or not right:
+        return None
+    pieces = regions.intersection(left, right)
+    return Region(regions.union(pieces), variable) if pieces else None
+
+
+def _equation(sides: list[str], depth: int) -> Form | None:
+    """`name = value`, `value = name`, or one value in several spellings."""
+    if len(sides) == 2 and not _name(sides[0]) and _name(sides[1]):
+        sides = sides[::-1]
+    names = []
+    while len(sides) > 1 and (name := _name(sides[0])):
+        names.append(name)
+        sides = sides[1:]
+    forms = [_form(side, depth + 1) for side in sides]
+    value = forms[-1]
+    if len(forms) > 1:  # `0.56 = 56\%`, and not `7 = 18`
+        worth = [_worth(form) for form in forms]
+        if worth[0] is None or any(other != worth[0] for other in worth) or len(set(sides)) < len(sides):
+            return None
+        value = next((form for form in reversed(forms) if isinstance(form, Number)), value)
+    if isinstance(value, Text):
+        return None
+    return Named(names[-1], value) if names else value
+
+
+def _worth(form: Form) -> Fraction | None:
+    if isinstance(form, Number):
+        return form.value
+    return form.numeral.value / 100 if isinstance(form, Percent) else None
+
+
+def _name(side: str) -> str | None:
+    """The name that a side of an equation is, in one spelling."""
+    if (
+        not _NAME.fullmatch(side) or side in _CONSTANTS or re.match(r"[xyz]\s*\(\s*-?[0-9]", side)
+    ):  # `x(2)` is a product
+        return None
+    words = side.replace(WORD, "").casefold().split()
+    if _NOT_A_NAME & set(words):
+        return None
+    return re.sub(rf"[\s{{}}{WORD}]", "", side)
+
+
+def _difference(sides: list[str], operators: list[str], text: str) -> Form:
+    """An equation or inequality by what is compared with zero, up to a factor."""
+    if len(sides) != 2 or r"\in" in operators:
+        return _text(text)
+    operator = operators[0]
+    if operator in (">", r"\ge"):
+        sides, operator = sides[::-1], {">": "<", r"\ge": r"\le"}[operator]
+    nodes = [expression(side) for side in sides]
+    if nodes[0] is None or nodes[1] is None:
+        return _text(text)
+    node = ("+", nodes[0], ("-", nodes[1]))
+    content = ratios(node, signed=operator not in ("=", r"\ne"))
+    if content is None:
+        return _text(text)
+    return Relation(operator, f"{' '.join(sorted(symbols(node)))};{' '.join(content)}")
+
+
+def _plus_minus(text: str, match: re.Match[str], depth: int) -> Form:
+    if len(_PLUS_MINUS.findall(text)) > 1:
+        return _text(text)
+    both = [text[: match.start()] + sign + text[match.end() :] for sign in "+-"]
+    return Group("list", tuple(_form(side, depth + 1) for side in both))
+
+
+def _word(text: str) -> Form | None:
+    """Letters alone are a word, however few: no product has an order."""
+    plain = text.replace(WORD, "")
+    return _text(text) if re.fullmatch(r"[^\W\d_]{2,}|[A-Z](?: [A-Z])+", plain) and plain.casefold() != "pi" else None
+
+
+def _text(text: str) -> Text:
+    plain = re.sub(r"[{}\s]+|\\(?=[{}])", " ", text.replace(WORD, " ").replace(CURRENCY, "$")).casefold()
+    plain = " ".join(plain.split()).strip(" .")
+    return Text(re.sub(r" ?([^\w\s]) ?", r"\1", plain))

@@ -1,0 +1,157 @@
+"""Reasoning-gym's scorers in a child process that can be killed and is replaced.
+
+Some of these scorers hand a model's text to sympy, which a short string can keep computing for hours. So each check
+runs in a child with a wall limit and a memory limit: a child that exceeds the first is killed and the next check starts
+another. Nothing is pickled: JSON lines over pipes. A child that ends by itself in mid-check (out of memory, killed from
+outside) is replaced and asked once more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedrlvr.errors import GradingError
+
+LIMIT_S = 5.0
+"""Wall seconds one check may take."""
+_START_S = 120.0  # importing reasoning-gym on a busy machine
+_MEMORY_BYTES = 4 << 30  # of address space, most of it never touched
+_CHILD = Path(__file__).with_name("_grader_child.py")
+_log = logging.getLogger("fedrlvr.tasks")
+
+
+class _Ended(Exception):
+    """The child ended by itself."""
+
+
+class GraderChild:
+    """One child at a time, started when first asked. Thread-safe; a forked copy starts a child of its own.
+
+    limit_s: wall seconds for one check.
+    """
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self.limit_s = limit_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._owner = 0
+        atexit.register(self.close)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the living child, if there is one."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def ask(self, request: Mapping[str, Any]) -> float:
+        """The child's verdict; 0.0 if it cannot tell within the limit, or ends twice over it.
+
+        Raises:
+            GradingError: the child cannot be started, or its library cannot be imported.
+        """
+        return float(self.call(request).get("verdict", 0.0))
+
+    def call(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The child's whole reply, with an `error` where it raised; empty where it could not tell in time."""
+        line = json.dumps(request) + "\n"
+        with self._lock:
+            for _ in range(2):
+                try:
+                    return self._ask(line)
+                except TimeoutError:
+                    self._stop()
+                    _log.warning("a check by reasoning-gym took longer than %g s and counts as wrong", self.limit_s)
+                    return {}
+                except _Ended:
+                    self._stop()
+            _log.warning("a check ended reasoning-gym's process twice and counts as wrong")
+            return {}
+
+    def close(self) -> None:
+        """Kill the child; the next check starts another."""
+        with self._lock:
+            self._stop()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        if self._owner != os.getpid():  # after a fork the pipes belong to the parent
+            self._process, self._owner = None, os.getpid()
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except OSError:
+            raise _Ended from None
+        return self._reply(self.limit_s)
+
+    def _start(self) -> None:
+        self._stop()
+        # The processor limit only serves when the parent is gone, so it leaves the wall limit room.
+        arguments = [str(_MEMORY_BYTES), str(math.ceil(2 * self.limit_s) + 1)]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_CHILD), *arguments],  # -P: our module names shadow nothing
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise GradingError(f"The process that grades by reasoning-gym cannot be started: {error}.") from error
+        self._lines = queue.SimpleQueue()
+        threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
+        try:
+            failed = self._reply(_START_S).get("failed")
+        except (TimeoutError, _Ended):
+            failed = f"it ended, or said nothing within {_START_S:g} s"
+        if failed:
+            self._stop()
+            raise GradingError(
+                f"The process that grades by reasoning-gym did not start ({failed}). Check the installation with "
+                f"`{sys.executable} -c 'import reasoning_gym'`."
+            )
+
+    def _reply(self, timeout: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if not line.endswith("\n"):  # the stream's end, perhaps in mid-line
+            raise _Ended
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):  # what it had not read yet
+                process.stdin.close()
+
+
+def _pump(process: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+    assert process.stdout is not None
+    with process.stdout as stream:
+        for line in stream:
+            lines.put(line)
+    lines.put("")
