@@ -40,18 +40,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _undrawn_reports(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs write an empty report in place of figures that take longer than the run; not in tests marked `report`."""
     from fedrlvr.files import atomic_text
+    from fedrlvr.reporting.observer import RunEnded
     from fedrlvr.reporting.report import ReportWriter
 
-    draw = ReportWriter.run_ended
+    draw = ReportWriter.notify
 
-    def run_ended(self: ReportWriter, event: Any) -> None:
+    def notify(self: ReportWriter, event: Any) -> None:
         if request.config.stash[DRAWS]:
             draw(self, event)
-        else:
+        elif isinstance(event, RunEnded):
             atomic_text(self.directory / "report.html", "<html></html>\n")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReportWriter, "run_ended", run_ended)
+        patch.setattr(ReportWriter, "notify", notify)
         yield
 
 

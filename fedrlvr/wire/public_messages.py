@@ -12,17 +12,17 @@ sizes are bounded before anything is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import MessageError
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.wire.messages import metrics_record, record_in
+from fedrlvr.wire.messages import record_in
 
 RESPOND = "query.respond"
 PUBLIC, SHARE, RESPONSES, STAMP, EXCHANGE = "public", "share", "responses", "stamp", "exchange"
@@ -171,8 +171,3 @@ def read_stamp(content: RecordDict) -> Stamp | None:
         return Stamp.model_validate_json(text)
     except ValidationError:
         return None
-
-
-def exchange_record(numbers: Mapping[str, float]) -> MetricRecord:
-    """A client's numbers of an exchange."""
-    return metrics_record(numbers)
