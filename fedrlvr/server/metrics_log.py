@@ -49,14 +49,6 @@ class RoundRecord:
             for way in ("up", "down"):
                 numbers[f"bytes_{way}_exchanges"] = sum(share.get(f"bytes_{way}", 0) for share in shares)
 
-    def calibrated(self, client: str, calibrations: dict[str, Calibration]) -> None:
-        """How a client's P1 compares with what was right, by name of the calibration."""
-        self.calibrations[client] = calibrations
-
-    def evaluated(self, client: str, scores: list[SourceScores]) -> None:
-        """A client's pass@1 sums by source."""
-        self.scores[client] = scores
-
     def to_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl; numbers that are not finite become null."""
         clients = {

@@ -154,7 +154,7 @@ class FederatedRLVR(Strategy):
         self.examples[client] = int(numbers["num-examples"])
         self.probes.add(client, probes, self.examples[client])
         self.record.client(client).update(numbers)
-        self.record.calibrated(client, calibrations)
+        self.record.calibrations[client] = calibrations
         if self.exchange:
             self.exchange.took(client, message.content)
         return client, adapter
@@ -204,7 +204,7 @@ class FederatedRLVR(Strategy):
         """
         for client, numbers, scores in self.participation.accepted(server_round, replies, _evaluated):
             self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
-            self.record.evaluated(client, scores)
+            self.record.scores[client] = scores
         return None
 
     def summary(self) -> None:

@@ -301,6 +301,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_i
         broken(patch)
         with pytest.raises(CheckpointError, match=r"cannot be written .*No space left on device"):
             run(parse_config(configured(directory, **VARIANTS[variant])))
+    assert not (directory / "adapter").exists()
     checkpoint = Checkpoints(directory, 3).load()
     assert checkpoint is not None
     assert checkpoint.round == done

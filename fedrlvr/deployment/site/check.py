@@ -31,8 +31,22 @@ MOST_GRADED = 1000
 SOON_DAYS = 30
 UNREACHED = "connection"
 """Name of the finding that the SuperLink does not answer, or without TLS that it does."""
-_EXPIRED, _NOT_YET, _NAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's codes (X509_V_ERR_...)
-_UNKNOWN = (2, 18, 19, 20, 21, 27)
+_CERTIFICATE_ADVICE = {
+    10: "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew).",
+    9: "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong.",
+    **dict.fromkeys(
+        (62, 64),
+        "The certificate is of this authority, but not for this name. Use a name it is for, or have the operator add "
+        "yours (fedrlvr superlink renew --name).",
+    ),
+    **dict.fromkeys(
+        (2, 18, 19, 20, 21, 27),
+        "Another authority than {authority} signed it. Have the operator's ca.crt sent again and compare its "
+        "fingerprint by telephone; if it is the right one, somebody else answers at this address.",
+    ),
+}
+"""What to do, by OpenSSL's code (X509_V_ERR_...): expired, not valid yet, another name or address, authority unknown.
+"""
 
 
 def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
@@ -294,21 +308,5 @@ def _connect_advice(error: OSError, host: str) -> str:
 
 
 def _certificate_advice(error: ssl.SSLCertVerificationError, authority: Path | None) -> str:
-    code = error.verify_code
-    if code == _EXPIRED:
-        return (
-            "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew)."
-        )
-    if code == _NOT_YET:
-        return "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong."
-    if code in (_NAME, _ADDRESS):
-        return (
-            "The certificate is of this authority, but not for this name. Use a name it is for, or have the operator "
-            "add yours (fedrlvr superlink renew --name)."
-        )
-    if code in _UNKNOWN:
-        return (
-            f"Another authority than {authority} signed it. Have the operator's ca.crt sent again and compare its "
-            "fingerprint by telephone; if it is the right one, somebody else answers at this address."
-        )
-    return f"Do not connect; ask the SuperLink's operator (OpenSSL's code {code})."
+    unknown = f"Do not connect; ask the SuperLink's operator (OpenSSL's code {error.verify_code})."
+    return _CERTIFICATE_ADVICE.get(error.verify_code, unknown).format(authority=authority)

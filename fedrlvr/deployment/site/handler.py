@@ -212,11 +212,11 @@ class Answering:
             line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
             self.tell(line)
             _log.info("%s", line)
-        held = self.models[name]
+        loaded = self.models[name]
         for what, theirs, ours in (
-            ("model", terms.model_id, held.base.model_id),
-            ("model: one with other weights", terms.weights_id, held.base.weights_id),
-            ("tokenizer", terms.tokenizer_id, held.base.tokenizer_id),
+            ("model", terms.model_id, loaded.base.model_id),
+            ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
+            ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
         ):
             if theirs != ours:
                 raise MessageError(
@@ -225,16 +225,16 @@ class Answering:
                 )
         torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
-        if held.cohort is None or held.lora != lora:
-            if held.cohort is not None:
-                _take_off(held.cohort)
-            held.cohort, held.checked = None, False
-            held.cohort, held.lora = Cohort(held.base, lora, self.org.config.engine), lora
+        if loaded.cohort is None or loaded.lora != lora:
+            if loaded.cohort is not None:
+                _take_off(loaded.cohort)
+            loaded.cohort, loaded.checked = None, False
+            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
         # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
-        wanted = terms.chat_template and bool(getattr(held.base.tokenizer, "chat_template", None))
-        if held.cohort.base.chat_template != wanted:
-            held.cohort.base = replace(held.base, chat_template=wanted)
-        return held.cohort
+        wanted = terms.chat_template and bool(getattr(loaded.base.tokenizer, "chat_template", None))
+        if loaded.cohort.base.chat_template != wanted:
+            loaded.cohort.base = replace(loaded.base, chat_template=wanted)
+        return loaded.cohort
 
     def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
@@ -242,11 +242,11 @@ class Answering:
         Raises:
             ModelError: as `Cohort.self_check`.
         """
-        held = self.models[terms.model]
-        assert held.cohort is not None
-        if not held.checked:
-            held.cohort.self_check(held.cohort.base.encode(data.prompt_text(data.train[0])), seed)
-            held.checked = True
+        loaded = self.models[terms.model]
+        assert loaded.cohort is not None
+        if not loaded.checked:
+            loaded.cohort.self_check(loaded.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
         """This organisation as the run sees it.
