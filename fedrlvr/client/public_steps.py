@@ -18,8 +18,7 @@ from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory
 from fedrlvr.config import PubSwapCoordination
-from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swap
-from fedrlvr.coordination.ratio import CAP, GAMMA
+from fedrlvr.coordination import Sent, reference, swap
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
@@ -104,8 +103,8 @@ class PublicSteps:
                     tokens=len(response.token_ids),
                     local_logps=response.logps,
                     sender_logps=sender[id(response)],
-                    cap=coordination.cap or CAP,
-                    gamma=coordination.gamma or GAMMA,
+                    cap=coordination.cap,
+                    gamma=coordination.gamma,
                 )
                 response.logps, response.weights = ratio.behaviour_logps, ratio.weights
                 response.shaping = ratio.shaping
@@ -160,7 +159,7 @@ class PublicSteps:
         )
         record = RecordDict({STAMP: stamp_record(stamp)})
         if self.asked.send:
-            logps = self.coordination.ratio in NEEDS_SENDER
+            logps = self.coordination.ratio_rule.needs_sender
             sent = [
                 Sent(p, tuple(r.token_ids), tuple(r.logps) if logps else (), memory.updates)
                 for p, group in enumerate(memory.waiting)
@@ -201,7 +200,7 @@ class PublicSteps:
             record,
             most=len(waiting) * sampling.group_size,
             max_tokens=sampling.max_new_tokens,
-            logps=self.coordination.ratio in NEEDS_SENDER,
+            logps=self.coordination.ratio_rule.needs_sender,
         )
         for foreign in sent:
             usable = (
@@ -226,7 +225,7 @@ class PublicSteps:
         """The senders' log-probs of the foreign responses, whose own become the receivers' where they are needed."""
         foreign = {row: [_foreign([group]) for group in groups] for row, groups in mixed.items()}
         sender = {id(r): r.logps for by_group in foreign.values() for responses in by_group for r in responses}
-        if self.coordination.ratio in NEEDS_LOCAL and sender:
+        if self.coordination.ratio_rule.needs_local and sender:
             prompts = {row: [group.prompt_ids for group in groups] for row, groups in mixed.items()}
             self.cohort.rescore(prompts, foreign)
             for row, by_group in foreign.items():

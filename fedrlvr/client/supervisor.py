@@ -16,8 +16,7 @@ import torch
 
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory, Probes
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
-from fedrlvr.config.methods import Asking
+from fedrlvr.config import Asking, CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
 from fedrlvr.errors import MessageError
 from fedrlvr.labels.client_ledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
@@ -26,22 +25,20 @@ from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
-    Care,
     Clusters,
-    Judge,
     Ledger,
     MajorityVotes,
     Selection,
-    Settings,
     Step,
     Supervised,
     Supervision,
     TrueLabels,
     clusters,
-    features,
 )
-from fedrlvr.supervision.features import Features, Labelled
-from fedrlvr.supervision.judge import Judgement
+from fedrlvr.supervision.care import Care
+from fedrlvr.supervision.features import Features, Labelled, features
+from fedrlvr.supervision.judge import Judge, Judgement, Settings
+from fedrlvr.supervision.selection import SELECTIONS
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
 
@@ -105,7 +102,7 @@ class Supervising:
             raise
         method = next(iter(self._mine.values())).method
         self.reads_votes, self.reads_states = method.reads_votes, method.reads_states
-        self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
+        self._audits = self.how.audits
 
     def _made(self, row: str, request: ClientRequest, shared: torch.Tensor | None) -> Mine:
         how, data = self.how, request.data
@@ -122,7 +119,7 @@ class Supervising:
             disk.rewind(self.memory[row].steps)
         ledger = ClientLedger(disk, data.answers, Budget(how.budget_total, how.budget_per_day), desk=desk)
         if isinstance(how, SelectionSupervision):
-            peek = data.answers.peek if how.type == "oracle" else None
+            peek = data.answers.peek if SELECTIONS[how.type].peeks else None
             return Mine(Selection(how.type, budget=how.budget, rest=how.rest, peek=peek), ledger, disk, None)
         judge = self._judge(row, request, how, shared)
         method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
@@ -198,8 +195,7 @@ class Supervising:
             return None
         memory.probes = Probes(*mine.judge.state())
         memory.metrics.took(probes=mine.judge.seconds)
-        share = isinstance(self.how, CareSupervision) and self.how.share_probes
-        return mine.judge.flattened() if share else None
+        return mine.judge.flattened() if self.how.shares_probes else None
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +220,7 @@ def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts
 
 def shared_numbers(base: Base, config: Config) -> int | None:
     """How many numbers a client's probes are; None where they are not shared."""
-    if not isinstance(config.supervision, CareSupervision) or not config.supervision.share_probes:
+    if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
 

@@ -29,13 +29,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedrlvr.rl.kl import k3
-
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOG_RATIO = 80.0
 """Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
+
+
+def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) per token [B, T]: exp(q - p) - (q - p) - 1.
+
+    p, q: the policy's and the reference's log-prob of the sampled token. Never negative, and unbiased under samples of
+    the policy. The reference is the base model with the adapters off: a forward pass, but no second model.
+    """
+    difference_BT = reference_logps_BT - logps_BT
+    return difference_BT.exp() - difference_BT - 1
 
 
 class Bounds(NamedTuple):

@@ -69,6 +69,11 @@ class Group:
         return rewards
 
     @property
+    def texts(self) -> list[str]:
+        """Texts of the responses, in order."""
+        return [response.text for response in self.responses]
+
+    @property
     def same_rewards(self) -> bool:
         """Whether the group has no gradient because all rewards are equal."""
         return len(set(self.rewards)) <= 1

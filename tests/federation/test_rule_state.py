@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import RULES, LoraAggregation, LoraRule, Result
-from fedrlvr.aggregation.mean import mean
-from fedrlvr.aggregation.pairs import Pairs
+from fedrlvr.aggregation.averaging import mean
+from fedrlvr.aggregation.lora_rule import Pairs
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.observer import Observer

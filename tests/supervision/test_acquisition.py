@@ -12,7 +12,6 @@ from fedrlvr.supervision.acquisition import (
     Acquired,
     Rest,
     answer_entropy,
-    at_random,
     care,
     highest,
     mean_probability,
@@ -108,15 +107,19 @@ def test_an_unknown_fate_or_value_or_number_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         highest([math.nan], queries=1, rest="masked")
     with pytest.raises(ValueError, match="-2 queries"):
-        at_random(3, random.Random(0), queries=-2, rest="masked")
+        highest(drawn_values(3, random.Random(0)), queries=-2, rest="masked")
+
+
+def drawn_values(problems: int, rng: random.Random) -> list[float]:
+    return [rng.random() for _ in range(problems)]
 
 
 def test_a_random_selection_is_its_generators_and_even() -> None:
-    first = at_random(5, random.Random(3), queries=2, rest="pseudo")
-    assert first == at_random(5, random.Random(3), queries=2, rest="pseudo")
+    first = highest(drawn_values(5, random.Random(3)), queries=2, rest="pseudo")
+    assert first == highest(drawn_values(5, random.Random(3)), queries=2, rest="pseudo")
     assert (len(first.queries), len(first.trusted), first.multipliers) == (2, 3, (1.0,) * 5)
     rng = random.Random(0)
-    drawn = Counter(at_random(5, rng, queries=2, rest="masked").queries for _ in range(2000))
+    drawn = Counter(highest(drawn_values(5, rng), queries=2, rest="masked").queries for _ in range(2000))
     assert len(drawn) == 20  # every ordered pair
     assert min(drawn.values()) > 60  # 100 expected; the standard deviation is below 10
 

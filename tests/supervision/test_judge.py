@@ -156,9 +156,9 @@ def test_an_update_is_three_small_clipped_steps_without_decay() -> None:
     assert steps == {3.0}
     moved = max(float((tensors[f"weights/{name}"] - loud[name]).abs().max()) for name in loud if "running" not in name)
     assert 0.9e-4 < moved < 3.1e-4
-    for name, optimizer in one._optimizers.items():
-        assert optimizer.param_groups[0]["weight_decay"] == 0
-        squares = sum(float(parameter.grad.square().sum()) for parameter in one._probes[name].parameters())
+    assert one._optimizer.param_groups[0]["weight_decay"] == 0
+    for probe in one._probes.values():
+        squares = sum(float(parameter.grad.square().sum()) for parameter in probe.parameters())
         assert squares**0.5 == pytest.approx(1, rel=1e-4)  # the gradient of such weights is longer
 
 

@@ -9,16 +9,16 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedrlvr.config.sections import DataConfig, EngineConfig, Section
+from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, Section
 from fedrlvr.errors import ConfigError
 from fedrlvr.loopback import LOOPBACK, is_loopback
 
 MessageType = Literal["train", "query.respond", "evaluate"]
-Source = Literal["labels", "majority", "care", "random", "entropy", "probability", "oracle"]
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
@@ -37,7 +37,7 @@ class MachineConfig(Section):
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of the base weights. `auto` is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -46,7 +46,7 @@ class MachineConfig(Section):
 class Limits(Section):
     """The most a server may ask for. What is beyond it is refused, with the reason, and nothing is computed."""
 
-    message_types: tuple[MessageType, ...] = ("train", "query.respond", "evaluate")
+    message_types: tuple[MessageType, ...] = get_args(MessageType)
     """What may be asked at all. Without "query.respond" no response to a public problem leaves; without "evaluate" no
     score does."""
     rounds: int = Field(1000, ge=1)
@@ -73,9 +73,9 @@ class Limits(Section):
     """Of this organisation's adapter, and of anybody's."""
     change_rank: int = Field(1024, ge=0)
     """Of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0: none."""
-    supervision: tuple[Source, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
+    supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
     """Where rewards may come from. "oracle" reads every answer to choose; it is for experiments."""
-    labels_from: tuple[Literal["dataset", "desk"], ...] = ("dataset", "desk")
+    labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
     """Who may be asked for labels, where supervision asks."""
     label_share: float = Field(1.0, ge=0, le=1)
     """Share of a step's problems whose label may be asked for (supervision.budget)."""

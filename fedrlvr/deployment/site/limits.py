@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedrlvr.config import Asking, CareSupervision, MajoritySupervision
+from fedrlvr.config import Asking
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
@@ -116,9 +116,9 @@ def _of_supervision(limits: Limits, request: StretchRequest) -> Iterator[str]:
     how = request.supervision
     if how.type not in limits.supervision:
         yield f"no rewards from {how.type!r} (limits.supervision)"
-    if isinstance(how, Asking | MajoritySupervision) and how.audit and not limits.audit:
+    if how.audits and not limits.audit:
         yield "no audit (limits.audit)"
-    if isinstance(how, CareSupervision) and how.share_probes and not limits.share_probes:
+    if how.shares_probes and not limits.share_probes:
         yield "no probes to leave (limits.share_probes)"
     if not isinstance(how, Asking):
         return

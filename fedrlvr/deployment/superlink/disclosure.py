@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, PubSwapCoordination
+from fedrlvr.config import Config, LabelsSupervision, PubSwapCoordination
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting import units
 
@@ -37,7 +37,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
 
     how = config.supervision
-    shared = isinstance(how, CareSupervision) and how.share_probes
+    shared = how.shares_probes
     yield (
         "To each organisation, each round: the settings of this run; the global adapter"
         + sized(4)
@@ -47,7 +47,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     if public is not None:
         yield (
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
-            + ("" if public.swap == "none" else ", and others' correct responses to them, without their names")
+            + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
     up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
     yield (
@@ -55,7 +55,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
         + ("; CARE's probes" if shared else "")
     )
-    if public is not None and public.swap != "none":
+    if public is not None and public.swap_rule.trades:
         yield (
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
