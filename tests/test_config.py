@@ -12,17 +12,15 @@ import fedrlvr
 from fedrlvr.config import (
     CareSupervision,
     Config,
-    DirichletPartition,
-    IidPartition,
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
-    SourcePartition,
     describe,
     load_config,
     load_resolved,
     parse_config,
 )
+from fedrlvr.config.sections import DirichletPartition, IidPartition, SourcePartition
 from fedrlvr.errors import ConfigError, FedrlvrError
 
 ROOT = Path(__file__).parent.parent
@@ -333,15 +331,15 @@ def test_an_override_below_a_value(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, content, told in (
         ("broken.toml", b"[train\nrounds = 3", "is not valid TOML"),
-        ("latin.toml", "name = 'café'".encode("latin-1"), "byte 11 is not UTF-8"),
+        ("latin.toml", "name = 'café'".encode("latin-1"), "is not valid TOML in UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=told) as caught:
             load_config(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_config(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)
 
 

@@ -203,6 +203,7 @@ def test_public_names_of_rl() -> None:
         "policy_loss",
         "ratio_sums",
         "response_losses",
+        "withhold_unfinished",
     ]
     parameters = inspect.signature(fedrlvr.rl.group_advantages).parameters
     assert list(parameters)[:2] == ["rewards_PG", "scale_by_std"]
@@ -302,7 +303,7 @@ def test_help_is_light() -> None:
     ("arguments", "text"),
     [
         (("run", "--set", "train.ronuds=3"), "train.rounds"),
-        (("run", "no-such-file.toml"), "there is no such file"),
+        (("run", "no-such-file.toml"), "cannot be read: No such file"),
         (("run", "--set", "sampling.group_size=1"), "sampling.group_size"),
         (("run", "--set", "aggregation.type=fedavg"), "aggregation.type: unknown rule 'fedavg'; known: fedit, ffa,"),
         (("run", "--set", "aggregation.type=flora", "--set", "aggregation.robust=median"), "type = fedit, ffa, rolora"),

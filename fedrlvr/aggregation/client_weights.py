@@ -90,13 +90,9 @@ class FGRPOWeights:
         window: int = 5,
         floor: float = 0.1,
     ) -> None:
-        for name, value, known in (
-            ("gain", gain, get_args(Gain)),
-            ("baseline", baseline, get_args(Baseline)),
-            ("shape", shape, get_args(Shape)),
-        ):
+        for value, known in ((gain, get_args(Gain)), (baseline, get_args(Baseline)), (shape, get_args(Shape))):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+                raise ValueError(f"must be one of {', '.join(known)}, got {value!r}")
         if not (temperature > 0 and 0 < beta <= 1 and window >= 1 and floor > 0):
             raise ValueError("temperature and floor must be above 0, beta in (0, 1], and window at least 1")
         self.gain, self.baseline, self.shape = gain, baseline, shape

@@ -116,11 +116,11 @@ def check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
         raise ValueError(
             f"robust_trim is above 0 and below 0.5, and robust_hostile a number of clients; got {trim} and {hostile}"
         )
+    setting = {"trimmed_mean": f" with robust_trim = {trim:g}", "krum": f" with robust_hostile = {hostile}"}.get(
+        rule, ""
+    )
     if clients < (least := ROBUST_MEANS[rule](trim, hostile)):
-        settings = f"robust_trim = {trim:g} and robust_hostile = {hostile}"
-        raise ValueError(
-            f"aggregation.robust = {rule!r} with {settings} needs at least {least} clients in a round, not {clients}"
-        )
+        raise ValueError(f"robust = {rule!r}{setting} needs at least {least} clients in a round, not {clients}")
 
 
 def _trimmed_mean(values_KN: NDArray[np.float64], trim: float) -> NDArray[np.float64]:

@@ -155,14 +155,14 @@ def validate(
     dealt = deal(settings)
     failures = 0
     reward = dealt.clients[0].reward  # everybody's
-    held = [(client.name, [*client.answers.everything(), *client.test]) for client in dealt.clients]
-    held += [("the public set", dealt.public)] if dealt.public else []
-    for name, problems in held:
+    for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
         typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
             typer.echo(f"  {failure.id}: {failure.reason}")
+        for note in verdict.notes[:10]:
+            typer.echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)

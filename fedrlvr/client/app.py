@@ -44,6 +44,20 @@ REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateReq
 """What a message of each type asks."""
 
 
+def start_of(reading: Reading, request: ClientRequest) -> Start:
+    """What a client begins a message with.
+
+    Raises:
+        MessageError, AdapterError: the message lacks something, or cannot be used.
+    """
+    remembers = request.under_way and HELD in request.context.state
+    if not request.asked.own_adapter and (DELTA in request.message.content or remembers):
+        from fedrlvr.client import delta_start
+
+        return delta_start.start(reading, request)
+    return reading.start(request)
+
+
 class CohortApp:
     """Answers the messages to one federation's clients in this process, all that ask the same at once.
 
@@ -155,18 +169,3 @@ def _scores(client: ClientData, drawn: Sequence[Sequence[Response]]) -> list[Sou
         SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))
         for source, rs in sorted(rates.items())
     ]
-
-
-def start_of(reading: Reading, request: ClientRequest) -> Start:
-    """What a client begins a message with, by whichever rule the federation has.
-
-    Raises:
-        MessageError: the message lacks something, or counts on what the client does not remember.
-        AdapterError: an adapter or change that cannot be used.
-    """
-    has_notes = DELTA in request.message.content and not request.asked.own_adapter
-    if has_notes or (request.under_way and HELD in request.context.state):
-        from fedrlvr.client import delta_start  # of use to rules that save bytes or change the base weights
-
-        return delta_start.start(reading, request)
-    return reading.start(request)

@@ -1,6 +1,4 @@
-"""What a client begins a message with by a rule that saves bytes or changes the base weights (wire/model_delta.py).
-
-The parts of the model are sent, drawn from the run's seed, or remembered.
+"""What a client begins a message with that has notes (model_delta.py): parts that are sent, drawn and remembered.
 
 What a client remembers of the global model lies in its own `context.state`, beside the rest of its memory, and changes
 only when the message has been answered.
@@ -9,7 +7,6 @@ only when the message has been answered.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -20,7 +17,7 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import HELD, HELD_ADAPTER, HELD_CHANGE, arrays_in
 from fedrlvr.errors import MessageError
 from fedrlvr.seeds import stream
-from fedrlvr.wire.messages import ARRAYS, DELTA, adapter_to_arrays, record_in
+from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays, record_in
 from fedrlvr.wire.model_delta import CHANGE, ModelDelta, read_delta
 
 
@@ -33,12 +30,12 @@ def start(reading: Reading, request: ClientRequest) -> Start:
         MessageError: the message lacks something, or counts on what the client does not remember.
         AdapterError: an adapter or change that cannot be used.
     """
-    if DELTA not in request.message.content:
-        return replace(reading.start(request), change=held_change(reading, request))
+    if request.under_way:
+        return replace(reading.start(request), change=_held_change(reading, request))
     delta, change = read_delta(request.message), None
     if delta.since is not None:
         _check_held(request, delta.since)
-        change = held_change(reading, request)
+        change = _held_change(reading, request)
     adapter = _rest(reading, request, delta)
     if delta.halves is not None:
         arrays = record_in(request.message.content, ARRAYS, ArrayRecord)
@@ -51,11 +48,17 @@ def start(reading: Reading, request: ClientRequest) -> Start:
         keep[HELD] = ConfigRecord({"version": delta.version, "rank": change.rank if change else 0})
     for kind, name, part in (("adapter", HELD_ADAPTER, adapter), ("change", HELD_CHANGE, change)):
         if delta.keep == kind and part is not None:
-            keep[name] = reading.once((name, id(part)), partial(adapter_to_arrays, part))
+            keep[name] = _record(reading, part)
     return Start(adapter, change, keep)
 
 
-def held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
+def _record(reading: Reading, adapter: Adapter) -> ArrayRecord:
+    """The adapter's record; one object for one adapter, which is kept too, as the key holds its id."""
+    record, _ = reading.once(("record", id(adapter)), lambda: (adapter_to_arrays(adapter), adapter))
+    return record
+
+
+def _held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
     """The change of the base weights that the client remembers.
 
     Raises:

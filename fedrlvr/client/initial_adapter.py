@@ -1,7 +1,7 @@
 """What a client begins a message with: an adapter, and what has been added to its base weights.
 
 A message that begins something brings the adapter; one in the middle of a round continues with the client's own. What a
-message brings with notes is assembled in delta_start.py.
+message brings with notes is put together in delta_start.py.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Reading:
         self._made: dict[Hashable, Any] = {}
 
     def start(self, request: ClientRequest) -> Start:
-        """What this client begins with.
+        """What this client begins with, where the message has no notes.
 
         Raises:
-            MessageError: the message lacks something, or counts on what the client does not remember.
+            MessageError: there is no adapter.
             AdapterError: an adapter that cannot be used.
         """
         asked, client, content = request.asked, request.client, request.message.content

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -29,7 +30,7 @@ from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import StepEnded
-from fedrlvr.rl import Group, assign_advantages
+from fedrlvr.rl import Group, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
 from fedrlvr.wire.compression import pack
 from fedrlvr.wire.messages import (
@@ -132,6 +133,8 @@ class LocalTraining:
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
         sampled, judging = time.perf_counter(), self.supervising.seconds
+        for of_client in drawn.values():
+            withhold_unfinished(chain.from_iterable(of_client), train.unfinished)
         groups = {
             row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
             for row in requests

@@ -21,7 +21,7 @@ from fedrlvr.config import PubSwapCoordination
 from fedrlvr.coordination import Sent, reference, swap
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
-from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages
+from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.wire.messages import RespondRequest, StretchRequest, record_in
@@ -112,7 +112,7 @@ class PublicSteps:
         for _ in range(coordination.public_steps):
             for row, stats in self.cohort.learn(mixed, rates).items():
                 self.swaps[row].learned(stats)
-                self.memory[row].metrics.public_tokens_trained += stats.tokens_trained
+                self.memory[row].metrics.public_tokens_trained += stats.ratios.tokens
                 self.memory[row].updates += 1
         self._took(started)
 
@@ -140,6 +140,7 @@ class PublicSteps:
             parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)
             memory.waiting = [Group(*group) for group in parts]
             for group in memory.waiting:
+                withhold_unfinished(group.responses, self.asked.train.unfinished)
                 rewards = request.data.grade(_public(group), [response.text for response in group.responses])
                 for response, reward in zip(group.responses, rewards, strict=True):
                     response.reward = reward
@@ -171,6 +172,8 @@ class PublicSteps:
     def _mixed_groups(self, row: str, request: ClientRequest) -> list[Group]:
         """The client's waiting groups with responses of its share in the slots that the swap rule says."""
         waiting, metrics = self.memory[row].waiting, self.swaps[row]
+        for group in waiting:
+            withhold_unfinished(group.responses, self.asked.train.unfinished)
         shares = self._share(request, waiting, metrics)
         # The exchange is over before this message's own begins, so its stream is named by the steps taken.
         steps = self.memory[row].round_steps
@@ -186,7 +189,8 @@ class PublicSteps:
     def _share(self, request: ClientRequest, waiting: Sequence[Group], metrics: SwapMetrics) -> list[Shared]:
         """For each waiting group the responses of the client's share that pass the client's own checks.
 
-        A response is refused that is too long, not of this vocabulary, or not correct by this client's own grader.
+        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded, or
+        not correct by this client's own grader.
 
         Raises:
             MessageError: the share cannot be read.
@@ -208,6 +212,7 @@ class PublicSteps:
                 and 0 < len(foreign.token_ids) <= sampling.max_new_tokens
                 and min(foreign.token_ids) >= 0
                 and max(foreign.token_ids) < base.vocabulary
+                and (foreign.token_ids[-1] in base.eos_ids or self.asked.train.unfinished == "grade")
             )
             if usable:
                 text = base.decode(list(foreign.token_ids))

@@ -1,8 +1,8 @@
 """What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, its probes, the rounding error of what it sent, and what delta_start.py
-keeps of the global model. In the middle of a round with exchanges also: its adapter, moments and probes as they are,
+kept, its own adapter in the arm `local`, its probes, the rounding error of what it sent, and what delta_start.py keeps
+of the global model. In the middle of a round with exchanges also: its adapter, moments and probes as they are,
 and its responses to the public problems whose pool it waits for. A message that brings a model begins this part anew,
 and the end of the round removes it, so a round that was broken off leaves no trace. A client's labels are in a ledger
 of their own (`fedrlvr.labels`).

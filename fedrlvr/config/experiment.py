@@ -74,16 +74,11 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         where = str(path)
         try:
             tree = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: there is no such file. Give the path of a TOML configuration.") from None
-        except IsADirectoryError:
-            raise ConfigError(f"{path} is a directory. Give the path of a TOML configuration in it.") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+            reason = f"{error.strerror}. Give the path of a TOML configuration"
+            raise ConfigError(f"{path} cannot be read: {reason}.") from None
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=where)

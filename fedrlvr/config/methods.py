@@ -32,7 +32,7 @@ class SupervisionSection(Section):
     @property
     def audits(self) -> bool:
         """Whether accuracies are measured that only all answers together give."""
-        return False
+        return bool(getattr(self, "audit", False))
 
     @property
     def unlabelled(self) -> bool:
@@ -42,7 +42,7 @@ class SupervisionSection(Section):
     @property
     def shares_probes(self) -> bool:
         """Whether probes travel."""
-        return False
+        return bool(getattr(self, "share_probes", False))
 
     def check_group(self, size: int) -> None:
         """
@@ -71,11 +71,6 @@ class Audited(SupervisionSection):
     audit: Annotated[bool, OnlyWith("labels_from", ("dataset",))] = False
     """In experiments, where all answers are known: also measure what a client could not. Never changes what is
     trained."""
-
-    @property
-    def audits(self) -> bool:
-        """Whether accuracies are measured that only all answers together give."""
-        return self.audit
 
 
 class MajoritySupervision(Audited):
@@ -134,11 +129,6 @@ class CareSupervision(Asking):
     """Their optimizer steps after each update of the policy."""
     share_probes: Annotated[bool, FEDERATED] = False
     """Average the clients' probes each round, as the adapters are; what they learnt from stays with each client."""
-
-    @property
-    def shares_probes(self) -> bool:
-        """Whether probes travel."""
-        return self.share_probes
 
     def check(self, config: Any) -> None:
         """The probes take groups of this size, and are shared with somebody."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.rl.loss import LOSSES
+from fedrlvr.rl.samples import Unfinished
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,9 @@ class DataConfig(Section):
     error."""
     instruction: str | None = None
     """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    unreachable_golds: float = Field(0.05, ge=0, le=1)
+    """Largest accepted share of gold answers that no short marked answer can meet (a sentence, an option's text,
+    Markdown); a run with more of them is refused before it trains. 1 accepts all."""
     reward: str | None = None
     """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
 
@@ -333,6 +337,10 @@ class TrainConfig(Section):
     """AdamW's second moment; short runs want it below the usual 0.999."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Each client's gradient is clipped to this norm."""
+    unfinished: Unfinished = "grade"
+    """How a response that was cut at sampling.max_new_tokens is treated in training. `grade` grades its text like any
+    other. `zero` gives it reward 0. `mask` gives it reward 0, which counts in its group's mean, and no gradient. With
+    `zero` and `mask` it casts no vote and enters no pool."""
     optimizer_state: Annotated[Literal["reset", "keep"], OnlyWith("aggregation.type", COMPONENTS_STAY)] = "reset"
     """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
 

@@ -79,21 +79,34 @@ class Base:
             return []
         texts = list(prompts)
         if self.chat_template:
-            texts = [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-                )
-                for text in texts
-            ]
+            texts = [self._rendered(text) for text in texts]
         # A template writes its own special tokens; adding the tokenizer's again would double the first one.
         encoded = self.tokenizer(texts, add_special_tokens=not self.chat_template)["input_ids"]
         if not all(encoded):
             raise DataError("a prompt has no tokens under this model's tokenizer")
         return [list(ids) for ids in encoded]
 
+    @cached_property
+    def opened_thought(self) -> str:
+        r"""The end of a rendered prompt that opens a thought, such as `<think>\n`; "" where the template opens none."""
+        if not self.chat_template:
+            return ""
+        rendered = self._rendered("?")
+        start = rendered.rfind("<think>")
+        return "" if start < 0 or "</think>" in rendered[start:] else rendered[start:]
+
     def decode(self, token_ids: list[int]) -> str:
-        """Text of a response, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        """Text of a response, without special tokens.
+
+        Where the prompt's template has opened a thought, the text begins with it: a grader that reads the text alone
+        then knows that nothing counts before the thought is closed.
+        """
+        return self.opened_thought + str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _rendered(self, prompt: str) -> str:
+        """A prompt in the chat template, up to where the model is to begin."""
+        messages = [{"role": "user", "content": prompt}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def load_base(config: ModelConfig) -> Base:

@@ -66,6 +66,7 @@ _CURVES = (
     _Curve("pass@1", "pass@1 in training", percent=True),
     _Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
     _Curve("response_length", "Response length, tokens"),
+    _Curve("unfinished", "Responses cut at the length limit", percent=True),
     _Curve("kl_to_base", "KL to the base model, per token"),
     _Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
     _Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),

@@ -40,7 +40,9 @@ def group_advantages(rewards_PG: Tensor, scale_by_std: bool = True, eps: float =
 
 
 def assign_advantages(groups: Sequence[Group], *, scale_by_std: bool = True) -> None:
-    """Set each graded group's advantages: those of its rewards, times its multiplier. Groups are of one size.
+    """Set each graded group's advantages: those of its rewards, times its multiplier, and 0 for masked responses.
+
+    Groups are of one size.
 
     Raises:
         ValueError: as `group_advantages`, or a response that has not been graded.
@@ -51,4 +53,7 @@ def assign_advantages(groups: Sequence[Group], *, scale_by_std: bool = True) -> 
         return
     rewards_PG = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
     for group, row in zip(groups, group_advantages(rewards_PG, scale_by_std).tolist(), strict=True):
-        group.advantages = [group.multiplier * advantage for advantage in row]
+        group.advantages = [
+            0.0 if response.treatment == "mask" else group.multiplier * advantage
+            for response, advantage in zip(group.responses, row, strict=True)
+        ]

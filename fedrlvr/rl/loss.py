@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,25 +171,15 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     max_tokens: int | None = None,
-    reference_logps_BT: Tensor | None = None,
-    kl_beta: float = 0.0,
+    **options: Any,
 ) -> Tensor:
-    """The loss (a scalar) of one whole batch. `max_tokens` defaults to T.
+    """The loss (a scalar) of one whole batch. `max_tokens` defaults to T; `options` are those of `response_losses`.
 
     Raises:
         ValueError: as `response_losses`.
     """
-    losses_B = response_losses(
-        logps_BT,
-        behaviour_logps_BT,
-        advantages_B,
-        mask_BT,
-        loss=loss,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        reference_logps_BT=reference_logps_BT,
-        kl_beta=kl_beta,
-    )
+    options |= {"loss": loss, "clip_low": clip_low, "clip_high": clip_high}
+    losses_B = response_losses(logps_BT, behaviour_logps_BT, advantages_B, mask_BT, **options)
     responses, width = mask_BT.shape
     tokens = int(mask_BT.sum().item())
     return losses_B.sum() / normaliser(loss, responses=responses, tokens=tokens, max_tokens=max_tokens or width)

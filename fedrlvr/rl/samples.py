@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from fedrlvr.tasks.problem import Problem, Question
 
 CORRECT = 1.0 - 1e-6
 """A response counts as correct from this reward on; a user's own reward may give less for partial credit."""
+
+
+Unfinished = Literal["grade", "zero", "mask"]
+"""Treatments of a response that was cut at the length limit."""
 
 
 class Origin(Enum):
@@ -27,6 +32,8 @@ class Response:
     logps: their log-probs under the behaviour policy at its temperature, before any top-p or top-k cut.
     text: the decoded response, without special tokens.
     finished: whether it ended by itself rather than at the length limit.
+    treatment: "grade", or, of a response cut at the length limit, "zero" (reward 0) or "mask" (reward 0, and no
+        gradient).
     weights: of its tokens in the loss; None: 1 (`coordination.reference` sets others).
     shaping: gamma > 0 puts p / (p + gamma) in place of the policy ratio.
     """
@@ -39,6 +46,22 @@ class Response:
     reward: float | None = None
     weights: Sequence[float] | None = None
     shaping: float = 0.0
+    treatment: Unfinished = "grade"
+
+
+def withhold_unfinished(responses: Iterable[Response], treatment: Unfinished) -> None:
+    """Treat responses that were cut at the length limit as `train.unfinished` says, before they are graded.
+
+    A response that is not to be graded gives no answer: its text is emptied, so that it casts no vote and enters no
+    pool, and its reward counts as 0.
+
+    treatment: "grade", "zero" or "mask".
+    """
+    if treatment == "grade":
+        return
+    for response in responses:
+        if not response.finished:
+            response.text, response.treatment = "", treatment
 
 
 @dataclass(slots=True)
@@ -63,7 +86,11 @@ class Group:
         Raises:
             ValueError: a response has not been graded.
         """
-        rewards = [response.reward for response in self.responses if response.reward is not None]
+        rewards = [
+            response.reward if response.treatment == "grade" else 0.0
+            for response in self.responses
+            if response.reward is not None
+        ]
         if len(rewards) != len(self.responses):
             raise ValueError("a response of this group has not been graded")
         return rewards

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation import FGRPOWeights, LoraRule, Result, client_weights
+from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
 from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
@@ -152,10 +152,10 @@ class Combiner:
             self.fgrpo.load(state["fgrpo"])
 
 
-def global_model(rule: LoraRule, adapter: Adapter, seed: int) -> GlobalModel:
-    """The model that a rule's rounds begin with."""
-    if rule.sends_whole_adapter:
-        return GlobalModel(rule, adapter, seed)
+def global_model(how: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
+    """The model that takes what the configured LoRA rule makes."""
+    if how.rule.sends_whole_adapter:
+        return GlobalModel(how.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel
 
-    return DeltaModel(rule, adapter, seed)
+    return DeltaModel(how.rule, adapter, seed)

@@ -37,7 +37,7 @@ from fedrlvr.wire.public_messages import (
 
 _log = logging.getLogger("fedrlvr.server")
 
-DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate")
+DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished")
 """Why a response is dropped; `unreadable` counts replies, since what is in them cannot be."""
 REPORTED = frozenset(SwapMetrics().summary())
 """Numbers a client may report of an exchange."""
@@ -48,7 +48,7 @@ class PublicSet:
     """The public problems, and what the server judges responses to them by.
 
     decode: token ids -> text. reward: (completion, problem) -> the true reward.
-    model_id, tokenizer_id, vocabulary: of the run's model.
+    model_id, tokenizer_id, vocabulary, eos_ids: of the run's model.
     """
 
     problems: Sequence[Problem]
@@ -57,6 +57,7 @@ class PublicSet:
     model_id: str
     tokenizer_id: str
     vocabulary: int
+    eos_ids: frozenset[int] = frozenset()
 
 
 class Exchange:
@@ -73,6 +74,7 @@ class Exchange:
         self.number = number
         self.group = config.sampling.group_size
         self.longest = config.sampling.max_new_tokens
+        self.grades_unfinished = config.train.unfinished == "grade"
         self.seed = config.run.seed
         place = (round_ - 1) * coordination.exchanges + number - 1
         batch = public_batch(len(public.problems), coordination.public_problems, place, self.seed)
@@ -149,6 +151,8 @@ class Exchange:
                 dropped["too_many"] += 1
             elif len(one.token_ids) > self.longest:
                 dropped["too_long"] += 1
+            elif not self.grades_unfinished and one.token_ids[-1] not in self.public.eos_ids:
+                dropped["unfinished"] += 1
             elif (verdict := self._grade(one)) is None:
                 dropped["undecodable"] += 1
             else:

@@ -54,7 +54,7 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
     """The public problems with what responses to them are judged by; None without any."""
     if not problems:
         return None
-    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, vocabulary=base.vocabulary)
+    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, base.vocabulary, base.eos_ids)
 
 
 class Server:

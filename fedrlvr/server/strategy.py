@@ -92,7 +92,7 @@ class FederatedRLVR(Strategy):
         self.asked = 0
         """Clients that were asked in this phase of the round; the quorum is of them."""
         self.clients = clients
-        self.model = global_model(config.aggregation.rule, adapter, config.run.seed)
+        self.model = global_model(config.aggregation, adapter, config.run.seed)
         self.observer = observer
         self.record = RoundRecord(0)
         self._made: ArrayRecord | None = None

@@ -20,7 +20,7 @@ from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
-from fedrlvr.tasks.deal import deal, fit_prompts
+from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
 
@@ -91,6 +91,7 @@ class Federation:
         self.config = config
         self.cohort = cohort
         self.dealt = fit_prompts(deal(config), cohort.base, config)
+        check_dealt(self.dealt, config.data)
         self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
         clients = dict(enumerate(self.dealt.clients, start=1))
         self.names = {node: client.name for node, client in clients.items()}

@@ -43,12 +43,6 @@ class Acquired:
     trusted: tuple[int, ...]
     multipliers: tuple[float, ...]
 
-    @property
-    def masked(self) -> tuple[int, ...]:
-        """The others, in order."""
-        left = set(range(len(self.multipliers))) - {*self.queries, *self.trusted}
-        return tuple(sorted(left))
-
 
 def quota(share: float, problems: int) -> int:
     """ceil(share * problems), where the product's rounding error does not count as one more.

@@ -180,35 +180,25 @@ class Judge:
         """Copies of both probes' weights and running statistics: what averaging with other clients' is about."""
         return {name: tensor.clone() for name, tensor in self._weights().items() if tensor.is_floating_point()}
 
-    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take such weights in place of the judge's; optimizers and replay stay.
-
-        Raises:
-            ValueError: other names or shapes than the judge's own, or impossible values. Nothing has changed then.
-        """
-        own = self.shared()
-        _check_layout(tensors, own)
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()) or (name.endswith("running_var") and bool((tensor < 0).any())):
-                raise ValueError(f"{name} has values that no probe has")
-        _copy(tensors, self._weights())
-
     def flattened(self) -> Tensor:
         """`shared` end to end, in float32 on the CPU."""
         return torch.cat([tensor.flatten() for tensor in self.shared().values()]).cpu()
 
     def load_flattened(self, values: Tensor) -> None:
-        """Take weights that are `flattened` of some judge, or a mean of such.
+        """Take weights that are `flattened` of some judge, or a mean of such; optimizer and replay stay.
 
         Raises:
             ValueError: not as many values, or impossible ones. Nothing has changed then.
         """
-        own = self.shared()
+        own = {name: tensor for name, tensor in self._weights().items() if tensor.is_floating_point()}
         sizes = [tensor.numel() for tensor in own.values()]
         if values.shape != (sum(sizes),) or values.dtype != torch.float32:
             raise ValueError(f"{values.dtype} {tuple(values.shape)}; the probes have {sum(sizes)} values")
-        parts = torch.split(values.to(self._device), sizes)
-        self.load_shared({n: part.view(own[n].shape) for n, part in zip(own, parts, strict=True)})
+        parts = dict(zip(own, torch.split(values, sizes), strict=True))
+        for name, part in parts.items():
+            if not bool(part.isfinite().all()) or (name.endswith("running_var") and bool((part < 0).any())):
+                raise ValueError(f"{name} has values that no probe has")
+        _copy({name: part.view(own[name].shape) for name, part in parts.items()}, own)
 
     def state(self) -> tuple[dict[str, Tensor], Plain]:
         """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""

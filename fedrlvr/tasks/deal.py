@@ -16,6 +16,7 @@ from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.labels.place import ledger_file
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Problem, Question
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fedrlvr.tasks")
 
 CENTRAL = "central"
+_PUBLIC = "the public set"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Dealt:
     public: list[Problem]
     train_table: list[Holding]
     test_table: list[Holding]
+
+    @property
+    def by_holder(self) -> dict[str, list[Problem]]:
+        """All problems with their answers, by the name of who holds them: a client or "the public set"."""
+        held = {client.name: [*client.answers.everything(), *client.test] for client in self.clients}
+        return held | ({_PUBLIC: self.public} if self.public else {})
 
     @property
     def digest(self) -> str:
@@ -86,6 +94,16 @@ def deal(config: Config) -> Dealt:
     return Dealt(clients, public, who_holds_what(parts), who_holds_what(held_out))
 
 
+def check_dealt(dealt: Dealt, data: DataConfig) -> None:
+    """Say which gold answers no marked answer can meet, where problems are graded by kind.
+
+    Raises:
+        DataError: more than the share data.unreachable_golds.
+    """
+    if data.reward is None:
+        check_golds(dealt.by_holder, data.unreachable_golds)
+
+
 def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
     """Problems for training, public and held-out ones."""
     data = config.data
@@ -102,6 +120,8 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
         ConfigError, DataError: as these.
     """
     _, public, _ = _apart(config)
+    if config.data.reward is None:
+        check_golds({_PUBLIC: public}, config.data.unreachable_golds)
     return _public_that_fit(public, base, config, instruction_of(config.data))
 
 
@@ -188,7 +208,7 @@ def _public_that_fit(
     problems: Sequence[Problem], base: Base, config: Config, instruction: Instruction
 ) -> list[Problem]:
     limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
-    public = [p for p in problems if _fits(p, "the public set", instruction, base, limit, longest)]
+    public = [p for p in problems if _fits(p, _PUBLIC, instruction, base, limit, longest)]
     if len(public) < len(problems):
         _log.info("left out %d public problems with long prompts", len(problems) - len(public))
     if (least := getattr(config.coordination, "public_problems", 0)) > len(public):

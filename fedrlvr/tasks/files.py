@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fedrlvr.errors import DataError
 
@@ -15,6 +16,18 @@ LONGEST_LINE = 1_000_000
 """Bytes of the longest line a JSONL file may hold."""
 LONGEST_FILE = 512 * 1024 * 1024
 """Bytes of the largest JSON document that is read as one."""
+
+
+class JsonNumber(float):
+    """A JSON number with a point or an exponent. It keeps its text: 0.00005 is `0.00005`, not `5e-05`."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """The number that `text` writes."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,7 @@ def _parse(raw: bytes, where: str) -> Any:
     if not text.strip():
         return _BLANK
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=JsonNumber)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not JSON ({error.msg}, character {error.pos + 1}). Mend or remove it.") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or thousands of brackets
@@ -99,7 +112,7 @@ def _parse(raw: bytes, where: str) -> Any:
 
 def _object(data: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(data, dict):
-        raise DataError(f"{where} is not a JSON object but {_type(data)}. Write each problem as {{...}}.")
+        raise DataError(f"{where} is not a JSON object but {type_name(data)}. Write each problem as {{...}}.")
     return data
 
 
@@ -115,13 +128,13 @@ def text_field(row: Mapping[str, Any], names: Iterable[str], where: str) -> str:
             continue
         value = row[name]
         if not isinstance(value, str):
-            raise DataError(f"{where}: {name!r} is {_type(value)}. It must be text.")
+            raise DataError(f"{where}: {name!r} is {type_name(value)}. It must be text.")
         return clean_text(value, name, where)
     raise DataError(f"{where} has no {' or '.join(repr(name) for name in names)}. Add it or remove the row.")
 
 
 def answer_text(value: Any, name: str, where: str) -> str:
-    """A gold answer as text: a string, or a finite number in its shortest form (51.0 is `51`).
+    """A gold answer as text: a string, or a finite number as the file writes it (but 51.0 is `51`).
 
     Raises:
         DataError: it is something else, or empty.
@@ -129,8 +142,12 @@ def answer_text(value: Any, name: str, where: str) -> str:
     if isinstance(value, str):
         return clean_text(value, name, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: {name!r} is {_type(value)}. The answer must be text or a finite number.")
-    return str(int(value)) if value == int(value) else repr(value)
+        raise DataError(f"{where}: {name!r} is {type_name(value)}. The answer must be text or a finite number.")
+    if isinstance(value, int) or not value:
+        return str(int(value))
+    text = value.text if isinstance(value, JsonNumber) else format(Decimal(repr(value)), "f")
+    whole, _, decimals = text.partition(".")
+    return text if decimals.strip("0") or not decimals else whole
 
 
 def clean_text(value: str, name: str, where: str) -> str:
@@ -144,8 +161,8 @@ def clean_text(value: str, name: str, where: str) -> str:
     return value.strip()
 
 
-def _type(value: Any) -> str:
+def type_name(value: Any) -> str:
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    return next((name for kind, name in names.items() if isinstance(value, kind)), type(value).__name__)

@@ -2,27 +2,37 @@
 
     {"prompt": "...", "answer": "...", "id"?: "...", "source"?: "...", "info"?: {...}, "kind"?: "math"}
 
-`question` and `problem` stand for prompt; `solution`, `reward_model.ground_truth` and a `ground_truth` inside
-`reward_model` stand for answer. Other keys are left alone: only `info` reaches a reward function.
-Unlike in the published data sets no row is skipped: one that cannot be used is an error. Where people give the
-labels a training row may do without an answer: missing, null or empty are the same.
+`question`, `problem` and `messages` stand for prompt, which may be a list of chat messages (`conversation.py`);
+`solution`, `ground_truth`, `reward_model.ground_truth` and a `ground_truth` inside `reward_model` stand for answer. Of
+other keys only `info` and `extra_info` reach a reward function: the keys of the first as arguments of their own, the
+second as the argument of that name.
+
+Unlike in the published data sets no row is skipped: one that cannot be used is an error. Where people give the labels a
+training row may do without an answer: missing, null or empty are the same. Rows that repeat a prompt are one problem
+if their answers agree, and an error if not.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.errors import ConfigError, DataError, GradingError
+from fedrlvr.tasks.conversation import question_text
+from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.files import DataRow, answer_text, read_rows, text_field
-from fedrlvr.tasks.grading import canonical
+from fedrlvr.tasks.grading import grade
 from fedrlvr.tasks.problem import KINDS, Kind, Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
+_log = logging.getLogger("fedrlvr.tasks")
+_PROMPTS = ("prompt", "question", "problem", "messages")
 _DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
 _HELD_OUT = " Held-out problems need one, whoever gives the labels."
 
@@ -46,7 +56,7 @@ class OwnTask(Task):
             )
         if path.is_dir():
             return read_own(path / f"{split}.jsonl", kind, unlabelled=unlabelled, held_out=split == "test")
-        problems = read_own(path, kind, unlabelled=unlabelled)
+        problems = read_own(path, kind, unlabelled=unlabelled, log=split == "train")
         chosen = in_split(problems, split)
         lacking = sum(not problem.answer for problem in problems)
         if lacking and not chosen and split == "test":
@@ -57,27 +67,92 @@ class OwnTask(Task):
         return chosen
 
 
-def read_own(path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> list[Problem]:
+def read_own(
+    path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool = False, log: bool = True
+) -> list[Problem]:
     """Every problem of a JSONL file; `kind` is for rows that state none.
 
     unlabelled: a row without an answer is a problem with the answer "", not an error. held_out: the file's problems
-    are only tested on, so each needs an answer whatever `unlabelled` says.
+    are only tested on, so each needs an answer whatever `unlabelled` says. log: say how many rows were merged.
 
     Raises:
-        DataError: a row that cannot be used, with file, line and what to do.
+        DataError: a row that cannot be used, with file, line and what to do; or rows that contradict each other, all
+            at once.
     """
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
+    read = []
     for row in read_rows(path):
         problem = own(row, kind, unlabelled=unlabelled, held_out=held_out)
-        if problem.id in seen:
-            raise DataError(
-                f"{row.where} has the id {problem.id!r} of {seen[problem.id]}. Give each row its own id; rows without "
-                "one are named by their prompt, so two such rows with one prompt are one problem: remove one."
-            )
-        seen[problem.id] = row.where.rpartition(", ")[2]
-        problems.append(problem)
-    return problems
+        read.append(_Read(problem, row.where.rpartition(", ")[2], row.data.get("id") is not None))
+    kept = _merged(read, path)
+    if log and len(kept) < len(read):
+        _log.warning(
+            "%s: merged %d rows that repeat a prompt and its answer: %d problems are left",
+            path,
+            len(read) - len(kept),
+            len(kept),
+        )
+    return kept
+
+
+class _Read(NamedTuple):
+    """A row's problem, its place in the file, and whether it states its id itself."""
+
+    problem: Problem
+    place: str
+    named: bool
+
+
+def _merged(rows: Sequence[_Read], path: Path) -> list[Problem]:
+    """One problem for all rows of a prompt: the first one, or the first that has an answer.
+
+    Raises:
+        DataError: rows of one prompt whose answers or kinds differ, or rows of one id; all of them are listed.
+    """
+    kept: list[_Read] = []
+    by_prompt: dict[str, list[int]] = {}
+    differing: dict[str, list[str]] = {}
+    for row in rows:
+        places = by_prompt.setdefault(row.problem.content_key, [])
+        repeated = next((index for index in places if _is_repeat(kept[index], row)), None)
+        if repeated is None:
+            places.append(len(kept))
+            kept.append(row)
+        elif not _same_gold(kept[repeated].problem, row.problem):
+            differing.setdefault(kept[repeated].place, []).append(row.place)
+        elif row.problem.answer and not kept[repeated].problem.answer:
+            kept[repeated] = row
+    if differing:
+        raise DataError(
+            f"{path}: rows of one prompt have different answers or kinds: {_listed(differing)}. Correct them, or "
+            "remove the wrong ones."
+        )
+    first: dict[str, str] = {}
+    sharing: dict[str, list[str]] = {}
+    for row in kept:
+        if row.problem.id in first:
+            sharing.setdefault(first[row.problem.id], []).append(row.place)
+        first.setdefault(row.problem.id, row.place)
+    if sharing:
+        raise DataError(f"{path}: different problems have one id: {_listed(sharing)}. Give each row an id of its own.")
+    return [row.problem for row in kept]
+
+
+def _is_repeat(row: _Read, other: _Read) -> bool:
+    """Whether two rows of one prompt are meant as one problem: not where both are named apart and `info` differs."""
+    apart = row.named and other.named and row.problem.id != other.problem.id
+    return not (apart and row.problem.info != other.problem.info)
+
+
+def _same_gold(problem: Problem, other: Problem) -> bool:
+    if problem.kind != other.kind:
+        return False
+    if not problem.answer or not other.answer or problem.answer == other.answer:
+        return True
+    return grade(wrap(other.answer, problem.kind), problem.answer, problem.kind) == 1.0
+
+
+def _listed(places: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(" and ".join([", ".join([first, *more[:-1]]), more[-1]]) for first, more in places.items())
 
 
 def write_own(path: Path, problems: Iterable[Problem]) -> None:
@@ -102,29 +177,67 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
 def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
     """One row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
-    prompt = text_field(data, ["prompt", "question", "problem"], where)
+    prompt = _prompt(data, where)
     stated = data.get("kind") or kind
     if stated not in KINDS:
         raise DataError(f"{where}: kind {stated!r} is unknown. Use one of {', '.join(KINDS)}.")
     answer = _answer(data, where, unlabelled and not held_out, _HELD_OUT if held_out else _DESK)
-    if answer and canonical(answer, stated) is None:
-        raise DataError(f"{where}: the answer is not of kind {stated!r}, so no response could be right. Mend it.")
-    info = data.get("info")
-    if info is not None and not isinstance(info, Mapping):
-        raise DataError(f"{where}: 'info' is not an object. Write it as {{...}} or leave it out.")
+    if answer:
+        _check_gold(answer, stated, where)
+    info = _object(data, "info", where)
+    if data.get("extra_info") is not None:
+        info = {**info, "extra_info": _object(data, "extra_info", where)}
     named = data.get("id") is not None
     source = text_field(data, ["source"], where) if data.get("source") is not None else "jsonl"
-    problem = Problem(prompt, answer, "", source, cast(Kind, stated), dict(info or {}))
+    problem = Problem(prompt, answer, "", source, cast(Kind, stated), info)
     name = answer_text(data["id"], "id", where) if named else problem.content_key[:16]
-    return Problem(prompt, answer, name, source, problem.kind, problem.info)
+    return replace(problem, id=name)
+
+
+def _prompt(data: Mapping[str, Any], where: str) -> str:
+    for name in _PROMPTS:
+        if isinstance(data.get(name), list):
+            answered = name == "messages" and any(value not in (None, "") for _, value in _stated_answers(data))
+            return question_text(data[name], name, where, may_end_answered=answered)
+        if data.get(name) is not None:
+            break
+    return text_field(data, _PROMPTS, where)
+
+
+def _object(data: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = data.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(f"{where}: {name!r} is not an object. Write it as {{...}} or leave it out.")
+    return dict(value or {})
+
+
+def _check_gold(answer: str, kind: Kind, where: str) -> None:
+    if "####" in answer and kind != "exact":
+        raise DataError(
+            f"{where}: the answer holds '####', which in GSM8K's files stands before the final answer. Keep only what "
+            "follows it, or load GSM8K's own files with data.name = 'gsm8k'."
+        )
+    try:
+        grade("", answer, kind)
+    except GradingError:
+        hint = {"choice": "Write the option's letter. ", "yes_no_maybe": "Write yes, no or maybe. "}.get(kind, "")
+        raise DataError(
+            f"{where}: the answer is not of kind {kind!r}, so no response could be right. {hint}Mend it, or state "
+            "another kind."
+        ) from None
+
+
+def _stated_answers(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Each field that may hold the answer, and its value; None where it is missing."""
+    stated = [(name, data.get(name)) for name in ("answer", "solution", "ground_truth", "reward_model.ground_truth")]
+    if isinstance(nested := data.get("reward_model"), Mapping):
+        stated.append(("reward_model.ground_truth", nested.get("ground_truth")))
+    return stated
 
 
 def _answer(data: Mapping[str, Any], where: str, may_lack: bool, remedy: str) -> str:
     """The first answer the row states; "" only if it `may_lack` one, and then an empty one is none."""
-    given = [(name, data.get(name)) for name in ("answer", "solution", "reward_model.ground_truth")]
-    if isinstance(nested := data.get("reward_model"), Mapping):
-        given.append(("reward_model.ground_truth", nested.get("ground_truth")))
-    for name, value in given:
+    for name, value in _stated_answers(data):
         if isinstance(value, str) and not value.strip():
             if may_lack:
                 continue

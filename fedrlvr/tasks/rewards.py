@@ -34,6 +34,11 @@ def grader_for(path: str | None) -> Reward:
     return _grade_by_kind if path is None else _own(path)
 
 
+def grades_by_kind(reward: Reward) -> bool:
+    """Whether a reward of `grader_for` is the grader of each problem's kind, and not a function of the user's own."""
+    return getattr(reward, "func", reward) is _grade_by_kind
+
+
 def _grade_by_kind(completion: str, problem: Problem) -> float:
     if "reasoning_gym" in problem.info:
         from fedrlvr.tasks.gym import score

@@ -1,4 +1,4 @@
-r"""Does a reward do what it should? The gold answer must score 1.0, and strings that answer nothing 0.0.
+r"""Does a reward do what it should? The gold answer must score 1.0 in each spelling, and nonsense 0.0.
 
 The commonest failures of verifiable rewards are a grader that pays for nonsense and one that pays for nothing; both
 look like training. So both are tried before it.
@@ -7,14 +7,15 @@ look like training. So both are tried before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fedrlvr.errors import GradingError
 from fedrlvr.tasks.extraction import wrap
+from fedrlvr.tasks.golds import examine, misgraded
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.tasks.rewards import Reward
+from fedrlvr.tasks.rewards import Reward, grades_by_kind
 
 _LISTED = ", ".join([*(str(n) for n in range(101)), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "yes", "no", "maybe"])
 
@@ -31,12 +32,14 @@ class Validation:
     """How many problems were checked, how many of them with the adversarial strings too, and what failed.
 
     unlabelled: how many have no answer. They are not checked.
+    notes: gold answers that are more than a short answer, though one meets them.
     """
 
     checked: int
     attacked: int
     failures: list[Failure]
     unlabelled: int = 0
+    notes: list[Failure] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -45,22 +48,31 @@ class Validation:
 
 
 def validate(problems: Sequence[Problem], reward: Reward, *, attacked: int = 100) -> Validation:
-    """Score every gold answer, and for `attacked` problems spread evenly over the list every adversarial string.
+    """Score every gold answer and its spellings, and for some problems every adversarial string.
 
-    Problems without an answer are counted and left out.
+    attacked: problems that get the adversarial strings, spread evenly over the list. Problems without an answer are
+    counted and left out. A reward other than the graders by kind is asked for the gold answer's own text only, since
+    which spellings it takes is not known.
     """
-    failures = []
+    failures: list[Failure] = []
+    notes: list[Failure] = []
+    by_kind = grades_by_kind(reward)
     answered = [problem for problem in problems if problem.answer]
     for problem in answered:
-        if reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
+        finding = examine(problem) if by_kind else None
+        if finding is not None:
+            (notes if finding.reachable else failures).append(Failure(problem.id, finding.reason))
+        elif reason := _wrong(reward, wrap(problem.answer, problem.kind), problem, 1.0):
             failures.append(Failure(problem.id, f"the gold answer {reason}"))
+        elif by_kind and (missed := misgraded(problem)):
+            failures.append(Failure(problem.id, f"{len(missed)} other spellings of the gold answer score 0"))
     count = min(attacked, len(answered))
     for index in range(count):
         problem = answered[index * len(answered) // count]
         for name, completion in adversarial(problem).items():
             if reason := _wrong(reward, completion, problem, 0.0):
                 failures.append(Failure(problem.id, f"the adversarial string {name!r} {reason}"))
-    return Validation(len(answered), count, failures, len(problems) - len(answered))
+    return Validation(len(answered), count, failures, len(problems) - len(answered), notes)
 
 
 def adversarial(problem: Problem) -> dict[str, str]:

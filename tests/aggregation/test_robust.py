@@ -214,7 +214,7 @@ def test_inputs_are_left_alone_and_nothing_is_said(rule: str, capfd: pytest.Capt
     [
         ("median", 2, {}, "at least 3 clients in a round, not 2"),
         ("median", 0, {}, "at least 3 clients in a round, not 0"),
-        ("trimmed_mean", 4, {}, "robust_trim = 0.2 .* at least 5 clients in a round, not 4"),
+        ("trimmed_mean", 4, {}, "robust_trim = 0.2 needs at least 5 clients in a round, not 4"),
         ("trimmed_mean", 3, {"trim": 0.3}, "at least 4 clients"),
         ("trimmed_mean", 2, {"trim": 0.49}, "at least 3 clients"),
         ("trimmed_mean", 8, {"trim": 0.5}, "below 0.5"),

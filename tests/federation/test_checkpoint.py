@@ -105,7 +105,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 FULL_TENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sync", "_digest"])
+@pytest.mark.parametrize("where", ["save_file", "sync", "_digest"])
 @pytest.mark.parametrize("error", [FULL, FULL_TENSORS])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_nothing_else(
     where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

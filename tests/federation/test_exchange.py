@@ -30,14 +30,14 @@ from fedrlvr.wire.public_messages import (
 
 CLIENTS = ("ann", "bob", "cyd")
 GROUP, LONGEST, VOCABULARY = 4, 3, 27
-A, B, C = 1, 2, 3
+A, B, C, END = 1, 2, 3, 0
 """Tokens; a response is correct if it spells its problem's answer."""
 
 
 def decode(ids: list[int]) -> str:
     if 26 in ids:
         raise ValueError("no text")
-    return "".join(chr(64 + i) for i in ids)
+    return "".join(chr(64 + i) for i in ids if i != END)
 
 
 def reward(completion: str, problem: Problem) -> float:
@@ -46,12 +46,15 @@ def reward(completion: str, problem: Problem) -> float:
 
 def public(size: int = 2) -> PublicSet:
     problems = [Problem(f"spell {i}", "AB" if i % 2 else "A", f"p{i}", "spelling", "exact") for i in range(size)]
-    return PublicSet(problems, decode, reward, "tiny-1", "letters-1", VOCABULARY)
+    return PublicSet(problems, decode, reward, "tiny-1", "letters-1", VOCABULARY, frozenset({END}))
 
 
-def exchange(clients: Sequence[str] = CLIENTS, size: int = 2, **coordination: Any) -> Exchange:
+def exchange(
+    clients: Sequence[str] = CLIENTS, size: int = 2, unfinished: str = "grade", **coordination: Any
+) -> Exchange:
     config = parse_config(
         {
+            "train": {"unfinished": unfinished},
             "run": {"seed": 3},
             "data": {"public_size": size},
             "sampling": {"group_size": GROUP, "max_new_tokens": LONGEST},
@@ -97,6 +100,16 @@ def test_only_what_the_server_calls_correct_enters_the_pool_whatever_a_client_cl
     assert numbers(now, "ann") == {"sent": 3, "pooled": 0, "correct": 0}
     assert numbers(now, "bob") == {"sent": 2, "pooled": 1, "correct": 1}
     assert given(now, "cyd") == [Sent(place(now, "A"), (A,), age=5)]
+
+
+@pytest.mark.parametrize(("unfinished", "pooled"), [("grade", 2), ("zero", 1), ("mask", 1)])
+def test_a_response_that_was_cut_enters_the_pool_only_where_such_responses_are_graded(
+    unfinished: str, pooled: int
+) -> None:
+    now = exchange(unfinished=unfinished)
+    now.receive({"ann": reply(now, (A,), (A, END))})
+    assert now.pool.size == pooled
+    assert numbers(now, "ann").get("dropped_unfinished", 0) == 2 - pooled
 
 
 def test_partial_credit_is_not_correct() -> None:

@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 
 import fedrlvr
 from fedrlvr.adapter import Adapter, fresh
-from fedrlvr.aggregation import Result, lora_rule
+from fedrlvr.aggregation import Result
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.observer import Observer
@@ -76,9 +76,13 @@ def brought(model: GlobalModel, client: str, rank: int = 2) -> tuple[str | None,
     return delta.halves, kind, sum(r.count_bytes() for r in (adapter, update) if r is not None)
 
 
+def begun(rule: str) -> GlobalModel:
+    return global_model(parse_config({"aggregation": {"type": rule}}).aggregation, made(1), SEED)
+
+
 def rounds_of(rule: str, *results: Result) -> GlobalModel:
     """A model after these rounds; ann answered in all, bob not in the last, cyd not in the last two, dan never."""
-    model = global_model(lora_rule(rule), made(1), SEED)
+    model = begun(rule)
     for version in range(len(results) + 1):
         if version:
             model.advance(results[version - 1], version)
@@ -101,7 +105,7 @@ def test_what_the_hooks_were_given_is_what_a_client_of_the_full_rank_gets() -> N
     """So a wrapper's change of it counts also in a round that it makes no aggregate in."""
     for rule, halves in (("fedit", "AB"), ("ffa", "B")):
         given = adapter_to_arrays(made(9), halves)  # type: ignore[arg-type]
-        assert global_model(lora_rule(rule), made(1), SEED).bring("ann", 2, given)["arrays"] is given
+        assert begun(rule).bring("ann", 2, given)["arrays"] is given
 
 
 def test_ffa_sends_b_alone_beside_the_seeded_a() -> None:

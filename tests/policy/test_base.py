@@ -17,6 +17,7 @@ from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.tasks import grade
 
 
 def load(directory: Path, **settings: Any) -> Base:
@@ -57,6 +58,25 @@ def test_encode_with_a_chat_template(tmp_path: Path) -> None:
     assert base.tokenizer.decode(base.encode("1 + 1\nBe short.")) == "<s>[user] 1 + 1\nBe short.\n[assistant] "
     off = load(directory, chat_template=False)
     assert off.tokenizer.decode(off.encode("1 + 1")) == "<s>1 + 1"
+
+
+def test_a_response_begins_with_the_thought_that_the_template_opened(tmp_path: Path) -> None:
+    r"""A box in an unfinished thought earns nothing: DeepSeek-R1's and Qwen3's templates end in `<think>\n`."""
+    base = load(tiny_model(tmp_path, "llama", chat_template=True))
+    assert base.opened_thought == ""
+    ids = base.tokenizer(r"so \boxed{2}", add_special_tokens=False)["input_ids"]
+    assert base.decode(ids) == r"so \boxed{2}"
+    base.tokenizer.chat_template += "{{ '<think>\\n' }}"
+    base.__dict__.pop("opened_thought")
+    assert base.decode(ids) == "<think>\nso \\boxed{2}"
+    assert grade(base.decode(ids), "2", "math") == 0.0
+    closed = base.tokenizer("so 2</think>\\boxed{2}", add_special_tokens=False)["input_ids"]
+    assert grade(base.decode(closed), "2", "math") == 1.0
+    base.tokenizer.chat_template += (
+        "{{ '</think>\\n' }}"  # a thought that the template closes itself (Qwen3 without thinking)
+    )
+    base.__dict__.pop("opened_thought")
+    assert base.decode(ids) == r"so \boxed{2}"
 
 
 def test_an_empty_prompt_is_an_error(llama: Path) -> None:

@@ -41,7 +41,6 @@ def test_a_share_is_from_0_to_1(share: float) -> None:
 def test_care_trusts_the_most_reliable_and_asks_about_the_largest_scores_among_the_rest() -> None:
     step = care(P1, S, queries=2, steps_done=20)
     assert step == Acquired((6, 3), (0, 2), (1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0))
-    assert step.masked == (1, 4, 5, 7)
 
 
 def test_care_trusts_nobody_in_the_first_20_steps() -> None:
@@ -91,7 +90,6 @@ def test_what_cannot_be_ranked_is_refused(
 def test_a_selection_masks_the_rest_or_trains_on_it_as_voted() -> None:
     assert highest([1, 3, 2, 3], queries=2, rest="masked") == Acquired((1, 3), (), (0, 1, 0, 1))
     assert highest([1, 3, 2, 3], queries=2, rest="pseudo") == Acquired((1, 3), (0, 2), (1, 1, 1, 1))
-    assert highest([1, 3, 2, 3], queries=2, rest="masked").masked == (0, 2)
 
 
 def test_all_labels_and_majority_only_are_the_two_ends() -> None:

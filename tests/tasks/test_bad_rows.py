@@ -25,9 +25,13 @@ GOOD = b'{"prompt": "1+1?", "answer": "2"}\n'
         ),
         (b'{"prompt": "2+2?", "answer": true}', "line 2: 'answer' is true or false"),
         (b'{"prompt": "2+2?", "answer": NaN}', "line 2: 'answer' is a number. The answer must be text or a finite"),
-        (b'{"answer": "4"}', "line 2 has no 'prompt' or 'question' or 'problem'. Add it"),
+        (b'{"answer": "4"}', "line 2 has no 'prompt' or 'question' or 'problem' or 'messages'. Add it"),
         (b'{"prompt": "  ", "answer": "4"}', "line 2: 'prompt' is empty"),
-        (b'{"prompt": [{"role": "user"}], "answer": "4"}', "line 2: 'prompt' is a list. It must be text"),
+        (b'{"prompt": {"role": "user"}, "answer": "4"}', "line 2: 'prompt' is an object. It must be text"),
+        (
+            b'{"prompt": [{"role": "user"}], "answer": "4"}',
+            "line 2: 'prompt', message 0 (from 0): 'content' is null. It must be text",
+        ),
         (b'{"prompt": "\\ud800", "answer": "4"}', "line 2: 'prompt' holds half a surrogate pair"),
         (
             b'{"prompt": "2+2?", "answer": "4", "kind": "number"}',
@@ -41,8 +45,14 @@ GOOD = b'{"prompt": "1+1?", "answer": "2"}\n'
         (b"[" * 100_000, "line 2 is not JSON that can be read"),
         (b'{"prompt": "caf\xe9", "answer": "4"}', "line 2: byte 15 is not UTF-8. Save the file as UTF-8"),
         (b'{"prompt": "' + b"x" * 1_000_000 + b'"}', "line 2 is longer than 1,000,000 bytes"),
-        (b'{"prompt": " 1+1?", "answer": "2"}', "line 2 has the id"),
-        (b'{"prompt": "2+2?", "answer": "4"}\n' + GOOD, "line 3 has the id"),
+        (
+            b'{"prompt": "2+2?", "answer": "so 2+2=4\\n#### 4"}',
+            "line 2: the answer holds '####', which in GSM8K's files stands before the final answer",
+        ),
+        (b'{"prompt": "2+2?", "answer": 1, "kind": "choice"}', "line 2: the answer is not of kind 'choice'"),
+        (b'{"prompt": "2+2?", "answer": true, "kind": "choice"}', "line 2: 'answer' is true or false"),
+        (b'{"prompt": "2+2?", "answer": null, "kind": "choice"}', "line 2 has no answer"),
+        (b'{"prompt": "2+2?", "answer": "4", "extra_info": "x"}', "line 2: 'extra_info' is not an object"),
     ],
 )
 def test_own_rows(line: bytes, message: str, tmp_path: Path) -> None:
@@ -53,11 +63,13 @@ def test_own_rows(line: bytes, message: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{file}, {message}")
 
 
-def test_two_rows_of_one_id_name_both_lines(tmp_path: Path) -> None:
+def test_rows_of_one_id_are_all_named(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
-    file.write_text('{"prompt": "a", "answer": 1, "id": 7}\n\n{"prompt": "b", "answer": 1, "id": "7"}\n')
-    with pytest.raises(DataError, match=r"line 3 has the id '7' of line 1. Give each row its own id"):
+    rows = [("a", 7), ("b", "7"), ("c", "x"), ("d", 7), ("e", "x"), ("f", "y")]
+    file.write_text("\n\n".join(json.dumps({"prompt": prompt, "answer": 1, "id": id}) for prompt, id in rows))
+    with pytest.raises(DataError) as error:
         load("jsonl", file, "train")
+    assert "one id: line 1, line 3 and line 7; line 5 and line 9." in str(error.value)
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_error(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedrlvr.config import DataConfig, parse_config
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import KINDS, instruction, task_of
-from fedrlvr.tasks.deal import deal, instruction_of, own_problems
+from fedrlvr.tasks.deal import check_dealt, deal, instruction_of, own_problems
 
 
 def test_each_name_has_a_task_and_an_unknown_one_is_refused() -> None:
@@ -64,3 +64,23 @@ def test_each_prompt_gets_the_instruction_of_its_own_kind(tmp_path: Path) -> Non
 def test_embedded_problems_are_asked_without_an_instruction() -> None:
     assert {instruction_of(DataConfig())(kind) for kind in KINDS} == {""}  # type: ignore[arg-type]
     assert instruction_of(DataConfig(name="medqa"))("choice") == instruction("choice")
+
+
+def test_problems_whose_golds_cannot_be_met_are_refused_before_a_run(tmp_path: Path) -> None:
+    golds = ["1", "2", "3", "B. Heparin"]
+    for split in ("train", "test"):
+        rows = [{"prompt": f"{split} {n}?", "answer": gold} for n, gold in enumerate(golds)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def check(**settings: object) -> None:
+        data = {"name": "jsonl", "path": str(tmp_path), **settings}
+        config = parse_config({"data": data, "federation": {"clients": 2}})
+        check_dealt(deal(config), config.data)
+
+    with pytest.raises(
+        DataError, match=r"2 of 8 gold answers.*client-\d, problem \w{16}, 't\w+ 3\?': .*data\.unreachable_golds"
+    ):
+        check()
+    check(unreachable_golds=0.25)
+    check(reward="builtins:print")  # what a reward of one's own takes is not known here
+    check(options={"kind": "exact"})

@@ -81,10 +81,9 @@ def test_leave_to_lack_an_answer_is_no_leave_for_anything_else(
     assert str(error.value).startswith(f"{file}, line 1: {message}")
 
 
-def test_two_rows_of_one_prompt_are_one_problem_with_an_answer_or_without(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", {"prompt": "2+2?", "answer": 4}, {"prompt": " 2+2?"})
-    with pytest.raises(DataError, match=r"line 2 has the id '\w{16}' of line 1"):
-        load("jsonl", tmp_path, "train", unlabelled=True)
+def test_rows_of_one_prompt_are_one_problem_which_takes_the_answer_that_there_is(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", {"prompt": " 2+2?"}, {"prompt": "2+2?", "answer": 4}, {"prompt": "2 + 3?"})
+    assert [p.answer for p in load("jsonl", tmp_path, "train", unlabelled=True)] == ["4", ""]
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
@@ -106,9 +105,10 @@ def test_of_a_single_file_only_problems_with_an_answer_are_held_out(fixtures: Pa
 
 
 def test_a_copy_without_an_answer_of_a_held_out_problem_is_not_trained_on(tmp_path: Path) -> None:
-    rows = [{"prompt": TEST_PROMPT, "answer": 36, "id": "a"}, {"prompt": TEST_PROMPT.upper(), "id": "b"}]
-    file = write(tmp_path / "own.jsonl", *rows, {"prompt": TRAIN_PROMPT, "answer": 52, "id": "c"})
-    train, test = (load("jsonl", file, split, unlabelled=True) for split in ("train", "test"))
+    write(tmp_path / "test.jsonl", {"prompt": TEST_PROMPT, "answer": 36, "id": "a"})
+    rows = [{"prompt": TEST_PROMPT.upper(), "id": "b"}, {"prompt": TRAIN_PROMPT, "answer": 52, "id": "c"}]
+    write(tmp_path / "train.jsonl", *rows)
+    train, test = (load("jsonl", tmp_path, split, unlabelled=True) for split in ("train", "test"))
     assert ([p.id for p in train], [p.id for p in test]) == (["b", "c"], ["a"])
     with pytest.raises(DataError, match="train and test splits share 1 problems"):
         check_disjoint(train, [], test)

@@ -32,6 +32,7 @@ from fedrlvr.simulation.grid import delivered
 from fedrlvr.tasks import grader_for, task_of
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems
+from fedrlvr.tasks.golds import check_golds
 from fedrlvr.wire.messages import (
     ARRAYS,
     DELTA,
@@ -274,6 +275,8 @@ class Answering:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
             train, test = own_problems(task, unlabelled=lenient, seed=request.seed)
+            if task.reward is None:
+                check_golds({self.org.name: [*train, *test]}, task.unreachable_golds)
             if not self.org.config.limits.source_names:
                 test = [replace(problem, source=terms.task) for problem in test]
             data = ClientData.of(
