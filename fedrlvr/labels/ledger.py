@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from fedrlvr.errors import LedgerError
 from fedrlvr.labels.database import Database
 from fedrlvr.supervision.majority import clusters
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Kind
 
