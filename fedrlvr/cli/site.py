@@ -130,7 +130,6 @@ def check(
     """Try everything that a run will need, and say what is wrong before anybody waits."""
     from fedrlvr.deployment.site.check import examine_site
 
-    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     wrong = 0
     for finding in examine_site(directory, skip_model=skip_model):
         typer.echo(f"{finding.status:<8} {finding.name}: {finding.value}")

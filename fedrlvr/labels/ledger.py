@@ -9,6 +9,7 @@ or skip, which is no opinion and may be said of a problem again and again. Every
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -109,15 +110,33 @@ def outcome(opinions: Sequence[Opinion], wanted: int, same: Callable[[str, str],
     Open until `wanted` experts have one. Then what strictly more experts say than anything else: an answer, by the
     first who gave it, or that there is none. A tie is a dispute.
     """
-    answers = [one.answer for one in opinions if one.verdict != "skip"]
+    answers = [opinion.answer for opinion in opinions if opinion.verdict != "skip"]
     if len(answers) < wanted:
         return "open", None
-    found = clusters(answers, same)
-    none = len(answers) - found.valid
-    most = max(found.votes, none)
-    if found.sizes.count(most) + (none == most) > 1:
+    groups = clusters(answers, same)
+    none = len(answers) - groups.valid
+    most = max(groups.votes, none)
+    if groups.sizes.count(most) + (none == most) > 1:
         return "disputed", None
-    return ("unanswerable", None) if none == most else ("labelled", found.label)
+    return ("unanswerable", None) if none == most else ("labelled", groups.label)
+
+
+def check_answer(answer: str, problem: str, kind: Kind) -> None:
+    """Check a person's answer to a problem of this kind.
+
+    Raises:
+        LedgerError: the answer is over `LONGEST_ANSWER`, or none that the kind can have.
+    """
+    if len(answer) > LONGEST_ANSWER:
+        raise LedgerError(
+            f"The answer to problem {problem!r} has {len(answer)} characters, and at most {LONGEST_ANSWER} are "
+            "taken. Write the final answer only."
+        )
+    if canonical(answer, kind) is None:
+        raise LedgerError(
+            f"{answer[:80]!r} cannot be the answer to problem {problem!r}, which is of kind {kind!r}. Write one of "
+            "that kind."
+        )
 
 
 def spelling(name: str) -> str:
@@ -223,16 +242,11 @@ class LabelLedger:
 
     def was_asked(self, problem: str) -> bool:
         """Whether anybody asked about the problem."""
-        with self._database.reading() as database:
-            return (
-                database.execute("SELECT 1 FROM question WHERE problem = ?", (_text(problem),)).fetchone() is not None
-            )
+        return self._number("SELECT count(*) FROM question WHERE problem = ?", _text(problem)) > 0
 
     def uses(self, problem: str) -> int:
         """How often a problem's label was used, by all runs."""
-        with self._database.reading() as database:
-            found = database.execute("SELECT count(*) FROM used WHERE problem = ?", (_text(problem),))
-            return int(found.fetchone()[0])
+        return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
 
     def use(self, problem: str, step: int) -> None:
         """Count that a step trained on a problem's label; a step done again is counted once.
@@ -260,12 +274,13 @@ class LabelLedger:
                 {"step": step, "dataset": DATASET},
             )
 
-    def asked(self, since: float | None = None) -> int:
+    def asked(self, since: float = -math.inf) -> int:
         """How many problems were asked about, in all or first at this time or later."""
+        return self._number("SELECT count(*) FROM question WHERE asked_at >= ?", since)
+
+    def _number(self, query: str, parameter: str | float) -> int:
         with self._database.reading() as database:
-            where = "" if since is None else "WHERE asked_at >= ?"
-            found = database.execute(f"SELECT count(*) FROM question {where}", () if since is None else (since,))
-            return int(found.fetchone()[0])
+            return int(database.execute(query, (parameter,)).fetchone()[0])
 
     def counts(self) -> Counts:
         """The ledger in numbers."""
@@ -413,15 +428,7 @@ def _answer(
     if verdict in ("accept", "correct") and not answer:
         raise LedgerError(f"The answer to problem {problem!r} is empty. Write it, or say that there is none.")
     if verdict in ("accept", "correct") and expert != DATASET:  # what a data set gives as answers is its own affair
-        if len(answer) > LONGEST_ANSWER:
-            raise LedgerError(
-                f"The answer to problem {problem!r} has {len(answer)} characters, and at most {LONGEST_ANSWER} are "
-                "taken. Write the final answer only."
-            )
-        if canonical(answer, question["kind"]) is None:
-            raise LedgerError(
-                f"{answer[:80]!r} cannot be the answer to problem {problem!r}, which is of kind {question['kind']!r}."
-            )
+        check_answer(answer, problem, question["kind"])
     if verdict == "accept" and answer != (question["majority"] or "").strip():
         verdict = "correct"
     word = (question["problem"], expert, verdict, answer if verdict in ("accept", "correct") else None, at)
@@ -444,10 +451,10 @@ def _opinions(database: sqlite3.Connection, problem: str | None = None) -> dict[
         f"SELECT problem, expert, verdict, answer, at FROM opinion {where} ORDER BY entry",
         () if problem is None else (_text(problem),),
     )
-    found: dict[str, list[Opinion]] = {}
+    opinions: dict[str, list[Opinion]] = {}
     for row in rows:
-        found.setdefault(row["problem"], []).append(Opinion(row["expert"], row["verdict"], row["answer"], row["at"]))
-    return found
+        opinions.setdefault(row["problem"], []).append(Opinion(row["expert"], row["verdict"], row["answer"], row["at"]))
+    return opinions
 
 
 def _state(opinions: Sequence[Opinion], row: sqlite3.Row) -> tuple[State, str | None]:

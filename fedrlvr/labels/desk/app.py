@@ -2,7 +2,7 @@
 
 It shows an expert one open problem at a time, with the model's majority answer and two responses that disagree, and
 writes the expert's word into the ledger before it says that it did. The page's own files hold no data and need no
-token; everything else does (`guard.py`). What fails is answered with {"error": text}.
+token; everything else does (`access_guard.py`). What fails is answered with {"error": text}.
 
     GET  /api/next?expert=             {"problem": an open problem or null, "left", "open", "done"}
     GET  /api/last?expert=&back=       {"problem", "said"}: what the expert said last, or `back` words before that
@@ -23,12 +23,11 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from fedrlvr.errors import LedgerError
@@ -74,9 +73,6 @@ class Leaving(_Body):
     expert: str
 
 
-_Model = TypeVar("_Model", bound=_Body)
-
-
 def make_desk(
     ledger: LabelLedger,
     token: str,
@@ -106,44 +102,36 @@ def make_desk(
 
     @app.get("/api/next")
     def next_open(expert: str) -> dict[str, Any]:
-        found = ledger.next_open(expert, at=clock(), lease=LEASE)
+        problem = ledger.next_open(expert, at=clock(), lease=LEASE)
         count = done.count(expert)
-        if found is not None:
-            return {"problem": _shown(found), "left": found.left, "open": found.left, "done": count}
+        if problem is not None:
+            return {"problem": _shown(problem), "left": problem.left, "open": problem.left, "done": count}
         return {"problem": None, "left": 0, "open": ledger.counts().open, "done": count}
 
     @app.get("/api/last")
     def last(expert: str, back: int = 0) -> dict[str, Any]:
         expert = expert_name(expert)
-        said = [(one, entry) for entry in ledger.entries() for one in entry.opinions if one.expert == expert]
-        said.sort(key=lambda pair: pair[0].at, reverse=True)
-        if not 0 <= back < len(said):
+        pairs = [(opinion, entry) for entry in ledger.entries() for opinion in entry.opinions]
+        pairs = sorted((p for p in pairs if p[0].expert == expert), key=lambda pair: pair[0].at, reverse=True)
+        if not 0 <= back < len(pairs):
             return {"problem": None, "said": None}
-        opinion, entry = said[back]
-        word = {"verdict": opinion.verdict, "answer": opinion.answer}
-        return {"problem": _shown(entry), "said": word}
+        opinion, entry = pairs[back]
+        return {"problem": _shown(entry), "said": {"verdict": opinion.verdict, "answer": opinion.answer}}
 
     @app.post("/api/answer")
-    async def answer(request: Request) -> dict[str, int]:
-        word = _read(Word, await _body(request, MOST_JSON))
-
-        def store() -> int:
-            expert = expert_name(word.expert)
-            ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
-            return done.note(expert, word.problem, word.verdict)
-
-        return {"done": await run_in_threadpool(store)}
+    def answer(word: Annotated[Word, _sent(Word)]) -> dict[str, int]:
+        expert = expert_name(word.expert)
+        ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
+        return {"done": done.note(expert, word.problem, word.verdict)}
 
     @app.post("/api/second")
-    async def second(request: Request) -> dict[str, bool]:
-        wish = _read(Second, await _body(request, MOST_JSON))
-        await run_in_threadpool(lambda: ledger.ask_second(wish.problem, at=clock()))
+    def second(wish: Annotated[Second, _sent(Second)]) -> dict[str, bool]:
+        ledger.ask_second(wish.problem, at=clock())
         return {"second": True}
 
     @app.post("/api/release")
-    async def release(request: Request) -> dict[str, bool]:
-        leaving = _read(Leaving, await _body(request, MOST_JSON))
-        await run_in_threadpool(ledger.release, leaving.expert)
+    def release(leaving: Annotated[Leaving, _sent(Leaving)]) -> dict[str, bool]:
+        ledger.release(leaving.expert)
         return {"released": True}
 
     @app.get("/api/progress")
@@ -158,9 +146,8 @@ def make_desk(
         return Response(file.getvalue().encode(), media_type="text/csv; charset=utf-8", headers=named)
 
     @app.post("/api/labels.csv")
-    async def take_table(request: Request, expert: str) -> dict[str, int]:
-        text = await _body(request, MOST_BYTES)
-        stored = await run_in_threadpool(lambda: read_csv(text, ledger, expert, clock()))
+    def take_table(table: Annotated[bytes, Depends(_sent_table)], expert: str) -> dict[str, int]:
+        stored = read_csv(table, ledger, expert, clock())
         done.forget()
         return {"stored": stored}
 
@@ -224,13 +211,22 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _read(model: type[_Model], body: bytes) -> _Model:
-    try:
-        return model.model_validate(json.loads(body))
-    except ValidationError as error:
-        raise HTTPException(422, _explain(error.errors())) from None
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
+async def _sent_table(request: Request) -> bytes:
+    return await _body(request, MOST_BYTES)
+
+
+def _sent(model: type[BaseModel]) -> Any:
+    """A route's parameter that is the request's body. FastAPI's own reading has no bound."""
+
+    async def read(request: Request) -> BaseModel:
+        try:
+            return model.model_validate(json.loads(await _body(request, MOST_JSON)))
+        except ValidationError as error:
+            raise HTTPException(422, _explain(error.errors())) from None
+        except (ValueError, RecursionError):
+            raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
+
+    return Depends(read)
 
 
 def _unreadable(_: Request, error: Exception) -> Response:
@@ -245,4 +241,4 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _explain(errors: Any) -> str:
     # Not pydantic's own text as a whole: it quotes what was sent.
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in errors)
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in errors)
