@@ -71,25 +71,25 @@ class Link:
 
 
 def federate(
-    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as `fedrlvr run` takes it.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as for `fedrlvr run`.")] = None,
     superlink: Annotated[
-        str | None, typer.Option(help="A directory that `fedrlvr superlink init` made, or host:port.")
+        str | None, typer.Option(help="The SuperLink: a directory made by `fedrlvr superlink init`, or host:port.")
     ] = None,
     root_certificates: Annotated[
-        Path | None, typer.Option(help="With host:port: PEM file of the authority that signed its certificate.")
+        Path | None, typer.Option(help="With host:port: PEM file of the SuperLink's authority.")
     ] = None,
     insecure: Insecure = False,
     resume: Resume = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds in which all organisations may connect.")] = 300.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for all organisations to connect.")] = 300.0,
     overrides: Overrides = None,
 ) -> None:
     """Run a federation of organisations on their own machines.
 
-    Give it at the SuperLink's machine. Says what will travel, then follows the run; Ctrl-C stops following, not the
-    run. A run that was broken off goes on with --resume.
+    The command belongs on the SuperLink's machine. It lists what will travel, then follows the run; Ctrl-C stops
+    following, not the run. --resume continues a run that was interrupted.
     """
     if (config is None) == (resume is None):
-        raise ConfigError("Give a configuration to start with, or --resume DIRECTORY to go on with a run.")
+        raise ConfigError("Give a configuration to start a run, or --resume DIRECTORY to continue one.")
     if resume is not None and overrides:
         raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
     if superlink is None:
@@ -177,8 +177,8 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
     try:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
-        said = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {said}") from None
+        output = (done.stderr + done.stdout).strip()[-1500:]
+        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {output}") from None
 
 
 def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:

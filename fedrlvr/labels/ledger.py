@@ -459,7 +459,7 @@ def _opinions(database: sqlite3.Connection, problem: str | None = None) -> dict[
 
 def _state(opinions: Sequence[Opinion], row: sqlite3.Row) -> tuple[State, str | None]:
     kind = row["kind"]
-    return outcome(opinions, row["wanted"], lambda one, other: canonical(one, kind) == canonical(other, kind))
+    return outcome(opinions, row["wanted"], lambda first, second: canonical(first, kind) == canonical(second, kind))
 
 
 def _fields(row: sqlite3.Row) -> dict[str, Any]:

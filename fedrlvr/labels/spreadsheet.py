@@ -138,8 +138,8 @@ def _word(row: dict[str, str], entry: Entry, expert: str, line: str) -> tuple[Ve
     if not answer and verdict != "unanswerable":
         return None
     if named and named != expert:
-        theirs = _said(entry, named)
-        if theirs is not None and (theirs.answer or "").strip() == answer:
+        stored = _said(entry, named)
+        if stored is not None and (stored.answer or "").strip() == answer:
             return None
         raise LedgerError(
             f"{line}: {named[:80]!r} did not answer that, and the table is read as {expert}'s. Empty the column expert "
