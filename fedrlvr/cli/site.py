@@ -125,7 +125,7 @@ def run(
 @site.command()
 def check(
     directory: Directory,
-    skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip the models and the worker, which take long.")] = False,
+    skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
 ) -> None:
     """Try everything that a run will need, and say what is wrong before anybody waits."""
     from fedrlvr.deployment.site.check import examine_site
