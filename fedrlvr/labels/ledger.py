@@ -47,7 +47,7 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedProblem:
     """A problem that was asked about: the `Query`'s fields, and when it was asked first, in unix seconds."""
 
     problem: str
@@ -66,14 +66,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Open(Asked):
-    """What an expert is given: without anybody's opinion. `left`: how many are open to this expert, this one too."""
+class OpenProblem(AskedProblem):
+    """A problem as an expert sees it, without opinions. `left`: problems open to this expert, this one included."""
 
     left: int
 
 
 @dataclass(frozen=True)
-class Entry(Asked):
+class Entry(AskedProblem):
     """All there is on a problem.
 
     opinions: every expert's last word, skips too, in the order they were given.
@@ -294,7 +294,7 @@ class LabelLedger:
 
     # The desk's side.
 
-    def next_open(self, expert: str, *, at: float, lease: float = 300.0) -> Open | None:
+    def next_open(self, expert: str, *, at: float, lease: float = 300.0) -> OpenProblem | None:
         """The most wanted problem that is open to this expert and nobody else is looking at; None if there is none.
 
         It is this expert's for `lease` seconds, and given again if asked for again. The newest step's problems come
@@ -325,7 +325,7 @@ class LabelLedger:
                 (row["problem"], given["expert"], row["majority"], at + lease),
             )
             left = database.execute(f"SELECT count(*) FROM question WHERE {_OPEN_TO}", given).fetchone()[0]
-        return Open(**_fields(row), left=left)
+        return OpenProblem(**_fields(row), left=left)
 
     def ask_second(self, problem: str, *, at: float) -> None:
         """Want another expert's opinion besides those there are, or two if there is none yet; until it is given the

@@ -36,7 +36,7 @@ from starlette.exceptions import HTTPException
 
 from fedrlvr.errors import ConfigError, LedgerError
 from fedrlvr.labels.desk.access_guard import Guard, error_response
-from fedrlvr.labels.ledger import Asked, LabelLedger, Verdict, expert_name
+from fedrlvr.labels.ledger import AskedProblem, LabelLedger, Verdict, expert_name
 from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv, write_csv
 
 PAGE = Path(__file__).parent / "page"
@@ -61,8 +61,8 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Word(_Body):
-    """What an expert says. `answer`: the right one, or with accept the majority's as it was shown."""
+class AnswerBody(_Body):
+    """An expert's verdict. `answer`: the right answer, or with accept the majority's as it was shown."""
 
     problem: str
     expert: str
@@ -70,14 +70,14 @@ class Word(_Body):
     answer: str | None = None
 
 
-class Second(_Body):
-    """Which problem another expert is to see."""
+class SecondBody(_Body):
+    """The problem that a second expert is to see."""
 
     problem: str
 
 
-class Leaving(_Body):
-    """Who looks at nothing any more."""
+class ReleaseBody(_Body):
+    """The expert who stops looking at a problem."""
 
     expert: str
 
@@ -128,18 +128,18 @@ def make_desk(
         return {"problem": _shown(entry), "said": {"verdict": opinion.verdict, "answer": opinion.answer}}
 
     @app.post("/api/answer")
-    def answer(word: Annotated[Word, _sent(Word)]) -> dict[str, int]:
+    def answer(word: Annotated[AnswerBody, _sent(AnswerBody)]) -> dict[str, int]:
         expert = expert_name(word.expert)
         ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
         return {"done": done.note(expert, word.problem, word.verdict)}
 
     @app.post("/api/second")
-    def second(wish: Annotated[Second, _sent(Second)]) -> dict[str, bool]:
+    def second(wish: Annotated[SecondBody, _sent(SecondBody)]) -> dict[str, bool]:
         ledger.ask_second(wish.problem, at=clock())
         return {"second": True}
 
     @app.post("/api/release")
-    def release(leaving: Annotated[Leaving, _sent(Leaving)]) -> dict[str, bool]:
+    def release(leaving: Annotated[ReleaseBody, _sent(ReleaseBody)]) -> dict[str, bool]:
         ledger.release(leaving.expert)
         return {"released": True}
 
@@ -248,7 +248,7 @@ class _Done:
         return self._problems
 
 
-def _shown(asked: Asked) -> dict[str, Any]:
+def _shown(asked: AskedProblem) -> dict[str, Any]:
     """What the page gets of a problem: no one's opinion, and none of what the probes think of it."""
     names = ("problem", "prompt", "kind", "source", "majority", "votes", "group", "responses")
     return {name: getattr(asked, name) for name in names}
