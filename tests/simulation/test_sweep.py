@@ -343,11 +343,11 @@ class Hearing(Observer):
         self.started: list[SweepStarted] = []
         self.failed: list[RunFailed] = []
 
-    def sweep_started(self, event: SweepStarted) -> None:
-        self.started.append(event)
-
-    def run_failed(self, event: RunFailed) -> None:
-        self.failed.append(event)
+    def notify(self, event: Event) -> None:
+        if isinstance(event, SweepStarted):
+            self.started.append(event)
+        elif isinstance(event, RunFailed):
+            self.failed.append(event)
 
 
 def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alone: Callable[..., Path]) -> None:
