@@ -82,7 +82,7 @@ def test_the_shared_random_generator_is_left_alone() -> None:
 
 @pytest.mark.parametrize(("size", "count"), [(5, 6), (5, 0), (5, -1), (0, 1), (0, 0)])
 def test_a_batch_that_the_set_cannot_give_is_refused(size: int, count: int) -> None:
-    with pytest.raises(ValueError, match=f"{count} public problems an exchange from a public set of {size}"):
+    with pytest.raises(ValueError, match=f"{count} public problems .* {size}"):
         public_batch(size, count, 0, 0)
 
 

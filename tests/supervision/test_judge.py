@@ -260,7 +260,7 @@ def test_shared_weights_are_copies() -> None:
 
 def test_features_of_other_widths_are_refused() -> None:
     wide = Judge(HIDDEN + 1, GROUP, torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"\[G, H\] = \(8, 16\); the judge takes \(8, 17\)"):
+    with pytest.raises(ValueError, match=r"\(8, 16\).* \(8, 17\)"):
         wide.judge(seen("plain"))
     with pytest.raises(ValueError, match="the judge takes"):
         wide.learn(world(2, 0).labelled())
