@@ -40,19 +40,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _undrawn_reports(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs write an empty report in place of figures that take longer than the run; not in tests marked `report`."""
     from fedrlvr.files import atomic_text
-    from fedrlvr.reporting.observer import RunEnded
-    from fedrlvr.reporting.report import ReportWriter
+    from fedrlvr.reporting import report
 
-    draw = ReportWriter.notify
+    draw = report.write_report
 
-    def notify(self: ReportWriter, event: Any) -> None:
+    def write_report(directory: Path, config: Any, records: Any) -> Path:
         if request.config.stash[DRAWS]:
-            draw(self, event)
-        elif isinstance(event, RunEnded):
-            atomic_text(self.directory / "report.html", "<html></html>\n")
+            return draw(directory, config, records)
+        atomic_text(directory / "report.html", "<html></html>\n")
+        return directory / "report.html"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReportWriter, "notify", notify)
+        patch.setattr(report, "write_report", write_report)
         yield
 
 

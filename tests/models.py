@@ -105,4 +105,4 @@ def largest_gap(one: Adapter, other: Adapter) -> float:
 
 def numbers_of(stats: StepStats) -> dict[str, float]:
     """A step's numbers without those of foreign responses, for comparison."""
-    return {name: value for name, value in vars(stats).items() if name != "foreign"}
+    return {"loss": stats.loss, "grad_norm": stats.grad_norm, **vars(stats.ratios)}

@@ -243,7 +243,7 @@ def test_help_is_light() -> None:
     ("arguments", "text"),
     [
         (("run", "--set", "train.ronuds=3"), "train.rounds"),
-        (("run", "no-such-file.toml"), "there is no such file"),
+        (("run", "no-such-file.toml"), "cannot be read: No such file"),
         (("run", "--set", "sampling.group_size=1"), "sampling.group_size"),
         (("run", "--set", "aggregation.type=fedavg"), "aggregation.type: unknown rule 'fedavg'; known: fedit, ffa,"),
         (("run", "--set", "aggregation.type=flora", "--set", "aggregation.robust=median"), "type = fedit, ffa, rolora"),

@@ -6,10 +6,7 @@ Flower is used by its own command line, which is its public interface; what is o
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +19,7 @@ import typer
 
 from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
@@ -63,45 +61,35 @@ class Link:
     insecure: bool
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`flwr ARGUMENTS`, quietly."""
-        return subprocess.run(self._command(arguments), env=self._environment(), capture_output=True, text=True)
+        """Run `flwr ARGUMENTS` quietly."""
+        command = ["flwr", *arguments]
+        return subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
 
     def follow(self, *arguments: str) -> int:
-        """`flwr ARGUMENTS` with what it prints shown; its exit status."""
-        return subprocess.call(self._command(arguments), env=self._environment())
-
-    def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        beside = Path(sys.executable).with_name("flwr")
-        program = str(beside) if beside.exists() else shutil.which("flwr")
-        if program is None:
-            raise ConfigError(f"Flower's command `flwr` is not installed beside {sys.executable}. Reinstall fedrlvr.")
-        return [program, *arguments]
-
-    def _environment(self) -> dict[str, str]:
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        return {**os.environ, **quiet, "FLWR_HOME": str(self.home)}
+        """Run `flwr ARGUMENTS`, show its output and return its exit status."""
+        return subprocess.call(["flwr", *arguments], env=environment(self.home))
 
 
 def federate(
-    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as `fedrlvr run` takes it.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as for `fedrlvr run`.")] = None,
     superlink: Annotated[
-        str | None, typer.Option(help="A directory that `fedrlvr superlink init` made, or host:port.")
+        str | None, typer.Option(help="The SuperLink: a directory made by `fedrlvr superlink init`, or host:port.")
     ] = None,
     root_certificates: Annotated[
-        Path | None, typer.Option(help="With host:port: PEM file of the authority that signed its certificate.")
+        Path | None, typer.Option(help="With host:port: PEM file of the SuperLink's authority.")
     ] = None,
     insecure: Insecure = False,
     resume: Resume = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds in which all organisations may connect.")] = 300.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for all organisations to connect.")] = 300.0,
     overrides: Overrides = None,
 ) -> None:
     """Run a federation of organisations on their own machines.
 
-    Give it at the SuperLink's machine. Says what will travel, then follows the run; Ctrl-C stops following, not the
-    run. A run that was broken off goes on with --resume.
+    The command belongs on the SuperLink's machine. It lists what will travel, then follows the run; Ctrl-C stops
+    following, not the run. --resume continues a run that was interrupted.
     """
     if (config is None) == (resume is None):
-        raise ConfigError("Give a configuration to start with, or --resume DIRECTORY to go on with a run.")
+        raise ConfigError("Give a configuration to start a run, or --resume DIRECTORY to continue one.")
     if resume is not None and overrides:
         raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
     if superlink is None:
@@ -180,17 +168,17 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
     from fedrlvr.version import __version__
 
     settings = {"directory": json.dumps(str(directory)), "wait": float(wait), "insecure": str(link.insecure).lower()}
-    told = " ".join(f"{key}={value}" for key, value in settings.items())
+    run_config = " ".join(f"{key}={value}" for key, value in settings.items())
     with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
         app = Path(place) / "fedrlvr-run"
         app.mkdir()
         (app / "pyproject.toml").write_text(APP.format(version=__version__), "utf-8")
-        done = link.flwr("run", str(app), CONNECTION, "--run-config", told, "--format", "json")
+        done = link.flwr("run", str(app), CONNECTION, "--run-config", run_config, "--format", "json")
     try:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
-        said = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {said}") from None
+        output = (done.stderr + done.stdout).strip()[-1500:]
+        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {output}") from None
 
 
 def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
@@ -218,7 +206,7 @@ def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
 def _status(link: Link, run: str) -> str | None:
     done = link.flwr("list", CONNECTION, "--run-id", run, "--format", "json")
     try:
-        (found,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
-        return str(found["status"])
+        (entry,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
+        return str(entry["status"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -66,10 +66,10 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Where all runs lie; with an earlier sweep's the sweep goes on.")
+        Path | None, typer.Option(help="Directory of all runs; an earlier sweep's directory continues that sweep.")
     ] = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="One federation after another, for comparison or where memory is short.")
+        bool, typer.Option("--apart", help="Run one federation after another, for comparison or where memory is short.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -96,11 +96,11 @@ def sweep(
 @app.command(name="eval")
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run directory, or a TOML configuration.")],
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; default: the run's own.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="The base model without an adapter.")] = False,
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; by default the run's.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Pass@1 of an adapter, or of the base model, on the held-out problems."""
+    """Evaluate pass@1 of an adapter, or of the base model, on the held-out problems."""
     if base and adapter is not None:
         raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
     settings = _config_of(source, overrides)
@@ -174,14 +174,12 @@ app.add_typer(superlink, name="superlink")
 @app.command()
 def export(
     run_directory: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path, typer.Argument(help="Where to write; must not exist yet.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Whole weights instead of a PEFT adapter.")] = False,
-    client: Annotated[str | None, typer.Option(help="Whose adapter, in a run of the arm `local`.")] = None,
-    max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Refuse an adapter of a higher rank, as whoever serves it would.")
-    ] = None,
+    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
+    client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
+    max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
-    """Write what a run trained: a PEFT adapter directory, or merged weights.
+    """Write the adapter that a run trained as a PEFT directory, or as merged weights.
 
     Rules that change the base weights (flora, fedex) end in an adapter whose rank has grown with the rounds.
     """
@@ -200,9 +198,9 @@ def export(
         raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
     if max_rank is not None and adapter.rank > max_rank:
         rule = settings.aggregation.rule
-        why = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
+        reason = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
         raise AdapterError(
-            f"The adapter has rank {adapter.rank}{why}, and --max-rank allows {max_rank}. Write whole weights with "
+            f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
     if merged:

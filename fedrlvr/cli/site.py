@@ -34,7 +34,7 @@ def init(
     name: Annotated[str, typer.Option(help="The organisation's name, as it will be registered.")],
     superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's address.")],
     root_certificates: Annotated[
-        Path | None, typer.Option(help="The SuperLink's ca.crt, from its operator; copied here.")
+        Path | None, typer.Option(help="The SuperLink's ca.crt, from its operator; the command copies it.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Problems: a .jsonl file, or a directory with train.jsonl and test.jsonl.")
@@ -44,11 +44,11 @@ def init(
         str, typer.Option(metavar="NAME[=PLACE]", help="The base model a server may ask for, and where it lies here.")
     ] = "embedded",
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="For this organisation's SuperNode, on 127.0.0.1.")
+        int, typer.Option(min=1, max=65535, help="Port of this organisation's SuperNode, on 127.0.0.1.")
     ] = 9094,
     insecure: Insecure = False,
 ) -> None:
-    """Make an organisation's key pair and site.toml, and say what is to be done next."""
+    """Make an organisation's key pair and site.toml, and print the next steps."""
     from fedrlvr.deployment import certificates
 
     directory = directory.absolute()
@@ -83,7 +83,7 @@ def init(
 def run(
     directory: Directory,
     superlink: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Another address than site.toml's, this time.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address to use this time instead of the one in site.toml.")
     ] = None,
 ) -> None:
     """Run this organisation's SuperNode, which fetches what a server asks. Ctrl-C ends it."""
@@ -125,12 +125,11 @@ def run(
 @site.command()
 def check(
     directory: Directory,
-    skip_model: Annotated[bool, typer.Option("--skip-model", help="Leave out what takes long.")] = False,
+    skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
 ) -> None:
     """Try everything that a run will need, and say what is wrong before anybody waits."""
     from fedrlvr.deployment.site.check import examine_site
 
-    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     wrong = 0
     for finding in examine_site(directory, skip_model=skip_model):
         typer.echo(f"{finding.status:<8} {finding.name}: {finding.value}")
@@ -144,7 +143,7 @@ def check(
 
 @site.command()
 def status(directory: Directory) -> None:
-    """Whether the worker runs, what it holds, and what was last asked and sent."""
+    """Show whether the worker runs, what it holds, and what was last asked and sent."""
     org = load_site(directory)
     from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel

@@ -30,7 +30,7 @@ superlink = typer.Typer(
 
 @dataclass(frozen=True)
 class SuperLink:
-    """What `superlink init` settled: where organisations reach it, where it listens, and whether it has TLS."""
+    """Settings that `superlink init` wrote: where organisations reach it, where it listens, and whether it has TLS."""
 
     address: str
     host: str
@@ -39,7 +39,7 @@ class SuperLink:
 
     @property
     def local(self) -> str:
-        """How this machine reaches it."""
+        """The address by which this machine connects."""
         host = WILDCARDS.get(self.host, self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -90,7 +90,7 @@ def init(
 
 @superlink.command()
 def run(directory: Directory) -> None:
-    """Run the SuperLink. Ctrl-C ends it; runs that are under way can be resumed."""
+    """Run the SuperLink. Ctrl-C ends it; runs in progress can be resumed."""
     link = load_superlink(directory)
     directory = directory.absolute()
     arguments = ["--host", link.host, "--port", str(link.port), "--database", str(directory / "state.db")]
@@ -139,7 +139,7 @@ def register(
     public_key: Annotated[Path, typer.Argument(help="The organisation's <name>.key.pub.")],
     name: Annotated[str, typer.Option(help="The organisation's name in configs, logs and reports.")],
 ) -> None:
-    """Let an organisation connect. Needs the SuperLink running, on this machine."""
+    """Register an organisation, so that it can connect. The SuperLink must run on this machine."""
     from fedrlvr.deployment.certificates import key_fingerprint, read_public_key
 
     link = load_superlink(directory)
@@ -150,12 +150,12 @@ def register(
     key = read_public_key(public_key)
     mark = key_fingerprint(key)
     for member in _members(directory, link):
-        theirs = _fingerprint(member.public_key)
-        if member.name == name or theirs == mark:
+        fingerprint = _fingerprint(member.public_key)
+        if member.name == name or fingerprint == mark:
             raise ConfigError(
-                f"{member.name} is registered already, with the key {theirs}. A name and a key are one organisation's: "
-                f"give others, or unregister it (fedrlvr superlink unregister {shlex.quote(str(directory))} "
-                f"{member.name})."
+                f"{member.name} is registered already, with the key {fingerprint}. Each organisation has its own "
+                "name and key: give others, or unregister it (fedrlvr superlink unregister "
+                f"{shlex.quote(str(directory))} {member.name})."
             )
     try:
         _flwr(directory, "supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
@@ -171,32 +171,33 @@ def register(
 
 @superlink.command()
 def members(directory: Directory) -> None:
-    """List who is registered, and who of them is connected."""
+    """List the registered organisations, and which of them are connected."""
     link = load_superlink(directory)
-    found = _members(directory, link)
-    if not found:
+    registered = _members(directory, link)
+    if not registered:
         typer.echo("nobody is registered")
-    width = max((len(member.name) for member in found), default=0)
-    for member in found:
+    width = max((len(member.name) for member in registered), default=0)
+    for member in registered:
         typer.echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
 
 
 @superlink.command()
 def unregister(
-    directory: Directory, name: Annotated[str, typer.Argument(help="As `superlink members` shows it.")]
+    directory: Directory,
+    name: Annotated[str, typer.Argument(help="The organisation's registered name.")],
 ) -> None:
-    """Let an organisation connect no more."""
+    """Revoke an organisation's registration, so that it can no longer connect."""
     link = load_superlink(directory)
-    found = [member for member in _members(directory, link) if member.name == name]
-    if not found:
+    matching = [member for member in _members(directory, link) if member.name == name]
+    if not matching:
         raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
-    for member in found:
+    for member in matching:
         _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
     typer.echo(f"{name} can connect no more; to come back it needs a new key")
 
 
 def load_superlink(directory: Path) -> SuperLink:
-    """What `superlink init` settled in a directory.
+    """The settings that `superlink init` wrote to a directory.
 
     Raises:
         ConfigError: it holds no SuperLink, or its settings cannot be used.
@@ -224,19 +225,19 @@ def _members(directory: Path, link: SuperLink) -> list[Any]:
         authority = None if link.insecure else (directory / "ca.crt").read_bytes()
     except OSError as error:
         raise ConfigError(f"{directory / 'ca.crt'} cannot be read: {error.strerror}.") from None
-    found = members(link.local, authority)
-    return sorted((m for m in found if m.status != "unregistered"), key=lambda member: member.name)
+    known = members(link.local, authority)
+    return sorted((m for m in known if m.status != "unregistered"), key=lambda member: member.name)
 
 
 def _flwr(directory: Path, *arguments: str) -> None:
     """One of Flower's own commands, against this SuperLink."""
     from fedrlvr.deployment.flower_private import environment
 
-    own = environment(directory.absolute() / "flower")
-    done = subprocess.run(["flwr", *arguments], env=own, capture_output=True, text=True, check=False)
+    command, env = ["flwr", *arguments], environment(directory.absolute() / "flower")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
-        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {said}")
+        output = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
+        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {output}")
 
 
 def _fingerprint(public_key: bytes) -> str:

@@ -71,11 +71,12 @@ class StepMetrics:
         """Count one optimizer step."""
         self.means.add("loss", stats.loss)
         self.means.add("grad_norm", stats.grad_norm)
-        if tokens := stats.tokens_trained:
+        ratios = stats.ratios
+        if tokens := ratios.tokens:
             self.tokens_trained += tokens
-            self.means.add("ratio_mean", stats.ratio_mean * tokens, tokens)
-            self.means.add("clip_fraction", stats.clip_fraction * tokens, tokens)
-            self.ratio_max = stats.ratio_max if math.isnan(self.ratio_max) else max(self.ratio_max, stats.ratio_max)
+            self.means.add("ratio_mean", ratios.mean * tokens, tokens)
+            self.means.add("clip_fraction", ratios.clipped * tokens, tokens)
+            self.ratio_max = ratios.largest if math.isnan(self.ratio_max) else max(self.ratio_max, ratios.largest)
 
     def took(self, **seconds: float) -> None:
         """Add seconds to phases."""
@@ -127,7 +128,7 @@ class SwapMetrics:
 
     def learned(self, stats: StepStats) -> None:
         """Count one public step."""
-        self.tokens_trained += stats.tokens_trained
+        self.tokens_trained += stats.ratios.tokens
         if (foreign := stats.foreign) is not None:
             self.means.add("foreign_ratio_mean", foreign.mean * foreign.tokens, foreign.tokens)
             self.means.add("foreign_clip_fraction", foreign.clipped * foreign.tokens, foreign.tokens)

@@ -16,8 +16,7 @@ import torch
 
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory, Probes
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
-from fedrlvr.config.methods import Asking
+from fedrlvr.config import Asking, CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
 from fedrlvr.config.sections import Section
 from fedrlvr.errors import MessageError
 from fedrlvr.labels.client_ledger import AllLabels, Budget, ClientLedger, NoLabels
@@ -27,22 +26,20 @@ from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
-    Care,
     Clusters,
-    Judge,
     Ledger,
     MajorityVotes,
     Selection,
-    Settings,
     Step,
     Supervised,
     Supervision,
     TrueLabels,
     clusters,
-    features,
 )
-from fedrlvr.supervision.features import Features, Labelled
-from fedrlvr.supervision.judge import Judgement
+from fedrlvr.supervision.care import Care
+from fedrlvr.supervision.features import Features, Labelled, features
+from fedrlvr.supervision.judge import Judge, Judgement, Settings
+from fedrlvr.supervision.selection import SELECTIONS
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
 
@@ -95,7 +92,7 @@ class Setting:
         """
         data = self.request.data
         if data.ledger is None:
-            type_ = section.type  # type: ignore[attr-defined]  # every section has one
+            type_ = section.type
             raise MessageError(f"{data.name}: supervision.type = {type_!r} needs a ledger, and none is kept here")
         desk = section.labels_from == "desk"
         disk = LabelLedger(data.ledger, run=data.run, durable=desk)
@@ -136,7 +133,7 @@ def _majority(setting: Setting, section: MajoritySupervision) -> ClientSupervisi
 
 
 def _selection(setting: Setting, section: SelectionSupervision) -> ClientSupervision:
-    peek = setting.request.data.answers.peek if section.type == "oracle" else None
+    peek = setting.request.data.answers.peek if SELECTIONS[section.type].peeks else None
     method = Selection(section.type, budget=section.budget, rest=section.rest, peek=peek)
     disk, ledger = setting.ledger(section)
     return ClientSupervision(method, ledger, disk)
@@ -220,7 +217,7 @@ class Supervising:
         judged = client.method.judged if isinstance(client.method, Care) else None
         reliable = judged.reliable if judged else None
         memory.labels.supervised(votes, verdicts, reliable, learnt)
-        if self.asked.supervision.audit:
+        if self.asked.supervision.audits:
             true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(votes, verdicts, true, reliable, judged.scores if judged else None)
 
@@ -246,7 +243,7 @@ class Supervising:
             return None
         memory.probes = Probes(*client.judge.state())
         memory.metrics.took(probes=client.judge.seconds)
-        return client.judge.flattened() if self.asked.supervision.share_probes else None
+        return client.judge.flattened() if self.asked.supervision.shares_probes else None
 
     def __enter__(self) -> Self:
         return self
@@ -271,7 +268,7 @@ def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts
 
 def shared_numbers(base: Base, config: Config) -> int | None:
     """How many numbers a client's probes are; None where they are not shared."""
-    if not config.supervision.share_probes:
+    if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
 

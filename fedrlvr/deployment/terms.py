@@ -6,12 +6,11 @@ A message's own request (wire/messages.py) says what to do now; the terms say fo
 from __future__ import annotations
 
 import json
-from typing import Literal
 
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr.config.sections import MAX_RANK, Name
+from fedrlvr.config.sections import MAX_RANK, Name, Targets
 from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
@@ -50,7 +49,7 @@ class Terms(BaseModel):
     rank: int = Field(ge=1, le=MAX_RANK)
     largest: int = Field(ge=1, le=MAX_RANK)
     alpha: float = Field(gt=0)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Targets = "all-linear"
     max_prompt_tokens: int | None = Field(None, ge=1)
 
 

@@ -53,19 +53,19 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
 
     directory: where runs would be written.
     """
-    findings = [Finding("fedrlvr", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
-    findings += packages(importlib.metadata.requires("fedrlvr") or [])
     import psutil
 
-    cores = machine.cores()
-    findings.append(processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]))
-    findings.append(_threads(cores))
-    findings.append(memory(_free_memory()))
-    flags = machine.cpuinfo("flags", "Features")
-    findings += accelerator(None if flags is None else frozenset(flags.split()))
-    findings.append(disk(directory))
-    findings.append(weights(weights_dir()))
-    return findings
+    cores, flags = machine.cores(), machine.cpuinfo("flags", "Features")
+    return [
+        Finding("fedrlvr", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"),
+        *packages(importlib.metadata.requires("fedrlvr") or []),
+        processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]),
+        _threads(cores),
+        memory(_free_memory()),
+        *accelerator(None if flags is None else frozenset(flags.split())),
+        disk(directory),
+        weights(weights_dir()),
+    ]
 
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:

@@ -167,10 +167,10 @@ def _read_holdings(path: Path) -> Holdings | None:
     """Problems by part (train, test), client and source; None if that was not written, as where nobody but the
     organisations knows."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict) and "public" in found and not {"train", "test"} & set(found):
+        tree = json.loads(path.read_text("utf-8"))
+        if isinstance(tree, dict) and "public" in tree and not {"train", "test"} & set(tree):
             return None
-        return {part: {(str(c), str(s)): int(n) for c, s, n in found[part]} for part in ("train", "test")}
+        return {part: {(str(c), str(s)): int(n) for c, s, n in tree[part]} for part in ("train", "test")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -184,7 +184,7 @@ def _method(config: Config) -> str:
     if config.federation.arm != "federated":
         alone = config.federation.arm == "local"
         return "each client alone, nothing travels" if alone else "all problems pooled with one client"
-    supervision = config.supervision.type + (f" ({told})" if (told := _asked_for(config)) else "")
+    supervision = config.supervision.type + (f" ({labels})" if (labels := _labels_bought(config)) else "")
     fedprox = f", FedProx μ = {config.train.proximal_mu:g}" if config.train.proximal_mu else ""
     coordination: str = config.coordination.type
     if isinstance(config.coordination, PubSwapCoordination):
@@ -197,20 +197,20 @@ def _method(config: Config) -> str:
     return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
 
 
-def _asked_for(config: Config) -> str:
-    """How many labels are asked for, and of whom."""
+def _labels_bought(config: Config) -> str:
+    """The budget of labels, and who gives them."""
     how = config.supervision
     if not isinstance(how, CareSupervision | SelectionSupervision):
         return ""
-    told = [f"budget {100 * how.budget:g} %"]
-    told += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
-    told += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
-    told += ["by people"] if how.labels_from == "desk" else []
+    parts = [f"budget {100 * how.budget:g} %"]
+    parts += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
+    parts += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
+    parts += ["by people"] if how.labels_from == "desk" else []
     if isinstance(how, SelectionSupervision):
-        told += [f"rest {how.rest}"]
+        parts += [f"rest {how.rest}"]
     elif how.share_probes:
-        told += ["probes averaged"]
-    return ", ".join(told)
+        parts += ["probes averaged"]
+    return ", ".join(parts)
 
 
 def _verdict(overall: Comparison, families: int) -> str | None:
@@ -235,15 +235,15 @@ def _evaluation_figure(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     """The curve over evaluated rounds, where there are more than two."""
     from markupsafe import Markup
 
-    found = evaluations(records)
-    if len(found) <= 2:
+    evaluated = evaluations(records)
+    if len(evaluated) <= 2:
         return None
     sources: dict[str, list[tuple[int, float]]] = {}
-    for round_, (_, by_source) in sorted(found.items()):
+    for round_, (_, by_source) in sorted(evaluated.items()):
         for source, value in by_source.items():
             sources.setdefault(source, []).append((round_, value.mean))
     sources = dict(sorted(sources.items())) if len(sources) > 1 else {}
-    overall = {round_: value for round_, (value, _) in found.items()}
+    overall = {round_: value for round_, (value, _) in evaluated.items()}
     svg = draw_evaluations("Held-out pass@1 by round", overall, sources)
     return {"svg": Markup(svg), "sources": list(sources)}
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
-from fedrlvr.aggregation.robust import clipped, robust_mean
-from fedrlvr.config.methods import CLIP, HOSTILE, ROBUST_MEANS, TRIM, AggregationConfig
+from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
+from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.config import Config, PubSwapCoordination
-from fedrlvr.coordination import NEEDS_SENDER, Pool, Sent, public_batch, stretches, wanted
+from fedrlvr.coordination import Pool, Sent, public_batch, stretches, wanted
 from fedrlvr.errors import MessageError
 from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
@@ -87,7 +87,7 @@ class Exchange:
         place = (round_ - 1) * coordination.exchanges + number - 1
         batch = public_batch(len(public.problems), coordination.public_problems, place, self.seed)
         self.problems = [public.problems[i] for i in batch]
-        self.trades = coordination.swap != "none" and len(clients) > 1
+        self.trades = coordination.swap_rule.trades and len(clients) > 1
         """Whether responses travel: with one client there is nobody to trade with."""
         self.stamp = Stamp(
             model=public.model_id,
@@ -128,7 +128,7 @@ class Exchange:
                 content.get(RESPONSES),
                 most=2 * self.group * len(self.problems),
                 max_tokens=self.longest,
-                logps=self.coordination.ratio in NEEDS_SENDER,
+                logps=self.coordination.ratio_rule.needs_sender,
             )
         except MessageError as error:
             dropped["unreadable"] = 1

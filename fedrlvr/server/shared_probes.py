@@ -39,7 +39,7 @@ class SharedProbes:
         Raises:
             ValueError: the config shares probes, and their number is not given.
         """
-        if not config.supervision.share_probes:
+        if not config.supervision.shares_probes:
             return cls(None)
         if count is None:
             raise ValueError("supervision.share_probes: give the number of a client's probes")

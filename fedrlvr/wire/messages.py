@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +26,13 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import (
-    CareSupervision,
     EvaluateConfig,
     PubSwapCoordination,
     SamplingConfig,
     Supervision,
     TrainConfig,
 )
-from fedrlvr.config.methods import LARGEST_GROUP
+from fedrlvr.config.methods import Precision
 from fedrlvr.errors import AdapterError, MessageError, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
@@ -74,13 +73,12 @@ class StretchRequest(Request):
     supervision: Supervision
     coordination: PubSwapCoordination | None = None
     trains: Halves = "AB"
-    precision: Literal["float32", "float16", "int8"] = "float32"
+    precision: Precision = "float32"
     feedback: bool = True
 
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:
-        if isinstance(self.supervision, CareSupervision) and self.sampling.group_size > LARGEST_GROUP:
-            raise ValueError(f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}")
+        self.supervision.check_group(self.sampling.group_size)
         return self
 
 

@@ -47,12 +47,12 @@ def problems(
     """
     if split not in BUCKETS:
         raise DataError(f"Unknown split {split!r} of the embedded problems: use one of {', '.join(get_args(Split))}.")
-    found: list[Problem] = []
+    chosen: list[Problem] = []
     for name in FAMILIES if families is None else families:
         family = family_of(name)
         for level in levels:
-            found += _distinct(family, _level(level), split, size, seed)
-    return found
+            chosen += _distinct(family, _level(level), split, size, seed)
+    return chosen
 
 
 def family_of(name: str) -> Family:
@@ -71,20 +71,20 @@ def _level(name: str) -> Level:
 
 def _distinct(family: Family, level: Level, split: Split, size: int, seed: int) -> list[Problem]:
     rng = Random(f"{seed} {split} {family.name} {level}")
-    found: dict[str, Problem] = {}
+    drawn: dict[str, Problem] = {}
     in_vain = 0
-    while len(found) < size and in_vain < _PATIENCE:
+    while len(drawn) < size and in_vain < _PATIENCE:
         problem = problem_of(family, level, family.draw(rng, level))
         in_vain += 1
-        if split_of(problem) == split and problem.prompt not in found:
-            found[problem.prompt] = problem
+        if split_of(problem) == split and problem.prompt not in drawn:
+            drawn[problem.prompt] = problem
             in_vain = 0
-    if len(found) < size:
+    if len(drawn) < size:
         raise DataError(
-            f"Family {family.name}, level {level}, split {split} of the embedded problems gave {len(found)} distinct "
+            f"Family {family.name}, level {level}, split {split} of the embedded problems gave {len(drawn)} distinct "
             f"problems where {size} were asked for: ask for fewer."
         )
-    return list(found.values())
+    return list(drawn.values())
 
 
 def problem_of(family: Family, level: Level, operands: tuple[int, ...]) -> Problem:

@@ -120,10 +120,10 @@ def test_check_like_names_what_differs() -> None:
         Adapter({"q": mine.layers["q"]}, 4.0).check_like(like, whose="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: their order"):
         Adapter(dict(reversed(list(mine.layers.items()))), 4.0).check_like(like, whose="clinic-a")
-    with pytest.raises(AdapterError, match=r"clinic-a: v.B has shape \(7, 2\), expected \(16, 2\)"):
+    with pytest.raises(AdapterError, match=r"clinic-a: v.B .*\(7, 2\).* \(16, 2\)"):
         changed("v", B=torch.zeros(7, 2)).check_like(like, whose="clinic-a")
-    with pytest.raises(AdapterError, match=r"clinic-a: its alpha is 5, but this run's lora.alpha is 4"):
+    with pytest.raises(AdapterError, match=r"clinic-a: .*alpha.* 5.* lora\.alpha.* 4"):
         random_adapter(0, alpha=5.0).check_like(like, whose="clinic-a")
     for value in (math.nan, math.inf):
-        with pytest.raises(AdapterError, match=r"clinic-a: q.A holds values that are not finite"):
+        with pytest.raises(AdapterError, match="clinic-a: q.A .*not finite"):
             changed("q", A=torch.full((2, 12), value)).check_like(like, whose="clinic-a")

@@ -15,8 +15,9 @@ from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.state import MEMORY, PROBES, ROUND_PROBES, Memory, Probes
 from fedrlvr.errors import MessageError
 from fedrlvr.server.checkpoint import Checkpoints
-from fedrlvr.supervision import Fate, Judge, Supervised, clusters, features
-from fedrlvr.supervision.features import Labelled, labelled
+from fedrlvr.supervision import Fate, Supervised, clusters
+from fedrlvr.supervision.features import Labelled, features, labelled
+from fedrlvr.supervision.judge import Judge
 from fedrlvr.wire.messages import adapter_to_arrays
 
 HIDDEN, GROUP = 4, 3

@@ -94,7 +94,7 @@ def test_a_worker_that_ends_over_a_message_is_asked_the_same_once_more(
 def test_a_message_that_two_workers_end_over_is_given_up(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
     (org.state / "worker.log").write_text("first\n" + "x\n" * 2000 + "Killed\n", "utf-8")
     started = starting(monkeypatch, org, lambda _: None, lambda _: None, lambda _: None)
-    with pytest.raises(RoundError, match=r"ann: the worker ended twice .*worker\.log, which ends: (x \| ){4}Killed$"):
+    with pytest.raises(RoundError, match=r"ann: .*worker\.log.* (x \| ){4}Killed$"):
         channel.ask(org, header(), b"")
     assert len(started) == 2
 
@@ -109,7 +109,7 @@ def test_one_that_found_the_lock_taken_is_followed_by_another(
 
 def test_one_that_fails_as_it_starts_is_not_waited_for(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
     starting(monkeypatch, org, 1)
-    with pytest.raises(RoundError, match=r"ended with exit code 1 as it started\. Look into .*worker\.log$"):
+    with pytest.raises(RoundError, match=r"exit code 1 .*worker\.log$"):
         channel.ask(org, header(), b"")
 
 

@@ -207,7 +207,7 @@ def test_without_its_place_for_the_guard_a_superlink_does_not_start(
     unpatched: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
     monkeypatch.delattr(unpatched[module], name)
-    with pytest.raises(ConfigError, match=rf"flwr [0-9.]+ is not Flower as fedrlvr knows it: flwr\S*\.{name} is gone"):
+    with pytest.raises(ConfigError, match=rf"flwr [0-9.]+ .*flwr\S*\.{name} "):
         flowerparts.install_guard()
 
 

@@ -224,11 +224,11 @@ def test_all_that_is_beyond_is_said_at_once() -> None:
 
 def test_too_few_problems_to_train_on() -> None:
     check_problems(Limits(least_problems=50), 50)
-    with pytest.raises(LimitError, match=r"^clinic-a trains on no fewer than 50 .*limits\.least_problems.* fewer$"):
+    with pytest.raises(LimitError, match=r"^clinic-a .* 50 .*limits\.least_problems"):
         check_problems(Limits(least_problems=50), 49, name="clinic-a")
 
 
 def test_an_evaluation_samples_for_every_held_out_problem() -> None:
     check_evaluation(Limits(tokens_per_message=10 * 3 * 16), "clinic-a", evaluate(), 10)
-    with pytest.raises(LimitError, match=r"^clinic-a allows at most 479 tokens .*tokens_per_message.*asked for 480$"):
+    with pytest.raises(LimitError, match=r"^clinic-a .* 479 .*tokens_per_message.* 480$"):
         check_evaluation(Limits(tokens_per_message=479), "clinic-a", evaluate(), 10)

@@ -86,7 +86,7 @@ def test_insecure_is_for_this_machine(host: str, tmp_path: Path) -> None:
 
 
 def test_no_file_and_no_toml(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"site\.toml: there is no such file\. `fedrlvr site init` makes one"):
+    with pytest.raises(ConfigError, match=r"site\.toml: .*`fedrlvr site init`"):
         load_site(tmp_path)
     (tmp_path / "site.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="cannot be read as TOML"):

@@ -209,8 +209,6 @@ def test_a_site_that_cannot_be_used_says_so_before_anybody_waits(organisation: O
     org = organisation()
     org.path.write_text("name = 1\n", "utf-8")
     began = time.monotonic()
-    with pytest.raises(
-        channel.RoundError, match=r"ended with exit code 1 .*worker\.log, which ends: .*site\.toml: name"
-    ):
+    with pytest.raises(channel.RoundError, match=r"exit code 1 .*worker\.log.*site\.toml: name"):
         channel.ask(org, header(), b"")
     assert time.monotonic() - began < 20

@@ -157,7 +157,7 @@ def test_a_closed_ledger_says_so_in_every_thread(ledger: LabelLedger) -> None:
 def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(LedgerError, match=r"ledger\.sqlite is damaged or no ledger.*move it"):
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite .*damaged"):
         LabelLedger(path)
     assert path.read_bytes() == b"no database" * 100
 

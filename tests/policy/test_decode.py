@@ -274,5 +274,5 @@ def test_cuda_graphs_replay_the_same_samples(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_step_that_no_graph_can_hold_is_an_error_that_says_what_to_set() -> None:
     counter = torch.zeros(1, device="cuda")
-    with pytest.raises(ModelError, match=r"some-model: .* engine.decode_cache = 'growing'"):
+    with pytest.raises(ModelError, match=r"some-model: .*engine\.decode_cache"):
         capture(lambda: counter.fill_(counter.item()), "some-model")

@@ -194,7 +194,7 @@ def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor], s
 
 def test_factors_of_another_rank_than_the_config_says(saved: Path) -> None:
     change_config(saved, r=5)
-    assert "rank 5" in refused(saved)
+    assert "r = 5" in refused(saved)
 
 
 def test_a_factor_without_its_half(saved: Path) -> None:
@@ -224,14 +224,14 @@ def test_an_adapter_of_a_wider_model(llama: Path, saved: Path) -> None:
     wider = Adapter(
         {name: Factors(torch.cat([f.A, f.A], dim=1), torch.cat([f.B, f.B])) for name, f in mine.layers.items()}, 8.0
     )
-    with pytest.raises(AdapterError, match=r"somewhere: .*q_proj.A has shape \(4, 32\), expected \(4, 64\)"):
+    with pytest.raises(AdapterError, match=r"somewhere: .*q_proj.A .*\(4, 32\).* \(4, 64\)"):
         in_model_order(load_peft(saved), wider, whose="somewhere")
 
 
 def test_an_adapter_of_another_rank_or_alpha(llama: Path, saved: Path) -> None:
     with pytest.raises(AdapterError, match=r"shape \(4, 32\), expected \(2, 32\)"):
         in_model_order(load_peft(saved), tiny_cohort(llama, LoraConfig(rank=2, alpha=8)).fresh_adapter(0), whose="x")
-    with pytest.raises(AdapterError, match=r"its alpha is 8, but this run's lora.alpha is 16"):
+    with pytest.raises(AdapterError, match=r"alpha is 8.* lora\.alpha is 16"):
         in_model_order(load_peft(saved), tiny_cohort(llama, LoraConfig(rank=4, alpha=16)).fresh_adapter(0), whose="x")
 
 

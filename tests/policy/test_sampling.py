@@ -143,7 +143,7 @@ def test_responses_end_at_the_first_end_token_or_at_the_limit(llama: Path) -> No
 
 def test_too_long_a_prompt_is_an_error(llama: Path) -> None:
     cohort, _ = seated(llama)
-    with pytest.raises(DataError, match=r"500 tokens and sampling.max_new_tokens = 20 exceed the model's 512"):
+    with pytest.raises(DataError, match=r"500 .*sampling\.max_new_tokens = 20 .* 512"):
         cohort.sample({"client-0": [[5] * 500]}, Decoding(1, 20), {"client-0": 0})
 
 

@@ -120,7 +120,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_nothing_els
         fill(monkeypatch, ADAPTER, 0)
     else:
         monkeypatch.setattr(files, "sync", failing(FULL)(files.sync))
-    with pytest.raises(CheckpointError, match=r"round-0002 cannot be written \(.*No space left") as caught:
+    with pytest.raises(CheckpointError, match="round-0002 .*No space left") as caught:
         checkpoints.save(Checkpoint(2, make_adapter(9.0), {}))
     assert "Earlier rounds are intact" in str(caught.value)
     monkeypatch.undo()
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_model_is_refused(half_done: Path) -> None:
     Checkpoints(half_done, 3).save(Checkpoint(4, make_adapter(0.0), {}))
     for client in (half_done / "clients").iterdir():
         shutil.copytree(client / "round-0003", client / "round-0004")
-    with pytest.raises(Exception, match="the checkpoint of round 4: its layers are not those"):
+    with pytest.raises(Exception, match="round 4: .*layers"):
         resume(half_done)
 
 

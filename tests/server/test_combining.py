@@ -267,10 +267,10 @@ def test_krums_choice_is_the_one_that_counts() -> None:
 @pytest.mark.parametrize(
     ("settings", "failing", "told"),
     [
-        ({"robust": "krum"}, ["bob"], "Krum needs at least 5 clients against 1 hostile ones"),
-        ({"robust": "median"}, ["ann", "bob", "cyd"], "the median of 2 clients"),
-        ({"robust": "trimmed_mean"}, ["dan"], "a trim of 0.2 drops none of 4 clients"),
-        ({"robust": "krum", "largest_change": 5.0}, [], "Krum needs at least 5 clients"),
+        ({"robust": "krum"}, ["bob"], ".*at least 5 clients in a round, not 4"),
+        ({"robust": "median"}, ["ann", "bob", "cyd"], ".*at least 3 clients in a round, not 2"),
+        ({"robust": "trimmed_mean"}, ["dan"], ".*at least 5 clients in a round, not 4"),
+        ({"robust": "krum", "largest_change": 5.0}, [], ".*at least 5 clients"),
     ],
 )
 def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
@@ -282,7 +282,7 @@ def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
         far = name == "eve" and "largest_change" in settings
         return Error(0, "out of memory") if name in failing else reply(make_adapter(50.0 if far else 1.0))
 
-    with pytest.raises(RoundError, match="round 3: the adapters cannot be made one: " + told):
+    with pytest.raises(RoundError, match=f"round 3: .*{told}"):
         trained(strategy, 3, answer)
     assert all(bool((tensor == 0).all()) for _, tensor in strategy.adapter.tensors())
 
@@ -397,9 +397,7 @@ def test_rules_without_a_place_for_a_changed_aggregate_say_so(rule: str, tmp_pat
 
     grid = LocalGrid(answering(answer), contexts())
     checkpoints = Checkpoints(tmp_path, 3)
-    with pytest.raises(
-        RoundError, match=rf"round 1: a strategy around .* aggregation.type = '{rule}'.*'fedit' or 'ffa'"
-    ):
+    with pytest.raises(RoundError, match=rf"round 1: .*aggregation\.type = '{rule}'"):
         strategy.start(grid, checkpoints, hooks=Doubling(strategy))
     assert Checkpoints(tmp_path, 3).rounds() == [0]
 

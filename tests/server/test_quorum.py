@@ -58,7 +58,7 @@ def test_one_of_three_is_left_out_by_name_and_the_others_are_averaged(kind: str)
 
 def test_too_few_are_an_error_that_names_everybody_left_out() -> None:
     strategy = make_strategy(quorum=0.6)  # two of three
-    with pytest.raises(RoundError, match=r"asks for 2 of 3 clients, and 2 are left out") as caught:
+    with pytest.raises(RoundError, match="2 of 3 clients") as caught:
         trained(strategy, {1: bad("failed"), 2: bad("not finite")})
     for word in ("ann: round 1, ann: the client failed (out of memory)", "bob: round 1, bob: "):
         assert word in str(caught.value)

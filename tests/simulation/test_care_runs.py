@@ -294,7 +294,7 @@ def test_probes_that_a_server_made_up_are_refused(
             self.average = -self.average.abs()
 
     monkeypatch.setattr(SharedProbes, "end", negative)
-    with pytest.raises(MessageError, match=r"ann: round 2: probes that cannot be used: .*running_var"):
+    with pytest.raises(MessageError, match="ann: round 2: .*running_var"):
         fedrlvr.run(settings(problems, tmp_path / "run", {**CARE, "share_probes": True}))
 
 
@@ -317,5 +317,5 @@ def test_a_client_without_a_place_for_a_ledger_says_so(
         made(self, cohort, {node: replace(site, ledger=None) for node, site in sites.items()}, *rest)
 
     monkeypatch.setattr(CohortApp, "__init__", without)
-    with pytest.raises(MessageError, match=r"ann: supervision\.type = 'care' needs a ledger"):
+    with pytest.raises(MessageError, match=r"ann: supervision\.type = 'care' .*ledger"):
         fedrlvr.run(settings(problems, tmp_path / "run", CARE))

@@ -178,21 +178,21 @@ def test_every_rule_and_ratio_runs_and_gives_an_adapter_of_its_own(
 @pytest.mark.parametrize(
     ("coordination", "used"),
     [
-        ({"ratio": "truncated"}, (2.0, 0.1)),
-        ({"ratio": "truncated", "cap": 0.5}, (0.5, 0.1)),
-        ({"ratio": "shaped", "gamma": 0.3}, (2.0, 0.3)),
+        ({"ratio": "truncated"}, (None, None)),
+        ({"ratio": "truncated", "cap": 0.5}, (0.5, None)),
+        ({"ratio": "shaped", "gamma": 0.3}, (None, 0.3)),
     ],
 )
 def test_cap_and_gamma_are_those_of_the_config(
     coordination: dict[str, Any],
-    used: tuple[float, float],
+    used: tuple[float | None, float | None],
     configured: Configs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: set[tuple[float, float]] = set()
+    seen: set[tuple[float | None, float | None]] = set()
 
-    def reference(rule: Any, *, cap: float, gamma: float, **rest: Any) -> Any:
+    def reference(rule: Any, *, cap: float | None, gamma: float | None, **rest: Any) -> Any:
         seen.add((cap, gamma))
         return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
 

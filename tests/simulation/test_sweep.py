@@ -328,7 +328,7 @@ def test_an_interrupt_ends_everything_and_keeps_finished_rounds(
 )
 def test_a_directory_with_runs_of_another_configuration_is_refused(now: list[str], key: str, planned: Planner) -> None:
     sweep(planned(seeds=1, overrides=["train.rounds=1"])).check()
-    with pytest.raises(ConfigError, match=rf"seed-3 holds a run of another configuration \(.*{key}"):
+    with pytest.raises(ConfigError, match=rf"seed-3 .*{key}"):
         planned(seeds=1, overrides=["train.rounds=1", *now])
     assert all(one.finished for one in planned(seeds=1, overrides=["train.rounds=1"]).federations)
 
@@ -343,11 +343,11 @@ class Hearing(Observer):
         self.started: list[SweepStarted] = []
         self.failed: list[RunFailed] = []
 
-    def sweep_started(self, event: SweepStarted) -> None:
-        self.started.append(event)
-
-    def run_failed(self, event: RunFailed) -> None:
-        self.failed.append(event)
+    def notify(self, event: Event) -> None:
+        if isinstance(event, SweepStarted):
+            self.started.append(event)
+        elif isinstance(event, RunFailed):
+            self.failed.append(event)
 
 
 def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alone: Callable[..., Path]) -> None:
@@ -364,7 +364,7 @@ def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alon
     for seed in (3, 5):
         same(wanted.directory / "as-given" / f"seed-{seed}", alone(seed))
     assert result.lines[0].seeds == [3, 5]
-    with pytest.raises(RoundError, match=r"^1 of the sweep's .* as-given/seed-4: .*clients.* the same command with"):
+    with pytest.raises(RoundError, match="^1 of .* as-given/seed-4: .*clients"):
         result.check()
     table = json.loads((wanted.directory / "sweep.json").read_text("utf-8"))
     assert list(table["failed"]) == ["as-given/seed-4"]

@@ -117,11 +117,11 @@ def test_what_cannot_be_varied(vary: list[str], words: str, planned: Planner) ->
 
 def test_what_else_is_refused(planned: Planner, tmp_path: Path) -> None:
     for seeds in (0, -1):
-        with pytest.raises(ConfigError, match=f"--seeds {seeds}: a sweep needs at least one seed"):
+        with pytest.raises(ConfigError, match=f"--seeds {seeds}"):
             planned(seeds=seeds)
     with pytest.raises(ConfigError, match="has 5000 federations; at most 4096"):
         planned(seeds=5000)
-    with pytest.raises(ConfigError, match=r"--set train.rounds has no effect, since --vary train.rounds"):
+    with pytest.raises(ConfigError, match=r"--set train\.rounds .*--vary train\.rounds"):
         planned("train.rounds=1,2", overrides=["train.rounds=3"])
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "config.json").write_text("{}", "utf-8")

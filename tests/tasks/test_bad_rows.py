@@ -149,12 +149,10 @@ def test_a_wrong_count_of_options_says_which_option_to_set(tmp_path: Path) -> No
     row = {"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "subject_name": "s", "id": "i"}
     file = tmp_path / "dev.jsonl"
     file.write_text(json.dumps({**row, "cop": 0}))
-    with pytest.raises(
-        DataError, match=r"line 1: 'cop' is 0, which is no option when the first is 1. Set the option cop_from to 0"
-    ):
+    with pytest.raises(DataError, match=r"line 1: 'cop' is 0.*cop_from to 0"):
         load("medmcqa", tmp_path, "train")
     file.write_text(json.dumps({**row, "cop": 4}))
-    with pytest.raises(DataError, match=r"line 1: 'cop' is 4.*Set the option cop_from to 1"):
+    with pytest.raises(DataError, match=r"line 1: 'cop' is 4.*cop_from to 1"):
         load("medmcqa", tmp_path, "train", cop_from=0)
 
 

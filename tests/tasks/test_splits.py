@@ -18,9 +18,9 @@ def problem(prompt: str, name: str, source: str = "s") -> Problem:
 def test_content_is_blind_to_case_and_space() -> None:
     train, test = [problem("What is 1+1?", "t1"), problem("Other", "t2")], [problem(" what  IS 1+1?\n", "x1")]
     check_disjoint(train[1:], [], test)
-    with pytest.raises(DataError, match=r"train and test splits share 1 problems.*train 't1' and test 'x1'"):
+    with pytest.raises(DataError, match="train 't1' and test 'x1'"):
         check_disjoint(train, [], test)
-    with pytest.raises(DataError, match=r"public and test splits share 1 problems.*public 'p' and test 'x1'"):
+    with pytest.raises(DataError, match="public 'p' and test 'x1'"):
         check_disjoint([], [problem("What is 1+1?", "p")], test)
     with pytest.raises(DataError, match="train and public splits share 2 problems"):
         check_disjoint(train, train, [])
@@ -61,6 +61,6 @@ def test_take_public_takes_every_copy_of_what_it_takes() -> None:
 
 def test_take_public_needs_something_left() -> None:
     train = [problem("same", "1"), problem("Same", "2"), problem("other", "3")]
-    with pytest.raises(DataError, match="2 public problems cannot be set aside from 2 different training problems"):
+    with pytest.raises(DataError, match="2 public .* 2 different"):
         take_public(train, 2, seed=0)
     assert take_public(train, 0, seed=0) == (train, [])

@@ -13,12 +13,12 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedrlvr.config.sections import DataConfig, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, validation_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
-Source = Literal["labels", "majority", "care", "random", "entropy", "probability", "oracle"]
 
 
 class TaskConfig(DataConfig):
@@ -36,7 +36,7 @@ class MachineConfig(Section):
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of the base weights. `auto` is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -72,9 +72,9 @@ class Limits(Section):
     """Of this organisation's adapter, and of anybody's."""
     change_rank: int = Field(1024, ge=0)
     """Of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0: none."""
-    supervision: tuple[Source, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
+    supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
     """Where rewards may come from. "oracle" reads every answer to choose; it is for experiments."""
-    labels_from: tuple[Literal["dataset", "desk"], ...] = ("dataset", "desk")
+    labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
     """Who may be asked for labels, where supervision asks."""
     label_share: float = Field(1.0, ge=0, le=1)
     """Share of a step's problems whose label may be asked for (supervision.budget)."""

@@ -31,7 +31,7 @@ from fedrlvr.seeds import stream
 from fedrlvr.simulation.grid import delivered
 from fedrlvr.tasks import grader_for, task_of
 from fedrlvr.tasks.client_data import ClientData
-from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems, unlabelled
+from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.wire.messages import (
     ARRAYS,
@@ -251,7 +251,7 @@ class Answering:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
         """
         section = request.supervision if isinstance(request, StretchRequest) else None
-        answers = section is not None and not unlabelled(section)
+        answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens

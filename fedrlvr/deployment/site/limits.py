@@ -116,9 +116,9 @@ def _of_supervision(limits: Limits, request: StretchRequest) -> Iterator[str]:
     section = request.supervision
     if section.type not in limits.supervision:
         yield f"no rewards from {section.type!r} (limits.supervision)"
-    if section.audit and not limits.audit:
+    if section.audits and not limits.audit:
         yield "no audit (limits.audit)"
-    if section.share_probes and not limits.share_probes:
+    if section.shares_probes and not limits.share_probes:
         yield "no probes to leave (limits.share_probes)"
     if not isinstance(section, Asking):
         return

@@ -40,20 +40,20 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         "To each organisation, each round: the settings of this run; the global adapter"
         + sized(4)
         + ("; the change of the base weights" if change else "")
-        + ("; the average of CARE's probes" if config.supervision.share_probes else "")
+        + ("; the average of CARE's probes" if config.supervision.shares_probes else "")
     )
     if public is not None:
         yield (
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
-            + ("" if public.swap == "none" else ", and others' correct responses to them, without their names")
+            + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
     up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
     yield (
         up
         + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
-        + ("; CARE's probes" if config.supervision.share_probes else "")
+        + ("; CARE's probes" if config.supervision.shares_probes else "")
     )
-    if public is not None and public.swap != "none":
+    if public is not None and public.swap_rule.trades:
         yield (
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"

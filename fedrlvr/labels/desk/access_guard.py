@@ -104,5 +104,5 @@ def error_response(status: int, text: str) -> JSONResponse:
 
 def _plain(host: str) -> str:
     """A host as in a Host header or an option, without port, brackets, a last dot, or capitals."""
-    found = _HOST.fullmatch(host.strip().lower())
-    return (found["six"] or found["name"] if found else host).removesuffix(".")
+    parts = _HOST.fullmatch(host.strip().lower())
+    return (parts["six"] or parts["name"] if parts else host).removesuffix(".")
