@@ -15,8 +15,8 @@ import typer
 from pydantic import ValidationError
 
 from fedrlvr.cli.options import Directory, Insecure, toml_value
-from fedrlvr.config.sections import Section
-from fedrlvr.deployment.site.config import NAME, Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.config.sections import NAME, Section
+from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from fedrlvr.cli.options import CONNECTION, Directory, ExtraNames, Insecure, toml_lines, write_connection
-from fedrlvr.deployment.site.config import NAME
+from fedrlvr.config.sections import NAME
 from fedrlvr.errors import ConfigError
 from fedrlvr.hosts import LOOPBACK, WILDCARDS, is_loopback, split_address
 

@@ -123,6 +123,9 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+NAME = r"^[A-Za-z0-9_-]{1,64}$"
+Name = Annotated[str, Field(pattern=NAME)]
+"""What organisations and tasks are called in messages."""
 MAX_RANK = 1024
 Targets = Literal["all-linear"] | list[str]
 
@@ -247,7 +250,7 @@ class FederationConfig(Section):
     deadline: float = Field(3600.0, gt=0, le=604800)
     """Seconds a client has to answer a message; who has not by then is left out of the round, or ends the run, as
     `quorum` says. On one machine nobody is late."""
-    task: str = Field("main", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    task: Name = "main"
     """What organisations on their own machines are asked to train on, by its name in their own configurations
     (docs/deployment.md). On one machine [data] says it."""
     arm: Literal["federated", "local", "central"] = "federated"

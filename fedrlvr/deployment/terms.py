@@ -10,7 +10,7 @@ import json
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr.config.sections import MAX_RANK, Targets
+from fedrlvr.config.sections import MAX_RANK, Name, Targets
 from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
@@ -20,7 +20,6 @@ PROTOCOL = 1
 """Of the messages. Raised whenever one of another release would be misread."""
 LONGEST = 1 << 14
 """Characters of the terms."""
-NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class Terms(BaseModel):
@@ -38,10 +37,10 @@ class Terms(BaseModel):
     protocol: int = PROTOCOL
     version: str = Field(__version__, max_length=40)
     run: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
-    client: str = Field(pattern=NAME)
+    client: Name
     clients: int = Field(ge=1, le=4096)
     rounds: int = Field(ge=1)
-    task: str = Field(pattern=NAME)
+    task: Name
     model: str = Field(max_length=400)
     model_id: str = Field(max_length=200)
     weights_id: str = Field(max_length=200)

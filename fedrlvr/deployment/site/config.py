@@ -14,12 +14,11 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
-from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Section
+from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, validation_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
-NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class TaskConfig(DataConfig):
@@ -96,7 +95,7 @@ class Limits(Section):
 class SiteConfig(Section):
     """An organisation."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """As it is registered with the SuperLink."""
     superlink: str
     """host:port."""
@@ -112,21 +111,13 @@ class SiteConfig(Section):
     """The worker, and the model in its memory, goes after so long without a message."""
     keep_runs: int = Field(5, ge=1)
     """States of so many of the newest runs stay on disk. What people answered always stays."""
-    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
     """What may be trained on, by the name a server asks for it by."""
     models: dict[str, str] = Field(min_length=1)
     """Base models that may be asked for, and where each lies here: a directory, a hub id, or `embedded`."""
     machine: MachineConfig = MachineConfig()
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
-
-    @field_validator("tasks")
-    @classmethod
-    def _task_names(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
-        for name in value:
-            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_" for c in name):
-                raise ValueError(f"task name {name!r}: letters, digits, - and _ only, at most 64")
-        return value
 
     @field_validator("superlink")
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
-from fedrlvr.client.app import REQUESTS, CohortApp
+from fedrlvr.client.app import CohortApp, asked_in
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
@@ -42,7 +42,6 @@ from fedrlvr.wire.messages import (
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
-    read_request,
     record_in,
 )
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
@@ -111,10 +110,7 @@ class Answering:
             message = _read(header, data)
             terms = read_terms(message.content)
             del message.content[TERMS]
-            kind = REQUESTS.get(message.metadata.message_type)
-            if kind is None:
-                raise MessageError(f"messages of type {message.metadata.message_type} are not answered")
-            request = read_request(message, kind)
+            request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
             return {"ok": True}, self._answer(where, message, terms, request)
         except (LimitError, MessageError, AdapterError) as error:
