@@ -109,15 +109,12 @@ class FGRPOWeights:
             ValueError: a reward that is not finite (the client is named), other clients in one than in the other, a
                 negative count, or no examples at all. Histories are as they were.
         """
-        if not rewards or set(rewards) != set(examples):
-            raise ValueError("give one reward and one number of examples for each of at least one client")
+        if set(rewards) != set(examples):
+            raise ValueError("give one reward and one number of examples for each client")
         for client, reward in rewards.items():
             if reward is not None and not math.isfinite(reward):
                 raise ValueError(f"{client}: its mean reward is {reward}, which is not finite")
-            if examples[client] < 0:
-                raise ValueError(f"{client}: a negative number of examples")
-        if not sum(examples.values()):
-            raise ValueError("no client has an example to be weighed by")
+        plain = client_weights(examples)
         gains = self.gains(rewards)
         if self.shape == "softmax":
             top = max(gains.values())  # before the exponential, or a small temperature overflows
@@ -125,12 +122,11 @@ class FGRPOWeights:
         else:
             raw = {client: n * (self.floor + max(gains[client], 0.0)) for client, n in examples.items()}
         total = sum(raw.values())
-        if not total:  # all weight underflowed but that of clients without examples
-            raw, total = {client: float(n) for client, n in examples.items()}, float(sum(examples.values()))
         for client, reward in rewards.items():
             if reward is not None:
                 self._remember(client, reward)
-        return {client: value / total for client, value in raw.items()}
+        # Without a total, all weight underflowed but that of clients without examples.
+        return {client: value / total for client, value in raw.items()} if total else plain
 
     def raw(self, client: str, reward: float | None, examples: int) -> float:
         """A client's weight before all are divided by their sum, which needs no other client's reward.

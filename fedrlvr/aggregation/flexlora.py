@@ -49,11 +49,11 @@ class FlexLoRA(LoraAggregation):
         layers = {}
         for name, (a_s, b_s) in stacked((adapter, weight / total) for adapter, weight in kept).items():
             left, right = decompose(a_s, b_s)
-            found = min(rank, len(right))
-            a = pad(right[:rank], (0, 0, 0, rank - found))
+            present = min(rank, len(right))
+            a = pad(right[:rank], (0, 0, 0, rank - present))
             if before is not None:
-                a[found:] = before.layers[name].A[found:]
-            b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - found))
+                a[present:] = before.layers[name].A[present:]
+            b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - present))
             layers[name] = Factors(a.to(first.layers[name].A.dtype), b.to(first.layers[name].B.dtype))
         return Result(Adapter(layers, first.alpha))
 

@@ -82,13 +82,13 @@ def norm(adapter: Adapter) -> float:
 
 def _plus(sums: Adapter | None, adapter: Adapter, share: float, rank: int) -> Adapter:
     """The running sum at `rank` with one more; None is zero."""
-    one = adapter.at_rank(rank)
+    padded = adapter.at_rank(rank)
     if sums is None:
         return Adapter(
-            {n: Factors(a.double() * share, b.double() * share) for n, (a, b) in one.layers.items()}, one.alpha
+            {n: Factors(a.double() * share, b.double() * share) for n, (a, b) in padded.layers.items()}, padded.alpha
         )
     sums = sums.at_rank(rank)
-    for name, (a, b) in one.layers.items():
+    for name, (a, b) in padded.layers.items():
         sums.layers[name].A.add_(a, alpha=share)
         sums.layers[name].B.add_(b, alpha=share)
     return sums

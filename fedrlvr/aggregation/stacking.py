@@ -58,14 +58,14 @@ def stack(pairs: Pairs) -> Adapter:
     return of_scale_1(stacked(pairs))
 
 
-def add(one: Adapter | None, other: Adapter | None) -> Adapter | None:
-    """The sum of two updates, compacted; None is no update.
+def add(*updates: Adapter | None) -> Adapter | None:
+    """The sum of updates, compacted; None is no update.
 
     Raises:
         ValueError: different layers, or shapes apart from rank.
     """
-    both = [adapter for adapter in (one, other) if adapter is not None]
-    return compact(stack((adapter, 1.0) for adapter in both)) if both else None
+    adapters = [adapter for adapter in updates if adapter is not None]
+    return compact(stack((adapter, 1.0) for adapter in adapters)) if adapters else None
 
 
 def compact(adapter: Adapter) -> Adapter:

@@ -77,12 +77,12 @@ class Packing:
     @cached_property
     def allowed_RTS(self) -> Tensor:
         """Which of its prompt's P and its own T slots each response slot attends to."""
-        prompts, own = self.prompt_BP.shape[1], self.response_RT.shape[1]
+        prompts, width = self.prompt_BP.shape[1], self.response_RT.shape[1]
         device = self.slot_N.device
         real_RP = torch.arange(prompts, device=device) < self.lengths_B[self.group_R].unsqueeze(1)
-        before_TT = torch.ones(own, own, dtype=torch.bool, device=device).tril()
+        before_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         return torch.cat(
-            [real_RP.unsqueeze(1).expand(-1, own, -1), before_TT.expand(len(real_RP), -1, -1)],
+            [real_RP.unsqueeze(1).expand(-1, width, -1), before_TT.expand(len(real_RP), -1, -1)],
             dim=2,
         )
 
@@ -92,8 +92,8 @@ class Packing:
             return self._masks[dtype, window]
         allowed_RTS = self.allowed_RTS
         if window is not None:
-            prompts, own = self.prompt_BP.shape[1], self.response_RT.shape[1]
-            at_T, at_P = (torch.arange(n, device=self.slot_N.device) for n in (own, prompts))
+            prompts, width = self.prompt_BP.shape[1], self.response_RT.shape[1]
+            at_T, at_P = (torch.arange(n, device=self.slot_N.device) for n in (width, prompts))
             query_RT1 = (self.lengths_B[self.group_R].unsqueeze(1) + at_T).unsqueeze(2)
             key_RS = torch.cat([at_P.expand(len(query_RT1), -1), query_RT1.squeeze(2)], dim=1)
             allowed_RTS = allowed_RTS & (query_RT1 - key_RS.unsqueeze(1) < window)
@@ -258,14 +258,14 @@ class SharedPrompts:
         query = query.squeeze(2) * scaling
         of_prompt = torch.bmm(by_prompt(query), prompt_keys.flatten(0, 1).transpose(1, 2))
         of_prompt.view(prompts, -1, length).add_(self.bias_B1P)
-        own_query = query.reshape(rows * kv, each, size)
-        own = torch.bmm(own_query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, -1)
-        own[:, :, self.filled :] = -torch.inf
+        row_query = query.reshape(rows * kv, each, size)
+        of_row = torch.bmm(row_query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, -1)
+        of_row[:, :, self.filled :] = -torch.inf
         # In float32, as torch's fused kernels sum; the products may be in half precision.
-        probs = torch.cat([by_row(of_prompt), own], dim=2).softmax(dim=2, dtype=torch.float32).to(query.dtype)
+        probs = torch.cat([by_row(of_prompt), of_row], dim=2).softmax(dim=2, dtype=torch.float32).to(query.dtype)
         at_prompt = by_row(torch.bmm(by_prompt(probs[:, :, :length]), prompt_values.flatten(0, 1)))
-        at_own = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))
-        return at_prompt.add_(at_own.view(rows, heads, size)).unsqueeze(1)
+        at_row = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))
+        return at_prompt.add_(at_row.view(rows, heads, size)).unsqueeze(1)
 
 
 def attention(

@@ -49,7 +49,9 @@ def can_pack(model: Any, name: str) -> bool:
             packing=Packing.of([(3, [2, 1])], device),
             use_cache=False,
         ).logits[0]
-        apart = [model(input_ids=torch.tensor([prompt + one], device=device)).logits[0] for one in (first, second)]
+        apart = [
+            model(input_ids=torch.tensor([prompt + response], device=device)).logits[0] for response in (first, second)
+        ]
     except Exception as error:  # as above: an architecture that does not hand the packing to its attention
         _log.warning("%s: a prompt cannot be shared by its responses in training, which costs time (%s)", name, error)
         return False

@@ -306,11 +306,11 @@ class LoraStack:
                 layer = self.layers.get(name)
                 if layer is None or (factors.B.shape[0], factors.A.shape[1]) != tuple(layer.base.weight.shape):
                     raise AdapterError(f"the change of the base weights at {name} does not fit an adapted layer.")
-                one = Change(factors, change.scale, self.device)
+                matrices = Change(factors, change.scale, self.device)
                 held = by_layer.setdefault(name, [None] * len(changes))
-                for i, whose in enumerate(changes):
-                    if whose is change:
-                        held[i] = one
+                for client, of_client in enumerate(changes):
+                    if of_client is change:
+                        held[client] = matrices
         return by_layer
 
     @contextmanager

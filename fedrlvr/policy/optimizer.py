@@ -79,16 +79,16 @@ class StackedAdamW:
 
     def state(self, client: int) -> dict[str, Tensor]:
         """One client's step counts and moments, each of these end to end as one vector; copies on the CPU."""
-        moments = {name: torch.cat([own.flatten() for own in kind]).cpu() for name, kind in self._moments(client)}
+        moments = {name: torch.cat([moment.flatten() for moment in kind]).cpu() for name, kind in self._moments(client)}
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.steps[client] = state["steps"]
         for name, kind in self._moments(client):
-            parts = state[name].split([own.numel() for own in kind])
-            for own, part in zip(kind, parts, strict=True):
-                own.copy_(part.view(own.shape))
+            parts = state[name].split([moment.numel() for moment in kind])
+            for moment, part in zip(kind, parts, strict=True):
+                moment.copy_(part.view(moment.shape))
 
     def _moments(self, client: int) -> list[tuple[str, list[Tensor]]]:
         """Views of a client's moments, of the components it has."""

@@ -94,7 +94,7 @@ def features(
     problems, group = response_PGH.shape[:2]
     shapes = [prompt_PH.dim() == 2, response_PGH.dim() == 3, prompt_PH.shape[-1] == response_PGH.shape[-1]]
     counts = [len(prompt_PH) == problems, len(votes) == problems, len(lengths) == problems]
-    groups = [len(one.members) == group for one in votes] + [len(one) == group for one in lengths]
+    groups = [len(clusters.members) == group for clusters in votes] + [len(row) == group for row in lengths]
     if not all(shapes + counts + groups) or longest < 1:
         raise ValueError("hidden states [P, H] and [P, G, H], clusters and lengths do not go together")
     if not bool(torch.isfinite(prompt_PH).all() and torch.isfinite(response_PGH).all()):

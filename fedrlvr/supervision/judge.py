@@ -190,15 +190,15 @@ class Judge:
         Raises:
             ValueError: not as many values, or impossible ones. Nothing has changed then.
         """
-        own = {name: tensor for name, tensor in self._weights().items() if tensor.is_floating_point()}
-        sizes = [tensor.numel() for tensor in own.values()]
+        weights = {name: tensor for name, tensor in self._weights().items() if tensor.is_floating_point()}
+        sizes = [tensor.numel() for tensor in weights.values()]
         if values.shape != (sum(sizes),) or values.dtype != torch.float32:
             raise ValueError(f"{values.dtype} {tuple(values.shape)}; the probes have {sum(sizes)} values")
-        parts = dict(zip(own, torch.split(values, sizes), strict=True))
+        parts = dict(zip(weights, torch.split(values, sizes), strict=True))
         for name, part in parts.items():
             if not bool(part.isfinite().all()) or (name.endswith("running_var") and bool((part < 0).any())):
                 raise ValueError(f"{name} has values that no probe has")
-        _copy({name: part.view(own[name].shape) for name, part in parts.items()}, own)
+        _copy({name: part.view(weights[name].shape) for name, part in parts.items()}, weights)
 
     def state(self) -> tuple[dict[str, Tensor], Plain]:
         """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
@@ -260,17 +260,17 @@ class Judge:
         }
 
 
-def _check_layout(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    if given.keys() != own.keys():
-        raise ValueError(f"names that differ from the judge's: {sorted(given.keys() ^ own.keys())[:3]}")
+def _check_layout(given: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    if given.keys() != like.keys():
+        raise ValueError(f"names that differ from the judge's: {sorted(given.keys() ^ like.keys())[:3]}")
     for name, tensor in given.items():
-        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
+        if (tensor.shape, tensor.dtype) != (like[name].shape, like[name].dtype):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
 
 
-def _copy(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _copy(given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, tensor in given.items():
-        own[name].copy_(tensor)
+        into[name].copy_(tensor)
 
 
 def _labelled(tensors: Mapping[str, Tensor]) -> Labelled | None:

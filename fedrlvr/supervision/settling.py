@@ -77,12 +77,11 @@ def settle(
     acquired: of `drawn.without`, by place in that list. rest: the multiplier of what is asked about and unanswered, now
     or since an earlier step. score, reliable: of a place, for the ledger to note why a problem was asked about.
     """
-    fates = dict.fromkeys(drawn.known, Fate.KNOWN)
-    multipliers = dict.fromkeys(drawn.known, 1.0)
-    labels = dict(drawn.known)
-    for place, multiplier in zip(drawn.without, acquired.multipliers, strict=True):
-        multipliers[place] = multiplier
-    fates |= {drawn.without[at]: Fate.TRUSTED for at in acquired.trusted}
+    others = Fate.TRUSTED if rest else Fate.MASKED
+    verdicts = {place: Supervised(rewards) for place, rewards in drawn.known.items()}
+
+    def voted(place: int, multiplier: float, fate: Fate) -> Supervised:
+        return Supervised(step.votes[place].pseudo_rewards, multiplier, fate, true=False)
 
     def query(place: int, rank: int) -> Query:
         group, votes = step.groups[place], step.votes[place]
@@ -98,33 +97,25 @@ def settle(
             responses=_that_disagree(group, votes),
         )
 
+    for at, place in enumerate(drawn.without):
+        fate = Fate.TRUSTED if at in acquired.trusted else others
+        verdicts[place] = voted(place, acquired.multipliers[at], fate)
     for rank, at in enumerate(acquired.queries, start=1):
         place = drawn.without[at]
         ledger.ask(query(place, rank))
-        fates[place] = Fate.QUERIED
-        group = step.groups[place]
-        rewards = ledger.grade(group.problem.question, group.texts)
+        rewards = ledger.grade(step.groups[place].problem.question, step.groups[place].texts)
         if rewards is None:
-            multipliers[place] = rest
+            verdicts[place] = voted(place, rest, Fate.QUERIED)
         else:
-            labels[place] = rewards
+            verdicts[place] = Supervised(rewards, acquired.multipliers[at], Fate.QUERIED)
     for rank, place in enumerate(drawn.awaited, start=len(acquired.queries) + 1):
         ledger.remind(query(place, rank))
     asked = {step.groups[drawn.without[at]].problem.id for at in acquired.queries}
     for place, group in enumerate(step.groups):
-        if place not in multipliers and group.problem.id in asked:  # drawn twice
-            rewards = ledger.grade(group.problem.question, group.texts)
-            if rewards is not None:
-                labels[place], multipliers[place], fates[place] = rewards, 1.0, Fate.KNOWN
-    return [
-        Supervised(
-            rewards=labels.get(place, votes.pseudo_rewards),
-            multiplier=multipliers.get(place, rest),
-            fate=fates.get(place, Fate.TRUSTED if rest else Fate.MASKED),
-            true=place in labels,
-        )
-        for place, votes in enumerate(step.votes)
-    ]
+        if place not in verdicts:  # awaited, or drawn twice
+            rewards = ledger.grade(group.problem.question, group.texts) if group.problem.id in asked else None
+            verdicts[place] = voted(place, rest, others) if rewards is None else Supervised(rewards)
+    return [verdicts[place] for place in range(len(step.groups))]
 
 
 def _that_disagree(group: Group, votes: Clusters) -> tuple[str, ...]:

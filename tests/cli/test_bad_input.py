@@ -60,10 +60,10 @@ def test_a_wrong_setting(override: str, words: list[str], refused: Refused, toml
 
 
 def test_a_file_that_is_no_configuration(refused: Refused, tmp_path: Path) -> None:
-    refused(["missing.toml", "no such file"], "run", tmp_path / "missing.toml")
+    refused(["missing.toml", "No such file"], "run", tmp_path / "missing.toml")
     refused([tmp_path, "Is a directory"], "run", tmp_path)
     (tmp_path / "a.toml").write_bytes(b"# caf\xe9\n[run]\n")
-    refused(["a.toml", "byte 5", "not UTF-8"], "run", tmp_path / "a.toml")
+    refused(["a.toml", "position 5", "not valid TOML in UTF-8"], "run", tmp_path / "a.toml")
     (tmp_path / "b.toml").write_text("[run\n", "utf-8")
     refused(["b.toml", "not valid TOML", "line 1"], "run", tmp_path / "b.toml")
     (tmp_path / "c.toml").write_text("rounds = 3\n", "utf-8")
