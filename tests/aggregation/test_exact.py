@@ -215,10 +215,10 @@ def test_rules_that_cannot_mix_ranks_say_so(rule: str) -> None:
 def test_factors_that_should_be_frozen() -> None:
     one, other = random_adapter(1), random_adapter(2)
     same_a, same_b = with_half(other, one, "A"), with_half(other, one, "B")
-    with pytest.raises(ValueError, match="FFA-LoRA .* the As differ"):
+    with pytest.raises(ValueError, match=r"FFA-LoRA .* the As differ"):
         aggregated([(one, 1.0), (same_b, 1.0)], rule="ffa")
     for pairs in ([(one, 1.0), (other, 1.0)], [(one, 1.0), (same_a, 1.0), (same_b, 1.0)]):
-        with pytest.raises(ValueError, match="RoLoRA .* the As and Bs differ"):
+        with pytest.raises(ValueError, match=r"RoLoRA .* the As and Bs differ"):
             aggregated(pairs, rule="rolora")
 
 

@@ -125,5 +125,5 @@ def test_check_like_names_what_differs() -> None:
     with pytest.raises(AdapterError, match=r"clinic-a: .*alpha.* 5.* lora\.alpha.* 4"):
         random_adapter(0, alpha=5.0).check_like(like, whose="clinic-a")
     for value in (math.nan, math.inf):
-        with pytest.raises(AdapterError, match="clinic-a: q.A .*not finite"):
+        with pytest.raises(AdapterError, match=r"clinic-a: q.A .*not finite"):
             changed("q", A=torch.full((2, 12), value)).check_like(like, whose="clinic-a")

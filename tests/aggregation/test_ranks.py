@@ -172,5 +172,5 @@ def test_the_rank_is_the_largest_given_unless_told(rule: str) -> None:
     ],
 )
 def test_a_before_that_is_not_like_the_result(rule: str, before: Adapter) -> None:
-    with pytest.raises(ValueError, match="`before` .*rank 5"):
+    with pytest.raises(ValueError, match=r"`before` .*rank 5"):
         aggregated(MIXED, rule, before=before)

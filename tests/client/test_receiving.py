@@ -152,7 +152,7 @@ def test_a_client_that_lost_its_memory_says_so_and_gets_everything_the_next_time
     federation.evaluate()
     federation.round(2)
     federation.contexts[2].state = RecordDict()
-    with pytest.raises(MessageError, match="bob: round 3: .*of round 1.* nothing"):
+    with pytest.raises(MessageError, match=r"bob: round 3: .*of round 1.* nothing"):
         federation.begin(federation.asked(federation.message(3)))
     federation.strategy.model.lost("bob")
     federation.kinds.clear()
@@ -168,7 +168,7 @@ def test_an_older_memory_than_the_server_thinks_is_named() -> None:
     federation.round(2)
     federation.evaluate()
     federation.contexts[2].state = old
-    with pytest.raises(MessageError, match="of round 2.* of round 1"):
+    with pytest.raises(MessageError, match=r"of round 2.* of round 1"):
         federation.begin(federation.asked(federation.message(3)))
 
 
@@ -177,7 +177,7 @@ def test_a_memory_without_its_change_is_named_and_not_taken_for_none() -> None:
     federation.round(1)
     federation.round(2)
     del federation.contexts[2].state[HELD_CHANGE]
-    with pytest.raises(MessageError, match="bob: round 3: .*change .*missing"):
+    with pytest.raises(MessageError, match=r"bob: round 3: .*change .*missing"):
         federation.begin(federation.asked(federation.message(3)))
 
 

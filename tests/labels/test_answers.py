@@ -156,5 +156,5 @@ def test_a_reward_that_fails_is_an_error_that_names_the_client_and_keeps_the_cau
 def test_two_problems_of_one_id_are_refused() -> None:
     other = Problem("5 + 5", "10", "sum", "sums", "math")
     for twice in ((SUM, OPEN, other), (OPEN, SUM, SUM)):
-        with pytest.raises(DataError, match="clinic-a: .*'sum'"):
+        with pytest.raises(DataError, match=r"clinic-a: .*'sum'"):
             answers(*twice)

@@ -250,7 +250,7 @@ def test_targets_by_name_and_all_linear(llama: Path) -> None:
 
 
 def test_an_unknown_target_is_an_error_that_names_those_there_are(llama: Path) -> None:
-    with pytest.raises(ModelError, match="nonsense.* q_proj, up_proj, v_proj"):
+    with pytest.raises(ModelError, match=r"nonsense.* q_proj, up_proj, v_proj"):
         tiny_cohort(llama, LoraConfig(targets=["q_proj", "nonsense"]))
 
 

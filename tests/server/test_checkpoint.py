@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_nothing_els
 ) -> None:
     checkpoints = saved(tmp_path, 2)
     monkeypatch.setattr(module, where, failing(error)(getattr(module, where)))
-    with pytest.raises(CheckpointError, match="round-0002 .*No space left") as caught:
+    with pytest.raises(CheckpointError, match=r"round-0002 .*No space left") as caught:
         checkpoints.save(Checkpoint(2, make_adapter(9.0), {}))
     assert "Earlier rounds are intact" in str(caught.value)
     monkeypatch.undo()
@@ -226,7 +226,7 @@ def test_a_checkpoint_of_another_model_is_refused(half_done: Path) -> None:
     Checkpoints(half_done, 3).save(Checkpoint(4, make_adapter(0.0), {}))
     for client in (half_done / "clients").iterdir():
         shutil.copytree(client / "round-0003", client / "round-0004")
-    with pytest.raises(Exception, match="round 4: .*layers"):
+    with pytest.raises(Exception, match=r"round 4: .*layers"):
         resume(half_done)
 
 

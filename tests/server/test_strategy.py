@@ -98,7 +98,7 @@ def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint()
 def test_fgrpo_needs_every_clients_mean_reward() -> None:
     strategy = make_strategy(weights="fgrpo")
     grid = LocalGrid(answering(lambda _: train_reply(1.0)), contexts())
-    with pytest.raises(MessageError, match="round 1, ann: .*reward"):
+    with pytest.raises(MessageError, match=r"round 1, ann: .*reward"):
         strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
 
 

@@ -293,7 +293,7 @@ def test_probes_that_a_server_made_up_are_refused(
             self.average = -self.average.abs()
 
     monkeypatch.setattr(SharedProbes, "end", negative)
-    with pytest.raises(MessageError, match="ann: round 2: .*running_var"):
+    with pytest.raises(MessageError, match=r"ann: round 2: .*running_var"):
         fedrlvr.run(settings(problems, tmp_path / "run", {**CARE, "share_probes": True}))
 
 

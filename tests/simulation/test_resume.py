@@ -184,7 +184,7 @@ def test_a_metrics_file_that_lacks_a_round_is_not_gone_on_with(configured: Confi
     lines = path.read_text("utf-8").splitlines(keepends=True)
     for kept in (lines[:1] + lines[2:], [*lines, lines[1]]):
         path.write_text("".join(kept), "utf-8")
-        with pytest.raises(CheckpointError, match="metrics.jsonl .*rounds 0 to 2"):
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl .*rounds 0 to 2"):
             resume(directory)
     path.write_text(lines[0] + "{]\n" + lines[2], "utf-8")
     with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 2"):

@@ -366,7 +366,7 @@ def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alon
     for seed in (3, 5):
         same(wanted.directory / "as-given" / f"seed-{seed}", alone(seed))
     assert result.lines[0].seeds == [3, 5]
-    with pytest.raises(RoundError, match="^1 of .* as-given/seed-4: .*clients"):
+    with pytest.raises(RoundError, match=r"^1 of .* as-given/seed-4: .*clients"):
         result.check()
     table = json.loads((wanted.directory / "sweep.json").read_text("utf-8"))
     assert list(table["failed"]) == ["as-given/seed-4"]

@@ -218,7 +218,7 @@ def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("offline")
 
     _hub(monkeypatch, fail)
-    with pytest.raises(DataError, match="'openai/gsm8k' .*ConnectionError: offline"):
+    with pytest.raises(DataError, match=r"'openai/gsm8k' .*ConnectionError: offline"):
         load("gsm8k", None, "train")
 
 
@@ -237,7 +237,7 @@ def test_bad_calls(call: tuple[Any, ...], message: str) -> None:
 
 
 def test_bad_options(fixtures: Path) -> None:
-    with pytest.raises(ConfigError, match="'cop_fron'.* 'cop_from'"):
+    with pytest.raises(ConfigError, match=r"'cop_fron'.* 'cop_from'"):
         load("medmcqa", fixtures / "medmcqa", "train", cop_fron=0)
     with pytest.raises(ConfigError, match="option hub would have no effect"):
         load("gsm8k", fixtures / "gsm8k", "train", hub="x")

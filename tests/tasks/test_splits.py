@@ -61,6 +61,6 @@ def test_take_public_takes_every_copy_of_what_it_takes() -> None:
 
 def test_take_public_needs_something_left() -> None:
     train = [problem("same", "1"), problem("Same", "2"), problem("other", "3")]
-    with pytest.raises(DataError, match="2 public .* 2 different"):
+    with pytest.raises(DataError, match=r"2 public .* 2 different"):
         take_public(train, 2, seed=0)
     assert take_public(train, 0, seed=0) == (train, [])

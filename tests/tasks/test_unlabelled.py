@@ -164,7 +164,7 @@ def test_too_few_answers_for_the_public_set_is_said() -> None:
         "2 public problems cannot be set aside: they need an answer, which only 1 of 3 different training problems "
         "have. Lower data.public_size or add rows with answers."
     )
-    with pytest.raises(DataError, match="3 public .* 3 different"):
+    with pytest.raises(DataError, match=r"3 public .* 3 different"):
         take_public(train, 3, seed=0)
     assert take_public(train[2:], 0, seed=0) == (train[2:], [])
 
