@@ -47,8 +47,7 @@ from benchmarks.aggregation_cells import (
 from benchmarks.aggregation_data import write_all
 from benchmarks.aggregation_tables import write
 from benchmarks.cells import run_all, timed
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.run import Wrap
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import Planned, plan

@@ -22,8 +22,8 @@ from random import Random
 from fedrlvr.tasks.grading import grade
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.zoo import problems
-from fedrlvr.zoo.families import ALL, Pen
-from fedrlvr.zoo.generators import Split
+from fedrlvr.zoo.family import Pen
+from fedrlvr.zoo.generators import ALL, Split
 
 HOLDERS = {
     "north": ("difference", "remainder"),

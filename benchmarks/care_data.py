@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.care_cells import BATCH
 from fedrlvr.reporting.scores import evaluations
 from fedrlvr.reporting.sweep_table import Spread, spread
-from fedrlvr.zoo.families import ALL
+from fedrlvr.zoo.generators import ALL
 
 Run = dict[str, Any]
 Runs = Mapping[int, Run]

@@ -16,7 +16,7 @@ from benchmarks.care_data import (
     over_seeds,
     recovered_over_seeds,
 )
-from fedrlvr.reporting.label_scores import calibration_points
+from fedrlvr.reporting.scores import calibration_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_config
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.reporting.observer import Event, Observer, RoundEnded
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import RUN_ID, LocalGrid
@@ -60,8 +60,10 @@ class Pacer(Observer):
         self.pace = pace
         self.phases = phases
 
-    def round_ended(self, event: RoundEnded) -> None:
-        """Report the round and wait."""
+    def notify(self, event: Event) -> None:
+        """Report a round that ended, and wait."""
+        if not isinstance(event, RoundEnded):
+            return
         numbers = event.record["clients"].values()
         sampled, trained = (int(sum(n.get(key, 0) for n in numbers)) for key in ("tokens_sampled", "tokens_trained"))
         if not self.pace(event.round, self.phases.take(), sampled, trained):

@@ -22,8 +22,9 @@ import torch
 from benchmarks.care_cells import BASE, SETTINGS, overrides
 from benchmarks.measure import MEBI, machine, today
 from benchmarks.tables import table
-from fedrlvr.supervision import Judge, Settings, clusters, features
-from fedrlvr.supervision.features import Features, Labelled, labelled
+from fedrlvr.supervision import clusters
+from fedrlvr.supervision.features import Features, Labelled, features, labelled
+from fedrlvr.supervision.judge import Judge, Settings
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "probes.md"
 WIDTHS = {128: "embedded reasoner", 576: "135M", 896: "0.5B", 3584: "7B"}

@@ -27,8 +27,7 @@ from benchmarks.cells import run_all, timed
 from benchmarks.pubswap_cells import AFTERWARDS, ARMS, BASE, HALF, RUNS, STEPS, TAUS, settings
 from benchmarks.pubswap_tables import write
 from fedrlvr.policy.peft_format import save_peft
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.run import Wrap
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import Planned, plan

@@ -50,7 +50,7 @@ def learn_once(case_name: str, settings: Sequence[str]) -> dict[str, Any]:
     meter = Meter()
     meter.start(memory=True)
     stats = cohort.learn(groups, rates)
-    trained = sum(s.tokens_trained for s in stats.values())
+    trained = sum(s.ratios.tokens for s in stats.values())
     cost = meter.stop(tokens, trained, {})
     chunk = max(1, config.engine.logits_at_once // vocabulary) * vocabulary * 4
     return {**cost.to_json(), "chunk": chunk, "whole": tokens * vocabulary * 4, "vocabulary": vocabulary}

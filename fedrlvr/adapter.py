@@ -92,6 +92,17 @@ class Adapter:
         other.__dict__["layout"] = self.layout  # a digest of names and shapes costs more than many an adapter's sum
         return other
 
+    def flat(self) -> Tensor:
+        """All numbers end to end, in float64."""
+        return torch.cat([tensor.flatten() for _, tensor in self.tensors()]).double()
+
+    def filled(self, numbers: Tensor) -> Adapter:
+        """An adapter of this layout and these types with the given numbers, in the order of `flat`."""
+        likes = [tensor for _, tensor in self.tensors()]
+        parts = zip(torch.split(numbers, [like.numel() for like in likes]), likes, strict=True)
+        tensors = iter([part.view(like.shape).to(like.dtype) for part, like in parts])
+        return self.alike({name: Factors(next(tensors), next(tensors)) for name in self.layers})
+
     def distance(self, other: Adapter) -> float:
         """Euclidean distance of the factors from those of an adapter of the same layout."""
         pairs = zip(self.tensors(), other.tensors(), strict=True)

@@ -5,6 +5,15 @@ standard type a caller would expect. A message is one paragraph that names the f
 round, and says what to do; the command line prints it without a traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class FedrlvrError(Exception):
     """Root of all errors raised on purpose by fedrlvr."""
@@ -42,6 +51,10 @@ class CheckpointError(FedrlvrError, OSError):
     """A checkpoint cannot be written or read."""
 
 
+class ReleaseError(CheckpointError):
+    """What lies on disk was written by another release of fedrlvr, and this one cannot go on with it."""
+
+
 class LedgerError(FedrlvrError, ValueError):
     """A label ledger cannot be opened, or an answer or a table of answers cannot go into it."""
 
@@ -52,3 +65,21 @@ class RoundError(FedrlvrError, RuntimeError):
 
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
+
+
+def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
+    """A hint about an unknown word: the nearest known one, or all of them.
+
+    prefix: stands before the known words in the hint, for example the section of a key.
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {prefix + close[0]!r}?" if close else f"known there: {', '.join(known)}"
+
+
+def validation_text(error: ValidationError, most: int | None = None) -> str:
+    """What pydantic found wrong, by the dotted names of the fields."""
+    texts = []
+    for item in error.errors(include_url=False)[:most]:
+        field, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        texts.append(f"{field}: {text}" if field else text)
+    return "; ".join(texts)

@@ -1,18 +1,31 @@
-"""Files written as a whole, and lock files."""
+"""Files and directories written as a whole, the numbered directories of rounds, and lock files."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
-from fedrlvr.errors import CheckpointError
+from safetensors import SafetensorError
+
+from fedrlvr.errors import CheckpointError, ReleaseError
+
+T = TypeVar("T")
+
+FORMAT = 2
+"""Of a round's directory. Releases up to 0.6.0 wrote none."""
 
 
-def atomic_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole; it is on disk when this returns.
+def atomic_bytes(path: Path, data: bytes) -> None:
+    """Replace a file as a whole; it is on disk when this returns.
 
     Raises:
         CheckpointError: it cannot be written; the old file is intact.
@@ -20,13 +33,127 @@ def atomic_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
+        temporary.write_bytes(data)
         sync(temporary)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error.strerror}).") from error
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole, in UTF-8; raises as `atomic_bytes`."""
+    atomic_bytes(path, text.encode("utf-8"))
+
+
+def new_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Make a file that is not there yet. It is whole, and of its mode from the moment it exists.
+
+    Raises:
+        FileExistsError: the file is there already, and stays as it is.
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill under another name; at the end its files are on disk and it takes the place of the old one.
+
+    Raises:
+        CheckpointError: it cannot be written; the old directory is intact, and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from error
+
+
+@dataclass(frozen=True)
+class RoundDirectories:
+    """The directories round-0000, round-0001, ... in `root`, each with some files and a note that has their hashes.
+
+    note: name of the file, JSON, that holds the round's number, the hashes and what else is said of the round.
+    """
+
+    root: Path
+    note: str
+
+    def path(self, round_: int) -> Path:
+        """The directory of a round."""
+        return self.root / f"round-{round_:04d}"
+
+    def rounds(self) -> list[int]:
+        """Rounds that are there, in order."""
+        names = [path.name[6:] for path in self.root.glob("round-*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def write(self, round_: int, files: Mapping[str, bytes], note: Mapping[str, Any]) -> None:
+        """Write a round's directory as a whole, in the place of an older one of this round.
+
+        Raises:
+            CheckpointError: it cannot be written; other rounds are intact.
+        """
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        text = json.dumps({**note, "round": round_, "format": FORMAT, "sha256": hashes}, indent=1, sort_keys=True)
+        with atomic_directory(self.path(round_)) as directory:
+            for name, data in {**files, self.note: f"{text}\n".encode()}.items():
+                (directory / name).write_bytes(data)
+
+    def read(self, round_: int, make: Callable[[dict[str, bytes], dict[str, Any]], T], remedy: str = "") -> T:
+        """What `make` makes of a round's files and its note. remedy: a sentence that ends the text of an error.
+
+        Raises:
+            ReleaseError: another release of fedrlvr has written them.
+            CheckpointError: they are missing, are not what was written, or `make` raises a KeyError, TypeError or
+                ValueError.
+        """
+        directory = self.path(round_)
+        try:
+            note = json.loads((directory / self.note).read_text("utf-8"))
+            if not isinstance(note, dict) or note.get("round") != round_:
+                raise ValueError(f"{self.note} is not of round {round_}")
+            if note.get("format") != FORMAT:
+                raise ReleaseError(
+                    f"{directory} was written by another release of fedrlvr (0.6.0 or older), which alone can go on "
+                    "with it. Install that release to finish the run, or start a new run."
+                )
+            files = {name: (directory / name).read_bytes() for name in note["sha256"]}
+            for name, data in files.items():
+                if hashlib.sha256(data).hexdigest() != note["sha256"][name]:
+                    raise ValueError(f"{name} is not what was written")
+            return make(files, note)
+        except ReleaseError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{directory} is damaged ({error}). {remedy}".rstrip()) from None
+
+    def remove(self, round_: int) -> None:
+        """Delete a round's directory."""
+        shutil.rmtree(self.path(round_), ignore_errors=True)
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest rounds."""
+        for round_ in self.rounds()[:-keep]:
+            self.remove(round_)
 
 
 def sync(path: Path) -> None:

@@ -40,18 +40,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _undrawn_reports(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs write an empty report in place of figures that take longer than the run; not in tests marked `report`."""
     from fedrlvr.files import atomic_text
-    from fedrlvr.reporting.report import ReportWriter
+    from fedrlvr.reporting import report
 
-    draw = ReportWriter.run_ended
+    draw = report.write_report
 
-    def run_ended(self: ReportWriter, event: Any) -> None:
+    def write_report(directory: Path, config: Any, records: Any) -> Path:
         if request.config.stash[DRAWS]:
-            draw(self, event)
-        else:
-            atomic_text(self.directory / "report.html", "<html></html>\n")
+            return draw(directory, config, records)
+        atomic_text(directory / "report.html", "<html></html>\n")
+        return directory / "report.html"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReportWriter, "run_ended", run_ended)
+        patch.setattr(report, "write_report", write_report)
         yield
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.config import Config, FederationConfig, parse_config
+from fedrlvr.config import Config, parse_config
+from fedrlvr.config.sections import FederationConfig
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.reporting.observer import Observer

@@ -18,7 +18,7 @@ from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.learner import StepStats
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Problem
-from fedrlvr.zoo.tokenizer import build
+from scripts.reasoner.tokenizer import build
 
 KINDS = ("llama", "qwen3", "gpt_neox", "gemma2")
 GEMMA2_WINDOW = 8
@@ -105,4 +105,4 @@ def largest_gap(one: Adapter, other: Adapter) -> float:
 
 def numbers_of(stats: StepStats) -> dict[str, float]:
     """A step's numbers without those of foreign responses, for comparison."""
-    return {name: value for name, value in vars(stats).items() if name != "foreign"}
+    return {"loss": stats.loss, "grad_norm": stats.grad_norm, **vars(stats.ratios)}

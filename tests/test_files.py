@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedrlvr.errors import CheckpointError
-from fedrlvr.files import atomic_text, file_lock
+from fedrlvr.files import RoundDirectories, atomic_directory, atomic_text, file_lock, new_file
 
 
 def test_a_file_is_synced_before_it_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +42,47 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         atomic_text(path, "new")
     assert path.read_text("utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def fill(directory: Path) -> None:
+    (directory / "half").write_text("x", "utf-8")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_directory_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    for text in ("old", "new"):
+        with atomic_directory(path) as directory:
+            (directory / "part").mkdir()
+            (directory / "part" / "file").write_text(text, "utf-8")
+    with (
+        pytest.raises(CheckpointError, match=r"adapter cannot be written \(No space left"),
+        atomic_directory(path) as other,
+    ):
+        fill(other)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+    assert (path / "part" / "file").read_text("utf-8") == "new"
+
+
+def test_a_new_file_never_replaces_one_and_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    new_file(path, b"first")
+    with pytest.raises(FileExistsError):
+        new_file(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["secret"]
+
+
+def test_directories_of_rounds_are_listed_in_order_and_pruned(tmp_path: Path) -> None:
+    directories = RoundDirectories(tmp_path, "note.json")
+    for round_ in (10, 2, 10_000):
+        directories.write(round_, {"data": b"x" * round_}, {"said": round_})
+    (tmp_path / "round-x").mkdir()
+    assert directories.rounds() == [2, 10, 10_000]
+    assert directories.read(10, lambda files, note: (len(files["data"]), note["said"])) == (10, 10)
+    directories.prune(2)
+    assert directories.rounds() == [10, 10_000]
 
 
 def test_a_lock_is_held_once_until_it_is_closed(tmp_path: Path) -> None:

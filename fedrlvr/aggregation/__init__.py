@@ -3,8 +3,8 @@
 `aggregate(adapters, weights, rule=...)` is a LoRA rule applied with client weights. `lora_rule` has the interface of a
 rule, the table of all rules, and how to add one.
 
-What rules share: `pairs` (the checks), `mean` (the running sum), `stacking` (sums of updates in factored form). What
-can replace a mean of adapters: `robust`.
+What rules share: `lora_rule` (checks of what is given), `averaging` (the running mean), `stacking` (sums of updates in
+factored form). What can replace a mean of adapters: `robust`. How much a client counts: `client_weights`.
 
 Nothing here imports torch before a rule is applied.
 """
@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedrlvr.aggregation.client_weights import client_weights
-from fedrlvr.aggregation.fgrpo import FGRPOWeights
+from fedrlvr.aggregation.client_weights import FGRPOWeights, client_weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraAggregation, LoraRule, Result, lora_rule
 
 if TYPE_CHECKING:

@@ -2,22 +2,53 @@
 
 examples   w_k = n_k / sum_j n_j      n_k problems at client k (FedAvg, arXiv 1602.05629)
 equal      w_k = 1 / K
+fgrpo      each client counts by its gain over its own history (FGRPO, arXiv 2606.03094)
+
+    R_k   client k's mean reward in this round        b_k   its baseline, from earlier rounds only
+    g_k   relative:  clip((R_k - b_k) / |b_k|, -1, 1)
+          zscore:    clip((R_k - b_k) / s_k, -3, 3)        s_k: standard deviation of its earlier rewards
+    b_k   ema:       b <- (1 - beta) b + beta R_k after each round it took part in;  s_k by the same weights
+          window:    mean and standard deviation of its last `window` rewards
+    w_k   softmax:   n_k exp(g_k / T) / sum_j n_j exp(g_j / T)
+          positive:  n_k (floor + max(g_k, 0)) / sum_j n_j (floor + max(g_j, 0))
+
+Known, from the abstract: the server weighs clients by their relative gain over a personalised historical baseline, so
+that reward scales which differ do not decide. Our reading: every formula above; the paper's could not be read.
+
+Of FGRPO:
+1. A client without a history has no gain, so the first round is FedAvg. T to infinity is FedAvg too.
+2. Both gains are free of the reward's scale: a client whose rewards are all multiplied by c > 0 weighs what it did.
+3. A client that sits out keeps its baseline.
+4. A spread of next to nothing makes any change a large `zscore`, up to its clip.
+5. Where not all rewards are true, R_k is the mean of those that are. A client without any has no gain in the round, and
+   keeps its baseline.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+Plain = Literal["examples", "equal"]
+Weights = Literal[Plain, "fgrpo"]
+Gain = Literal["relative", "zscore"]
+Baseline = Literal["ema", "window"]
+Shape = Literal["softmax", "positive"]
+
+LARGEST = {"relative": 1.0, "zscore": 3.0}
+"""Gains are clipped to plus and minus this."""
 
 
-def client_weights(examples: Mapping[str, int], *, rule: Literal["examples", "equal"] = "examples") -> dict[str, float]:
+def client_weights(examples: Mapping[str, int], *, rule: Plain = "examples") -> dict[str, float]:
     """Weights by client that sum to 1.
 
     Raises:
         ValueError: no clients, an unknown rule, a negative count, or no examples at all.
     """
-    if rule not in ("examples", "equal"):
-        raise ValueError(f"unknown weights {rule!r}; known: examples, equal")
+    if rule not in get_args(Plain):
+        raise ValueError(f"unknown weights {rule!r}; known: {', '.join(get_args(Plain))}")
     if not examples or any(count < 0 for count in examples.values()):
         raise ValueError("give each of at least one client a number of examples that is not negative")
     counts = examples if rule == "examples" else dict.fromkeys(examples, 1)
@@ -25,3 +56,139 @@ def client_weights(examples: Mapping[str, int], *, rule: Literal["examples", "eq
     if total == 0:
         raise ValueError("no client has an example to be weighed by")
     return {client: count / total for client, count in counts.items()}
+
+
+@dataclass
+class _History:
+    """One client's earlier rewards, as far as its baseline needs them."""
+
+    mean: float = 0.0
+    square: float = 0.0
+    """Mean squared deviation."""
+    rounds: int = 0
+    last: list[float] = field(default_factory=list)
+
+
+class FGRPOWeights:
+    """Client weights that remember. One object serves one federation.
+
+    temperature: T of `softmax`. beta: share of the newest reward in an `ema`. window: rewards in a `window`. floor:
+    what a client without a gain counts under `positive`, where a full relative gain counts 1 more.
+
+    Raises:
+        ValueError: an unknown option, or a number outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        gain: Gain = "relative",
+        baseline: Baseline = "ema",
+        shape: Shape = "softmax",
+        temperature: float = 1.0,
+        beta: float = 0.5,
+        window: int = 5,
+        floor: float = 0.1,
+    ) -> None:
+        for value, known in ((gain, get_args(Gain)), (baseline, get_args(Baseline)), (shape, get_args(Shape))):
+            if value not in known:
+                raise ValueError(f"must be one of {', '.join(known)}, got {value!r}")
+        if not (temperature > 0 and 0 < beta <= 1 and window >= 1 and floor > 0):
+            raise ValueError("temperature and floor must be above 0, beta in (0, 1], and window at least 1")
+        self.gain, self.baseline, self.shape = gain, baseline, shape
+        self.temperature, self.beta, self.window, self.floor = temperature, beta, window, floor
+        self._histories: dict[str, _History] = {}
+
+    def weights(self, rewards: Mapping[str, float | None], examples: Mapping[str, int]) -> dict[str, float]:
+        """This round's weights by client, which sum to 1; the rewards then join their clients' histories.
+
+        rewards: mean reward of each client that took part; None: it has none, so no gain either, and its history stays.
+        examples: its number of training problems.
+
+        Raises:
+            ValueError: a reward that is not finite (the client is named), other clients in one than in the other, a
+                negative count, or no examples at all. Histories are as they were.
+        """
+        if not rewards or set(rewards) != set(examples):
+            raise ValueError("give one reward and one number of examples for each of at least one client")
+        for client, reward in rewards.items():
+            if reward is not None and not math.isfinite(reward):
+                raise ValueError(f"{client}: its mean reward is {reward}, which is not finite")
+            if examples[client] < 0:
+                raise ValueError(f"{client}: a negative number of examples")
+        if not sum(examples.values()):
+            raise ValueError("no client has an example to be weighed by")
+        gains = self.gains(rewards)
+        if self.shape == "softmax":
+            top = max(gains.values())  # before the exponential, or a small temperature overflows
+            raw = {client: n * math.exp((gains[client] - top) / self.temperature) for client, n in examples.items()}
+        else:
+            raw = {client: n * (self.floor + max(gains[client], 0.0)) for client, n in examples.items()}
+        total = sum(raw.values())
+        if not total:  # all weight underflowed but that of clients without examples
+            raw, total = {client: float(n) for client, n in examples.items()}, float(sum(examples.values()))
+        for client, reward in rewards.items():
+            if reward is not None:
+                self._remember(client, reward)
+        return {client: value / total for client, value in raw.items()}
+
+    def raw(self, client: str, reward: float | None, examples: int) -> float:
+        """A client's weight before all are divided by their sum, which needs no other client's reward.
+
+        Not negative, and nothing is remembered; with a temperature below 0.01 it can underflow to zero.
+        """
+        gain = self.gains({client: reward})[client]
+        if self.shape == "softmax":
+            return examples * math.exp((gain - LARGEST[self.gain]) / self.temperature)
+        return examples * (self.floor + max(gain, 0.0))
+
+    def gains(self, rewards: Mapping[str, float | None]) -> dict[str, float]:
+        """Each client's gain at these rewards; nothing is remembered."""
+        return {client: self._gain(self._histories.get(client), reward) for client, reward in rewards.items()}
+
+    def _gain(self, history: _History | None, reward: float | None) -> float:
+        if history is None or reward is None:
+            return 0.0
+        ahead = reward - history.mean
+        scale = abs(history.mean) if self.gain == "relative" else math.sqrt(history.square)
+        if self.gain == "zscore" and history.rounds < 2:
+            return 0.0  # one reward has no spread
+        most = LARGEST[self.gain]
+        # A difference that is rounding next to the reward itself is none, and nothing is divided by it or by zero.
+        if abs(ahead) <= 1e-12 * max(abs(reward), abs(history.mean)):
+            return 0.0
+        return math.copysign(most, ahead) if abs(ahead) >= most * scale else ahead / scale
+
+    def _remember(self, client: str, reward: float) -> None:
+        history = self._histories.setdefault(client, _History())
+        history.rounds += 1
+        if self.baseline == "window":
+            history.last = [*history.last, reward][-self.window :]
+            history.mean = sum(history.last) / len(history.last)
+            history.square = sum((r - history.mean) ** 2 for r in history.last) / len(history.last)
+        elif history.rounds == 1:
+            history.mean = reward
+        else:
+            ahead = reward - history.mean
+            history.mean += self.beta * ahead
+            history.square = (1 - self.beta) * (history.square + self.beta * ahead * ahead)
+
+    def state(self) -> dict[str, Any]:
+        """All histories, in JSON types."""
+        return {client: asdict(history) for client, history in self._histories.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: something that is no such state.
+        """
+        try:
+            self._histories = {
+                str(client): _History(
+                    float(h["mean"]), float(h["square"]), int(h["rounds"]), [float(r) for r in h["last"]]
+                )
+                for client, h in state.items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no state of FGRPO weights ({error})") from None

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
-from fedrlvr.aggregation.mean import mean
-from fedrlvr.aggregation.pairs import Pairs, checked
+from fedrlvr.aggregation.averaging import mean
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, checked
 from fedrlvr.aggregation.stacking import compact, of_scale_1
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
-from fedrlvr.aggregation.pairs import Pairs, check_before, checked, shape
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, check_before, checked, shape
 from fedrlvr.aggregation.stacking import stacked
 
 

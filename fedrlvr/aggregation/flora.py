@@ -12,8 +12,7 @@ Known: the stacking, the merging and the fresh start. p_k and s_k go with B rath
 from __future__ import annotations
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
-from fedrlvr.aggregation.pairs import Pairs, checked
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, checked
 from fedrlvr.aggregation.stacking import compact, stack
 
 

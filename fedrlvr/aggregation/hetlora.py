@@ -22,8 +22,7 @@ import math
 import torch
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Result
-from fedrlvr.aggregation.pairs import Pairs, Shape, check_before, checked, shape
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, Shape, check_before, checked, shape
 
 
 class HetLoRA(LoraAggregation):

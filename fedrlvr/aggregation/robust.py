@@ -19,14 +19,26 @@ which their noise is counted by, and with no model in a round in which any clien
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-from fedrlvr.adapter import Adapter, Factors
+    from fedrlvr.adapter import Adapter
 
+# numpy and torch are imported where something is computed, so that a configuration is checked without them.
+
+ROBUST_MEANS: dict[str, Callable[[float, int], int]] = {
+    "median": lambda trim, hostile: 3,
+    "trimmed_mean": lambda trim, hostile: (least := math.ceil(1 / trim)) + (int(trim * least) < 1),
+    "krum": lambda trim, hostile: 2 * hostile + 3,
+}
+"""What takes the place of a mean of adapters, each with the least number of clients for a share to trim and a number of
+hostile clients: fewer, and it is the plain mean or withstands nobody."""
+CLIP, TRIM, HOSTILE = 1.0, 0.2, 1
+"""Values of `robust_clip`, `robust_trim` and `robust_hostile` where the configuration does not set them."""
 PIECE = 1 << 22
 """Numbers of each client that are copied at a time, where each number stands for itself."""
 
@@ -36,8 +48,8 @@ def robust_mean(
     start: Adapter,
     *,
     rule: str,
-    trim: float = 0.2,
-    hostile: int = 1,
+    trim: float = TRIM,
+    hostile: int = HOSTILE,
 ) -> tuple[Adapter, list[str]]:
     """The aggregate, and the clients it was made from: Krum's one, else all.
 
@@ -51,12 +63,15 @@ def robust_mean(
         ValueError: an unknown rule, too few clients for it, a trim or number that makes no sense, or adapters of
             another layout or alpha or with values that are not finite.
     """
-    _check_enough(rule, len(adapters), trim, hostile)
-    base = _flat(start)
+    import numpy as np
+    import torch
+
+    check_enough(rule, len(adapters), trim, hostile)
+    base = start.flat().numpy()
     changes = []
     for client, adapter in adapters.items():
         _check_alike(adapter, start)
-        changes.append(_flat(adapter) - base)
+        changes.append(adapter.flat().numpy() - base)
         if not np.isfinite(changes[-1]).all():
             raise ValueError(f"{client}: its adapter holds values that are not finite; leave it out")
     clients = list(adapters)
@@ -67,10 +82,7 @@ def robust_mean(
         pieces = (np.stack([c[at : at + PIECE] for c in changes]) for at in range(0, base.size, PIECE))
         means = [np.median(piece, axis=0) if rule == "median" else _trimmed_mean(piece, trim) for piece in pieces]
         change = np.concatenate(means)
-    likes = [tensor for _, tensor in start.tensors()]
-    parts = torch.split(torch.from_numpy(base + change), [like.numel() for like in likes])
-    tensors = iter([part.view(like.shape).to(like.dtype) for part, like in zip(parts, likes, strict=True)])
-    return start.alike({name: Factors(next(tensors), next(tensors)) for name in start.layers}), clients
+    return start.filled(torch.from_numpy(base + change)), clients
 
 
 def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
@@ -88,41 +100,33 @@ def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
         raise ValueError("an adapter with values that are not finite cannot be clipped; leave it out")
     if length <= limit:
         return adapter
-    share = limit / length
-    ends, starts = dict(adapter.tensors()), dict(start.tensors())
-    moved = {n: (s.double() + (ends[n].double() - s.double()) * share).to(s.dtype) for n, s in starts.items()}
-    return start.alike({name: Factors(moved[f"{name}.A"], moved[f"{name}.B"]) for name in start.layers})
+    base = start.flat()
+    return start.filled(base + (adapter.flat() - base) * (limit / length))
 
 
-def _check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
-    """
+def check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
+    """Check that a rule has clients enough.
+
     Raises:
-        ValueError: an unknown rule, or too few clients for it; the text says what to set.
+        ValueError: an unknown rule, too few clients for it, or a trim or number that makes no sense.
     """
-    if rule == "median":
-        if clients < 3:
-            raise ValueError(f"the median of {clients} clients is their plain mean or nothing; it needs at least 3")
-    elif rule == "trimmed_mean":
-        if not 0 < trim < 0.5:
-            raise ValueError(f"trim is the share of clients dropped at either end, above 0 and below 0.5; got {trim}")
-        if int(trim * clients) < 1:
-            advice = (
-                f"set trim to at least {math.ceil(100 / clients) / 100:g}" if clients > 2 else "it needs at least 3"
-            )
-            raise ValueError(f"a trim of {trim:g} drops none of {clients} clients and is their plain mean; {advice}")
-    elif rule == "krum":
-        if hostile < 0:
-            raise ValueError(f"hostile is a number of clients, got {hostile}")
-        if clients < 2 * hostile + 3:
-            most = (clients - 3) // 2
-            advice = f"with {clients}, set hostile to at most {most}" if most >= 0 else f"there are {clients}"
-            raise ValueError(f"Krum needs at least {2 * hostile + 3} clients against {hostile} hostile ones; {advice}")
-    else:
-        raise ValueError(f"unknown rule {rule!r}; known: median, trimmed_mean, krum")
+    if rule not in ROBUST_MEANS:
+        raise ValueError(f"unknown rule {rule!r}; known: {', '.join(ROBUST_MEANS)}")
+    if not 0 < trim < 0.5 or hostile < 0:
+        raise ValueError(
+            f"robust_trim is above 0 and below 0.5, and robust_hostile a number of clients; got {trim} and {hostile}"
+        )
+    setting = {"trimmed_mean": f" with robust_trim = {trim:g}", "krum": f" with robust_hostile = {hostile}"}.get(
+        rule, ""
+    )
+    if clients < (least := ROBUST_MEANS[rule](trim, hostile)):
+        raise ValueError(f"robust = {rule!r}{setting} needs at least {least} clients in a round, not {clients}")
 
 
 def _trimmed_mean(values_KN: NDArray[np.float64], trim: float) -> NDArray[np.float64]:
     """[N]: of each number, the mean over the clients without the int(trim K) largest and as many smallest."""
+    import numpy as np
+
     clients = len(values_KN)
     cut = int(trim * clients)
     kept = np.partition(values_KN, (cut, clients - cut - 1), axis=0)[cut : clients - cut]
@@ -131,6 +135,8 @@ def _trimmed_mean(values_KN: NDArray[np.float64], trim: float) -> NDArray[np.flo
 
 def _krum(values_KN: NDArray[np.float64], hostile: int) -> int:
     """The number of the client with the least sum of squared distances to its K - hostile - 2 nearest others."""
+    import numpy as np
+
     norms = np.square(values_KN).sum(axis=1)
     distances_KK = norms[:, None] + norms[None, :] - 2 * values_KN @ values_KN.T
     nearest = max(1, len(values_KN) - hostile - 2)
@@ -141,8 +147,3 @@ def _krum(values_KN: NDArray[np.float64], hostile: int) -> int:
 def _check_alike(adapter: Adapter, start: Adapter) -> None:
     if adapter.alpha != start.alpha or adapter.layout != start.layout:
         raise ValueError("a robust mean takes adapters of one rank, alpha and set of layers only")
-
-
-def _flat(adapter: Adapter) -> NDArray[np.float64]:
-    """All numbers end to end."""
-    return torch.cat([tensor.flatten() for _, tensor in adapter.tensors()]).double().numpy()

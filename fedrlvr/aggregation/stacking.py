@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.pairs import Pairs, shape
+from fedrlvr.aggregation.lora_rule import Pairs, shape
 
 
 def of_scale_1(layers: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:

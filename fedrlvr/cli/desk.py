@@ -13,62 +13,61 @@ import typer
 
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
-from fedrlvr.labels.place import ledger_file
+from fedrlvr.hosts import WILDCARDS, is_loopback
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
 SHORTEST_TOKEN = 16
-WILDCARDS = ("0.0.0.0", "::")
 _TABLES = "A spreadsheet instead"
 _NETWORK = "Other machines"
 
 
 def desk(
-    run_directory: Annotated[
-        Path | None, typer.Argument(help="A run directory; with --ledger it may be left out.")
-    ] = None,
-    client: Annotated[str | None, typer.Option(help="Whose labels, if the run has several clients.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="A client's ledger file, wherever it is.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    run_directory: Annotated[Path | None, typer.Argument(help="The run's directory; not needed with --ledger.")] = None,
+    client: Annotated[str | None, typer.Option(help="The client to label for, if the run has several.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="A client's ledger file, instead of a run.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8765,
     token: Annotated[
         str | None,
         typer.Option(
-            envvar=TOKEN, show_envvar=True, help="What lets a browser in; without it a new one at each start."
+            envvar=TOKEN, show_envvar=True, help="Secret that admits a browser; by default a new one at each start."
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; by default no other machine gets in.", rich_help_panel=_NETWORK)
+        str, typer.Option(help="Address to listen on; the default admits this machine only.", rich_help_panel=_NETWORK)
     ] = "127.0.0.1",
     name: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name browsers may reach it by, if it is not --host; may be repeated.", rich_help_panel=_NETWORK
+            help="A further name by which browsers reach the desk; may be repeated.", rich_help_panel=_NETWORK
         ),
     ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="TLS certificate chain (PEM).", rich_help_panel=_NETWORK)
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", rich_help_panel=_NETWORK)] = None,
+    key: Annotated[Path | None, typer.Option(help="TLS private key (PEM).", rich_help_panel=_NETWORK)] = None,
     export_to: Annotated[
         Path | None,
-        typer.Option("--export", metavar="FILE", help="Write everything as CSV, and end.", rich_help_panel=_TABLES),
+        typer.Option(
+            "--export", metavar="FILE", help="Write problems and answers as CSV, and end.", rich_help_panel=_TABLES
+        ),
     ] = None,
     import_from: Annotated[
         Path | None,
         typer.Option(
-            "--import", metavar="FILE", help="Read answers from such a CSV, and end.", rich_help_panel=_TABLES
+            "--import", metavar="FILE", help="Read answers from an exported CSV, and end.", rich_help_panel=_TABLES
         ),
     ] = None,
     expert: Annotated[
-        str | None, typer.Option(help="With --import: whose answers they are.", rich_help_panel=_TABLES)
+        str | None, typer.Option(help="Name of the expert whose answers --import reads.", rich_help_panel=_TABLES)
     ] = None,
 ) -> None:
     """Serve the page where experts give the labels that a run asks for. The run does not wait for them.
 
     Needs supervision.labels_from = "desk". Prints the page's address; Ctrl-C ends it, and the run may come and go.
     """
-    path, whose = find_ledger(run_directory, client, ledger, read_only=export_to is not None)
+    path, client_name = find_ledger(run_directory, client, ledger, read_only=export_to is not None)
     if (import_from is None) != (expert is None):
-        raise ConfigError("--import FILE and --expert NAME go together: answers are somebody's.")
+        raise ConfigError("--import requires --expert, and --expert is for --import only.")
     if export_to is not None and import_from is not None:
         raise ConfigError("--export and --import are two commands; give one of them.")
     if export_to is not None:
@@ -76,16 +75,16 @@ def desk(
     elif import_from is not None and expert is not None:
         _import(path, import_from, expert)
     else:
-        _serve(path, whose, host, port, token, name or [], certificate, key)
+        _serve(path, client_name, host, port, token, name or [], certificate, key)
 
 
 def find_ledger(
     run_directory: Path | None, client: str | None, ledger: Path | None, *, read_only: bool
 ) -> tuple[Path, str]:
-    """A ledger's file, and the name of the client whose it is.
+    """The file of a ledger, and the name of its client.
 
     Raises:
-        ConfigError: there is none, or several to choose from.
+        ConfigError: there is no such ledger, or the run has several.
     """
     if ledger is not None:
         if not ledger.is_file():
@@ -102,11 +101,11 @@ def find_ledger(
             f"{run_directory} takes its labels from the data set; people are asked with supervision.labels_from = "
             "'desk'. (--export shows what it took.)"
         )
-    whose = _client(settings, client)
-    path = ledger_file(settings, run_directory, whose)
+    name = _client(settings, client)
+    path = settings.ledger_file(run_directory, name)
     if read_only and not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; {whose} has asked for no label yet.")
-    return path, whose
+        raise ConfigError(f"{path}: there is no such file; {name} has asked for no label yet.")
+    return path, name
 
 
 def _client(settings: Config, wanted: str | None) -> str:
@@ -170,23 +169,21 @@ def _serve(
         )
     import secrets
 
-    from fedrlvr.labels.desk.app import make_desk
-    from fedrlvr.labels.desk.server import serve
+    from fedrlvr.labels.desk.app import make_desk, serve
     from fedrlvr.labels.ledger import LabelLedger
-    from fedrlvr.loopback import is_loopback
 
     token = token or secrets.token_urlsafe(24)
-    # Whoever listens everywhere is asked for by the machine's name.
-    own = socket.gethostname() if host in WILDCARDS else host
+    # A desk that listens on all addresses is reached by the machine's name.
+    default_name = socket.gethostname() if host in WILDCARDS else host
     store = LabelLedger(path)
 
     def ready(bound: int) -> None:
-        name = names[0] if names else own
+        name = names[0] if names else default_name
         shown = f"[{name}]" if ":" in name else name
         scheme = "http" if certificate is None else "https"
         typer.echo(f"The desk of {client} is open; its answers go to {path}")
         typer.echo(f"  {scheme}://{shown}:{bound}/#token={token}")
-        typer.echo("Whoever has this address can read and answer. Ctrl-C closes the desk.")
+        typer.echo("Anybody with this address can read and answer. Ctrl-C closes the desk.")
         if not is_loopback(host) and certificate is None:
             typer.echo(
                 f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
@@ -197,7 +194,7 @@ def _serve(
 
     try:
         serve(
-            make_desk(store, token, client, names=[own, *names]),
+            make_desk(store, token, client, names=[default_name, *names]),
             host,
             port,
             certificate=certificate,

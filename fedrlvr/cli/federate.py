@@ -6,10 +6,7 @@ Flower is used by its own command line, which is its public interface; what is o
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -20,12 +17,13 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
+from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
+from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
-CONNECTION = "fedrlvr"
-"""What the SuperLink is called in Flower's own configuration."""
 APP = """\
 [project]
 name = "fedrlvr-run"
@@ -63,48 +61,35 @@ class Link:
     insecure: bool
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`flwr ARGUMENTS`, quietly."""
-        return subprocess.run(self._command(arguments), env=self._environment(), capture_output=True, text=True)
+        """Run `flwr ARGUMENTS` quietly."""
+        command = ["flwr", *arguments]
+        return subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
 
     def follow(self, *arguments: str) -> int:
-        """`flwr ARGUMENTS` with what it prints shown; its exit status."""
-        return subprocess.call(self._command(arguments), env=self._environment())
-
-    def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        beside = Path(sys.executable).with_name("flwr")
-        program = str(beside) if beside.exists() else shutil.which("flwr")
-        if program is None:
-            raise ConfigError(f"Flower's command `flwr` is not installed beside {sys.executable}. Reinstall fedrlvr.")
-        return [program, *arguments]
-
-    def _environment(self) -> dict[str, str]:
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        return {**os.environ, **quiet, "FLWR_HOME": str(self.home)}
+        """Run `flwr ARGUMENTS`, show its output and return its exit status."""
+        return subprocess.call(["flwr", *arguments], env=environment(self.home))
 
 
 def federate(
-    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as `fedrlvr run` takes it.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, as for `fedrlvr run`.")] = None,
     superlink: Annotated[
-        str | None, typer.Option(help="A directory that `fedrlvr superlink init` made, or host:port.")
+        str | None, typer.Option(help="The SuperLink: a directory made by `fedrlvr superlink init`, or host:port.")
     ] = None,
     root_certificates: Annotated[
-        Path | None, typer.Option(help="With host:port: PEM file of the authority that signed its certificate.")
+        Path | None, typer.Option(help="With host:port: PEM file of the SuperLink's authority.")
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="With host:port on this machine: no TLS and no keys.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds in which all organisations may connect.")] = 300.0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    insecure: Insecure = False,
+    resume: Resume = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for all organisations to connect.")] = 300.0,
+    overrides: Overrides = None,
 ) -> None:
     """Run a federation of organisations on their own machines.
 
-    Give it at the SuperLink's machine. Says what will travel, then follows the run; Ctrl-C stops following, not the
-    run. A run that was broken off goes on with --resume.
+    The command belongs on the SuperLink's machine. It lists what will travel, then follows the run; Ctrl-C stops
+    following, not the run. --resume continues a run that was interrupted.
     """
     if (config is None) == (resume is None):
-        raise ConfigError("Give a configuration to start with, or --resume DIRECTORY to go on with a run.")
+        raise ConfigError("Give a configuration to start a run, or --resume DIRECTORY to continue one.")
     if resume is not None and overrides:
         raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
     if superlink is None:
@@ -121,7 +106,7 @@ def federate(
         print(f"Run directory: {directory}", flush=True)
         run = _submit(link, directory, wait)
         _follow(link, run, directory, superlink)
-    from fedrlvr.reporting.progress import final_table
+    from fedrlvr.reporting.tables import final_table
     from fedrlvr.server.metrics_log import read_metrics
 
     final_table(read_metrics(directory), settings, directory)
@@ -141,30 +126,25 @@ def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Ite
             )
         home = Path(superlink).absolute() / "flower"
         try:
-            found = tomllib.loads((home / "config.toml").read_text("utf-8"))["superlink"][CONNECTION]
+            connection = tomllib.loads((home / "config.toml").read_text("utf-8"))["superlink"][CONNECTION]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{superlink} is no directory that `fedrlvr superlink init` made ({home / 'config.toml'}: {error})."
             ) from None
-        yield Link(home, bool(found.get("insecure", False)))
+        yield Link(home, bool(connection.get("insecure", False)))
         return
-    host, colon, port = superlink.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ConfigError(f"--superlink {superlink}: there is no such directory, and host:port is written otherwise.")
+    try:
+        host, _ = split_address(superlink)
+    except ValueError as error:
+        raise ConfigError(f"--superlink {superlink}: there is no such directory; for an address {error}.") from None
     if insecure == (root_certificates is not None):
         raise ConfigError("Give --root-certificates FILE with host:port (or --insecure, on this machine only).")
-    if insecure and host not in ("127.0.0.1", "localhost", "[::1]"):
-        raise ConfigError(f"--insecure is for a SuperLink on this machine (127.0.0.1), not on {host}.")
+    if insecure and not is_loopback(host):
+        raise ConfigError(f"--insecure is for a SuperLink on this machine ({LOOPBACK[0]}), not on {host}.")
     if root_certificates is not None and not root_certificates.is_file():
         raise ConfigError(f"--root-certificates {root_certificates}: there is no such file.")
     with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
-        lines = [f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]"]
-        lines.append(f"address = {json.dumps(superlink)}")
-        if root_certificates is not None:
-            lines.append(f"root-certificates = {json.dumps(str(root_certificates.absolute()))}")
-        else:
-            lines.append("insecure = true")
-        (Path(place) / "config.toml").write_text("\n".join(lines) + "\n", "utf-8")
+        write_connection(Path(place), superlink, root_certificates)
         yield Link(Path(place), insecure)
 
 
@@ -188,17 +168,17 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
     from fedrlvr.version import __version__
 
     settings = {"directory": json.dumps(str(directory)), "wait": float(wait), "insecure": str(link.insecure).lower()}
-    told = " ".join(f"{key}={value}" for key, value in settings.items())
+    run_config = " ".join(f"{key}={value}" for key, value in settings.items())
     with tempfile.TemporaryDirectory(prefix="fedrlvr-") as place:
         app = Path(place) / "fedrlvr-run"
         app.mkdir()
         (app / "pyproject.toml").write_text(APP.format(version=__version__), "utf-8")
-        done = link.flwr("run", str(app), CONNECTION, "--run-config", told, "--format", "json")
+        done = link.flwr("run", str(app), CONNECTION, "--run-config", run_config, "--format", "json")
     try:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
-        said = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {said}") from None
+        output = (done.stderr + done.stdout).strip()[-1500:]
+        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {output}") from None
 
 
 def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
@@ -226,7 +206,7 @@ def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
 def _status(link: Link, run: str) -> str | None:
     done = link.flwr("list", CONNECTION, "--run-id", run, "--format", "json")
     try:
-        (found,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
-        return str(found["status"])
+        (entry,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
+        return str(entry["status"])
     except (ValueError, KeyError, TypeError):
         return None

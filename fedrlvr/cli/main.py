@@ -16,6 +16,7 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
+from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
 from fedrlvr.cli.site import site
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
@@ -32,18 +33,13 @@ app = typer.Typer(
     epilog="Put --debug anywhere to see the whole traceback of an error.",
 )
 
-ConfigPath = Annotated[Path | None, typer.Argument(help="A TOML configuration; none is the embedded default.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
-]
-
 
 @app.command()
 def run(
     config: ConfigPath = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
-    quiet: Annotated[bool, typer.Option(help="One line a round instead of live progress.")] = False,
+    resume: Resume = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run a federation on this machine."""
     if resume is not None and (config is not None or overrides):
@@ -51,7 +47,8 @@ def run(
             "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
         )
     settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
-    from fedrlvr.reporting.progress import final_table, progress
+    from fedrlvr.reporting.progress import progress
+    from fedrlvr.reporting.tables import final_table
     from fedrlvr.simulation import run as local
 
     observer = progress(quiet=quiet)
@@ -69,27 +66,27 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Where all runs lie; with an earlier sweep's the sweep goes on.")
+        Path | None, typer.Option(help="Directory of all runs; an earlier sweep's directory continues that sweep.")
     ] = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="One federation after another, for comparison or where memory is short.")
+        bool, typer.Option("--apart", help="Run one federation after another, for comparison or where memory is short.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="One line a round of each federation instead of live progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a federation for every combination of settings and every seed, all as rows of one cohort."""
     from fedrlvr.simulation.sweep_plan import plan
 
     planned = plan(config or EMBEDDED, overrides or (), vary or (), seeds=seeds, directory=directory)
-    from fedrlvr.reporting.sweep_progress import sweep_progress
+    from fedrlvr.reporting.progress import progress
     from fedrlvr.reporting.sweep_table import show_sweep
     from fedrlvr.simulation import sweep as engine
 
-    told = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
+    words = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
     for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
         for value in values or ():
-            told += [option, str(value)]
-    command = shlex.join([*told, *["--apart"] * apart])
-    result = engine.sweep(planned, command=command, apart=apart, observer=sweep_progress(quiet=quiet))
+            words += [option, str(value)]
+    command = shlex.join([*words, *["--apart"] * apart])
+    result = engine.sweep(planned, command=command, apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
         typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
@@ -99,11 +96,11 @@ def sweep(
 @app.command(name="eval")
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run directory, or a TOML configuration.")],
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; default: the run's own.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="The base model without an adapter.")] = False,
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; by default the run's.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Pass@1 of an adapter, or of the base model, on the held-out problems."""
+    """Evaluate pass@1 of an adapter, or of the base model, on the held-out problems."""
     if base and adapter is not None:
         raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
     settings = _config_of(source, overrides)
@@ -111,7 +108,7 @@ def evaluate(
         if not source.is_dir():
             raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
         adapter = source / "adapter"
-    from fedrlvr.reporting.progress import scores_table
+    from fedrlvr.reporting.tables import scores_table
     from fedrlvr.simulation.evaluate import evaluate as evaluate_here
 
     scores_table([score.model_dump() for score in evaluate_here(settings, None if base else adapter)])
@@ -128,7 +125,7 @@ def tasks(
 ) -> None:
     """Load a configuration's problems and show who holds what. No model is loaded."""
     settings = _configured(config, overrides)
-    from fedrlvr.reporting.progress import holdings_table
+    from fedrlvr.reporting.tables import holdings_table
     from fedrlvr.tasks.deal import deal
 
     dealt = deal(settings)
@@ -177,14 +174,12 @@ app.add_typer(superlink, name="superlink")
 @app.command()
 def export(
     run_directory: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path, typer.Argument(help="Where to write; must not exist yet.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Whole weights instead of a PEFT adapter.")] = False,
-    client: Annotated[str | None, typer.Option(help="Whose adapter, in a run of the arm `local`.")] = None,
-    max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Refuse an adapter of a higher rank, as whoever serves it would.")
-    ] = None,
+    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
+    client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
+    max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
-    """Write what a run trained: a PEFT adapter directory, or merged weights.
+    """Write the adapter that a run trained as a PEFT directory, or as merged weights.
 
     Rules that change the base weights (flora, fedex) end in an adapter whose rank has grown with the rounds.
     """
@@ -203,9 +198,9 @@ def export(
         raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
     if max_rank is not None and adapter.rank > max_rank:
         rule = settings.aggregation.rule
-        why = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
+        reason = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
         raise AdapterError(
-            f"The adapter has rank {adapter.rank}{why}, and --max-rank allows {max_rank}. Write whole weights with "
+            f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
     if merged:

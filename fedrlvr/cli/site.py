@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
+import textwrap
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from fedrlvr.config.sections import Section
-from fedrlvr.deployment.site.config import NAME, Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.cli.options import Directory, Insecure, toml_value
+from fedrlvr.config.sections import NAME, Section
+from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ _WIDTH = 118
 
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")
 
-Directory = Annotated[Path, typer.Argument(help="Where its site.toml, key and state lie.")]
-
 
 @site.command()
 def init(
@@ -34,38 +34,32 @@ def init(
     name: Annotated[str, typer.Option(help="The organisation's name, as it will be registered.")],
     superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's address.")],
     root_certificates: Annotated[
-        Path | None, typer.Option(help="The SuperLink's ca.crt, from its operator; copied here.")
+        Path | None, typer.Option(help="The SuperLink's ca.crt, from its operator; the command copies it.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Problems: a .jsonl file, or a directory with train.jsonl and test.jsonl.")
     ] = None,
-    task: Annotated[str, typer.Option(help="What a server asks for them by.")] = "main",
+    task: Annotated[str, typer.Option(help="The task's name, by which a server asks for the problems.")] = "main",
     model: Annotated[
         str, typer.Option(metavar="NAME[=PLACE]", help="The base model a server may ask for, and where it lies here.")
     ] = "embedded",
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="For this organisation's SuperNode, on 127.0.0.1.")
+        int, typer.Option(min=1, max=65535, help="Port of this organisation's SuperNode, on 127.0.0.1.")
     ] = 9094,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="No TLS and no keys; with a SuperLink on this machine, to try things out."),
-    ] = False,
+    insecure: Insecure = False,
 ) -> None:
-    """Make an organisation's key pair and site.toml, and say what is to be done next."""
+    """Make an organisation's key pair and site.toml, and print the next steps."""
     from fedrlvr.deployment import certificates
 
     directory = directory.absolute()
-    asked_for, _, place = model.partition("=")
-    text = site_toml(
-        name=name,
-        superlink=superlink,
-        port=port,
-        insecure=insecure,
-        task=task,
-        data=None if data is None else data.absolute(),
-        models={asked_for: place or asked_for},
-    )
-    _refuse_mistakes(text)
+    model_name, _, place = model.partition("=")
+    settings = {"name": name, "superlink": superlink, "port": port} | ({"insecure": True} if insecure else {})
+    text = site_toml(settings, task, None if data is None else data.absolute(), {model_name: place or model_name})
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"No site.toml can be made of these options: {error}.") from None
+    _validated(tree)
     _quotable(directory)
     file, key, authority = directory / "site.toml", directory / f"{name}.key", directory / "ca.crt"
     if file.exists():
@@ -89,13 +83,13 @@ def init(
 def run(
     directory: Directory,
     superlink: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Another address than site.toml's, this time.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address to use this time instead of the one in site.toml.")
     ] = None,
 ) -> None:
     """Run this organisation's SuperNode, which fetches what a server asks. Ctrl-C ends it."""
     org = load_site(directory)
     if superlink is not None:
-        org = Organisation(_revalidated(org.config, superlink), org.path)
+        org = Organisation(_validated(org.config.model_dump() | {"superlink": superlink}), org.path)
     from fedrlvr.deployment import flower_private as flowerparts
     from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel
@@ -104,8 +98,8 @@ def run(
     state.chmod(0o700)
     home, programs = state / "flower", state / "bin"
     home.mkdir(mode=0o700, exist_ok=True)
-    own = flowerparts.environment(home, programs=programs)
-    os.environ.update(own)  # before flwr is imported
+    environment = flowerparts.environment(home, programs=programs)
+    os.environ.update(environment)  # before flwr is imported
     flowerparts.write_programs(programs)
     if not org.config.insecure:
         _refuse(checks.key_pair(org))
@@ -115,8 +109,9 @@ def run(
         else:
             _refuse(reached)
             _refuse(checks.registration(org))
-            _refuse_second(checks.supernode(org), org)
-            _let_go(org)
+            if (running := checks.supernode(org)) is not None:
+                raise ConfigError(f"{org.name}: its SuperNode runs already (process {running}).")
+            _deactivate_crashed(org)
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
     typer.echo(
@@ -124,18 +119,17 @@ def run(
     )
     typer.echo(f"What is asked and sent is in {org.log}; what is allowed is in {org.path}.")
     typer.echo(shlex.join(command))
-    os.execvpe(command[0], command, own)
+    os.execvpe(command[0], command, environment)
 
 
 @site.command()
 def check(
     directory: Directory,
-    skip_model: Annotated[bool, typer.Option("--skip-model", help="Leave out what takes long.")] = False,
+    skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
 ) -> None:
     """Try everything that a run will need, and say what is wrong before anybody waits."""
     from fedrlvr.deployment.site.check import examine_site
 
-    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     wrong = 0
     for finding in examine_site(directory, skip_model=skip_model):
         typer.echo(f"{finding.status:<8} {finding.name}: {finding.value}")
@@ -149,18 +143,19 @@ def check(
 
 @site.command()
 def status(directory: Directory) -> None:
-    """Whether the worker runs, what it holds, and what was last asked and sent."""
+    """Show whether the worker runs, what it holds, and what was last asked and sent."""
     org = load_site(directory)
     from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel
 
     pid = checks.supernode(org)
     typer.echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
-    found = channel.status(org)
-    told = (
-        "" if found is None else ", ".join(f"{key} {_shown(key, value)}" for key, value in found.items() if key != "ok")
-    )
-    typer.echo("worker does not run; the next message starts it" if found is None else f"worker runs: {told}")
+    worker = channel.status(org)
+    if worker is None:
+        typer.echo("worker does not run; the next message starts it")
+    else:
+        fields = (f"{key} {_shown(key, value)}" for key, value in worker.items() if key != "ok")
+        typer.echo(f"worker runs: {', '.join(fields)}")
     try:
         lines = org.log.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -196,97 +191,58 @@ def supernode_command(org: Organisation) -> list[str]:
     return [*command, "--node-config", f'site="{_quotable(org.path)}"']
 
 
-def site_toml(
-    *,
-    name: str,
-    superlink: str,
-    port: int,
-    insecure: bool,
-    task: str,
-    data: Path | None,
-    models: dict[str, str],
-) -> str:
-    """A site.toml with every setting in it: those that are given, and the others as comments with their defaults."""
-    shown = {"tasks", "models", "machine", "engine", "limits"}
-    told: dict[str, Any] = {"name": name, "superlink": superlink, "port": port} | (
-        {"insecure": True} if insecure else {}
-    )
+def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: dict[str, str]) -> str:
+    """The text of a site.toml: the settings given, and all others as comments with their defaults.
+
+    settings: keys outside of any table. task, data: the name and problems of its task; without data, generated ones.
+    models: base models by name, and where each lies.
+    """
     lines = ["# An organisation in a federation of fedrlvr. Only this file decides what a server may ask for; relative"]
     lines += ["# paths are relative to it. A line that begins with # is a comment, and shows the default.", ""]
-    lines += _settings(SiteConfig, told, leave_out=shown)
-    lines += [f"# {line}" for line in _wrapped(SiteConfig.model_fields["tasks"].description or "")]
-    lines += [f"[tasks.{task if re.fullmatch(NAME, task) else _value(task)}]"]
+    lines += _settings(SiteConfig, settings, {"tasks", "models", "machine", "engine", "limits"})
+    lines += [*_comment(SiteConfig, "tasks"), f"[tasks.{task if re.fullmatch(NAME, task) else toml_value(task)}]"]
     if data is None:
-        lines += [
-            '# Generated problems, to try things out. Your own: name = "jsonl", path = "problems" (a directory with'
-        ]
-        lines += ["# train.jsonl and test.jsonl).", 'name = "embedded"', ""]
+        lines += ['# Generated problems, to try things out. Your own: name = "jsonl", path = "problems" (a directory']
+        lines += ["# with train.jsonl and test.jsonl).", 'name = "embedded"', ""]
     else:
-        lines += ['name = "jsonl"', f"path = {_value(str(data))}", ""]
-    lines += [f"# {line}" for line in _wrapped(SiteConfig.model_fields["models"].description or "")]
-    lines += ["[models]", *(f"{_value(key)} = {_value(place)}" for key, place in models.items()), ""]
-    lines += [f"# {(MachineConfig.__doc__ or '').strip()}", "[machine]", *_settings(MachineConfig, {})]
-    lines += [f"# {(Limits.__doc__ or '').strip()}", "[limits]", *_settings(Limits, {})]
+        lines += ['name = "jsonl"', f"path = {toml_value(data)}", ""]
+    lines += [*_comment(SiteConfig, "models"), "[models]"]
+    lines += [*(f"{toml_value(name)} = {toml_value(place)}" for name, place in models.items()), ""]
+    for name, section in (("machine", MachineConfig), ("limits", Limits)):
+        lines += [f"# {(section.__doc__ or '').strip()}", f"[{name}]", *_settings(section, {})]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _settings(section: type[Section], told: dict[str, Any], leave_out: set[str] | None = None) -> list[str]:
-    """Each setting with its description: as told, or commented out with its default."""
+def _settings(section: type[Section], given: dict[str, Any], omitted: Collection[str] = ()) -> list[str]:
+    """Each setting with its description: as given, or commented out with its default."""
     lines = []
-    for name, field in section.model_fields.items():
-        if name in (leave_out or ()):
-            continue
-        lines += [f"# {line}" for line in _wrapped(field.description or "")]
-        if name in told:
-            lines += [f"{name} = {_value(told[name])}"]
-        elif field.default is None:
-            lines += [f"# {name} is not set"]
+    for name in (name for name in section.model_fields if name not in omitted):
+        default = section.model_fields[name].default
+        if name in given:
+            setting = f"{name} = {toml_value(given[name])}"
         else:
-            lines += [f"# {name} = {_value(field.default)}"]
-        lines += [""]
+            setting = f"# {name} is not set" if default is None else f"# {name} = {toml_value(default)}"
+        lines += [*_comment(section, name), setting, ""]
     return lines
 
 
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, _WIDTH, break_long_words=False)
-
-
-def _value(value: Any) -> str:
-    """As TOML; JSON's strings, numbers, booleans and lists are TOML's too."""
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _comment(section: type[Section], name: str) -> list[str]:
+    description = section.model_fields[name].description or ""
+    return [f"# {line}" for line in textwrap.wrap(description, _WIDTH, break_long_words=False)]
 
 
-def _refuse_mistakes(text: str) -> None:
+def _validated(tree: dict[str, Any]) -> SiteConfig:
     try:
-        SiteConfig.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"No site.toml can be made of these options: {error}.") from None
+        return SiteConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_told(error)) from None
+        items = error.errors(include_url=False)
+        parts = [(str(item["loc"][0]) if item["loc"] else "", item["msg"]) for item in items]
+        texts = (f"--{key}: {text}" if key else text for key, text in parts)
+        raise ConfigError(f"{'; '.join(texts).replace('Value error, ', '')}.") from None
 
 
-def _revalidated(config: SiteConfig, superlink: str) -> SiteConfig:
-    try:
-        return SiteConfig.model_validate(config.model_dump() | {"superlink": superlink})
-    except ValidationError as error:
-        raise ConfigError(_told(error)) from None
-
-
-def _told(error: ValidationError) -> str:
-    found = error.errors(include_url=False)
-    parts = [(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in found]
-    return "; ".join(f"--{where.split('.')[0]}: {what}" if where else what for where, what in parts) + "."
-
-
-def _refuse_second(running: int | None, org: Organisation) -> None:
-    if running is not None:
-        raise ConfigError(f"{org.name}: its SuperNode runs already (process {running}).")
-
-
-def _let_go(org: Organisation) -> None:
-    """Free the place of this organisation's own SuperNode, which was killed."""
+def _deactivate_crashed(org: Organisation) -> None:
+    """Deactivate this organisation's own SuperNode at the SuperLink if it was killed."""
     from fedrlvr.deployment import certificates
     from fedrlvr.deployment import flower_private as flowerparts
     from fedrlvr.deployment.site import socket as channel
@@ -300,9 +256,9 @@ def _let_go(org: Organisation) -> None:
         typer.echo("The SuperNode before this one ended without saying so; the SuperLink has let go of it.")
 
 
-def _refuse(found: Finding) -> None:
-    if found.status == "problem":
-        raise ConfigError(f"{found.name}: {found.value}. {found.advice}")
+def _refuse(finding: Finding) -> None:
+    if finding.status == "problem":
+        raise ConfigError(f"{finding.name}: {finding.value}. {finding.advice}")
 
 
 def _quotable(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -17,25 +16,21 @@ from typing import Annotated, Any
 
 import typer
 
-from fedrlvr.deployment.site.config import NAME
+from fedrlvr.cli.options import CONNECTION, Directory, ExtraNames, Insecure, toml_lines, write_connection
+from fedrlvr.config.sections import NAME
 from fedrlvr.errors import ConfigError
-from fedrlvr.loopback import LOOPBACK, is_loopback
+from fedrlvr.hosts import LOOPBACK, WILDCARDS, is_loopback, split_address
 
-CONNECTION = "fedrlvr"
-"""What Flower's own commands know the SuperLink by."""
 SETTINGS = "superlink.toml"
-WILDCARDS = ("0.0.0.0", "::")
 
 superlink = typer.Typer(
     no_args_is_help=True, help="The server that organisations connect to: certificate, start, and who may connect."
 )
 
-Directory = Annotated[Path, typer.Argument(help="Where its keys, settings and state lie.")]
-
 
 @dataclass(frozen=True)
 class SuperLink:
-    """What `superlink init` settled: where organisations reach it, where it listens, and whether it has TLS."""
+    """Settings that `superlink init` wrote: where organisations reach it, where it listens, and whether it has TLS."""
 
     address: str
     host: str
@@ -44,27 +39,29 @@ class SuperLink:
 
     @property
     def local(self) -> str:
-        """How this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        """The address by which this machine connects."""
+        host = WILDCARDS.get(self.host, self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 @superlink.command()
 def init(
     directory: Directory,
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where organisations reach it.")],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The address that organisations connect to.")],
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; by default all, or loopback if --address is.")
+        str | None,
+        typer.Option(help="Address to listen on; by default every interface, or loopback if --address is loopback."),
     ] = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS and no keys; on loopback only, to try things out.")
-    ] = False,
+    name: ExtraNames = None,
+    insecure: Insecure = False,
 ) -> None:
     """Make the authority, the certificate and the settings of a SuperLink."""
-    outer, port = _split(address)
+    try:
+        outer, port = split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"--address {address}: {error}.") from None
+    if outer in WILDCARDS:
+        raise ConfigError(f"--address {address}: give the name organisations reach it by; --host is where it listens.")
     local = is_loopback(outer)
     bind = host or ("127.0.0.1" if local and ":" not in outer else outer if local else "0.0.0.0")
     if insecure and not (local and is_loopback(bind)):
@@ -84,20 +81,16 @@ def init(
         certificates.make_authority(directory, f"fedrlvr SuperLink {address}")
         # The processes of this machine come by loopback, or by the address it listens on.
         inner = [] if bind in WILDCARDS else [bind]
-        certificates.make_server_certificate(directory, [outer, *inner, *(name or []), "localhost", "127.0.0.1", "::1"])
+        certificates.make_server_certificate(directory, [outer, *inner, *(name or []), *LOOPBACK])
     flower.mkdir(mode=0o700, exist_ok=True)
-    connection = {"address": link.local} | (
-        {"insecure": True} if insecure else {"root-certificates": str(directory / "ca.crt")}
-    )
-    heading = f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]\n"
-    (flower / "config.toml").write_text(heading + _toml(connection), "utf-8")
-    (directory / SETTINGS).write_text(_toml(asdict(link)), "utf-8")
+    write_connection(flower, link.local, None if insecure else directory / "ca.crt")
+    (directory / SETTINGS).write_text(toml_lines(asdict(link)), "utf-8")
     _say_next(directory, link)
 
 
 @superlink.command()
 def run(directory: Directory) -> None:
-    """Run the SuperLink. Ctrl-C ends it; runs that are under way can be resumed."""
+    """Run the SuperLink. Ctrl-C ends it; runs in progress can be resumed."""
     link = load_superlink(directory)
     directory = directory.absolute()
     arguments = ["--host", link.host, "--port", str(link.port), "--database", str(directory / "state.db")]
@@ -127,12 +120,7 @@ def run(directory: Directory) -> None:
 
 
 @superlink.command()
-def renew(
-    directory: Directory,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A further name or IP address it is reached by; may be repeated.")
-    ] = None,
-) -> None:
+def renew(directory: Directory, name: ExtraNames = None) -> None:
     """Make a new certificate, before the old one expires or for further names. Organisations need not do anything."""
     from fedrlvr.deployment import certificates
 
@@ -151,7 +139,7 @@ def register(
     public_key: Annotated[Path, typer.Argument(help="The organisation's <name>.key.pub.")],
     name: Annotated[str, typer.Option(help="The organisation's name in configs, logs and reports.")],
 ) -> None:
-    """Let an organisation connect. Needs the SuperLink running, on this machine."""
+    """Register an organisation, so that it can connect. The SuperLink must run on this machine."""
     from fedrlvr.deployment.certificates import key_fingerprint, read_public_key
 
     link = load_superlink(directory)
@@ -162,12 +150,12 @@ def register(
     key = read_public_key(public_key)
     mark = key_fingerprint(key)
     for member in _members(directory, link):
-        theirs = _fingerprint(member.public_key)
-        if member.name == name or theirs == mark:
+        fingerprint = _fingerprint(member.public_key)
+        if member.name == name or fingerprint == mark:
             raise ConfigError(
-                f"{member.name} is registered already, with the key {theirs}. A name and a key are one organisation's: "
-                f"give others, or unregister it (fedrlvr superlink unregister {shlex.quote(str(directory))} "
-                f"{member.name})."
+                f"{member.name} is registered already, with the key {fingerprint}. Each organisation has its own "
+                "name and key: give others, or unregister it (fedrlvr superlink unregister "
+                f"{shlex.quote(str(directory))} {member.name})."
             )
     try:
         _flwr(directory, "supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
@@ -183,32 +171,33 @@ def register(
 
 @superlink.command()
 def members(directory: Directory) -> None:
-    """List who is registered, and who of them is connected."""
+    """List the registered organisations, and which of them are connected."""
     link = load_superlink(directory)
-    found = _members(directory, link)
-    if not found:
+    registered = _members(directory, link)
+    if not registered:
         typer.echo("nobody is registered")
-    width = max((len(member.name) for member in found), default=0)
-    for member in found:
+    width = max((len(member.name) for member in registered), default=0)
+    for member in registered:
         typer.echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
 
 
 @superlink.command()
 def unregister(
-    directory: Directory, name: Annotated[str, typer.Argument(help="As `superlink members` shows it.")]
+    directory: Directory,
+    name: Annotated[str, typer.Argument(help="The organisation's registered name.")],
 ) -> None:
-    """Let an organisation connect no more."""
+    """Revoke an organisation's registration, so that it can no longer connect."""
     link = load_superlink(directory)
-    found = [member for member in _members(directory, link) if member.name == name]
-    if not found:
+    matching = [member for member in _members(directory, link) if member.name == name]
+    if not matching:
         raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
-    for member in found:
+    for member in matching:
         _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
     typer.echo(f"{name} can connect no more; to come back it needs a new key")
 
 
 def load_superlink(directory: Path) -> SuperLink:
-    """What `superlink init` settled in a directory.
+    """The settings that `superlink init` wrote to a directory.
 
     Raises:
         ConfigError: it holds no SuperLink, or its settings cannot be used.
@@ -236,19 +225,19 @@ def _members(directory: Path, link: SuperLink) -> list[Any]:
         authority = None if link.insecure else (directory / "ca.crt").read_bytes()
     except OSError as error:
         raise ConfigError(f"{directory / 'ca.crt'} cannot be read: {error.strerror}.") from None
-    found = members(link.local, authority)
-    return sorted((m for m in found if m.status != "unregistered"), key=lambda member: member.name)
+    known = members(link.local, authority)
+    return sorted((m for m in known if m.status != "unregistered"), key=lambda member: member.name)
 
 
 def _flwr(directory: Path, *arguments: str) -> None:
     """One of Flower's own commands, against this SuperLink."""
     from fedrlvr.deployment.flower_private import environment
 
-    own = environment(directory.absolute() / "flower")
-    done = subprocess.run(["flwr", *arguments], env=own, capture_output=True, text=True, check=False)
+    command, env = ["flwr", *arguments], environment(directory.absolute() / "flower")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
-        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {said}")
+        output = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
+        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {output}")
 
 
 def _fingerprint(public_key: bytes) -> str:
@@ -286,20 +275,6 @@ def _say_next(directory: Path, link: SuperLink) -> None:
         lines += [f"  fedrlvr superlink members {place}"]
     lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]
     typer.echo("\n".join(lines))
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"--address {address}: write host:port.")
-    if host in WILDCARDS:
-        raise ConfigError(f"--address {address}: give the name organisations reach it by; --host is where it listens.")
-    return host, int(port)
-
-
-def _toml(values: dict[str, Any]) -> str:
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def _utc() -> logging.Formatter:

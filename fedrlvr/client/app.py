@@ -44,6 +44,18 @@ REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateReq
 """What a message of each type asks."""
 
 
+def asked_in(message: Message) -> TrainRequest | RespondRequest | EvaluateRequest:
+    """What a message asks.
+
+    Raises:
+        MessageError: a message of a type that no client answers, or that cannot be read.
+    """
+    kind = REQUESTS.get(message.metadata.message_type)
+    if kind is None:
+        raise MessageError(f"messages of type {message.metadata.message_type} are not answered")
+    return read_request(message, kind)
+
+
 def start_of(reading: Reading, request: ClientRequest) -> Start:
     """What a client begins a message with.
 
@@ -111,11 +123,8 @@ class CohortApp:
         Raises:
             MessageError: as `__call__`.
         """
-        kind = REQUESTS.get(message.metadata.message_type)
-        if kind is None:
-            raise MessageError(f"this client does not answer messages of type {message.metadata.message_type!r}")
         client = self.clients[message.metadata.dst_node_id]
-        return ClientRequest(message, read_request(message, kind), client, context)
+        return ClientRequest(message, asked_in(message), client, context)
 
     def compute(self, batch: Sequence[ClientRequest]) -> list[Message]:
         """Replies to one batch of `batches`, which may hold messages of other federations on the same cohort.

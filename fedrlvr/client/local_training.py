@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Start
-from fedrlvr.client.label_metrics import LabelMetrics
+from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
 from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
@@ -46,7 +46,7 @@ from fedrlvr.wire.messages import (
     read_probes,
     record_in,
 )
-from fedrlvr.wire.public_messages import EXCHANGE, exchange_record
+from fedrlvr.wire.public_messages import EXCHANGE
 
 _log = logging.getLogger("fedrlvr.client")
 
@@ -220,7 +220,7 @@ class LocalTraining:
         examples = len(self.requests[row].data.train)
         reply = RecordDict({METRICS: metrics_record({"num-examples": examples, **numbers})})
         if row in self.public.swaps:
-            reply[EXCHANGE] = exchange_record(self.public.swaps[row].summary())
+            reply[EXCHANGE] = metrics_record(self.public.swaps[row].summary())
         reply.update(rest)
         return reply
 

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, RecordDict
 
@@ -18,8 +18,7 @@ from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory
 from fedrlvr.config import PubSwapCoordination
-from fedrlvr.coordination import NEEDS_LOCAL, NEEDS_SENDER, Sent, reference, swap
-from fedrlvr.coordination.ratio import CAP, GAMMA
+from fedrlvr.coordination import Sent, reference, swap
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
@@ -43,6 +42,7 @@ Shared = list[tuple[Response, int]]
 """Others' responses to one problem, each with its age in optimizer steps."""
 
 
+@dataclass
 class PublicSteps:
     """The public half of what one batch of messages asks.
 
@@ -52,21 +52,16 @@ class PublicSteps:
         MessageError: public problems that cannot be read.
     """
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        asked: StretchRequest,
-        requests: Mapping[str, ClientRequest],
-        memory: Mapping[str, Memory],
-    ) -> None:
-        self.cohort = cohort
-        self.asked = asked
-        self.requests = requests
-        self.memory = memory
-        self.swaps: dict[str, SwapMetrics] = {}
-        self.problems: dict[str, list[Problem]] = {}
-        if isinstance(asked, RespondRequest):
-            for row, request in requests.items():
+    cohort: Cohort
+    asked: StretchRequest
+    requests: Mapping[str, ClientRequest]
+    memory: Mapping[str, Memory]
+    swaps: dict[str, SwapMetrics] = field(default_factory=dict)
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.asked, RespondRequest):
+            for row, request in self.requests.items():
                 problems, notice = read_problems(request.message.content, self.coordination.public_problems)
                 self.problems[row] = problems
                 if notice:
@@ -104,8 +99,8 @@ class PublicSteps:
                     tokens=len(response.token_ids),
                     local_logps=response.logps,
                     sender_logps=sender[id(response)],
-                    cap=coordination.cap or CAP,
-                    gamma=coordination.gamma or GAMMA,
+                    cap=coordination.cap,
+                    gamma=coordination.gamma,
                 )
                 response.logps, response.weights = ratio.behaviour_logps, ratio.weights
                 response.shaping = ratio.shaping
@@ -113,7 +108,7 @@ class PublicSteps:
         for _ in range(coordination.public_steps):
             for row, stats in self.cohort.learn(mixed, rates).items():
                 self.swaps[row].learned(stats)
-                self.memory[row].metrics.public_tokens_trained += stats.tokens_trained
+                self.memory[row].metrics.public_tokens_trained += stats.ratios.tokens
                 self.memory[row].updates += 1
         self._took(started)
 
@@ -161,7 +156,7 @@ class PublicSteps:
         )
         record = RecordDict({STAMP: stamp_record(stamp)})
         if self.asked.send:
-            logps = self.coordination.ratio in NEEDS_SENDER
+            logps = self.coordination.ratio_rule.needs_sender
             sent = [
                 Sent(p, tuple(r.token_ids), tuple(r.logps) if logps else (), memory.updates)
                 for p, group in enumerate(memory.waiting)
@@ -205,7 +200,7 @@ class PublicSteps:
             record,
             most=len(waiting) * sampling.group_size,
             max_tokens=sampling.max_new_tokens,
-            logps=self.coordination.ratio in NEEDS_SENDER,
+            logps=self.coordination.ratio_rule.needs_sender,
         )
         for foreign in sent:
             usable = (
@@ -231,7 +226,7 @@ class PublicSteps:
         """The senders' log-probs of the foreign responses, whose own become the receivers' where they are needed."""
         foreign = {row: [_foreign([group]) for group in groups] for row, groups in mixed.items()}
         sender = {id(r): r.logps for by_group in foreign.values() for responses in by_group for r in responses}
-        if self.coordination.ratio in NEEDS_LOCAL and sender:
+        if self.coordination.ratio_rule.needs_local and sender:
             prompts = {row: [group.prompt_ids for group in groups] for row, groups in mixed.items()}
             self.cohort.rescore(prompts, foreign)
             for row, by_group in foreign.items():

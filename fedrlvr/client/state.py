@@ -11,18 +11,15 @@ of their own (`fedrlvr.labels`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
+from pydantic import TypeAdapter
 
-from fedrlvr.client.label_metrics import LabelMetrics, restored
-from fedrlvr.client.metrics import Means, StepMetrics
+from fedrlvr.client.metrics import LabelMetrics, StepMetrics
 from fedrlvr.errors import MessageError
-from fedrlvr.rl import Group, Response
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.rl import Group
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 PROBES = "fedrlvr.probes"
@@ -45,12 +42,12 @@ class Probes:
 
 
 @dataclass
-class Memory:
-    """A client's past: problems drawn and local steps done; and the round that is under way.
+class Progress:
+    """How far a client is: problems drawn and local steps done; and the round that is under way.
 
     round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
     waiting: the own groups on public problems whose pool has not come yet.
-    labels: numbers of the round, where labels are not there for everything. probes: CARE's, where there are any.
+    labels: numbers of the round, where labels are not there for everything.
     """
 
     cursor: int = 0
@@ -60,6 +57,15 @@ class Memory:
     metrics: StepMetrics = field(default_factory=StepMetrics)
     waiting: list[Group] = field(default_factory=list)
     labels: LabelMetrics | None = None
+
+
+_PROGRESS = TypeAdapter(Progress)
+
+
+@dataclass
+class Memory(Progress):
+    """A client's past. probes: CARE's, where there are any."""
+
     probes: Probes | None = None
 
     @staticmethod
@@ -69,32 +75,25 @@ class Memory:
         under_way: go on with the round it is in the middle of, rather than begin one.
 
         Raises:
-            MessageError: there is no such round, or an older release has begun it.
+            MessageError: there is no such round.
         """
-        if under_way:
-            record = context.state.get(ROUND)
-            if not isinstance(record, ConfigRecord):
-                raise MessageError("no round is under way here, and this message brings no adapter to begin one with")
-            kept = json.loads(str(record["json"]))
-            if "means" not in kept["metrics"]:
-                raise MessageError(
-                    "the round under way here was begun by an older release; resume the run, which begins it anew"
-                )
-            waiting = [_group(item) for item in kept.pop("waiting")]
-            labels, plain, metrics = (kept.pop(name) for name in ("labels", "probes", "metrics"))
-            return Memory(
-                **kept,
-                metrics=StepMetrics(**{**metrics, "means": Means(**metrics["means"])}),
-                waiting=waiting,
-                labels=None if labels is None else restored(labels),
-                probes=_probes(context, ROUND_PROBES, plain),
-            )
-        record = context.state.get(MEMORY)
+        record = context.state.get(ROUND if under_way else MEMORY)
         if not isinstance(record, ConfigRecord):
+            if under_way:
+                raise MessageError("no round is under way here, and this message brings no adapter to begin one with")
             return Memory()
+        kept = json.loads(str(record["json"])) if under_way else {name: record[name] for name in ("cursor", "steps")}
+        progress = _PROGRESS.validate_python(kept)
+        arrays = arrays_in(context, ROUND_PROBES if under_way else PROBES)
         plain = json.loads(str(record.get("probes", "null")))
-        cursor, steps = int(record["cursor"]), int(record["steps"])  # type: ignore[arg-type]
-        return Memory(cursor=cursor, steps=steps, probes=_probes(context, PROBES, plain))
+        probes = Probes(dict(arrays.to_torch_state_dict()), plain) if plain is not None and arrays is not None else None
+        return Memory(**vars(progress), probes=probes)
+
+    def _remember(self, context: Context, name: str, name_of_probes: str, record: dict[str, int | str]) -> None:
+        if self.probes is not None:
+            record["probes"] = json.dumps(self.probes.plain)
+            context.state[name_of_probes] = ArrayRecord(self.probes.tensors)
+        context.state[name] = ConfigRecord(record)  # type: ignore[arg-type]
 
     def pause(
         self, context: Context, adapter: ArrayRecord, anchor: ArrayRecord | None, moments: dict[str, torch.Tensor]
@@ -103,15 +102,11 @@ class Memory:
 
         anchor: the round's adapter where the end of the round needs it (FedProx, and what is sent as a change).
         """
-        kept = {name: getattr(self, name) for name in ("cursor", "steps", "round_steps", "updates")}
-        kept |= {"metrics": asdict(self.metrics), "waiting": [_item(group) for group in self.waiting]}
-        kept["labels"] = None if self.labels is None else asdict(self.labels)
-        kept["probes"] = None if self.probes is None else self.probes.plain
-        context.state[ROUND] = ConfigRecord({"json": json.dumps(kept)})
+        progress = Progress(**{item.name: getattr(self, item.name) for item in fields(Progress)})
+        text = json.dumps(_PROGRESS.dump_python(progress, mode="json"))
+        self._remember(context, ROUND, ROUND_PROBES, {"json": text})
         context.state[ROUND_ADAPTER] = adapter
         context.state[ROUND_MOMENTS] = ArrayRecord(moments)
-        if self.probes is not None:
-            context.state[ROUND_PROBES] = ArrayRecord(self.probes.tensors)
         if anchor is not None:
             context.state[ROUND_ANCHOR] = anchor
 
@@ -122,11 +117,7 @@ class Memory:
         """
         for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES):
             context.state.pop(name, None)
-        lasting: dict[str, int | str] = {"cursor": self.cursor, "steps": self.steps}
-        if self.probes is not None:
-            lasting["probes"] = json.dumps(self.probes.plain)
-            context.state[PROBES] = ArrayRecord(self.probes.tensors)
-        context.state[MEMORY] = ConfigRecord(lasting)  # type: ignore[arg-type]
+        self._remember(context, MEMORY, PROBES, {"cursor": self.cursor, "steps": self.steps})
         if moments is not None:
             context.state[MOMENTS] = ArrayRecord(moments)
 
@@ -135,24 +126,3 @@ def arrays_in(context: Context, name: str) -> ArrayRecord | None:
     """The arrays of this name that a context remembers."""
     record = context.state.get(name)
     return record if isinstance(record, ArrayRecord) else None
-
-
-def _probes(context: Context, name: str, plain: dict[str, int] | None) -> Probes | None:
-    arrays = arrays_in(context, name)
-    return Probes(dict(arrays.to_torch_state_dict()), plain) if plain is not None and arrays is not None else None
-
-
-def _item(group: Group) -> dict[str, Any]:
-    problem = group.problem
-    assert isinstance(problem, Problem), "only public problems are waited with"
-    return {
-        "problem": [problem.prompt, problem.answer, problem.id, problem.source, problem.kind, dict(problem.info)],
-        "prompt_ids": list(group.prompt_ids),
-        "responses": [[list(r.token_ids), list(r.logps), r.text, r.finished, r.reward] for r in group.responses],
-    }
-
-
-def _group(item: dict[str, Any]) -> Group:
-    rows: Sequence[Sequence[Any]] = item["responses"]
-    responses = [Response(ids, logps, text, finished, reward=reward) for ids, logps, text, finished, reward in rows]
-    return Group(Problem(*item["problem"]), item["prompt_ids"], responses)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory, Probes
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
-from fedrlvr.config.methods import Asking
+from fedrlvr.config import Asking, CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
+from fedrlvr.config.sections import Section
 from fedrlvr.errors import MessageError
 from fedrlvr.labels.client_ledger import AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
@@ -26,34 +26,22 @@ from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
-    Care,
     Clusters,
-    Judge,
     Ledger,
     MajorityVotes,
     Selection,
-    Settings,
     Step,
     Supervised,
     Supervision,
     TrueLabels,
     clusters,
-    features,
 )
-from fedrlvr.supervision.features import Features, Labelled
-from fedrlvr.supervision.judge import Judgement
+from fedrlvr.supervision.care import Care
+from fedrlvr.supervision.features import Features, Labelled, features
+from fedrlvr.supervision.judge import Judge, Judgement, Settings
+from fedrlvr.supervision.selection import SELECTIONS
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
-
-
-@dataclass
-class Mine:
-    """One client's supervision."""
-
-    method: Supervision
-    ledger: Ledger
-    disk: LabelLedger | None
-    judge: TimedJudge | None
 
 
 class TimedJudge(Judge):
@@ -76,6 +64,103 @@ class TimedJudge(Judge):
         return losses
 
 
+@dataclass
+class ClientSupervision:
+    """One client's way to its rewards. disk: its ledger, where labels are asked for. judge: its probes, if any."""
+
+    method: Supervision
+    ledger: Ledger
+    disk: LabelLedger | None = None
+    judge: TimedJudge | None = None
+
+
+@dataclass
+class Setting:
+    """What a client's supervision is made from. shared: the probes' weights that came with the message, if any."""
+
+    base: Base
+    asked: StretchRequest
+    request: ClientRequest
+    memory: Memory
+    shared: torch.Tensor | None
+
+    def ledger(self, section: Asking) -> tuple[LabelLedger, ClientLedger]:
+        """The client's ledger on its disk, and the same within its budget.
+
+        Raises:
+            MessageError: no ledger is kept here. LedgerError: it cannot be opened.
+        """
+        data = self.request.data
+        if data.ledger is None:
+            type_ = section.type
+            raise MessageError(f"{data.name}: supervision.type = {type_!r} needs a ledger, and none is kept here")
+        desk = section.labels_from == "desk"
+        disk = LabelLedger(data.ledger, run=data.run, durable=desk)
+        if not desk:
+            disk.rewind(self.memory.steps)
+        budget = Budget(section.budget_total, section.budget_per_day)
+        return disk, ClientLedger(disk, data.answers, budget, desk=desk)
+
+    def judge(self, section: CareSupervision) -> TimedJudge:
+        """The client's probes as it remembers them, with the weights that came with the message.
+
+        Raises:
+            MessageError: they do not fit.
+        """
+        request, kept = self.request, self.memory.probes
+        # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
+        name = "" if section.share_probes else request.data.name
+        rng = torch.Generator().manual_seed(stream(request.asked.seed, name, "probes"))
+        settings = Settings(lr=section.probe_learning_rate, steps=section.probe_steps)
+        group = self.asked.sampling.group_size
+        judge = TimedJudge(width(self.base), group, rng, settings, str(self.base.device))
+        try:
+            if kept is not None:
+                judge.load(kept.tensors, kept.plain)
+            if self.shared is not None:
+                judge.load_flattened(self.shared)
+        except ValueError as error:
+            raise MessageError(f"{request.place}: probes that cannot be used: {error}") from None
+        return judge
+
+
+def _labels(setting: Setting, section: LabelsSupervision) -> ClientSupervision:
+    return ClientSupervision(TrueLabels(), AllLabels(setting.request.data.answers))
+
+
+def _majority(setting: Setting, section: MajoritySupervision) -> ClientSupervision:
+    return ClientSupervision(MajorityVotes(), NoLabels())
+
+
+def _selection(setting: Setting, section: SelectionSupervision) -> ClientSupervision:
+    peek = setting.request.data.answers.peek if SELECTIONS[section.type].peeks else None
+    method = Selection(section.type, budget=section.budget, rest=section.rest, peek=peek)
+    disk, ledger = setting.ledger(section)
+    return ClientSupervision(method, ledger, disk)
+
+
+def _care(setting: Setting, section: CareSupervision) -> ClientSupervision:
+    judge = setting.judge(section)
+    method = Care(
+        judge,
+        budget=section.budget,
+        trusted=section.trusted,
+        warm_up=section.warm_up,
+        trust_above=section.trust_above,
+    )
+    disk, ledger = setting.ledger(section)
+    return ClientSupervision(method, ledger, disk, judge)
+
+
+SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] = {
+    LabelsSupervision: _labels,
+    MajoritySupervision: _majority,
+    SelectionSupervision: _selection,
+    CareSupervision: _care,
+}
+"""By section of the config what makes a client's supervision."""
+
+
 class Supervising:
     """What decides over the rewards of one batch's clients.
 
@@ -94,57 +179,18 @@ class Supervising:
         memory: Mapping[str, Memory],
         shared: Mapping[str, torch.Tensor],
     ) -> None:
-        self.base, self.asked, self.how = base, asked, asked.supervision
-        self.requests, self.memory = requests, memory
-        self._mine: dict[str, Mine] = {}
+        self.asked, self.requests, self.memory = asked, requests, memory
+        self._clients: dict[str, ClientSupervision] = {}
+        make = SUPERVISIONS[type(asked.supervision)]
         try:
             for row, request in requests.items():
-                self._mine[row] = self._made(row, request, shared.get(row))
+                setting = Setting(base, asked, request, memory[row], shared.get(row))
+                self._clients[row] = make(setting, asked.supervision)
         except BaseException:
             self.__exit__()
             raise
-        method = next(iter(self._mine.values())).method
+        method = next(iter(self._clients.values())).method
         self.reads_votes, self.reads_states = method.reads_votes, method.reads_states
-        self._audits = not isinstance(self.how, LabelsSupervision) and self.how.audit
-
-    def _made(self, row: str, request: ClientRequest, shared: torch.Tensor | None) -> Mine:
-        how, data = self.how, request.data
-        if isinstance(how, LabelsSupervision):
-            return Mine(TrueLabels(), AllLabels(data.answers), None, None)
-        if isinstance(how, MajoritySupervision):
-            return Mine(MajorityVotes(), NoLabels(), None, None)
-        assert isinstance(how, Asking)
-        if data.ledger is None:
-            raise MessageError(f"{data.name}: supervision.type = {how.type!r} needs a ledger, and none is kept here")
-        desk = how.labels_from == "desk"
-        disk = LabelLedger(data.ledger, run=data.run, durable=desk)
-        if not desk:
-            disk.rewind(self.memory[row].steps)
-        ledger = ClientLedger(disk, data.answers, Budget(how.budget_total, how.budget_per_day), desk=desk)
-        if isinstance(how, SelectionSupervision):
-            peek = data.answers.peek if how.type == "oracle" else None
-            return Mine(Selection(how.type, budget=how.budget, rest=how.rest, peek=peek), ledger, disk, None)
-        judge = self._judge(row, request, how, shared)
-        method = Care(judge, budget=how.budget, trusted=how.trusted, warm_up=how.warm_up, trust_above=how.trust_above)
-        return Mine(method, ledger, disk, judge)
-
-    def _judge(self, row: str, request: ClientRequest, how: CareSupervision, shared: torch.Tensor | None) -> TimedJudge:
-        data, kept = request.data, self.memory[row].probes
-        # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
-        whose = "" if how.share_probes else data.name
-        rng = torch.Generator().manual_seed(stream(request.asked.seed, whose, "probes"))
-        settings = Settings(lr=how.probe_learning_rate, steps=how.probe_steps)
-        judge = TimedJudge(width(self.base), self.asked.sampling.group_size, rng, settings, str(self.base.device))
-        try:
-            if kept is not None:
-                judge.load(kept.tensors, kept.plain)
-            if shared is not None:
-                judge.load_flattened(shared)
-        except ValueError as error:
-            raise MessageError(
-                f"{data.name}: round {request.asked.round}: probes that cannot be used: {error}"
-            ) from None
-        return judge
 
     def supervise(self, row: str, groups: Sequence[Group], states: HiddenStates | None) -> None:
         """Give one step's groups of a client their rewards and multipliers.
@@ -152,7 +198,7 @@ class Supervising:
         Raises:
             GradingError: a reward fails. LedgerError: the ledger fails.
         """
-        mine, request, memory = self._mine[row], self.requests[row], self.memory[row]
+        client, request, memory = self._clients[row], self.requests[row], self.memory[row]
         votes = [_votes(group) for group in groups] if self.reads_votes else []
         seen = None
         if states is not None:
@@ -160,55 +206,53 @@ class Supervising:
             longest = self.asked.sampling.max_new_tokens
             seen = features(states.prompt_PH, states.response_PGH, votes, lengths, longest)
         rng = random.Random(stream(request.asked.seed, request.data.name, "labels", memory.steps))
-        verdicts = mine.method.supervise(Step(memory.steps, groups, votes, seen, rng), mine.ledger)
+        verdicts = client.method.supervise(Step(memory.steps, groups, votes, seen, rng), client.ledger)
         for group, verdict in zip(groups, verdicts, strict=True):
             for response, reward in zip(group.responses, verdict.rewards, strict=True):
                 response.reward = reward
             group.multiplier = verdict.multiplier
-        learnt = _used(mine.disk, memory.steps, groups, verdicts)
+        learnt = _used(client.disk, memory.steps, groups, verdicts)
         if memory.labels is None:
             return
-        judged = mine.method.judged if isinstance(mine.method, Care) else None
-        memory.labels.supervised(votes, verdicts, judged.reliable if judged else None, learnt)
-        if self._audits:
+        judged = client.method.judged if isinstance(client.method, Care) else None
+        reliable = judged.reliable if judged else None
+        memory.labels.supervised(votes, verdicts, reliable, learnt)
+        if self.asked.supervision.audits:
             true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
-            memory.labels.audit(
-                votes, verdicts, true, judged.reliable if judged else None, judged.scores if judged else None
-            )
+            memory.labels.audit(votes, verdicts, true, reliable, judged.scores if judged else None)
 
     def learn(self, row: str) -> None:
         """Let a client's probes learn from the step that was supervised last; after the policy's update."""
-        mine, memory = self._mine[row], self.memory[row]
-        if mine.judge is None or memory.labels is None:
+        client, memory = self._clients[row], self.memory[row]
+        if client.judge is None or memory.labels is None:
             return
-        memory.labels.learned(mine.method.learn())
+        memory.labels.learned(client.method.learn())
 
     @property
     def seconds(self) -> float:
         """What all clients' probes have taken."""
-        return sum(mine.judge.seconds for mine in self._mine.values() if mine.judge is not None)
+        return sum(client.judge.seconds for client in self._clients.values() if client.judge is not None)
 
     def settle(self, row: str) -> torch.Tensor | None:
         """Let the client's memory have its probes and the number of its labels; the weights to send, if they are
         shared."""
-        mine, memory = self._mine[row], self.memory[row]
-        if mine.disk is not None and memory.labels is not None:
-            memory.labels.total = mine.disk.counts().labelled
-        if mine.judge is None:
+        client, memory = self._clients[row], self.memory[row]
+        if client.disk is not None and memory.labels is not None:
+            memory.labels.total = client.disk.counts().labelled
+        if client.judge is None:
             return None
-        memory.probes = Probes(*mine.judge.state())
-        memory.metrics.took(probes=mine.judge.seconds)
-        share = isinstance(self.how, CareSupervision) and self.how.share_probes
-        return mine.judge.flattened() if share else None
+        memory.probes = Probes(*client.judge.state())
+        memory.metrics.took(probes=client.judge.seconds)
+        return client.judge.flattened() if self.asked.supervision.shares_probes else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the ledgers."""
-        for mine in self._mine.values():
-            if mine.disk is not None:
-                mine.disk.close()
+        for client in self._clients.values():
+            if client.disk is not None:
+                client.disk.close()
 
 
 def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts: Sequence[Supervised]) -> set[int]:
@@ -224,7 +268,7 @@ def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts
 
 def shared_numbers(base: Base, config: Config) -> int | None:
     """How many numbers a client's probes are; None where they are not shared."""
-    if not isinstance(config.supervision, CareSupervision) or not config.supervision.share_probes:
+    if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
 

@@ -5,32 +5,17 @@ An unknown key is an error that names the nearest key.
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ValidationError, model_validator
 
-from fedrlvr.aggregation.lora_rule import RULES
-from fedrlvr.config.methods import (
-    HOSTILE,
-    LARGEST_GROUP,
-    TRIM,
-    AggregationConfig,
-    Asking,
-    CareSupervision,
-    Coordination,
-    LabelsSupervision,
-    MajoritySupervision,
-    NoCoordination,
-    PubSwapCoordination,
-    Supervision,
-)
+from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.sections import (
+    FEDERATED,
     DataConfig,
     EngineConfig,
     EvaluateConfig,
@@ -44,7 +29,7 @@ from fedrlvr.config.sections import (
     SourcePartition,
     TrainConfig,
 )
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, suggestion
 
 
 class Config(Section):
@@ -59,109 +44,24 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
     supervision: Supervision = LabelsSupervision()
-    coordination: Coordination = NoCoordination()
-    aggregation: AggregationConfig = AggregationConfig()
+    coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
+    aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
 
+    def ledger_file(self, run_directory: Path, client: str) -> Path:
+        """The file of a client's label ledger, also if the run's directory has been moved since."""
+        if self.run.ledgers is not None:
+            return self.run.ledgers / f"{client}.sqlite"
+        return run_directory / "clients" / client / "ledger.sqlite"
+
     @model_validator(mode="after")
-    def _settings_that_would_do_nothing(self) -> Config:
-        aggregation = self.aggregation
-        # By value, not by what was set: the config.json of a run directory states every setting.
-        alone = {
-            "federation.fraction": self.federation.fraction != 1.0,
-            f"aggregation.type = {aggregation.type!r}": aggregation.type != "fedit",
-            f"aggregation.precision = {aggregation.precision!r}": aggregation.precision != "float32",
-            f"aggregation.robust = {aggregation.robust!r}": aggregation.robust != "none",
-            "aggregation.largest_change": aggregation.largest_change is not None,
-            "aggregation.weights = 'fgrpo'": aggregation.weights == "fgrpo",
-            "coordination.type = 'pubswap'": isinstance(self.coordination, PubSwapCoordination),
-        }
-        if self.federation.arm != "federated" and any(alone.values()):
-            useless = next(setting for setting, given in alone.items() if given)
-            raise ValueError(
-                f"{useless} has no effect with federation.arm = {self.federation.arm!r}, where nothing passes between "
-                "clients"
-            )
-        if self.federation.arm == "local" and self.train.proximal_mu:
-            raise ValueError("train.proximal_mu pulls towards the round's adapter, which the arm 'local' does not have")
-        if isinstance(self.coordination, PubSwapCoordination):
-            self._check_exchanges(self.coordination)
-        if isinstance(self.lora.rank, dict):
-            self._check_ranks(self.lora.rank)
-        self._check_aggregation()
-        self._check_supervision()
-        if self.train.warmup_steps >= self.train.rounds * self.train.local_steps > 1:
-            raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
+    def _sections_go_together(self) -> Config:
+        for name, section in self:
+            section.check_effects(self, f"{name}.")
+        for _, section in self:
+            section.check(self)
         return self
-
-    def _check_ranks(self, ranks: dict[str, int]) -> None:
-        names = self.federation.names
-        if strange := sorted(set(names) ^ set(ranks)):
-            name = strange[0]
-            what = f"no rank for the client {name!r}" if name in names else f"{name!r}, which is no client"
-            raise ValueError(f"lora.rank has {what}: the clients are {', '.join(names)}")
-        if len(set(ranks.values())) == 1:
-            return
-        if self.federation.arm == "central":
-            raise ValueError("lora.rank: the arm 'central' has one client, and so one rank")
-        if self.federation.arm == "federated" and not self.aggregation.rule.mixes_ranks:
-            takes = ", ".join(sorted(rule.name for rule in RULES.values() if rule.mixes_ranks))
-            raise ValueError(
-                f"aggregation.type = {self.aggregation.type!r} cannot mix the ranks of lora.rank; {takes} can"
-            )
-
-    def _check_aggregation(self) -> None:
-        aggregation, train = self.aggregation, self.train
-        if aggregation.rule.new_components and train.optimizer_state == "keep":
-            raise ValueError(
-                f"train.optimizer_state = 'keep' has no meaning with aggregation.type = {aggregation.type!r}, after "
-                "which an adapter's components are others than before"
-            )
-        federation = self.federation
-        clients = max(1, math.floor(federation.fraction * len(federation.names) + 0.5))
-        if aggregation.robust == "krum" and clients < (needed := 2 * (aggregation.robust_hostile or HOSTILE) + 3):
-            raise ValueError(f"aggregation.robust = 'krum' needs at least {needed} clients in a round, not {clients}")
-        if aggregation.robust == "median" and clients < 3:
-            raise ValueError(f"aggregation.robust = 'median' needs at least 3 clients in a round, not {clients}")
-        if aggregation.robust == "trimmed_mean" and int((aggregation.robust_trim or TRIM) * clients) < 1:
-            raise ValueError(
-                f"aggregation.robust = 'trimmed_mean' drops robust_trim x {clients} clients at either end, which is "
-                "none: set robust_trim to at least 1 / clients"
-            )
-
-    def _check_supervision(self) -> None:
-        supervision = self.supervision
-        if self.aggregation.weights == "fgrpo" and isinstance(supervision, MajoritySupervision):
-            raise ValueError(
-                "aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = 'majority' has "
-                "none"
-            )
-        if self.run.ledgers is not None and not (isinstance(supervision, Asking) and supervision.labels_from == "desk"):
-            raise ValueError("run.ledgers has no effect without supervision.labels_from = 'desk'")
-        if not isinstance(supervision, CareSupervision):
-            return
-        if self.sampling.group_size > LARGEST_GROUP:
-            raise ValueError(
-                f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}, not "
-                f"{self.sampling.group_size}"
-            )
-        if supervision.share_probes and self.federation.arm != "federated":
-            raise ValueError(f"supervision.share_probes has no effect with federation.arm = {self.federation.arm!r}")
-        if supervision.share_probes and len(self.federation.names) == 1:
-            raise ValueError("supervision.share_probes has no effect with one client")
-
-    def _check_exchanges(self, coordination: PubSwapCoordination) -> None:
-        if coordination.exchanges > self.train.local_steps:
-            raise ValueError(
-                f"coordination.exchanges = {coordination.exchanges} do not fit into train.local_steps = "
-                f"{self.train.local_steps}: an exchange follows at least one local step"
-            )
-        if coordination.public_problems > self.data.public_size:
-            raise ValueError(
-                f"coordination.public_problems = {coordination.public_problems} are more than data.public_size = "
-                f"{self.data.public_size}: set at least as many problems aside"
-            )
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -179,16 +79,11 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         where = str(path)
         try:
             tree = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: there is no such file. Give the path of a TOML configuration.") from None
-        except IsADirectoryError:
-            raise ConfigError(f"{path} is a directory. Give the path of a TOML configuration in it.") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+            reason = f"{error.strerror}. Give the path of a TOML configuration"
+            raise ConfigError(f"{path} cannot be read: {reason}.") from None
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=where)
@@ -246,9 +141,7 @@ def _explain(error: ValidationError, where: str) -> str:
         if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
-            near = _nearest(location)
-            hint = f" (did you mean {near!r}?)" if near else f" (known there: {', '.join(_siblings(location))})"
-            parts.append(f"unknown key {dotted!r}{hint}")
+            parts.append(f"unknown key {dotted!r} ({_hint(location)})")
         elif item["type"] == "union_tag_not_found":
             parts.append(f"{dotted}: say which type it is, for example {dotted}.type = {_UNIONS[dotted]!r}")
         elif item["type"] == "union_tag_invalid":
@@ -276,10 +169,9 @@ def _siblings(location: list[str]) -> list[str]:
     return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))
 
 
-def _nearest(location: list[str]) -> str | None:
-    key = location[-1]
+def _hint(location: list[str]) -> str:
+    *sections, key = location
     for section, keys in _sections().items():  # the right key in the wrong section, or in none
         if key in keys and location[0] != section:
-            return f"{section}.{key}"
-    close = difflib.get_close_matches(key, _siblings(location), n=1, cutoff=0.6)
-    return ".".join([*location[:-1], close[0]]) if close else None
+            return f"did you mean {f'{section}.{key}'!r}?"
+    return suggestion(key, _siblings(location), "".join(f"{section}." for section in sections))

@@ -1,23 +1,90 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-Those of the three seams are in methods.py. A default is stated in these two files and nowhere else. Unknown keys are
-errors; a setting that could have no effect is an error too.
+The sections of the three seams are in methods.py. A default is stated in these two files and nowhere else. Unknown
+keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does not go
+together with other sections is refused by a section's `check`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.rl.loss import LOSSES
+from fedrlvr.rl.samples import Unfinished
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """Marks a setting that has an effect only where another setting has one of these values.
+
+    setting: its name within the section, or `section.setting`.
+    """
+
+    setting: str
+    values: Collection[Any]
+
+
+FEDERATED = OnlyWith("federation.arm", ("federated",))
+"""Marks a setting of what passes between clients."""
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _settings_without_effect(self) -> Self:
+        self.check_effects(self)
+        return self
+
+    def check_effects(self, root: Section, prefix: str = "") -> None:
+        """Refuse settings whose marks (`OnlyWith`) name a setting of `root` that leaves them without an effect.
+
+        By value, not by what was given: the config.json of a run directory states every setting.
+
+        Raises:
+            ValueError: a setting that is not at its default has no effect.
+        """
+        for name, info in type(self).model_fields.items():
+            value, default = getattr(self, name), info.get_default(call_default_factory=True)
+            for mark in info.metadata if value != default else ():
+                if not isinstance(mark, OnlyWith):
+                    continue
+                first, *path = mark.setting.split(".")
+                if first not in type(root).model_fields:
+                    continue  # checked where the whole configuration is at hand
+                other: Any = getattr(root, first)
+                for part in path:
+                    other = getattr(other, part, None)
+                if other not in mark.values:
+                    stated = f"{prefix}{name}" + _first_difference(value, default)
+                    how = f"without {mark.setting} = {next(iter(mark.values))!r}"
+                    how = how if other is None else f"with {mark.setting} = {other!r}"
+                    raise ValueError(f"{stated} has no effect {how}")
+
+    def check(self, config: Any) -> None:
+        """Refuse what does not go together with the other sections of `config`, a `Config`.
+
+        Raises:
+            ValueError: settings that contradict each other; the text names them.
+        """
+
+
+def _first_difference(value: Any, default: Any) -> str:
+    """`.setting = value` for the first setting of a section that differs from the default section; else nothing."""
+    if not isinstance(value, Section):
+        return ""
+    names = (name for name in type(value).model_fields if getattr(value, name) != getattr(default, name, None))
+    name = next(names)
+    return f".{name} = {getattr(value, name)!r}"
 
 
 class RunConfig(Section):
@@ -29,7 +96,7 @@ class RunConfig(Section):
     """Root of every random stream of the run."""
     directory: Path | None = None
     """Run directory; None makes runs/<name>-<date>-<time>."""
-    ledgers: Path | None = None
+    ledgers: Annotated[Path | None, OnlyWith("supervision.labels_from", ("desk",))] = None
     """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
     labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
     keep_checkpoints: int = Field(3, ge=2)
@@ -38,12 +105,15 @@ class RunConfig(Section):
     """Besides metrics.jsonl, which is always written. `tensorboard` needs the extra `trackers`."""
 
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
 class ModelConfig(Section):
     """The frozen base model, the same for every client."""
 
     name: str = "embedded"
     """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
@@ -53,7 +123,11 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+NAME = r"^[A-Za-z0-9_-]{1,64}$"
+Name = Annotated[str, Field(pattern=NAME)]
+"""What organisations and tasks are called in messages."""
 MAX_RANK = 1024
+Targets = Literal["all-linear"] | list[str]
 
 
 class LoraConfig(Section):
@@ -64,7 +138,7 @@ class LoraConfig(Section):
     Different ranks need an aggregation.type that can mix them."""
     alpha: float = Field(16.0, gt=0)
     """The update is (alpha / rank) B A."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Targets = "all-linear"
     """`all-linear` (every linear layer but the output head) or the last names of layers, e.g. ["q_proj", "v_proj"]."""
 
     @field_validator("targets")
@@ -88,8 +162,25 @@ class LoraConfig(Section):
         return max(self.rank.values()) if isinstance(self.rank, dict) else self.rank
 
     def rank_of(self, client: str) -> int:
-        """A client's rank; that of whoever has none of its own is the largest."""
+        """LoRA rank of a client; defaults to the largest configured rank."""
         return self.rank.get(client, self.largest) if isinstance(self.rank, dict) else self.rank
+
+    def check(self, config: Any) -> None:
+        """The ranks are those of this run's clients, and its rule can mix them."""
+        if not isinstance(self.rank, dict):
+            return
+        names, rule, arm = config.federation.names, config.aggregation.rule, config.federation.arm
+        if strange := sorted(set(names) ^ set(self.rank)):
+            name = strange[0]
+            what = f"no rank for the client {name!r}" if name in names else f"{name!r}, which is no client"
+            raise ValueError(f"lora.rank has {what}: the clients are {', '.join(names)}")
+        if len(set(self.rank.values())) == 1:
+            return
+        if arm == "central":
+            raise ValueError("lora.rank: the arm 'central' has one client, and so one rank")
+        if arm == "federated" and not rule.mixes_ranks:
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.mixes_ranks))
+            raise ValueError(f"aggregation.type = {rule.name!r} cannot mix the ranks of lora.rank; {able} can")
 
 
 class DataConfig(Section):
@@ -151,7 +242,7 @@ class FederationConfig(Section):
 
     clients: int | list[str] = 4
     """A number (client-1, client-2, ...) or names."""
-    fraction: float = Field(1.0, gt=0, le=1)
+    fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
     """Share of the clients that train in a round, at least one, drawn by seed."""
     quorum: float = Field(1.0, gt=0, le=1)
     """Share of those asked that must answer with something usable. Others are left out of the round, by name and with a
@@ -159,7 +250,7 @@ class FederationConfig(Section):
     deadline: float = Field(3600.0, gt=0, le=604800)
     """Seconds a client has to answer a message; who has not by then is left out of the round, or ends the run, as
     `quorum` says. On one machine nobody is late."""
-    task: str = Field("main", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    task: Name = "main"
     """What organisations on their own machines are asked to train on, by its name in their own configurations
     (docs/deployment.md). On one machine [data] says it."""
     arm: Literal["federated", "local", "central"] = "federated"
@@ -168,7 +259,7 @@ class FederationConfig(Section):
     @field_validator("clients")
     @classmethod
     def _clients(cls, value: int | list[str]) -> int | list[str]:
-        names = [f"client-{i + 1}" for i in range(value)] if isinstance(value, int) else value
+        names = _client_names(value)
         if not 1 <= len(names) <= 4096:
             raise ValueError("between 1 and 4096 clients")
         if len(set(names)) != len(names):
@@ -181,9 +272,16 @@ class FederationConfig(Section):
     @property
     def names(self) -> list[str]:
         """The clients' names, in order."""
-        if isinstance(self.clients, int):
-            return [f"client-{i + 1}" for i in range(self.clients)]
-        return list(self.clients)
+        return _client_names(self.clients)
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients train in a round."""
+        return max(1, math.floor(self.fraction * len(self.names) + 0.5))
+
+
+def _client_names(clients: int | list[str]) -> list[str]:
+    return [f"client-{i + 1}" for i in range(clients)] if isinstance(clients, int) else list(clients)
 
 
 class SamplingConfig(Section):
@@ -199,6 +297,10 @@ class SamplingConfig(Section):
     """Nucleus sampling; 1 is off."""
     top_k: int = Field(0, ge=0)
     """Only the k likeliest tokens; 0 is off."""
+
+
+COMPONENTS_STAY = [rule.name for rule in RULES.values() if not rule.new_components]
+"""Rules after which the moments of an adapter's components still apply."""
 
 
 class TrainConfig(Section):
@@ -225,7 +327,7 @@ class TrainConfig(Section):
     """Weight of the k3 estimate of KL(policy || base)."""
     updates_per_batch: int = Field(1, ge=1, le=64)
     """Optimizer steps on each sampled batch."""
-    proximal_mu: float = Field(0.0, ge=0)
+    proximal_mu: Annotated[float, OnlyWith("federation.arm", ("federated", "central"))] = Field(0.0, ge=0)
     """FedProx: (mu / 2) || adapter - the round's adapter ||^2. 0 is FedAvg."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
@@ -241,12 +343,17 @@ class TrainConfig(Section):
     """AdamW's second moment; short runs want it below the usual 0.999."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Each client's gradient is clipped to this norm."""
-    unfinished: Literal["grade", "zero", "mask"] = "grade"
+    unfinished: Unfinished = "grade"
     """How a response that was cut at sampling.max_new_tokens is treated in training. `grade` grades its text like any
     other. `zero` gives it reward 0. `mask` gives it reward 0, which counts in its group's mean, and no gradient. With
     `zero` and `mask` it casts no vote and enters no pool."""
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    optimizer_state: Annotated[Literal["reset", "keep"], OnlyWith("aggregation.type", COMPONENTS_STAY)] = "reset"
     """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
+
+    def check(self, config: Any) -> None:
+        """The warm-up ends before the run does."""
+        if self.warmup_steps >= self.rounds * self.local_steps > 1:
+            raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
 
 
 class EngineConfig(Section):

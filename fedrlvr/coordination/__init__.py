@@ -7,22 +7,16 @@ no exchanges, clients exchange adapters only and the round is one stretch.
 """
 
 from fedrlvr.coordination.pool import Pool, PoolEntry, Sent
-from fedrlvr.coordination.public_set import public_batch
-from fedrlvr.coordination.ratio import NEEDS_LOCAL, NEEDS_SENDER, RATIO_RULES, RatioRule, Reference, reference
-from fedrlvr.coordination.stretches import stretches
-from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule, swap, wanted
+from fedrlvr.coordination.ratio import RATIO_RULES, reference
+from fedrlvr.coordination.schedule import public_batch, stretches
+from fedrlvr.coordination.swapping import SWAP_RULES, swap, wanted
 
 __all__ = [
-    "NEEDS_LOCAL",
-    "NEEDS_SENDER",
     "RATIO_RULES",
     "SWAP_RULES",
     "Pool",
     "PoolEntry",
-    "RatioRule",
-    "Reference",
     "Sent",
-    "SwapRule",
     "public_batch",
     "reference",
     "stretches",

@@ -57,13 +57,13 @@ class Pool:
         Raises:
             ValueError: a problem outside the list.
         """
-        found: list[dict[tuple[str, tuple[int, ...]], PoolEntry]] = [{} for _ in range(problems)]
+        pools: list[dict[tuple[str, tuple[int, ...]], PoolEntry]] = [{} for _ in range(problems)]
         for client, sent in correct:
             if not 0 <= sent.problem < problems:
                 raise ValueError(f"a response to problem {sent.problem} of {problems}")
-            found[sent.problem].setdefault((client, sent.token_ids), PoolEntry(client, sent))
-        every = [list(responses.values()) for responses in found]
-        return Pool([own if len(own) <= per_problem else rng.sample(own, per_problem) for own in every])
+            pools[sent.problem].setdefault((client, sent.token_ids), PoolEntry(client, sent))
+        every = [list(responses.values()) for responses in pools]
+        return Pool([entries if len(entries) <= per_problem else rng.sample(entries, per_problem) for entries in every])
 
     def others(self, problem: int, client: str) -> list[PoolEntry]:
         """P_-k(x): the entries of a problem that this client did not give."""

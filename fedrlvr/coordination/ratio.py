@@ -11,21 +11,16 @@ With p the receiver's policy as it is trained, p_old the receiver's policy befor
 is biased on purpose, and what the paper is said to do. `behaviour` is clipped like any ratio, so a token that the
 receiver holds much likelier than the sender did has no gradient. The other two are ours to offer, with the formulas of
 their sources as we read them; the weight is per token and carries no gradient.
+
+A new rule is one more entry of `RATIO_RULES`; configuration, server and clients ask the entry.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-RatioRule = Literal["local_old", "behaviour", "truncated", "shaped"]
-RATIO_RULES: tuple[RatioRule, ...] = ("local_old", "behaviour", "truncated", "shaped")
-NEEDS_SENDER: frozenset[str] = frozenset({"behaviour", "truncated"})
-"""Rules for which the sender's log-probs must travel."""
-NEEDS_LOCAL: frozenset[str] = frozenset({"local_old", "truncated"})
-"""Rules for which the receiver must score foreign tokens before it trains on them."""
 CAP, GAMMA = 2.0, 0.1
 
 
@@ -38,33 +33,73 @@ class Reference:
     shaping: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignTokens:
+    """A foreign response as a rule sees it.
+
+    local, sender: log-probs of its `count` tokens under p_old and q; empty where the rule does not need them.
+    """
+
+    count: int
+    local: Sequence[float]
+    sender: Sequence[float]
+    cap: float
+    gamma: float
+
+
+@dataclass(frozen=True)
+class RatioRule:
+    """One rule's properties.
+
+    reference: makes a response's reference.
+    needs_local: the receiver scores foreign tokens before it trains on them.
+    needs_sender: the sender's log-probs travel.
+    """
+
+    reference: Callable[[ForeignTokens], Reference]
+    needs_local: bool = False
+    needs_sender: bool = False
+
+
+def _truncated(tokens: ForeignTokens) -> Reference:
+    ceiling = math.log(tokens.cap)  # compared before the exponential, which would overflow
+    weights = [math.exp(min(p - q, ceiling)) for p, q in zip(tokens.local, tokens.sender, strict=True)]
+    return Reference(list(tokens.local), weights)
+
+
+RATIO_RULES = {
+    "local_old": RatioRule(lambda tokens: Reference(list(tokens.local)), needs_local=True),
+    "behaviour": RatioRule(lambda tokens: Reference(list(tokens.sender)), needs_sender=True),
+    "truncated": RatioRule(_truncated, needs_local=True, needs_sender=True),
+    "shaped": RatioRule(lambda tokens: Reference([0.0] * tokens.count, shaping=tokens.gamma)),
+}
+"""Every rule, by its name in `coordination.ratio`."""
+
+
 def reference(
-    rule: RatioRule,
+    rule: str,
     *,
     tokens: int,
     local_logps: Sequence[float] = (),
     sender_logps: Sequence[float] = (),
-    cap: float = CAP,
-    gamma: float = GAMMA,
+    cap: float | None = None,
+    gamma: float | None = None,
 ) -> Reference:
     """The reference of one foreign response of `tokens` tokens.
 
     local_logps, sender_logps: of its tokens under p_old and q; those the rule does not need are not looked at.
+    cap, gamma: None: 2 and 0.1.
 
     Raises:
         ValueError: an unknown rule, or log-probs the rule needs and that are not one for each token.
     """
     if rule not in RATIO_RULES:
         raise ValueError(f"rule must be one of {', '.join(RATIO_RULES)}, got {rule!r}")
-    if rule == "shaped":
-        return Reference([0.0] * tokens, None, gamma)
-    for logps, needs, whose in ((local_logps, NEEDS_LOCAL, "receiver"), (sender_logps, NEEDS_SENDER, "sender")):
-        if rule in needs and len(logps) != tokens:
-            raise ValueError(f"the ratio {rule!r} needs the {whose}'s log-probs of {tokens} tokens, got {len(logps)}")
-    if rule == "behaviour":
-        return Reference(list(sender_logps))
-    if rule == "local_old":
-        return Reference(list(local_logps))
-    ceiling = math.log(cap)  # compared before the exponential, which would overflow
-    weights = [math.exp(min(p - q, ceiling)) for p, q in zip(local_logps, sender_logps, strict=True)]
-    return Reference(list(local_logps), weights)
+    entry = RATIO_RULES[rule]
+    for party, needed, logps in (
+        ("receiver", entry.needs_local, local_logps),
+        ("sender", entry.needs_sender, sender_logps),
+    ):
+        if needed and len(logps) != tokens:
+            raise ValueError(f"the ratio {rule!r} needs the {party}'s log-probs of {tokens} tokens, got {len(logps)}")
+    return entry.reference(ForeignTokens(tokens, local_logps, sender_logps, cap or CAP, gamma or GAMMA))

@@ -14,21 +14,49 @@ replacement, and the two ablations, of which nothing but the names could be read
 1. A group that is all correct stays as it is under every rule: correct for correct would change no reward.
 2. `full` makes a group all correct where the pool is rich enough, and such a group has no gradient: it learns from
    hard problems only.
+
+A new rule is one more entry of `SWAP_RULES`; configuration, server and clients ask the entry.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fedrlvr.rl.samples import CORRECT
 
-SwapRule = Literal["balanced", "random", "full", "none"]
-SWAP_RULES: tuple[SwapRule, ...] = ("balanced", "random", "full", "none")
+
+@dataclass(frozen=True)
+class SwapRule:
+    """One rule's properties.
+
+    most(correct, group): how many of others' responses a group can take that has so many correct ones; never more than
+        its incorrect ones.
+    any_slot: correct responses may be replaced as well as incorrect ones.
+    trades: responses travel between clients.
+    """
+
+    most: Callable[[int, int], int]
+    any_slot: bool = False
+    trades: bool = True
 
 
-def wanted(correct: int, group: int, rule: SwapRule) -> int:
+def _to_half(correct: int, group: int) -> int:
+    return min(max(0, -(-group // 2) - correct), group - correct)
+
+
+SWAP_RULES = {
+    "balanced": SwapRule(_to_half),
+    "random": SwapRule(_to_half, any_slot=True),
+    "full": SwapRule(lambda correct, group: group - correct),
+    "none": SwapRule(lambda correct, group: 0, trades=False),
+}
+"""Every rule, by its name in `coordination.swap`."""
+
+
+def wanted(correct: int, group: int, rule: str) -> int:
     """How many of others' responses a group of this size with so many correct ones can take.
 
     Raises:
@@ -38,17 +66,14 @@ def wanted(correct: int, group: int, rule: SwapRule) -> int:
         raise ValueError(f"rule must be one of {', '.join(SWAP_RULES)}, got {rule!r}")
     if not 0 <= correct <= group:
         raise ValueError(f"{correct} correct responses of {group}")
-    if rule == "none":
-        return 0
-    incorrect = group - correct
-    return incorrect if rule == "full" else min(max(0, -(-group // 2) - correct), incorrect)
+    return SWAP_RULES[rule].most(correct, group)
 
 
 def swap(
     own_rewards_PG: Sequence[Sequence[float]],
     pool: Sequence[Sequence[Any]],
     *,
-    rule: SwapRule = "balanced",
+    rule: str = "balanced",
     rng: random.Random,
 ) -> list[dict[int, int]]:
     """For each problem, which slots of the client's group receive which entries of the pool: {slot: entry}.
@@ -63,8 +88,9 @@ def swap(
         raise ValueError(f"a pool of {len(pool)} problems for groups of {len(own_rewards_PG)}")
     swaps = []
     for rewards_G, entries in zip(own_rewards_PG, pool, strict=True):
+        group = len(rewards_G)
         wrong = [slot for slot, reward in enumerate(rewards_G) if reward < CORRECT]
-        count = min(wanted(len(rewards_G) - len(wrong), len(rewards_G), rule), len(entries))
-        slots = rng.sample(range(len(rewards_G)) if rule == "random" else wrong, count)
+        count = min(wanted(group - len(wrong), group, rule), len(entries))
+        slots = rng.sample(range(group) if SWAP_RULES[rule].any_slot else wrong, count)
         swaps.append(dict(zip(slots, rng.sample(range(len(entries)), count), strict=True)))
     return swaps

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import inspect
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import new_file
 
 AUTHORITY_YEARS, SERVER_YEARS = 10, 2
 _NAMED_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 """What OpenSSH has; Flower takes them too."""
+_CURVES_ONLY = "Flower takes keys on NIST curves only. Make one with ssh-keygen -t ecdsa -b 384."
 _SLACK = datetime.timedelta(minutes=5)  # clocks differ
 
 
@@ -37,7 +39,7 @@ def make_authority(directory: Path, name: str) -> None:
     key_file, file = _absent(directory / "ca.key", directory / "ca.crt")
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    usage = _usage(key_cert_sign=True, crl_sign=True)
+    usage = _usage("key_cert_sign", "crl_sign")
     certificate = (
         _begun(subject, subject, key.public_key(), AUTHORITY_YEARS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -68,7 +70,7 @@ def make_server_certificate(directory: Path, hosts: Sequence[str]) -> None:
     certificate = (
         _begun(subject, authority.subject, key.public_key(), SERVER_YEARS, signer.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)]), False)
         .sign(signer, hashes.SHA256())
@@ -116,14 +118,13 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         ConfigError: there is none, or it is none that Flower takes; the text names the file.
     """
+    data = _read(path, "`fedrlvr site init` makes a key pair.")
     try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file. `fedrlvr site init` makes a key pair.") from None
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        key = serialization.load_ssh_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is no private key of OpenSSH without passphrase: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _NAMED_CURVES):
-        raise ConfigError(f"{path}: Flower takes keys on NIST curves only. Make one with ssh-keygen -t ecdsa -b 384.")
+        raise ConfigError(f"{path}: {_CURVES_ONLY}")
     return key
 
 
@@ -133,14 +134,13 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     Raises:
         ConfigError: there is none, or it is none that Flower takes; the text names the file.
     """
+    data = _read(path, "Ask the organisation for its <name>.key.pub.")
     try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
-    except (OSError, ValueError, UnsupportedAlgorithm):
+        key = serialization.load_ssh_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(f"{path} is no public key of OpenSSH. Ask the organisation for its <name>.key.pub.") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _NAMED_CURVES):
-        raise ConfigError(f"{path}: Flower takes keys on NIST curves only (ssh-keygen -t ecdsa -b 384).")
+        raise ConfigError(f"{path}: {_CURVES_ONLY}")
     return key
 
 
@@ -150,16 +150,22 @@ def read_certificate(path: Path) -> x509.Certificate:
     Raises:
         ConfigError: there is none; the text names the file.
     """
+    remedy = "It is the ca.crt that the SuperLink's operator has."
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(_read(path, remedy))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is no certificate (PEM). {remedy}") from None
+
+
+def _read(path: Path, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: there is no such file. It is the ca.crt that the SuperLink's operator has."
-        ) from None
-    except (OSError, ValueError):
-        raise ConfigError(
-            f"{path} is no certificate (PEM). It is the ca.crt that the SuperLink's operator has."
-        ) from None
+        raise ConfigError(f"{path}: there is no such file. {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
@@ -207,18 +213,8 @@ def _begun(
     )
 
 
-def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _usage(*uses: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{use: use in uses for use in inspect.signature(x509.KeyUsage).parameters})
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -252,7 +248,6 @@ def _write_pair(key_file: Path, key: ec.EllipticCurvePrivateKey, file: Path, cer
 
 def _write(path: Path, data: bytes, mode: int) -> None:
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
+        new_file(path, data, mode)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error

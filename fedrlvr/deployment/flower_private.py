@@ -32,12 +32,13 @@ def environment(home: Path, *, programs: Path | None = None) -> dict[str, str]:
 
     programs: a directory that goes before everything on PATH.
     """
-    own = dict(os.environ)
-    own |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
-    own.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")  # seconds a message waits at each end; Flower's is 1
+    variables = dict(os.environ)
+    variables |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
+    # Seconds a message waits at each end; Flower's is 1.
+    variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")
     first = [str(programs)] if programs else []
-    own["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
-    return own
+    variables["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
+    return variables
 
 
 def clientapp() -> None:
@@ -209,8 +210,8 @@ def is_registered(address: str, root_certificates: bytes | None, key: Any) -> bo
         try:
             client.ActivateNode(request)
         except httpx.HTTPStatusError as error:
-            found = FlowerError.from_json(error.response.text)
-            code = found.code if found else None
+            refusal = FlowerError.from_json(error.response.text)
+            code = refusal.code if refusal else None
             if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
                 return True
             if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:

@@ -6,13 +6,12 @@ A message's own request (wire/messages.py) says what to do now; the terms say fo
 from __future__ import annotations
 
 import json
-from typing import Literal
 
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr.config.sections import MAX_RANK
-from fedrlvr.errors import MessageError
+from fedrlvr.config.sections import MAX_RANK, Name, Targets
+from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
 TERMS = "terms"
@@ -21,7 +20,6 @@ PROTOCOL = 1
 """Of the messages. Raised whenever one of another release would be misread."""
 LONGEST = 1 << 14
 """Characters of the terms."""
-NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class Terms(BaseModel):
@@ -39,10 +37,10 @@ class Terms(BaseModel):
     protocol: int = PROTOCOL
     version: str = Field(__version__, max_length=40)
     run: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
-    client: str = Field(pattern=NAME)
+    client: Name
     clients: int = Field(ge=1, le=4096)
     rounds: int = Field(ge=1)
-    task: str = Field(pattern=NAME)
+    task: Name
     model: str = Field(max_length=400)
     model_id: str = Field(max_length=200)
     weights_id: str = Field(max_length=200)
@@ -51,7 +49,7 @@ class Terms(BaseModel):
     rank: int = Field(ge=1, le=MAX_RANK)
     largest: int = Field(ge=1, le=MAX_RANK)
     alpha: float = Field(gt=0)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Targets = "all-linear"
     max_prompt_tokens: int | None = Field(None, ge=1)
 
 
@@ -84,5 +82,4 @@ def read_terms(content: RecordDict) -> Terms:
     try:
         return Terms.model_validate(plain)
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
-        raise MessageError(f"terms that cannot be used: {where}") from None
+        raise MessageError(f"terms that cannot be used: {validation_text(error, 5)}") from None

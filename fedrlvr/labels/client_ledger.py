@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedrlvr.labels.answers import Answers
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.problem import Question
 from fedrlvr.tasks.voting import sameness
 

@@ -143,9 +143,9 @@ class Database:
                     f"{VERSION}). Update fedrlvr to use it."
                 )
             self._to_wal(connection)
-            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
         except BaseException:
             self._drop()
             raise

@@ -9,6 +9,7 @@ or skip, which is no opinion and may be said of a problem again and again. Every
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Literal, get_args
 from fedrlvr.errors import LedgerError
 from fedrlvr.labels.database import Database
 from fedrlvr.supervision.majority import clusters
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.grading import canonical
 from fedrlvr.tasks.problem import Kind
 
@@ -46,7 +47,7 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedProblem:
     """A problem that was asked about: the `Query`'s fields, and when it was asked first, in unix seconds."""
 
     problem: str
@@ -65,14 +66,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Open(Asked):
-    """What an expert is given: without anybody's opinion. `left`: how many are open to this expert, this one too."""
+class OpenProblem(AskedProblem):
+    """A problem as an expert sees it, without opinions. `left`: problems open to this expert, this one included."""
 
     left: int
 
 
 @dataclass(frozen=True)
-class Entry(Asked):
+class Entry(AskedProblem):
     """All there is on a problem.
 
     opinions: every expert's last word, skips too, in the order they were given.
@@ -108,15 +109,33 @@ def outcome(opinions: Sequence[Opinion], wanted: int, same: Callable[[str, str],
     Open until `wanted` experts have one. Then what strictly more experts say than anything else: an answer, by the
     first who gave it, or that there is none. A tie is a dispute.
     """
-    answers = [one.answer for one in opinions if one.verdict != "skip"]
+    answers = [opinion.answer for opinion in opinions if opinion.verdict != "skip"]
     if len(answers) < wanted:
         return "open", None
-    found = clusters(answers, same)
-    none = len(answers) - found.valid
-    most = max(found.votes, none)
-    if found.sizes.count(most) + (none == most) > 1:
+    groups = clusters(answers, same)
+    none = len(answers) - groups.valid
+    most = max(groups.votes, none)
+    if groups.sizes.count(most) + (none == most) > 1:
         return "disputed", None
-    return ("unanswerable", None) if none == most else ("labelled", found.label)
+    return ("unanswerable", None) if none == most else ("labelled", groups.label)
+
+
+def check_answer(answer: str, problem: str, kind: Kind) -> None:
+    """Check a person's answer to a problem of this kind.
+
+    Raises:
+        LedgerError: the answer is over `LONGEST_ANSWER`, or none that the kind can have.
+    """
+    if len(answer) > LONGEST_ANSWER:
+        raise LedgerError(
+            f"The answer to problem {problem!r} has {len(answer)} characters, and at most {LONGEST_ANSWER} are "
+            "taken. Write the final answer only."
+        )
+    if canonical(answer, kind) is None:
+        raise LedgerError(
+            f"{answer[:80]!r} cannot be the answer to problem {problem!r}, which is of kind {kind!r}. Write one of "
+            "that kind."
+        )
 
 
 def spelling(name: str) -> str:
@@ -222,16 +241,11 @@ class LabelLedger:
 
     def was_asked(self, problem: str) -> bool:
         """Whether anybody asked about the problem."""
-        with self._database.reading() as database:
-            return (
-                database.execute("SELECT 1 FROM question WHERE problem = ?", (_text(problem),)).fetchone() is not None
-            )
+        return self._number("SELECT count(*) FROM question WHERE problem = ?", _text(problem)) > 0
 
     def uses(self, problem: str) -> int:
         """How often a problem's label was used, by all runs."""
-        with self._database.reading() as database:
-            found = database.execute("SELECT count(*) FROM used WHERE problem = ?", (_text(problem),))
-            return int(found.fetchone()[0])
+        return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
 
     def use(self, problem: str, step: int) -> None:
         """Count that a step trained on a problem's label; a step done again is counted once.
@@ -259,12 +273,13 @@ class LabelLedger:
                 {"step": step, "dataset": DATASET},
             )
 
-    def asked(self, since: float | None = None) -> int:
+    def asked(self, since: float = -math.inf) -> int:
         """How many problems were asked about, in all or first at this time or later."""
+        return self._number("SELECT count(*) FROM question WHERE asked_at >= ?", since)
+
+    def _number(self, query: str, parameter: str | float) -> int:
         with self._database.reading() as database:
-            where = "" if since is None else "WHERE asked_at >= ?"
-            found = database.execute(f"SELECT count(*) FROM question {where}", () if since is None else (since,))
-            return int(found.fetchone()[0])
+            return int(database.execute(query, (parameter,)).fetchone()[0])
 
     def counts(self) -> Counts:
         """The ledger in numbers."""
@@ -278,7 +293,7 @@ class LabelLedger:
 
     # The desk's side.
 
-    def next_open(self, expert: str, *, at: float, lease: float = 300.0) -> Open | None:
+    def next_open(self, expert: str, *, at: float, lease: float = 300.0) -> OpenProblem | None:
         """The most wanted problem that is open to this expert and nobody else is looking at; None if there is none.
 
         It is this expert's for `lease` seconds, and given again if asked for again. The newest step's problems come
@@ -309,7 +324,7 @@ class LabelLedger:
                 (row["problem"], given["expert"], row["majority"], at + lease),
             )
             left = database.execute(f"SELECT count(*) FROM question WHERE {_OPEN_TO}", given).fetchone()[0]
-        return Open(**_fields(row), left=left)
+        return OpenProblem(**_fields(row), left=left)
 
     def ask_second(self, problem: str, *, at: float) -> None:
         """Want another expert's opinion besides those there are, or two if there is none yet; until it is given the
@@ -412,15 +427,7 @@ def _answer(
     if verdict in ("accept", "correct") and not answer:
         raise LedgerError(f"The answer to problem {problem!r} is empty. Write it, or say that there is none.")
     if verdict in ("accept", "correct") and expert != DATASET:  # what a data set gives as answers is its own affair
-        if len(answer) > LONGEST_ANSWER:
-            raise LedgerError(
-                f"The answer to problem {problem!r} has {len(answer)} characters, and at most {LONGEST_ANSWER} are "
-                "taken. Write the final answer only."
-            )
-        if canonical(answer, question["kind"]) is None:
-            raise LedgerError(
-                f"{answer[:80]!r} cannot be the answer to problem {problem!r}, which is of kind {question['kind']!r}."
-            )
+        check_answer(answer, problem, question["kind"])
     if verdict == "accept" and answer != (question["majority"] or "").strip():
         verdict = "correct"
     word = (question["problem"], expert, verdict, answer if verdict in ("accept", "correct") else None, at)
@@ -443,15 +450,15 @@ def _opinions(database: sqlite3.Connection, problem: str | None = None) -> dict[
         f"SELECT problem, expert, verdict, answer, at FROM opinion {where} ORDER BY entry",
         () if problem is None else (_text(problem),),
     )
-    found: dict[str, list[Opinion]] = {}
+    opinions: dict[str, list[Opinion]] = {}
     for row in rows:
-        found.setdefault(row["problem"], []).append(Opinion(row["expert"], row["verdict"], row["answer"], row["at"]))
-    return found
+        opinions.setdefault(row["problem"], []).append(Opinion(row["expert"], row["verdict"], row["answer"], row["at"]))
+    return opinions
 
 
 def _state(opinions: Sequence[Opinion], row: sqlite3.Row) -> tuple[State, str | None]:
     kind = row["kind"]
-    return outcome(opinions, row["wanted"], lambda one, other: canonical(one, kind) == canonical(other, kind))
+    return outcome(opinions, row["wanted"], lambda first, second: canonical(first, kind) == canonical(second, kind))
 
 
 def _fields(row: sqlite3.Row) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from fedrlvr.errors import LedgerError
-from fedrlvr.labels.ledger import LONGEST_ANSWER, VERDICTS, Entry, LabelLedger, Opinion, Verdict, expert_name, spelling
-from fedrlvr.tasks.grading import canonical
+from fedrlvr.labels.ledger import VERDICTS, Entry, LabelLedger, Opinion, Verdict, check_answer, expert_name, spelling
 
 COLUMNS = (
     "problem",
@@ -79,14 +78,14 @@ def write_csv(entries: Iterable[Entry], file: TextIO) -> None:
             "" if entry.score is None else f"{entry.score:.6g}",
             datetime.fromtimestamp(entry.asked_at, UTC).isoformat(timespec="seconds"),
         ]
-        for one in entry.opinions:
-            if one.verdict != "skip":
-                writer.writerow([*asked, guard(one.answer or ""), one.verdict, guard(one.expert)])
+        for opinion in entry.opinions:
+            if opinion.verdict != "skip":
+                writer.writerow([*asked, guard(opinion.answer or ""), opinion.verdict, guard(opinion.expert)])
         if entry.state == "open":
             writer.writerow([*asked, "", "", ""])
 
 
-def read_csv(text: str | bytes, ledger: LabelLedger, expert: str, at: float) -> int:
+def read_csv(text: bytes, ledger: LabelLedger, expert: str, at: float) -> int:
     """Store a table's answers as this expert's, and say how many are new.
 
     Read is UTF-8 with commas, semicolons or tabs. The columns `problem` and `answer` are needed, and none may be there
@@ -139,8 +138,8 @@ def _word(row: dict[str, str], entry: Entry, expert: str, line: str) -> tuple[Ve
     if not answer and verdict != "unanswerable":
         return None
     if named and named != expert:
-        theirs = _said(entry, named)
-        if theirs is not None and (theirs.answer or "").strip() == answer:
+        stored = _said(entry, named)
+        if stored is not None and (stored.answer or "").strip() == answer:
             return None
         raise LedgerError(
             f"{line}: {named[:80]!r} did not answer that, and the table is read as {expert}'s. Empty the column expert "
@@ -148,31 +147,20 @@ def _word(row: dict[str, str], entry: Entry, expert: str, line: str) -> tuple[Ve
         )
     if not answer:
         return "unanswerable", None
-    if len(answer) > LONGEST_ANSWER:
-        raise LedgerError(
-            f"{line}: the answer has {len(answer)} characters, and at most {LONGEST_ANSWER} are taken. Write the final "
-            "answer only."
-        )
-    if canonical(answer, entry.kind) is None:
-        raise LedgerError(
-            f"{line}: {answer[:80]!r} cannot be the answer to problem {entry.problem!r}, which is of kind "
-            f"{entry.kind!r}. Write one of that kind, or empty the cell."
-        )
+    try:
+        check_answer(answer, entry.problem, entry.kind)
+    except LedgerError as error:
+        raise LedgerError(f"{line}: {error}") from None
     return ("accept" if answer == (entry.majority or "").strip() else "correct"), answer
 
 
 def _said(entry: Entry, expert: str) -> Opinion | None:
-    return next((one for one in entry.opinions if one.expert == expert and one.verdict != "skip"), None)
+    return next((word for word in entry.opinions if word.expert == expert and word.verdict != "skip"), None)
 
 
-def _decoded(text: str | bytes) -> str:
-    too_long = f"The table has more than {MOST_BYTES // 2**20} MiB. Import it in parts."
+def _decoded(text: bytes) -> str:
     if len(text) > MOST_BYTES:
-        raise LedgerError(too_long)
-    if isinstance(text, str):
-        if len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES:
-            raise LedgerError(too_long)
-        return text.removeprefix("\ufeff")
+        raise LedgerError(f"The table has more than {MOST_BYTES // 2**20} MiB. Import it in parts.")
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -228,8 +216,11 @@ def _cells(text: str, separator: str) -> Iterator[tuple[str, list[str]]]:
 def _separator(text: str) -> str:
     """The one by which the first line has most columns that are known."""
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    names = {one: {name.strip(' "').casefold() for name in first.split(one)} for one in SEPARATORS}
-    return max(SEPARATORS, key=lambda one: len(names[one] & set(COLUMNS)))
+
+    def known(separator: str) -> int:
+        return len({name.strip(' "').casefold() for name in first.split(separator)} & set(COLUMNS))
+
+    return max(SEPARATORS, key=known)
 
 
 def _cut(text: str) -> str:

@@ -87,7 +87,9 @@ class Packing:
         )
 
     def mask(self, dtype: torch.dtype, window: int | None) -> Tensor:
-        """Additive mask [R, 1, T, P + T] of the responses."""
+        """Additive mask [R, 1, T, P + T] of the responses, made once for all layers."""
+        if (dtype, window) in self._masks:
+            return self._masks[dtype, window]
         allowed_RTS = self.allowed_RTS
         if window is not None:
             prompts, own = self.prompt_BP.shape[1], self.response_RT.shape[1]
@@ -95,17 +97,13 @@ class Packing:
             query_RT1 = (self.lengths_B[self.group_R].unsqueeze(1) + at_T).unsqueeze(2)
             key_RS = torch.cat([at_P.expand(len(query_RT1), -1), query_RT1.squeeze(2)], dim=1)
             allowed_RTS = allowed_RTS & (query_RT1 - key_RS.unsqueeze(1) < window)
-        return torch.zeros_like(allowed_RTS, dtype=dtype).masked_fill_(~allowed_RTS, -torch.inf).unsqueeze(1)
+        mask = torch.zeros_like(allowed_RTS, dtype=dtype).masked_fill_(~allowed_RTS, -torch.inf).unsqueeze(1)
+        self._masks[dtype, window] = mask
+        return mask
 
     @cached_property
     def _masks(self) -> dict[tuple[torch.dtype, int | None], Tensor]:
         return {}
-
-    def kept_mask(self, dtype: torch.dtype, window: int | None) -> Tensor:
-        """`mask`, made once for all layers."""
-        if (dtype, window) not in self._masks:
-            self._masks[dtype, window] = self.mask(dtype, window)
-        return self._masks[dtype, window]
 
 
 class _ToSlots(torch.autograd.Function):
@@ -192,7 +190,7 @@ def _packed(
             q_r,
             behind(k_p, k_r),
             behind(v_p, v_r),
-            attn_mask=packing.kept_mask(query.dtype, small),
+            attn_mask=packing.mask(query.dtype, small),
             scale=scaling,
             enable_gqa=grouped,
         )
@@ -290,8 +288,8 @@ def attention(
         return shared_prompts.attend(layer, query, key, value, scaling), None
     if packing is not None:
         return _packed(query, key, value, packing, scaling, kwargs.get("sliding_window")), None
-    one = query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
-    if one and not torch.is_grad_enabled() and (attention_mask is None or attention_mask.dtype == torch.bool):
+    single = query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
+    if single and not torch.is_grad_enabled() and (attention_mask is None or attention_mask.dtype == torch.bool):
         return _one_query(query, key, value, attention_mask, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
-from fedrlvr.errors import AdapterError, CheckpointError, DataError, ModelError
+from fedrlvr.errors import AdapterError, DataError, ModelError
+from fedrlvr.files import atomic_directory
+from fedrlvr.machine import cores
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import can_pack, has_plain_head
 
@@ -203,12 +204,9 @@ def save_merged(adapter: Adapter, model: ModelConfig, directory: Path) -> None:
             raise AdapterError(f"the adapter's layer {name} does not fit the model {model.name}")
         with torch.no_grad():
             weight.copy_((weight.float() + scale * factors.B.float() @ factors.A.float()).to(weight.dtype))
-    try:
-        base.model.save_pretrained(directory, safe_serialization=True)
-        base.tokenizer.save_pretrained(directory)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"{directory} cannot be written ({reason}).") from error
+    with atomic_directory(directory) as temporary:
+        base.model.save_pretrained(temporary, safe_serialization=True)
+        base.tokenizer.save_pretrained(temporary)
 
 
 def _model_id(model: Any) -> str:
@@ -283,4 +281,4 @@ def threads_here(model: ModelConfig) -> int:
             return 1
     except (OSError, ValueError, KeyError, TypeError, ModelError):
         pass  # a hub id, or a config of other names: a large model, as a rule; what is wrong is said when it is loaded
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

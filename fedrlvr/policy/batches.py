@@ -15,19 +15,20 @@ from torch import Tensor
 
 from fedrlvr.policy.attention import Packing
 from fedrlvr.policy.lora import Span
-from fedrlvr.rl import Group, Origin
+from fedrlvr.rl import Group, Origin, Response
 
 
 @dataclass(frozen=True)
 class Row:
-    """One response to be trained on."""
+    """One response to be trained on, whose log-probs are the behaviour policy's."""
 
-    token_ids: Sequence[int]
-    behaviour_logps: Sequence[float]
+    response: Response
     advantage: float
-    foreign: bool = False
-    weights: Sequence[float] | None = None
-    shaping: float = 0.0
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Tokens of the response."""
+        return self.response.token_ids
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,7 @@ def packs_of(client: int, groups: Sequence[Group], *, keep_zero: bool) -> list[P
     packs = []
     for group in groups:
         rows = [
-            Row(
-                response.token_ids,
-                response.logps,
-                advantage,
-                foreign=response.origin is Origin.FOREIGN,
-                weights=response.weights,
-                shaping=response.shaping,
-            )
+            Row(response, advantage)
             for response, advantage in zip(group.responses, group.advantages, strict=True)
             if (keep_zero or advantage != 0.0) and response.token_ids and response.treatment != "mask"
         ]
@@ -114,7 +108,7 @@ def micro_batches(
     by_length: longest first, so that padding (in the packed form, that of attention only) stays small.
     """
     if not (packed and shared):
-        packs = [one for pack in packs for one in pack.split()]
+        packs = [single for pack in packs for single in pack.split()]
     if by_length:
         packs = sorted(packs, key=lambda pack: -pack.tokens)
     batch: list[Pack] = []
@@ -136,17 +130,18 @@ def _make(packs: Sequence[Pack], pad_id: int, device: torch.device, packed: bool
     width = max(len(row.token_ids) for row in rows)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     behaviour = torch.zeros(len(rows), width)
-    for r, row in enumerate(rows):
-        mask[r, : len(row.token_ids)] = True
-        behaviour[r, : len(row.token_ids)] = torch.tensor(row.behaviour_logps)
+    responses = [row.response for row in rows]
+    for r, response in enumerate(responses):
+        mask[r, : len(response.token_ids)] = True
+        behaviour[r, : len(response.logps)] = torch.tensor(response.logps)
     foreign = weights = shaping = None
-    if any(row.foreign or row.weights is not None or row.shaping for row in rows):
-        foreign = torch.tensor([row.foreign for row in rows]).to(device)
-        shaping = torch.tensor([row.shaping for row in rows]).to(device)
+    if any(r.origin is Origin.FOREIGN or r.weights is not None or r.shaping for r in responses):
+        foreign = torch.tensor([response.origin is Origin.FOREIGN for response in responses]).to(device)
+        shaping = torch.tensor([response.shaping for response in responses]).to(device)
         weights = torch.ones(len(rows), width)
-        for r, row in enumerate(rows):
-            if row.weights is not None:
-                weights[r, : len(row.token_ids)] = torch.tensor(row.weights)
+        for r, response in enumerate(responses):
+            if response.weights is not None:
+                weights[r, : len(response.token_ids)] = torch.tensor(response.weights)
         weights = weights.to(device)
     return MicroBatch(
         ids=ids.to(device),

@@ -7,6 +7,7 @@ be replayed as a CUDA graph; the model's causal mask hides what is not filled ye
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -123,17 +124,13 @@ def expand(
     Raises:
         ModelError: a layer is no attention layer.
     """
+    layer_type: Any = OwnLayer if prompts_apart else FilledLayer if at is None else partial(StaticLayer, at=at)
     layers: list[Any] = []
     for layer in prefill.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:
             raise ModelError("this model keeps state other than keys and values; fedrlvr samples attention models only")
-        if prompts_apart:
-            layers.append(OwnLayer(keys, values, repeats=repeats, new_tokens=new_tokens))
-        elif at is None:
-            layers.append(FilledLayer(keys, values, repeats=repeats, new_tokens=new_tokens))
-        else:
-            layers.append(StaticLayer(keys, values, repeats=repeats, new_tokens=new_tokens, at=at))
+        layers.append(layer_type(keys, values, repeats=repeats, new_tokens=new_tokens))
     return Cache(layers=layers)
 
 

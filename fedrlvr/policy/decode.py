@@ -110,7 +110,7 @@ class DecodeSampler:
             now, u = [c[window] for c in prompts], [u[draws] for u in uniforms]
             try:
                 with RowStates(self.base) if wanted else nullcontext() as row_states:
-                    part, starts = _decode(self.base, self.stack, now, decoding, u, self.engine, row_states)
+                    part, starts = self._decode(now, decoding, u, row_states)
             finally:
                 self.stack.spans = None
             if row_states is not None:
@@ -118,6 +118,63 @@ class DecodeSampler:
             for responses, more in zip(out, part, strict=True):
                 responses.extend(more)
         return out
+
+    def _decode(
+        self,
+        prompts: list[Sequence[Sequence[int]]],
+        decoding: Decoding,
+        uniforms: list[Tensor],
+        states: RowStates | None,
+    ) -> tuple[list[list[list[SampledResponse]]], list[int]]:
+        """The responses, and the row at which each client's begin."""
+        base, engine = self.base, self.engine
+        clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
+        equal = wants_static(engine.decode_cache, base.model)
+        most, blank = max(map(len, prompts)), next(row for client in prompts for row in client)
+        flat: list[Sequence[int]] = []
+        owners: list[int] = []
+        starts: list[int] = []
+        for i, client in enumerate(prompts):
+            starts.append(len(flat) * responses)
+            flat += [*client, *[blank] * (most - len(client) if equal else 0)]
+            owners += [i] * (len(flat) - len(owners))
+        rows = len(flat) * responses
+        u = torch.zeros(rows, new_tokens, dtype=torch.float64)
+        ended = torch.ones(rows, dtype=torch.bool)
+        for start, client_u in zip(starts, uniforms, strict=True):
+            u[start : start + len(client_u)] = client_u
+            ended[start : start + len(client_u)] = False
+
+        batch = _Batch(base, self.stack, flat, torch.tensor(owners), decoding, engine, u, ended, states)
+        tokens = torch.zeros(rows, new_tokens, dtype=torch.int64)
+        logps = torch.zeros(rows, new_tokens)
+        for step in range(1, new_tokens + 1):
+            if step == new_tokens or step % batch.look_every == 0:
+                alive = ~batch.ended.cpu()
+                if step == new_tokens or not bool(alive.any()):
+                    break
+                if engine.compact and new_tokens - step >= batch.least_steps_left:
+                    keep = _compact_blocks(alive.view(clients, -1)) if equal else _compact(alive)
+                    if keep is not None:
+                        batch.write(tokens, logps)
+                        batch.keep(keep)
+            batch.advance()
+        batch.write(tokens, logps)
+
+        # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
+        ends = torch.isin(tokens, torch.tensor(sorted(base.eos_ids)))
+        finished = ends.any(dim=1).tolist()
+        lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
+        ids, lps = tokens.tolist(), logps.tolist()
+
+        def response(row: int) -> SampledResponse:
+            return SampledResponse(ids[row][: lengths[row]], lps[row][: lengths[row]], finished[row])
+
+        out: list[list[list[SampledResponse]]] = []
+        for start, client in zip(starts, prompts, strict=True):
+            firsts = [start + p * responses for p in range(len(client))]
+            out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
+        return out, starts
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -134,65 +191,6 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
 def position_ids(mask: Tensor) -> Tensor:
     """Positions of left-padded rows: the first real token is at 0."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _decode(
-    base: Base,
-    stack: LoraStack,
-    prompts: list[Sequence[Sequence[int]]],
-    decoding: Decoding,
-    uniforms: list[Tensor],
-    engine: EngineConfig,
-    states: RowStates | None,
-) -> tuple[list[list[list[SampledResponse]]], list[int]]:
-    """The responses, and the row at which each client's begin."""
-    clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
-    equal = wants_static(engine.decode_cache, base.model)
-    most, blank = max(map(len, prompts)), next(row for client in prompts for row in client)
-    flat: list[Sequence[int]] = []
-    owners: list[int] = []
-    starts: list[int] = []
-    for i, client in enumerate(prompts):
-        starts.append(len(flat) * responses)
-        flat += [*client, *[blank] * (most - len(client) if equal else 0)]
-        owners += [i] * (len(flat) - len(owners))
-    rows = len(flat) * responses
-    u = torch.zeros(rows, new_tokens, dtype=torch.float64)
-    ended = torch.ones(rows, dtype=torch.bool)
-    for start, client_u in zip(starts, uniforms, strict=True):
-        u[start : start + len(client_u)] = client_u
-        ended[start : start + len(client_u)] = False
-
-    batch = _Batch(base, stack, flat, torch.tensor(owners), decoding, engine, u, ended, states)
-    tokens = torch.zeros(rows, new_tokens, dtype=torch.int64)
-    logps = torch.zeros(rows, new_tokens)
-    for step in range(1, new_tokens + 1):
-        if step == new_tokens or step % batch.look_every == 0:
-            alive = ~batch.ended.cpu()
-            if step == new_tokens or not bool(alive.any()):
-                break
-            if engine.compact and new_tokens - step >= batch.least_steps_left:
-                keep = _compact_blocks(alive.view(clients, -1)) if equal else _compact(alive)
-                if keep is not None:
-                    batch.write(tokens, logps)
-                    batch.keep(keep)
-        batch.advance()
-    batch.write(tokens, logps)
-
-    # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
-    ends = torch.isin(tokens, torch.tensor(sorted(base.eos_ids)))
-    finished = ends.any(dim=1).tolist()
-    lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
-    ids, lps = tokens.tolist(), logps.tolist()
-
-    def response(row: int) -> SampledResponse:
-        return SampledResponse(ids[row][: lengths[row]], lps[row][: lengths[row]], finished[row])
-
-    out: list[list[list[SampledResponse]]] = []
-    for start, client in zip(starts, prompts, strict=True):
-        firsts = [start + p * responses for p in range(len(client))]
-        out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
-    return out, starts
 
 
 class _Batch:

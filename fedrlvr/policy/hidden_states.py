@@ -35,10 +35,9 @@ class HiddenStates:
         Raises:
             ModelError: the model has no output head of which the input could be read.
         """
-        width = _width(_head(base), base.name)
+        size = width(base)
         return HiddenStates(
-            torch.zeros(problems, width, device=base.device),
-            torch.zeros(problems, responses, width, device=base.device),
+            torch.zeros(problems, size, device=base.device), torch.zeros(problems, responses, size, device=base.device)
         )
 
     def part(self, problems: slice) -> HiddenStates:
@@ -113,7 +112,11 @@ def width(base: Base) -> int:
     Raises:
         ModelError: the model has no output head of which the input could be read.
     """
-    return _width(_head(base), base.name)
+    head = _head(base)
+    linear = head.base if isinstance(head, StackedLinear) else head
+    if not isinstance(linear, nn.Linear):
+        raise _unreadable(base.name)
+    return linear.in_features
 
 
 def _head(base: Base) -> nn.Module:
@@ -122,13 +125,6 @@ def _head(base: Base) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise _unreadable(base.name)
     return head
-
-
-def _width(head: nn.Module, name: str) -> int:
-    linear = head.base if isinstance(head, StackedLinear) else head
-    if not isinstance(linear, nn.Linear):
-        raise _unreadable(name)
-    return linear.in_features
 
 
 def _unreadable(name: str) -> ModelError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from fedrlvr.policy.batches import MicroBatch, Pack, Row, micro_batches, packs_o
 from fedrlvr.policy.forward import heads_apart, response_logps
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.optimizer import StackedAdamW
-from fedrlvr.rl import Group, Response, k3, normaliser, ratio_sums, response_losses
+from fedrlvr.rl import Group, Origin, Response, k3, normaliser, ratio_sums, response_losses
 
 # Most logits held at once of a model whose logits cannot be made in chunks: 1 GiB.
 MAX_LOGITS = 1 << 28
@@ -32,23 +33,20 @@ KL_RESPONSES = 2
 
 @dataclass(frozen=True)
 class StepStats:
-    """One client's numbers of one update. Ratios are over trained tokens; nan where nothing was trained.
+    """One client's numbers of one update.
 
-    foreign: the same ratios over the tokens of other clients' responses alone; None where there were none.
+    ratios: of all trained tokens. foreign: of the tokens of other clients' responses alone; None where there were none.
     """
 
     loss: float
     grad_norm: float
-    ratio_mean: float
-    ratio_max: float
-    clip_fraction: float
-    tokens_trained: int
+    ratios: Ratios
     foreign: Ratios | None = None
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """Policy ratios of some tokens: their mean, the largest, and the share whose clip is active."""
+    """Policy ratios of some tokens: their mean, the largest, and the share whose clip is active; nan without tokens."""
 
     tokens: int
     mean: float
@@ -103,6 +101,7 @@ class Learner:
         losses_K = torch.zeros(clients, device=self.base.device)
         # Sum, largest and clipped of the policy ratios, of all responses and of foreign ones.
         sums_2K3 = torch.zeros(2, clients, 3, device=self.base.device)
+        settings: dict[str, Any] = {name: getattr(config, name) for name in ("loss", "clip_low", "clip_high")}
         self.optimizer.zero_grad()
         self.base.model.train(self.base.checkpointing)
         for batch in self._batches([pack for client in packs for pack in client]):
@@ -110,32 +109,18 @@ class Learner:
             if config.kl_beta:
                 with torch.no_grad(), self.stack.off():
                     reference_RT = self._logps(batch)
-            logps_RT = self._logps(batch)
+            tensors = self._logps(batch), batch.behaviour_RT, batch.advantages_R, batch.mask_RT
             losses_R = response_losses(
-                logps_RT,
-                batch.behaviour_RT,
-                batch.advantages_R,
-                batch.mask_RT,
-                loss=config.loss,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
+                *tensors,
                 reference_logps_BT=reference_RT,
                 kl_beta=config.kl_beta,
                 weights_BT=batch.weights_RT,
                 shaping_B=batch.shaping_R,
+                **settings,
             )
             losses_R = losses_R / norms_K[batch.client_R]
             losses_R.sum().backward()
-            sums_R3 = ratio_sums(
-                logps_RT,
-                batch.behaviour_RT,
-                batch.advantages_R,
-                batch.mask_RT,
-                loss=config.loss,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-                shaping_B=batch.shaping_R,
-            )
+            sums_R3 = ratio_sums(*tensors, shaping_B=batch.shaping_R, **settings)
             losses_K.index_add_(0, batch.client_R, losses_R.detach())
             _add_ratios(sums_2K3[0], batch.client_R, sums_R3)
             if batch.foreign_R is not None:
@@ -143,25 +128,16 @@ class Learner:
         self.stack.spans = None
         self.base.model.eval()
         self._pull_to_anchor()
-        norms_after = self.optimizer.clip()
+        grad_norms_K = self.optimizer.clip()
         self.optimizer.step(rates)
         every, foreign = sums_2K3.tolist()
         stats = []
         for i, client in enumerate(packs):
-            rows = [row for pack in client for row in pack.rows]
-            all_of_them = _ratios(every[i], sum(len(row.token_ids) for row in rows))
-            theirs = sum(len(row.token_ids) for row in rows if row.foreign)
-            stats.append(
-                StepStats(
-                    loss=float(losses_K[i]),
-                    grad_norm=float(norms_after[i]),
-                    ratio_mean=all_of_them.mean,
-                    ratio_max=all_of_them.largest,
-                    clip_fraction=all_of_them.clipped,
-                    tokens_trained=all_of_them.tokens,
-                    foreign=_ratios(foreign[i], theirs) if theirs else None,
-                )
-            )
+            responses = [row.response for pack in client for row in pack.rows]
+            tokens = sum(len(response.token_ids) for response in responses)
+            theirs = sum(len(r.token_ids) for r in responses if r.origin is Origin.FOREIGN)
+            ratios, foreign_ratios = _ratios(every[i], tokens), _ratios(foreign[i], theirs) if theirs else None
+            stats.append(StepStats(float(losses_K[i]), float(grad_norms_K[i]), ratios, foreign_ratios))
         return stats
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
@@ -219,23 +195,20 @@ class Learner:
 
         prompts: token ids by client and prompt; drawn: responses by client, prompt and draw.
         """
-        packs: list[Pack] = []
-        whose: dict[int, Response] = {}  # by the identity of its row: micro-batches come in an order of their own
-        for i, (ids, groups) in enumerate(zip(prompts, drawn, strict=True)):
-            for prompt_ids, responses in zip(ids, groups, strict=True):
-                rows = [Row(r.token_ids, [0.0] * len(r.token_ids), 0.0) for r in responses if r.token_ids]
-                whose.update(zip(map(id, rows), (r for r in responses if r.token_ids), strict=True))
-                packs += [Pack(i, prompt_ids, rows)] if rows else []
+        packs = [
+            Pack(i, prompt_ids, rows)
+            for i, (ids, groups) in enumerate(zip(prompts, drawn, strict=True))
+            for prompt_ids, responses in zip(ids, groups, strict=True)
+            if (rows := [Row(response, 0.0) for response in responses if response.token_ids])
+        ]
         for batch in self._batches(packs):
             for row, logps in zip(batch.rows, self._logps(batch).tolist(), strict=True):
-                whose[id(row)].logps = logps[: len(row.token_ids)]
+                row.response.logps = logps[: len(row.token_ids)]
 
     @torch.no_grad()
     def logp_gap(self, responses: Sequence[Sequence[Response]], prompt_ids: Sequence[int]) -> float:
         """Largest difference between the log-probs taken at sampling and those of the training pass."""
-        packs = [
-            Pack(i, prompt_ids, [Row(r.token_ids, r.logps, 0.0) for r in client]) for i, client in enumerate(responses)
-        ]
+        packs = [Pack(i, prompt_ids, [Row(r, 0.0) for r in client]) for i, client in enumerate(responses)]
         gap = 0.0
         for batch in self._batches(packs):
             difference_RT = (self._logps(batch) - batch.behaviour_RT) * batch.mask_RT

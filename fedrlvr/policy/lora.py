@@ -156,50 +156,25 @@ class Change:
     def at(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The matrices in this type; each type is made once."""
         if dtype not in self._held:
-            self._held[dtype] = tuple(matrix.to(dtype) for matrix in self._held[torch.float32])
+            with torch.inference_mode(False):  # a tensor made while sampling could not be trained through
+                self._held[dtype] = tuple(matrix.to(dtype) for matrix in self._held[torch.float32])
         return self._held[dtype]
 
 
 def changed(x: Tensor, y: Tensor, changes: Sequence[Change | None], spans: Sequence[Span] | None) -> Tensor:
     """y [N, d] + D_i x [N, k] over each client's rows, in the type of x; in place where y has it already.
 
-    changes: by client. spans: whose the rows are; None: equal blocks of all clients. Differentiable in x and y.
+    changes: by client. spans: whose the rows are; None: equal blocks of all clients. Differentiable in x and y: the
+    matrices are frozen, so that autograd keeps nothing else.
     """
-    result: Tensor = _Changed.apply(x, y, changes, spans)
-    return result
-
-
-class _Changed(torch.autograd.Function):
-    """Nothing is kept for the backward pass: the matrices are frozen and D_i x is linear."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, changes: Sequence[Change | None], spans: Sequence[Span] | None
-    ) -> Tensor:
-        out = y if y.dtype == x.dtype else y.to(x.dtype)
-        ctx.parts, ctx.y_dtype, ctx.width = _parts(changes, spans, len(x)), y.dtype, x.shape[1]
-        for change, start, end in ctx.parts:
-            *inner, last = change.at(x.dtype)
-            low = x[start:end]
-            for matrix in inner:
-                low = torch.mm(low, matrix.t())
-            out[start:end].addmm_(low, last.t())
-        if out is y:
-            ctx.mark_dirty(y)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        g = grads[0]
-        if not ctx.needs_input_grad[0]:
-            return None, g.to(ctx.y_dtype), None, None
-        x_grad = g.new_zeros(len(g), ctx.width)
-        for change, start, end in ctx.parts:
-            part = g[start:end]
-            for matrix in reversed(change.at(g.dtype)):
-                part = torch.mm(part, matrix)
-            x_grad[start:end] = part
-        return x_grad, g.to(ctx.y_dtype), None, None
+    y = y.to(x.dtype)
+    for change, start, end in _parts(changes, spans, len(x)):
+        *inner, last = change.at(x.dtype)
+        low = x[start:end]
+        for matrix in inner:
+            low = torch.mm(low, matrix.t())
+        y[start:end].addmm_(low, last.t())
+    return y
 
 
 def _parts(changes: Sequence[Change | None], spans: Sequence[Span] | None, rows: int) -> list[tuple[Change, int, int]]:

@@ -7,15 +7,16 @@ A directory with adapter_config.json and adapter_model.safetensors; keys are
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.errors import AdapterError, CheckpointError
+from fedrlvr.adapter import Adapter
+from fedrlvr.errors import AdapterError
+from fedrlvr.files import atomic_bytes, atomic_text
 
 PREFIX = "base_model.model."
 
@@ -28,8 +29,8 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
     """
     tensors = {}
     for name, factors in adapter.layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A.contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B.contiguous()
+        for half, tensor in zip("AB", factors, strict=True):
+            tensors[f"{PREFIX}{name}.lora_{half}.weight"] = tensor.contiguous()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -46,13 +47,8 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
         # Full paths: last names would also match layers of the same name that have no factors here.
         "target_modules": list(adapter.layers),
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"{directory}: the adapter cannot be written ({reason}).") from error
+    atomic_bytes(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    atomic_text(directory / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def load_peft(directory: Path) -> Adapter:
@@ -70,22 +66,21 @@ def load_peft(directory: Path) -> Adapter:
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{directory}: the adapter cannot be read ({error}).") from None
     _check_plain(config, directory)
-    layers: dict[str, dict[str, torch.Tensor]] = {}
+    factors = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(PREFIX)
-        for half, ending in (("A", ".lora_A.weight"), ("B", ".lora_B.weight")):
-            if name.endswith(ending):
-                layers.setdefault(name.removesuffix(ending), {})[half] = tensor.float()
-                break
-        else:
+        match = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])\.weight", key)
+        if match is None:
             raise AdapterError(f"{directory}: {key} is no LoRA factor of a linear layer.")
-    for name, halves in layers.items():
-        a, b = halves.get("A"), halves.get("B")
-        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or {a.shape[0], b.shape[1]} != {config["r"]}:
-            raise AdapterError(f"{directory}: the factors of {name} are not a pair of rank {config['r']}.")
-    if not layers:
+        factors[f"{match[1]}.{match[2]}"] = tensor.float()
+    if not factors:
         raise AdapterError(f"{directory}: the adapter has no factors.")
-    return Adapter({n: Factors(h["A"], h["B"]) for n, h in layers.items()}, float(config["lora_alpha"]))
+    try:
+        adapter = Adapter.from_tensors(factors, float(config["lora_alpha"]))
+    except AdapterError as error:
+        raise AdapterError(f"{directory}: {error}") from None
+    if adapter.rank != config["r"]:
+        raise AdapterError(f"{directory}: its factors have rank {adapter.rank}, not r = {config['r']}.")
+    return adapter
 
 
 def _check_plain(config: Any, directory: Path) -> None:

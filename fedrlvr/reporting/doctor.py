@@ -53,18 +53,19 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
 
     directory: where runs would be written.
     """
-    findings = [Finding("fedrlvr", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
-    findings += packages(importlib.metadata.requires("fedrlvr") or [])
     import psutil
 
-    cores = machine.cores()
-    findings.append(processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]))
-    findings.append(_threads(cores))
-    findings.append(memory(_free_memory()))
-    findings += accelerator(_cpu_flags(Path("/proc/cpuinfo")))
-    findings.append(disk(directory))
-    findings.append(weights(weights_dir()))
-    return findings
+    cores, flags = machine.cores(), machine.cpuinfo("flags", "Features")
+    return [
+        Finding("fedrlvr", f"{__version__} on Python {platform.python_version()}, {platform.platform()}"),
+        *packages(importlib.metadata.requires("fedrlvr") or []),
+        processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]),
+        _threads(cores),
+        memory(_free_memory()),
+        *accelerator(None if flags is None else frozenset(flags.split())),
+        disk(directory),
+        weights(weights_dir()),
+    ]
 
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:
@@ -99,7 +100,7 @@ def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
+        version = machine.package_version(requirement.name)
         if version is None:
             yield Finding(requirement.name, "missing", "problem", "Install fedrlvr again, with its dependencies.")
         elif not _fits(requirement, version):
@@ -110,11 +111,11 @@ def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     yield Finding("packages", ", ".join(sorted(fitting)))
     for extra in EXTRAS:
         parts = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        found = {r.name: _version(r.name) for r in parts}
-        if lacking := [name for name, version in found.items() if version is None]:
+        versions = {r.name: machine.package_version(r.name) for r in parts}
+        if lacking := [name for name, version in versions.items() if version is None]:
             yield Finding(f"extra {extra}", f"not installed ({', '.join(lacking)}): pip install 'fedrlvr[{extra}]'")
             continue
-        others = [f"{r.name} {found[r.name]}" for r in parts if not _fits(r, str(found[r.name]))]
+        others = [f"{r.name} {versions[r.name]}" for r in parts if not _fits(r, str(versions[r.name]))]
         if others:
             advice = f"Another version than fedrlvr is made for; pip install 'fedrlvr[{extra}]' brings that."
             yield Finding(f"extra {extra}", ", ".join(others), "note", advice)
@@ -227,13 +228,6 @@ def weights(directory: Path) -> Finding:
     return Finding(name, f"{units.count(parameters)} parameters")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _fits(requirement: Requirement, version: str) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
@@ -263,14 +257,3 @@ def _free_memory() -> int:
         limit = int((_CGROUP / "memory.max").read_text("ascii"))
         free = min(free, limit - int((_CGROUP / "memory.current").read_text("ascii")))
     return free
-
-
-def _cpu_flags(path: Path) -> frozenset[str] | None:
-    """Instruction sets of the first processor in Linux's cpuinfo; None where there is no such file."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return next(
-        (frozenset(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), None
-    )

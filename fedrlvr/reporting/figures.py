@@ -42,35 +42,40 @@ Points = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Curves:
-    """What a figure shows: lines by name, in legend order, over rounds.
+class Curve:
+    """A figure of a number in the clients' records over the rounds.
 
-    dashed: a second set of lines of the same names. percent: write 0.25 as 25 %. floor: the axis starts at 0.
+    key: the number. dashed: key of a second number, drawn dashed. both: whether the figure needs the second.
+    percent: write 0.25 as 25 %. floor: the axis starts at 0.
     """
 
+    key: str
     title: str
-    lines: Mapping[str, Points]
-    dashed: Mapping[str, Points] | None = None
+    dashed: str | None = None
     percent: bool = False
     floor: bool = True
+    both: bool = False
 
 
-def draw_curves(curves: Curves) -> str:
-    """SVG of a line per name; beyond `COLOURS` names, all of them faint and their mean strong."""
+def draw_curves(curve: Curve, lines: Mapping[str, Points], dashed: Mapping[str, Points] | None = None) -> str:
+    """SVG of a line per name; beyond `COLOURS` names, all of them faint and their mean strong.
+
+    lines: by name, in legend order. dashed: those of the second number, for the same names.
+    """
 
     def paint(axes: Axes) -> None:
-        for lines, style in ((curves.lines, "-"), (curves.dashed or {}, "--")):
+        for part, style in ((lines, "-"), (dashed or {}, "--")):
             marks = _MARKS[style]
-            if len(curves.lines) > COLOURS:
-                for points in lines.values():
+            if len(lines) > COLOURS:
+                for points in part.values():
                     axes.plot(*_xy(points), color=_MUTED, linestyle=style, linewidth=0.6, alpha=0.35)
-                axes.plot(*_xy(_mean(lines)), color=_MEAN, linestyle=style, **marks)
+                axes.plot(*_xy(_mean(part)), color=_MEAN, linestyle=style, **marks)
             else:
-                for colour, name in zip(_LINES, curves.lines, strict=False):
-                    axes.plot(*_xy(lines.get(name, [])), color=colour, linestyle=style, **marks)
-        _finish(axes, percent=curves.percent, floor=curves.floor)
+                for colour, name in zip(_LINES, lines, strict=False):
+                    axes.plot(*_xy(part.get(name, [])), color=colour, linestyle=style, **marks)
+        _finish(axes, percent=curve.percent, floor=curve.floor)
 
-    return _svg(curves.title, 4.4, 2.3, paint)
+    return _svg(curve.title, 4.4, 2.3, paint)
 
 
 def draw_evaluations(title: str, overall: Mapping[int, Estimate], sources: Mapping[str, Points]) -> str:

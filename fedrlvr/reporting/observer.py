@@ -1,8 +1,8 @@
 """The events of a run, and what listens to them.
 
-An observer overrides the methods of the events it needs; every other method does nothing. A run has a list of
-observers (`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same
-events with the name of the federation that each of them comes from.
+An observer overrides `notify` and matches the events it needs. A run has a list of observers
+(`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same events with the
+name of the federation that each of them comes from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 _log = logging.getLogger("fedrlvr.reporting")
 
@@ -22,9 +22,6 @@ class Event:
 
     federation: a sweep's name for the federation; "" in a run on its own.
     """
-
-    handler: ClassVar[str]
-    """The method of `Observer` that receives the event."""
 
     federation: str = ""
 
@@ -37,7 +34,6 @@ class SweepStarted(Event):
     over the federations that are not finished.
     """
 
-    handler: ClassVar[str] = "sweep_started"
     directory: str
     federations: int
     finished: int
@@ -52,7 +48,6 @@ class RunStarted(Event):
     first_round: the first round that is not done; 0 in a new run. local_steps: of each round.
     """
 
-    handler: ClassVar[str] = "run_started"
     directory: str
     clients: Sequence[str]
     rounds: int
@@ -64,7 +59,6 @@ class RunStarted(Event):
 class RoundStarted(Event):
     """A round starts; round 0 only evaluates the starting adapter."""
 
-    handler: ClassVar[str] = "round_started"
     round: int
 
 
@@ -72,7 +66,6 @@ class RoundStarted(Event):
 class PhaseStarted(Event):
     """A round enters a phase: train, aggregate, evaluate or checkpoint."""
 
-    handler: ClassVar[str] = "phase_started"
     round: int
     phase: str
 
@@ -84,7 +77,6 @@ class StepEnded(Event):
     step: from 1 to `steps`, the local steps of a round. rewards: mean by client. tokens: sampled by all of them.
     """
 
-    handler: ClassVar[str] = "step_ended"
     round: int
     step: int
     steps: int
@@ -99,7 +91,6 @@ class ExchangeEnded(Event):
     record: its entry in the round's record.
     """
 
-    handler: ClassVar[str] = "exchange_ended"
     round: int
     record: Mapping[str, Any]
 
@@ -108,7 +99,6 @@ class ExchangeEnded(Event):
 class ClientLeftOut(Event):
     """A client is left out of the rest of a round."""
 
-    handler: ClassVar[str] = "client_left_out"
     round: int
     client: str
     reason: str
@@ -118,7 +108,6 @@ class ClientLeftOut(Event):
 class Evaluated(Event):
     """The clients of this process have evaluated their held-out problems, so many in sum."""
 
-    handler: ClassVar[str] = "evaluated"
     round: int
     problems: int
 
@@ -130,7 +119,6 @@ class RoundEnded(Event):
     If the checkpoint is never written, a resumed run does the round again.
     """
 
-    handler: ClassVar[str] = "round_ended"
     round: int
     record: Mapping[str, Any]
 
@@ -139,7 +127,6 @@ class RoundEnded(Event):
 class RoundSaved(Event):
     """A round's record, memories and checkpoint are on disk; no resumed run does the round again."""
 
-    handler: ClassVar[str] = "round_saved"
     round: int
     record: Mapping[str, Any]
 
@@ -151,7 +138,6 @@ class RunEnded(Event):
     records: the lines of metrics.jsonl.
     """
 
-    handler: ClassVar[str] = "run_ended"
     records: Sequence[Mapping[str, Any]]
 
 
@@ -159,58 +145,20 @@ class RunEnded(Event):
 class RunFailed(Event):
     """An error ended the run; saved rounds are kept."""
 
-    handler: ClassVar[str] = "run_failed"
     reason: str
 
 
 class Observer:
-    """Receives events, and does nothing with them: the default, and the base of every listener."""
+    """Ignores every event; base class of all listeners."""
 
     essential: bool = False
     """Whether an exception of this observer ends the run. If not, it is logged and the observer is dropped."""
 
     def notify(self, event: Event) -> None:
-        """Pass an event to its method; every event enters here."""
-        getattr(self, event.handler)(event)
-
-    def sweep_started(self, event: SweepStarted) -> None:
-        """A sweep starts."""
-
-    def run_started(self, event: RunStarted) -> None:
-        """A run starts or resumes."""
-
-    def round_started(self, event: RoundStarted) -> None:
-        """A round starts."""
-
-    def phase_started(self, event: PhaseStarted) -> None:
-        """A round enters a phase."""
-
-    def step_ended(self, event: StepEnded) -> None:
-        """A local step is done."""
-
-    def exchange_ended(self, event: ExchangeEnded) -> None:
-        """An exchange is over."""
-
-    def client_left_out(self, event: ClientLeftOut) -> None:
-        """A client is left out of a round."""
-
-    def evaluated(self, event: Evaluated) -> None:
-        """Held-out problems are evaluated."""
-
-    def round_ended(self, event: RoundEnded) -> None:
-        """A round's record is complete."""
-
-    def round_saved(self, event: RoundSaved) -> None:
-        """A round is on disk."""
-
-    def run_ended(self, event: RunEnded) -> None:
-        """A run is complete."""
-
-    def run_failed(self, event: RunFailed) -> None:
-        """An error ended a run."""
+        """Handle an event; an observer matches the classes of the events it needs."""
 
     def close(self) -> None:
-        """Release what is held: the run or sweep is over, has failed or was interrupted."""
+        """Release resources: the run or sweep is over, has failed or was interrupted."""
 
 
 class Listeners(Observer):

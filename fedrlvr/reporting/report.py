@@ -6,35 +6,37 @@ installed versions give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text
+from fedrlvr.machine import package_version
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import (
     COLOURS,
-    Curves,
+    Curve,
     draw_calibration,
     draw_curves,
     draw_evaluations,
     draw_shares,
 )
-from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
-from fedrlvr.reporting.observer import Observer, RunEnded
+from fedrlvr.reporting.observer import Event, Observer, RunEnded
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
+    calibration,
+    calibration_points,
     evaluations,
+    label_lines,
+    mean_shares,
     natural,
     series,
+    shares,
     summarise,
     totals,
 )
@@ -46,46 +48,31 @@ PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath"
 """Those whose versions can change a result."""
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """A figure: a number of each client's record over the rounds, perhaps with a second one dashed.
-
-    both: not drawn without the second.
-    """
-
-    key: str
-    title: str
-    dashed: str | None = None
-    percent: bool = False
-    floor: bool = True
-    both: bool = False
-
-
 _CURVES = (
-    _Curve("reward", "Mean reward in training"),
-    _Curve("pass@1", "pass@1 in training", percent=True),
-    _Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
-    _Curve("response_length", "Response length, tokens"),
-    _Curve("unfinished", "Responses cut at the length limit", percent=True),
-    _Curve("kl_to_base", "KL to the base model, per token"),
-    _Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
-    _Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
-    _Curve("grad_norm", "Gradient norm before clipping"),
-    _Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
-    _Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
-    _Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
-    _Curve("weight", "What a client's adapter counts", percent=True),
+    Curve("reward", "Mean reward in training"),
+    Curve("pass@1", "pass@1 in training", percent=True),
+    Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
+    Curve("response_length", "Response length, tokens"),
+    Curve("unfinished", "Responses cut at the length limit", percent=True),
+    Curve("kl_to_base", "KL to the base model, per token"),
+    Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
+    Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
+    Curve("grad_norm", "Gradient norm before clipping"),
+    Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
+    Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
+    Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
+    Curve("weight", "What a client's adapter counts", percent=True),
 )
 _LABEL_CURVES = (
-    _Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
-    _Curve("labels_total", "Labels in the ledger"),
-    _Curve("reward", "Reward trained on; true pass@1 dashed", dashed="pass@1", percent=True, both=True),
-    _Curve("verified_reward", "Mean true reward of labelled problems"),
-    _Curve("majority_right", "Labelled problems whose majority is right", percent=True),
-    _Curve("audit_majority_right", "All problems whose majority is right", percent=True),
-    _Curve("audit_reliable_right", "Trusted majorities that are right", percent=True),
-    _Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
-    _Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
+    Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
+    Curve("labels_total", "Labels in the ledger"),
+    Curve("reward", "Reward trained on; true pass@1 dashed", dashed="pass@1", percent=True, both=True),
+    Curve("verified_reward", "Mean true reward of labelled problems"),
+    Curve("majority_right", "Labelled problems whose majority is right", percent=True),
+    Curve("audit_majority_right", "All problems whose majority is right", percent=True),
+    Curve("audit_reliable_right", "Trusted majorities that are right", percent=True),
+    Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
+    Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
 )
 """Of labels; what needs every answer (true pass@1, all and trusted majorities, S) only under supervision.audit."""
 _FATES = (
@@ -94,7 +81,7 @@ _FATES = (
     ("trusted as voted", 2),
     ("masked", None),
 )
-"""What becomes of a problem, in the order of `labelled.FATES`, and the number of its colour."""
+"""What becomes of a problem, in the order of `scores.FATES`, and the number of its colour."""
 
 
 class ReportWriter(Observer):
@@ -108,12 +95,13 @@ class ReportWriter(Observer):
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
 
-    def run_ended(self, event: RunEnded) -> None:
+    def notify(self, event: Event) -> None:
         """
         Raises:
             CheckpointError: as `write_report`.
         """
-        write_report(self.directory, self.config, event.records)
+        if isinstance(event, RunEnded):
+            write_report(self.directory, self.config, event.records)
 
 
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
@@ -179,10 +167,10 @@ def _read_holdings(path: Path) -> Holdings | None:
     """Problems by part (train, test), client and source; None if that was not written, as where nobody but the
     organisations knows."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict) and "public" in found and not {"train", "test"} & set(found):
+        tree = json.loads(path.read_text("utf-8"))
+        if isinstance(tree, dict) and "public" in tree and not {"train", "test"} & set(tree):
             return None
-        return {part: {(str(c), str(s)): int(n) for c, s, n in found[part]} for part in ("train", "test")}
+        return {part: {(str(c), str(s)): int(n) for c, s, n in tree[part]} for part in ("train", "test")}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -196,7 +184,7 @@ def _method(config: Config) -> str:
     if config.federation.arm != "federated":
         alone = config.federation.arm == "local"
         return "each client alone, nothing travels" if alone else "all problems pooled with one client"
-    supervision = config.supervision.type + (f" ({told})" if (told := _asked_for(config)) else "")
+    supervision = config.supervision.type + (f" ({labels})" if (labels := _labels_bought(config)) else "")
     fedprox = f", FedProx μ = {config.train.proximal_mu:g}" if config.train.proximal_mu else ""
     coordination: str = config.coordination.type
     if isinstance(config.coordination, PubSwapCoordination):
@@ -209,20 +197,20 @@ def _method(config: Config) -> str:
     return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
 
 
-def _asked_for(config: Config) -> str:
-    """How many labels are asked for, and of whom."""
+def _labels_bought(config: Config) -> str:
+    """The budget of labels, and who gives them."""
     how = config.supervision
     if not isinstance(how, CareSupervision | SelectionSupervision):
         return ""
-    told = [f"budget {100 * how.budget:g} %"]
-    told += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
-    told += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
-    told += ["by people"] if how.labels_from == "desk" else []
+    parts = [f"budget {100 * how.budget:g} %"]
+    parts += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
+    parts += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
+    parts += ["by people"] if how.labels_from == "desk" else []
     if isinstance(how, SelectionSupervision):
-        told += [f"rest {how.rest}"]
+        parts += [f"rest {how.rest}"]
     elif how.share_probes:
-        told += ["probes averaged"]
-    return ", ".join(told)
+        parts += ["probes averaged"]
+    return ", ".join(parts)
 
 
 def _verdict(overall: Comparison, families: int) -> str | None:
@@ -247,20 +235,20 @@ def _evaluation_figure(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     """The curve over evaluated rounds, where there are more than two."""
     from markupsafe import Markup
 
-    found = evaluations(records)
-    if len(found) <= 2:
+    evaluated = evaluations(records)
+    if len(evaluated) <= 2:
         return None
     sources: dict[str, list[tuple[int, float]]] = {}
-    for round_, (_, by_source) in sorted(found.items()):
+    for round_, (_, by_source) in sorted(evaluated.items()):
         for source, value in by_source.items():
             sources.setdefault(source, []).append((round_, value.mean))
     sources = dict(sorted(sources.items())) if len(sources) > 1 else {}
-    overall = {round_: value for round_, (value, _) in found.items()}
+    overall = {round_: value for round_, (value, _) in evaluated.items()}
     svg = draw_evaluations("Held-out pass@1 by round", overall, sources)
     return {"svg": Markup(svg), "sources": list(sources)}
 
 
-def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[_Curve]) -> list[dict[str, Any]]:
+def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[Curve]) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     order = _clients_drawn(records)
@@ -276,8 +264,7 @@ def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[_Cu
         dashed = series(records, curve.dashed) if curve.dashed else None
         # Every figure names the same clients in the same order, so that a client keeps its colour.
         named = {client: lines.get(client, []) for client in order}
-        svg = draw_curves(Curves(curve.title, named, dashed, curve.percent, curve.floor))
-        figures.append({"title": curve.title, "svg": Markup(svg)})
+        figures.append({"title": curve.title, "svg": Markup(draw_curves(curve, named, dashed))})
     return figures
 
 
@@ -322,22 +309,25 @@ def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({client for curve in _CURVES for client in series(records, curve.key)}, key=natural)
 
 
+_PHASES = {"train": "train", "evaluate": "evaluate", "aggregate": "aggregate"}
+_CLIENT_PHASES = {"sample": "sample", "grade": "grade", "train": "learn", "evaluate": "evaluate"}
+"""Titles of the phases that come first, in their order: the server's and the clients'."""
+
+
 def _phases(sums: Totals) -> dict[str, Any]:
     """Seconds by phase: the server's wall clock, and the clients' own work added up."""
-    wall: list[tuple[str, float]] = [
-        (phase, sums.wall[phase]) for phase in ("train", "evaluate", "aggregate") if phase in sums.wall
-    ]
-    wall += [(phase, s) for phase, s in sorted(sums.wall.items()) if phase not in dict(wall)]
-    known = [
-        (k, v) for k, v in (("sample", "sample"), ("grade", "grade"), ("train", "learn"), ("evaluate", "evaluate"))
-    ]
-    own = [(title, sums.client_seconds[phase]) for phase, title in known if phase in sums.client_seconds]
-    own += [(phase, s) for phase, s in sums.client_seconds.items() if phase not in dict(known)]
     return {
-        "wall": [(p, s, s / sum(sums.wall.values())) for p, s in wall if s > 0],
-        "own": [(p, s, s / sum(sums.client_seconds.values())) for p, s in own if s > 0],
+        "wall": _by_phase(sums.wall, _PHASES),
+        "own": _by_phase(sums.client_seconds, _CLIENT_PHASES),
         "seconds": sum(sums.wall.values()),
     }
+
+
+def _by_phase(seconds: Mapping[str, float], titles: Mapping[str, str]) -> list[tuple[str, float, float]]:
+    """(title, seconds, part of the whole) of each phase that took time."""
+    order = [phase for phase in titles if phase in seconds] + sorted(seconds.keys() - titles.keys())
+    whole = sum(seconds.values())
+    return [(titles.get(phase, phase), seconds[phase], seconds[phase] / whole) for phase in order if seconds[phase] > 0]
 
 
 def _holdings_matrix(parts: Holdings) -> dict[str, Any]:
@@ -370,8 +360,6 @@ def _value(value: Any) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = [("fedrlvr", __version__), ("Python", platform.python_version())]
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append((package, importlib.metadata.version(package)))
-    return found
+    versions = [(package, package_version(package)) for package in PACKAGES]
+    known = [(package, version) for package, version in versions if version is not None]
+    return [("fedrlvr", __version__), ("Python", platform.python_version()), *known]

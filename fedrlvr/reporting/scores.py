@@ -1,4 +1,5 @@
-"""What the records of a run (the lines of metrics.jsonl) say: pass@1 before and after with 95 % intervals, and totals.
+"""Numbers from the records of a run (the lines of metrics.jsonl): pass@1 before and after with 95 % intervals, totals,
+and labels.
 
 The interval of a mean rate m over n problems is Wilson's score interval (Wilson 1927) for an effective number of
 problems, n m (1 - m) / v, v the variance of the rates. With one sample per problem every rate is 0 or 1, v is m (1 - m)
@@ -22,9 +23,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -160,23 +163,36 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
 
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Estimate, dict[str, Estimate]]]:
     """By evaluated round: the overall pass@1, and that of each source."""
-    found = {}
+    by_round = {}
     for record in records:
-        sums = _sums(record)
-        overall = _overall(sums)
-        if overall is not None:
-            found[int(record["round"])] = (overall, _pooled(sums))
-    return found
+        pooled = _pooled(_sums(record))
+        if pooled:
+            by_round[int(record["round"])] = (macro_mean([*pooled.values()]), pooled)
+    return by_round
+
+
+def client_numbers(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """(round, client, the client's numbers) of every round."""
+    for record in records:
+        for client, numbers in record.get("clients", {}).items():
+            yield int(record["round"]), client, numbers
+
+
+def by_client(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """The values of each client, clients in natural order."""
+    grouped: dict[str, list[T]] = {}
+    for client, value in pairs:
+        grouped.setdefault(client, []).append(value)
+    return {client: grouped[client] for client in sorted(grouped, key=natural)}
 
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[int, float]]]:
     """A number of each client over the rounds: (round, value) where it has one. Clients in natural order."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for record in records:
-        for client, numbers in record.get("clients", {}).items():
-            if numbers.get(key) is not None:
-                found.setdefault(client, []).append((int(record["round"]), float(numbers[key])))
-    return {client: found[client] for client in sorted(found, key=natural)}
+    return by_client(
+        (client, (round_, float(numbers[key])))
+        for round_, client, numbers in client_numbers(records)
+        if numbers.get(key) is not None
+    )
 
 
 def mean_reward(record: Mapping[str, Any]) -> float | None:
@@ -187,42 +203,39 @@ def mean_reward(record: Mapping[str, Any]) -> float | None:
 
 def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
     """Bytes, tokens and seconds of a run, summed over its rounds."""
-    up: dict[str, int] = {}
-    down: dict[str, int] = {}
-    wall: dict[str, float] = {}
-    own: dict[str, float] = {}
-    sampled = trained = 0
-    for record in records:
-        for phase, seconds in record.get("seconds", {}).items():
-            wall[phase] = wall.get(phase, 0.0) + (seconds or 0.0)
-        for client, numbers in record.get("clients", {}).items():
-            up[client] = up.get(client, 0) + int(numbers.get("bytes_up") or 0)
-            down[client] = down.get(client, 0) + int(numbers.get("bytes_down") or 0)
-            for whose in ("", "public_"):
-                sampled += int(numbers.get(f"{whose}tokens_sampled") or 0)
-                trained += int(numbers.get(f"{whose}tokens_trained") or 0)
-            for key, value in numbers.items():
-                if key.startswith("seconds_") and value is not None:
-                    phase = key.removeprefix("seconds_")
-                    own[phase] = own.get(phase, 0.0) + value
-    rounds = max((int(record["round"]) for record in records), default=0)
-    order = sorted(up, key=natural)
+    rows = [(client, numbers) for _, client, numbers in client_numbers(records)]
+
+    def bytes_of(direction: str) -> dict[str, int]:
+        values = by_client((client, int(numbers.get(f"bytes_{direction}") or 0)) for client, numbers in rows)
+        return {client: sum(numbers) for client, numbers in values.items()}
+
+    def tokens(what: str) -> int:
+        return sum(int(n.get(f"{prefix}tokens_{what}") or 0) for _, n in rows for prefix in ("", "public_"))
+
+    def exchanges(direction: str) -> int | None:
+        values = [n[key] for _, n in rows if n.get(key := f"bytes_{direction}_exchanges") is not None]
+        return int(sum(values)) if values else None
+
+    seconds = ((key, value) for _, n in rows for key, value in n.items() if key.startswith("seconds_"))
     return Totals(
-        rounds,
-        {c: up[c] for c in order},
-        {c: down[c] for c in order},
-        sampled,
-        trained,
-        wall,
-        dict(sorted(own.items())),
-        exchanges_up=_sum_of(records, "bytes_up_exchanges"),
-        exchanges_down=_sum_of(records, "bytes_down_exchanges"),
+        rounds=max((int(record["round"]) for record in records), default=0),
+        bytes_up=bytes_of("up"),
+        bytes_down=bytes_of("down"),
+        tokens_sampled=tokens("sampled"),
+        tokens_trained=tokens("trained"),
+        wall=_added(pair for record in records for pair in record.get("seconds", {}).items()),
+        client_seconds=dict(sorted(_added((key.removeprefix("seconds_"), value) for key, value in seconds).items())),
+        exchanges_up=exchanges("up"),
+        exchanges_down=exchanges("down"),
     )
 
 
-def _sum_of(records: Sequence[Mapping[str, Any]], key: str) -> int | None:
-    found = [n[key] for record in records for n in record.get("clients", {}).values() if n.get(key) is not None]
-    return int(sum(found)) if found else None
+def _added(pairs: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """The sum of each name's values, names in the order of their first."""
+    sums: dict[str, float] = {}
+    for name, value in pairs:
+        sums[name] = sums.get(name, 0.0) + (value or 0.0)
+    return sums
 
 
 def natural(name: str) -> list[tuple[str, int]]:
@@ -240,8 +253,8 @@ def _sums(record: Mapping[str, Any]) -> dict[tuple[str, str], Sums]:
 
 
 def _cell(sums: Mapping[tuple[str, str], Sums], client: str, source: str) -> Estimate | None:
-    found = sums.get((client, source))
-    return estimate(*found) if found else None
+    cell = sums.get((client, source))
+    return estimate(*cell) if cell else None
 
 
 def _of_client(sums: Mapping[tuple[str, str], Sums], client: str) -> Estimate | None:
@@ -251,8 +264,8 @@ def _of_client(sums: Mapping[tuple[str, str], Sums], client: str) -> Estimate | 
 def _pooled(sums: Mapping[tuple[str, str], Sums]) -> dict[str, Estimate]:
     added: dict[str, Sums] = {}
     for (_, source), (n, total, squares) in sums.items():
-        before = added.get(source, (0, 0.0, 0.0))
-        added[source] = (before[0] + n, before[1] + total, before[2] + squares)
+        before_n, before_total, before_squares = added.get(source, (0, 0.0, 0.0))
+        added[source] = (before_n + n, before_total + total, before_squares + squares)
     return {source: estimate(*value) for source, value in sorted(added.items())}
 
 
@@ -261,5 +274,105 @@ def _overall(sums: Mapping[tuple[str, str], Sums]) -> Estimate | None:
 
 
 def _mean_or_none(parts: Iterable[Estimate]) -> Estimate | None:
-    found = list(parts)
-    return macro_mean(found) if found else None
+    estimates = list(parts)
+    return macro_mean(estimates) if estimates else None
+
+
+# Labels. Counts only: which problems were asked about, and what was answered, never leaves a client.
+
+FATES = ("share_query", "share_known", "share_reliable", "share_masked")
+"""Keys of the shares of a client's problems: asked about, labelled before, trained on as voted, not trained on."""
+Table = dict[str, list[float]]
+"""Of P1 by tenths: `n` problems, the `sum` of their P1, and how many majorities were `right`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLine:
+    """A client's labels over a run; client None: all clients'.
+
+    asked, used: over the rounds; a label is used each time a group is trained with it. held: in the ledger at the end.
+    majority_right: share of the labelled groups whose majority is right. trusted_right: of the majorities that were
+    trained on; gap: correlation of the score S with the true gap, mean over rounds. The last two are known in
+    experiments alone (`supervision.audit`). None where there is nothing to say.
+    """
+
+    client: str | None
+    asked: int
+    used: int
+    held: int
+    majority_right: float | None
+    trusted_right: float | None
+    gap: float | None
+
+
+def label_lines(records: Sequence[Mapping[str, Any]]) -> list[LabelLine]:
+    """A line for each client, in natural order, and one for all; none where no client reports labels."""
+    rounds = by_client(
+        (client, numbers) for _, client, numbers in client_numbers(records) if numbers.get("labels_asked") is not None
+    )
+    lines = [_line(client, [numbers]) for client, numbers in rounds.items()]
+    return [*lines, _line(None, [*rounds.values()])] if lines else []
+
+
+def _line(client: str | None, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> LabelLine:
+    """rounds: of each client, its numbers by round."""
+    every = [numbers for of_client in rounds for numbers in of_client]
+    return LabelLine(
+        client,
+        asked=sum(int(numbers["labels_asked"]) for numbers in every),
+        used=sum(int(numbers.get("labels_used") or 0) for numbers in every),
+        held=sum(int(of_client[-1].get("labels_total") or 0) for of_client in rounds),
+        majority_right=_weighted(every, "majority_right", "labels_used"),
+        trusted_right=_weighted(every, "audit_reliable_right", "share_reliable"),
+        gap=_weighted(every, "audit_gap_correlation", None),
+    )
+
+
+def _weighted(every: Iterable[Mapping[str, Any]], key: str, by: str | None) -> float | None:
+    """The mean of a number where there is one; None without any weight."""
+    pairs = [(n[key], 1.0 if by is None else n.get(by) or 0.0) for n in every if n.get(key) is not None]
+    whole = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / whole if whole else None
+
+
+def shares(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
+    """By client, in natural order, its rounds and the shares of `FATES` in each."""
+    return by_client(
+        (client, (round_, tuple(float(numbers.get(key) or 0.0) for key in FATES)))
+        for round_, client, numbers in client_numbers(records)
+        if any(numbers.get(key) is not None for key in FATES)
+    )
+
+
+def mean_shares(
+    clients: Mapping[str, Sequence[tuple[int, tuple[float, ...]]]],
+) -> list[tuple[int, tuple[float, ...]]]:
+    """The mean over the clients of each round."""
+    by_round: dict[int, list[tuple[float, ...]]] = {}
+    for round_, parts in (row for rows in clients.values() for row in rows):
+        by_round.setdefault(round_, []).append(parts)
+    return [
+        (round_, tuple(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+        for round_, rows in sorted(by_round.items())
+    ]
+
+
+def calibration(records: Sequence[Mapping[str, Any]], key: str) -> Table | None:
+    """All clients' and rounds' problems together; None without any.
+
+    key: `calibration` (labelled problems, judged before they were learnt from) or `audit_calibration` (all).
+    """
+    tables = [numbers[key] for _, _, numbers in client_numbers(records) if numbers.get(key)]
+    if not tables:
+        return None
+    added = {
+        name: [float(sum(column)) for column in zip(*(table[name] for table in tables), strict=True)]
+        for name in ("n", "sum", "right")
+    }
+    return added if any(added["n"]) else None
+
+
+def calibration_points(table: Table) -> list[tuple[float, float, float]]:
+    """Of each tenth that is not empty: mean P1, share of majorities that are right, and number of problems."""
+    columns = zip(table["n"], table["sum"], table["right"], strict=True)
+    return [(total / n, right / n, n) for n, total, right in columns if n]

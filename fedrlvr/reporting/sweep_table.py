@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.reporting.tables import WIDE, new_table, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_WIDE = 112
-"""Columns of a terminal from which on intervals stand beside their means, not below."""
 _ARM = 16
 """Columns that an arm's name gets however narrow the terminal is."""
 _ONE_SEED = "One seed: no interval."
@@ -107,18 +106,18 @@ def tabulate(
     lines: list[ArmLine] = []
     first: dict[int, float] = {}
     for name, settings in arms:
-        own = {seed: found for (arm, seed), found in records.items() if arm == name}
-        scores = {seed: evaluations(found) for seed, found in own.items()}
-        sums = {seed: totals(found) for seed, found in own.items()}
-        before = {seed: found[0][0].mean for seed, found in scores.items() if 0 in found}
-        after = {seed: found[max(found)][0].mean for seed, found in scores.items() if max(found, default=0) > 0}
+        by_seed = {seed: metrics for (arm, seed), metrics in records.items() if arm == name}
+        scores = {seed: evaluations(metrics) for seed, metrics in by_seed.items()}
+        sums = {seed: totals(metrics) for seed, metrics in by_seed.items()}
+        before = {seed: rounds[0][0].mean for seed, rounds in scores.items() if 0 in rounds}
+        after = {seed: rounds[max(rounds)][0].mean for seed, rounds in scores.items() if max(rounds, default=0) > 0}
         gaps = {seed: value - first[seed] for seed, value in after.items() if seed in first} if lines else {}
         if not lines:
             first = after
         tokens = {seed: float(total.tokens_sampled) for seed, total in sums.items()}
         up = {seed: statistics.fmean(total.bytes_up.values()) for seed, total in sums.items() if total.bytes_up}
         numbers = (spread(part) for part in (before, after, gaps, tokens, up))
-        lines.append(ArmLine(name, settings, sorted(own), *numbers))
+        lines.append(ArmLine(name, settings, sorted(by_seed), *numbers))
     return lines
 
 
@@ -182,26 +181,17 @@ def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
 
 def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:
     """Print the table."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
-    table = Table(
-        title="arms of the sweep",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE,
-        pad_edge=False,
-    )
-    table.add_column("arm", min_width=min(_ARM, max(len(line.name) for line in lines)))
-    between = " " if console.width >= _WIDE else "\n"
-    for title in ("n", *(title for title, *_ in _COLUMNS)):
-        table.add_column(title.replace(" ", between), justify="right")
+    between = " " if console.width >= WIDE else "\n"
+    numbers = ("n", *(title.replace(" ", between) for title, *_ in _COLUMNS))
+    table = new_table("arms of the sweep", ["arm"], numbers)
+    table.columns[0].min_width = min(_ARM, max(len(line.name) for line in lines))
     for line in lines:
         cells = [Text(cell, no_wrap=True) for cell in _cells(line, between)]
-        table.add_row(Text(line.name, overflow="fold"), str(len(line.seeds)), *cells)
+        table.add_row(plain(line.name), str(len(line.seeds)), *cells)
     console.print()
     console.print(table)
     console.print(_explained(lines, seeds), highlight=False)

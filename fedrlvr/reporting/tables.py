@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Config
 from fedrlvr.reporting import units
-from fedrlvr.reporting.label_scores import LabelLine, label_lines
-from fedrlvr.reporting.scores import Comparison, Scores, Totals, estimate, macro_mean, natural, summarise, totals
+from fedrlvr.reporting.scores import (
+    Comparison,
+    LabelLine,
+    Scores,
+    Totals,
+    estimate,
+    label_lines,
+    macro_mean,
+    natural,
+    summarise,
+    totals,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from fedrlvr.tasks.partition import Holding
 
 MOST_LINES = 48
 """With more clients times families than this, the final table has a line for each client and each family."""
@@ -22,19 +34,8 @@ MOST_CLIENTS = 16
 """A line for each client stops here; the report has them all."""
 
 
-_WIDE = 112
+WIDE = 112
 """Columns of a terminal from which on intervals stand beside their means, not below."""
-
-
-class Held(Protocol):
-    """A line of who holds what (`fedrlvr.tasks.Holding`)."""
-
-    @property
-    def client(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def problems(self) -> int: ...
 
 
 def final_table(
@@ -50,7 +51,7 @@ def final_table(
         console.print("Nothing was evaluated.")
     else:
         greedy = config.evaluate.temperature == 0
-        console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < _WIDE))
+        console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < WIDE))
     labels = label_lines(records)
     if any(line.asked or line.held for line in labels):
         console.print(_labels_table(labels))
@@ -64,9 +65,9 @@ def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = 
     from rich.text import Text
 
     rows = [(str(s["source"]), estimate(int(s["n"]), float(s["total"]), float(s["squares"]))) for s in scores if s["n"]]
-    table = _table("pass@1, with 95 % intervals", ("family", "left"), ("problems", "right"), ("pass@1", "right"))
+    table = new_table("pass@1, with 95 % intervals", ["family"], ["problems", "pass@1"])
     for source, value in sorted(rows):
-        table.add_row(_plain(source), units.count(value.n), Text(units.with_interval(value)))
+        table.add_row(plain(source), units.count(value.n), Text(units.with_interval(value)))
     if rows:
         overall = macro_mean([value for _, value in rows])
         table.add_section()
@@ -76,8 +77,8 @@ def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = 
 
 def holdings_table(
     config: Config,
-    train_table: Sequence[Held],
-    test_table: Sequence[Held],
+    train_table: Sequence[Holding],
+    test_table: Sequence[Holding],
     public_count: int,
     console: Console | None = None,
 ) -> None:
@@ -87,7 +88,7 @@ def holdings_table(
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
     title = f"who holds what: {config.data.name}, partition {config.partition.type}"
-    table = _table(title, ("client", "left"), ("family", "left"), ("training", "right"), ("held out", "right"))
+    table = new_table(title, ["client", "family"], ["training", "held out"])
     cells = sorted({*train, *test}, key=lambda cell: (natural(cell[0]), cell[1]))
     last = None
     for client, source in cells:
@@ -95,7 +96,7 @@ def holdings_table(
             table.add_section()
         name = "" if client == last else client
         numbers = [units.count(part.get((client, source), 0)) for part in (train, test)]
-        table.add_row(_plain(name), _plain(source), *numbers)
+        table.add_row(plain(name), plain(source), *numbers)
         last = client
     table.add_section()
     table.add_row("all", "", units.count(sum(train.values())), units.count(sum(test.values())), style="bold")
@@ -106,15 +107,8 @@ def holdings_table(
 
 
 def _change_table(scores: Scores, kind: str, *, narrow: bool) -> Table:
-    table = _table(
-        f"{kind} pass@1 on n held-out problems, with 95 % intervals",
-        ("client", "left"),
-        ("family", "left"),
-        ("n", "right"),
-        ("before", "right"),
-        ("after", "right"),
-        ("gain in points", "right"),
-    )
+    title = f"{kind} pass@1 on n held-out problems, with 95 % intervals"
+    table = new_table(title, ["client", "family"], ["n", "before", "after", "gain in points"])
     between = "\n" if narrow else " "
     short = len(scores.lines) <= MOST_LINES
     last = None
@@ -144,8 +138,8 @@ def _add(table: Table, client: str, source: str, line: Comparison, between: str,
     if change is not None:
         colour = "green" if change.low > 0 else "red" if change.high < 0 else ""
     table.add_row(
-        _plain(client),
-        _plain(source),
+        plain(client),
+        plain(source),
         units.count(known.n) if known else "",
         Text(units.with_interval(line.before, between)),
         Text(units.with_interval(line.after, between)),
@@ -155,21 +149,9 @@ def _add(table: Table, client: str, source: str, line: Comparison, between: str,
 
 
 def _labels_table(lines: Sequence[LabelLine]) -> Table:
-    table = _table(
-        "labels",
-        ("client", "left"),
-        ("asked for", "right"),
-        ("used", "right"),
-        ("in the ledger", "right"),
-        ("majority right", "right"),
-    )
+    table = new_table("labels", ["client"], ["asked for", "used", "in the ledger", "majority right"])
     *clients, overall = lines
-    for line in clients[:MOST_CLIENTS]:
-        table.add_row(_plain(str(line.client)), *_label_cells(line))
-    if len(clients) > MOST_CLIENTS:
-        table.add_row(f"and {len(clients) - MOST_CLIENTS} more")
-    table.add_section()
-    table.add_row("all", *_label_cells(overall), style="bold")
+    _add_clients(table, [(str(line.client), *_label_cells(line)) for line in clients], _label_cells(overall))
     return table
 
 
@@ -178,15 +160,10 @@ def _label_cells(line: LabelLine) -> list[str]:
 
 
 def _traffic_table(sums: Totals) -> Table:
-    table = _table("bytes of messages", ("client", "left"), ("up", "right"), ("down", "right"))
-    clients = list(sums.bytes_up)
-    for client in clients[:MOST_CLIENTS]:
-        table.add_row(_plain(client), units.size(sums.bytes_up[client]), units.size(sums.bytes_down[client]))
-    if len(clients) > MOST_CLIENTS:
-        table.add_row(f"and {len(clients) - MOST_CLIENTS} more")
-    table.add_section()
+    table = new_table("bytes of messages", ["client"], ["up", "down"])
     both = (sums.bytes_up, sums.bytes_down)
-    table.add_row("all", *(units.size(sum(part.values())) for part in both), style="bold")
+    rows = [(client, *(units.size(part[client]) for part in both)) for client in sums.bytes_up]
+    _add_clients(table, rows, [units.size(sum(part.values())) for part in both])
     if sums.exchanges_up is not None and sums.exchanges_down is not None:
         table.add_row("of it exchanges", units.size(sums.exchanges_up), units.size(sums.exchanges_down))
     return table
@@ -196,29 +173,36 @@ def _where_table(directory: Path) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for what, name in (
-        ("report", "report.html"),
-        ("metrics", "metrics.jsonl"),
-        ("config", "config.json"),
-        ("adapter", "adapter"),
-        ("checkpoints", "checkpoints"),
-    ):
+    for name in ("report.html", "metrics.jsonl", "config.json", "adapter", "checkpoints"):
         if (directory / name).exists():
-            table.add_row(what, _plain(str(directory / name)))
+            table.add_row(name.partition(".")[0], plain(str(directory / name)))
     return table
 
 
-def _table(title: str, *columns: tuple[str, str]) -> Table:
+def _add_clients(table: Table, rows: Sequence[tuple[str, ...]], total: Sequence[str]) -> None:
+    """Add a row for each client, as far as `MOST_CLIENTS`, and the sum of all."""
+    for client, *cells in rows[:MOST_CLIENTS]:
+        table.add_row(plain(client), *cells)
+    if len(rows) > MOST_CLIENTS:
+        table.add_row(f"and {len(rows) - MOST_CLIENTS} more")
+    table.add_section()
+    table.add_row("all", *total, style="bold")
+
+
+def new_table(title: str, names: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table with columns of names, to the left, and of numbers, to the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
+    for name in names:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _plain(text: str) -> Text:
+def plain(text: str) -> Text:
     """A name as it is: rich would read "[x]" in a string as markup."""
     from rich.text import Text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.errors import MissingExtraError
-from fedrlvr.reporting.observer import Observer, RoundSaved, RunStarted
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved, RunStarted
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,15 +31,15 @@ class TensorBoardTracker(Observer):
         self._open = functools.partial(SummaryWriter, str(directory / "tensorboard"))
         self._writer: SummaryWriter | None = None
 
-    def run_started(self, event: RunStarted) -> None:
-        """Open the files."""
-        self._writer = self._open()
-
-    def round_saved(self, event: RoundSaved) -> None:
-        """Every scalar of the record, under `<client>/<metric>`."""
-        assert self._writer is not None
-        for name, value in flatten(event.record):
-            self._writer.add_scalar(name, value, event.round)
+    def notify(self, event: Event) -> None:
+        """Open the files; write every scalar of a saved round under `<client>/<metric>`."""
+        match event:
+            case RunStarted():
+                self._writer = self._open()
+            case RoundSaved():
+                assert self._writer is not None
+                for name, value in flatten(event.record):
+                    self._writer.add_scalar(name, value, event.round)
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -4,8 +4,7 @@ Shape suffixes used throughout: P problems, G responses of a group, B responses 
 """
 
 from fedrlvr.rl.advantage import assign_advantages, group_advantages
-from fedrlvr.rl.kl import k3
-from fedrlvr.rl.loss import LOSSES, normaliser, policy_loss, ratio_sums, response_losses
+from fedrlvr.rl.loss import LOSSES, k3, normaliser, policy_loss, ratio_sums, response_losses
 from fedrlvr.rl.samples import CORRECT, Group, Origin, Response, withhold_unfinished
 
 __all__ = [

@@ -27,15 +27,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-from fedrlvr.rl.kl import k3
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOG_RATIO = 80.0
 """Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
+
+
+def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) per token [B, T]: exp(q - p) - (q - p) - 1.
+
+    p, q: the policy's and the reference's log-prob of the sampled token. Never negative, and unbiased under samples of
+    the policy. The reference is the base model with the adapters off: a forward pass, but no second model.
+    """
+    difference_BT = reference_logps_BT - logps_BT
+    return difference_BT.exp() - difference_BT - 1
 
 
 class Bounds(NamedTuple):
@@ -163,25 +171,15 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     max_tokens: int | None = None,
-    reference_logps_BT: Tensor | None = None,
-    kl_beta: float = 0.0,
+    **options: Any,
 ) -> Tensor:
-    """The loss (a scalar) of one whole batch. `max_tokens` defaults to T.
+    """The loss (a scalar) of one whole batch. `max_tokens` defaults to T; `options` are those of `response_losses`.
 
     Raises:
         ValueError: as `response_losses`.
     """
-    losses_B = response_losses(
-        logps_BT,
-        behaviour_logps_BT,
-        advantages_B,
-        mask_BT,
-        loss=loss,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        reference_logps_BT=reference_logps_BT,
-        kl_beta=kl_beta,
-    )
+    options |= {"loss": loss, "clip_low": clip_low, "clip_high": clip_high}
+    losses_B = response_losses(logps_BT, behaviour_logps_BT, advantages_B, mask_BT, **options)
     responses, width = mask_BT.shape
     tokens = int(mask_BT.sum().item())
     return losses_B.sum() / normaliser(loss, responses=responses, tokens=tokens, max_tokens=max_tokens or width)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from fedrlvr.tasks.problem import Problem, Question
 
 CORRECT = 1.0 - 1e-6
 """A response counts as correct from this reward on; a user's own reward may give less for partial credit."""
+
+
+Unfinished = Literal["grade", "zero", "mask"]
+"""Treatments of a response that was cut at the length limit."""
 
 
 class Origin(Enum):
@@ -41,10 +46,10 @@ class Response:
     reward: float | None = None
     weights: Sequence[float] | None = None
     shaping: float = 0.0
-    treatment: str = "grade"
+    treatment: Unfinished = "grade"
 
 
-def withhold_unfinished(responses: Iterable[Response], treatment: str) -> None:
+def withhold_unfinished(responses: Iterable[Response], treatment: Unfinished) -> None:
     """Treat responses that were cut at the length limit as `train.unfinished` says, before they are graded.
 
     A response that is not to be graded gives no answer: its text is emptied, so that it casts no vote and enters no
@@ -89,6 +94,11 @@ class Group:
         if len(rewards) != len(self.responses):
             raise ValueError("a response of this group has not been graded")
         return rewards
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts of the responses, in order."""
+        return [response.text for response in self.responses]
 
     @property
     def same_rewards(self) -> bool:

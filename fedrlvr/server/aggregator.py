@@ -15,8 +15,8 @@ from typing import Any
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
-from fedrlvr.aggregation.robust import clipped, robust_mean
-from fedrlvr.config.methods import CLIP, HOSTILE, ROBUST_MEANS, TRIM, AggregationConfig
+from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
+from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
@@ -31,11 +31,11 @@ class Combiner:
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
     """
 
-    def __init__(self, how: AggregationConfig, *, verified: bool = False) -> None:
-        self.how = how
-        self.rule = how.rule.aggregation()
+    def __init__(self, config: AggregationConfig, *, verified: bool = False) -> None:
+        self.config = config
+        self.rule = config.rule.aggregation()
         self.verified = verified
-        self.fgrpo = FGRPOWeights(**how.fgrpo) if how.weights == "fgrpo" else None
+        self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
 
     def combine(
         self,
@@ -54,14 +54,14 @@ class Combiner:
             RoundError: no adapter has come, or those that have cannot be made one.
             FedrlvrError: whatever `taken` raises.
         """
-        if self.how.largest_change is not None or self.how.robust == "clip":
+        if self.config.largest_change is not None or self.config.robust == "clip":
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
             raise RoundError(f"round {record.round}: no client answered")
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
-            if self.how.robust in ROBUST_MEANS:
+            if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
             result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
@@ -86,7 +86,7 @@ class Combiner:
         """
         starts = {client: model.start_of(adapter.rank) for client, adapter in adapters.items()}
         lengths = {c: adapter.distance(starts[c]) / math.sqrt(adapter.rank) for c, adapter in adapters.items()}
-        most = self.how.largest_change
+        most = self.config.largest_change
         middle = statistics.median(lengths.values()) if lengths else 0.0
         for client, length in list(lengths.items()):
             if most is not None and middle and length > most * middle:
@@ -95,11 +95,11 @@ class Combiner:
                 leave_out(client, f"its adapter changed by {norm:.3g}, {times}")
                 del lengths[client]
         limit = math.inf
-        if self.how.robust == "clip" and lengths:
-            limit = statistics.median(lengths.values()) * (self.how.robust_clip or CLIP)
+        if self.config.robust == "clip" and lengths:
+            limit = statistics.median(lengths.values()) * (self.config.robust_clip or CLIP)
         for client, length in lengths.items():
             adapter = adapters.pop(client)
-            if self.how.robust == "clip":
+            if self.config.robust == "clip":
                 record.client(client)["kept"] = min(1.0, limit / length) if length else 1.0
                 adapter = clipped(adapter, starts[client], limit * math.sqrt(adapter.rank))
             yield client, adapter
@@ -110,10 +110,10 @@ class Combiner:
         Raises:
             ValueError: too few adapters.
         """
-        how = self.how
-        trim, hostile = how.robust_trim or TRIM, how.robust_hostile or HOSTILE
-        adapter, chosen = robust_mean(adapters, model.adapter, rule=how.robust, trim=trim, hostile=hostile)
-        if how.robust == "krum":
+        config = self.config
+        trim, hostile = config.robust_trim or TRIM, config.robust_hostile or HOSTILE
+        adapter, chosen = robust_mean(adapters, model.adapter, rule=config.robust, trim=trim, hostile=hostile)
+        if config.robust == "krum":
             for client in adapters:
                 record.client(client)["weight"] = float(client in chosen)
         return Result(adapter, None)
@@ -122,12 +122,12 @@ class Combiner:
         """How much a client counts, known before the others have answered: of any sum."""
         if self.fgrpo:
             return self.fgrpo.raw(client, self._reward(client, record), examples[client])
-        return 1.0 if self.how.weights == "equal" else float(examples[client])
+        return 1.0 if self.config.weights == "equal" else float(examples[client])
 
     def _weights(self, examples: Mapping[str, int], record: RoundRecord) -> dict[str, float]:
         """How much each client of the round counts, of sum 1."""
         if self.fgrpo is None:
-            return client_weights(examples, rule="equal" if self.how.weights == "equal" else "examples")
+            return client_weights(examples, rule="equal" if self.config.weights == "equal" else "examples")
         rewards = {client: self._reward(client, record) for client in examples}
         for client, gain in self.fgrpo.gains(rewards).items():
             record.client(client)["gain"] = gain
@@ -152,10 +152,10 @@ class Combiner:
             self.fgrpo.load(state["fgrpo"])
 
 
-def global_model(how: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
+def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
     """The model that takes what the configured LoRA rule makes."""
-    if how.rule.sends_whole_adapter:
-        return GlobalModel(how.rule, adapter, seed)
+    if config.rule.sends_whole_adapter:
+        return GlobalModel(config.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel
 
-    return DeltaModel(how.rule, adapter, seed)
+    return DeltaModel(config.rule, adapter, seed)

@@ -1,32 +1,29 @@
 """Checkpoints after each round, written atomically, and resume from them, exactly.
 
-    <run>/checkpoints/round-0003/   adapter.safetensors  state.json          the server's
-    <run>/clients/<name>/round-0003/  memory.safetensors  memory.json        each client's own
+    <run>/checkpoints/round-0003/     adapter.safetensors  state.json        the server's
+    <run>/clients/<name>/round-0003/  memory.packed        memory.json       each client's own
 
-A directory is written under another name, synced and renamed, so it is whole or absent. A client's memory is written
-before the server's checkpoint of the same round, so every checkpoint has its memories; both keep the newest few.
+A client's memory is written before the server's checkpoint of the same round, so every checkpoint has its memories;
+both keep the newest few.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from flwr.app import Context, RecordDict
+from safetensors.torch import load, save
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.errors import CheckpointError, FedrlvrError
-from fedrlvr.files import sync
+from fedrlvr.errors import CheckpointError
+from fedrlvr.files import RoundDirectories
+from fedrlvr.wire.serialization import pack, unpack
 
+ADAPTER, MEMORY = "adapter.safetensors", "memory.packed"
 PROBES = "probes"
 """Among the names of factors, which end in .A or .B."""
 RULE = "rule/"
@@ -49,17 +46,21 @@ class Checkpoint:
     rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run directory.
 
     memories: by client, the contexts that are saved with each checkpoint.
     """
 
-    def __init__(self, run: Path, keep: int, memories: Mapping[str, Context] | None = None) -> None:
-        self.run = run
-        self.root = run / "checkpoints"
-        self.keep = keep
-        self.memories = {} if memories is None else memories
+    run: Path
+    keep: int
+    memories: Mapping[str, Context] = field(default_factory=dict)
+
+    @property
+    def directories(self) -> RoundDirectories:
+        """Those of the server's checkpoints."""
+        return RoundDirectories(self.run / "checkpoints", "state.json")
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a round's memories, then its checkpoint, and drop the oldest.
@@ -74,40 +75,12 @@ class Checkpoints:
             tensors[PROBES] = checkpoint.probes.contiguous()
         tensors.update({RULE + name: tensor.contiguous() for name, tensor in checkpoint.rule.items()})
         state = {
-            "round": checkpoint.round,
             "alpha": checkpoint.adapter.alpha,
             "strategy": checkpoint.strategy,
             # safetensors sorts its tensors; messages and checks go by the model's order
             "order": [name for name, _ in checkpoint.adapter.tensors()],
         }
-        _write(self.root, checkpoint.round, "adapter.safetensors", tensors, "state.json", state)
-        _prune(self.root, self.keep)
-
-    def rounds(self) -> list[int]:
-        """Rounds with a complete checkpoint, in order."""
-        return _rounds(self.root)
-
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None if there is none.
-
-        Raises:
-            CheckpointError: it cannot be read, or is not what was written.
-        """
-        rounds = self.rounds()
-        if not rounds:
-            return None
-        newest = self.root / _name(rounds[-1])
-        tensors, state = _read(newest, rounds[-1], "adapter.safetensors", "state.json", newest)
-        try:
-            order = state["order"]
-            adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
-            updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith(RULE)}
-            strategy = dict(state["strategy"])
-            rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
-            kept = {name: _update(tensors, f"{name}/", order) for name in updates}
-            return Checkpoint(int(state["round"]), adapter, strategy, kept, tensors.get(PROBES), rule)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(newest, error, newest) from None
+        self._write(self.directories, checkpoint.round, {ADAPTER: save(tensors)}, state)
 
     def save_memories(self, round_: int, contexts: Mapping[str, Context]) -> None:
         """Write each client's `context.state` of this round, and drop the oldest.
@@ -116,19 +89,29 @@ class Checkpoints:
             CheckpointError: as `save`.
         """
         for client, context in contexts.items():
-            tensors: dict[str, torch.Tensor] = {}
-            values: dict[str, Any] = {}
-            orders: dict[str, list[str]] = {}
-            for name, record in context.state.items():
-                if isinstance(record, ArrayRecord):
-                    orders[name] = list(record)
-                    tensors.update({f"{name}/{key}": t for key, t in record.to_torch_state_dict().items()})
-                elif isinstance(record, ConfigRecord):
-                    values[name] = dict(record)
-            state = {"round": round_, "values": values, "arrays": orders}
-            root = self.run / "clients" / client
-            _write(root, round_, "memory.safetensors", tensors, "memory.json", state)
-            _prune(root, self.keep)
+            self._write(memory_directories(self.run, client), round_, {MEMORY: pack(context.state)}, {})
+
+    def _write(self, directories: RoundDirectories, round_: int, files: Mapping[str, bytes], note: Any) -> None:
+        try:
+            directories.write(round_, files, note)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} Earlier rounds are intact: make room or mend the disk, then go on with --resume."
+            ) from error
+        directories.prune(self.keep)
+
+    def rounds(self) -> list[int]:
+        """Rounds with a complete checkpoint, in order."""
+        return self.directories.rounds()
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not what was written.
+        """
+        rounds = self.rounds()
+        return self.directories.read(rounds[-1], _checkpoint, self._remedy(rounds[-1])) if rounds else None
 
     def load_memory(self, round_: int, client: str) -> RecordDict:
         """A client's `context.state` after a round; empty where it had none yet.
@@ -136,92 +119,29 @@ class Checkpoints:
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        root = self.run / "clients" / client
-        if not (root / _name(round_)).is_dir():
-            raise CheckpointError(
-                f"{root / _name(round_)}: {client} has no memory of round {round_}, which the checkpoint of that round "
-                f"needs. Restore the directory, delete {self.root / _name(round_)} to go on from the round before it, "
-                "or start a new run."
-            )
-        tensors, state = _read(
-            root / _name(round_), round_, "memory.safetensors", "memory.json", self.root / _name(round_)
-        )
-        memory = RecordDict()
-        try:
-            for name, values in state["values"].items():
-                memory[name] = ConfigRecord(values)
-            for name, keys in state["arrays"].items():
-                memory[name] = ArrayRecord(OrderedDict((key, tensors[f"{name}/{key}"]) for key in keys))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(root / _name(round_), error, self.root / _name(round_)) from None
-        return memory
+        directories = memory_directories(self.run, client)
+        return directories.read(round_, lambda files, _: unpack(files[MEMORY]), self._remedy(round_))
+
+    def _remedy(self, round_: int) -> str:
+        # Also where a memory is damaged: it is of use only together with the server's checkpoint of its round.
+        return f"Delete {self.directories.path(round_)} to go on from the round before it, or start a new run."
+
+
+def memory_directories(run: Path, client: str) -> RoundDirectories:
+    """Where a client's memories of a run lie."""
+    return RoundDirectories(run / "clients" / client, "memory.json")
+
+
+def _checkpoint(files: Mapping[str, bytes], state: Mapping[str, Any]) -> Checkpoint:
+    tensors, order = load(files[ADAPTER]), state["order"]
+    adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
+    updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith(RULE)}
+    rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
+    kept = {name: _update(tensors, f"{name}/", order) for name in updates}
+    return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), kept, tensors.get(PROBES), rule)
 
 
 def _update(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter:
     """The update of scale 1 that lies under this prefix."""
     factors = {name: tensors[prefix + name] for name in order}
     return Adapter.from_tensors(factors, float(next(iter(factors.values())).shape[0]))
-
-
-def _name(round_: int) -> str:
-    return f"round-{round_:04d}"
-
-
-def _rounds(root: Path) -> list[int]:
-    names = [path.name for path in root.glob("round-*") if path.is_dir()]
-    return sorted(int(name[6:]) for name in names if name[6:].isdigit())
-
-
-def _write(
-    root: Path, round_: int, tensor_file: str, tensors: dict[str, torch.Tensor], json_file: str, state: dict[str, Any]
-) -> None:
-    final, temporary = root / _name(round_), root / f".{_name(round_)}.tmp"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(tensors, temporary / tensor_file)
-        state = {**state, "sha256": _digest(temporary / tensor_file)}
-        (temporary / json_file).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", "utf-8")
-        for file in (tensor_file, json_file):
-            sync(temporary / file)
-        shutil.rmtree(final, ignore_errors=True)  # a round being done again after a resume
-        temporary.rename(final)
-        sync(root)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(
-            f"{final} cannot be written ({reason}). Earlier rounds are intact: make room or mend the disk, then go on "
-            "with --resume."
-        ) from error
-
-
-def _read(
-    directory: Path, round_: int, tensor_file: str, json_file: str, remove: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    try:
-        state = json.loads((directory / json_file).read_text("utf-8"))
-        if not isinstance(state, dict) or state.get("round") != round_:
-            raise ValueError(f"{json_file} is not of round {round_}")
-        if state.get("sha256") != _digest(directory / tensor_file):
-            raise ValueError(f"{tensor_file} is not what was written")
-        return load_file(directory / tensor_file), state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(directory, error, remove) from None
-
-
-def _damaged(directory: Path, error: Exception, remove: Path) -> FedrlvrError:
-    """`remove`: the server's checkpoint of the round. A client's memory is of use only together with it."""
-    return CheckpointError(
-        f"{directory} is damaged ({error}). Delete {remove} to go on from the round before it, or start a new run."
-    )
-
-
-def _prune(root: Path, keep: int) -> None:
-    for round_ in _rounds(root)[:-keep]:
-        shutil.rmtree(root / _name(round_), ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

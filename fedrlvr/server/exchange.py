@@ -15,21 +15,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
 from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.config import Config, PubSwapCoordination
-from fedrlvr.coordination import NEEDS_SENDER, Pool, Sent, public_batch, wanted
+from fedrlvr.coordination import Pool, Sent, public_batch, stretches, wanted
 from fedrlvr.errors import MessageError
+from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.participation import Participation
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import RespondRequest
 from fedrlvr.wire.public_messages import (
     EXCHANGE,
+    PUBLIC,
+    RESPOND,
     RESPONSES,
     SHARE,
     STAMP,
     Stamp,
+    problems_record,
     read_responses,
     read_stamp,
     responses_record,
@@ -79,7 +87,7 @@ class Exchange:
         place = (round_ - 1) * coordination.exchanges + number - 1
         batch = public_batch(len(public.problems), coordination.public_problems, place, self.seed)
         self.problems = [public.problems[i] for i in batch]
-        self.trades = coordination.swap != "none" and len(clients) > 1
+        self.trades = coordination.swap_rule.trades and len(clients) > 1
         """Whether responses travel: with one client there is nobody to trade with."""
         self.stamp = Stamp(
             model=public.model_id,
@@ -120,7 +128,7 @@ class Exchange:
                 content.get(RESPONSES),
                 most=2 * self.group * len(self.problems),
                 max_tokens=self.longest,
-                logps=self.coordination.ratio in NEEDS_SENDER,
+                logps=self.coordination.ratio_rule.needs_sender,
             )
         except MessageError as error:
             dropped["unreadable"] = 1
@@ -141,47 +149,52 @@ class Exchange:
         seen: set[tuple[int, tuple[int, ...]]] = set()
         answered: Counter[int] = Counter()
         correct = [0] * len(self.problems)
-        for one in sent:
-            key = one.problem, one.token_ids
-            if not self._decodable(one):
+        for response in sent:
+            key = response.problem, response.token_ids
+            if not self._decodable(response):
                 dropped["undecodable"] += 1
                 continue
-            answered[one.problem] += 1
-            if answered[one.problem] > self.group:
+            answered[response.problem] += 1
+            if answered[response.problem] > self.group:
                 dropped["too_many"] += 1
-            elif len(one.token_ids) > self.longest:
+            elif len(response.token_ids) > self.longest:
                 dropped["too_long"] += 1
-            elif not self.grades_unfinished and one.token_ids[-1] not in self.public.eos_ids:
+            elif not self.grades_unfinished and response.token_ids[-1] not in self.public.eos_ids:
                 dropped["unfinished"] += 1
-            elif (verdict := self._grade(one)) is None:
+            elif (verdict := self._grade(response)) is None:
                 dropped["undecodable"] += 1
             else:
-                correct[one.problem] += verdict
+                correct[response.problem] += verdict
                 if key in seen:
                     dropped["duplicate"] += 1
                 elif verdict:
-                    usable.append(one)
+                    usable.append(response)
                 seen.add(key)
         self._correct[client] = correct
         self.numbers[client]["correct"] = sum(correct)
         return usable
 
-    def _decodable(self, one: Sent) -> bool:
-        tokens = one.token_ids
-        in_place = 0 <= one.problem < len(self.problems) and len(tokens) > 0
+    def _decodable(self, response: Sent) -> bool:
+        tokens = response.token_ids
+        in_place = 0 <= response.problem < len(self.problems) and len(tokens) > 0
         return in_place and min(tokens) >= 0 and max(tokens) < self.public.vocabulary
 
-    def _grade(self, one: Sent) -> bool | None:
+    def _grade(self, response: Sent) -> bool | None:
         """Whether a response is correct; None if it has no text. Each is graded once, whoever sent it."""
-        key = one.problem, one.token_ids
+        key = response.problem, response.token_ids
         if key not in self._graded:
             try:
-                text = self.public.decode(list(one.token_ids))
+                text = self.public.decode(list(response.token_ids))
             except Exception:  # a tokenizer may fail in any way on ids that it has no token for
                 self._graded[key] = None
             else:
-                self._graded[key] = self.public.reward(text, self.problems[one.problem]) >= CORRECT
+                self._graded[key] = self.public.reward(text, self.problems[response.problem]) >= CORRECT
         return self._graded[key]
+
+    def put_share(self, body: RecordDict, client: str) -> None:
+        """Put a client's share into a message to it, if there is one."""
+        if (share := self.share(client)) is not None:
+            body[SHARE] = share
 
     def share(self, client: str) -> ArrayRecord | None:
         """Others' correct responses for this client, as many as its groups can take; None if there are none for it.
@@ -212,10 +225,16 @@ class Exchange:
     def took(self, client: str, content: RecordDict) -> None:
         """Note what a client reports of its public steps: finite numbers of known names, and nothing else."""
         record = content.get(EXCHANGE)
-        if isinstance(record, MetricRecord):
+        if client in self.numbers and isinstance(record, MetricRecord):
             for name, value in record.items():
                 if name in REPORTED and isinstance(value, int | float) and math.isfinite(value):
                     self.numbers[client][name] = value
+
+    def end(self, record: RoundRecord, observer: Observer) -> None:
+        """Add the exchange to its round's record, and let the observer know."""
+        exchange = self.to_json()
+        record.exchanges.append(exchange)
+        observer.notify(ExchangeEnded(record.round, exchange))
 
     def to_json(self) -> dict[str, Any]:
         """The exchange in a line of metrics.jsonl."""
@@ -223,6 +242,54 @@ class Exchange:
         if self.trades:
             record |= {"pool": self.pool.size, "unsolved": self.pool.unsolved / len(self.problems)}
         return record
+
+
+def trade(
+    config: Config,
+    public: PublicSet,
+    participation: Participation,
+    arrays: ArrayRecord,
+    grid: Grid,
+    timeout: float,
+) -> Exchange | None:
+    """A round's local steps with an exchange after each stretch of them; the last one, whose shares are still to be
+    dealt. Not a hook: Flower's strategies know nothing of it, so none needs to wrap it.
+
+    arrays: the global adapter, which the first stretch brings to the clients.
+
+    Raises:
+        RoundError: a client failed.
+        GradingError: a public problem cannot be graded.
+    """
+    coordination, clients, round_ = config.coordination, participation.clients, participation.record.round
+    if not isinstance(coordination, PubSwapCoordination):
+        return None
+    last: Exchange | None = None
+    for number, steps in enumerate(stretches(config.train.local_steps, coordination.exchanges), start=1):
+        nodes = participation.drawn(round_, grid)
+        exchange = Exchange(config, public, round_, number, [clients[node] for node in nodes])
+        request = participation.request(
+            RespondRequest, round_, steps, coordination=coordination, exchange=number, send=exchange.trades
+        )
+        messages = []
+        for node in nodes:
+            body = participation.content(request, node, None if last else arrays)
+            notice = last.notices.get(clients[node], "") if last else ""
+            body[PUBLIC] = problems_record(exchange.problems, notice)
+            exchange.count_down(clients[node], RecordDict({PUBLIC: body[PUBLIC]}))
+            if last:
+                last.put_share(body, clients[node])
+            messages.append(Message(body, node, RESPOND, group_id=str(round_)))
+        replies = participation.ask(grid, messages, timeout)
+        answers = dict(participation.accepted(round_, replies, lambda r: (r.client, r.message.content)))
+        if last:
+            for client, answer in answers.items():
+                last.took(client, answer)
+        exchange.receive(answers)
+        if last:
+            last.end(participation.record, participation.observer)
+        last = exchange
+    return last
 
 
 def _nbytes(content: RecordDict, *names: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text
-from fedrlvr.reporting.observer import Observer, RoundEnded, RunStarted
+from fedrlvr.reporting.observer import Event, Observer, RoundEnded, RunStarted
 from fedrlvr.wire.messages import Calibration, SourceScores
 
 
@@ -40,22 +40,14 @@ class RoundRecord:
     def sum_exchanges(self) -> None:
         """Add to each client's numbers what the round's exchanges came to for it."""
         for name, numbers in self.clients.items():
-            own = [one["clients"][name] for one in self.exchanges if name in one["clients"]]
-            answered = [one["own_correct"] for one in own if "own_correct" in one]
-            if answered:
-                numbers["public_pass@1"] = sum(answered) / len(answered)
+            shares = [exchange["clients"][name] for exchange in self.exchanges if name in exchange["clients"]]
+            correct = [share["own_correct"] for share in shares if "own_correct" in share]
+            if correct:
+                numbers["public_pass@1"] = sum(correct) / len(correct)
             for key in ("swapped_in", "rescued"):
-                numbers[key] = sum(one.get(key, 0) for one in own)
+                numbers[key] = sum(share.get(key, 0) for share in shares)
             for way in ("up", "down"):
-                numbers[f"bytes_{way}_exchanges"] = sum(one.get(f"bytes_{way}", 0) for one in own)
-
-    def calibrated(self, client: str, calibrations: dict[str, Calibration]) -> None:
-        """How a client's P1 compares with what was right, by name of the calibration."""
-        self.calibrations[client] = calibrations
-
-    def evaluated(self, client: str, scores: list[SourceScores]) -> None:
-        """A client's pass@1 sums by source."""
-        self.scores[client] = scores
+                numbers[f"bytes_{way}_exchanges"] = sum(share.get(f"bytes_{way}", 0) for share in shares)
 
     def to_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl; numbers that are not finite become null."""
@@ -86,23 +78,23 @@ class MetricsLog(Observer):
     def __init__(self, directory: Path) -> None:
         self.path = directory / "metrics.jsonl"
 
-    def run_started(self, event: RunStarted) -> None:
-        """Drop the lines of rounds that have no checkpoint.
+    def notify(self, event: Event) -> None:
+        """At the start drop the lines of rounds that have no checkpoint; at a round's end append its line.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
         """
-        if event.first_round:
-            self._rewind(event.first_round - 1)
-        elif self.path.exists():
-            atomic_text(self.path, "")
+        match event:
+            case RunStarted(first_round=0):
+                if self.path.exists():
+                    atomic_text(self.path, "")
+            case RunStarted():
+                self._rewind(event.first_round - 1)
+            case RoundEnded():
+                self._append(event)
 
-    def round_ended(self, event: RoundEnded) -> None:
-        """Append the round's line; earlier lines stay valid whatever happens in between.
-
-        Raises:
-            CheckpointError: the disk is full or cannot be written.
-        """
+    def _append(self, event: RoundEnded) -> None:
+        """Append the round's line; earlier lines stay valid whatever happens in between."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event.record, sort_keys=True) + "\n")

@@ -19,11 +19,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.client.state import OWN_ADAPTER
+from fedrlvr.client.state import OWN_ADAPTER, arrays_in
 from fedrlvr.client.supervisor import shared_numbers
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.files import atomic_text
+from fedrlvr.files import atomic_directory, atomic_text
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted
@@ -166,14 +166,15 @@ class Server:
     def _export(self, model: GlobalModel, memories: Mapping[str, Context]) -> None:
         base_name = base_reference(self.config.model.name)
         try:
-            if self.config.federation.arm != "local":
-                save_peft(model.whole(), self.directory / "adapter", base_name=base_name)
-                return
-            for name, context in memories.items():
-                arrays = context.state[OWN_ADAPTER]
-                like = self.initial.at_rank(self.config.lora.rank_of(name))
-                own = arrays_to_adapter(arrays, like, whose=name)  # type: ignore[arg-type]
-                save_peft(own, self.directory / "adapter" / name, base_name=base_name)
+            with atomic_directory(self.directory / "adapter") as directory:  # once it is there the run is finished
+                if self.config.federation.arm != "local":
+                    save_peft(model.whole(), directory, base_name=base_name)
+                    return
+                for name, context in memories.items():
+                    like = self.initial.at_rank(self.config.lora.rank_of(name))
+                    arrays = arrays_in(context, OWN_ADAPTER)
+                    assert arrays is not None
+                    save_peft(arrays_to_adapter(arrays, like, whose=name), directory / name, base_name=base_name)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} All rounds are done and checkpointed: make room, then --resume writes it."

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
-from fedrlvr.config import CareSupervision, Config
+from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, MessageError
 from fedrlvr.wire.messages import PROBES, probes_record, read_probes, record_in
 
@@ -39,7 +39,7 @@ class SharedProbes:
         Raises:
             ValueError: the config shares probes, and their number is not given.
         """
-        if not (isinstance(config.supervision, CareSupervision) and config.supervision.share_probes):
+        if not config.supervision.shares_probes:
             return cls(None)
         if count is None:
             raise ValueError("supervision.share_probes: give the number of a client's probes")
@@ -104,6 +104,6 @@ class SharedProbes:
         if self.count is None:
             return
         if average is not None and (average.shape != (self.count,) or average.dtype != torch.float32):
-            found = f"{average.dtype} {tuple(average.shape)}"
-            raise CheckpointError(f"the checkpoint's probes are {found}, those of this run float32 ({self.count},)")
+            actual = f"{average.dtype} {tuple(average.shape)}"
+            raise CheckpointError(f"the checkpoint's probes are {actual}, those of this run float32 ({self.count},)")
         self.average, self._record = average, None

@@ -14,7 +14,7 @@ import datetime
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ class SweepResult:
             reasons.setdefault(str(error) if ours else f"{type(error).__name__}: {error}.", []).append(name)
         if len(reasons) == 1 and not any(line.seeds for line in self.lines):
             raise first
-        told = [f"{_some(names)}: {reason}" for reason, names in reasons.items()]
+        lines = [f"{_some(names)}: {reason}" for reason, names in reasons.items()]
         raise RoundError(
-            f"{len(self.failures)} of the sweep's federations failed, the others are done. {' '.join(told)} Mend it, "
+            f"{len(self.failures)} of the sweep's federations failed, the others are done. {' '.join(lines)} Mend it, "
             f"then give the same command with --directory {self.directory}: what is done is kept."
         ) from first
 
@@ -97,8 +97,8 @@ def sweep(
     """
     listeners = Listeners([observer] if observer else [])
     failures: Failures = {}
-    todo = [one for one in plan.federations if not one.finished]
-    train = [one.config.train for one in todo]
+    todo = [planned for planned in plan.federations if not planned.finished]
+    train = [planned.config.train for planned in todo]
     started = SweepStarted(
         str(plan.directory),
         federations=len(plan.federations),
@@ -113,12 +113,12 @@ def sweep(
     finally:
         listeners.close()
     records = {}
-    for one in plan.federations:
+    for planned in plan.federations:
         try:
-            if one.name not in failures:
-                records[one.arm, one.seed] = read_metrics(one.directory)
+            if planned.name not in failures:
+                records[planned.arm, planned.seed] = read_metrics(planned.directory)
         except FedrlvrError as error:
-            failures[one.name] = error
+            failures[planned.name] = error
     lines = tabulate([(arm.name, arm.settings) for arm in plan.arms], records)
     about = {
         "command": command,
@@ -141,24 +141,24 @@ def _machine() -> str:
 
 def _alike(federations: Sequence[Planned]) -> list[list[Planned]]:
     """Federations that can share a cohort, their configs settled."""
-    found: dict[str, list[Planned]] = {}
-    for one in federations:
-        config = settled(one.config, one.directory)
+    groups: dict[str, list[Planned]] = {}
+    for planned in federations:
+        config = settled(planned.config, planned.directory)
         shape = "\n".join(part.model_dump_json() for part in (config.model, config.lora, config.engine))
-        found.setdefault(shape, []).append(Planned(one.arm, one.seed, config, one.directory, one.started, False))
-    return list(found.values())
+        groups.setdefault(shape, []).append(replace(planned, config=config))
+    return list(groups.values())
 
 
 def _parts(alike: Sequence[Planned], apart: bool) -> list[list[Planned]]:
     """As many at once as `engine.decode_rows` has room for a problem of each client's; one at a time if `apart`."""
     parts: list[list[Planned]] = []
     rows = 0
-    for one in alike:
-        more = _clients(one.config) * one.config.sampling.group_size
-        if not parts or apart or rows + more > one.config.engine.decode_rows:
+    for planned in alike:
+        more = _clients(planned.config) * planned.config.sampling.group_size
+        if not parts or apart or rows + more > planned.config.engine.decode_rows:
             parts.append([])
             rows = 0
-        parts[-1].append(one)
+        parts[-1].append(planned)
         rows += more
     return parts
 
@@ -176,30 +176,30 @@ def _run_alike(
 ) -> None:
     """Run federations that can share a cohort; what went wrong goes to `failures`."""
 
-    def fail(one: str, error: Exception) -> None:
-        failures[one] = error
-        observer.notify(RunFailed(str(error), federation=one))
+    def fail(name: str, error: Exception) -> None:
+        failures[name] = error
+        observer.notify(RunFailed(str(error), federation=name))
 
     try:
         cohort = new_cohort(alike[0].config)
     except Exception as error:
-        for one in alike:
-            fail(one.name, error)
+        for planned in alike:
+            fail(planned.name, error)
         return
     checked = False
     for part in _parts(alike, apart):
         members = []
-        for one in part:
+        for planned in part:
             try:
-                forwarder, hooks = Forwarder(observer, one.name), wrap(one) if wrap else None
-                federation = Federation(one.config, one.directory, cohort, forwarder, one.name, hooks)
+                forwarder, hooks = Forwarder(observer, planned.name), wrap(planned) if wrap else None
+                federation = Federation(planned.config, planned.directory, cohort, forwarder, planned.name, hooks)
                 if not checked:
                     federation.self_check()
                     checked = True
             except Exception as error:
-                fail(one.name, error)
+                fail(planned.name, error)
             else:
-                members.append(_Member(one.name, federation, resume=one.started))
+                members.append(_Member(planned.name, federation, resume=planned.started))
         _take_turns(members)
         for member in members:
             if member.error is not None:  # its server has told the observer

@@ -145,12 +145,12 @@ def _arms(path: Path | str, overrides: Sequence[str], values: dict[str, list[str
     seen: list[tuple[Config, str]] = []
     for combination in itertools.product(*values.values()):
         settings = dict(zip(values, combination, strict=True))
-        told = [f"{key}={value}" for key, value in settings.items()]
-        config = load_config(path, [*overrides, *told])
+        given = [f"{key}={value}" for key, value in settings.items()]
+        config = load_config(path, [*overrides, *given])
         for other, theirs in seen:
             if other == config:
-                raise ConfigError(f"--vary: {theirs} and {', '.join(told)} are the same. Give each value once.")
-        seen.append((config, ", ".join(told)))
+                raise ConfigError(f"--vary: {theirs} and {', '.join(given)} are the same. Give each value once.")
+        seen.append((config, ", ".join(given)))
         parts = [f"{labels[key]}={_safe(value)}" for key, value in settings.items()]
         arms.append(Arm(_unused(",".join(parts) or AS_GIVEN, arms), settings, config))
     return arms

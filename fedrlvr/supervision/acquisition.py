@@ -16,10 +16,9 @@ The selections it is compared with rank by one number, and mask what they do not
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fedrlvr.supervision.cag import corrective_advantage_gap
 from fedrlvr.supervision.majority import Clusters
@@ -43,12 +42,6 @@ class Acquired:
     queries: tuple[int, ...]
     trusted: tuple[int, ...]
     multipliers: tuple[float, ...]
-
-    @property
-    def masked(self) -> tuple[int, ...]:
-        """The others, in order."""
-        left = set(range(len(self.multipliers))) - {*self.queries, *self.trusted}
-        return tuple(sorted(left))
 
 
 def quota(share: float, problems: int) -> int:
@@ -102,23 +95,19 @@ def care(
 
 
 def highest(values: Sequence[float], *, queries: int, rest: Rest) -> Acquired:
-    """Ask about the largest values: `answer_entropy`, minus `mean_probability`, or `oracle_gap`.
+    """Ask about the largest values: `answer_entropy`, minus `mean_probability`, `oracle_gap`, or drawn numbers.
 
     As many queries as problems are all labels; none are majority-only training if the rest is pseudo-labelled.
 
     Raises:
         ValueError: a value that is not finite, a negative number of queries, or an unknown fate of the rest.
     """
-    return _rest(_ranked(values, queries)[:queries], len(values), rest)
-
-
-def at_random(problems: int, rng: random.Random, *, queries: int, rest: Rest) -> Acquired:
-    """Ask about any.
-
-    Raises:
-        ValueError: a negative number of queries, or an unknown fate of the rest.
-    """
-    return _rest(_ranked([rng.random() for _ in range(problems)], queries)[:queries], problems, rest)
+    if rest not in get_args(Rest):
+        raise ValueError(f"the rest is {' or '.join(get_args(Rest))}, not {rest!r}")
+    asked = _ranked(values, queries)[:queries]
+    others = () if rest == "masked" else tuple(sorted(set(range(len(values))) - set(asked)))
+    trained = {*asked, *others}
+    return Acquired(tuple(asked), others, tuple(float(problem in trained) for problem in range(len(values))))
 
 
 def answer_entropy(votes: Clusters) -> float:
@@ -134,7 +123,7 @@ def mean_probability(logps: Sequence[Sequence[float]]) -> float:
     """
     if not logps or not all(logps):
         raise ValueError("a group has responses, and a response has tokens")
-    return math.fsum(math.fsum(map(math.exp, one)) / len(one) for one in logps) / len(logps)
+    return math.fsum(math.fsum(map(math.exp, tokens)) / len(tokens) for tokens in logps) / len(logps)
 
 
 def oracle_gap(votes: Clusters, true_rewards: Sequence[float]) -> float:
@@ -153,13 +142,3 @@ def _ranked(values: Sequence[float], queries: int) -> list[int]:
     if not all(map(math.isfinite, values)):
         raise ValueError("values to rank by must be finite")
     return sorted(range(len(values)), key=lambda problem: -values[problem])
-
-
-def _rest(asked: list[int], problems: int, rest: Rest) -> Acquired:
-    if rest not in ("masked", "pseudo"):
-        raise ValueError(f"the rest is masked or pseudo, not {rest!r}")
-    others = () if rest == "masked" else tuple(sorted(set(range(problems)) - set(asked)))
-    multipliers = [0.0] * problems
-    for problem in (*asked, *others):
-        multipliers[problem] = 1.0
-    return Acquired(tuple(asked), others, tuple(multipliers))

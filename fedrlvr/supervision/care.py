@@ -17,7 +17,7 @@ from fedrlvr.supervision.acquisition import Acquired, care
 from fedrlvr.supervision.features import Labelled, labelled
 from fedrlvr.supervision.judge import Judge
 from fedrlvr.supervision.settling import look_up, settle
-from fedrlvr.supervision.types import Ledger, Step, Supervised
+from fedrlvr.supervision.types import Ledger, Step, Supervised, Supervision
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,13 @@ class Judged:
     scores: list[float]
 
 
-class Care:
+class Care(Supervision):
     """One client's CARE.
 
     budget: share of a step's problems to ask about. trusted: share to train on as voted, after `warm_up` steps, where
     P1 is not below `trust_above`.
     """
 
-    reads_votes = True
     reads_states = True
 
     def __init__(self, judge: Judge, *, budget: float, trusted: float, warm_up: int, trust_above: float = 0.0) -> None:

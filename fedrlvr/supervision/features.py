@@ -100,10 +100,8 @@ def features(
     if not bool(torch.isfinite(prompt_PH).all() and torch.isfinite(response_PGH).all()):
         raise ValueError("hidden states must be finite")
     device = prompt_PH.device
-    sizes = [sorted(one.sizes, reverse=True) for one in votes]
-    possible = [
-        {0, *(size for cluster, size in enumerate(one.sizes) if cluster != one.majority)} for one in votes
-    ]  # fmt: skip
+    sizes = [sorted(clusters.sizes, reverse=True) for clusters in votes]
+    possible = [{0, *(n for at, n in enumerate(clusters.sizes) if at != clusters.majority)} for clusters in votes]
 
     def numbers(rows: list[list[float]], width: int = group) -> Tensor:
         return torch.tensor(rows, dtype=torch.float32, device=device).reshape(problems, width)
@@ -111,11 +109,11 @@ def features(
     return Features(
         prompt_PH=prompt_PH.detach().float(),
         response_PGH=response_PGH.detach().float(),
-        valid_P=numbers([[one.valid / group] for one in votes], 1).squeeze(1),
+        valid_P=numbers([[clusters.valid / group] for clusters in votes], 1).squeeze(1),
         cluster_PG=numbers([[size / group for size in row] + [0.0] * (group - len(row)) for row in sizes]),
-        length_PG=numbers([[length / longest for length in one] for one in lengths]).clamp(0.0, 1.0),
-        votes_P=torch.tensor([one.votes for one in votes], dtype=torch.int64, device=device),
-        others_PG=numbers([[float(other) for other in one.others] for one in votes]).bool(),
+        length_PG=numbers([[tokens / longest for tokens in of_group] for of_group in lengths]).clamp(0.0, 1.0),
+        votes_P=torch.tensor([clusters.votes for clusters in votes], dtype=torch.int64, device=device),
+        others_PG=numbers([[float(other) for other in clusters.others] for clusters in votes]).bool(),
         possible_PC=numbers([[float(c in row) for c in range(group + 1)] for row in possible], group + 1).bool(),
     )
 
@@ -137,7 +135,7 @@ def labelled(
         raise ValueError(f"{len(rows)} rows, {len(votes)} votes, {len(true_rewards)} rewards")
     device = seen.prompt_PH.device
     index = torch.tensor(list(rows), dtype=torch.int64, device=device)
-    judged = [one.judged(rewards) for one, rewards in zip(votes, true_rewards, strict=True)]
+    judged = [clusters.judged(rewards) for clusters, rewards in zip(votes, true_rewards, strict=True)]
     outside_P = torch.tensor([outside for _, outside in judged], dtype=torch.int64, device=device)
     correct = [[int(reward >= CORRECT) for reward in rewards] for rewards in true_rewards]
     taken = {field.name: getattr(seen, field.name)[index] for field in fields(Features)}

@@ -12,6 +12,7 @@ replayed ones, drawn anew for each probe. The new problems are replayed from the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -21,7 +22,6 @@ from torch import Generator, Tensor, nn
 from fedrlvr.supervision.cag import cag
 from fedrlvr.supervision.features import Features, Labelled, joined
 from fedrlvr.supervision.probes import AUXILIARY, CorrectionProbe, ReliabilityProbe
-from fedrlvr.supervision.replay import Replay
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
@@ -49,6 +49,52 @@ class Judgement:
     number_PC: Tensor
 
 
+class Replay:
+    """The last `size` labelled problems, first in, first out, in memory of the CPU."""
+
+    def __init__(self, size: int) -> None:
+        self._rows: deque[tuple[int, Labelled]] = deque(maxlen=size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, batch: Labelled) -> None:
+        """Keep these, and let the oldest go where there is no room."""
+        for row in batch.to(torch.device("cpu")).rows():
+            self._rows.append((int(row.outside_P), row))
+
+    def draw(self, count: int, rng: Generator, *, stratified: bool = False) -> list[Labelled]:
+        """`count` problems without repetition, or all if there are no more.
+
+        stratified: as evenly as the numbers of correct responses outside the majority allow: an equal share of each
+        first, then any.
+        """
+        order: list[int] = torch.randperm(len(self._rows), generator=rng).tolist()
+        if stratified and 0 < count < len(order):
+            order = self._evenly(order, count)
+        return [self._rows[index][1] for index in order[:count]]
+
+    def _evenly(self, order: list[int], count: int) -> list[int]:
+        """The order with each label's share in front."""
+        by_label: dict[int, list[int]] = {}
+        for index in order:
+            by_label.setdefault(self._rows[index][0], []).append(index)
+        share = max(1, count // len(by_label))
+        first = [index for label in sorted(by_label) for index in by_label[label][:share]]
+        taken = set(first)
+        return first + [index for index in order if index not in taken]
+
+    def everything(self) -> Labelled | None:
+        """All of it, oldest first."""
+        return joined(row for _, row in self._rows) if self._rows else None
+
+    def replace(self, batch: Labelled | None) -> None:
+        """Hold these and nothing else."""
+        self._rows.clear()
+        if batch is not None:
+            self.add(batch)
+
+
 class Judge:
     """One client's probes with their optimizers and replay.
 
@@ -62,13 +108,11 @@ class Judge:
         self.updates = 0
         self._hidden, self._group, self._rng, self._device = hidden, group, rng, torch.device(device)
         self._replay = Replay(self.settings.replay)
-        self._reliability = ReliabilityProbe(hidden, group, rng).to(self._device)
-        self._correction = CorrectionProbe(hidden, group, rng).to(self._device)
-        self._probes: dict[str, nn.Module] = {"reliability": self._reliability, "correction": self._correction}
-        self._optimizers = {
-            name: torch.optim.AdamW(probe.parameters(), lr=self.settings.lr, weight_decay=0.0)
-            for name, probe in self._probes.items()
-        }
+        self._reliability = ReliabilityProbe(hidden, group, rng)
+        self._correction = CorrectionProbe(hidden, group, rng)
+        probes: dict[str, nn.Module] = {"reliability": self._reliability, "correction": self._correction}
+        self._probes = nn.ModuleDict(probes).to(self._device)
+        self._optimizer = torch.optim.AdamW(self._probes.parameters(), lr=self.settings.lr, weight_decay=0.0)
         self._gaps_VC = torch.tensor(
             [[cag(group, v, y) if v + y <= group else 0.0 for y in range(group + 1)] for v in range(group + 1)],
             device=self._device,
@@ -82,8 +126,7 @@ class Judge:
             ValueError: features of other widths than the judge's.
         """
         self._check(seen)
-        for probe in self._probes.values():
-            probe.eval()
+        self._probes.eval()
         seen = seen.to(self._device)
         number_PC = self._correction(seen).softmax(dim=1)
         reliable_P = self._reliability(seen).softmax(dim=1)[:, 1]
@@ -103,14 +146,17 @@ class Judge:
         fresh = [new.to(torch.device("cpu"))] if new is not None and len(new) else []
         if not fresh and not len(self._replay):
             return {}
-        for probe in self._probes.values():
-            probe.train()
+        self._probes.train()
         sums = dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), 0.0)
         for _ in range(self.settings.steps):
             vote, each = self._reliability.loss(self._batch(fresh, stratified=False))
-            self._step("reliability", vote + AUXILIARY * each)
             number = self._correction.loss(self._batch(fresh, stratified=True))
-            self._step("correction", number)
+            self._optimizer.zero_grad()
+            # The probes share no parameter: each has the gradient of its own loss.
+            (vote + AUXILIARY * each + number).backward()  # type: ignore[no-untyped-call]
+            for probe in self._probes.values():
+                nn.utils.clip_grad_norm_(probe.parameters(), self.settings.clip)
+            self._optimizer.step()
             for name, loss in zip(sums, (vote, each, number), strict=True):
                 sums[name] += loss.item() / self.settings.steps
         for batch in fresh:
@@ -123,12 +169,6 @@ class Judge:
             self._device
         )
 
-    def _step(self, name: str, loss: Tensor) -> None:
-        self._optimizers[name].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._probes[name].parameters(), self.settings.clip)
-        self._optimizers[name].step()
-
     def _check(self, seen: Features) -> None:
         if seen.response_PGH.shape[1:] != (self._group, self._hidden):
             given = tuple(seen.response_PGH.shape[1:])
@@ -140,35 +180,25 @@ class Judge:
         """Copies of both probes' weights and running statistics: what averaging with other clients' is about."""
         return {name: tensor.clone() for name, tensor in self._weights().items() if tensor.is_floating_point()}
 
-    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take such weights in place of the judge's; optimizers and replay stay.
-
-        Raises:
-            ValueError: other names or shapes than the judge's own, or impossible values. Nothing has changed then.
-        """
-        own = self.shared()
-        _check_layout(tensors, own)
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()) or (name.endswith("running_var") and bool((tensor < 0).any())):
-                raise ValueError(f"{name} has values that no probe has")
-        _copy(tensors, self._weights())
-
     def flattened(self) -> Tensor:
         """`shared` end to end, in float32 on the CPU."""
         return torch.cat([tensor.flatten() for tensor in self.shared().values()]).cpu()
 
     def load_flattened(self, values: Tensor) -> None:
-        """Take weights that are `flattened` of some judge, or a mean of such.
+        """Take weights that are `flattened` of some judge, or a mean of such; optimizer and replay stay.
 
         Raises:
             ValueError: not as many values, or impossible ones. Nothing has changed then.
         """
-        own = self.shared()
+        own = {name: tensor for name, tensor in self._weights().items() if tensor.is_floating_point()}
         sizes = [tensor.numel() for tensor in own.values()]
         if values.shape != (sum(sizes),) or values.dtype != torch.float32:
             raise ValueError(f"{values.dtype} {tuple(values.shape)}; the probes have {sum(sizes)} values")
-        parts = torch.split(values.to(self._device), sizes)
-        self.load_shared({n: part.view(own[n].shape) for n, part in zip(own, parts, strict=True)})
+        parts = dict(zip(own, torch.split(values, sizes), strict=True))
+        for name, part in parts.items():
+            if not bool(part.isfinite().all()) or (name.endswith("running_var") and bool((part < 0).any())):
+                raise ValueError(f"{name} has values that no probe has")
+        _copy({name: part.view(own[name].shape) for name, part in parts.items()}, own)
 
     def state(self) -> tuple[dict[str, Tensor], Plain]:
         """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
@@ -197,43 +227,36 @@ class Judge:
                 raise ValueError(f"a judge's state has no {name}")
             parts[part][rest] = tensor
         weights, updates = self._weights(), plain.get("updates", 0)
-        parameters = {key: dict(probe.named_parameters()) for key, probe in self._probes.items()}
-        zeros = {
-            f"{key}.{name}.{moment}": torch.zeros_like(parameter) if moment != "step" else torch.tensor(0.0)
-            for key, named in parameters.items()
-            for name, parameter in named.items()
+        moments = {
+            f"{name}.{moment}": torch.zeros_like(parameter) if moment != "step" else torch.tensor(0.0)
+            for name, parameter in (self._probes.named_parameters() if updates else ())
             for moment in MOMENTS
         }
         _check_layout(parts["weights"], weights)
-        _check_layout(parts["moments"], zeros if updates else {})
+        _check_layout(parts["moments"], moments)
         _check_layout(parts["rng"], {"": self._rng.get_state()})
         kept = _labelled(parts["replay"])
         if kept is not None:
             self._check(kept)
         _copy(parts["weights"], weights)
-        for key, named in parameters.items():
-            state = self._optimizers[key].state
-            state.clear()
-            for name, parameter in named.items() if updates else ():
-                moments = {moment: zeros[f"{key}.{name}.{moment}"] for moment in MOMENTS}
-                _copy({moment: parts["moments"][f"{key}.{name}.{moment}"] for moment in MOMENTS}, moments)
-                state[parameter] = moments
+        _copy(parts["moments"], moments)
+        self._optimizer.state.clear()
+        for name, parameter in self._probes.named_parameters() if updates else ():
+            self._optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"] for moment in MOMENTS}
         self._replay.replace(kept)
         self._rng.set_state(parts["rng"][""].clone())
         self.updates = updates
 
     def _weights(self) -> dict[str, Tensor]:
         """Weights and statistics of both probes themselves, not copies."""
-        probes = self._probes.items()
-        return {f"{key}.{name}": tensor for key, probe in probes for name, tensor in probe.state_dict().items()}
+        return dict(self._probes.state_dict())
 
     def _moments(self) -> dict[str, Tensor]:
         """What the optimizers have gathered; nothing before the first update."""
         return {
-            f"{key}.{name}.{moment}": tensor
-            for key, probe in self._probes.items()
-            for name, parameter in probe.named_parameters()
-            for moment, tensor in self._optimizers[key].state.get(parameter, {}).items()
+            f"{name}.{moment}": tensor
+            for name, parameter in self._probes.named_parameters()
+            for moment, tensor in self._optimizer.state.get(parameter, {}).items()
         }
 
 

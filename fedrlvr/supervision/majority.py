@@ -104,5 +104,5 @@ def clusters(answers: Sequence[str | None], same: Same | None = None) -> Cluster
 
 def majority(answers: Sequence[str | None], same: Same | None = None) -> tuple[str | None, int]:
     """The majority's answer and its votes; (None, 0) if no answer could be read."""
-    found = clusters(answers, same)
-    return found.label, found.votes
+    votes = clusters(answers, same)
+    return votes.label, votes.votes

@@ -1,35 +1,89 @@
-"""The selections that CARE is compared with: a share of each step's problems gets labels, by one number or by chance.
+"""Supervision without probes: labels for all of a step's problems, for none, or for a share of them.
+
+`TrueLabels` is plain RLVR. `MajorityVotes` trusts the policy's own majority everywhere (TTRL, arXiv 2504.16084): it
+collapses where the majority is confidently wrong, and is here to be compared with. `Selection` has a share labelled,
+by one number or by chance, as CARE is compared with:
 
     random        any
     entropy       the largest entropy of the answers
     probability   the lowest mean probability of the responses' tokens
     oracle        the largest true gap: takes every answer to know, so it is for experiments only
-The rest is masked (label-only training), or trained on as voted.
+The rest is masked (label-only training), or trained on as voted. A new selection is one more entry of `SELECTIONS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from random import Random
 
-from fedrlvr.supervision.acquisition import (
-    Rest,
-    answer_entropy,
-    at_random,
-    highest,
-    mean_probability,
-    oracle_gap,
-)
+from fedrlvr.rl.samples import Group
+from fedrlvr.supervision.acquisition import Rest, answer_entropy, highest, mean_probability, oracle_gap
+from fedrlvr.supervision.majority import Clusters
 from fedrlvr.supervision.settling import look_up, settle
-from fedrlvr.supervision.types import Ledger, Step, Supervised
+from fedrlvr.supervision.types import Fate, Ledger, Step, Supervised, Supervision
 from fedrlvr.tasks.problem import Question
 
-By = Literal["random", "entropy", "probability", "oracle"]
 Peek = Callable[[Question, Sequence[str]], list[float]]
 """True rewards of completions, paid for or not."""
 
 
-class Selection:
+class TrueLabels(Supervision):
+    """Every problem's own answer decides, and every group counts in full."""
+
+    reads_votes = False
+
+    def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
+        """The true rewards of every group.
+
+        Raises:
+            ValueError: the ledger has no label for a problem; this supervision has nothing to put in its place.
+        """
+        verdicts = []
+        for group in step.groups:
+            rewards = ledger.grade(group.problem.question, group.texts)
+            if rewards is None:
+                raise ValueError(f"problem {group.problem.id} has no label, and supervision by true labels needs one")
+            verdicts.append(Supervised(rewards))
+        return verdicts
+
+
+class MajorityVotes(Supervision):
+    """The policy's own majority decides, for every problem. Nobody is asked anything."""
+
+    def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
+        """1 for each response of its group's majority, 0 for the others."""
+        return [Supervised(votes.pseudo_rewards, fate=Fate.TRUSTED, true=False) for votes in step.votes]
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """What problems are asked about first.
+
+    value(group, votes, rng, peek): the largest are asked about. ranks: the value says something of the problem, so that
+        the ledger notes it. peeks: it takes every answer to know, and is given `peek`.
+    """
+
+    value: Callable[[Group, Clusters, Random, Peek | None], float]
+    ranks: bool = True
+    peeks: bool = False
+
+
+def _gap(group: Group, votes: Clusters, rng: Random, peek: Peek | None) -> float:
+    assert peek is not None
+    return oracle_gap(votes, peek(group.problem.question, group.texts))
+
+
+SELECTIONS = {
+    "random": SelectionRule(lambda group, votes, rng, peek: rng.random(), ranks=False),
+    "entropy": SelectionRule(lambda group, votes, rng, peek: answer_entropy(votes)),
+    "probability": SelectionRule(lambda group, votes, rng, peek: -mean_probability([r.logps for r in group.responses])),
+    "oracle": SelectionRule(_gap, peeks=True),
+}
+"""Every selection, by its name in `supervision.type`."""
+
+
+class Selection(Supervision):
     """Labels for `budget` of each step's problems.
 
     peek: what the oracle sees; the others have none.
@@ -38,37 +92,18 @@ class Selection:
         ValueError: an oracle without it, or another selection with it.
     """
 
-    reads_votes = True
-    reads_states = False
-
-    def __init__(self, by: By, *, budget: float, rest: Rest, peek: Peek | None = None) -> None:
-        if (by == "oracle") != (peek is not None):
+    def __init__(self, by: str, *, budget: float, rest: Rest, peek: Peek | None = None) -> None:
+        self.rule = SELECTIONS[by]
+        if self.rule.peeks != (peek is not None):
             raise ValueError(
                 f"selection by {by!r} {'needs' if peek is None else 'must not have'} a look at the answers"
             )
-        self.by, self.budget, self.rest, self.peek = by, budget, rest, peek
+        self.budget, self.rest, self.peek = budget, rest, peek
 
     def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
         """True rewards for what has a label or is asked about now, and the majority's for the others."""
         drawn = look_up(step, ledger, self.budget)
-        score: Callable[[int], float | None] | None = None
-        if self.by == "random":
-            acquired = at_random(len(drawn.without), step.rng, queries=drawn.queries, rest=self.rest)
-        else:
-            values = [self._value(step, place) for place in drawn.without]
-            score = dict(zip(drawn.without, values, strict=True)).get
-            acquired = highest(values, queries=drawn.queries, rest=self.rest)
+        values = [self.rule.value(step.groups[at], step.votes[at], step.rng, self.peek) for at in drawn.without]
+        acquired = highest(values, queries=drawn.queries, rest=self.rest)
+        score = dict(zip(drawn.without, values, strict=True)).get if self.rule.ranks else None
         return settle(step, ledger, drawn, acquired, rest=float(self.rest == "pseudo"), score=score)
-
-    def _value(self, step: Step, place: int) -> float:
-        group, votes = step.groups[place], step.votes[place]
-        if self.by == "entropy":
-            return answer_entropy(votes)
-        if self.by == "probability":
-            return -mean_probability([response.logps for response in group.responses])
-        assert self.peek is not None
-        return oracle_gap(votes, self.peek(group.problem.question, [response.text for response in group.responses]))
-
-    def learn(self) -> dict[str, float]:
-        """Nothing."""
-        return {}

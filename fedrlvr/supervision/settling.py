@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from fedrlvr.rl.samples import Group
 from fedrlvr.supervision.acquisition import Acquired, quota
 from fedrlvr.supervision.majority import Clusters
-from fedrlvr.supervision.query import Query
-from fedrlvr.supervision.types import Fate, Ledger, Step, Supervised
+from fedrlvr.supervision.types import Fate, Ledger, Query, Step, Supervised
 
 LONGEST_SHOWN = 20_000
 """Characters of a response that an expert is shown, from its end."""
@@ -51,7 +50,7 @@ def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
     awaited = []
     for place, group in enumerate(step.groups):
         question = group.problem.question
-        rewards = ledger.grade(question, _texts(group))
+        rewards = ledger.grade(question, group.texts)
         if rewards is not None:
             known[place] = rewards
         elif ledger.awaited(question):
@@ -104,7 +103,7 @@ def settle(
         ledger.ask(query(place, rank))
         fates[place] = Fate.QUERIED
         group = step.groups[place]
-        rewards = ledger.grade(group.problem.question, _texts(group))
+        rewards = ledger.grade(group.problem.question, group.texts)
         if rewards is None:
             multipliers[place] = rest
         else:
@@ -114,7 +113,7 @@ def settle(
     asked = {step.groups[drawn.without[at]].problem.id for at in acquired.queries}
     for place, group in enumerate(step.groups):
         if place not in multipliers and group.problem.id in asked:  # drawn twice
-            rewards = ledger.grade(group.problem.question, _texts(group))
+            rewards = ledger.grade(group.problem.question, group.texts)
             if rewards is not None:
                 labels[place], multipliers[place], fates[place] = rewards, 1.0, Fate.KNOWN
     return [
@@ -126,10 +125,6 @@ def settle(
         )
         for place, votes in enumerate(step.votes)
     ]
-
-
-def _texts(group: Group) -> list[str]:
-    return [response.text for response in group.responses]
 
 
 def _that_disagree(group: Group, votes: Clusters) -> tuple[str, ...]:

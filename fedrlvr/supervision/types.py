@@ -6,17 +6,41 @@ client's ledger, and the ledger knows nothing that has not been paid for.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedrlvr.rl.samples import Group
-from fedrlvr.supervision.features import Features
 from fedrlvr.supervision.majority import Clusters
-from fedrlvr.supervision.query import Query
 from fedrlvr.tasks.problem import Question
+
+if TYPE_CHECKING:
+    from fedrlvr.supervision.features import Features  # which needs torch
+
+
+@dataclass(frozen=True)
+class Query:
+    """One problem that a step asks about.
+
+    step, rank: when, and how much it was wanted among the step's queries; rank 1 most.
+    score: what it was ranked by (S, an entropy, ...); None where nothing ranks.
+    reliable: P1, where there are probes.
+    majority: the majority's answer, None if no response's could be read; `votes` of the `group` responses gave it.
+    responses: at most two texts that disagree, the majority's first.
+    """
+
+    question: Question
+    step: int
+    rank: int
+    score: float | None
+    reliable: float | None
+    majority: str | None
+    votes: int
+    group: int
+    responses: tuple[str, ...]
 
 
 class Ledger(Protocol):
@@ -81,14 +105,19 @@ class Step:
     rng: Random
 
 
-class Supervision(Protocol):
-    """Decides which labels count. Made anew for each stretch of steps of each client."""
+class Supervision(ABC):
+    """Decides which labels count. Made anew for each stretch of steps of each client.
 
-    reads_votes: bool
-    reads_states: bool
+    reads_votes, reads_states: whether a step must come with votes, and with features.
+    """
 
+    reads_votes: bool = True
+    reads_states: bool = False
+
+    @abstractmethod
     def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
         """Rewards, advantage multiplier and fate of each of the step's groups, in order."""
 
     def learn(self) -> dict[str, float]:
         """After the policy's update: learn from the labels of the step that was supervised last; losses by name."""
+        return {}

@@ -11,16 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedrlvr.config import (
-    CareSupervision,
-    Config,
-    DataConfig,
-    MajoritySupervision,
-    SelectionSupervision,
-    Supervision,
-)
+from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.errors import ConfigError, DataError
-from fedrlvr.labels.place import ledger_file
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.golds import check_golds
@@ -114,7 +106,7 @@ def check_dealt(dealt: Dealt, data: DataConfig) -> None:
 def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
     """Problems for training, public and held-out ones."""
     data = config.data
-    train, test = _load_both(data, unlabelled=unlabelled(config.supervision))
+    train, test = _load_both(data, unlabelled=config.supervision.unlabelled)
     test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
     train, public = take_public(drop_overlap(train, test), data.public_size, config.run.seed)
     return train, public, test
@@ -153,8 +145,8 @@ def instruction_of(data: DataConfig) -> Instruction:
 
 def _ledger(config: Config, client: str) -> Path | None:
     """Where a client's labels are kept; None where it pays for none, or before the run has a directory."""
-    asks = isinstance(config.supervision, CareSupervision | SelectionSupervision)
-    return ledger_file(config, config.run.directory, client) if asks and config.run.directory else None
+    asks = isinstance(config.supervision, Asking)
+    return config.ledger_file(config.run.directory, client) if asks and config.run.directory else None
 
 
 def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem]) -> dict[str, list[Problem]]:
@@ -244,12 +236,6 @@ def _fits(
             "out with data.max_prompt_tokens."
         )
     return limit is None or length <= limit
-
-
-def unlabelled(how: Supervision) -> bool:
-    """Whether training problems may come without an answer: people give it, or nobody needs it."""
-    desk = isinstance(how, CareSupervision | SelectionSupervision) and how.labels_from == "desk"
-    return desk or (isinstance(how, MajoritySupervision) and not how.audit)
 
 
 def _load_both(data: DataConfig, *, unlabelled: bool) -> tuple[list[Problem], list[Problem]]:

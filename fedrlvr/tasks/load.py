@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.errors import ConfigError, DataError, suggestion
 from fedrlvr.tasks.generated import EmbeddedTask
 from fedrlvr.tasks.gym import GymTask
 from fedrlvr.tasks.own import OwnTask
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rows import PUBLISHED
-from fedrlvr.tasks.task import Task, nearest
+from fedrlvr.tasks.task import Task
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (*PUBLISHED, OwnTask(), EmbeddedTask())}
 """Every data set by its name."""
@@ -35,7 +35,7 @@ def task_of(name: str) -> Task:
     if colon and prefix in FAMILIES:
         return FAMILIES[prefix](family)
     if name not in TASKS:
-        raise ConfigError(f"There is no data set {name!r}.{nearest(name, [*TASKS])}")
+        raise ConfigError(f"There is no data set {name!r} ({suggestion(name, [*TASKS])}).")
     return TASKS[name]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.tasks.extraction import instruction
 from fedrlvr.tasks.problem import Kind, Problem, Question
 
@@ -83,12 +82,6 @@ def check_options(
     """
     for key in options:
         if key not in allowed:
-            raise ConfigError(f"Data set {name!r} has no option {key!r}.{nearest(key, sorted(allowed))}")
+            raise ConfigError(f"Data set {name!r} has no option {key!r} ({suggestion(key, sorted(allowed))}).")
     if missing := sorted(needed - options.keys()):
         raise ConfigError(f"Data set {name!r} needs the option {missing[0]!r}.")
-
-
-def nearest(word: str, names: list[str]) -> str:
-    """What to say after an unknown word: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(word, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Use one of {', '.join(names)}."

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +26,20 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import (
-    CareSupervision,
     EvaluateConfig,
     PubSwapCoordination,
     SamplingConfig,
     Supervision,
     TrainConfig,
 )
-from fedrlvr.config.methods import LARGEST_GROUP
-from fedrlvr.errors import AdapterError, MessageError
+from fedrlvr.config.methods import Precision
+from fedrlvr.errors import AdapterError, MessageError, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 10_000
+MOST_REASON = 500
+"""Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
 BINS = 10
 """Of a calibration: P1 by tenths."""
 
@@ -72,13 +73,12 @@ class StretchRequest(Request):
     supervision: Supervision
     coordination: PubSwapCoordination | None = None
     trains: Halves = "AB"
-    precision: Literal["float32", "float16", "int8"] = "float32"
+    precision: Precision = "float32"
     feedback: bool = True
 
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:
-        if isinstance(self.supervision, CareSupervision) and self.sampling.group_size > LARGEST_GROUP:
-            raise ValueError(f"supervision.type = 'care' takes sampling.group_size up to {LARGEST_GROUP}")
+        self.supervision.check_group(self.sampling.group_size)
         return self
 
 
@@ -143,8 +143,8 @@ def parsed(message: Message, name: str, key: str, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5])
-        raise MessageError(f"a {message.metadata.message_type} {key} that cannot be used: {where}") from None
+        kind_ = message.metadata.message_type
+        raise MessageError(f"a {kind_} {key} that cannot be used: {validation_text(error, 5)}") from None
 
 
 def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:
@@ -236,8 +236,8 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     # The header a sender writes is checked first, so that no oversized array is ever allocated.
     room = count * max(np.dtype(kind).itemsize for kind in types) + 1024
     if tuple(array.shape) != (count,) or len(array.data) > room:
-        found = f"{str(tuple(array.shape))[:100]} in {len(array.data)} bytes"
-        raise AdapterError(f"{what} have shape {found}, expected ({count},) in at most {room}.")
+        actual = f"{str(tuple(array.shape))[:100]} in {len(array.data)} bytes"
+        raise AdapterError(f"{what} have shape {actual}, expected ({count},) in at most {room}.")
     try:
         values = array.numpy()
     except Exception as error:  # numpy raises several kinds for bytes that are no array
@@ -245,8 +245,8 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     if not isinstance(values, np.ndarray):  # numpy opens a zip file of arrays too
         raise AdapterError(f"{what} cannot be decoded ({type(values).__name__}).")
     if values.shape != (count,) or values.dtype not in types:
-        found = f"{values.dtype} {values.shape}"[:100]
-        raise AdapterError(f"{what} are {found}, expected {types[0].__name__} of shape ({count},).")
+        actual = f"{values.dtype} {values.shape}"[:100]
+        raise AdapterError(f"{what} are {actual}, expected {types[0].__name__} of shape ({count},).")
     return values
 
 
@@ -285,7 +285,7 @@ def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]
         MessageError: lists that are not there together, or that no problems can have given.
     """
     record = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
-    found: dict[str, Calibration] = {}
+    calibrations: dict[str, Calibration] = {}
     for name, prefix in (("calibration", "p1"), ("audit_calibration", "audit_p1")):
         lists = {key: record[f"{prefix}_{key}"] for key in ("n", "sum", "right") if f"{prefix}_{key}" in record}
         if not lists:
@@ -295,8 +295,8 @@ def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]
         columns: Calibration = lists  # type: ignore[assignment]
         if not all(_possible(*row) for row in zip(columns["n"], columns["sum"], columns["right"], strict=True)):
             raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not those of any problems")
-        found[name] = columns
-    return found
+        calibrations[name] = columns
+    return calibrations
 
 
 def _possible(n: float, total: float, right: float) -> bool:
@@ -341,9 +341,9 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     """
     metrics = record_in(message.content, METRICS, MetricRecord) or MetricRecord()
     names = record_in(message.content, CONFIG, ConfigRecord) or ConfigRecord()
-    found = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
-    columns = [column for column in found if isinstance(column, list)]
-    if len(columns) != len(found) or len({len(column) for column in columns}) != 1:
+    lists = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
+    columns = [column for column in lists if isinstance(column, list)]
+    if len(columns) != len(lists) or len({len(column) for column in columns}) != 1:
         raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")
     if len(columns[0]) > MAX_SOURCES:
         raise MessageError(f"{whose}: more than {MAX_SOURCES} sources")

@@ -12,17 +12,17 @@ sizes are bounded before anything is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import MessageError
-from fedrlvr.tasks.problem import Kind, Problem
-from fedrlvr.wire.messages import metrics_record, record_in
+from fedrlvr.tasks.problem import Problem
+from fedrlvr.wire.messages import record_in
 
 RESPOND = "query.respond"
 PUBLIC, SHARE, RESPONSES, STAMP, EXCHANGE = "public", "share", "responses", "stamp", "exchange"
@@ -58,18 +58,7 @@ class Stamp(BaseModel):
         return None
 
 
-class _PublicProblem(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str
-    answer: str
-    id: str
-    source: str
-    kind: Kind
-    info: dict[str, Any]
-
-
-_PROBLEMS = TypeAdapter(list[_PublicProblem])
+_PROBLEMS = TypeAdapter(list[Problem])
 
 
 def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigRecord:
@@ -78,11 +67,7 @@ def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigReco
     Raises:
         MessageError: they are too long for one message.
     """
-    rows = [
-        _PublicProblem(prompt=p.prompt, answer=p.answer, id=p.id, source=p.source, kind=p.kind, info=dict(p.info))
-        for p in problems
-    ]
-    text = _PROBLEMS.dump_json(rows).decode()
+    text = _PROBLEMS.dump_json(list(problems)).decode()
     if len(text) > MAX_PROBLEMS:
         raise MessageError(
             f"{len(problems)} public problems of {len(text)} characters are too long for a message; lower "
@@ -103,12 +88,12 @@ def read_problems(content: RecordDict, most: int) -> tuple[list[Problem], str]:
     if not isinstance(text, str) or len(text) > MAX_PROBLEMS or not isinstance(notice, str):
         raise MessageError(f"a {RESPOND} message without usable public problems")
     try:
-        rows = _PROBLEMS.validate_json(text)
+        problems = _PROBLEMS.validate_json(text)
     except ValidationError as error:
         raise MessageError(f"public problems that cannot be used: {error.errors()[0]['msg']}") from None
-    if not 1 <= len(rows) <= most:
-        raise MessageError(f"{len(rows)} public problems, where at most {most} were announced")
-    return [Problem(r.prompt, r.answer, r.id, r.source, r.kind, r.info) for r in rows], notice[:MAX_NOTICE]
+    if not 1 <= len(problems) <= most:
+        raise MessageError(f"{len(problems)} public problems, where at most {most} were announced")
+    return problems, notice[:MAX_NOTICE]
 
 
 def responses_record(sent: Sequence[Sent], vocabulary: int) -> ArrayRecord:
@@ -186,8 +171,3 @@ def read_stamp(content: RecordDict) -> Stamp | None:
         return Stamp.model_validate_json(text)
     except ValidationError:
         return None
-
-
-def exchange_record(numbers: Mapping[str, float]) -> MetricRecord:
-    """A client's numbers of an exchange."""
-    return metrics_record(numbers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedrlvr.zoo.families import LEVELS
+from fedrlvr.zoo.family import LEVELS
 from fedrlvr.zoo.generators import FAMILIES, problems
 
 __all__ = ["FAMILIES", "LEVELS", "embedded_config", "problems", "weights_dir"]

@@ -1,7 +1,7 @@
 """Rebuild the embedded reasoner from a seed: `python -m scripts.reasoner.train [--out DIR --seed 0 ...]`.
 
 Supervised learning on the train split's demonstrations, in two stages. The first shows only right solutions, so that
-the right way is within the model's reach; the second shows the noise shares of `generators.NOISE`, so that it takes
+the right way is within the model's reach; the second shows the noise shares of `demonstrations.NOISE`, so that it takes
 that way only as often. `--noisy-steps 0` stops after the first: how far the model gets on clean demonstrations.
 One thread and deterministic kernels: the same seed gives the same bytes on the same machine and versions.
 """
@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fedrlvr.machine import processor
 from fedrlvr.zoo import FAMILIES, problems, weights_dir
-from fedrlvr.zoo.generators import NOISE, Demonstration, demonstrations
-from fedrlvr.zoo.tokenizer import build
+from scripts.reasoner.demonstrations import NOISE, Demonstration, demonstrations
 from scripts.reasoner.evaluate import NEW_TOKENS, greedy_accuracy
+from scripts.reasoner.tokenizer import build
 
 SHOWN = (*FAMILIES, "dose", "drip")  # by turns: the two families slowest to learn come twice as often
 MUON_RATE = 2e-2

@@ -38,7 +38,7 @@ Arm = Callable[[str], Path]
         ("data.public_size=-1", ["data.public_size"]),
         ("rounds", ["section.key=value"]),
         ("run.seed.deep=3", ["'seed' is a value"]),
-        ("data.name=gms8k", ["no data set 'gms8k'", "Did you mean 'gsm8k'"]),
+        ("data.name=gms8k", ["no data set 'gms8k'", "did you mean 'gsm8k'"]),
         ("data.path=/nowhere/at/all", ["/nowhere/at/all", "no such file"]),
         ("data.options={colour=1}", ["no option 'colour'"]),
         ("data.reward=nobody_has_this:f", ["nobody_has_this", "cannot be imported"]),
@@ -61,7 +61,7 @@ def test_a_wrong_setting(override: str, words: list[str], refused: Refused, toml
 
 def test_a_file_that_is_no_configuration(refused: Refused, tmp_path: Path) -> None:
     refused(["missing.toml", "no such file"], "run", tmp_path / "missing.toml")
-    refused([tmp_path, "is a directory"], "run", tmp_path)
+    refused([tmp_path, "Is a directory"], "run", tmp_path)
     (tmp_path / "a.toml").write_bytes(b"# caf\xe9\n[run]\n")
     refused(["a.toml", "byte 5", "not UTF-8"], "run", tmp_path / "a.toml")
     (tmp_path / "b.toml").write_text("[run\n", "utf-8")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrlvr.coordination import SWAP_RULES, SwapRule, swap, wanted
+from fedrlvr.coordination import SWAP_RULES, swap, wanted
 from fedrlvr.rl import CORRECT, group_advantages
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.5, 0.999, 1.0]), min_size=2, max_size=9)
@@ -20,7 +20,7 @@ GROUPS = st.lists(st.tuples(REWARDS, st.integers(0, 9)), min_size=1, max_size=4)
 
 
 def swapped(
-    groups: list[tuple[list[float], int]], rule: SwapRule, seed: int = 0
+    groups: list[tuple[list[float], int]], rule: str, seed: int = 0
 ) -> list[tuple[list[float], int, dict[int, int]]]:
     """Each problem's rewards and pool size with its swaps."""
     swaps = swap([r for r, _ in groups], [range(size) for _, size in groups], rule=rule, rng=random.Random(seed))
@@ -59,7 +59,7 @@ def right(rewards: list[float]) -> int:
         ("none", 0, 4, 9, 0),
     ],
 )
-def test_how_many_are_swapped_by_hand(rule: SwapRule, correct: int, group: int, pool: int, count: int) -> None:
+def test_how_many_are_swapped_by_hand(rule: str, correct: int, group: int, pool: int, count: int) -> None:
     rewards = [1.0] * correct + [0.0] * (group - correct)
     ((_, _, slots),) = swapped([(rewards, pool)], rule)
     assert len(slots) == count
@@ -88,7 +88,7 @@ def test_the_counts_are_those_of_the_formulas(groups: list[tuple[list[float], in
 @given(GROUPS, st.integers(0, 2**32), st.sampled_from(["balanced", "full"]))
 @settings(deadline=None)
 def test_nothing_but_incorrect_responses_is_replaced(
-    groups: list[tuple[list[float], int]], seed: int, rule: SwapRule
+    groups: list[tuple[list[float], int]], seed: int, rule: str
 ) -> None:
     for rewards, _, slots in swapped(groups, rule, seed):
         assert all(rewards[slot] < CORRECT for slot in slots)
@@ -126,14 +126,14 @@ def test_draws_are_without_replacement_and_within_the_group_and_the_pool(
             assert set(slots.values()) <= set(range(pool))
 
 
-@given(GROUPS, st.integers(0, 2**32), st.sampled_from(SWAP_RULES))
+@given(GROUPS, st.integers(0, 2**32), st.sampled_from(list(SWAP_RULES)))
 @settings(deadline=None)
-def test_the_same_seed_gives_the_same_swaps(groups: list[tuple[list[float], int]], seed: int, rule: SwapRule) -> None:
+def test_the_same_seed_gives_the_same_swaps(groups: list[tuple[list[float], int]], seed: int, rule: str) -> None:
     assert swapped(groups, rule, seed) == swapped(groups, rule, seed)
 
 
 @pytest.mark.parametrize("rule", ["balanced", "random", "full"])
-def test_other_seeds_give_other_swaps(rule: SwapRule) -> None:
+def test_other_seeds_give_other_swaps(rule: str) -> None:
     found = {str(swapped([([0.0] * 6, 9)], rule, seed)) for seed in range(20)}
     assert len(found) > 10
 
@@ -188,7 +188,7 @@ def test_slots_of_a_random_swap_are_drawn_uniformly_from_all() -> None:
 
 @given(st.integers(2, 9), st.integers(1, 9), st.sampled_from(["balanced", "random"]), st.integers(0, 2**32))
 @settings(deadline=None)
-def test_a_group_that_was_all_wrong_regains_a_gradient(group: int, pool: int, rule: SwapRule, seed: int) -> None:
+def test_a_group_that_was_all_wrong_regains_a_gradient(group: int, pool: int, rule: str, seed: int) -> None:
     ((rewards, _, slots),) = swapped([([0.0] * group, pool)], rule, seed)
     assert group_advantages(torch.tensor([rewards])).tolist() == [[0.0] * group]
     advantages = group_advantages(torch.tensor([after(rewards, slots)]))[0]
@@ -213,7 +213,7 @@ def test_a_full_swap_from_a_rich_pool_leaves_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("rule", SWAP_RULES)
-def test_nothing_is_changed_in_place(rule: SwapRule) -> None:
+def test_nothing_is_changed_in_place(rule: str) -> None:
     rewards, pool = [[0.0, 1.0, 0.0, 0.0]], [["x", "y"]]
     swap(rewards, pool, rule=rule, rng=random.Random(0))
     assert (rewards, pool) == ([[0.0, 1.0, 0.0, 0.0]], [["x", "y"]])
@@ -229,7 +229,7 @@ def test_the_rule_is_balanced_unless_another_is_asked_for() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="balanced, random, full, none, got 'all'"):
-        swap([[0.0, 1.0]], [[]], rule="all", rng=random.Random(0))  # type: ignore[arg-type]
+        swap([[0.0, 1.0]], [[]], rule="all", rng=random.Random(0))
     with pytest.raises(ValueError, match="a pool of 2 problems for groups of 1"):
         swap([[0.0, 1.0]], [[], []], rng=random.Random(0))
     for correct in (-1, 5):

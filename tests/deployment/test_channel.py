@@ -228,7 +228,7 @@ def test_somebody_elses_directory_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_frames_are_bounded(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "LARGEST_CONTENT", 10)
+    monkeypatch.setattr(channel, "LARGEST_FRAMES", (1 << 16, 10))
     caught: list[BaseException] = []
     path = str(channel.socket_path(org.state))
     with Listener(path, "AF_UNIX") as listener:

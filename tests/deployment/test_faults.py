@@ -147,7 +147,7 @@ def test_another_server_finds_the_same_organisations_and_what_each_remembers_sta
     for name in CLIENTS:
         runs = deployment[name].directory / "state" / "runs"
         assert {path.name for path in runs.iterdir()} == {first.run, second.run}
-        assert all(list((path / "clients" / name).glob("round-*/memory.safetensors")) for path in runs.iterdir())
+        assert all(list((path / "clients" / name).glob("round-*/memory.packed")) for path in runs.iterdir())
 
 
 @pytest.mark.parametrize(("name", "workers"), [("ann", 2), ("bob", 2), ("cyd", 1)])

@@ -15,7 +15,7 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.deployment.superlink.run import RUN_ID, run_id, serve
+from fedrlvr.deployment.superlink.server_app import RUN_ID, run_id, serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
 from fedrlvr.files import atomic_text

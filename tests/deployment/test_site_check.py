@@ -289,7 +289,7 @@ def test_a_model_beside_site_toml_is_found_from_anywhere(
     org = organisation(models={"beside": "model", "hub": "org/model", "here": str(model)})
     shutil.copytree(model, org.directory / "model")
     monkeypatch.chdir("/")
-    places = [checks.place_of(org, name) for name in ("beside", "hub", "here")]
+    places = [org.model(name).name for name in ("beside", "hub", "here")]
     assert places == [str(org.directory / "model"), "org/model", str(model)]
 
 

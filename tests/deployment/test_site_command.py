@@ -121,7 +121,7 @@ def test_init_overwrites_nothing(tmp_path: Path, authority: Path) -> None:
         (["--name", "a b"], "--name: "),
         (["--superlink", "link.example"], "--superlink: write host:port"),
         (["--insecure"], "insecure is for a SuperLink on this machine"),
-        (["--task", "a.b"], "--tasks: task name 'a.b'"),
+        (["--task", "a.b"], "--tasks: "),
         (["--data", "absent"], "there is no such file"),
         (["--root-certificates", "absent"], "there is no such file"),
     ],

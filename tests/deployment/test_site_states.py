@@ -10,8 +10,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
-from fedrlvr.deployment.site.round_states import NOTHING, Found, States, begin_run
-from fedrlvr.errors import CheckpointError
+from fedrlvr.deployment.site.round_states import NOTHING, Past, RoundStates, begin_run
+from fedrlvr.errors import CheckpointError, ReleaseError
 
 
 class Client:
@@ -20,14 +20,14 @@ class Client:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.warnings: list[str] = []
-        self.states = States(root, "ann", self.warnings.append)
+        self.states = RoundStates(root, "ann", self.warnings.append)
 
     def again(self) -> Client:
         return Client(self.root)
 
     def answer(self, kind: str, round_: int, message: str) -> list[str]:
         """Apply a message and save: `begin`, `go_on` or `look`."""
-        found: Found = getattr(self.states, kind)(round_)
+        found: Past = getattr(self.states, kind)(round_)
         record = found.state.get("past")
         past = [*(record["list"] if record is not None else []), message]  # type: ignore[misc]
         context = Context(1, 1, {}, found.state, {})
@@ -103,9 +103,9 @@ def test_a_server_that_went_back_further_than_is_kept_is_warned_of(client: Clien
 
 def test_in_mid_round_nothing_but_that_round_is_gone_on_from(client: Client) -> None:
     client.answer("begin", 1, "a1")
-    assert client.states.go_on(2) == Found(RecordDict(), NOTHING)
+    assert client.states.go_on(2) == Past(RecordDict(), NOTHING)
     client.answer("begin", 3, "a3")
-    assert client.states.go_on(2) == Found(RecordDict(), NOTHING)
+    assert client.states.go_on(2) == Past(RecordDict(), NOTHING)
 
 
 def test_evaluating_an_earlier_round_does_not_read_a_later_one(client: Client) -> None:
@@ -113,7 +113,7 @@ def test_evaluating_an_earlier_round_does_not_read_a_later_one(client: Client) -
         client.answer("begin", round_, f"a{round_}")
     past = client.states.look(2).state["past"]
     assert past["list"] == ["a1", "a2"]
-    assert client.states.look(1) == Found(RecordDict(), NOTHING)
+    assert client.states.look(1) == Past(RecordDict(), NOTHING)
 
 
 def test_a_message_that_was_answered_has_its_reply(client: Client) -> None:
@@ -129,7 +129,7 @@ def test_a_message_that_was_answered_has_its_reply(client: Client) -> None:
 
 
 def damage(directory: Path) -> None:
-    file = directory / "memory.safetensors"
+    file = directory / "memory.packed"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
@@ -145,7 +145,7 @@ def test_a_damaged_newest_memory_is_passed_over(how: str, client: Client) -> Non
     elif how == "json":
         (newest / "memory.json").write_text("{", "utf-8")
     else:
-        (newest / "memory.safetensors").unlink()
+        (newest / "memory.packed").unlink()
     later = client.again()
     assert later.states.reply_to("a3") is None
     assert later.answer("begin", 4, "a4") == ["a1", "a2", "a4"]
@@ -153,6 +153,14 @@ def test_a_damaged_newest_memory_is_passed_over(how: str, client: Client) -> Non
     assert warning.startswith("a memory that cannot be read is passed over: ")
     assert "Delete" not in warning
     assert str(newest) in warning
+
+
+def test_a_memory_of_another_release_is_refused(client: Client) -> None:
+    client.answer("begin", 1, "a1")
+    note = client.written()[-1] / "memory.json"
+    note.write_text(note.read_text("utf-8").replace("format", "other"), "utf-8")
+    with pytest.raises(ReleaseError, match=r"0\.6\.0"):
+        client.again().states.begin(2)
 
 
 def test_what_is_damaged_while_the_worker_lives_is_passed_over_too(client: Client) -> None:
@@ -182,7 +190,7 @@ def test_killed_while_it_writes_it_has_the_memory_before_or_the_one_after(
 
     with monkeypatch.context() as patched:
         if moment == "save":
-            patched.setattr("fedrlvr.server.checkpoint.save_file", killed)
+            patched.setattr(Path, "write_bytes", killed)
         elif moment == "rename":
             patched.setattr(Path, "rename", killed)
         else:
@@ -208,7 +216,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(client: Client, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedrlvr.server.checkpoint.save_file", full)
+        patched.setattr(Path, "write_bytes", full)
         with pytest.raises(CheckpointError, match="No space left"):
             client.answer("go_on", 1, "b1")
     assert client.answer("go_on", 1, "b1") == ["a1", "b1"]

@@ -60,7 +60,7 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path, m
         ({"keep_runs": 0}, "keep_runs: "),
         ({"tasks": {}}, "tasks: "),
         ({"models": {}}, "models: "),
-        ({"tasks": {"a b": {"name": "embedded"}}}, "task name 'a b'"),
+        ({"tasks": {"a b": {"name": "embedded"}}}, "tasks.a b"),
         ({"tasks": {"main": {"name": "embedded", "public_size": 2}}}, "tasks.main: public_size has no place here"),
         ({"tasks": {"main": {"nmae": "embedded"}}}, "tasks.main.nmae: "),
         ({"limits": {"local_step": 3}}, "limits.local_step: "),

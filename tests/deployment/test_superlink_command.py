@@ -118,7 +118,7 @@ def test_init_makes_keys_and_settings_and_says_what_is_next(tmp_path: Path) -> N
     said = told("init", directory, "--address", "link.example:9092", "--name", "10.1.2.3")
     assert load_superlink(directory) == SuperLink("link.example:9092", "0.0.0.0", 9092, False)
     names = hosts_of(read_certificate(directory / "server.crt"))
-    assert names == ["link.example", "10.1.2.3", "localhost", "127.0.0.1", "::1"]
+    assert names == ["link.example", "10.1.2.3", "127.0.0.1", "localhost", "::1"]
     assert tomllib.loads((directory / "flower" / "config.toml").read_text()) == {
         "superlink": {
             "default": "fedrlvr",
@@ -223,7 +223,7 @@ def test_it_does_not_start_without_its_certificate(tmp_path: Path) -> None:
 def test_renewing_keeps_the_names_and_says_that_a_start_is_needed(tmp_path: Path) -> None:
     told("init", tmp_path, "--address", "link.example:9")
     said = told("renew", tmp_path, "--name", "new.example")
-    assert "link.example, localhost, 127.0.0.1, ::1, new.example" in said
+    assert "link.example, 127.0.0.1, localhost, ::1, new.example" in said
     assert "started again" in said
 
 

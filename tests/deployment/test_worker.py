@@ -167,7 +167,7 @@ def test_two_client_apps_at_once_start_one_worker_and_a_third_process_goes_by_it
 
     # Bytes that are no frames of ours, from somebody with the secret.
     key = channel.secret(org.state)
-    for frames in ([b"\xff\xfe"], [b"[1]"], [b'{"type": "other"}', b""], [b"x" * (channel.LARGEST_HEADER + 1)]):
+    for frames in ([b"\xff\xfe"], [b"[1]"], [b'{"type": "other"}', b""], [b"x" * (channel.LARGEST_FRAMES[0] + 1)]):
         with Client(path, "AF_UNIX", authkey=key) as connection:
             for frame in frames:
                 connection.send_bytes(frame)

@@ -17,7 +17,7 @@ from desks import desk, ledger_of, run_directory
 from playwright.sync_api import sync_playwright
 
 from fedrlvr.supervision.majority import clusters
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.extraction import extract
 from fedrlvr.zoo import weights_dir
 from fedrlvr.zoo.generators import problems

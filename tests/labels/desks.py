@@ -20,7 +20,7 @@ import uvicorn
 from fedrlvr.config import parse_config
 from fedrlvr.labels.desk.app import make_desk
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.problem import Kind, Question
 
 TOKEN = "a-token-of-these-tests"

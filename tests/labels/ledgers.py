@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.supervision.query import Query
+from fedrlvr.supervision.types import Query
 from fedrlvr.tasks.problem import Kind, Question
 
 

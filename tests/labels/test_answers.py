@@ -50,7 +50,7 @@ def test_only_the_ledger_buys_answers() -> None:
 def test_only_experiments_peek_at_answers() -> None:
     """The oracle is handed the look that the federation takes for it."""
     assert where("peek") == {
-        "client/supervisor.py": {"data.answers", "request.data.answers"},
+        "client/supervisor.py": {"request.data.answers", "setting.request.data.answers"},
         "supervision/selection.py": {"self"},
     }
 

@@ -16,21 +16,19 @@ from desks import TOKEN, ask, desk, ledger_of, run_directory
 from fedrlvr.cli.desk import find_ledger
 from fedrlvr.config import load_resolved
 from fedrlvr.errors import ConfigError
+from fedrlvr.hosts import is_loopback
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.loopback import is_loopback
 
 
 def test_the_ledger_is_the_one_the_run_writes(tmp_path: Path) -> None:
-    from fedrlvr.labels.place import ledger_file
-
     run = run_directory(tmp_path / "run", run={"directory": str(tmp_path / "run")})
     settings = load_resolved(run / "config.json")
-    assert find_ledger(run, None, None, read_only=False) == (ledger_file(settings, run, "clinic"), "clinic")
+    assert find_ledger(run, None, None, read_only=False) == (settings.ledger_file(run, "clinic"), "clinic")
     shelf = run_directory(
         tmp_path / "two", run={"ledgers": str(tmp_path / "shelf")}, federation={"clients": ["a", "b"]}
     )
     settings = load_resolved(shelf / "config.json")
-    assert find_ledger(shelf, "b", None, read_only=False) == (ledger_file(settings, shelf, "b"), "b")
+    assert find_ledger(shelf, "b", None, read_only=False) == (settings.ledger_file(shelf, "b"), "b")
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert find_ledger(moved, None, None, read_only=False)[0] == moved / "clients" / "clinic" / "ledger.sqlite"
 

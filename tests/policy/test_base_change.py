@@ -92,7 +92,7 @@ def assert_as_by_hand(directory: Path, rank: int, engine: EngineConfig, clients:
             assert mine.logps == pytest.approx(theirs.logps, abs=1e-4)
         assert (drawn[client] != plain[client]) == (client in changes)
         assert numbers_of(stats[client]) == pytest.approx(numbers_of(their_stats[client]), rel=1e-4, abs=1e-5)
-        assert stats[client].ratio_max == pytest.approx(1.0, abs=1e-3)  # the training pass has the change too
+        assert stats[client].ratios.largest == pytest.approx(1.0, abs=1e-3)  # the training pass has the change too
         assert len(gradients[client]) == len(their_gradients[client]) > 0
         for one, other in zip(gradients[client], their_gradients[client], strict=True):
             assert_near(one, other, 1e-4)
@@ -243,7 +243,7 @@ def test_under_autocast_the_change_is_made_in_bfloat16_and_serves_sampling_and_t
     assert held is not None
     assert {matrix.dtype for matrix in held.at(torch.bfloat16)} == {torch.bfloat16}
     assert held.at(torch.bfloat16) is held.at(torch.bfloat16)
-    assert stats["a"].ratio_mean == pytest.approx(1.0, abs=0.05)
+    assert stats["a"].ratios.mean == pytest.approx(1.0, abs=0.05)
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(5))
     name, layer = next(iter(cohort.stack.layers.items()))
     with torch.autocast("cpu", dtype=torch.bfloat16):

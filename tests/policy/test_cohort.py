@@ -166,9 +166,9 @@ def test_a_client_without_prompts_draws_nothing_and_is_not_moved(llama: Path) ->
     assert drawn["b"] == []
     cohort.begin_training(TRAIN, SAMPLING)
     stats = cohort.learn({**groups_of(cohort, {"a": drawn["a"]}), "b": []}, {"a": 0.1, "b": 0.1})
-    assert stats["b"].tokens_trained == 0
+    assert stats["b"].ratios.tokens == 0
     assert stats["b"].grad_norm == 0
-    assert stats["b"].ratio_mean != stats["b"].ratio_mean  # nan: nothing was trained
+    assert stats["b"].ratios.mean != stats["b"].ratios.mean  # nan: nothing was trained
     after = cohort.adapters()
     assert same_tensors(after["b"], adapters["b"])
     assert not same_tensors(after["a"], adapters["a"])

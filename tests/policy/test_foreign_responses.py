@@ -145,16 +145,16 @@ def test_the_numbers_of_foreign_responses_are_theirs_alone(edit: Edit, llama: Pa
     assert found.clipped == clipped / len(flat)
     assert (clipped > 0) == (edit is not shaped)
     # A client's numbers count them among all.
-    assert stats["a"].tokens_trained == sum(len(r.token_ids) for group in groups for r in group.responses)
-    assert stats["a"].tokens_trained > found.tokens
-    assert stats["a"].ratio_max >= found.largest
-    assert stats["a"].ratio_mean != pytest.approx(found.mean, rel=1e-2)
+    assert stats["a"].ratios.tokens == sum(len(r.token_ids) for group in groups for r in group.responses)
+    assert stats["a"].ratios.tokens > found.tokens
+    assert stats["a"].ratios.largest >= found.largest
+    assert stats["a"].ratios.mean != pytest.approx(found.mean, rel=1e-2)
 
 
 def test_without_foreign_responses_there_are_no_numbers_of_them(llama: Path) -> None:
     _, stats = stepped(llama, {"a": groups_of(llama, foreign=None)})
     assert stats["a"].foreign is None
-    assert stats["a"].tokens_trained > 0
+    assert stats["a"].ratios.tokens > 0
 
 
 def test_foreign_responses_that_are_not_trained_have_no_numbers(llama: Path) -> None:

@@ -113,8 +113,8 @@ def test_leaving_zero_advantage_responses_out_does_not_change_the_gradient(loss:
     more, _ = ready(llama, TrainConfig(loss=loss, kl_beta=1e-12))
     less_stats, more_stats = step(less, groups), step(more, groups)
     lengths = [[len(r.token_ids) for r in group.responses] for group in groups["a"]]
-    assert more_stats.tokens_trained == sum(map(sum, lengths))
-    assert less_stats.tokens_trained == sum(lengths[0]) + lengths[2][0] + lengths[2][2]
+    assert more_stats.ratios.tokens == sum(map(sum, lengths))
+    assert less_stats.ratios.tokens == sum(lengths[0]) + lengths[2][0] + lengths[2][2]
     assert less_stats.loss == pytest.approx(more_stats.loss, abs=1e-6)
     for mine, theirs in zip(gradients(less), gradients(more), strict=True):
         assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
@@ -126,13 +126,13 @@ def test_without_any_advantage_nothing_moves_unless_there_is_a_kl_term(llama: Pa
         group.advantages = [0.0, 0.0, 0.0]
     before = still.adapters()["a"]
     stats = step(still, groups)
-    assert (stats.tokens_trained, stats.grad_norm, stats.loss) == (0, 0.0, 0.0)
-    assert math.isnan(stats.clip_fraction)
+    assert (stats.ratios.tokens, stats.grad_norm, stats.loss) == (0, 0.0, 0.0)
+    assert math.isnan(stats.ratios.clipped)
     assert same_tensors(still.adapters()["a"], before)
 
     pulled, _ = ready(llama, TrainConfig(kl_beta=0.5))
     stats = step(pulled, groups)
-    assert stats.tokens_trained == sum(len(r.token_ids) for group in groups["a"] for r in group.responses)
+    assert stats.ratios.tokens == sum(len(r.token_ids) for group in groups["a"] for r in group.responses)
     assert stats.grad_norm > 0
     assert stats.loss > 0
     assert not same_tensors(pulled.adapters()["a"], before)
@@ -150,9 +150,9 @@ def test_ratio_statistics(llama: Path) -> None:
                     clipped += int((ratio > 1.1).sum() if advantage > 0 else (ratio < 0.95).sum())
     flat = torch.cat(ratios)
     stats = step(cohort, groups)
-    assert stats.ratio_mean == pytest.approx(float(flat.mean()), rel=1e-4)
-    assert stats.ratio_max == pytest.approx(float(flat.max()), rel=1e-4)
-    assert stats.clip_fraction == clipped / len(flat)
+    assert stats.ratios.mean == pytest.approx(float(flat.mean()), rel=1e-4)
+    assert stats.ratios.largest == pytest.approx(float(flat.max()), rel=1e-4)
+    assert stats.ratios.clipped == clipped / len(flat)
     assert clipped > 0
 
 
@@ -161,9 +161,9 @@ def test_on_policy_ratios_are_one(llama: Path) -> None:
     drawn = cohort.sample({"a": [g.prompt_ids for g in groups["a"]]}, Decoding.of(SAMPLING), {"a": 4})["a"]
     fresh = [group_of(g.prompt_ids, responses, g.advantages) for g, responses in zip(groups["a"], drawn, strict=True)]
     stats = step(cohort, {"a": fresh})
-    assert stats.ratio_mean == pytest.approx(1.0, abs=1e-5)
-    assert stats.ratio_max == pytest.approx(1.0, abs=1e-4)
-    assert stats.clip_fraction == 0.0
+    assert stats.ratios.mean == pytest.approx(1.0, abs=1e-5)
+    assert stats.ratios.largest == pytest.approx(1.0, abs=1e-4)
+    assert stats.ratios.clipped == 0.0
 
 
 def test_a_step_makes_rewarded_responses_likelier(llama: Path) -> None:

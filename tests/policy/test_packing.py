@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedrlvr.policy.attention import Packing, SharedPrompts, _one_query, _packed
 from fedrlvr.policy.batches import Pack, Row, micro_batches
+from fedrlvr.rl import Response
 
 CPU = torch.device("cpu")
 GROUPS = [(3, [2, 1]), (1, [3]), (4, [0, 2, 2])]
@@ -15,7 +16,7 @@ GROUPS = [(3, [2, 1]), (1, [3]), (4, [0, 2, 2])]
 
 
 def pack(client: int, prompt: list[int], *responses: list[int]) -> Pack:
-    return Pack(client, prompt, [Row(tokens, [0.0] * len(tokens), 1.0) for tokens in responses])
+    return Pack(client, prompt, [Row(Response(tokens, [], "", True), 1.0) for tokens in responses])
 
 
 def test_the_slots_of_two_groups_by_hand() -> None:

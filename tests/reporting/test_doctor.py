@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from fedrlvr.machine import cpuinfo
 from fedrlvr.reporting import doctor
 from fedrlvr.reporting.doctor import Finding
 
@@ -101,13 +102,13 @@ def test_weights(tmp_path: Path) -> None:
 def test_files_of_linux(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert doctor._quota(path) is None
-    assert doctor._cpu_flags(path) is None
+    assert cpuinfo("flags", path=path) is None
     path.write_text("max 100000\n", "ascii")
     assert doctor._quota(path) is None
     path.write_text("150000 100000\n", "ascii")
     assert doctor._quota(path) == 1.5
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nflags : sse\n", "utf-8")
-    assert doctor._cpu_flags(path) == {"fpu", "avx2", "amx_bf16"}
+    assert cpuinfo("flags", "Features", path=path) == "fpu avx2 amx_bf16"
 
 
 def test_this_machine_is_examined_and_shown(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from test_report import Page, page
 
 from fedrlvr.config import Config, parse_config
 from fedrlvr.reporting.figures import draw_calibration, draw_shares
-from fedrlvr.reporting.label_scores import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.report import render
+from fedrlvr.reporting.scores import calibration, calibration_points, label_lines, mean_shares, shares
 from fedrlvr.reporting.tables import final_table
 from fedrlvr.reporting.trackers import flatten
 
@@ -102,7 +102,7 @@ def test_calibrations_are_added_bin_by_bin() -> None:
     assert found is not None
     assert calibration_points(found) == [(0.25, 0.125, 8), (0.95, 0.5, 4)]
     assert calibration(run_records(), "calibration") is None
-    assert calibration([{"clients": {"a": {"calibration": table()}}}], "calibration") is None
+    assert calibration([{"round": 1, "clients": {"a": {"calibration": table()}}}], "calibration") is None
 
 
 def test_the_section_of_the_report() -> None:

@@ -1,4 +1,4 @@
-"""Progress with a clock in hand."""
+"""Progress of runs and sweeps, with a clock in hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import pytest
 from rich.console import Console
 from run_samples import run_records
 
-from fedrlvr.reporting.observer import Evaluated, Observer, PhaseStarted, RoundSaved, RunFailed, RunStarted, StepEnded
-from fedrlvr.reporting.progress import LiveProgress, Pace, PlainProgress, progress, sparkline
+from fedrlvr.reporting.observer import (
+    Evaluated,
+    Observer,
+    PhaseStarted,
+    RoundSaved,
+    RunFailed,
+    RunStarted,
+    StepEnded,
+    SweepStarted,
+)
+from fedrlvr.reporting.progress import LiveProgress, PlainProgress, progress, sparkline
 
 
 class Clock:
@@ -46,52 +55,30 @@ def play(observer: Observer, clock: Clock, clients: list[str]) -> None:
     clock.after(1)
 
 
-def test_pace_counts_steps_and_evaluations_to_come(clock: Clock) -> None:
-    pace = Pace(2, 1, clock)
-    pace.phase(0, "evaluate")
-    clock.after(4)
-    pace.evaluated()
-    pace.round_done()
-    assert pace.left is None
-    assert pace.tokens_per_second is None
-    pace.phase(1, "train")
-    clock.after(5)
-    pace.step(1, 2, 1000)
-    # Three steps of 5 s and the last evaluation of 4 s.
-    assert pace.left == pytest.approx(19)
-    assert pace.tokens_per_second == pytest.approx(200)
-    assert pace.done == pytest.approx(0.25)
-    clock.after(1)
-    assert pace.left == pytest.approx(18)
-    clock.after(100)  # a step that takes longer than its share is not counted below nothing
-    assert pace.left == pytest.approx(14)
-    assert pace.elapsed == pytest.approx(110)
+def test_the_time_left_is_that_of_steps_and_one_evaluation_to_come(clock: Clock) -> None:
+    live = LiveProgress(Console(file=io.StringIO()), clock)
+    try:
+        play(live, clock, ["alpha"])
+        assert live.left == pytest.approx(18)  # three steps of 5 s and 4 s of evaluation, less the second under way
+        clock.after(100)
+        assert live.left == pytest.approx(14)  # a step that takes longer than its share is not counted below nothing
+    finally:
+        live.close()
 
 
-def test_pace_expects_as_many_evaluations_as_there_were(clock: Clock) -> None:
-    pace = Pace(4, 1, clock)
-    for round_ in (1, 2):
-        pace.phase(round_, "train")
-        clock.after(10)
-        pace.step(1, 1, 10)
-        pace.phase(round_, "evaluate")
-        clock.after(3)
-        pace.evaluated()
-        pace.round_done()
-    assert pace.left == pytest.approx(2 * 10 + 2 * 3)
-    assert pace.done == pytest.approx(0.5)
-
-
-def test_pace_after_the_last_round_and_after_a_resume(clock: Clock) -> None:
-    pace = Pace(3, 3, clock)
-    assert pace.done == pytest.approx(1 / 3)  # rounds before were done by the run this one goes on with
-    pace.phase(3, "train")
-    assert pace.done == pytest.approx(2 / 3)
-    clock.after(2)
-    pace.step(1, 1, 10)
-    pace.round_done()
-    assert pace.left == 0
-    assert pace.done == 1
+def test_a_resumed_run_counts_steps_done_before_but_not_their_seconds(clock: Clock) -> None:
+    live = LiveProgress(Console(file=io.StringIO()), clock)
+    try:
+        live.notify(RunStarted("runs/x", ["alpha"], rounds=3, local_steps=4, first_round=3))
+        assert (live.steps_done, live.left) == (8, None)
+        live.notify(PhaseStarted(3, "train"))
+        clock.after(2)
+        live.notify(StepEnded(3, 1, 4, {"alpha": 1.0}, 10))
+        assert (live.steps_done, live.left) == (9, pytest.approx(6))
+        live.notify(RoundSaved(3, {"clients": {}}))
+        assert live.left is None
+    finally:
+        live.close()
 
 
 def test_plain_lines(clock: Clock) -> None:
@@ -136,6 +123,7 @@ def test_live_display(clock: Clock) -> None:
     screen = io.StringIO()
     live = LiveProgress(Console(file=screen, width=120), clock)
     try:
+        live.notify(RunStarted("runs/x", ["alpha", "beta"], rounds=2, local_steps=2, first_round=0))
         assert "reward: none yet" in drawn(live)
         play(live, clock, ["alpha", "beta"])
         text = drawn(live)
@@ -160,8 +148,8 @@ def test_live_display(clock: Clock) -> None:
 def test_live_display_sums_many_clients_up(clock: Clock) -> None:
     live = LiveProgress(Console(file=io.StringIO(), width=120), clock)
     try:
-        play(live, clock, [f"c{i}" for i in range(9)])
-        assert "reward of 9 clients  mean 0.500  lowest 0.000 (c0)  highest 1.000 (c8)" in drawn(live)
+        play(live, clock, [f"c{i}" for i in range(17)])
+        assert "reward of 17 clients  mean 1.000  lowest 0.000 (c0)  highest 2.000 (c16)" in drawn(live)
     finally:
         live.close()
 
@@ -181,3 +169,53 @@ def test_no_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sparkline() -> None:
     assert sparkline([0.0, 0.5, 1.0], 0.0, 1.0) == "▁▅█"
     assert sparkline([0.3, 0.3], 0.3, 0.3) == "▁▁"
+
+
+FIRST, SECOND = "as-given/seed-1", "as-given/seed-2"
+
+
+def federation_started(federation: str, first_round: int = 0) -> RunStarted:
+    return RunStarted("", ["ann"], rounds=4, local_steps=5, first_round=first_round, federation=federation)
+
+
+def federation_saved(round_: int, federation: str, reward: float = 0.5) -> RoundSaved:
+    record = {"round": round_, "clients": {"ann": {"reward": reward}}, "seconds": {}}
+    return RoundSaved(round_, record, federation=federation)
+
+
+def test_plain_lines_of_a_sweep_begin_with_the_federation() -> None:
+    out = io.StringIO()
+    now = 100.0
+    plain = PlainProgress(out, lambda: now)
+    plain.notify(SweepStarted("runs/x", federations=3, finished=1, rounds=8, local_steps=40))
+    plain.notify(federation_started(FIRST))
+    now += 2
+    plain.notify(federation_started(SECOND))
+    now += 3
+    plain.notify(federation_saved(2, FIRST))
+    plain.notify(federation_saved(1, SECOND, 0.25))
+    plain.notify(RunFailed("its disk", federation=SECOND))
+    assert out.getvalue().splitlines() == [
+        "runs/x: 3 federations, 1 of them finished before",
+        "as-given/seed-1  round 2/4  reward 0.500  5.0 s",
+        "as-given/seed-2  round 1/4  reward 0.250  3.0 s",
+        "as-given/seed-2: failed (its disk)",
+    ]
+
+
+def test_the_bar_counts_steps_of_all_federations_with_those_done_before() -> None:
+    out = io.StringIO()
+    sweep = LiveProgress(Console(file=out, force_terminal=True, width=100))
+    sweep.notify(SweepStarted("runs/[x]", federations=2, finished=0, rounds=8, local_steps=40))
+    sweep.notify(federation_started(FIRST))
+    sweep.notify(federation_started(SECOND, first_round=3))  # two rounds of five steps are done
+    sweep.notify(federation_saved(0, FIRST))
+    for step in range(1, 6):
+        sweep.notify(StepEnded(1, step, 5, {}, 10, federation=FIRST))
+    sweep.notify(federation_saved(1, FIRST))
+    assert (sweep.steps_done, sweep.steps, sweep.position) == (15, 40, "round 3/8")
+    sweep.notify(RunFailed("[no] disk", federation=SECOND))
+    sweep.close()
+    shown = out.getvalue()
+    for part in ("runs/[x]: 2 federations", "round 3/8", "as-given/seed-2: failed ([no] disk)"):
+        assert part in shown

@@ -13,7 +13,7 @@ from run_samples import numbers, run_records, score
 
 from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import CheckpointError
-from fedrlvr.reporting.figures import COLOURS, Curves, draw_curves
+from fedrlvr.reporting.figures import COLOURS, Curve, draw_curves
 from fedrlvr.reporting.report import _read_holdings, render, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -186,13 +186,13 @@ def test_many_clients_are_drawn_as_a_bundle_and_folded() -> None:
 
 
 def test_a_line_for_each_client_and_one_round_has_a_mark() -> None:
-    svg = draw_curves(Curves("Reward", {"a": [(1, 0.5)], "b": [(1, 0.7)]}))
+    svg = draw_curves(Curve("reward", "Reward"), {"a": [(1, 0.5)], "b": [(1, 0.7)]})
     ElementTree.fromstring(svg)  # well-formed by itself
     assert 'aria-label="Reward"' in svg
     for line in ("var(--line-1)", "var(--line-2)"):
         assert line in svg
     assert "var(--line-3)" not in svg
-    bundle = draw_curves(Curves("Reward", {str(i): [(1, 0.5), (2, 0.7)] for i in range(COLOURS + 1)}))
+    bundle = draw_curves(Curve("reward", "Reward"), {str(i): [(1, 0.5), (2, 0.7)] for i in range(COLOURS + 1)})
     assert "var(--line-1)" not in bundle
 
 

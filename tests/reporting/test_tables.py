@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import Estimate
 from fedrlvr.reporting.tables import final_table, holdings_table, scores_table
-
-
-@dataclass
-class Held:
-    client: str
-    source: str
-    problems: int
+from fedrlvr.tasks.partition import Holding
 
 
 def console(width: int = 120) -> tuple[Console, io.StringIO]:
@@ -85,7 +78,7 @@ def test_scores_table_reads_no_markup() -> None:
 def test_holdings_table() -> None:
     screen, out = console()
     config = parse_config({"partition": {"type": "iid"}})
-    train, test = [Held("b", "sum", 1200), Held("a", "sum", 3)], [Held("b", "dose", 7)]
+    train, test = [Holding("b", "sum", 1200), Holding("a", "sum", 3)], [Holding("b", "dose", 7)]
     holdings_table(config, train, test, 5, screen)
     text = squeezed(out)
     assert "partition iid" in text

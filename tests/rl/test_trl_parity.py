@@ -20,7 +20,7 @@ from fedrlvr.config import EngineConfig, ModelConfig
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.batches import Pack, Row, micro_batches
 from fedrlvr.policy.forward import response_logps
-from fedrlvr.rl import LOSSES, policy_loss, ratio_sums
+from fedrlvr.rl import LOSSES, Response, policy_loss, ratio_sums
 
 TOLERANCE = 1e-5
 """Relative, of the loss and of each parameter's gradient against the largest entry of that gradient."""
@@ -96,7 +96,7 @@ def ours(base: Base, batch: dict[str, Tensor], temperature: float) -> Tensor:
         batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"], strict=True
     )
     packs = [
-        Pack(0, prompt[real.bool()].tolist(), [Row(tokens[there.bool()].tolist(), [0.0] * int(there.sum()), 1.0)])
+        Pack(0, prompt[real.bool()].tolist(), [Row(Response(tokens[there.bool()].tolist(), [], "", True), 1.0)])
         for prompt, real, tokens, there in sides
     ]
     (whole,) = micro_batches(packs, 1000, base.pad_id, base.device, packed=True, shared=True, by_length=False)

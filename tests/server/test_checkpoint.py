@@ -13,17 +13,14 @@ import pytest
 import torch
 from factories import make_adapter
 from fakes import contexts
-from flwr.app import ArrayRecord, ConfigRecord
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from small_runs import VARIANTS, Configs, Runs, adapter_bytes, start_command, without_seconds, write_toml
 
+from fedrlvr import files
 from fedrlvr.config import parse_config
-from fedrlvr.errors import CheckpointError
-from fedrlvr.policy import peft_format
-from fedrlvr.reporting.observer import Observer, RoundSaved
-from fedrlvr.server import checkpoint as module
-from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
+from fedrlvr.errors import CheckpointError, ReleaseError
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved
+from fedrlvr.server.checkpoint import ADAPTER, MEMORY, Checkpoint, Checkpoints
 from fedrlvr.simulation.run import resume, run
 
 
@@ -74,6 +71,7 @@ def test_a_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     arrays = {"z": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(7), "m": torch.tensor([1.5], dtype=torch.float64)}
     state["moments"] = ArrayRecord(arrays)
     state["empty"] = ArrayRecord()
+    state["metrics"] = MetricRecord({"loss": 0.5})
     checkpoints.save_memories(4, by_name)
     memory = checkpoints.load_memory(4, "ann")
     assert dict(memory.config_records["fedrlvr"]) == {"cursor": 5, "steps": 2}
@@ -83,6 +81,7 @@ def test_a_memory_comes_back_as_it_was(tmp_path: Path) -> None:
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor)
     assert list(memory.array_records["empty"]) == []
+    assert dict(memory.metric_records["metrics"]) == {"loss": 0.5}
     assert len(checkpoints.load_memory(4, "bob")) == 0
 
 
@@ -103,16 +102,24 @@ def failing(*errors: Exception | None) -> Callable[..., Any]:
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-FULL_TENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.parametrize("where", ["save_file", "sync", "_digest"])
-@pytest.mark.parametrize("error", [FULL, FULL_TENSORS])
+def fill(patch: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """A disk that is full once so many files of a name have been written."""
+    real = Path.write_bytes
+    failing_later = failing(*[None] * calls, FULL)(real)
+    patch.setattr(Path, "write_bytes", lambda p, data: (failing_later if name in p.name else real)(p, data))
+
+
+@pytest.mark.parametrize("where", ["write", "sync"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_nothing_else(
-    where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = saved(tmp_path, 2)
-    monkeypatch.setattr(module, where, failing(error)(getattr(module, where)))
+    if where == "write":
+        fill(monkeypatch, ADAPTER, 0)
+    else:
+        monkeypatch.setattr(files, "sync", failing(FULL)(files.sync))
     with pytest.raises(CheckpointError, match=r"round-0002 .*No space left") as caught:
         checkpoints.save(Checkpoint(2, make_adapter(9.0), {}))
     assert "Earlier rounds are intact" in str(caught.value)
@@ -155,6 +162,7 @@ def change_state(**changes: Any) -> Callable[[Path], None]:
         lambda d: (d / "state.json").write_text("[]"),
         lambda d: (d / "state.json").write_bytes(b"\xff"),
         change_state(round=1),
+        change_state(sha256={ADAPTER: "0"}),
         change_state(sha256="0"),
         change_state(alpha=...),
         change_state(alpha="much"),
@@ -180,6 +188,13 @@ def test_a_damaged_checkpoint_is_named_and_the_round_before_it_is_the_way_out(
     assert loaded.round == 1
 
 
+def test_a_run_of_another_release_is_refused(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    change_state(format=...)(tmp_path / "checkpoints" / "round-0000")
+    with pytest.raises(ReleaseError, match=r"round-0000 .*0\.6\.0"):
+        checkpoints.load()
+
+
 class Stop(Exception):
     """Ends a run from within."""
 
@@ -189,8 +204,8 @@ class StopAfter(Observer):
 
     essential = True
 
-    def round_saved(self, event: RoundSaved) -> None:
-        if event.round == 3:
+    def notify(self, event: Event) -> None:
+        if isinstance(event, RoundSaved) and event.round == 3:
             raise Stop
 
 
@@ -210,7 +225,7 @@ def test_a_damaged_memory_is_named_and_its_way_out_leads_to_the_same_end(
     if how == "gone":
         shutil.rmtree(memory)
     else:
-        name = {"cut": "memory.safetensors", "json": "memory.json"}[how]
+        name = {"cut": "memory.packed", "json": "memory.json"}[how]
         (memory / name).write_bytes((memory / name).read_bytes()[:-9])
     with pytest.raises(CheckpointError) as caught:
         resume(half_done)
@@ -231,12 +246,12 @@ def test_a_checkpoint_of_another_model_is_refused(half_done: Path) -> None:
 
 
 def fill_memory(patch: pytest.MonkeyPatch) -> None:
-    # Rounds 0 to 2 write three memories and a checkpoint each; of round 3 one memory is written, and no second.
-    patch.setattr(module, "save_file", failing(*[None] * 13, FULL_TENSORS)(save_file))
+    # Rounds 0 to 2 write three memories each; of round 3 one memory is written, and no second.
+    fill(patch, MEMORY, 10)
 
 
 def fill_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module, "save_file", failing(*[None] * 15, FULL_TENSORS)(save_file))
+    fill(patch, ADAPTER, 3)
 
 
 class HalfLine:
@@ -267,14 +282,14 @@ def fill_line(patch: pytest.MonkeyPatch) -> None:
 
 
 def fill_export(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(peft_format, "save_file", failing(FULL_TENSORS)(save_file))
+    fill(patch, "adapter_model", 0)
 
 
-@pytest.mark.parametrize(("fill", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)])
+@pytest.mark.parametrize(("broken", "done"), [(fill_memory, 2), (fill_checkpoint, 2), (fill_line, 2), (fill_export, 5)])
 @pytest.mark.parametrize("variant", ["local", "pubswap"])
 def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_it(
     variant: str,
-    fill: Callable[[pytest.MonkeyPatch], None],
+    broken: Callable[[pytest.MonkeyPatch], None],
     done: int,
     finished: Runs,
     configured: Configs,
@@ -283,9 +298,10 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_resume_finishes_i
     directory = tmp_path / "run"
     finished(variant)  # made before anything is broken
     with pytest.MonkeyPatch.context() as patch:
-        fill(patch)
+        broken(patch)
         with pytest.raises(CheckpointError, match=r"cannot be written .*No space left on device"):
             run(parse_config(configured(directory, **VARIANTS[variant])))
+    assert not (directory / "adapter").exists()
     checkpoint = Checkpoints(directory, 3).load()
     assert checkpoint is not None
     assert checkpoint.round == done

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import RULES, LoraAggregation, LoraRule, Result
-from fedrlvr.aggregation.mean import mean
-from fedrlvr.aggregation.pairs import Pairs
+from fedrlvr.aggregation.averaging import mean
+from fedrlvr.aggregation.lora_rule import Pairs
 from fedrlvr.errors import CheckpointError
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.strategy import FederatedRLVR

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from torch import Tensor
 
 from fedrlvr.errors import AdapterError, CheckpointError, MessageError, RoundError
-from fedrlvr.reporting.observer import Observer, RoundEnded
+from fedrlvr.reporting.observer import Event, Observer, RoundEnded
 from fedrlvr.server import shared_probes as sharedprobes
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.exchange import PublicSet
@@ -55,7 +55,7 @@ def asked(strategy: FederatedRLVR, round_: int) -> list[Message]:
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
     grid = LocalGrid(keep, contexts(strategy.clients))
-    strategy.record = RoundRecord(round_)
+    strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
     return found
@@ -143,8 +143,9 @@ def whole_run(
     lines: list[dict[str, Any]] = []
 
     class Keeping(Observer):
-        def round_ended(self, event: RoundEnded) -> None:
-            lines.append(dict(event.record))
+        def notify(self, event: Event) -> None:
+            if isinstance(event, RoundEnded):
+                lines.append(dict(event.record))
 
     strategy.observer = Keeping()
     strategy.start(grid, Checkpoints(directory, 5))

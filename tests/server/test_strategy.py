@@ -26,7 +26,8 @@ from fedrlvr.wire.messages import adapter_to_arrays
 def chosen(fraction: float, seed: int, rounds: int, clients: int = 10) -> list[list[int]]:
     names = {node: f"c{node}" for node in range(1, clients + 1)}
     strategy = make_strategy(names, fraction=fraction)
-    strategy.config = strategy.config.model_copy(update={"run": strategy.config.run.model_copy(update={"seed": seed})})
+    run = strategy.config.run.model_copy(update={"seed": seed})
+    strategy.participation.config = strategy.config.model_copy(update={"run": run})
     grid = LocalGrid(answering(lambda _: train_reply(0.0)), contexts(names))
     return [[m.metadata.dst_node_id for m in start_round(strategy, r, grid)] for r in range(1, rounds + 1)]
 
@@ -73,10 +74,9 @@ def test_clients_count_by_their_examples_or_equally(weights: str, mean: float, s
 
 def answered(strategy: FederatedRLVR, round_: int, rewards: dict[int, float]) -> dict[str, dict[str, float]]:
     """The record of a round in which everybody reports these mean rewards, with one example each."""
-    grid = LocalGrid(
-        answering(lambda m: train_reply(1.0, 1, reward=rewards[m.metadata.dst_node_id])), contexts(strategy.clients)
-    )
-    strategy.record = RoundRecord(round_)
+    answer = answering(lambda m: train_reply(1.0, 1, reward=rewards[m.metadata.dst_node_id]))
+    grid = LocalGrid(answer, contexts(strategy.clients))
+    strategy.participation.record = RoundRecord(round_)
     strategy.aggregate_train(round_, grid.send_and_receive(start_round(strategy, round_, grid)))
     return strategy.record.clients
 
@@ -116,7 +116,7 @@ def test_fgrpo_goes_by_verified_rewards_where_not_all_are_true() -> None:
             return train_reply(float(node), 2 if node == 2 else 1, reward=math.exp(node), **more)
 
         grid = LocalGrid(answering(answer), contexts())
-        strategy.record = RoundRecord(round_)
+        strategy.participation.record = RoundRecord(round_)
         strategy.aggregate_train(round_, grid.send_and_receive(start_round(strategy, round_, grid)))
         recorded = [strategy.record.clients[name]["weight"] for name in NAMES.values()]
         assert recorded == pytest.approx([r / sum(raw) for r in raw])

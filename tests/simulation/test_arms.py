@@ -153,34 +153,29 @@ def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Pa
 
     class Listener(Observer):
         def notify(self, event: Event) -> None:
-            heard.append(event.handler)
-            super().notify(event)
-
-        def run_started(self, event: RunStarted) -> None:
-            assert (event.clients, event.rounds, event.local_steps, event.first_round) == (list(CLIENTS), 1, 2, 0)
-
-        def phase_started(self, event: PhaseStarted) -> None:
-            heard[-1] = f"{event.phase} {event.round}"
-
-        def step_ended(self, event: StepEnded) -> None:
-            assert set(event.rewards) == set(CLIENTS)
-            assert event.tokens > 0
-            heard[-1] = f"step {event.step} of {event.steps}"
-
-        def evaluated(self, event: Evaluated) -> None:
-            assert event.problems == 12
-
-        def round_ended(self, event: RoundEnded) -> None:
-            lines = read_metrics(directory)
-            assert lines[-1] == event.record, "its line is there, and the checkpoint is not"
-            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round
-
-        def round_saved(self, event: RoundSaved) -> None:
-            assert len(list((directory / "checkpoints").glob("round-*"))) == event.round + 1
-
-        def run_ended(self, event: RunEnded) -> None:
-            assert list(event.records) == read_metrics(directory)
-            assert (directory / "report.html").exists()
+            word = type(event).__name__
+            saved = len(list((directory / "checkpoints").glob("round-*")))
+            match event:
+                case RunStarted():
+                    assert (event.clients, event.rounds) == (list(CLIENTS), 1)
+                    assert (event.local_steps, event.first_round) == (2, 0)
+                case PhaseStarted():
+                    word = f"{event.phase} {event.round}"
+                case StepEnded():
+                    assert set(event.rewards) == set(CLIENTS)
+                    assert event.tokens > 0
+                    word = f"step {event.step} of {event.steps}"
+                case Evaluated():
+                    assert event.problems == 12
+                case RoundEnded():
+                    assert read_metrics(directory)[-1] == event.record, "its line is there, and the checkpoint is not"
+                    assert saved == event.round
+                case RoundSaved():
+                    assert saved == event.round + 1
+                case RunEnded():
+                    assert list(event.records) == read_metrics(directory)
+                    assert (directory / "report.html").exists()
+            heard.append(word)
 
         def close(self) -> None:
             heard.append("close")
@@ -189,23 +184,23 @@ def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Pa
 
     run_module.run(parse_config(configured(directory, train={"rounds": 1})), observer=Listener())
     assert heard == [
-        "run_started",
-        "round_started",
+        "RunStarted",
+        "RoundStarted",
         "evaluate 0",
-        "evaluated",
+        "Evaluated",
         "checkpoint 0",
-        "round_ended",
-        "round_saved",
-        "round_started",
+        "RoundEnded",
+        "RoundSaved",
+        "RoundStarted",
         "train 1",
         "step 1 of 2",
         "step 2 of 2",
         "aggregate 1",
         "evaluate 1",
-        "evaluated",
+        "Evaluated",
         "checkpoint 1",
-        "round_ended",
-        "round_saved",
-        "run_ended",
+        "RoundEnded",
+        "RoundSaved",
+        "RunEnded",
         "close",
     ]

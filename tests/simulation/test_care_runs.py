@@ -16,8 +16,9 @@ from fedrlvr.client.app import CohortApp
 from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError, MessageError
 from fedrlvr.labels.ledger import LabelLedger
-from fedrlvr.reporting.observer import Observer, RoundSaved, StepEnded
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved, StepEnded
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.strategy import WrappingStrategy
 from fedrlvr.simulation.run import Federation, new_cohort, resume, run
 from fedrlvr.tasks import load
 
@@ -127,8 +128,8 @@ def test_an_answer_that_was_paid_for_does(problems: Path, true: Path, tmp_path: 
 
 def test_the_probes_learn_after_every_update_and_are_remembered(true: Path) -> None:
     for client in CLIENTS:
-        memory = json.loads((true / "clients" / client / "round-0003" / "memory.json").read_text("utf-8"))
-        assert json.loads(memory["values"]["fedrlvr"]["probes"])["updates"] == 3 * 2
+        memory = Checkpoints(true, 1).load_memory(3, client)
+        assert json.loads(str(memory.config_records["fedrlvr"]["probes"]))["updates"] == 3 * 2
         for line in without_seconds(true)[1:]:
             assert line["clients"][client]["reliability_loss"] > 0
             assert sum(line["clients"][client]["calibration"]["n"]) == 2
@@ -176,8 +177,8 @@ class StopAtStep(Observer):
     def __init__(self, round_: int) -> None:
         self.round = round_
 
-    def step_ended(self, event: StepEnded) -> None:
-        if event.round == self.round:
+    def notify(self, event: Event) -> None:
+        if isinstance(event, StepEnded) and event.round == self.round:
             raise Stop
 
 
@@ -221,8 +222,8 @@ class Experts(Observer):
     def __init__(self, directory: Path, known: Mapping[str, str]) -> None:
         self.directory, self.known = directory, known
 
-    def round_saved(self, event: RoundSaved) -> None:
-        for client in CLIENTS:
+    def notify(self, event: Event) -> None:
+        for client in CLIENTS if isinstance(event, RoundSaved) else ():
             path = self.directory / "clients" / client / "ledger.sqlite"
             if not path.exists():
                 continue

@@ -31,6 +31,7 @@ from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
 from fedrlvr.wire.messages import CONFIG, nbytes
 from fedrlvr.wire.public_messages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
+from fedrlvr.wire.serialization import unpack
 
 Watching = Callable[..., list[Message]]
 
@@ -177,21 +178,21 @@ def test_every_rule_and_ratio_runs_and_gives_an_adapter_of_its_own(
 @pytest.mark.parametrize(
     ("coordination", "used"),
     [
-        ({"ratio": "truncated"}, (2.0, 0.1)),
-        ({"ratio": "truncated", "cap": 0.5}, (0.5, 0.1)),
-        ({"ratio": "shaped", "gamma": 0.3}, (2.0, 0.3)),
+        ({"ratio": "truncated"}, (None, None)),
+        ({"ratio": "truncated", "cap": 0.5}, (0.5, None)),
+        ({"ratio": "shaped", "gamma": 0.3}, (None, 0.3)),
     ],
 )
 def test_cap_and_gamma_are_those_of_the_config(
     coordination: dict[str, Any],
-    used: tuple[float, float],
+    used: tuple[float | None, float | None],
     configured: Configs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: set[tuple[float, float]] = set()
+    seen: set[tuple[float | None, float | None]] = set()
 
-    def reference(rule: Any, *, cap: float, gamma: float, **rest: Any) -> Any:
+    def reference(rule: Any, *, cap: float | None, gamma: float | None, **rest: Any) -> Any:
         seen.add((cap, gamma))
         return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
 
@@ -425,10 +426,8 @@ def test_nothing_of_a_round_is_left_in_a_memory_after_it(
     monkeypatch.setattr(run_module, "LocalGrid", Looking)
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"proximal_mu": 0.1})))
     assert inside == {"fedrlvr", ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS}
-    for memory in (tmp_path / "run" / "clients").rglob("memory.json"):
-        kept = json.loads(memory.read_text("utf-8"))
-        assert set(kept["values"]) <= {"fedrlvr"}
-        assert kept["arrays"] == {}
+    for memory in (tmp_path / "run" / "clients").rglob("memory.packed"):
+        assert set(unpack(memory.read_bytes())) <= {"fedrlvr"}
 
 
 def test_one_client_after_another_gives_the_same(configured: Configs, tmp_path: Path) -> None:

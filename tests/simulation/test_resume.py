@@ -24,7 +24,7 @@ from small_runs import (
 
 from fedrlvr.config import parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.reporting.observer import Observer, RoundSaved
+from fedrlvr.reporting.observer import Event, Observer, RoundSaved
 from fedrlvr.simulation.run import resume, run
 from fedrlvr.tasks.deal import deal
 
@@ -41,8 +41,8 @@ class StopAfter(Observer):
     def __init__(self, last: int) -> None:
         self.last = last
 
-    def round_saved(self, event: RoundSaved) -> None:
-        if event.round == self.last:
+    def notify(self, event: Event) -> None:
+        if isinstance(event, RoundSaved) and event.round == self.last:
             raise Stop
 
 
@@ -132,7 +132,7 @@ def test_killed_after_one_memory_and_before_the_checkpoint(
     shutil.rmtree(directory / "clients" / "cyd" / "round-0003")
     half_written = directory / "clients" / "cyd" / ".round-0003.tmp"
     half_written.mkdir()
-    (half_written / "memory.safetensors").write_bytes(b"cut")
+    (half_written / "memory.packed").write_bytes(b"cut")
     resume(directory)
     same_as(directory, finished(variant))
 

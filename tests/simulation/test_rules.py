@@ -30,8 +30,7 @@ from fedrlvr.policy.peft_format import load_peft, save_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.server.strategy import FederatedRLVR
-from fedrlvr.server.wrapping import WrappingStrategy
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
 from fedrlvr.simulation.evaluate import evaluate
 from fedrlvr.simulation.run import Federation, new_cohort, settled
 from fedrlvr.wire.messages import arrays_to_adapter
@@ -83,7 +82,7 @@ class Listening(WrappingStrategy):
                 client = inner.clients[reply.metadata.src_node_id]
                 arrays = reply.content.array_records["arrays"]
                 now.names |= {name[0] for name in arrays}
-                start = model.start_of(inner._rank(client))
+                start = model.start_of(inner.participation.rank(client))
                 halves = model.rule.trains(server_round)
                 now.sent[client] = arrays_to_adapter(arrays, start, whose=client, halves=halves)
         made = inner.aggregate_train(server_round, kept)

@@ -25,7 +25,7 @@ from fedrlvr.config import Config, TrainConfig, parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, GradingError, RoundError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import load_peft
-from fedrlvr.reporting.observer import Observer, PhaseStarted, RunFailed, StepEnded, SweepStarted
+from fedrlvr.reporting.observer import Event, Observer, PhaseStarted, RunFailed, StepEnded, SweepStarted
 from fedrlvr.simulation.run import run
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import Plan, plan
@@ -284,14 +284,12 @@ class Interrupting(Observer):
     def __init__(self, moment: str) -> None:
         self.moment = moment
 
-    def step_ended(self, event: StepEnded) -> None:
-        if (event.federation, self.moment) == ("as-given/seed-4", "step"):
-            raise KeyboardInterrupt
-
-    def phase_started(self, event: PhaseStarted) -> None:
-        now = event.federation, event.round, event.phase
-        if self.moment == "phase" and now == ("as-given/seed-4", 1, "checkpoint"):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    def notify(self, event: Event) -> None:
+        match self.moment, event:
+            case "step", StepEnded(federation="as-given/seed-4"):
+                raise KeyboardInterrupt
+            case "phase", PhaseStarted(federation="as-given/seed-4", round=1, phase="checkpoint"):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @pytest.fixture
@@ -345,11 +343,11 @@ class Hearing(Observer):
         self.started: list[SweepStarted] = []
         self.failed: list[RunFailed] = []
 
-    def sweep_started(self, event: SweepStarted) -> None:
-        self.started.append(event)
-
-    def run_failed(self, event: RunFailed) -> None:
-        self.failed.append(event)
+    def notify(self, event: Event) -> None:
+        if isinstance(event, SweepStarted):
+            self.started.append(event)
+        elif isinstance(event, RunFailed):
+            self.failed.append(event)
 
 
 def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alone: Callable[..., Path]) -> None:
@@ -408,8 +406,9 @@ def test_a_federations_threads_compute_with_the_threads_of_the_run(planned: Plan
     seen: list[int] = []
 
     class Counting(Observer):
-        def phase_started(self, event: PhaseStarted) -> None:
-            seen.append(torch.get_num_threads())
+        def notify(self, event: Event) -> None:
+            if isinstance(event, PhaseStarted):
+                seen.append(torch.get_num_threads())
 
     sweep(planned(seeds=1, overrides=["train.rounds=1"]), observer=Counting()).check()
     assert set(seen) == {1}

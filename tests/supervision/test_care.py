@@ -8,10 +8,10 @@ import pytest
 import torch
 from fakeledger import FakeLedger, step, voted
 
-from fedrlvr.supervision import Care, Fate, Judge, Step, Supervised
-from fedrlvr.supervision.care import Judged
+from fedrlvr.supervision import Fate, Step, Supervised
+from fedrlvr.supervision.care import Care, Judged
 from fedrlvr.supervision.features import Features, Labelled, features
-from fedrlvr.supervision.judge import Judgement
+from fedrlvr.supervision.judge import Judge, Judgement
 
 EIGHT = {f"p{n}": "aab" for n in range(8)}
 P1 = [0.875, 0.125, 0.75, 0.5, 0.5, 0.25, 0.375, 0.0]

@@ -7,7 +7,7 @@ import torch
 from planted import GROUP, HIDDEN, seen, world
 from torch import Tensor
 
-from fedrlvr.supervision import Judge
+from fedrlvr.supervision.judge import Judge
 
 
 def taught(seed: int, updates: int = 1) -> Judge:

@@ -149,16 +149,16 @@ def test_the_response_loss_counts_one_and_a_half_times(monkeypatch: pytest.Monke
 def test_an_update_is_three_small_clipped_steps_without_decay() -> None:
     one = judge()
     loud = {name: tensor * (30 if name.endswith("3.weight") else 1) for name, tensor in one.shared().items()}
-    one.load_shared(loud)
+    one.load_flattened(torch.cat([tensor.flatten() for tensor in loud.values()]))
     one.learn(world(6, 0).labelled())
     tensors = one.state()[0]
     steps = {float(tensor) for name, tensor in tensors.items() if name.endswith(".step")}
     assert steps == {3.0}
     moved = max(float((tensors[f"weights/{name}"] - loud[name]).abs().max()) for name in loud if "running" not in name)
     assert 0.9e-4 < moved < 3.1e-4
-    for name, optimizer in one._optimizers.items():
-        assert optimizer.param_groups[0]["weight_decay"] == 0
-        squares = sum(float(parameter.grad.square().sum()) for parameter in one._probes[name].parameters())
+    assert one._optimizer.param_groups[0]["weight_decay"] == 0
+    for probe in one._probes.values():
+        squares = sum(float(parameter.grad.square().sum()) for parameter in probe.parameters())
         assert squares**0.5 == pytest.approx(1, rel=1e-4)  # the gradient of such weights is longer
 
 
@@ -247,40 +247,6 @@ def test_a_state_of_other_widths_is_refused() -> None:
     for key in ("hidden", "group"):
         with pytest.raises(ValueError, match="other widths"):
             judge().load(tensors, {**plain, key: 3})
-
-
-def test_shared_weights_are_averaged_and_taken_back() -> None:
-    one, other = taught(), taught(seed=1)
-    mean = {name: (tensor + other.shared()[name]) / 2 for name, tensor in one.shared().items()}
-    assert all(tensor.is_floating_point() for tensor in mean.values())
-    assert "reliability.head.0.running_var" in mean
-    kept = {name: tensor for name, tensor in one.state()[0].items() if not name.startswith("weights/")}
-    for client in (one, other):
-        client.load_shared(mean)
-        assert same(client.shared(), mean)
-    assert same({name: one.state()[0][name] for name in kept}, kept)
-    taken = seen("plain", "half")
-    assert torch.equal(one.judge(taken).score_P, other.judge(taken).score_P)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("reliability.head.3.bias", lambda tensor: None, "names that differ"),
-        ("reliability.head.3.bias", lambda tensor: tensor.unsqueeze(0), "head.3.bias is"),
-        ("reliability.head.3.bias", lambda tensor: tensor * torch.nan, "no probe has"),
-        ("reliability.head.0.running_var", lambda tensor: -tensor, "no probe has"),
-    ],
-)
-def test_impossible_shared_weights_are_refused_and_change_nothing(
-    name: str, change: Callable[[Tensor], Tensor | None], message: str
-) -> None:
-    one, weights = taught(1), taught(1, seed=1).shared()
-    changed(name, change)(weights)
-    before = one.shared()
-    with pytest.raises(ValueError, match=message):
-        one.load_shared(weights)
-    assert same(one.shared(), before)
 
 
 def test_shared_weights_are_copies() -> None:

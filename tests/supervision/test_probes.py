@@ -11,9 +11,9 @@ from planted import ANSWERS, GROUP, HIDDEN, LONGEST, seen, world
 from torch import nn
 
 from fedrlvr.supervision.features import features, joined, labelled
+from fedrlvr.supervision.judge import Replay
 from fedrlvr.supervision.majority import clusters
 from fedrlvr.supervision.probes import CorrectionProbe, Norm, ReliabilityProbe, class_weights
-from fedrlvr.supervision.replay import Replay
 
 
 def rng(seed: int = 0) -> torch.Generator:

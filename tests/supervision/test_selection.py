@@ -10,7 +10,6 @@ import pytest
 from fakeledger import FakeLedger, group, step, voted
 
 from fedrlvr.supervision import Fate, Selection, Step
-from fedrlvr.supervision.selection import By
 from fedrlvr.tasks.problem import Question
 
 LETTERS = {"p0": "aaaa", "p1": "aaab", "p2": "aabb", "p3": "abcd", "p4": "aab-", "p5": "a---"}
@@ -86,7 +85,7 @@ def test_random_asks_as_the_steps_own_chance_says() -> None:
 
 
 @pytest.mark.parametrize("by", ["random", "entropy", "probability", "oracle"])
-def test_the_share_is_of_the_whole_step_whatever_is_known(by: By) -> None:
+def test_the_share_is_of_the_whole_step_whatever_is_known(by: str) -> None:
     ledger = FakeLedger("b", known=["p0", "p1", "p2"])
     peek = Peek() if by == "oracle" else None
     found = Selection(by, budget=0.5, rest="masked", peek=peek).supervise(step(LETTERS), ledger)
@@ -96,7 +95,7 @@ def test_the_share_is_of_the_whole_step_whatever_is_known(by: By) -> None:
 
 
 @pytest.mark.parametrize("by", ["random", "entropy", "probability", "oracle"])
-def test_a_total_that_is_spent_ends_the_asking(by: By) -> None:
+def test_a_total_that_is_spent_ends_the_asking(by: str) -> None:
     ledger = FakeLedger("b", most=3)
     method = Selection(by, budget=0.34, rest="masked", peek=Peek() if by == "oracle" else None)
     asked = []
@@ -145,7 +144,7 @@ def test_a_selection_reads_votes_and_learns_nothing() -> None:
 def test_only_the_oracle_looks_at_answers() -> None:
     with pytest.raises(ValueError, match="'oracle'"):
         Selection("oracle", budget=0.5, rest="masked")
-    others: tuple[By, ...] = ("random", "entropy", "probability")
+    others: tuple[str, ...] = ("random", "entropy", "probability")
     for by in others:
         with pytest.raises(ValueError, match=f"selection by '{by}' must not have a look"):
             Selection(by, budget=0.5, rest="masked", peek=Peek())

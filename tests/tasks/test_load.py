@@ -225,7 +225,7 @@ def test_a_hub_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("gsm8", None, "train"), "no data set 'gsm8'. Did you mean 'gsm8k'"),
+        (("gsm8", None, "train"), "no data set 'gsm8' (did you mean 'gsm8k'"),
         (("gsm8k", "x", "validation"), "no split 'validation'. Use one of train, test"),
         (("jsonl", None, "train"), "'jsonl' needs a path"),
     ],

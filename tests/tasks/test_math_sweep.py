@@ -13,7 +13,7 @@ import pytest
 
 from fedrlvr.tasks import grade, load
 from fedrlvr.tasks.answers import option_letter, parse
-from fedrlvr.tasks.answers.forms import Based, Expression, Group, Number, Quantity
+from fedrlvr.tasks.answers.forms import Based, Compound, Expression, Number, Quantity
 
 Find = Callable[[str], Path]
 
@@ -44,7 +44,7 @@ def test_a_wrong_form_of_an_integer_earns_nothing(form: str, golds: list[str]) -
 
 def test_wrong_bases_and_points_as_sets_earn_nothing(golds: list[str]) -> None:
     based = [(gold, form) for gold in golds if isinstance(form := parse(gold), Based)]
-    points = [gold for gold in golds if isinstance(form := parse(gold), Group) and form.shape == "tuple"]
+    points = [gold for gold in golds if isinstance(form := parse(gold), Compound) and form.shape == "tuple"]
     print(len(based), "bases,", len(points), "points")
     for gold, form in based:
         digits = gold.split("_")[0]

@@ -46,6 +46,11 @@ def test_by_kind_without_a_path() -> None:
     assert grader_for(None)(r"\boxed{43}", PROBLEM) == 0.0
 
 
+def test_arithmetic_counts_only_if_it_is_asked_for() -> None:
+    assert grader_for(None)(r"\boxed{40+2}", PROBLEM) == 0.0
+    assert grader_for(None, arithmetic=True)(r"\boxed{40+2}", PROBLEM) == 1.0
+
+
 def test_own_reward_from_the_working_directory_gets_info(module: str) -> None:
     assert grader_for(f"{module}:half")("it is 42", PROBLEM) == 0.5
     assert grader_for(f"{module}:true")("it is 42", PROBLEM) == 1.0

@@ -12,18 +12,10 @@ import pytest
 
 from fedrlvr.errors import DataError
 from fedrlvr.zoo import FAMILIES, LEVELS, problems
-from fedrlvr.zoo.families import ALL, Pen
-from fedrlvr.zoo.families.clinical import DOSE, DRIP, SCORE, UNIT
-from fedrlvr.zoo.families.family import with_wrong_digit
-from fedrlvr.zoo.generators import (
-    MAX_RESPONSE,
-    NOISE,
-    Demonstration,
-    demonstrations,
-    problem_of,
-    split_of,
-    wrong_solution,
-)
+from fedrlvr.zoo.clinical import DOSE, DRIP, SCORE, UNIT
+from fedrlvr.zoo.family import Pen, with_wrong_digit
+from fedrlvr.zoo.generators import ALL, problem_of, split_of
+from scripts.reasoner.demonstrations import MAX_RESPONSE, NOISE, Demonstration, demonstrations, wrong_solution
 
 CELLS = [(family, level) for family in ALL for level in LEVELS]
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedrlvr.errors import ModelError
 from fedrlvr.zoo import FAMILIES, LEVELS, problems, weights_dir
-from fedrlvr.zoo.generators import MAX_RESPONSE, NOISE, demonstrations
-from fedrlvr.zoo.tokenizer import CHARACTERS, build
 from scripts.reasoner.card import read_scores, table
+from scripts.reasoner.demonstrations import MAX_RESPONSE, NOISE, demonstrations
 from scripts.reasoner.evaluate import NEW_TOKENS, answer_of, load, respond, score
+from scripts.reasoner.tokenizer import CHARACTERS, build
 from scripts.reasoner.train import IGNORED, new_model, schedule, tensors, train
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.errors import ConfigError, DataError, FedrlvrError
+from fedrlvr.hosts import split_address
 from fedrlvr.reporting import units
 from fedrlvr.reporting.doctor import Finding, accelerator, disk
 
@@ -30,8 +31,22 @@ MOST_GRADED = 1000
 SOON_DAYS = 30
 UNREACHED = "connection"
 """Name of the finding that the SuperLink does not answer, or without TLS that it does."""
-_EXPIRED, _NOT_YET, _NAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's codes (X509_V_ERR_...)
-_UNKNOWN = (2, 18, 19, 20, 21, 27)
+_CERTIFICATE_ADVICE = {
+    10: "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew).",
+    9: "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong.",
+    **dict.fromkeys(
+        (62, 64),
+        "The certificate is of this authority, but not for this name. Use a name it is for, or have the operator add "
+        "yours (fedrlvr superlink renew --name).",
+    ),
+    **dict.fromkeys(
+        (2, 18, 19, 20, 21, 27),
+        "Another authority than {authority} signed it. Have the operator's ca.crt sent again and compare its "
+        "fingerprint by telephone; if it is the right one, somebody else answers at this address.",
+    ),
+}
+"""What to do, by OpenSSL's code (X509_V_ERR_...): expired, not valid yet, another name or address, authority unknown.
+"""
 
 
 def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
@@ -57,7 +72,7 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
     if skip_model:
         return
     if config.machine.device != "cpu":
-        yield from (found for found in accelerator(None) if found.name.startswith(("GPU", "torch")))
+        yield from (finding for finding in accelerator(None) if finding.name.startswith(("GPU", "torch")))
     for name in config.models:
         yield from model(org, name, prompts)
     yield worker(org)
@@ -84,11 +99,11 @@ def key_pair(org: Organisation) -> Finding:
 
 def room(org: Organisation) -> Finding:
     """Whether the worker can write down what it must remember."""
-    found = disk(org.state)
-    if not found.advice:
-        return found
+    finding = disk(org.state)
+    if not finding.advice:
+        return finding
     advice = f"The worker keeps adapters and optimizer moments in {org.state}: it needs room and the right to write."
-    return replace(found, advice=advice)
+    return replace(finding, advice=advice)
 
 
 def port(org: Organisation) -> Finding:
@@ -125,7 +140,7 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
 
     address: host:port. authority: the PEM file; None takes the system's.
     """
-    name, host, number = "certificate", *_split(address)
+    name, host, number = "certificate", *split_address(address)
     try:
         if authority is not None:
             certificates.read_certificate(authority)
@@ -156,7 +171,7 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
 def registration(org: Organisation) -> Finding:
     """Whether the SuperLink knows this organisation's key."""
     if org.config.insecure:
-        host, number = _split(org.config.superlink)
+        host, number = split_address(org.config.superlink)
         try:
             socket.create_connection((host, number), CONNECT_S).close()
         except OSError as error:
@@ -223,12 +238,11 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
     """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
     import torch
 
-    from fedrlvr.config import LoraConfig, ModelConfig
+    from fedrlvr.config import LoraConfig
     from fedrlvr.policy.base import load_base, threads_here
     from fedrlvr.policy.cohort import Cohort
 
-    title, machine = f"model {name}", org.config.machine
-    settings = ModelConfig(name=place_of(org, name), **machine.model_dump())
+    title, settings = f"model {name}", org.model(name)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(org.config.engine.threads or threads_here(settings))
@@ -260,13 +274,6 @@ def worker(org: Organisation) -> Finding:
     return Finding("worker", "runs and answers" if running else "starts and answers")
 
 
-def place_of(org: Organisation, name: str) -> str:
-    """Where a model lies; a relative path that exists is one beside site.toml."""
-    place = org.config.models[name]
-    beside = org.directory / place
-    return str(beside) if not Path(place).is_absolute() and beside.exists() else place
-
-
 def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:
     lengths = [len(ids) for ids in base.encode_all(texts)]
     fitting = [length for length in lengths if limit is None or length <= limit]
@@ -288,11 +295,6 @@ def _free(base: Base) -> str:
     return f", {units.size(torch.cuda.mem_get_info(base.device)[0])} free beside it"
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, _, number = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(number)
-
-
 def _connect_advice(error: OSError, host: str) -> str:
     if isinstance(error, socket.gaierror):
         return f"The name {host} is unknown here. Is `superlink` in site.toml right, and the name service reachable?"
@@ -306,21 +308,5 @@ def _connect_advice(error: OSError, host: str) -> str:
 
 
 def _certificate_advice(error: ssl.SSLCertVerificationError, authority: Path | None) -> str:
-    code = error.verify_code
-    if code == _EXPIRED:
-        return (
-            "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew)."
-        )
-    if code == _NOT_YET:
-        return "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong."
-    if code in (_NAME, _ADDRESS):
-        return (
-            "The certificate is of this authority, but not for this name. Use a name it is for, or have the operator "
-            "add yours (fedrlvr superlink renew --name)."
-        )
-    if code in _UNKNOWN:
-        return (
-            f"Another authority than {authority} signed it. Have the operator's ca.crt sent again and compare its "
-            "fingerprint by telephone; if it is the right one, somebody else answers at this address."
-        )
-    return f"Do not connect; ask the SuperLink's operator (OpenSSL's code {code})."
+    unknown = f"Do not connect; ask the SuperLink's operator (OpenSSL's code {error.verify_code})."
+    return _CERTIFICATE_ADVICE.get(error.verify_code, unknown).format(authority=authority)

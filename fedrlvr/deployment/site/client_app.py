@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from typing import get_args
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
 from fedrlvr.errors import ConfigError
 from fedrlvr.version import __version__
@@ -22,7 +23,7 @@ from fedrlvr.wire.serialization import pack, unpack
 REFUSED, FAILED = 100, 101
 """Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""
 
-ANSWERED = ("train", "evaluate", "query.respond", "query.hello")
+ANSWERED = (*get_args(MessageType), "query.hello")
 
 
 class SiteApp(ClientApp):
@@ -58,13 +59,13 @@ def answer(message: Message, context: Context) -> Message:
             "message_id": message.metadata.message_id,
         }
         _remember(org, message.metadata.dst_node_id)
-        told, data = ask(org, header, pack(message.content))
-        content = unpack(data) if told.get("ok") is True else None
+        answer_header, data = ask(org, header, pack(message.content))
+        content = unpack(data) if answer_header.get("ok") is True else None
     except Exception as error:  # its text may name what is nobody else's business
         _say(f"{name}: {kind} of round {message.metadata.group_id} failed: {error}")
         return _error(message, FAILED, f"failed at {name} ({type(error).__name__}); the log there says why")
     if content is None:
-        refused, reason = told.get("kind") == "refused", str(told.get("reason", ""))
+        refused, reason = answer_header.get("kind") == "refused", str(answer_header.get("reason", ""))
         _say(f"{name}: {kind} of round {message.metadata.group_id}: {'refused: ' if refused else ''}{reason}")
         return _error(message, REFUSED if refused else FAILED, reason)
     seconds = time.perf_counter() - began

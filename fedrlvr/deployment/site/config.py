@@ -9,17 +9,16 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedrlvr.config.sections import DataConfig, EngineConfig, Section
-from fedrlvr.errors import ConfigError
-from fedrlvr.loopback import LOOPBACK, is_loopback
+from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.errors import ConfigError, validation_text
+from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
-Source = Literal["labels", "majority", "care", "random", "entropy", "probability", "oracle"]
-NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class TaskConfig(DataConfig):
@@ -37,7 +36,7 @@ class MachineConfig(Section):
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of the base weights. `auto` is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -46,7 +45,7 @@ class MachineConfig(Section):
 class Limits(Section):
     """The most a server may ask for. What is beyond it is refused, with the reason, and nothing is computed."""
 
-    message_types: tuple[MessageType, ...] = ("train", "query.respond", "evaluate")
+    message_types: tuple[MessageType, ...] = get_args(MessageType)
     """What may be asked at all. Without "query.respond" no response to a public problem leaves; without "evaluate" no
     score does."""
     rounds: int = Field(1000, ge=1)
@@ -73,9 +72,9 @@ class Limits(Section):
     """Of this organisation's adapter, and of anybody's."""
     change_rank: int = Field(1024, ge=0)
     """Of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0: none."""
-    supervision: tuple[Source, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
+    supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
     """Where rewards may come from. "oracle" reads every answer to choose; it is for experiments."""
-    labels_from: tuple[Literal["dataset", "desk"], ...] = ("dataset", "desk")
+    labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
     """Who may be asked for labels, where supervision asks."""
     label_share: float = Field(1.0, ge=0, le=1)
     """Share of a step's problems whose label may be asked for (supervision.budget)."""
@@ -96,7 +95,7 @@ class Limits(Section):
 class SiteConfig(Section):
     """An organisation."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """As it is registered with the SuperLink."""
     superlink: str
     """host:port."""
@@ -112,7 +111,7 @@ class SiteConfig(Section):
     """The worker, and the model in its memory, goes after so long without a message."""
     keep_runs: int = Field(5, ge=1)
     """States of so many of the newest runs stay on disk. What people answered always stays."""
-    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
     """What may be trained on, by the name a server asks for it by."""
     models: dict[str, str] = Field(min_length=1)
     """Base models that may be asked for, and where each lies here: a directory, a hub id, or `embedded`."""
@@ -120,25 +119,15 @@ class SiteConfig(Section):
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
 
-    @field_validator("tasks")
-    @classmethod
-    def _task_names(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
-        for name in value:
-            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_" for c in name):
-                raise ValueError(f"task name {name!r}: letters, digits, - and _ only, at most 64")
-        return value
-
     @field_validator("superlink")
     @classmethod
     def _address(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        if not colon or not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-            raise ValueError("write host:port")
+        split_address(value)
         return value
 
     @model_validator(mode="after")
     def _insecure_on_this_machine_only(self) -> SiteConfig:
-        host = self.superlink.rpartition(":")[0]
+        host, _ = split_address(self.superlink)
         if self.insecure and not is_loopback(host):
             raise ValueError(f"insecure is for a SuperLink on this machine ({LOOPBACK[0]}), not on {host}")
         return self
@@ -197,6 +186,17 @@ class Organisation:
         task = self.config.tasks[name]
         return task if task.path is None else task.model_copy(update={"path": self.resolve(task.path)})
 
+    def model(self, name: str) -> ModelConfig:
+        """A model as it is loaded on this machine; a relative path that exists is one beside site.toml.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        place = self.config.models[name]
+        if place != "embedded" and self.resolve(Path(place)).exists():
+            place = str(self.resolve(Path(place)))
+        return ModelConfig(name=place, **self.config.machine.model_dump())
+
 
 def load_site(path: Path | str) -> Organisation:
     """Read a site.toml, or that of a directory.
@@ -215,9 +215,4 @@ def load_site(path: Path | str) -> Organisation:
     try:
         return Organisation(SiteConfig.model_validate(tree), file)
     except ValidationError as error:
-        parts = []
-        for item in error.errors(include_url=False):
-            dotted = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            parts.append(f"{dotted}: {message}" if dotted else message)
-        raise ConfigError(f"{file}: {'; '.join(parts)}.") from None
+        raise ConfigError(f"{file}: {validation_text(error)}.") from None

@@ -16,32 +16,32 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
-from fedrlvr.client.app import REQUESTS, CohortApp
+from fedrlvr.client.app import CohortApp, asked_in
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import Asking, LoraConfig, ModelConfig
+from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.deployment.site.round_states import Found, States, begin_run
+from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer, StepEnded
+from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.seeds import stream
 from fedrlvr.simulation.grid import delivered
 from fedrlvr.tasks import grader_for, task_of
 from fedrlvr.tasks.client_data import ClientData
-from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems, unlabelled
+from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.wire.messages import (
     ARRAYS,
     DELTA,
     METRICS,
+    MOST_REASON,
     PROBES,
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
-    read_request,
     record_in,
 )
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
@@ -49,15 +49,13 @@ from fedrlvr.wire.serialization import pack, unpack
 
 _log = logging.getLogger("fedrlvr.deployment")
 
-MOST_REASON = 500
-"""Characters of why a message was refused."""
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
 
 
 @dataclass
-class _Held:
+class LoadedModel:
     """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
 
     base: Base
@@ -67,7 +65,7 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Own:
+class RunData:
     """An organisation's problems for one run.
 
     key: what they were made for. answered: each for training has an answer.
@@ -84,8 +82,10 @@ class StepLog(Observer):
     def __init__(self, tell: Callable[[str], None], run: str) -> None:
         self.tell, self.run = tell, run
 
-    def step_ended(self, event: StepEnded) -> None:
-        """One line a step."""
+    def notify(self, event: Event) -> None:
+        """Write one line for each step."""
+        if not isinstance(event, StepEnded):
+            return
         where = f"run {self.run}, round {event.round}: step {event.step} of {event.steps}"
         reward = ", ".join(f"{reward:.3f}" for reward in event.rewards.values())
         self.tell(f"{where}: mean reward {reward}, {event.tokens:,} tokens")
@@ -99,9 +99,9 @@ class Answering:
 
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
-        self.models: dict[str, _Held] = {}
-        self._own: dict[str, _Own] = {}
-        self._run, self._states = "", States(Path(), "", tell)
+        self.models: dict[str, LoadedModel] = {}
+        self._run_data: dict[str, RunData] = {}
+        self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """The answer to a message, or why there is none: its header and its content. Raises nothing."""
@@ -110,10 +110,7 @@ class Answering:
             message = _read(header, data)
             terms = read_terms(message.content)
             del message.content[TERMS]
-            kind = REQUESTS.get(message.metadata.message_type)
-            if kind is None:
-                raise MessageError(f"messages of type {message.metadata.message_type} are not answered")
-            request = read_request(message, kind)
+            request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
             return {"ok": True}, self._answer(where, message, terms, request)
         except (LimitError, MessageError, AdapterError) as error:
@@ -159,11 +156,11 @@ class Answering:
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
-        found = _memory(states, app.request(message, _context(RecordDict())))
-        context = _context(found.state)
+        past = _memory(states, app.request(message, _context(RecordDict())))
+        context = _context(past.state)
         (reply,) = app([message], [context])
         answer = pack(reply.content)
-        states.save(request.round, found, context, message_id, answer)
+        states.save(request.round, past, context, message_id, answer)
         self.tell(f"{where}: sent: {_sent(reply.content)}")
         return answer
 
@@ -185,11 +182,11 @@ class Answering:
                     f"{config.name} has no {what} called {asked[:100]!r} to train on ({what}s in site.toml)"
                 )
 
-    def _states_of(self, terms: Terms) -> States:
+    def _states_of(self, terms: Terms) -> RoundStates:
         root = begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         if terms.run != self._run:
             self._run = terms.run
-            self._states = States(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
+            self._states = RoundStates(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
         return self._states
 
     # What is held in memory.
@@ -204,47 +201,36 @@ class Answering:
         name = terms.model
         if name not in self.models:
             self.models.clear()  # one at a time: two large ones may not fit
-            self._own.clear()
+            self._run_data.clear()
             started = time.perf_counter()
-            base = load_base(self._model_config(name))
-            self.models[name] = _Held(base)
+            base = load_base(self.org.model(name))
+            self.models[name] = LoadedModel(base)
             line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
             self.tell(line)
             _log.info("%s", line)
-        held = self.models[name]
+        loaded = self.models[name]
         for what, theirs, ours in (
-            ("model", terms.model_id, held.base.model_id),
-            ("model: one with other weights", terms.weights_id, held.base.weights_id),
-            ("tokenizer", terms.tokenizer_id, held.base.tokenizer_id),
+            ("model", terms.model_id, loaded.base.model_id),
+            ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
+            ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
         ):
             if theirs != ours:
                 raise MessageError(
                     f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
                     f"{ours}): take the same files at both"
                 )
-        torch.set_num_threads(self.org.config.engine.threads or threads_here(self._model_config(name)))
+        torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
-        if held.cohort is None or held.lora != lora:
-            if held.cohort is not None:
-                _take_off(held.cohort)
-            held.cohort, held.checked = None, False
-            held.cohort, held.lora = Cohort(held.base, lora, self.org.config.engine), lora
+        if loaded.cohort is None or loaded.lora != lora:
+            if loaded.cohort is not None:
+                _take_off(loaded.cohort)
+            loaded.cohort, loaded.checked = None, False
+            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
         # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
-        wanted = terms.chat_template and bool(getattr(held.base.tokenizer, "chat_template", None))
-        if held.cohort.base.chat_template != wanted:
-            held.cohort.base = replace(held.base, chat_template=wanted)
-        return held.cohort
-
-    def _model_config(self, name: str) -> ModelConfig:
-        place, machine = self.org.config.models[name], self.org.config.machine
-        if place != "embedded" and self.org.resolve(Path(place)).exists():
-            place = str(self.org.resolve(Path(place)))
-        return ModelConfig(
-            name=place,
-            device=machine.device,
-            dtype=machine.dtype,
-            gradient_checkpointing=machine.gradient_checkpointing,
-        )
+        wanted = terms.chat_template and bool(getattr(loaded.base.tokenizer, "chat_template", None))
+        if loaded.cohort.base.chat_template != wanted:
+            loaded.cohort.base = replace(loaded.base, chat_template=wanted)
+        return loaded.cohort
 
     def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
@@ -252,11 +238,11 @@ class Answering:
         Raises:
             ModelError: as `Cohort.self_check`.
         """
-        held = self.models[terms.model]
-        assert held.cohort is not None
-        if not held.checked:
-            held.cohort.self_check(held.cohort.base.encode(data.prompt_text(data.train[0])), seed)
-            held.checked = True
+        loaded = self.models[terms.model]
+        assert loaded.cohort is not None
+        if not loaded.checked:
+            loaded.cohort.self_check(loaded.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
         """This organisation as the run sees it.
@@ -264,13 +250,13 @@ class Answering:
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
         """
-        how = request.supervision if isinstance(request, StretchRequest) else None
-        answers = how is not None and not unlabelled(how)
+        section = request.supervision if isinstance(request, StretchRequest) else None
+        answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
         key = (terms.model_copy(update={"clients": 1}).model_dump_json(), request.seed, longest)
-        kept = self._own.get(terms.run)
+        kept = self._run_data.get(terms.run)
         if kept is None or kept.key != key:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
@@ -288,13 +274,13 @@ class Answering:
                 rank=terms.rank,
                 run=terms.run,
             )
-            kept = _Own(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
-            self._own = {terms.run: kept}
+            kept = RunData(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            self._run_data = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None
-        if isinstance(how, Asking):
-            desk = how.labels_from == "desk"
+        if isinstance(section, Asking):
+            desk = section.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
         return replace(kept.data, ledger=ledger)
 
@@ -326,7 +312,7 @@ def _context(state: RecordDict) -> Context:
     return Context(1, _NODE, {}, state, {})
 
 
-def _memory(states: States, request: ClientRequest) -> Found:
+def _memory(states: RoundStates, request: ClientRequest) -> Past:
     """What this message's answer is computed from."""
     round_ = request.asked.round
     if isinstance(request.asked, EvaluateRequest):
@@ -346,24 +332,24 @@ def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     if isinstance(request, EvaluateRequest):
         return f"evaluate with {request.evaluate.samples} responses to each held-out problem"
     each = f"{request.train.problems_per_step} problems x {request.sampling.group_size} responses"
-    told = (
+    tasks = (
         [f"train {request.steps} steps x {each} with rewards from {request.supervision.type}"] if request.steps else []
     )
     if isinstance(request, RespondRequest):
-        told.append(f"answer {public} public problems x {request.sampling.group_size} responses")
+        tasks.append(f"answer {public} public problems x {request.sampling.group_size} responses")
     else:
-        told.append("send the adapter")
-    return " and ".join(told)
+        tasks.append("send the adapter")
+    return " and ".join(tasks)
 
 
 def _sent(content: RecordDict) -> str:
     """What a reply holds, by its kinds and sizes."""
-    told = []
+    parts = []
     for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
         if (arrays := record_in(content, name, ArrayRecord)) is not None:
-            told.append(f"{what} {arrays.count_bytes():,} bytes")
+            parts.append(f"{what} {arrays.count_bytes():,} bytes")
     if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
-        told.append(f"{len(numbers)} numbers")
+        parts.append(f"{len(numbers)} numbers")
     if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
-        told.append(f"{responses['length'].shape[0]} responses to public problems")
-    return ", ".join(told)
+        parts.append(f"{responses['length'].shape[0]} responses to public problems")
+    return ", ".join(parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedrlvr.config import Asking, CareSupervision, MajoritySupervision
+from fedrlvr.config import Asking
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
@@ -62,8 +62,8 @@ def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, proble
 
 
 def _refuse(name: str, beyond: Sequence[str] | Iterator[str]) -> None:
-    if told := list(beyond):
-        raise LimitError(f"{name} allows {'; '.join(told)}")
+    if reasons := list(beyond):
+        raise LimitError(f"{name} allows {'; '.join(reasons)}")
 
 
 def _most(limits: Limits, setting: str, asked: int | float, what: str) -> Iterator[str]:
@@ -113,18 +113,19 @@ def _of(limits: Limits, request: StretchRequest | EvaluateRequest, public_proble
 
 
 def _of_supervision(limits: Limits, request: StretchRequest) -> Iterator[str]:
-    how = request.supervision
-    if how.type not in limits.supervision:
-        yield f"no rewards from {how.type!r} (limits.supervision)"
-    if isinstance(how, Asking | MajoritySupervision) and how.audit and not limits.audit:
+    section = request.supervision
+    if section.type not in limits.supervision:
+        yield f"no rewards from {section.type!r} (limits.supervision)"
+    if section.audits and not limits.audit:
         yield "no audit (limits.audit)"
-    if isinstance(how, CareSupervision) and how.share_probes and not limits.share_probes:
+    if section.shares_probes and not limits.share_probes:
         yield "no probes to leave (limits.share_probes)"
-    if not isinstance(how, Asking):
+    if not isinstance(section, Asking):
         return
-    if how.labels_from not in limits.labels_from:
-        yield f"no labels to be asked of the {how.labels_from} (limits.labels_from)"
-    yield from _most(limits, "label_share", how.budget, "as the share of a step's problems to ask labels for")
-    if limits.labels is not None and (how.budget_total is None or how.budget_total > limits.labels):
-        asked = "no supervision.budget_total is given" if how.budget_total is None else f"asked for {how.budget_total}"
+    if section.labels_from not in limits.labels_from:
+        yield f"no labels to be asked of the {section.labels_from} (limits.labels_from)"
+    yield from _most(limits, "label_share", section.budget, "as the share of a step's problems to ask labels for")
+    total = section.budget_total
+    if limits.labels is not None and (total is None or total > limits.labels):
+        asked = "no supervision.budget_total is given" if total is None else f"asked for {total}"
         yield f"at most {limits.labels} labels in a run (limits.labels), {asked}"

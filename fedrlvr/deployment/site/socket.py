@@ -22,10 +22,10 @@ from typing import Any
 
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
+from fedrlvr.files import new_file
 
-LARGEST_HEADER = 1 << 16
-LARGEST_CONTENT = 1 << 33
-"""Bytes."""
+LARGEST_FRAMES = 1 << 16, 1 << 33
+"""Bytes of a header and of a content."""
 START_S = 60.0
 """Seconds in which a worker that was started must listen."""
 STOP_S = 15.0
@@ -90,14 +90,14 @@ def receive(connection: Connection) -> Frames:
         EOFError, OSError: it is gone, or sends more than anybody may.
         MessageError: a header that cannot be read.
     """
-    told = connection.recv_bytes(LARGEST_HEADER)
+    text = connection.recv_bytes(LARGEST_FRAMES[0])
     try:
-        header = json.loads(told)
+        header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise MessageError("a frame whose header is no JSON object")
-    return header, connection.recv_bytes(LARGEST_CONTENT)
+    return header, connection.recv_bytes(LARGEST_FRAMES[1])
 
 
 def state_directory(org: Organisation) -> Path:
@@ -125,28 +125,20 @@ def secret(state: Path) -> bytes:
         CheckpointError: it can be neither read nor made, or others may read it.
     """
     path = state / "worker.secret"
-    temporary = state / f".worker.secret.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        if not path.exists():
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_SECRET))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # somebody was quicker: his it is
-                os.link(temporary, path)
+        with contextlib.suppress(FileExistsError):  # another process was quicker: its secret it is
+            if not path.exists():
+                new_file(path, secrets.token_bytes(_SECRET))
         if path.stat().st_mode & 0o077:
             raise CheckpointError(f"{path} can be read by others. Delete it, and a new one is made.")
-        found = path.read_bytes()
+        data = path.read_bytes()
+    except CheckpointError:
+        raise
     except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} can be neither read nor made ({error.strerror}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    if len(found) != _SECRET:
+    if len(data) != _SECRET:
         raise CheckpointError(f"{path} does not hold {_SECRET} bytes. Delete it, and a new one is made.")
-    return found
+    return data
 
 
 def socket_path(state: Path) -> Path:
@@ -163,8 +155,8 @@ def socket_path(state: Path) -> Path:
     directory = Path(tempfile.gettempdir()) / f"fedrlvr-{os.getuid()}-{name}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    ours = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    entry = directory.lstat()
+    ours = entry.st_uid == os.getuid() and not entry.st_mode & 0o077
     if directory.is_symlink() or not directory.is_dir() or not ours:
         raise ConfigError(
             f"{directory} is not a directory that is this user's alone, as the worker's socket needs it. Remove it, or "

@@ -97,12 +97,12 @@ class Worker:
         again: who waits for an answer sees the connection break and asks another worker; else he is told.
         """
         reason = f"failed at {self.org.name}: its worker was told to end"
-        waiting = [] if again else [one for one in list(self._open) if not one.done.is_set()]
-        for one in waiting:
-            one.reply = ({"ok": False, "kind": "failed", "reason": reason}, b"")
-            one.done.set()
+        waiting = [] if again else [message for message in list(self._open) if not message.done.is_set()]
+        for message in waiting:
+            message.reply = ({"ok": False, "kind": "failed", "reason": reason}, b"")
+            message.done.set()
         until = time.monotonic() + 2.0
-        while any(one in self._open for one in waiting) and time.monotonic() < until:
+        while any(message in self._open for message in waiting) and time.monotonic() < until:
             time.sleep(0.01)
         self.tell(f"the worker ends: {why}")
         self.path.unlink(missing_ok=True)

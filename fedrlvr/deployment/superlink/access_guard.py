@@ -51,9 +51,9 @@ def is_from_here(scope: Scope) -> bool:
     client, server = scope.get("client"), scope.get("server")
     if not client or any(name in Headers(scope=scope) for name in _ON_BEHALF):
         return False
-    whose = _address(client[0])
-    own = _address(server[0]) if server else None
-    return whose is not None and (whose.is_loopback or whose == own)
+    client_address = _address(client[0])
+    server_address = _address(server[0]) if server else None
+    return client_address is not None and (client_address.is_loopback or client_address == server_address)
 
 
 def _open(path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedrlvr.config import CareSupervision, Config, LabelsSupervision, PubSwapCoordination
+from fedrlvr.config import Config, LabelsSupervision, PubSwapCoordination
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting import units
 
@@ -36,26 +36,24 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     def sized(each: int) -> str:
         return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
 
-    how = config.supervision
-    shared = isinstance(how, CareSupervision) and how.share_probes
     yield (
         "To each organisation, each round: the settings of this run; the global adapter"
         + sized(4)
         + ("; the change of the base weights" if change else "")
-        + ("; the average of CARE's probes" if shared else "")
+        + ("; the average of CARE's probes" if config.supervision.shares_probes else "")
     )
     if public is not None:
         yield (
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
-            + ("" if public.swap == "none" else ", and others' correct responses to them, without their names")
+            + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
     up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
     yield (
         up
         + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
-        + ("; CARE's probes" if shared else "")
+        + ("; CARE's probes" if config.supervision.shares_probes else "")
     )
-    if public is not None and public.swap != "none":
+    if public is not None and public.swap_rule.trades:
         yield (
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
@@ -63,6 +61,6 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
     yield (
         "Never: its own problems, their answers, its responses to them, "
-        + ("" if isinstance(how, LabelsSupervision) else "labels, ")
+        + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )

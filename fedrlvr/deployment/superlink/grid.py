@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -35,17 +36,19 @@ POLL = 0.25
 """Seconds between two looks for replies."""
 
 
+@dataclass
 class Roster:
     """Which SuperNodes are connected, and whose they are.
 
     ask_names: SuperNodes without registration (insecure) say themselves what they are called.
     """
 
-    def __init__(self, grid: Grid, *, ask_names: bool, clock: Clock, sleep: Sleep, poll: float = POLL) -> None:
-        self.grid = grid
-        self.ask_names = ask_names
-        self.clock, self.sleep, self.poll = clock, sleep, poll
-        self._said: dict[int, str] = {}
+    grid: Grid
+    ask_names: bool
+    clock: Clock = time.monotonic
+    sleep: Sleep = time.sleep
+    poll: float = POLL
+    _said: dict[int, str] = field(default_factory=dict)
 
     def online(self) -> list[tuple[str, int]]:
         """Name and Flower's node id of each that is connected; "" for one without a name."""
@@ -77,7 +80,7 @@ def names_here(grid: Grid, seconds: float, *, ask_names: bool) -> list[str]:
     Raises:
         RoundError: there are not two in time.
     """
-    roster = Roster(grid, ask_names=ask_names, clock=time.monotonic, sleep=time.sleep)
+    roster = Roster(grid, ask_names)
     end, before = time.monotonic() + seconds, -1
     while True:
         names = sorted({name for name, _ in roster.online() if name})
@@ -91,6 +94,7 @@ def names_here(grid: Grid, seconds: float, *, ask_names: bool) -> list[str]:
         time.sleep(5.0)
 
 
+@dataclass(eq=False)
 class SuperLinkGrid(Grid):
     """Organisations behind a SuperLink.
 
@@ -100,29 +104,20 @@ class SuperLinkGrid(Grid):
     ask_names: as for `Roster`. say: takes a line of progress.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        clients: Sequence[str],
-        terms: Mapping[str, Terms],
-        *,
-        quorum: float,
-        say: Callable[[str], None],
-        ask_names: bool = False,
-        poll: float = POLL,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = time.sleep,
-    ) -> None:
-        self.grid = grid
-        self.clients = list(clients)
-        self.terms = terms
-        self.quorum = quorum
-        self.say = say
-        self.poll = poll
-        self.clock = clock
-        self.sleep = sleep
-        self.roster = Roster(grid, ask_names=ask_names, clock=clock, sleep=sleep, poll=poll)
-        self._told: set[str] = set()
+    grid: Grid
+    clients: Sequence[str]
+    terms: Mapping[str, Terms]
+    _: KW_ONLY
+    quorum: float
+    say: Callable[[str], None]
+    ask_names: bool = False
+    poll: float = POLL
+    clock: Clock = time.monotonic
+    sleep: Sleep = time.sleep
+
+    def __post_init__(self) -> None:
+        self.roster = Roster(self.grid, self.ask_names, self.clock, self.sleep, self.poll)
+        self._warnings: set[str] = set()
 
     # What Flower's grids have.
 
@@ -219,17 +214,17 @@ class SuperLinkGrid(Grid):
         Raises:
             RoundError: two SuperNodes have one client's name.
         """
-        found: dict[str, int] = {}
+        nodes: dict[str, int] = {}
         for name, node in self.roster.online():
             if name not in self.clients:
                 self._once(f"a SuperNode named {name[:64]!r} is connected, which is no client of this run")
-            elif name in found:
+            elif name in nodes:
                 raise RoundError(
                     f"two SuperNodes are registered as {name}: unregister one of them (fedrlvr superlink members)"
                 )
             else:
-                found[name] = node
-        return {client: found[client] for client in self.clients if client in found}
+                nodes[name] = node
+        return {client: nodes[client] for client in self.clients if client in nodes}
 
     def gather(self, seconds: float) -> None:
         """Wait until every client is connected; after so many seconds go on if the quorum is.
@@ -251,20 +246,20 @@ class SuperLinkGrid(Grid):
 
     def _reached(self, clients: Sequence[str], needed: int, end: float, what: str) -> dict[str, int]:
         """The connected ones of these clients, as soon as they are as many as needed, or when time is over."""
-        told: list[str] | None = None
+        announced: list[str] | None = None
         while True:
             here = self.connected()
             missing = [client for client in clients if client not in here]
             if len(clients) - len(missing) >= needed or self.clock() >= end:
                 return {client: node for client, node in here.items() if client in clients}
-            if missing != told:
+            if missing != announced:
                 self.say(f"{what}: waiting for {', '.join(missing)} to connect")
-                told = missing
+                announced = missing
             self.sleep(1.0)
 
     def _once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+        if line not in self._warnings:
+            self._warnings.add(line)
             self.say(line)
 
     # Messages.

@@ -1,11 +1,43 @@
-"""The ServerApp: what Flower starts at the SuperLink for a run. Everything is in run.py."""
+"""The ServerApp: what Flower starts at the SuperLink for a run, and what it does there.
+
+The run lies in a directory of the SuperLink's machine, like a run of the local engine; `fedrlvr federate` makes it.
+"""
 
 from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedrlvr.config import Config, PubSwapCoordination, load_config, load_resolved, parse_config
+from fedrlvr.deployment.superlink.disclosure import check, travels
+from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
+from fedrlvr.deployment.terms import Terms
+from fedrlvr.errors import CheckpointError, FedrlvrError
+from fedrlvr.files import atomic_text, file_lock
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.progress import PlainProgress
+from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.run import RunResult, Server, public_set
+from fedrlvr.simulation.run import new_cohort, new_directory, settled
+from fedrlvr.tasks import grader_for
+from fedrlvr.tasks.deal import public_problems
+from fedrlvr.tasks.problem import Problem
+from fedrlvr.zoo import embedded_config
+
 app = ServerApp()
+
+RUN_ID = "run-id"
+"""The file of a run directory that says what the run is called in messages; the same after a resume."""
 
 
 @app.main()
@@ -15,12 +47,142 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FedrlvrError: the run has failed; Flower marks it so, and shows the text to whoever follows its log.
     """
-    from fedrlvr.deployment.superlink.run import serve
-    from fedrlvr.errors import FedrlvrError
-
     try:
         result = serve(grid, context.run_config)
     except FedrlvrError as error:
-        print(f"error: {error}", flush=True)
+        _say(f"error: {error}")
         raise
-    print(f"all rounds are done: {result.directory}", flush=True)
+    _say(f"all rounds are done: {result.directory}")
+
+
+def serve(grid: Grid, settings: Mapping[str, Any]) -> RunResult:
+    """Run the rounds that are not done.
+
+    settings: Flower's run config. `directory`: a run directory with a config.json; or `experiment`: a TOML file (""
+    is the embedded default, with whoever is connected). `wait`: seconds in which all clients may connect. `insecure`.
+
+    Raises:
+        FedrlvrError: whatever is wrong; rounds that are done stay done.
+    """
+    wait = float(settings.get("wait", 300.0))
+    insecure = bool(settings.get("insecure", False))
+    config, directory = _configured(grid, settings, wait, insecure)
+    check(config)
+    with _alone(directory):
+        return _serve(grid, config, directory, wait, insecure)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a run directory. A ServerApp may outlive its SuperLink for a while, when that was killed.
+
+    Raises:
+        CheckpointError: another process holds it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(directory / "server.lock")
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
+    if lock is None:
+        raise CheckpointError(
+            f"{directory}: another server is still at work on this run. Wait until it has ended (flwr-serverapp "
+            "among this machine's processes), or end it."
+        )
+    with lock:
+        yield
+
+
+def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: bool) -> RunResult:
+    cohort = new_cohort(config)
+    public = public_problems(config, cohort.base) if isinstance(config.coordination, PubSwapCoordination) else []
+    initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+    for line in travels(config, sum(t.numel() for _, t in initial.tensors()), config.aggregation.rule.changes_base):
+        _say(line)
+    names = config.federation.names
+    terms = terms_of(config, cohort, run_id(directory))
+    link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
+    link.gather(wait)
+    server = Server(
+        config,
+        directory,
+        cohort.base,
+        initial,
+        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
+        PlainProgress(),
+    )
+    resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
+    holdings = {"digest": _digest(public), "public": len(public)}
+    return server.go(link, dict(enumerate(names, start=1)), holdings, {}, resume=resume)
+
+
+def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
+    """What each client's messages say of the run."""
+    base, name = cohort.base, config.model.name
+    return {
+        client: Terms(
+            run=run,
+            client=client,
+            clients=len(config.federation.names),
+            rounds=config.train.rounds,
+            task=config.federation.task,
+            model=Path(name).name if Path(name).is_dir() else name,
+            model_id=base.model_id,
+            weights_id=base.weights_id,
+            tokenizer_id=base.tokenizer_id,
+            chat_template=config.model.chat_template,
+            rank=config.lora.rank_of(client),
+            largest=config.lora.largest,
+            alpha=config.lora.alpha,
+            targets=config.lora.targets,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+        )
+        for client in config.federation.names
+    }
+
+
+def run_id(directory: Path) -> str:
+    """What a run is called in messages: its directory's name and something of its own, made when it starts.
+
+    Raises:
+        CheckpointError: the file cannot be read or written, or holds something else.
+    """
+    path = directory / RUN_ID
+    if not path.exists():
+        plain = re.sub(r"[^A-Za-z0-9_-]", "-", directory.name)[:60] or "run"
+        atomic_text(path, f"{plain}-{uuid.uuid4().hex[:12]}\n")
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
+        raise CheckpointError(f"{path} does not hold a run's id. Restore it, or start a new run.")
+    return text
+
+
+def _configured(grid: Grid, settings: Mapping[str, Any], wait: float, insecure: bool) -> tuple[Config, Path]:
+    if place := str(settings.get("directory", "")):
+        directory = Path(place)
+        return load_resolved(directory / "config.json"), directory
+    experiment = str(settings.get("experiment", ""))
+    if experiment:
+        config = load_config(experiment)
+    else:
+        names = names_here(grid, wait, ask_names=insecure)
+        tree = load_config(embedded_config()).model_dump(mode="json")
+        tree["federation"]["clients"] = names
+        config = parse_config(tree)
+    directory = (config.run.directory or new_directory(config.run.name)).absolute()
+    return settled(config, directory), directory
+
+
+def _digest(public: list[Problem]) -> str:
+    """Hash of the public problems, which are all the server knows."""
+    digest = hashlib.sha256()
+    for problem in public:
+        digest.update(json.dumps([problem.id, problem.prompt, problem.answer, problem.source]).encode())
+    return digest.hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

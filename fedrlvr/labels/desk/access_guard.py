@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedrlvr.loopback import LOOPBACK
+from fedrlvr.hosts import LOOPBACK
 
 _log = logging.getLogger("fedrlvr.desk")
 
@@ -104,5 +104,5 @@ def error_response(status: int, text: str) -> JSONResponse:
 
 def _plain(host: str) -> str:
     """A host as in a Host header or an option, without port, brackets, a last dot, or capitals."""
-    found = _HOST.fullmatch(host.strip().lower())
-    return (found["six"] or found["name"] if found else host).removesuffix(".")
+    parts = _HOST.fullmatch(host.strip().lower())
+    return (parts["six"] or parts["name"] if parts else host).removesuffix(".")

@@ -2,7 +2,7 @@
 
 It shows an expert one open problem at a time, with the model's majority answer and two responses that disagree, and
 writes the expert's word into the ledger before it says that it did. The page's own files hold no data and need no
-token; everything else does (`guard.py`). What fails is answered with {"error": text}.
+token; everything else does (`access_guard.py`). What fails is answered with {"error": text}.
 
     GET  /api/next?expert=             {"problem": an open problem or null, "left", "open", "done"}
     GET  /api/last?expert=&back=       {"problem", "said"}: what the expert said last, or `back` words before that
@@ -16,24 +16,27 @@ token; everything else does (`guard.py`). What fails is answered with {"error": 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from fedrlvr.errors import LedgerError
+from fedrlvr.errors import ConfigError, LedgerError
 from fedrlvr.labels.desk.access_guard import Guard, error_response
-from fedrlvr.labels.ledger import Asked, LabelLedger, Verdict, expert_name
+from fedrlvr.labels.ledger import AskedProblem, LabelLedger, Verdict, expert_name
 from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv, write_csv
 
 PAGE = Path(__file__).parent / "page"
@@ -48,13 +51,18 @@ MOST_JSON = 64 * 2**10
 LEASE = 300.0
 """Seconds for which a problem is kept for who looks at it; the page asks again before they are over."""
 
+_WAITING = 64
+"""Connections that the system keeps for the server until it takes them."""
+_PATIENCE = 3
+"""Seconds that requests in progress get when the desk is stopped."""
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Word(_Body):
-    """What an expert says. `answer`: the right one, or with accept the majority's as it was shown."""
+class AnswerBody(_Body):
+    """An expert's verdict. `answer`: the right answer, or with accept the majority's as it was shown."""
 
     problem: str
     expert: str
@@ -62,19 +70,16 @@ class Word(_Body):
     answer: str | None = None
 
 
-class Second(_Body):
-    """Which problem another expert is to see."""
+class SecondBody(_Body):
+    """The problem that a second expert is to see."""
 
     problem: str
 
 
-class Leaving(_Body):
-    """Who looks at nothing any more."""
+class ReleaseBody(_Body):
+    """The expert who stops looking at a problem."""
 
     expert: str
-
-
-_Model = TypeVar("_Model", bound=_Body)
 
 
 def make_desk(
@@ -106,44 +111,36 @@ def make_desk(
 
     @app.get("/api/next")
     def next_open(expert: str) -> dict[str, Any]:
-        found = ledger.next_open(expert, at=clock(), lease=LEASE)
+        problem = ledger.next_open(expert, at=clock(), lease=LEASE)
         count = done.count(expert)
-        if found is not None:
-            return {"problem": _shown(found), "left": found.left, "open": found.left, "done": count}
+        if problem is not None:
+            return {"problem": _shown(problem), "left": problem.left, "open": problem.left, "done": count}
         return {"problem": None, "left": 0, "open": ledger.counts().open, "done": count}
 
     @app.get("/api/last")
     def last(expert: str, back: int = 0) -> dict[str, Any]:
         expert = expert_name(expert)
-        said = [(one, entry) for entry in ledger.entries() for one in entry.opinions if one.expert == expert]
-        said.sort(key=lambda pair: pair[0].at, reverse=True)
-        if not 0 <= back < len(said):
+        pairs = [(opinion, entry) for entry in ledger.entries() for opinion in entry.opinions]
+        pairs = sorted((p for p in pairs if p[0].expert == expert), key=lambda pair: pair[0].at, reverse=True)
+        if not 0 <= back < len(pairs):
             return {"problem": None, "said": None}
-        opinion, entry = said[back]
-        word = {"verdict": opinion.verdict, "answer": opinion.answer}
-        return {"problem": _shown(entry), "said": word}
+        opinion, entry = pairs[back]
+        return {"problem": _shown(entry), "said": {"verdict": opinion.verdict, "answer": opinion.answer}}
 
     @app.post("/api/answer")
-    async def answer(request: Request) -> dict[str, int]:
-        word = _read(Word, await _body(request, MOST_JSON))
-
-        def store() -> int:
-            expert = expert_name(word.expert)
-            ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
-            return done.note(expert, word.problem, word.verdict)
-
-        return {"done": await run_in_threadpool(store)}
+    def answer(word: Annotated[AnswerBody, _sent(AnswerBody)]) -> dict[str, int]:
+        expert = expert_name(word.expert)
+        ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
+        return {"done": done.note(expert, word.problem, word.verdict)}
 
     @app.post("/api/second")
-    async def second(request: Request) -> dict[str, bool]:
-        wish = _read(Second, await _body(request, MOST_JSON))
-        await run_in_threadpool(lambda: ledger.ask_second(wish.problem, at=clock()))
+    def second(wish: Annotated[SecondBody, _sent(SecondBody)]) -> dict[str, bool]:
+        ledger.ask_second(wish.problem, at=clock())
         return {"second": True}
 
     @app.post("/api/release")
-    async def release(request: Request) -> dict[str, bool]:
-        leaving = _read(Leaving, await _body(request, MOST_JSON))
-        await run_in_threadpool(ledger.release, leaving.expert)
+    def release(leaving: Annotated[ReleaseBody, _sent(ReleaseBody)]) -> dict[str, bool]:
+        ledger.release(leaving.expert)
         return {"released": True}
 
     @app.get("/api/progress")
@@ -158,13 +155,64 @@ def make_desk(
         return Response(file.getvalue().encode(), media_type="text/csv; charset=utf-8", headers=named)
 
     @app.post("/api/labels.csv")
-    async def take_table(request: Request, expert: str) -> dict[str, int]:
-        text = await _body(request, MOST_BYTES)
-        stored = await run_in_threadpool(lambda: read_csv(text, ledger, expert, clock()))
+    def take_table(table: Annotated[bytes, Depends(_sent_table)], expert: str) -> dict[str, int]:
+        stored = read_csv(table, ledger, expert, clock())
         done.forget()
         return {"stored": stored}
 
     return app
+
+
+def serve(
+    app: FastAPI, host: str, port: int, *, certificate: Path | None, key: Path | None, ready: Callable[[int], None]
+) -> None:
+    """Serve until interrupted. `ready` is called with the port once connections are taken; port 0 is any free one.
+
+    No access log: its lines would hold experts' names.
+
+    Raises:
+        ConfigError: host and port, or the certificate, cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=_PATIENCE,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"--certificate {certificate} and --key {key} cannot be used: {error}.") from error
+    with _listening(host, port) as listening:
+        ready(listening.getsockname()[1])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections already, so that who reads the address can use it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host} is no address of this machine: {error}.") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_WAITING)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"The desk cannot listen on {host} port {port}: {error.strerror}. Give another --port or --host, or stop "
+            "what is there."
+        ) from error
+    return listening
 
 
 class _Done:
@@ -200,7 +248,7 @@ class _Done:
         return self._problems
 
 
-def _shown(asked: Asked) -> dict[str, Any]:
+def _shown(asked: AskedProblem) -> dict[str, Any]:
     """What the page gets of a problem: no one's opinion, and none of what the probes think of it."""
     names = ("problem", "prompt", "kind", "source", "majority", "votes", "group", "responses")
     return {name: getattr(asked, name) for name in names}
@@ -224,13 +272,22 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _read(model: type[_Model], body: bytes) -> _Model:
-    try:
-        return model.model_validate(json.loads(body))
-    except ValidationError as error:
-        raise HTTPException(422, _explain(error.errors())) from None
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
+async def _sent_table(request: Request) -> bytes:
+    return await _body(request, MOST_BYTES)
+
+
+def _sent(model: type[BaseModel]) -> Any:
+    """A route's parameter that is the request's body. FastAPI's own reading has no bound."""
+
+    async def read(request: Request) -> BaseModel:
+        try:
+            return model.model_validate(json.loads(await _body(request, MOST_JSON)))
+        except ValidationError as error:
+            raise HTTPException(422, _explain(error.errors())) from None
+        except (ValueError, RecursionError):
+            raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
+
+    return Depends(read)
 
 
 def _unreadable(_: Request, error: Exception) -> Response:
@@ -245,4 +302,4 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _explain(errors: Any) -> str:
     # Not pydantic's own text as a whole: it quotes what was sent.
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in errors)
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in errors)

@@ -130,7 +130,7 @@ class Colons:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Compound:
     """Several answers in one: an unordered list or set, or a tuple, a vector or a sequence with an order."""
 
     shape: Literal["list", "set", "tuple", "vector", "words"]
@@ -255,7 +255,7 @@ Form = (
     | Quantity
     | Based
     | Colons
-    | Group
+    | Compound
     | Matrix
     | Region
     | Named

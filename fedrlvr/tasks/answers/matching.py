@@ -31,9 +31,9 @@ from fedrlvr.tasks.answers.choices import option_letter
 from fedrlvr.tasks.answers.evaluation import position, ratios, values
 from fedrlvr.tasks.answers.forms import (
     Colons,
+    Compound,
     Expression,
     Form,
-    Group,
     Infinite,
     Letter,
     Matrix,
@@ -150,7 +150,7 @@ def _both_named(one: Named, other: Named, rule: _Rule) -> bool:
     return one.name == other.name and rule.equal(one.value, other.value)
 
 
-def _groups(gold: Group, answer: Group, rule: _Rule) -> bool:
+def _groups(gold: Compound, answer: Compound, rule: _Rule) -> bool:
     shapes = {gold.shape, answer.shape}
     if len(shapes) > 1 and shapes != {"list", "set"}:
         return False
@@ -204,7 +204,7 @@ def _regions(one: Region, other: Region, _: _Rule) -> bool:
     return one.spelled == other.spelled
 
 
-def _open_interval(region: Region, pair: Group, _: _Rule) -> bool:
+def _open_interval(region: Region, pair: Compound, _: _Rule) -> bool:
     if pair.shape != "tuple" or len(pair.items) != 2:
         return False
     between = interval(pair.items[0], pair.items[1], False, False)
@@ -234,7 +234,7 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
     (Named, Relation): _equation_of_name,
     **{
         (Named, other): _named
-        for other in (Number, Infinite, Percent, Quantity, Expression, Group, Matrix, Region, Colons)
+        for other in (Number, Infinite, Percent, Quantity, Expression, Compound, Matrix, Region, Colons)
     },
     (Number, Number): _numbers,
     (Number, Percent): _percentage,
@@ -244,9 +244,9 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
     (Quantity, Quantity): _quantities,
     (Expression, Number): _value_of_expression,
     (Expression, Expression): _expressions,
-    (Group, Group): _groups,
+    (Compound, Compound): _groups,
     (Matrix, Matrix): _matrices,
     (Region, Region): _regions,
-    (Region, Group): _open_interval,
+    (Region, Compound): _open_interval,
     (Colons, Colons): _times,
 }

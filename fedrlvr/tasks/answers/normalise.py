@@ -15,7 +15,7 @@ WORD = "\ue000"
 CURRENCY = "\ue001"
 ROW = "\ue002"
 
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufe00-\ufe0f\ue000-\ue0ff]")
+_INVISIBLE = re.compile("[\u00ad\u180e\u20e3\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufe00-\ufe0f\ue000-\ue0ff]")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
@@ -98,6 +98,7 @@ _CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
 _RATE = re.compile(rf"\\frac\s*\{{\s*({WORD}[^{{}}]*)\}}\s*\{{\s*({WORD}[^{{}}]*)\}}")
 _ORDINAL = re.compile(rf"(?<=[0-9])\s*\^\s*\{{?\s*{WORD}?(st|nd|rd|th)\s*\}}?(?![a-zA-Z])")
 _DEGREE = re.compile(
+    r"(?<=[0-9])\s*\^\s*(?:o(?![a-zA-Z])|\{\s*o\s*\})|"
     r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:degree|degrees|textdegree)(?![a-zA-Z])|\^\s*°|\{\s*°\s*\}"
 )
 _RENAMED = {
@@ -145,11 +146,11 @@ _RENAMED = {
 _COMMAND = re.compile(r"\\([a-zA-Z]+)(?![a-zA-Z])")
 _TEXT = re.compile(
     r"\\(?:text|textnormal|textbf|textrm|textit|textsf|texttt|textsl|textup|textmd|emph|mbox|hbox|mathrm|operatorname"
-    r"|mathop|mathsf|unit|si|rm)\s*\*?\s*\{([^{}]*)\}"
+    r"|mathop|mathsf|unit|si|rm)\s*\*?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _FONT = re.compile(
     r"\\(?:mathbf|mathit|mathtt|mathcal|mathfrak|mathnormal|boldsymbol|bm|pmb|mathord|mathbin|mathrel|underline|uline"
-    r"|ensuremath|boldmath|textsuperscript|hl)(?![a-zA-Z])\s*"
+    r"|ensuremath|boldmath|num|textsuperscript|hl)(?![a-zA-Z])\s*"
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _ABBREVIATED = re.compile(r"(?<![^\W\d_])([ap])\.\s?(m)\.", re.IGNORECASE)  # a.m.
@@ -159,7 +160,7 @@ _ANSWER = rf"{WORD}?(?:answer|ans|result|solution|value|total)\b(?:\s+{WORD}?of\
 _IS = rf"(?:{WORD}?(?:is|equals|would\s+{WORD}?be)\b\s*[:=]?|[:=])"
 _LEAD = re.compile(
     rf"(?:{WORD}?(?:so|thus|therefore|hence)\b\s*[,:]?\s*)?"
-    rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=\s*)?",
+    rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=(?!=)\s*)?",
     re.IGNORECASE,
 )
 _EDGES = ("**", "__", "`", '"', "'", "*")
@@ -171,7 +172,8 @@ def normalise(text: str, *, lead: bool = True) -> str:
     lead: words such as "The answer is" in front go too.
     """
     text = _unicode(html.unescape(text) if "&" in text else text)
-    text = _latex(_TAG.sub(" ", text))
+    text = re.sub("~~(.+?)~~", r"\\cancel{\1}", _TAG.sub(" ", text))  # Markdown's strike-through
+    text = _latex(text)
     text = _money(text)
     return _bare(_words(text), lead)
 
@@ -180,11 +182,16 @@ def _unicode(text: str) -> str:
     if text.isascii():
         return text
     text = _INVISIBLE.sub("", text.translate(_TICKS))
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)", _small_fraction, text)
     text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[^\W\d_])", r"\\sqrt{\1}", text).replace("√", r"\sqrt ")
     text = re.sub(r"∛\s*(\d+|[^\W\d_])", r"\\sqrt[3]{\1}", text).replace("∛", r"\sqrt[3]")
     return "".join(_character(c) for c in "".join(_SYMBOLS.get(c, c) for c in text))
+
+
+def _small_fraction(match: re.Match[str]) -> str:
+    return rf"\frac{{{match[1].translate(_SUPERSCRIPTS)}}}{{{match[2].translate(_SUBSCRIPTS)}}}"
 
 
 def _character(c: str) -> str:
@@ -223,7 +230,7 @@ def _latex(text: str) -> str:
         text = text.replace(r"\%", "%").replace(r"\&", "&").replace(r"\#", "#").replace(r"\_", "_")
     else:
         text = _DEGREE.sub("°", text)
-    text = re.sub(r"\{\s*([-+,:;.])\s*\}", r"\1", text)
+    text = re.sub(r"(?<![a-zA-Z])\{\s*([-+,:;.])\s*\}", r"\1", text)
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("=/=", r"\ne ").replace("!=", r"\ne ")
     text = re.sub(r"(?<![\\a-zA-Z])frac(?=[{\d])", r"\\frac", text)
     return text.replace("**", "^") if re.search(r"[\w)}]\*\*[-({\w]", text) else text

@@ -18,9 +18,9 @@ from fedrlvr.tasks.answers.expressions import expression, symbols
 from fedrlvr.tasks.answers.forms import (
     Based,
     Colons,
+    Compound,
     Expression,
     Form,
-    Group,
     Infinite,
     Letter,
     Matrix,
@@ -41,9 +41,12 @@ _DEEPEST = 12
 
 _W = WORD
 _PERCENT = re.compile(rf"(.*?)\s*(?:%|{_W}?(?:percent(?:age)?|pct)|{_W}?per\s+{_W}?cent)", re.DOTALL | re.IGNORECASE)
+_BASE = rf"(?:{_W}?base[\s-]*)?{_W}?(?P<{{0}}>[0-9]{{{{1,2}}}}|[a-z]+)"
 _BASED = re.compile(
-    rf"[({{]?\s*([-+]?)\s*{_W}?([0-9][0-9A-Za-z]*(?: [0-9]+)*|{_W}?[A-Z0-9]{{1,40}})\s*[)}}]?\s*"
-    rf"(?:_\s*\{{?\s*\(?(?:{_W}?base)?\s*{_W}?([0-9]{{1,2}}|[a-z]+)\)?\s*\}}?|,?\s*\(?{_W}?(?:in\s+{_W}?)?base[\s-]*{_W}?([0-9]{{1,2}}|[a-z]+)\)?)"
+    rf"[({{]?\s*(?P<sign>[-+]?)\s*"
+    rf"(?P<digits>{_W}?[0-9][0-9A-Za-z]*(?: [0-9]+)*|{_W}{{0,2}}[A-Z0-9]{{1,40}})\s*[)}}]?\s*"
+    rf"(?:_\s*\{{?\s*\(?{_BASE.format('low')}\)?\s*\}}?"
+    rf"|,?\s*\(?{_W}?(?:in\s+{_W}?)?(?={_W}?base){_BASE.format('spoken')}\)?)"
 )
 _BASES = dict(
     zip(
@@ -58,16 +61,23 @@ _MIXED_WORDS = re.compile(rf"([0-9]+)\s*{_W}?and\s+([0-9]+/[0-9]+|\\frac.*)")
 _LETTER = re.compile(rf"{_W}[A-Z]|[A-Z]|\(\s*{_W}?[A-Z]\s*\)|\(\s*{_W}[a-z]\s*\)")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
-_NAME = re.compile(
-    rf"(?:{_W}?[Tt]he\s+)?(?:"
-    r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*"  # AB, \angle ABC
-    r"|(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell|vec\s*\{?[a-z]\}?))"
-    r"(?:_\{?[a-zA-Z0-9]+\}?)?'*"
-    r"(?:(?:\^\{?-1\}?)?\s*\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\))?"  # x, x_1, f(x), f(3), P(A)
-    r"|\|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,6}\s*\]"
-    r"|\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)"  # (x, y)
-    rf"|{_W}[^\W\d_]+(?:\s+{_W}?[^\W\d_]+){{0,5}}|[A-Za-z]{{4,}}(?:\s+[A-Za-z]+){{0,5}}|[Ss]um|[Aa]ns)"
+_GREEK_LETTER = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell"
+    r"|(?:vec|hat|bar|tilde)\s*\{?[a-z]\}?)"
 )
+_ARGUMENTS = r"\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\)"
+_NAMES = [
+    r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*",  # AB, \angle ABC
+    rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:_\{{?[a-zA-Z0-9]+\}}?)?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
+    r"P\s*\([^()]{1,40}\)|E\s*\[[^\[\]]{1,40}\]",  # a probability, an expectation
+    r"\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|\\Delta\s*[a-zA-Z]",
+    r"\|\s*[A-Z]{2}\s*\|",  # a length
+    r"\[\s*[A-Z]{3,6}\s*\]",  # an area
+    r"\(\s*[a-z](?:_[a-z0-9])?(?:\s*,\s*[a-z](?:_[a-z0-9])?)+\s*\)",  # (x, y)
+    rf"{_W}[^\W\d_]+(?:\s+{_W}?[^\W\d_]+){{0,5}}",  # \text{total cost}
+    r"[A-Za-z]{4,}(?:\s+[A-Za-z]+){0,5}|[Ss]um|[Aa]ns",
+]
+_NAME = re.compile(rf"(?:{_W}?[Tt]he\s+)?(?:{'|'.join(_NAMES)})")
 _CONSTANTS = {"e", "i"}
 _NOT_A_NAME = frozenset(["not", "no", "or", "and", "is", "isnt", "wrong", "false", "if", "but", "then", "when", "than"])
 _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
@@ -113,6 +123,8 @@ def _form(text: str, depth: int) -> Form:
             return form
     if (form := _structured(text, depth)) is not None:
         return form
+    if re.fullmatch(rf"{WORD}[a-z]", text):  # a small letter in `\text{}` is a variable all the same
+        text = text[1:]
     return quantity(text) or _word(text) or formula(text) or _text(text)
 
 
@@ -135,7 +147,7 @@ def _structured(text: str, depth: int) -> Form | None:
         len(rest := re.split(r"(?<=\\mathbb\{R\})\s*-\s*", text)) == 2
     ):
         holes = _form(rest[1], depth + 1)
-        if rest[0].strip() in _REALS and isinstance(holes, Group) and holes.shape == "set":
+        if rest[0].strip() in _REALS and isinstance(holes, Compound) and holes.shape == "set":
             return regions.without(list(holes.items)) or _text(text)
         return _text(text)
     if match := _PLUS_MINUS.search(text):
@@ -156,7 +168,7 @@ def _special(text: str) -> Form | None:
     if low in _REALS:
         return regions.REALS
     if low in _EMPTY or re.fullmatch(r"\\\{\s*\\\}", low):
-        return Group("set", ())
+        return Compound("set", ())
     match = _INFINITE.fullmatch(text.replace(WORD, ""))
     if match:
         return Infinite(match[1] != "-" and "negative" not in low)
@@ -171,8 +183,8 @@ def _based(text: str) -> Form | None:
     match = _BASED.fullmatch(text)
     if not match:
         return None
-    sign, digits, low, spoken = match.groups()
-    digits = digits.replace(WORD, "").replace(" ", "").upper().lstrip("0") or "0"
+    sign, low, spoken = match["sign"], match["low"], match["spoken"]
+    digits = match["digits"].replace(WORD, "").replace(" ", "").upper().lstrip("0") or "0"
     name = (low or spoken).casefold()
     base = int(name) if name.isdigit() else _BASES.get(name, 0)
     if not 2 <= base <= 36 or not all(c.isalnum() and c.isascii() and int(c, 36) < base for c in digits):
@@ -230,7 +242,7 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
     if kind == r"\{\}":
         return _set(content, depth)
     if kind == r"\langle\rangle":
-        return Group("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
+        return Compound("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
     if kind not in ("()", "[]", "[)", "(]", "{}"):
         return None
     if kind == "{}":
@@ -244,8 +256,8 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
         ends = regions.interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
         if ends is not None:
             return ends
-        return Group("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
-    return Group("tuple", items)
+        return Compound("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
+    return Compound("tuple", items)
 
 
 def _set(content: str, depth: int) -> Form | None:
@@ -257,9 +269,11 @@ def _set(content: str, depth: int) -> Form | None:
         return None
     items = [_form(part, depth + 1) for part in listed(content, grouped=False)]
     flat = [
-        part for item in items for part in (item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+        part
+        for item in items
+        for part in (item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
     ]
-    return Group("set", tuple(flat))
+    return Compound("set", tuple(flat))
 
 
 def _list(text: str, parts: list[str], depth: int) -> Form:
@@ -270,9 +284,9 @@ def _grouping(parts: list[str], shape: str, depth: int) -> Form:
     items: list[Form] = []
     for part in parts:
         item = _form(part, depth + 1)
-        items.extend(item.items if isinstance(item, Group) and item.shape == "list" else (item,))
+        items.extend(item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
     # Words are kept in their order: nothing says whether a question asked for one.
-    return Group("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
+    return Compound("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
 
 
 def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
@@ -293,14 +307,14 @@ def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
 def _union(text: str, depth: int) -> Form:
     pieces: list[regions.Piece] = []
     forms = [_form(part, depth + 1) for part in split_at(text, r"\cup")]
-    if all(isinstance(form, Group) and form.shape == "set" for form in forms):
-        return Group("set", tuple(item for form in forms if isinstance(form, Group) for item in form.items))
+    if all(isinstance(form, Compound) and form.shape == "set" for form in forms):
+        return Compound("set", tuple(item for form in forms if isinstance(form, Compound) for item in form.items))
     for form in forms:
-        if isinstance(form, Group) and form.shape == "tuple" and len(form.items) == 2:
+        if isinstance(form, Compound) and form.shape == "tuple" and len(form.items) == 2:
             form = regions.interval(*form.items, False, False) or form
         if isinstance(form, Region):
             pieces.extend(form.pieces)
-        elif isinstance(form, Group) and form.shape == "set":
+        elif isinstance(form, Compound) and form.shape == "set":
             points = [regions.point(item) for item in form.items]
             if not all(points):
                 return _text(text)
@@ -324,12 +338,12 @@ def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> 
     if operators == [r"\in"]:
         inside = _form(sides[1], depth + 1)
         name = _name(sides[0])
-        if isinstance(inside, Group) and inside.shape == "tuple" and len(inside.items) == 2:
+        if isinstance(inside, Compound) and inside.shape == "tuple" and len(inside.items) == 2:
             inside = regions.interval(*inside.items, False, False) or inside
         if name and isinstance(inside, Region):
             return Region(inside.pieces, name)
-        if name and isinstance(inside, Group) and inside.shape == "set":
-            return Named(name, Group("list", inside.items))
+        if name and isinstance(inside, Compound) and inside.shape == "set":
+            return Named(name, Compound("list", inside.items))
         return _text(text)
     return _inequality(sides, operators, depth) or _difference(sides, operators, text)
 
@@ -414,7 +428,7 @@ def _plus_minus(text: str, match: re.Match[str], depth: int) -> Form:
     if len(_PLUS_MINUS.findall(text)) > 1:
         return _text(text)
     both = [text[: match.start()] + sign + text[match.end() :] for sign in "+-"]
-    return Group("list", tuple(_form(side, depth + 1) for side in both))
+    return Compound("list", tuple(_form(side, depth + 1) for side in both))
 
 
 def _word(text: str) -> Form | None:

@@ -117,7 +117,7 @@ exactly only just even without hundred thousand million billion trillion dozen m
 six seven eight nine ten eleven twelve where when for with by x y z nope nah unlikely doubtful rejected excluded
 invalid uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively
 rather also tenth tenths hundredth hundredths thousandth thousandths halves thirds fourth fourths fifths sixths
-eighths ninths mil bn mn lakh crore negative
+eighths ninths mil bn mn lakh crore negative once twice thrice hourly daily nightly weekly monthly yearly
 """
 _NO_NOUN = frozenset(_STATEMENTS.split())
 _PIECE = re.compile(
@@ -156,7 +156,17 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
             unit = prefix + metric
             others = {unit.upper(), unit.capitalize(), unit.lower()} - {"M", "G", "Mm", "Mg", "MM", "MG"}
             abbreviations |= {other: unit for other in others if len(other) > 1 or other == "l"}
-    abbreviations |= {"μm": "um", "μg": "ug", "mcg": "ug", "μL": "uL", "μl": "uL", "kilo": "kg", "Ω": "ohm", "sec": "s"}
+    abbreviations |= {
+        "μm": "um",
+        "μg": "ug",
+        "mcg": "ug",
+        "gm": "g",
+        "μL": "uL",
+        "μl": "uL",
+        "kilo": "kg",
+        "Ω": "ohm",
+        "sec": "s",
+    }
     words["kilo"] = "kg"
     return words, abbreviations
 
@@ -168,6 +178,8 @@ def measure(word: str) -> str | None:
     """The canonical name of a unit of measure or currency, if the word is one."""
     if word in _ABBREVIATIONS:
         return _ABBREVIATIONS[word]
+    if word.endswith("s") and len(word) > 2 and word[:-1] in _ABBREVIATIONS:  # kgs
+        return _ABBREVIATIONS[word[:-1]]
     low = word.casefold()
     for form in (low, low.removesuffix("s"), low.removesuffix("es")):
         if len(form) > 2 and form in _WORDS:
@@ -214,7 +226,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 return None
             role, name = part
             if role == "loose":
-                sign = -1 if name == "per" else sign
+                sign = -1 if name == "per" or (name in ("a", "an") and last) else sign
             elif role == "power" and last and name in ("squared", "cubed"):
                 measures[last] *= _POWERS[name]
             elif role == "power":

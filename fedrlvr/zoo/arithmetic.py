@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fedrlvr.zoo.families.family import Family, Level, Operands, Pen, digits_of, read_columns, times_by_columns
+from fedrlvr.zoo.family import Family, Level, Operands, Pen, digits_of, read_columns, times_by_columns
 
 
 def _number(rng: Random, digits: int) -> int:
@@ -27,9 +27,9 @@ def _draw_sum(rng: Random, level: Level) -> Operands:
 def _work_sum(operands: Operands, pen: Pen) -> int:
     """47+85: "12 13", read off as 132."""
     columns: list[int] = []
-    for one, other in zip(*map(digits_of, operands), strict=True):
+    for first, second in zip(*map(digits_of, operands), strict=True):
         carry = columns[-1] // 10 if columns else 0
-        columns.append(pen.write(one + other + carry))
+        columns.append(pen.write(first + second + carry))
     return read_columns(columns)
 
 
@@ -48,9 +48,9 @@ def _draw_difference(rng: Random, level: Level) -> Operands:
     """The units need a borrow, so that the misconception shows in the first digits written."""
     digits = 3 if level == "easy" else 4
     while True:
-        one, other = _number(rng, digits), _number(rng, digits - 1)
-        if one % 10 < other % 10:
-            return one, other
+        upper, lower = _number(rng, digits), _number(rng, digits - 1)
+        if upper % 10 < lower % 10:
+            return upper, lower
 
 
 def _work_difference(operands: Operands, pen: Pen) -> int:
@@ -62,17 +62,17 @@ def _work_difference(operands: Operands, pen: Pen) -> int:
     upper, lower = operands
     columns: list[int] = []
     for _ in range(2):
-        one, other = upper % 10, lower % 10
-        borrowed = int(one < other and not pen.misconceived)
-        columns.append(_subtract(one + 10 * borrowed, other, pen))
+        top, bottom = upper % 10, lower % 10
+        borrowed = int(top < bottom and not pen.misconceived)
+        columns.append(_subtract(top + 10 * borrowed, bottom, pen))
         upper, lower = upper // 10 - borrowed, lower // 10
     columns.append(_subtract(upper, lower, pen) if lower else pen.write(upper))
     return read_columns(columns)
 
 
-def _subtract(one: int, other: int, pen: Pen) -> int:
+def _subtract(first: int, second: int, pen: Pen) -> int:
     """Write the larger minus the smaller and what it makes."""
-    larger, smaller = max(one, other), min(one, other)
+    larger, smaller = max(first, second), min(first, second)
     pen.write(larger)
     pen.write(smaller, before="-")
     return pen.write(larger - smaller, before="=")

@@ -1,4 +1,4 @@
-"""Which public problems an exchange is about."""
+"""When exchanges come, and which public problems each is about."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrlvr.coordination import public_batch
+from fedrlvr.coordination import public_batch, stretches
 
 SIZES = st.integers(1, 30).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, size)))
 
@@ -84,3 +84,29 @@ def test_the_shared_random_generator_is_left_alone() -> None:
 def test_a_batch_that_the_set_cannot_give_is_refused(size: int, count: int) -> None:
     with pytest.raises(ValueError, match=f"{count} public problems .* {size}"):
         public_batch(size, count, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "exchanges", "expected"),
+    [(5, 0, [5]), (5, 1, [5]), (5, 2, [3, 2]), (6, 3, [2, 2, 2]), (7, 3, [3, 2, 2]), (4, 4, [1, 1, 1, 1])],
+)
+def test_stretches_by_hand(steps: int, exchanges: int, expected: list[int]) -> None:
+    assert stretches(steps, exchanges) == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_stretches_are_equal_up_to_one_step_and_add_up(steps: int, exchanges: int) -> None:
+    if exchanges > steps:
+        with pytest.raises(ValueError, match="do not fit"):
+            stretches(steps, exchanges)
+        return
+    cut = stretches(steps, exchanges)
+    assert sum(cut) == steps
+    assert len(cut) == exchanges
+    assert max(cut) - min(cut) <= 1
+    assert cut == sorted(cut, reverse=True)
+
+
+def test_a_negative_number_of_exchanges_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1 exchanges do not fit"):
+        stretches(5, -1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fedrlvr.zoo.families.family import Family, Level, Operands, Pen, times_by_columns
+from fedrlvr.zoo.family import Family, Level, Operands, Pen, times_by_columns
 
 DROPS_PER_ML = (10, 12, 15, 20)  # the drop factors infusion sets are sold with
 

@@ -1,0 +1,185 @@
+"""The clients of a run as the server meets them: who takes part, what each is sent, and whether its reply counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedrlvr.config import Config
+from fedrlvr.errors import FedrlvrError, MessageError, RoundError
+from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
+from fedrlvr.seeds import stream
+from fedrlvr.server.global_model import GlobalModel
+from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.server.shared_probes import SharedProbes
+from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
+
+_log = logging.getLogger("fedrlvr.server")
+
+R = TypeVar("R", bound=StretchRequest)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's reply that has a content. place: round and client, for errors."""
+
+    round: int
+    client: str
+    place: str
+    message: Message
+
+
+@dataclass
+class Participation:
+    """Who takes part in the rounds of a run.
+
+    clients: the organisations by Flower node id. record: of the round that is under way. asked: clients that were asked
+    in this phase of the round; the quorum is of them.
+    """
+
+    config: Config
+    clients: Mapping[int, str]
+    model: GlobalModel
+    probes: SharedProbes
+    observer: Observer
+    record: RoundRecord = field(default_factory=lambda: RoundRecord(0))
+    asked: int = 0
+
+    def drawn(self, round_: int, grid: Grid) -> list[int]:
+        """The nodes drawn for a round, without those that have been left out of it."""
+        nodes = sorted(grid.get_node_ids())
+        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
+        drawn = random.Random(stream(self.config.run.seed, "clients", round_)).sample(nodes, count)
+        return self.present(drawn)
+
+    def present(self, nodes: Iterable[int]) -> list[int]:
+        """These nodes, in order, without those that have been left out of the round."""
+        asked = sorted(nodes)
+        self.asked = len(asked)
+        return [node for node in asked if self.clients.get(node) not in self.record.left_out]
+
+    # Requests.
+
+    def request(self, kind: type[R], round_: int, steps: int, **fields: Any) -> R:
+        """A request for training, with what every such request of this run asks.
+
+        fields: those of this kind alone.
+        """
+        config, rule = self.config, self.model.rule
+        return kind(
+            round=round_,
+            seed=config.run.seed,
+            sampling=config.sampling,
+            steps=steps,
+            train=config.train,
+            supervision=config.supervision,
+            trains=rule.trains(round_),
+            precision=config.aggregation.precision,
+            feedback=not rule.new_components,
+            **fields,
+        )
+
+    def content(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
+        """A request's content for a node; with arrays it brings the client what it lacks of the global model."""
+        if arrays is None:
+            return content(request)
+        client = self.clients.get(node, "")  # a stranger's reply is refused
+        body = content(request, **self.model.bring(client, self.rank(client), arrays))
+        if isinstance(request, StretchRequest):
+            self.probes.bring(body)
+        return body
+
+    def rank(self, client: str) -> int:
+        """The rank of a client's adapter."""
+        ranks = self.config.lora.rank
+        return ranks[client] if isinstance(ranks, dict) and client in ranks else self.model.adapter.rank
+
+    # Replies.
+
+    def ask(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+        """Send, and yield the replies as they come; bytes of both directions are counted by client."""
+        out = list(messages)
+        if not out:
+            return
+        kind = out[0].metadata.message_type
+        for message in out:
+            self.record.add_bytes(self.clients[message.metadata.dst_node_id], down=nbytes(message))
+        waiting = {message.metadata.dst_node_id for message in out}
+        started = time.perf_counter()
+        replies = iter(grid.send_and_receive(out, timeout=timeout))
+        del out, message
+        while True:
+            reply = next(replies, None)
+            self.record.seconds[kind] = self.record.seconds.get(kind, 0.0) + time.perf_counter() - started
+            if reply is None:
+                break
+            node = reply.metadata.src_node_id
+            waiting.discard(node)
+            if node in self.clients:
+                self.record.add_bytes(self.clients[node], up=nbytes(reply))
+            yield reply
+            started = time.perf_counter()
+        if kind == MessageType.TRAIN:
+            self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
+        for client in sorted(self.clients[node] for node in waiting):
+            late = f"round {self.record.round}: no answer within {timeout:.0f} s from {client}"
+            self.leave_out(client, RoundError(late))
+
+    def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
+        """What `read` makes of each client's first reply, as they come. Who sends one that is no use is left out.
+
+        Raises:
+            MessageError: a reply from a stranger.
+            FedrlvrError: as `leave_out`.
+        """
+        seen: set[str] = set()
+        for message in messages:
+            client = self.clients.get(message.metadata.src_node_id)
+            if client is None:
+                raise MessageError(f"round {round_}: a reply from a node that is no client of this run")
+            reply = Reply(round_, client, f"round {round_}, {client}", message)
+            if client in seen or client in self.record.left_out:
+                _log.warning("%s: a second reply, which does not count", reply.place)
+                continue
+            seen.add(client)
+            try:
+                if not message.has_content():
+                    reason = message.error.reason if message.has_error() else "an empty reply"
+                    raise RoundError(f"{reply.place}: the client failed ({reason})")
+                self.model.answered(client)
+                value = read(reply)
+            except FedrlvrError as error:
+                self.leave_out(client, error)
+                continue
+            yield value
+
+    def leave_out(self, client: str, error: FedrlvrError) -> None:
+        """Go on with the round without a client, as long as the quorum is kept.
+
+        Raises:
+            FedrlvrError: the error itself, if everybody is needed.
+            RoundError: too few are left; the text names them and their reasons.
+        """
+        quorum, left_out = self.config.federation.quorum, self.record.left_out
+        if quorum == 1.0:
+            raise error
+        self.model.lost(client)
+        left_out[client] = reason = str(error)[:MOST_REASON]
+        self.observer.notify(ClientLeftOut(self.record.round, client, reason))
+        _log.warning("left out: %s", error)
+        needed = math.ceil(quorum * self.asked)
+        if self.asked - len(left_out) < needed:
+            reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise RoundError(
+                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
+                f"clients, and {len(left_out)} are left out. {reasons}"
+            ) from error
