@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -201,20 +202,20 @@ def test_the_log_says_what_was_asked_and_what_was_sent(config: Config, cohort: C
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"tokenizer_id": "0"}, "the server has another tokenizer than ann under the name 'tiny' (0, here "),
-        ({"weights_id": "0"}, "the server has another model: one with other weights than ann"),
-        ({"model_id": "0"}, "the server has another model than ann"),
-        ({"task": "other"}, "ann has no task called 'other' to train on (tasks in site.toml)"),
-        ({"model": "/etc/other"}, "ann has no model called '/etc/other' to train on (models in site.toml)"),
-        ({"client": "bob"}, "a message for bob has reached ann"),
-        ({"clients": 1}, "ann allows no run of fewer than 2 organisations (limits.least_clients), this has 1"),
+        ({"tokenizer_id": "0"}, "another tokenizer .*ann .*'tiny'"),
+        ({"weights_id": "0"}, "other weights .*ann"),
+        ({"model_id": "0"}, "another model .*ann"),
+        ({"task": "other"}, "ann .*'other' .*tasks in site.toml"),
+        ({"model": "/etc/other"}, "ann .*'/etc/other' .*models in site.toml"),
+        ({"client": "bob"}, "bob .*ann"),
+        ({"clients": 1}, "ann .*limits.least_clients.* 1"),
     ],
 )
 def test_terms_that_are_refused(
     changes: dict[str, Any], text: str, config: Config, cohort: Cohort, ann: Answering
 ) -> None:
     reason = refusal(ann, train_content(config, cohort, terms(config, cohort, **changes)))
-    assert reason.startswith(text)
+    assert re.search(text, reason)
     assert "main" not in reason, "other tasks are nobody's business"
     assert not (ann.org.state / "runs" / "run" / "clients").exists(), "nothing was computed"
 
@@ -222,9 +223,7 @@ def test_terms_that_are_refused(
 def test_what_is_no_message_of_a_server_is_refused(config: Config, cohort: Cohort, ann: Answering) -> None:
     good = terms(config, cohort)
     body = train_content(config, cohort, good)
-    assert refusal(ann, train_content(config, cohort, None)) == (
-        "a message without usable terms: its sender is no fedrlvr server"
-    )
+    assert "terms" in refusal(ann, train_content(config, cohort, None))
     plain = json.loads(good.model_dump_json())
     later = ConfigRecord({"json": json.dumps(plain | {"protocol": 2, "version": "9.9"})})
     assert "(fedrlvr 9.9) speaks protocol 2" in refusal(ann, RecordDict({**body, "terms": later}))
@@ -279,7 +278,7 @@ def test_more_than_the_limits_allow_is_refused_before_anything_is_loaded(
 ) -> None:
     one = answering(organisation(limits={"local_steps": 1}))
     reason = refusal(one, train_content(config, cohort, terms(config, cohort)))
-    assert reason == "ann allows at most 1 local steps (limits.local_steps), asked for 2"
+    assert re.search(r"ann .* 1 .*limits\.local_steps.* 2$", reason)
     assert one.models == {}
 
 

@@ -89,100 +89,76 @@ def limits(**changes: Any) -> Limits:
 
 
 BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
-    ({"rounds": 4}, TERMS, train(), 0, "at most 4 rounds (limits.rounds), asked for 5"),
-    ({"rounds": 5}, terms(rounds=6), train(), 0, "at most 5 rounds (limits.rounds), asked for 6"),
-    (
-        {"rounds": 6},
-        TERMS,
-        train(round=6),
-        0,
-        "no round beyond the run's own 5, asked for round 6",
-    ),
-    ({"local_steps": 2}, TERMS, train(), 0, "at most 2 local steps (limits.local_steps), asked for 3"),
-    ({"local_steps": 2}, TERMS, train(train={"local_steps": 1}), 0, "asked for 3"),
-    ({"local_steps": 2}, TERMS, train(steps=1), 0, "asked for 3"),
-    ({"problems_per_step": 4}, TERMS, train(), 0, "at most 4 problems in a local step (limits.problems_per_step)"),
-    ({"group_size": 3}, TERMS, train(), 0, "at most 3 responses to a problem (limits.group_size), asked for 4"),
-    ({"max_new_tokens": 15}, TERMS, train(), 0, "at most 15 tokens in a response (limits.max_new_tokens), asked"),
-    ({"max_new_tokens": 15}, TERMS, evaluate(), 0, "at most 15 tokens in a response (limits.max_new_tokens), asked"),
-    ({"tokens_per_message": 1343}, TERMS, respond(), 6, "at most 1343 tokens sampled for one message"),
-    ({"tokens_per_message": 959}, TERMS, train(), 0, "(limits.tokens_per_message), asked for 960"),
-    ({"public_problems": 5}, TERMS, respond(), 1, "at most 5 public problems in an exchange (limits.public_problems)"),
-    ({"public_problems": 6, "tokens_per_message": 1408}, TERMS, respond(), 7, "(limits.public_problems), asked for 7"),
-    ({"public_steps": 1}, TERMS, respond(), 6, "at most 1 optimizer steps on an exchange's groups"),
-    ({"updates_per_batch": 1}, TERMS, train(), 0, "at most 1 optimizer steps on a sampled batch"),
-    ({"evaluate_samples": 2}, TERMS, evaluate(), 0, "at most 2 responses to each held-out problem"),
-    ({"lora_rank": 7}, TERMS, train(), 0, "at most 7 as the rank of an adapter (limits.lora_rank), asked for 8"),
-    ({"lora_rank": 7}, TERMS, evaluate(), 0, "at most 7 as the rank of an adapter (limits.lora_rank), asked for 8"),
-    ({"lora_rank": 8}, terms(rank=9), train(), 0, "(limits.lora_rank), asked for 9"),
+    ({"rounds": 4}, TERMS, train(), 0, ("limits.rounds", "5")),
+    ({"rounds": 5}, terms(rounds=6), train(), 0, ("limits.rounds", "6")),
+    ({"rounds": 6}, TERMS, train(round=6), 0, ("round 6",)),
+    ({"local_steps": 2}, TERMS, train(), 0, ("limits.local_steps", "3")),
+    ({"local_steps": 2}, TERMS, train(train={"local_steps": 1}), 0, ("limits.local_steps", "3")),
+    ({"local_steps": 2}, TERMS, train(steps=1), 0, ("limits.local_steps", "3")),
+    ({"problems_per_step": 4}, TERMS, train(), 0, ("limits.problems_per_step", "4")),
+    ({"group_size": 3}, TERMS, train(), 0, ("limits.group_size", "4")),
+    ({"max_new_tokens": 15}, TERMS, train(), 0, ("limits.max_new_tokens", "15")),
+    ({"max_new_tokens": 15}, TERMS, evaluate(), 0, ("limits.max_new_tokens", "15")),
+    ({"tokens_per_message": 1343}, TERMS, respond(), 6, ("limits.tokens_per_message", "1343")),
+    ({"tokens_per_message": 959}, TERMS, train(), 0, ("limits.tokens_per_message", "960")),
+    ({"public_problems": 5}, TERMS, respond(), 1, ("limits.public_problems", "5")),
+    ({"public_problems": 6, "tokens_per_message": 1408}, TERMS, respond(), 7, ("limits.public_problems", "7")),
+    ({"public_steps": 1}, TERMS, respond(), 6, ("limits.public_steps", "1")),
+    ({"updates_per_batch": 1}, TERMS, train(), 0, ("limits.updates_per_batch", "1")),
+    ({"evaluate_samples": 2}, TERMS, evaluate(), 0, ("limits.evaluate_samples", "2")),
+    ({"lora_rank": 7}, TERMS, train(), 0, ("limits.lora_rank", "8")),
+    ({"lora_rank": 7}, TERMS, evaluate(), 0, ("limits.lora_rank", "8")),
+    ({"lora_rank": 8}, terms(rank=9), train(), 0, ("limits.lora_rank", "9")),
     (
         {"change_rank": 6},
         TERMS,
         (train(), ModelDelta(version=1, change_rank=7, keep="change")),
         0,
-        "at most 6 as the rank of a change of the base weights (limits.change_rank), asked for 7",
+        ("limits.change_rank", "7"),
     ),
     (
         {"change_rank": 0},
         TERMS,
         (evaluate(), ModelDelta(version=1, since=1, keep="change")),
         0,
-        "no change of the base weights (limits.change_rank = 0)",
+        ("limits.change_rank", "0"),
     ),
-    ({"supervision": ("labels",)}, TERMS, train(supervision=ASKS), 0, "no rewards from 'random' (limits.supervision)"),
-    ({}, TERMS, train(supervision={"type": "oracle"}), 0, "no rewards from 'oracle' (limits.supervision)"),
+    ({"supervision": ("labels",)}, TERMS, train(supervision=ASKS), 0, ("limits.supervision",)),
+    ({}, TERMS, train(supervision={"type": "oracle"}), 0, ("limits.supervision",)),
     (
         {"supervision": ("majority",)},
         TERMS,
         train(supervision={"type": "majority", "audit": True}),
         0,
-        "no audit (limits.audit)",
+        ("limits.audit",),
     ),
-    ({}, TERMS, train(supervision={**ASKS, "audit": True}), 0, "no audit (limits.audit)"),
-    ({"share_probes": False}, TERMS, train(supervision=CARE), 0, "no probes to leave (limits.share_probes)"),
+    ({}, TERMS, train(supervision={**ASKS, "audit": True}), 0, ("limits.audit",)),
+    ({"share_probes": False}, TERMS, train(supervision=CARE), 0, ("limits.share_probes",)),
     (
         {"labels_from": ("dataset",)},
         TERMS,
         train(supervision={**ASKS, "labels_from": "desk"}),
         0,
-        "no labels to be asked of the desk (limits.labels_from)",
+        ("limits.labels_from",),
     ),
-    (
-        {"label_share": 0.2},
-        TERMS,
-        train(supervision=ASKS),
-        0,
-        "at most 0.2 as the share of a step's problems to ask labels for (limits.label_share), asked for 0.25",
-    ),
-    (
-        {"labels": 10},
-        TERMS,
-        train(supervision=ASKS),
-        0,
-        "at most 10 labels in a run (limits.labels), no supervision.budget_total is given",
-    ),
-    ({"labels": 10}, TERMS, train(supervision={**ASKS, "budget_total": 11}), 0, "(limits.labels), asked for 11"),
-    (
-        {"least_clients": 4},
-        TERMS,
-        evaluate(),
-        0,
-        "no run of fewer than 4 organisations (limits.least_clients), this has 3",
-    ),
+    ({"label_share": 0.2}, TERMS, train(supervision=ASKS), 0, ("limits.label_share", "0.25")),
+    ({"labels": 10}, TERMS, train(supervision=ASKS), 0, ("limits.labels", "supervision.budget_total")),
+    ({"labels": 10}, TERMS, train(supervision={**ASKS, "budget_total": 11}), 0, ("limits.labels", "11")),
+    ({"least_clients": 4}, TERMS, evaluate(), 0, ("limits.least_clients", "3")),
 ]
 
 
-@pytest.mark.parametrize(("changes", "said", "request_", "public", "text"), BEYOND)
+@pytest.mark.parametrize(("changes", "said", "request_", "public", "words"), BEYOND)
 def test_one_beyond_its_limit_is_refused_by_name(
-    changes: dict[str, Any], said: Terms, request_: Any, public: int, text: str
+    changes: dict[str, Any], said: Terms, request_: Any, public: int, words: tuple[str, ...]
 ) -> None:
     kind = {"TrainRequest": "train", "RespondRequest": "query.respond", "EvaluateRequest": "evaluate"}
     request_, delta = request_ if isinstance(request_, tuple) else (request_, None)
     with pytest.raises(LimitError) as error:
         check(limits(**changes), kind[type(request_).__name__], said, request_, public, delta)
     told = str(error.value)
-    assert told.startswith("clinic-a allows ")
-    assert text in told
+    assert told.startswith("clinic-a ")
+    assert all(word in told for word in words), told
     assert ";" not in told, "nothing else is in the way"
 
 
@@ -210,7 +186,7 @@ def test_a_kind_of_message_that_is_not_answered(kind: str) -> None:
     others = tuple(name for name in AT_THE_EDGE.message_types if name != kind)
     with pytest.raises(LimitError) as error:
         check(limits(message_types=others), kind, TERMS, asked[kind], 0)
-    assert str(error.value) == f"clinic-a answers no {kind} messages (limits.message_types)"
+    assert all(word in str(error.value) for word in ("clinic-a", kind, "limits.message_types"))
 
 
 def test_all_that_is_beyond_is_said_at_once() -> None:
