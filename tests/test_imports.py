@@ -8,6 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import networkx  # torch depends on it
@@ -258,3 +259,8 @@ def test_a_mistake_in_the_config_is_answered_without_loading_anything_heavy(
     assert heavy == set()
     assert text in errors
     assert "Traceback" not in errors
+
+
+def test_the_version_is_stated_alike_in_the_package_and_in_its_metadata() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == fedrlvr.__version__
