@@ -16,7 +16,7 @@ from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""
-PROTOCOL = 1
+PROTOCOL = 2
 """Of the messages. Raised whenever one of another release would be misread."""
 LONGEST = 1 << 14
 """Characters of the terms."""
