@@ -226,7 +226,7 @@ def test_what_is_no_message_of_a_server_is_refused(config: Config, cohort: Cohor
     assert "terms" in refusal(ann, train_content(config, cohort, None))
     plain = json.loads(good.model_dump_json())
     later = ConfigRecord({"json": json.dumps(plain | {"protocol": 9, "version": "9.9"})})
-    assert "(fedrlvr 9.9) speaks protocol 2" in refusal(ann, RecordDict({**body, "terms": later}))
+    assert "(fedrlvr 9.9) speaks protocol 9" in refusal(ann, RecordDict({**body, "terms": later}))
     assert "messages of type query.other are not answered" in refusal(ann, body, message_type="query.other")
     assert "header that cannot be used" in refusal(ann, body, message_type="nonsense")
     assert "header that cannot be used" in refusal(ann, body, run_id="x")
