@@ -86,7 +86,7 @@ def test_a_request_that_cannot_be_read_is_refused(grid_of: Made) -> None:
 def test_a_message_of_another_type_is_refused(grid_of: Made) -> None:
     grid, config, _ = grid_of()
     for kind in ("query", "train.more", "evaluate.all"):
-        with pytest.raises(MessageError, match="messages of type query"):
+        with pytest.raises(MessageError, match="are not answered"):
             grid.push_messages([Message(content(make_request(config)), 1, kind)])
     with pytest.raises(MessageError, match="steps"):  # a train request is no evaluate request
         grid.push_messages([Message(content(make_request(config)), 1, "evaluate")])
