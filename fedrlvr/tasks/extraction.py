@@ -10,7 +10,8 @@ later one when its content is unusable:
    or "or" separates are one list, unless they say the same;
 3. the rest of the line after the last `####` (exactly four);
 4. for `choice` and `yes_no_maybe` only, a last line that is nothing but the answer: `B`, `(B)`, `Answer: B. Heparin`,
-   `The correct option is B`, and the same with yes, no or maybe.
+   `The correct option is B`, and the same with yes, no or maybe. A bare option (`B. Heparin`) counts if no line
+   above gives another.
 
 Marked answers that contradict each other are no answer: for `math` another marker behind the one that decides, for
 `choice` and `yes_no_maybe` any two.
@@ -25,7 +26,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedrlvr.tasks.answers import matches, option_letter, word_of
+from fedrlvr.tasks.answers import matches, offers_another, option_letter, word_of
 from fedrlvr.tasks.problem import Kind
 
 LOOKED_AT = 20_000
@@ -40,8 +41,12 @@ _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FILLER = re.compile(r"\\q?quad(?![a-zA-Z])|\\text(?![a-zA-Z])|\\[,;:)(\]\[ ]|[\s${}]")
 _JOINTS = {",", ";", "and", "or", ",and", ",or"}
-_AROUND_A_BOX = re.compile(r"(?:[\s$*.:()\[\]\\]|\b(?:the|final|correct|answer|option|is)\b)*", re.IGNORECASE)
+_AROUND_A_BOX = re.compile(
+    r"(?:[\s$*.:()\[\]\\]|\b(?:so|thus|therefore|hence|the|final|correct|answer|option|is)\b)*", re.IGNORECASE
+)
 _LAST_LINE_LENGTH = 300
+_CLOSED = re.compile("</answer>")
+_OPTION_LINE = re.compile(r"^\s*\(?([A-J])[).:]\s+\S", re.MULTILINE)
 _INSTRUCTIONS = {
     "math": r"Reason step by step and put your final answer in \boxed{}.",
     "choice": r"Reason step by step and put the letter of the right option in \boxed{}.",
@@ -140,12 +145,23 @@ def _agreed(text: str, marked: list[tuple[int, str | None]], kind: Kind) -> str 
     last = text.rstrip().rpartition("\n")[2].strip()
     led = read(last, led=True) if len(last) <= _LAST_LINE_LENGTH and "\\boxed" not in last else None
     if not marked:
-        return led
+        an_option = kind == "choice" and _OPTION_LINE.match(last)
+        return None if an_option and len(set(_OPTION_LINE.findall(text))) > 1 else led
     everywhere = [text[box.start : box.end] for box in _boxes(text)]
     everywhere += [match[1] for match in re.finditer(r"<answer>([^<]{1,200})</answer>", text)]
     said = {read(answer) for answer in (*(answer for _, answer in marked if answer), *everywhere[-50:])}
-    said = {answer for answer in (*said, led) if answer is not None}
-    return marked[0][1] if len(said) <= 1 else None
+    behind = _behind_marks(text)
+    said |= {led, *(read(line, led=True) for line in behind)}
+    answers = [answer for answer in said if answer is not None]
+    if len(answers) > 1 or (kind == "choice" and any(offers_another(line, *answers) for line in behind if answers)):
+        return None
+    return marked[0][1]
+
+
+def _behind_marks(text: str) -> list[str]:
+    """What stands behind the last box and the last tags on their lines."""
+    ends = [box.end + 1 for box in _boxes(text)[-1:]] + [match.end() for match in _CLOSED.finditer(text)][-1:]
+    return [text[end:].partition("\n")[0][:_LAST_LINE_LENGTH].strip(" .,;:$*") for end in ends]
 
 
 def _boxes(text: str) -> list[Box]:

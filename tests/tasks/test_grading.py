@@ -28,7 +28,13 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FIXTURES / name).read_text("utf-8").splitlines()]
 
 
-CASES, VARIANTS = rows("grading_cases.jsonl"), rows("grading_variants.jsonl")
+CASES = rows("grading_cases.jsonl")
+VARIANTS = [  # many completions to a gold
+    {**row, "completion": completion, "expected": expected}
+    for row in rows("grading_variants.jsonl")
+    for verdict, expected in (("right", 1.0), ("wrong", 0.0))
+    for completion in row.get(verdict, ())
+]
 GOLDS = sorted({row["gold"] for row in CASES + VARIANTS if row["kind"] == "math"})
 SPELLINGS = sorted(
     {*GOLDS, *(a for row in CASES + VARIANTS if row["kind"] == "math" and (a := extract(row["completion"], "math")))}
@@ -206,7 +212,9 @@ def test_choice_right(given: str) -> None:
     assert grade(given, "B", "choice") == 1.0
 
 
-@pytest.mark.parametrize("given", [r"\boxed{A}", r"\boxed{AB}", r"\boxed{A, B}", r"\boxed{B or C}", "ABCD", "B. Iron"])
+@pytest.mark.parametrize(
+    "given", [r"\boxed{A}", r"\boxed{AB}", r"\boxed{A, B}", r"\boxed{B or C}", "ABCD", "A. Zinc\nB. Iron"]
+)
 def test_choice_wrong(given: str) -> None:
     assert grade(given, "B", "choice") == 0.0
 

@@ -6,8 +6,8 @@ the same, so that votes can be counted by it. Text that the parser does not cons
 on the way to a comparison.
 """
 
-from fedrlvr.tasks.answers.choices import option_letter, word_of
+from fedrlvr.tasks.answers.choices import offers_another, option_letter, word_of
 from fedrlvr.tasks.answers.matching import equal, matches
 from fedrlvr.tasks.answers.parsing import parse, readings
 
-__all__ = ["equal", "matches", "option_letter", "parse", "readings", "word_of"]
+__all__ = ["equal", "matches", "offers_another", "option_letter", "parse", "readings", "word_of"]

@@ -43,7 +43,9 @@ def quantity(text: str, *, guess: bool = False) -> Quantity | None:
             amount, phrase = amount[:-1].rstrip(), phrase[:-1]
         if amount.endswith(("(", "{", "^")):
             continue
-        marked = phrase[0] in WORD + "°€£¥₹¢" + CURRENCY
+        if amount.endswith("/") and (phrase[0] == WORD or len(phrase) > 2):  # `5/hour`
+            amount, phrase = amount[:-1].rstrip(), "/" + phrase
+        marked = phrase.lstrip("/")[0] in WORD + "°€£¥₹¢" + CURRENCY
         glued = text[start.start() - 1].isalnum() and not marked
         single = glued and len(phrase) == 1
         if single and not (guess and phrase in GLUED):

@@ -25,15 +25,20 @@ _UNMARKED = [
         rf"{_LEAD}{_LETTER}(?P<rest>.*)",
         rf"{_OPENING}(?:option|choice)\s+{_LETTER}(?P<rest>.*)",
         rf"{_OPENING}{_LETTER}(?P<rest>(?:{_CONFIRMED})?[.!)]*)",
+        r"\(?(?P<letter>[A-J])(?P<rest>[).:]\s+(?:[^\W_]|\().*)",  # an option with its text
     )
 ]
 _REASON = re.compile(r"[\s,;:-]*(?:because|since|as|for|given|due\s+to|which)\b.*", re.IGNORECASE | re.DOTALL)
-_DELIMITED = re.compile(r"\s*(?:[.:](?![0-9])|[)\]]|-(?=\s)|,(?=\s*[a-z])|(?=\([^()]*\)$))\s*(?P<option>.*)", re.DOTALL)
+_DELIMITED = re.compile(
+    r"\s*(?:[.:](?![0-9])|[)\]]|-(?=\s)|,(?=\s*[A-Za-z][a-z])|(?=\([^()]*\)$))\s*(?P<option>.*)", re.DOTALL
+)
 # Another letter: nothing but letters, a letter offered at the end, or another option with its own text.
 _ANOTHER = re.compile(
     r"^(?:[\s,;/&()]|and\b|or\b|not\b|but\b|nor\b|vs\b)*\(?[A-Ja-j](?![a-zA-Z'])(?:[\s,;/&().]|and\b|or\b|\b[A-Z]\b)*$"
     r"|\b(?:and|or|not|nor)\s+(?:option\s+|choice\s+)?\(?[A-J]\)?[.):]*\s*$"
-    r"|(?:^|[\s(,;/])\(?[A-J][).]\s+\(?[A-Z]|\boption\s+[A-J]\b",
+    r"|(?:^|[\s(,;/])\(?[A-J][).]\s+\(?[A-Z]|\boption\s+[A-J]\b"
+    r"|(?:\b(?i:no|not|wait|actually|perhaps|maybe|probably|possibly|then|sorry|hmm|thought|rather|instead|mean|correction|otherwise|sure"
+    r"|is)\b[\s,.:;-]*|\.\.+\s*)(?:(?:it|its|the\s+answer|option)\s+(?:is\s+)?)?\(?[A-J]\)?\W*$",
 )
 _OPTION_FOLLOWS = re.compile(
     r"\s*[A-Za-z\"]|\s+(?:[^\s\\+*/^=<>!%|&~,;_]|[<>+]\s*[0-9]|\\(?:frac|sqrt|pi|text)(?![a-z]))"
@@ -41,19 +46,22 @@ _OPTION_FOLLOWS = re.compile(
 _NAMES_IN_PAIRS = re.compile(r"[a-z]\w*\s+[A-Z]\s*(?:,|and|or)\s*[A-Z]\)?\.?\s*$")  # "Vitamins A and D"
 _DOUBT = re.compile(
     r"^\W*(?:is|was|are)\s+(?:not\s+(?:correct|right|true|the)|wrong|incorrect|false|excluded)\b"
-    r"|^\W*(?:wrong|incorrect|false|not|or|maybe|perhaps)\W*$|^\W*(?:[\w-]+\W+){0,3}\?\s*$",
+    r"|^\W*(?:is|was)\s+(?:the\s+)?(?:wrong|incorrect|false)\b"
+    r"|^\W*(?:wrong|incorrect|false|not|or|maybe|perhaps|(?-i:no))\W*$|^\W*(?:[\w-]+\W+){0,3}\?\s*$"
+    r"|^\W*(?:wait|hm+|actually|oops)\b(?=\W*$|\s*[,.:;!?-]|\s+no\b)|^\W*neither\W*$|^\W*no\s*,|\bnot\s+(?:sure|certain)\b",
     re.IGNORECASE,
 )
 _WORDS = re.compile(rf"(?:{_LEAD})?\(?(?P<word>yes|no|maybe)\)?(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _OTHER_WORD = re.compile(r"\b(?:yes|no|maybe|not|or)\b|\?", re.IGNORECASE)
 
 
-def option_letter(span: str, *, led: bool = False) -> str | None:
+def option_letter(span: str, *, led: bool = False, alone: bool = False) -> str | None:
     """The one letter that a span gives as its answer, in upper case; None for none, two, or a negated one.
 
     `B`, `(B)`, `B.`, `B. Heparin`, `Option B`, `The correct option is B`, `B is correct`, in any markup. A letter in an
     option's own words (`B. Vitamin K`) is not a second letter; one that is offered beside the first (`B or C`) is.
     led: letters count only alone or behind words such as "Answer:", as on a line that nothing marks.
+    alone: the letter has no option's text, as where the gold of a calculation is a letter.
     """
     text = _plain(span)
     matches = (pattern.fullmatch(text) for pattern in (_UNMARKED if led else _MARKED))
@@ -65,6 +73,8 @@ def option_letter(span: str, *, led: bool = False) -> str | None:
         return letter
     if match.start("letter") > 3 and _REASON.fullmatch(rest):
         return letter
+    if alone:
+        return None
     delimited = _DELIMITED.fullmatch(rest)
     bracketed = text[match.end("letter") : match.start("rest")].strip() and _OPTION_FOLLOWS.match(rest)
     if not (delimited or bracketed) or re.match(r"\W*(?:or|and|nor|but)\b", rest, re.IGNORECASE):
@@ -75,6 +85,11 @@ def option_letter(span: str, *, led: bool = False) -> str | None:
     if _DOUBT.search(option) or (_ANOTHER.search(option) and not _NAMES_IN_PAIRS.search(option)):
         return None
     return letter
+
+
+def offers_another(line: str, letter: str) -> bool:
+    """Whether what stands behind a marked letter on its line takes it back, or offers another."""
+    return not _REASON.fullmatch(line) and any(_plain(line)) and option_letter(f"{letter}. {line}") is None
 
 
 def word_of(span: str, *, led: bool = False) -> str | None:
@@ -91,7 +106,7 @@ def word_of(span: str, *, led: bool = False) -> str | None:
 
 
 def _plain(span: str) -> str:
-    text = normalise(span.replace("*", "").replace("#", " "), lead=False)
+    text = normalise(re.sub("[*`]", "", span).replace("#", " "), lead=False)
     for mark in (WORD, CURRENCY, "{", "}"):
         text = text.replace(mark, "")
     return " ".join(re.sub(r"'([A-Za-z])'", r"\1", text).split())

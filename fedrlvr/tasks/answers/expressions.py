@@ -28,7 +28,7 @@ _GREEK_NAMES = """
 alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega
 Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar
 """
-_GREEK = frozenset(_GREEK_NAMES.split())
+GREEK = frozenset(_GREEK_NAMES.split())
 _UNKNOWN_FUNCTIONS = set("fghFGHPQ")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
@@ -292,7 +292,7 @@ class _Parser:
             return self.node("abs", inner)
         if name == "pi":
             return self.node("constant", "pi")
-        if name in _GREEK:
+        if name in GREEK:
             return self.node("symbol", name + self.marks())
         if name in ("overline", "vec", "hat", "bar"):
             self.take("{")
@@ -340,7 +340,7 @@ class _Parser:
         """What a function without parentheses takes: factors up to the next function, bracket or operator."""
         left = self.signed(depth)
         while self.kind == "letter" or (
-            self.kind == "command" and (self.value in _GREEK or self.value in ("pi", "frac", "sqrt"))
+            self.kind == "command" and (self.value in GREEK or self.value in ("pi", "frac", "sqrt"))
         ):
             left = self.implicit(left, depth)
         if self.kind == "other" and self.value == "/":

@@ -133,7 +133,7 @@ class Colons:
 class Compound:
     """Several answers in one: an unordered list or set, or a tuple, a vector or a sequence with an order."""
 
-    shape: Literal["list", "set", "tuple", "vector", "words"]
+    shape: Literal["list", "set", "tuple", "vector", "array", "words"]
     items: tuple[Form, ...]
 
     @property

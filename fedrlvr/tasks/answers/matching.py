@@ -30,6 +30,7 @@ from typing import Any
 from fedrlvr.tasks.answers.choices import option_letter
 from fedrlvr.tasks.answers.evaluation import position, ratios, values
 from fedrlvr.tasks.answers.forms import (
+    Based,
     Colons,
     Compound,
     Expression,
@@ -63,13 +64,14 @@ def matches(gold: str, answer: str, *, arithmetic: bool = False) -> bool:
     if first is None:
         return False
     if isinstance(first, Letter):  # a bare small letter is a variable
-        return option_letter(answer) == first.letter and not answer.strip().islower()
+        return option_letter(answer, alone=True) == first.letter and not answer.strip().islower()
     others = list(readings(answer))
     if any(equal(first, reading, arithmetic=arithmetic) for reading in others):
         return True
     # A gold `5m` is a product by itself, and a length to an answer that is one.
     lengths = [reading for reading in readings(gold) if isinstance(reading, Quantity)]
-    return any(equal(gold_length, other) for gold_length in lengths for other in others if isinstance(other, Quantity))
+    amounts = [other for other in others if isinstance(other, Quantity)]
+    return any(equal(length, amount, arithmetic=arithmetic) for length in lengths for amount in amounts)
 
 
 def equal(gold: Form, answer: Form, *, arithmetic: bool = True) -> bool:
@@ -171,7 +173,10 @@ def _distinct(items: list[Form]) -> list[Form]:
 def _names_one_side(left: list[Form], right: list[Form]) -> bool:
     """Whether one side names its items differently (`a=1, b=2`) and the other relies on their order."""
     named = [[item.name for item in side if isinstance(item, Named)] for side in (left, right)]
-    return any(len(set(ours)) > 1 and not theirs for ours, theirs in (named, named[::-1]))
+    # Names that differ in the index alone are an unknown's roots, whose order is free.
+    return any(
+        len({name.partition("_")[0] for name in ours}) > 1 and not theirs for ours, theirs in (named, named[::-1])
+    )
 
 
 def _paired(left: Sequence[Form], right: Sequence[Form], alike: Callable[[Form, Form], bool]) -> bool:
@@ -234,7 +239,7 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
     (Named, Relation): _equation_of_name,
     **{
         (Named, other): _named
-        for other in (Number, Infinite, Percent, Quantity, Expression, Compound, Matrix, Region, Colons)
+        for other in (Number, Infinite, Percent, Quantity, Based, Expression, Compound, Matrix, Region, Colons)
     },
     (Number, Number): _numbers,
     (Number, Percent): _percentage,

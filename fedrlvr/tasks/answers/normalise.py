@@ -60,7 +60,9 @@ _SYMBOLS = {
     "⟩": r"\rangle ",
     "〈": r"\langle ",
     "〉": r"\rangle ",
-    "ℝ": r"\mathbb{R}",
+    **{letter: rf"\mathbb{{{name}}}" for letter, name in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
+    "∘": r"\circ ",
+    "…": r"\ldots ",
     "º": "°",
     "˚": "°",
     "，": ",",
@@ -76,7 +78,11 @@ final_sigma sigma tau upsilon phi chi psi omega"""
 _CAPITAL_GREEK = "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
 _GREEK = {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate(_SMALL_GREEK.split()) if "_" not in name}
 _GREEK |= {letter: f"\\{name} " for letter, name in zip("ΓΔΘΛΞΠΣΦΨΩ", _CAPITAL_GREEK.split(), strict=True)}
-_TAG = re.compile(r"</?(?:b|i|u|p|em|strong|span|code|mark|font|div|center|tt|br)\b[^<>]{0,80}>", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:b|i|u|p|em|strong|span|code|mark|font|div|center|tt|br)(?:\s+[a-z-]+\s*=[^<>]{0,80})?\s*/?>", re.IGNORECASE
+)
+# A group with groups in it, to a depth that answers have.
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"
 
 _MATRIX_ROW = re.compile(r"\\\\(?:\[[^\]]{0,12}\])?")
 _SPACES = re.compile(
@@ -84,18 +90,23 @@ _SPACES = re.compile(
     r"|\\[hv]space\*?\{[^{}]*\}|\\[,;: ]|~"
 )
 _IGNORED = re.compile(
-    r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?"
+    rf"\\(?:color(?:\[[a-zA-Z]*\])?|label|tag|vphantom|hphantom|phantom)\s*{_GROUP}|\\phantom\s*[-+]"
+    r"|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
     r"|rm|bf|it|sf|tt|bfseries|itshape|centering|therefore|mathstrut|strut|checkmark|blacksquare|square|qed)(?![a-zA-Z])"
-    r"|\\(?:color(?:\[[a-zA-Z]*\])?|label|tag|vphantom|hphantom|phantom)\s*\{[^{}]*\}|\\phantom\s*[-+]?|\\[()\[\]]|\\-"
+    r"|\\[()\[\]]|\\-"
 )
 _COLOURED = re.compile(r"\\(?:textcolor|colorbox|style|class|cssId)(?:\[[a-zA-Z]*\])?\s*\{[^{}]*\}")
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align|equation|gathered|split|center|math)\*?\}|(?<!\\)&(?==)")
+_OLD_FONT = re.compile(r"(?<![a-zA-Z\\])\{\s*\\(rm|bf|it|sf|tt)(?![a-zA-Z])")  # {\rm cm}
 _TICKS = str.maketrans("", "", "✓✔✅☑")
 _FRACTIONS = re.compile(r"\\(?:dfrac|tfrac|cfrac|sfrac|nicefrac|xfrac)(?![a-zA-Z])")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
 _CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
-_RATE = re.compile(rf"\\frac\s*\{{\s*({WORD}[^{{}}]*)\}}\s*\{{\s*({WORD}[^{{}}]*)\}}")
+_RATE = re.compile(
+    rf"\\frac\s*\{{\s*({WORD}[^{{}}]*)\}}\s*\{{\s*({WORD}[^{{}}]*)\}}"
+    r"|(?<=[0-9])\s*\\frac\s*\{\s*([a-zA-Z]{1,3})\s*\}\s*\{\s*([a-zA-Z]{1,3})\s*\}$"  # 10\frac{m}{s}
+)
 _ORDINAL = re.compile(rf"(?<=[0-9])\s*\^\s*\{{?\s*{WORD}?(st|nd|rd|th)\s*\}}?(?![a-zA-Z])")
 _DEGREE = re.compile(
     r"(?<=[0-9])\s*\^\s*(?:o(?![a-zA-Z])|\{\s*o\s*\})|"
@@ -140,6 +151,7 @@ _RENAMED = {
     "bigl": "",
     "pounds": "pounds",
     "prime": "'",
+    "textsuperscript": "^",
     "dots": "ldots",
     "cdots": "ldots",
 }
@@ -150,9 +162,15 @@ _TEXT = re.compile(
 )
 _FONT = re.compile(
     r"\\(?:mathbf|mathit|mathtt|mathcal|mathfrak|mathnormal|boldsymbol|bm|pmb|mathord|mathbin|mathrel|underline|uline"
-    r"|ensuremath|boldmath|num|textsuperscript|hl)(?![a-zA-Z])\s*"
+    r"|ensuremath|boldmath|num|hl)(?![a-zA-Z])\s*|\\(?:mathrm|mathsf)\s*(?=[0-9])"
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
+# Braces round one number, letter or fraction, or round words, that belong to no command, power or index.
+_LOOSE_GROUP = re.compile(
+    rf"\\[a-zA-Z]+(?:\s*\[[^\[\]]*\])?(?:\s*[0-9](?=\s*\{{))?(?:\s*\{{[^{{}}]*\}})+|[\^_]\s*\{{[^{{}}]*\}}|\\[{{}}]"
+    rf"|(?<![}}\]])(?<![}}\]]\s)(?:(?<![0-9])\{{\s*(?P<number>[0-9.,]+)\s*\}}"
+    rf"|\{{(?P<rest>\s*(?:{WORD}[^{{}}]*|[a-zA-Z]|\\[a-zA-Z]+|\\frac\s*(?:\{{[^{{}}]*\}}|[0-9]){{2}})\s*)\}})"
+)
 _ABBREVIATED = re.compile(r"(?<![^\W\d_])([ap])\.\s?(m)\.", re.IGNORECASE)  # a.m.
 _UPRIGHT_SYMBOLS = {"e", "i"}
 _THE = rf"(?:{WORD}?(?:the|my|our)\s+)?(?:{WORD}?(?:final|correct|right|exact|required|desired|numerical)\s+)*"
@@ -163,6 +181,7 @@ _LEAD = re.compile(
     rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=(?!=)\s*)?",
     re.IGNORECASE,
 )
+_EMPHASIS = re.compile(r"\*\*([^*]*[^*\d\s])\*\*")  # **Answer:** 7
 _EDGES = ("**", "__", "`", '"', "'", "*")
 
 
@@ -173,7 +192,7 @@ def normalise(text: str, *, lead: bool = True) -> str:
     """
     text = _unicode(html.unescape(text) if "&" in text else text)
     text = re.sub("~~(.+?)~~", r"\\cancel{\1}", _TAG.sub(" ", text))  # Markdown's strike-through
-    text = _latex(text)
+    text = _latex(_EMPHASIS.sub(r"\1", text))
     text = _money(text)
     return _bare(_words(text), lead)
 
@@ -181,7 +200,7 @@ def normalise(text: str, *, lead: bool = True) -> str:
 def _unicode(text: str) -> str:
     if text.isascii():
         return text
-    text = _INVISIBLE.sub("", text.translate(_TICKS))
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text).translate(_TICKS))
     text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)", _small_fraction, text)
     text = _RAISED.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _LOWERED.sub(lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
@@ -218,7 +237,7 @@ def _latex(text: str) -> str:
     if "\\" in text or "~" in text:
         text = text.replace(r"\$", CURRENCY).replace(r"\pounds", "£").replace(r"\euro", "€")
         text = re.sub(r"\\!\s*", "", text)
-        text = _SPACES.sub(" ", text)
+        text = _OLD_FONT.sub(r"\\math\1{", _SPACES.sub(" ", text))
         text = _COLOURED.sub("", _IGNORED.sub("", text))
         text = _FRACTIONS.sub(r"\\frac", text)
         text = re.sub(r"\\not\s*=|\\not\s*\\eq(?![a-zA-Z])", r"\\ne ", text)
@@ -232,6 +251,7 @@ def _latex(text: str) -> str:
         text = _DEGREE.sub("°", text)
     text = re.sub(r"(?<![a-zA-Z])\{\s*([-+,:;.])\s*\}", r"\1", text)
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("=/=", r"\ne ").replace("!=", r"\ne ")
+    text = re.sub(r"(?<=[,+])\s*\.\.\.\s*(?=[,+])", r"\\ldots ", text)
     text = re.sub(r"(?<![\\a-zA-Z])frac(?=[{\d])", r"\\frac", text)
     return text.replace("**", "^") if re.search(r"[\w)}]\*\*[-({\w]", text) else text
 
@@ -259,7 +279,8 @@ def _words(text: str) -> str:
         if not fonts + texts:
             break
     text = _ABBREVIATED.sub(lambda m: m[1] + m[2], text)
-    text = _ORDINAL.sub(rf"{WORD}\1", _RATE.sub(r"\1/\2", text))
+    text = _ORDINAL.sub(rf"{WORD}\1", _RATE.sub(lambda m: f"{m[1]}/{m[2]}" if m[1] else f" {m[3]}/{m[4]}", text))
+    text = _LOOSE_GROUP.sub(lambda m: m["number"] or m["rest"] or m[0], text) if "{" in text else text
     return re.sub(r"[ \t\r\n\f\v]+", " ", text)
 
 

@@ -1,8 +1,8 @@
 r"""Numbers as people write them, to exact rationals; never through a float.
 
 Integers, decimals, digits grouped by a comma, a space or an apostrophe, fractions of two integers, mixed numbers, and
-scientific notation. Arithmetic that is still to be done (`9+9`, `2^{10}`, `--18`) is no number, nor is a repeating
-decimal (`0.\overline{3}`): questions ask for its fraction.
+repeating decimals (`0.\overline{3}`), and scientific notation. Arithmetic that is still to be done (`9+9`, `2^{10}`,
+`--18`) is no number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _WHOLE = {
     "slashed": re.compile(_SLASHED),
     "mixed": re.compile(rf"({_SIGN})([0-9]+)(\s*){_PROPER}"),
     "power": re.compile(rf"({_SIGN})(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*|{WORD}?[xX])\s*)?{_TEN}"),
-    "e": re.compile(rf"({_SIGN})({_DECIMAL})\s*[eE]\s*([-+]?\s*[0-9]+)"),
+    "e": re.compile(rf"({_SIGN})({_DECIMAL})\s*{WORD}?[eE]\s*(?:\{{\s*)?([-+]?\s*[0-9]+)\s*\}}?"),
+    "repeating": re.compile(rf"({_SIGN})([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{{\s*([0-9]+)\s*\}}|([0-9]))"),
 }
 _SCALES = {
     "hundred": 100,
@@ -111,6 +112,13 @@ def _e(match: re.Match[str]) -> Numeral | None:
     return _scientific(match[1], match[2], match[3])
 
 
+def _repeating(match: re.Match[str]) -> Numeral:
+    sign, whole, start, *period = match.groups()
+    digits = period[0] or period[1]
+    value = int((whole + start) or 0) + Fraction(int(digits), 10 ** len(digits) - 1)
+    return Numeral(value / 10 ** len(start) * (-1 if "-" in sign else 1))
+
+
 def _scientific(sign: str, mantissa: str, exponent: str) -> Numeral | None:
     size = exponent.replace(" ", "")
     if len(size) > 6 or abs(int(size)) > LARGEST_EXPONENT:
@@ -126,6 +134,7 @@ _READ = {
     "mixed": _mixed,
     "power": _power,
     "e": _e,
+    "repeating": _repeating,
 }
 
 

@@ -35,6 +35,7 @@ from fedrlvr.tasks.answers.forms import (
 from fedrlvr.tasks.answers.normalise import CURRENCY, ROW, WORD, normalise
 from fedrlvr.tasks.answers.numerals import Numeral, numeral
 from fedrlvr.tasks.answers.scanning import balanced, enclosed, listed, related, split_at
+from fedrlvr.tasks.answers.units import says_more
 
 LONGEST = 1_000
 _DEEPEST = 12
@@ -62,13 +63,14 @@ _LETTER = re.compile(rf"{_W}[A-Z]|[A-Z]|\(\s*{_W}?[A-Z]\s*\)|\(\s*{_W}[a-z]\s*\)
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _GREEK_LETTER = (
-    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell"
+    r"\\(?:Delta|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|omega|sigma|tau|rho|ell"
     r"|(?:vec|hat|bar|tilde)\s*\{?[a-z]\}?)"
 )
+_INDEX = rf"_\{{?\s*(?:\\|{_W})?[a-zA-Z0-9]+\s*(?:\}}|(?![a-zA-Z0-9]))"
 _ARGUMENTS = r"\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\)"
 _NAMES = [
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*",  # AB, \angle ABC
-    rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:_\{{?[a-zA-Z0-9]+\}}?)?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
+    rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:{_INDEX})?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
     r"P\s*\([^()]{1,40}\)|E\s*\[[^\[\]]{1,40}\]",  # a probability, an expectation
     r"\\frac\s*\{d[a-z]\}\s*\{d[a-z]\}|\\Delta\s*[a-zA-Z]",
     r"\|\s*[A-Z]{2}\s*\|",  # a length
@@ -78,8 +80,8 @@ _NAMES = [
     r"[A-Za-z]{4,}(?:\s+[A-Za-z]+){0,5}|[Ss]um|[Aa]ns",
 ]
 _NAME = re.compile(rf"(?:{_W}?[Tt]he\s+)?(?:{'|'.join(_NAMES)})")
+_CHEMICAL = re.compile(r"(?=.*_)(?=.*[A-Za-z].*[A-Za-z])(?:[A-Z][a-z]?|_[0-9]+)+")  # CO_2
 _CONSTANTS = {"e", "i"}
-_NOT_A_NAME = frozenset(["not", "no", "or", "and", "is", "isnt", "wrong", "false", "if", "but", "then", "when", "than"])
 _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
 _REALS = {"\\mathbb{R}", "all real numbers", "all reals", "\\mathbb{r}", "all real"}
 _EMPTY = {"\\emptyset", "\\{\\}", "empty set", "the empty set", "emptyset"}
@@ -106,7 +108,7 @@ def readings(text: str) -> Iterator[Form]:
         yield _grouping(listed(plain, grouped=False), "list", 0)
     elif (match := _MIXED_WORDS.fullmatch(plain)) and (number := numeral(" ".join(match.groups()))) is not None:
         yield Number(number)
-    elif isinstance(first, Quantity):
+    elif isinstance(first, Quantity) or re.fullmatch("[a-z]{2}", plain):
         product = formula(plain)
         if product is not None:
             yield product
@@ -180,7 +182,7 @@ def _letter(text: str) -> Form | None:
 
 
 def _based(text: str) -> Form | None:
-    match = _BASED.fullmatch(text)
+    match = _BASED.fullmatch(re.sub(rf"(?<=[0-9]){_W}(?=[A-Z])", "", text))
     if not match:
         return None
     sign, low, spoken = match["sign"], match["low"], match["spoken"]
@@ -250,13 +252,13 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
     parts = split_at(content, ",")
     parts = split_at(content, ";") if len(parts) == 1 else parts
     if len(parts) == 1:
-        return _form(content, depth + 1) if kind == "()" else None
+        return _form(content, depth + 1) if kind == "()" or _MATRIX.fullmatch(content) else None
     items = tuple(_form(part, depth + 1) for part in parts)
     if kind != "()" or any(isinstance(item, Infinite) for item in items):
         ends = regions.interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
         if ends is not None:
             return ends
-        return Compound("list", items) if kind == "[]" and len(items) > 2 else _text(opening + content + closing)
+        return Compound("array", items) if kind == "[]" else _text(opening + content + closing)
     return Compound("tuple", items)
 
 
@@ -401,8 +403,7 @@ def _name(side: str) -> str | None:
         not _NAME.fullmatch(side) or side in _CONSTANTS or re.match(r"[xyz]\s*\(\s*-?[0-9]", side)
     ):  # `x(2)` is a product
         return None
-    words = side.replace(WORD, "").casefold().split()
-    if _NOT_A_NAME & set(words):
+    if "_" not in side and says_more(side):
         return None
     return re.sub(rf"[\s{{}}{WORD}]", "", side)
 
@@ -425,7 +426,7 @@ def _difference(sides: list[str], operators: list[str], text: str) -> Form:
 
 
 def _plus_minus(text: str, match: re.Match[str], depth: int) -> Form:
-    if len(_PLUS_MINUS.findall(text)) > 1:
+    if len(_PLUS_MINUS.findall(text)) > 1 or text[0] == "[":
         return _text(text)
     both = [text[: match.start()] + sign + text[match.end() :] for sign in "+-"]
     return Compound("list", tuple(_form(side, depth + 1) for side in both))
@@ -433,6 +434,9 @@ def _plus_minus(text: str, match: re.Match[str], depth: int) -> Form:
 
 def _word(text: str) -> Form | None:
     """Letters alone are a word, however few: no product has an order."""
+    plain = re.sub(rf"[{WORD}{{}}]| (?=_)", "", text)
+    if _CHEMICAL.fullmatch(plain):
+        return _text(plain)
     plain = text.replace(WORD, "")
     return _text(text) if re.fullmatch(r"[^\W\d_]{2,}|[A-Z](?: [A-Z])+", plain) and plain.casefold() != "pi" else None
 

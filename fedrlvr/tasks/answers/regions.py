@@ -48,7 +48,8 @@ def half(operator: str, form: Form | None, *, mirrored: bool = False) -> list[Pi
     operator = _MIRRORED[operator] if mirrored else operator
     end = bound(form, operator in (r"\le", r"\ge"))
     if end is None or end.place is None:
-        return None
+        holds_everywhere = (end is HIGHEST and operator == "<") or (end is LOWEST and operator == ">")
+        return [(LOWEST, HIGHEST)] if holds_everywhere else None
     below, above = (LOWEST, end), (end, HIGHEST)
     return {"<": [below], r"\le": [below], ">": [above], r"\ge": [above], r"\ne": [below, above]}[operator]
 

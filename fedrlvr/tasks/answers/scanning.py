@@ -63,7 +63,10 @@ def listed(text: str, *, grouped: bool = True) -> list[str]:
             continue
         if token in (",", ";") or token.removeprefix(WORD).casefold() in ("and", "or"):
             cuts.append((start, end))
-    return [part for part in cut(text, cuts) if part] if cuts else [text]
+    parts = cut(text, cuts)
+    if not cuts or not parts[0] or not parts[-1]:  # `1, 2 or`
+        return [text]
+    return [part for part in parts if part]
 
 
 def related(text: str) -> tuple[list[str], list[str]] | None:

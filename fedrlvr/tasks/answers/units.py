@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fedrlvr.tasks.answers.expressions import FUNCTIONS, GREEK
 from fedrlvr.tasks.answers.normalise import CURRENCY, WORD
 
 _PREFIXES = {"n": "nano", "u": "micro", "m": "milli", "c": "centi", "d": "deci", "k": "kilo", "M": "mega", "G": "giga"}
@@ -95,7 +96,12 @@ _ALIASES = {  # spellings of a product
     "fps": (("ft", 1), ("s", -1)),
     "rpm": (("revolution", 1), ("min", -1)),
 }
-_SINGLE = {"m", "g", "L", "l", "s", "h", "d", "J", "N", "W", "V", "A", "K"}
+_JOINED = (  # units of two words
+    (re.compile(rf"(?<![a-zA-Z])mm\s+{WORD}?Hg\b"), "mmHg"),
+    (re.compile(rf"(?<![a-zA-Z])beats?(?:\s+{WORD}?per\s+|\s*/\s*){WORD}?min(?:ute)?\b"), "bpm"),
+    (re.compile(rf"(?<![a-zA-Z])(kilo|mega|)watt\s+{WORD}?hour"), r"\1watthour"),
+)
+_SINGLE = {"m", "g", "L", "l", "s", "h", "d", "J", "N", "W", "V", "A", "K", "C"}
 """Letters that may be a unit behind a space though nothing says that they are no variable."""
 GLUED = frozenset("mgLlsh")
 """Letters that may be one right behind the number as well, where a gold answer is a number or a quantity."""
@@ -106,7 +112,7 @@ of per each old long tall wide high deep away apart thick left remaining altoget
 fewer less heavier lighter taller older younger longer shorter faster every worth
 """
 _LOOSE = frozenset(_QUALIFIERS.split())
-# With one of these words a phrase says something about the number.
+# With one of these words a phrase says something about the number, or counts further.
 _STATEMENTS = """
 or and not no nor is isnt are arent was were be wrong incorrect false true than at least most about approximately
 approx around roughly nearly almost between to from through up over under above below if but except unless maybe
@@ -116,13 +122,28 @@ doesnt do dont did cannot cant wont could should might would may must correction
 exactly only just even without hundred thousand million billion trillion dozen mod modulo base one two three four five
 six seven eight nine ten eleven twelve where when for with by x y z nope nah unlikely doubtful rejected excluded
 invalid uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively
-rather also tenth tenths hundredth hundredths thousandth thousandths halves thirds fourth fourths fifths sixths
-eighths ninths mil bn mn lakh crore negative once twice thrice hourly daily nightly weekly monthly yearly
+rather also mil bil bn mn tn lakh crore grand negative once twice thrice hourly daily nightly weekly monthly yearly none
+nothing anything something everything nobody undefined infinity infinite finite nil null nan factorial doubled tripled
+quadrupled halved inverse inverted reciprocal opposite negated root sqrt cube power exponent point decimal comma plural
+double triple complement conjugate prime modulus absolute positive less short quarters
 """
-_NO_NOUN = frozenset(_STATEMENTS.split())
+_STATEMENT_WORDS = frozenset(_STATEMENTS.split())
+_NUMBER_WORD = re.compile(
+    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|dozens?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|[a-z]*illion)ths?"
+)
+_MATHEMATICAL = FUNCTIONS | GREEK | {"pi"}
+# Words that say nothing about a value if they stand in its name: "maximum value", "cost for x".
+_IN_NAMES = frozenset(["minimum", "maximum", "max", "least", "for", "x", "y", "z", "prime", "root", "point", "power"])
+_CHANGED = re.compile(
+    r"square(?:d| root| of)|cube(?:d| root| of)|power of"
+    r"|\b(?:bound|less|more|add|added|next|previous|another|successor|predecessor|log|sin|cos|tan)\b"
+)
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _PIECE = re.compile(
     rf"(?P<mark>{WORD}?)(?P<word>[^\W\d_]+|°\s?{WORD}?[CF]?|[$€£¥₹¢{CURRENCY}])|\^\s*\{{?\s*(?P<power>-?[0-9])\s*\}}?"
-    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|\\cdot|[-*(){{}}.\s]"
+    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|(?P<product>\\cdot|[-*])|[(){{}}.\s]"
 )
 
 
@@ -187,6 +208,24 @@ def measure(word: str) -> str | None:
     return None
 
 
+def says_more(phrase: str) -> bool:
+    """Whether a name in words holds one that changes what it names: "half the answer", "x plus one", "not x"."""
+    words = re.findall(r"[^\W\d_]+", phrase.casefold())
+    said = (word for word in words if word not in _IN_NAMES)
+    return any(word in _STATEMENT_WORDS or _NUMBER_WORD.fullmatch(word) for word in said) or bool(
+        _CHANGED.search(" ".join(words))
+    )
+
+
+def _counted(mark: str, word: str) -> bool:
+    """Whether a word may be a noun that is counted: no statement, no number, no product of variables."""
+    low = word.casefold()
+    if len(low) == 1 or low in _STATEMENT_WORDS or low in _MATHEMATICAL or _NUMBER_WORD.fullmatch(low):
+        return False
+    product = len(low) == 2 or low in _ALPHABET or not re.search("[aeiouy]", low) or (len(low) == 3 and word.isupper())
+    return bool(mark and len(low) > 2) or not (product and low.isascii())
+
+
 def stem(word: str) -> str:
     """A noun without its plural's ending."""
     low = word.casefold()
@@ -202,9 +241,11 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
 
     glued: bare letters stand right behind the number, so only known units and words of four letters are not variables.
     """
+    for pattern, joined in _JOINED:
+        phrase = pattern.sub(joined, phrase)
     measures: dict[str, int] = {}
     nouns: list[str] = []
-    sign, factor, last, count, position = 1, 1, "", 0, 0
+    sign, factor, last, count, position, dangling = 1, 1, "", 0, 0, False
     while position < len(phrase):
         match = _PIECE.match(phrase, position)
         if match is None:
@@ -214,10 +255,11 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
             if not last:
                 return None
             measures[last] *= int(match["power"])
-        elif match["symbol"]:
-            sign = -1
+            last = ""
+        elif match["symbol"] or match["product"]:
+            sign, dangling = -1 if match["symbol"] else sign, True
         elif match["word"] or match["micro"]:
-            count += 1
+            count, dangling = count + 1, False
             if count > _MOST_WORDS:
                 return None
             word = "u" + match["micro"] if match["micro"] else re.sub(rf"[ {WORD}]", "", match["word"])
@@ -241,7 +283,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 sign, factor = 1, 1
     if {"celsius", "fahrenheit"} & measures.keys():
         measures.pop("deg", None)
-    if not count or len(nouns) > 4 or factor != 1:
+    if not count or len(nouns) > 4 or factor != 1 or dangling:
         return None
     return Unit(tuple(sorted((n, p) for n, p in measures.items() if p)), tuple(nouns))
 
@@ -259,7 +301,7 @@ def _part(mark: str, word: str, glued: bool, first: bool) -> tuple[str, str] | N
     known = measure(word)
     if known and (mark or len(word) > 1 or not word.isascii() or not word.isalpha() or word in _SINGLE):
         return "measure", known
-    if low in _NO_NOUN or len(word) == 1 or (glued and not mark and len(word) < 4):
+    if not _counted(mark, word) or (glued and not mark and len(word) < 4):
         return None
     return "noun", stem(word)
 
