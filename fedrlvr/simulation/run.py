@@ -1,5 +1,5 @@
 """One run on this machine, from a config to a run directory: the local engine. What it shares with a run over Flower
-is in server.py."""
+is in server/run.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
 
 It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
-knows of a run is on disk (states.py), so another worker in its place goes on where it was.
+knows of a run is on disk (round_states.py), so another worker in its place goes on where it was.
 """
 
 from __future__ import annotations
