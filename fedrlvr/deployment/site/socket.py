@@ -1,7 +1,8 @@
 """The way from a client app to its organisation's worker: a Unix socket that only this user can reach.
 
 Whoever connects shows that he knows the secret in the organisation's state directory, and so does the worker. Then one
-message goes each way, each two frames of bytes: a header in JSON, and a content (wire/serialization.py). Nothing is ever unpickled.
+message goes each way, each two frames of bytes: a header in JSON, and a content (wire/serialization.py). Nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
