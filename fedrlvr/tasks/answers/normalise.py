@@ -20,58 +20,17 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+")
+# A command of LaTeX, or plain text, and the characters that mean it.
+_WRITTEN = r"""
+\cdot ·⋅∙•  \times ×✕  \div ÷  \le ≤≦⩽  \ge ≥≧⩾  \ne ≠  \approx ≈  \equiv ≡  \sim ∼  \in ∈  \notin ∉  \cup ∪  \cap ∩
+\emptyset ∅⌀Ø  \pm ±  \mp ∓  \to →  \Rightarrow ⇒  \iff ⇔  \infty ∞  \angle ∠  \triangle △  \therefore ∴  \circ ∘
+\langle ⟨〈  \rangle ⟩〉  \lfloor ⌊  \rfloor ⌋  \lceil ⌈  \rceil ⌉  \ldots …  \mathbb{R} ℝ  \mathbb{N} ℕ  \mathbb{Z} ℤ
+\mathbb{Q} ℚ  \mathbb{C} ℂ  - −–—‐‑‒―﹣－  / ⁄∕  " “”„″  ' ‘’′  * ∗  ° º˚  , ，、  . 。
+"""
 _SYMBOLS = {
-    **dict.fromkeys("−–—‐‑‒―﹣－", "-"),
-    **dict.fromkeys("⁄∕", "/"),
-    **dict.fromkeys("·⋅∙•", r"\cdot "),
-    **dict.fromkeys("“”„″", '"'),
-    **dict.fromkeys("‘’′", "'"),
-    "×": r"\times ",
-    "✕": r"\times ",
-    "∗": "*",
-    "÷": r"\div ",
-    "≤": r"\le ",
-    "≦": r"\le ",
-    "⩽": r"\le ",
-    "≥": r"\ge ",
-    "≧": r"\ge ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "≡": r"\equiv ",
-    "∼": r"\sim ",
-    "∈": r"\in ",
-    "∉": r"\notin ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∅": r"\emptyset ",
-    "⌀": r"\emptyset ",
-    "Ø": r"\emptyset ",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "→": r"\to ",
-    "⇒": r"\Rightarrow ",
-    "⇔": r"\iff ",
-    "∞": r"\infty ",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "∴": r"\therefore ",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "〈": r"\langle ",
-    "〉": r"\rangle ",
-    **{letter: rf"\mathbb{{{name}}}" for letter, name in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
-    "∘": r"\circ ",
-    "…": r"\ldots ",
-    "º": "°",
-    "˚": "°",
-    "，": ",",
-    "、": ",",
-    "。": ".",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
+    letter: meaning + " " * meaning.startswith("\\")
+    for meaning, letters in zip(_WRITTEN.split()[::2], _WRITTEN.split()[1::2], strict=True)
+    for letter in letters
 }
 _SMALL_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
 final_sigma sigma tau upsilon phi chi psi omega"""
@@ -112,48 +71,17 @@ _DEGREE = re.compile(
     r"(?<=[0-9])\s*\^\s*(?:o(?![a-zA-Z])|\{\s*o\s*\})|"
     r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:degree|degrees|textdegree)(?![a-zA-Z])|\^\s*°|\{\s*°\s*\}"
 )
-_RENAMED = {
-    "leq": "le",
-    "leqslant": "le",
-    "leqq": "le",
-    "geq": "ge",
-    "geqslant": "ge",
-    "geqq": "ge",
-    "neq": "ne",
-    "lt": "<",
-    "gt": ">",
-    "varnothing": "emptyset",
-    "empty": "emptyset",
-    "bigcup": "cup",
-    "infin": "infty",
-    "lbrace": "{",
-    "rbrace": "}",
-    "lbrack": "[",
-    "rbrack": "]",
-    "lparen": "(",
-    "rparen": ")",
-    "lvert": "|",
-    "rvert": "|",
-    "vert": "|",
-    "mid": "|",
-    "ast": "*",
-    "colon": ":",
-    "rightarrow": "to",
-    "longrightarrow": "to",
-    "implies": "Rightarrow",
-    "Longrightarrow": "Rightarrow",
-    "Reals": "mathbb{R}",
-    "reals": "mathbb{R}",
-    "R": "mathbb{R}",
-    "varepsilon": "epsilon",
-    "varphi": "phi",
-    "vartheta": "theta",
-    "bigl": "",
-    "pounds": "pounds",
-    "prime": "'",
-    "textsuperscript": "^",
-    "dots": "ldots",
-    "cdots": "ldots",
+# The one spelling of a command, and its others; "" is left out.
+_SPELLINGS = r"""
+le: leq leqslant leqq | ge: geq geqslant geqq | ne: neq | <: lt | >: gt | emptyset: varnothing empty | cup: bigcup
+infty: infin | {: lbrace | }: rbrace | [: lbrack | ]: rbrack | (: lparen | ): rparen | |: lvert rvert vert mid | *: ast
+to: rightarrow longrightarrow | Rightarrow: implies Longrightarrow | mathbb{R}: Reals reals R | epsilon: varepsilon
+phi: varphi | theta: vartheta | ': prime | ^: textsuperscript | ldots: dots cdots | :: colon | : bigl
+"""
+_RENAMED: dict[str, str] = {
+    name: spelling
+    for spelling, names in re.findall(r"(\S*): ([a-zA-Z ]+?) ?(?:\||$)", _SPELLINGS, re.MULTILINE)
+    for name in names.split()
 }
 _COMMAND = re.compile(r"\\([a-zA-Z]+)(?![a-zA-Z])")
 _TEXT = re.compile(

@@ -8,6 +8,7 @@ repeating decimals (`0.\overline{3}`), and scientific notation. Arithmetic that 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,24 +26,9 @@ _PART = rf"(?:\{{\s*({_SIGN}{_INTEGER})\s*\}}|\s*([0-9]))"
 _FRACTION = rf"\\frac\s*{_PART}\s*{_PART}"
 _SLASHED = rf"[({{]?\s*({_SIGN}{_INTEGER})\s*[)}}]?\s*/\s*[({{]?\s*({_SIGN}{_INTEGER})\s*[)}}]?"
 _PROPER = r"(?:\\frac\s*(?:\{\s*([0-9]+)\s*\}|\s*([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|\s*([0-9]))|([0-9]+)\s*/\s*([0-9]+))"
-_TEN = r"\{?10\}?\s*(?:\^|\*\*)\s*(?:\{\s*\(?([-+]?\s*[0-9]+)\)?\s*\}|\(\s*([-+]?\s*[0-9]+)\s*\)|([-+]?\s*[0-9]+))"
+_TEN = r"\{?10\}?\s*(?:\^|\*\*)\s*\{?\s*\(?\s*(?P<exponent>[-+]?\s*[0-9]+)\s*\)?\s*\}?"
 
-_WHOLE = {
-    "decimal": re.compile(rf"({_SIGN})({_DECIMAL})"),
-    "fraction": re.compile(rf"({_SIGN}){_FRACTION}"),
-    "slashed": re.compile(_SLASHED),
-    "mixed": re.compile(rf"({_SIGN})([0-9]+)(\s*){_PROPER}"),
-    "power": re.compile(rf"({_SIGN})(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*|{WORD}?[xX])\s*)?{_TEN}"),
-    "e": re.compile(rf"({_SIGN})({_DECIMAL})\s*{WORD}?[eE]\s*(?:\{{\s*)?([-+]?\s*[0-9]+)\s*\}}?"),
-    "repeating": re.compile(rf"({_SIGN})([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{{\s*([0-9]+)\s*\}}|([0-9]))"),
-}
-_SCALES = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(rf"(.*[\d}}])\s*{WORD}?({'|'.join(_SCALES)})s?", re.DOTALL)
 
 
@@ -64,10 +50,10 @@ def numeral(text: str) -> Numeral | None:
     if match := _SCALED.fullmatch(text):
         base = numeral(match[1])
         return Numeral(base.value * _SCALES[match[2]]) if base else None
-    for form, pattern in _WHOLE.items():
+    for pattern, read in _WRITTEN:
         if match := pattern.fullmatch(text):
             try:
-                return _READ[form](match)
+                return read(match)
             except ZeroDivisionError:
                 return None
     return None
@@ -103,15 +89,6 @@ def _mixed(match: re.Match[str]) -> Numeral | None:
     return Numeral(-value if "-" in sign else value)
 
 
-def _power(match: re.Match[str]) -> Numeral | None:
-    sign, mantissa, *exponents = match.groups()
-    return _scientific(sign, mantissa or "1", next(e for e in exponents if e))
-
-
-def _e(match: re.Match[str]) -> Numeral | None:
-    return _scientific(match[1], match[2], match[3])
-
-
 def _repeating(match: re.Match[str]) -> Numeral:
     sign, whole, start, *period = match.groups()
     digits = period[0] or period[1]
@@ -119,23 +96,26 @@ def _repeating(match: re.Match[str]) -> Numeral:
     return Numeral(value / 10 ** len(start) * (-1 if "-" in sign else 1))
 
 
-def _scientific(sign: str, mantissa: str, exponent: str) -> Numeral | None:
-    size = exponent.replace(" ", "")
+def _scientific(match: re.Match[str]) -> Numeral | None:
+    size = match["exponent"].replace(" ", "")
     if len(size) > 6 or abs(int(size)) > LARGEST_EXPONENT:
         return None
-    base = _decimal(sign, mantissa)
+    base = _decimal(match[1], match[2] or "1")
     return Numeral(base.value * Fraction(10) ** int(size), base.digits if base.value else 0)
 
 
-_READ = {
-    "decimal": lambda match: _decimal(match[1], match[2]),
-    "fraction": _fraction,
-    "slashed": _slashed,
-    "mixed": _mixed,
-    "power": _power,
-    "e": _e,
-    "repeating": _repeating,
-}
+_WRITTEN: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Numeral | None]]] = [
+    (re.compile(pattern), read)
+    for pattern, read in (
+        (rf"({_SIGN})({_DECIMAL})", lambda match: _decimal(match[1], match[2])),
+        (rf"({_SIGN}){_FRACTION}", _fraction),
+        (_SLASHED, _slashed),
+        (rf"({_SIGN})([0-9]+)(\s*){_PROPER}", _mixed),
+        (rf"({_SIGN})(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*|{WORD}?[xX])\s*)?{_TEN}", _scientific),
+        (rf"({_SIGN})({_DECIMAL})\s*{WORD}?[eE]\s*(?:\{{\s*)?(?P<exponent>[-+]?\s*[0-9]+)\s*\}}?", _scientific),
+        (rf"({_SIGN})([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{{\s*([0-9]+)\s*\}}|([0-9]))", _repeating),
+    )
+]
 
 
 def spelled(value: Fraction) -> str:

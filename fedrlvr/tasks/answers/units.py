@@ -13,79 +13,22 @@ from fedrlvr.tasks.answers.expressions import FUNCTIONS, GREEK
 from fedrlvr.tasks.answers.normalise import CURRENCY, WORD
 
 _PREFIXES = {"n": "nano", "u": "micro", "m": "milli", "c": "centi", "d": "deci", "k": "kilo", "M": "mega", "G": "giga"}
-_SI = {
-    "m": "meter metre",
-    "g": "gram gramme",
-    "L": "liter litre",
-    "s": "second",
-    "J": "joule",
-    "N": "newton",
-    "W": "watt",
-    "V": "volt",
-    "A": "ampere amp",
-    "Hz": "hertz",
-    "Pa": "pascal",
-    "mol": "mole",
-    "cal": "calorie",
-    "eV": "electronvolt",
-    "B": "byte",
-    "bit": "bit",
-    "ohm": "ohm",
-    "Wh": "watthour",
-    "C": "coulomb",
-    "T": "tesla",
-    "F": "farad",
-}
+_SI_UNITS = """
+m: meter metre; g: gram gramme; L: liter litre; s: second; J: joule; N: newton; W: watt; V: volt; A: ampere amp
+Hz: hertz; Pa: pascal; mol: mole; cal: calorie; eV: electronvolt; B: byte; bit: bit; ohm: ohm; Wh: watthour; C: coulomb; T: tesla
+F: farad
+"""
 # canonical name: spellings in words (any case, plural too), then after "|" abbreviations (case counts).
 _OTHERS = """
-in: inch inches | in In IN
-ft: foot feet | ft Ft FT
-yd: yard | yd yds
-mi: mile | mi
-acre: acre
-hectare: hectare | ha
-oz: ounce | oz
-lb: | lb lbs
-pound: pound
-ton: ton tonne
-gal: gallon | gal
-qt: quart | qt
-pt: pint | pt
-cup: cup
-tsp: teaspoon | tsp
-tbsp: tablespoon | tbsp
-min: minute | min mins Min
-h: hour | h hr hrs Hr
-d: day | d
-wk: week | wk wks
-mo: month | mo
-yr: year | yr yrs
-decade: decade
-century: century centuries
-s: | sec secs
-ms: | msec
-K: kelvin | K
-celsius: celsius centigrade | °C
-fahrenheit: fahrenheit | °F
-deg: degree | ° deg
-rad: radian | rad
-dollar: dollar buck | $ USD US$ usd
-cent: cent pennies penny | ¢
-euro: euro | € EUR eur
-gbp: | £ GBP gbp
-yen: yen | ¥ JPY
-rupee: rupee | ₹ INR Rs rs
-yuan: yuan | CNY RMB
-unit: unit
-iu: | IU
-mmHg: | mmHg
-bpm: | bpm
-M: molar | M
-mM: millimolar | mM
-mL: | cc ccs
-ml: |
-percentpoint: percentagepoint
-ordinal: | th st nd rd
+in: inch inches | in In IN; ft: foot feet | ft Ft FT; yd: yard | yd yds; mi: mile | mi; acre: acre
+hectare: hectare | ha; oz: ounce | oz; lb: | lb lbs; pound: pound; ton: ton tonne; g: | gm; kg: kilo | kilo; gal: gallon | gal
+qt: quart | qt; pt: pint | pt; cup: cup; tsp: teaspoon | tsp; tbsp: tablespoon | tbsp; mL: | cc ccs; ml: |; uL: | μL μl; ug: | μg mcg
+um: | μm; s: | sec secs; ms: | msec; min: minute | min mins Min; h: hour | h hr hrs Hr; d: day | d; wk: week | wk wks
+mo: month | mo; yr: year | yr yrs; decade: decade; century: century centuries; K: kelvin | K; deg: degree | ° deg
+celsius: celsius centigrade | °C; fahrenheit: fahrenheit | °F; rad: radian | rad; dollar: dollar buck | $ USD US$ usd
+cent: cent pennies penny | ¢; euro: euro | € EUR eur; gbp: | £ GBP gbp; yen: yen | ¥ JPY; rupee: rupee | ₹ INR Rs rs
+yuan: yuan | CNY RMB; unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; M: molar | M; mM: millimolar | mM; ohm: | Ω
+percentpoint: percentagepoint; ordinal: | th st nd rd
 """
 _ALIASES = {  # spellings of a product
     "mph": (("mi", 1), ("h", -1)),
@@ -162,13 +105,13 @@ class Unit:
 
 def _tables() -> tuple[dict[str, str], dict[str, str]]:
     words, abbreviations = {}, {}
-    for symbol, names in _SI.items():
+    for symbol, names in re.findall(r"(\w+): ([\w ]+)", _SI_UNITS):
         for prefix, long in {"": "", **_PREFIXES}.items():
             abbreviations[prefix + symbol] = prefix + symbol
             for name in names.split():
                 words[long + name] = prefix + symbol
-    for line in _OTHERS.strip().splitlines():
-        name, _, spellings = line.partition(":")
+    for line in re.split("[;\n]", _OTHERS.strip()):
+        name, _, spellings = line.strip().partition(":")
         long_names, _, short = spellings.partition("|")
         words |= dict.fromkeys(long_names.split(), name)
         abbreviations |= dict.fromkeys(short.split(), name)
@@ -177,18 +120,6 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
             unit = prefix + metric
             others = {unit.upper(), unit.capitalize(), unit.lower()} - {"M", "G", "Mm", "Mg", "MM", "MG"}
             abbreviations |= {other: unit for other in others if len(other) > 1 or other == "l"}
-    abbreviations |= {
-        "μm": "um",
-        "μg": "ug",
-        "mcg": "ug",
-        "gm": "g",
-        "μL": "uL",
-        "μl": "uL",
-        "kilo": "kg",
-        "Ω": "ohm",
-        "sec": "s",
-    }
-    words["kilo"] = "kg"
     return words, abbreviations
 
 
