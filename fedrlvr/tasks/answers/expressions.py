@@ -122,8 +122,6 @@ class _Parser:
         return parts
 
     def sum(self, depth: int) -> Node:
-        if depth > DEEPEST:
-            raise _NotWholeError
         left = self.product(depth)
         while sign := self.sign():
             right = self.product(depth)
@@ -199,8 +197,6 @@ class _Parser:
         """What stands behind `^`: a group, or one atom with its sign; a chain of powers groups from the right."""
         if node := self.signed(self.script, depth):
             return node
-        if depth > DEEPEST:
-            raise _NotWholeError
         exponent = self.atom(depth)
         if self.kind == "other" and self.value == "^":
             self.take()

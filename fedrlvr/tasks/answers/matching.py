@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fedrlvr.tasks.answers.amounts import Numeral, close, same
 from fedrlvr.tasks.answers.choices import option_letter
 from fedrlvr.tasks.answers.evaluation import position, ratios, values
 from fedrlvr.tasks.answers.forms import (
@@ -44,11 +45,9 @@ from fedrlvr.tasks.answers.forms import (
     Quantity,
     Region,
     Relation,
+    open_interval,
 )
-from fedrlvr.tasks.answers.numerals import Numeral, close
 from fedrlvr.tasks.answers.parsing import parse, readings
-from fedrlvr.tasks.answers.regions import interval
-from fedrlvr.tasks.answers.units import same
 
 _MOST_PAIRED = 24
 """Items of a list that are paired one by one; longer lists are equal by their keys only."""
@@ -179,13 +178,6 @@ def _matrices(gold: Matrix, answer: Matrix, rule: _Rule) -> bool:
     return all(rule.equal(a, b) for a, b in pairs)
 
 
-def _open_interval(region: Region, pair: Compound, _: _Rule) -> bool:
-    if pair.shape != "tuple" or len(pair.items) != 2:
-        return False
-    between = interval(pair.items[0], pair.items[1], False, False)
-    return between is not None and between.spelled == region.spelled
-
-
 def _equation_of_name(named: Named, relation: Relation, _: _Rule) -> bool:
     equation = _as_relation(named)
     return equation is not None and equation.key == relation.key
@@ -222,7 +214,9 @@ _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
     (Region, Region): lambda one, other, _: (
         one.spelled == other.spelled and (one.variable == other.variable or not (one.variable and other.variable))
     ),
-    (Region, Compound): _open_interval,
+    (Region, Compound): lambda region, pair, _: (
+        (between := open_interval(pair)) is not None and between.spelled == region.spelled
+    ),
     (Colons, Colons): lambda one, other, _: (
         one.time == other.time and one.parts == other.parts and not (one.half and other.half)
     ),
