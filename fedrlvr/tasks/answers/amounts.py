@@ -179,14 +179,12 @@ euro: euro | € EUR eur; gbp: | £ GBP gbp; yen: yen | ¥ JPY; rupee: rupee | �
 unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; M: molar | M; mM: millimolar | mM; ohm: | Ω
 percentpoint: percentagepoint; ordinal: | th st nd rd
 """
-_ALIASES = {  # spellings of a product
-    "mph": (("mi", 1), ("h", -1)),
-    "kph": (("km", 1), ("h", -1)),
-    "kmph": (("km", 1), ("h", -1)),
-    "kmh": (("km", 1), ("h", -1)),
-    "mps": (("m", 1), ("s", -1)),
-    "fps": (("ft", 1), ("s", -1)),
-    "rpm": (("revolution", 1), ("min", -1)),
+_ALIASES = {  # spellings of a rate
+    alias: ((above, 1), (below, -1))
+    for alias, above, below in re.findall(
+        r"(\w+) = (\w+)/(\w+)",
+        "mph = mi/h, kph = km/h, kmph = km/h, kmh = km/h, mps = m/s, fps = ft/s, rpm = revolution/min",
+    )
 }
 _JOINED = (  # units of two words
     (re.compile(rf"(?<![a-zA-Z])mm\s+{WORD}?Hg\b"), "mmHg"),
@@ -209,15 +207,14 @@ _STATEMENTS = """
 or and not no nor is isnt are arent was were be wrong incorrect false true than at least most about approximately
 approx around roughly nearly almost between to from through up over under above below if but except unless maybe
 perhaps possibly probably guess think sure unsure either neither both instead actually wait hmm oops versus vs minus
-plus times divided squared cubed minimum maximum max half third quarter percent then never because since so does
-doesnt do dont did cannot cant wont could should might would may must correction error sorry however although though
-exactly only just even without hundred thousand million billion trillion dozen mod modulo base one two three four five
-six seven eight nine ten eleven twelve where when for with by x y z nope nah unlikely doubtful rejected excluded
-invalid uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively
-rather also mil bil bn mn tn lakh crore grand negative once twice thrice hourly daily nightly weekly monthly yearly none
+plus times divided squared cubed minimum maximum max quarter percent then never because since so does doesnt do dont
+did cannot cant wont could should might would may must correction error sorry however although though exactly only
+just even without mod modulo base where when for with by x y z nope nah unlikely doubtful rejected excluded invalid
+uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively rather
+also mil bil bn mn tn lakh crore grand negative once twice thrice hourly daily nightly weekly monthly yearly none
 nothing anything something everything nobody undefined infinity infinite finite nil null nan factorial doubled tripled
-quadrupled halved inverse inverted reciprocal opposite negated root sqrt cube power exponent point decimal comma plural
-double triple complement conjugate prime modulus absolute positive less short quarters
+quadrupled halved inverse inverted reciprocal opposite negated root sqrt cube power exponent point decimal comma
+plural double triple complement conjugate prime modulus absolute positive less short quarters
 """
 _STATEMENT_WORDS = frozenset(_STATEMENTS.split())
 _NUMBER_WORD = re.compile(

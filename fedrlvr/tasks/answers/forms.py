@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Any, Literal
 
 from fedrlvr.tasks.answers.amounts import Numeral, Unit, spelled
@@ -298,21 +299,13 @@ def intersection(left: list[Piece], right: list[Piece]) -> list[Piece]:
 
 def reals_without(form_points: list[Form]) -> Region | None:
     """The real line without some points."""
-    pieces: list[Piece] = [(LOWEST, HIGHEST)]
-    for form in form_points:
-        halves = half_line(r"\ne", form)
-        if halves is None:
-            return None
-        pieces = intersection(pieces, halves)
-    return Region(union(pieces))
+    halves = [half for form in form_points if (half := half_line(r"\ne", form))]
+    return Region(union(reduce(intersection, halves, list(REALS.pieces)))) if len(halves) == len(form_points) else None
 
 
 def joined(parts: list[Region], how: Callable[[list[Piece], list[Piece]], list[Piece]]) -> Region:
     """Regions of one variable joined by `how`."""
-    pieces = list(parts[0].pieces)
-    for part in parts[1:]:
-        pieces = how(pieces, list(part.pieces))
-    return Region(union(pieces), parts[0].variable)
+    return Region(union(reduce(how, [list(part.pieces) for part in parts])), parts[0].variable)
 
 
 def _start(end: Bound) -> tuple[Fraction | float, int]:

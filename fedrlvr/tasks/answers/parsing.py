@@ -347,23 +347,17 @@ def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> 
 
 def _inequality(sides: list[str], operators: list[str], depth: int) -> Form | None:
     """A region, if one side is a name and the others are constants."""
-    if r"\in" in operators or "=" in operators:
+    at = next((place for place, side in enumerate(sides) if _name(side)), None)
+    one_way = len({operator in ("<", r"\le") for operator in operators}) == 1 and r"\ne" not in operators
+    if at is None or {r"\in", "="} & {*operators} or (len(sides) > 2 and not (len(sides) == 3 and at == 1 and one_way)):
         return None
-    if len(operators) == 1:
-        for name, other, mirrored in ((sides[0], sides[1], False), (sides[1], sides[0], True)):
-            if variable := _name(name):
-                pieces = half_line(operators[0], _form(other, depth + 1), mirrored=mirrored)
-                return Region(union(pieces), variable) if pieces else None
-        return None
-    variable = _name(sides[1]) if len(sides) == 3 else None
-    if not variable or len({operator in ("<", r"\le") for operator in operators}) != 1 or r"\ne" in operators:
-        return None
-    left = half_line(operators[0], _form(sides[0], depth + 1), mirrored=True)
-    right = half_line(operators[1], _form(sides[2], depth + 1))
-    if not left or not right:
-        return None
-    pieces = intersection(left, right)
-    return Region(union(pieces), variable) if pieces else None
+    pieces = list(REALS.pieces)
+    for place, operator in enumerate(operators):
+        other = _form(sides[place if place < at else place + 1], depth + 1)
+        if (half := half_line(operator, other, mirrored=place < at)) is None:
+            return None
+        pieces = intersection(pieces, half)
+    return Region(union(pieces), _name(sides[at]) or "") if pieces else None
 
 
 def _equation(sides: list[str], depth: int) -> Form | None:
