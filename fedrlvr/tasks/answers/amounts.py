@@ -207,16 +207,18 @@ _STATEMENTS = """
 or and not no nor is isnt are arent was were be wrong incorrect false true than at least most about approximately
 approx around roughly nearly almost between to from through up over under above below if but except unless maybe
 perhaps possibly probably guess think sure unsure either neither both instead actually wait hmm oops versus vs minus
-plus times divided squared cubed minimum maximum max quarter percent then never because since so does doesnt do dont
-did cannot cant wont could should might would may must correction error sorry however although though exactly only
-just even without mod modulo base where when for with by x y z nope nah unlikely doubtful rejected excluded invalid
+plus times divided squared cubed minimum maximum max percent then never because since so does doesnt do dont did
+cannot cant wont could should might would may must correction error sorry however although though exactly only just
+even without mod modulo base where when for with by x y z nope nah unlikely doubtful rejected excluded invalid
 uncertain estimated estimate guessed ish unknown impossible untrue mistaken mistake inaccurate alternatively rather
-also mil bil bn mn tn lakh crore grand negative once twice thrice hourly daily nightly weekly monthly yearly none
-nothing anything something everything nobody undefined infinity infinite finite nil null nan factorial doubled tripled
-quadrupled halved inverse inverted reciprocal opposite negated root sqrt cube power exponent point decimal comma
-plural double triple complement conjugate prime modulus absolute positive less short quarters
+also mil bil bn mn tn lakh crore grand once twice thrice hourly daily nightly weekly monthly yearly none nothing
+anything something everything nobody undefined infinity nil null nan factorial doubled tripled quadrupled halved
+inverse inverted reciprocal opposite negated sqrt exponent comma plural complement conjugate modulus less quarters
 """
 _STATEMENT_WORDS = frozenset(_STATEMENTS.split())
+# Behind a number these change it (`5 point`, `5 root`), unless a noun follows (`5 decimal places`).
+_ADJECTIVES = "positive negative finite infinite prime decimal power short root double triple point cube absolute"
+_NO_HEADS = frozenset(_ADJECTIVES.split())
 _NUMBER_WORD = re.compile(
     r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
     r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|dozens?"
@@ -289,7 +291,7 @@ def says_more(phrase: str) -> bool:
     """Whether a name in words holds one that changes what it names: "half the answer", "x plus one", "not x"."""
     words = re.findall(r"[^\W\d_]+", phrase.casefold())
     said = (word for word in words if word not in _IN_NAMES)
-    return any(word in _STATEMENT_WORDS or _NUMBER_WORD.fullmatch(word) for word in said) or bool(
+    return any(word in _STATEMENT_WORDS | _NO_HEADS or _NUMBER_WORD.fullmatch(word) for word in said) or bool(
         _CHANGED.search(" ".join(words))
     )
 
@@ -299,6 +301,8 @@ def _counted(mark: str, word: str) -> bool:
     low = word.casefold()
     if len(low) == 1 or low in _STATEMENT_WORDS or low in _MATHEMATICAL or _NUMBER_WORD.fullmatch(low):
         return False
+    if re.fullmatch("[A-Z]{2,}s", word):  # TVs
+        return True
     product = len(low) == 2 or low in _ALPHABET or not re.search("[aeiouy]", low) or (len(low) == 3 and word.isupper())
     return bool(mark and len(low) > 2) or not (product and low.isascii())
 
@@ -322,7 +326,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
         phrase = pattern.sub(joined, phrase)
     measures: dict[str, int] = {}
     nouns: list[str] = []
-    sign, factor, last, count, position, dangling = 1, 1, "", 0, 0, False
+    sign, factor, last, head, count, position, dangling = 1, 1, "", "", 0, 0, False
     while position < len(phrase):
         match = _PIECE.match(phrase, position)
         if match is None:
@@ -354,13 +358,14 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 measures |= dict(_ALIASES[name])
             elif role == "noun" and sign > 0:
                 nouns.append(name)
+                head = word.casefold()
             else:  # "per hour", and "per pupil" too
                 last = name
                 measures[last] = measures.get(last, 0) + sign * factor
                 sign, factor = 1, 1
     if {"celsius", "fahrenheit"} & measures.keys():
         measures.pop("deg", None)
-    if not count or len(nouns) > 4 or factor != 1 or dangling:
+    if not count or len(nouns) > 4 or factor != 1 or dangling or head in _NO_HEADS:
         return None
     return Unit(tuple(sorted((n, p) for n, p in measures.items() if p)), tuple(nouns))
 
