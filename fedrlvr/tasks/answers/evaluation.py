@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import add, mul
 from typing import Any
 
 from fedrlvr.tasks.answers.expressions import TRIGONOMETRIC, Node, symbols
@@ -35,6 +36,22 @@ Value = Any  # a Fraction or an mpmath number
 _lock = threading.RLock()  # mpmath's precision belongs to its context, which all threads share
 
 
+class _Mpmath:
+    """A context of our own, so that nobody else's precision changes; mpmath is imported when it is first needed."""
+
+    @cached_property
+    def context(self) -> Any:
+        import mpmath
+
+        return mpmath.MPContext()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+
+mp: Any = _Mpmath()
+
+
 class _UndefinedError(Exception):
     """There is no value: division by zero, or too large to compute."""
 
@@ -50,7 +67,7 @@ def values(node: Node) -> tuple[str, ...] | None:
         found = [_spelled_value(node, _point(names, index)) for index in range(POINTS)]
     if all(value is None for value in found):
         return None
-    real = ["none" if value is None else "outside" if _complex(value) else value for value in found]
+    real = ["none" if value is None else "outside" if value.endswith(" i") else value for value in found]
     if _imaginary(node) or all(value in ("none", "outside") for value in real):
         return tuple(value or "none" for value in found)
     return tuple(real)
@@ -62,7 +79,6 @@ def ratios(node: Node, *, signed: bool) -> tuple[str, ...] | None:
     names = sorted(symbols(node))
     if not names:
         return None
-    mp = _mpmath()
     with _lock, mp.workdps(_DIGITS[1]):
         exact = [_evaluated(node, _point(names, index), _DIGITS[1]) for index in range(POINTS)]
         first = next((value for value in exact if value is not None and value != 0), None)
@@ -93,14 +109,6 @@ def exact(node: Node) -> Fraction | None:
     return value if isinstance(value, Fraction) else None
 
 
-@lru_cache(maxsize=1)
-def _mpmath() -> Any:
-    """A context of our own, so that nobody else's precision changes."""
-    import mpmath
-
-    return mpmath.MPContext()
-
-
 def _spelled_value(node: Node, point: Mapping[str, Fraction]) -> str | None:
     rough = _evaluated(node, point, _DIGITS[0])
     if rough is None or isinstance(rough, Fraction):
@@ -110,8 +118,6 @@ def _spelled_value(node: Node, point: Mapping[str, Fraction]) -> str | None:
 
 def _agreed(rough: Value, fine: Value) -> str | None:
     """The digits that both precisions share; a value that shrinks with the precision is zero."""
-    mp = _mpmath()
-
     if fine is None:
         return None
     if isinstance(fine, Fraction):
@@ -132,8 +138,6 @@ def _agreed(rough: Value, fine: Value) -> str | None:
 
 
 def _spelled(value: Value) -> str:
-    mp = _mpmath()
-
     if isinstance(value, Fraction):
         with mp.workdps(_DIGITS[0]):
             return _digits(_float(value)) if value else "0"
@@ -141,13 +145,7 @@ def _spelled(value: Value) -> str:
 
 
 def _digits(value: Value) -> str:
-    mp = _mpmath()
-
     return str(mp.nstr(value, _KEPT, min_fixed=1, max_fixed=0))  # always with an exponent
-
-
-def _complex(value: str) -> bool:
-    return value.endswith(" i")
 
 
 def _imaginary(node: Node) -> bool:
@@ -166,8 +164,6 @@ def _point(names: list[str], index: int) -> dict[str, Fraction]:
 
 
 def _evaluated(node: Node, point: Mapping[str, Fraction], digits: int) -> Value | None:
-    mp = _mpmath()
-
     try:
         with mp.workdps(digits):
             value = _value(node, point)
@@ -179,8 +175,6 @@ def _evaluated(node: Node, point: Mapping[str, Fraction], digits: int) -> Value 
 
 
 def _value(node: Node, point: Mapping[str, Fraction]) -> Value:
-    mp = _mpmath()
-
     operator = node[0]
     if operator == "number":
         return node[1]
@@ -202,39 +196,28 @@ def _value(node: Node, point: Mapping[str, Fraction]) -> Value:
     if operator in TRIGONOMETRIC or operator == "log":
         return _checked(_function(operator, a, *rest))
     b = rest[0]
-    if operator == "+":
-        return _checked(a + b if _alike(a, b) else _float(a) + _float(b))
-    if operator == "*":
-        return _checked(a * b if _alike(a, b) else _float(a) * _float(b))
-    if operator == "/":
-        return _checked(_divided(a, b))
     if operator == "root":
-        return _checked(_power(b, 1 / a if isinstance(a, Fraction) else 1 / _float(a)))
-    return _checked(_power(a, b))
+        return _checked(_power(b, 1 / a))
+    return _checked(_BINARY[operator](a, b))
 
 
-def _alike(a: Value, b: Value) -> bool:
-    return isinstance(a, Fraction) == isinstance(b, Fraction)
+def _alike(a: Value, b: Value) -> tuple[Value, Value]:
+    """Both as rationals, or both as floats."""
+    return (a, b) if isinstance(a, Fraction) == isinstance(b, Fraction) else (_float(a), _float(b))
 
 
 def _float(value: Value) -> Value:
-    mp = _mpmath()
-
     if isinstance(value, Fraction):
         return mp.mpf(value.numerator) / value.denominator
     return value
 
 
 def _as_fraction(value: Value) -> Fraction:
-    mp = _mpmath()
-
     mantissa, exponent = mp.frexp(mp.re(value))
     return Fraction(int(mp.ldexp(mantissa, 220))) * Fraction(2) ** (int(exponent) - 220)
 
 
 def _is_real(value: Value) -> bool:
-    mp = _mpmath()
-
     if isinstance(value, Fraction):
         return True
     return bool(abs(mp.im(value)) <= abs(value) * mp.mpf(10) ** -50)
@@ -243,13 +226,12 @@ def _is_real(value: Value) -> bool:
 def _divided(a: Value, b: Value) -> Value:
     if b == 0:
         raise _UndefinedError
-    return a / b if _alike(a, b) else _float(a) / _float(b)
+    a, b = _alike(a, b)
+    return a / b
 
 
 def _size(value: Value) -> int:
     """Bits of the larger part of a rational, or the binary exponent's size of a float."""
-    mp = _mpmath()
-
     if isinstance(value, Fraction):
         return max(abs(value.numerator).bit_length(), value.denominator.bit_length())
     magnitude = mp.mag(value) if value != 0 else 0
@@ -263,8 +245,6 @@ def _checked(value: Value) -> Value:
 
 
 def _power(base: Value, exponent: Value) -> Value:
-    mp = _mpmath()
-
     if isinstance(exponent, Fraction):
         if base == 0:
             if exponent <= 0:
@@ -289,8 +269,6 @@ def _power(base: Value, exponent: Value) -> Value:
 
 def _rational_root(base: Fraction, exponent: Fraction) -> Fraction | None:
     """`base ** exponent` if it is rational."""
-    mp = _mpmath()
-
     degree = exponent.denominator
     if degree > 64 or (base < 0 and degree % 2 == 0):
         return None
@@ -306,8 +284,6 @@ def _rational_root(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _counted(operator: str, n: Value, k: Value = Fraction(0)) -> Value:
-    mp = _mpmath()
-
     if not all(isinstance(v, Fraction) and abs(v) <= _FACTORIAL for v in (n, k)):
         raise _UndefinedError
     if all(v.denominator == 1 for v in (n, k)):
@@ -319,8 +295,6 @@ def _counted(operator: str, n: Value, k: Value = Fraction(0)) -> Value:
 
 
 def _rounded(operator: str, value: Value) -> Value:
-    mp = _mpmath()
-
     if operator == "abs":
         return abs(value)
     if not isinstance(value, Fraction):
@@ -333,8 +307,6 @@ def _rounded(operator: str, value: Value) -> Value:
 
 
 def _function(name: str, a: Value, base: Value | None = None) -> Value:
-    mp = _mpmath()
-
     if _size(a) > 2_000:
         raise _UndefinedError
     a = _float(a)
@@ -342,10 +314,8 @@ def _function(name: str, a: Value, base: Value | None = None) -> Value:
         if a == 0 or (base is not None and (base == 0 or base == 1)):
             raise _UndefinedError
         return mp.log(a) if base is None else mp.log(a) / mp.log(_float(base))
-    reciprocal = {"cot": "tan", "sec": "cos", "csc": "sin"}.get(name)
-    if reciprocal:
-        below = getattr(mp, reciprocal)(a)
-        return _divided(mp.mpf(1), below)
+    if reciprocal := {"cot": "tan", "sec": "cos", "csc": "sin"}.get(name):
+        return _divided(mp.mpf(1), getattr(mp, reciprocal)(a))
     plain = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(name, name)
     return getattr(mp, plain)(a)
 
@@ -354,3 +324,11 @@ def _unknown(name: str, arguments: list[Value]) -> Fraction:
     """A value for a function of which only the name is known: drawn from its name and arguments."""
     text = f"{name} {' '.join(_spelled(value) for value in arguments)}"
     return 1 + Fraction(int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big"), 16_777_259)
+
+
+_BINARY: dict[str, Callable[[Value, Value], Value]] = {
+    "+": lambda a, b: add(*_alike(a, b)),
+    "*": lambda a, b: mul(*_alike(a, b)),
+    "/": _divided,
+    "^": _power,
+}

@@ -12,6 +12,7 @@ A node is a tuple: its operator, then operands (nodes) or, for leaves, a value:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +24,12 @@ DEEPEST = 40
 TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
 FUNCTIONS = TRIGONOMETRIC | {"log", "ln", "lg", "exp"}
 _PLAIN = FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta", "infty"}
+_FAMILIES = {
+    **dict.fromkeys(TRIGONOMETRIC, "trigonometric"),
+    **dict.fromkeys(("!", "binomial"), "counting"),
+    **dict.fromkeys(("abs", "floor", "ceil"), "rounding"),
+    "log": "logarithm",
+}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _GREEK_NAMES = """
 alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega
@@ -64,11 +71,7 @@ def symbols(node: Node) -> frozenset[str]:
 
 def operations(node: Node) -> frozenset[str]:
     """Families of functions that a tree leaves to be computed: trigonometric, logarithm, counting, rounding."""
-    family = {"log": "logarithm", "!": "counting", "binomial": "counting"}.get(node[0])
-    if node[0] in TRIGONOMETRIC:
-        family = "trigonometric"
-    elif node[0] in ("abs", "floor", "ceil"):
-        family = "rounding"
+    family = _FAMILIES.get(node[0])
     rest = frozenset().union(*(operations(part) for part in node[1:] if isinstance(part, tuple)))
     return rest | {family} if family else rest
 
@@ -119,48 +122,43 @@ class _Parser:
         return parts
 
     def sum(self, depth: int) -> Node:
-        if depth > DEEPEST:
-            raise _NotWholeError
         left = self.product(depth)
-        while self.value in ("+", "-") and self.kind == "other":
-            sign = self.take()
+        while sign := self.sign():
             right = self.product(depth)
             left = self.node("+", left, right if sign == "+" else self.node("-", right))
         return left
 
-    def product(self, depth: int) -> Node:
-        if self.kind == "other" and self.value in ("+", "-"):
-            sign = self.take()
-            operand = self.product_after_sign(depth)
-            return operand if sign == "+" else self.node("-", operand)
-        return self.product_after_sign(depth)
+    def sign(self) -> str | None:
+        """The sign that stands next, taken."""
+        return self.take() if self.kind == "other" and self.value in ("+", "-") else None
 
-    def product_after_sign(self, depth: int) -> Node:
-        if self.kind == "other" and self.value in ("+", "-"):
-            if depth > DEEPEST:
-                raise _NotWholeError
-            sign = self.take()
-            operand = self.product_after_sign(depth + 1)
-            return operand if sign == "+" else self.node("-", operand)
+    def signed(self, part: Callable[[int], Node], depth: int) -> Node | None:
+        """A sign and the `part` behind it; None where no sign stands."""
+        if (sign := self.sign()) is None:
+            return None
+        if depth > DEEPEST:
+            raise _NotWholeError
+        return part(depth + 1) if sign == "+" else self.node("-", part(depth + 1))
+
+    def factor(self, depth: int) -> Node:
+        """A power, with one sign before it or none."""
+        return self.signed(self.power, depth) or self.power(depth)
+
+    def product(self, depth: int) -> Node:
+        if node := self.signed(self.product, depth):
+            return node
         left = self.power(depth)
         while True:
             if self.value in ("cdot", "times", "*"):
                 self.take()
-                left = self.node("*", left, self.signed(depth))
+                left = self.node("*", left, self.factor(depth))
             elif (self.kind == "other" and self.value == "/") or (self.kind == "command" and self.value == "div"):
                 self.take()
-                left = self.node("/", left, self.signed(depth))
+                left = self.node("/", left, self.factor(depth))
             elif self.starts_factor():
                 left = self.implicit(left, depth)
             else:
                 return left
-
-    def signed(self, depth: int) -> Node:
-        if self.kind == "other" and self.value in ("+", "-"):
-            sign = self.take()
-            operand = self.power(depth)
-            return operand if sign == "+" else self.node("-", operand)
-        return self.power(depth)
 
     def starts_factor(self) -> bool:
         if self.kind in ("number", "letter"):
@@ -189,34 +187,28 @@ class _Parser:
             operator = self.take()
             if self.at - start > DEEPEST:
                 raise _NotWholeError
-            if operator == "!":
-                base = self.node("!", base)
-            elif operator == "°":
-                base = self.node("degree", base)
-            else:
+            if operator == "^":
                 base = self.node("^", base, self.script(depth))
+            else:
+                base = self.node({"!": "!", "°": "degree"}[operator], base)
         return base
 
     def script(self, depth: int) -> Node:
         """What stands behind `^`: a group, or one atom with its sign; a chain of powers groups from the right."""
-        if self.kind == "other" and self.value in ("+", "-"):
-            sign = self.take()
-            operand = self.script(depth + 1)
-            return operand if sign == "+" else self.node("-", operand)
-        if depth > DEEPEST:
-            raise _NotWholeError
+        if node := self.signed(self.script, depth):
+            return node
         exponent = self.atom(depth)
         if self.kind == "other" and self.value == "^":
             self.take()
             return self.node("^", exponent, self.script(depth + 1))
         return exponent
 
-    def group(self, opening: str, closing: str, depth: int) -> Node:
+    def group(self, opening: str, depth: int) -> Node:
         self.take(opening)
         bars, self.bars = self.bars, 0
         node = self.sum(depth + 1)
         self.bars = bars
-        self.take(closing)
+        self.take({"(": ")", "{": "}", "[": "]"}[opening])
         return node
 
     def atom(self, depth: int) -> Node:
@@ -231,7 +223,7 @@ class _Parser:
         if kind == "command":
             return self.command(depth)
         if kind == "other" and value in "({[":
-            return self.group(value, {"(": ")", "{": "}", "[": "]"}[value], depth)
+            return self.group(value, depth)
         if kind == "other" and value == "|":
             self.take()
             self.bars += 1
@@ -248,7 +240,7 @@ class _Parser:
         if constant and len(name) == 1:
             return self.node("constant", constant)
         if name[0] in _UNKNOWN_FUNCTIONS and self.kind == "other" and self.value == "(":
-            return self.node("call", name, self.group("(", ")", depth))
+            return self.node("call", name, self.group("(", depth))
         return self.node("symbol", name)
 
     def marks(self) -> str:
@@ -278,14 +270,14 @@ class _Parser:
         if name == "sqrt":
             index: Node = ("number", Fraction(2))
             if self.kind == "other" and self.value == "[":
-                index = self.group("[", "]", depth)
+                index = self.group("[", depth)
             return self.node("root", index, self.atom(depth + 1))
         if name in ("binom", "dbinom", "tbinom"):
             return self.node("binomial", self.digit_or_atom(depth), self.digit_or_atom(depth))
         if name in ("lfloor", "lceil"):
             inner = self.sum(depth + 1)
             self.take("r" + name[1:])
-            return self.node(name[1:].replace("ceil", "ceil"), inner)
+            return self.node(name[1:], inner)
         if name == "|":
             inner = self.sum(depth + 1)
             self.take("|")
@@ -323,7 +315,7 @@ class _Parser:
                 self.take()
                 exponent = self.script(depth + 1)
         if self.kind == "other" and self.value in "({[":
-            argument = self.group(self.value, {"(": ")", "{": "}", "[": "]"}[self.value], depth)
+            argument = self.group(self.value, depth)
         else:
             argument = self.argument(depth + 1)
         if name in ("log", "ln", "lg"):
@@ -338,7 +330,7 @@ class _Parser:
 
     def argument(self, depth: int) -> Node:
         """What a function without parentheses takes: factors up to the next function, bracket or operator."""
-        left = self.signed(depth)
+        left = self.factor(depth)
         while self.kind == "letter" or (
             self.kind == "command" and (self.value in GREEK or self.value in ("pi", "frac", "sqrt"))
         ):

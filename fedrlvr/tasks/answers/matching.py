@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fedrlvr.tasks.answers.amounts import Numeral, close, same
 from fedrlvr.tasks.answers.choices import option_letter
 from fedrlvr.tasks.answers.evaluation import position, ratios, values
 from fedrlvr.tasks.answers.forms import (
@@ -44,11 +45,9 @@ from fedrlvr.tasks.answers.forms import (
     Quantity,
     Region,
     Relation,
+    open_interval,
 )
-from fedrlvr.tasks.answers.numerals import Numeral, close
 from fedrlvr.tasks.answers.parsing import parse, readings
-from fedrlvr.tasks.answers.regions import interval
-from fedrlvr.tasks.answers.units import same
 
 _MOST_PAIRED = 24
 """Items of a list that are paired one by one; longer lists are equal by their keys only."""
@@ -98,25 +97,9 @@ class _Rule:
         return equal(gold, answer, arithmetic=self.arithmetic)
 
 
-def _numbers(one: Number, other: Number, _: _Rule) -> bool:
-    return close(one.numeral, other.numeral)
-
-
 def _percentage(number: Number, percent: Percent, _: _Rule) -> bool:
     hundredth = Numeral(percent.numeral.value / 100, percent.numeral.digits)
     return close(number.numeral, percent.numeral) or close(number.numeral, hundredth)
-
-
-def _percentages(one: Percent, other: Percent, _: _Rule) -> bool:
-    return close(one.numeral, other.numeral)
-
-
-def _amount(bare: Form, quantity: Quantity, rule: _Rule) -> bool:
-    return rule.equal(bare, quantity.amount)
-
-
-def _quantities(one: Quantity, other: Quantity, rule: _Rule) -> bool:
-    return same(one.unit, other.unit) and rule.equal(one.amount, other.amount)
 
 
 def _value_of_expression(formula: Expression, number: Number, rule: _Rule) -> bool:
@@ -142,14 +125,6 @@ def _expressions(gold: Expression, answer: Expression, rule: _Rule) -> bool:
     if gold.exact is not None and answer.exact is not None and gold.exact != answer.exact:
         return False
     return rule.arithmetic or not gold.constant or answer.left_to_compute <= gold.left_to_compute
-
-
-def _named(named: Named, other: Form, rule: _Rule) -> bool:
-    return rule.equal(named.value, other)
-
-
-def _both_named(one: Named, other: Named, rule: _Rule) -> bool:
-    return one.name == other.name and rule.equal(one.value, other.value)
 
 
 def _groups(gold: Compound, answer: Compound, rule: _Rule) -> bool:
@@ -203,23 +178,6 @@ def _matrices(gold: Matrix, answer: Matrix, rule: _Rule) -> bool:
     return all(rule.equal(a, b) for a, b in pairs)
 
 
-def _regions(one: Region, other: Region, _: _Rule) -> bool:
-    if one.variable and other.variable and one.variable != other.variable:
-        return False
-    return one.spelled == other.spelled
-
-
-def _open_interval(region: Region, pair: Compound, _: _Rule) -> bool:
-    if pair.shape != "tuple" or len(pair.items) != 2:
-        return False
-    between = interval(pair.items[0], pair.items[1], False, False)
-    return between is not None and between.spelled == region.spelled
-
-
-def _times(one: Colons, other: Colons, _: _Rule) -> bool:
-    return one.time == other.time and one.parts == other.parts and not (one.half and other.half)
-
-
 def _equation_of_name(named: Named, relation: Relation, _: _Rule) -> bool:
     equation = _as_relation(named)
     return equation is not None and equation.key == relation.key
@@ -235,23 +193,31 @@ def _as_relation(named: Named) -> Relation | None:
 
 
 _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
-    (Named, Named): _both_named,
+    (Named, Named): lambda one, other, rule: one.name == other.name and rule.equal(one.value, other.value),
     (Named, Relation): _equation_of_name,
     **{
-        (Named, other): _named
+        (Named, other): lambda named, value, rule: rule.equal(named.value, value)
         for other in (Number, Infinite, Percent, Quantity, Based, Expression, Compound, Matrix, Region, Colons)
     },
-    (Number, Number): _numbers,
+    (Number, Number): lambda one, other, _: close(one.numeral, other.numeral),
     (Number, Percent): _percentage,
-    (Percent, Percent): _percentages,
-    (Number, Quantity): _amount,
-    (Expression, Quantity): _amount,
-    (Quantity, Quantity): _quantities,
+    (Percent, Percent): lambda one, other, _: close(one.numeral, other.numeral),
+    **{
+        (bare, Quantity): lambda amount, quantity, rule: rule.equal(amount, quantity.amount)
+        for bare in (Number, Expression)
+    },
+    (Quantity, Quantity): lambda one, other, rule: same(one.unit, other.unit) and rule.equal(one.amount, other.amount),
     (Expression, Number): _value_of_expression,
     (Expression, Expression): _expressions,
     (Compound, Compound): _groups,
     (Matrix, Matrix): _matrices,
-    (Region, Region): _regions,
-    (Region, Compound): _open_interval,
-    (Colons, Colons): _times,
+    (Region, Region): lambda one, other, _: (
+        one.spelled == other.spelled and (one.variable == other.variable or not (one.variable and other.variable))
+    ),
+    (Region, Compound): lambda region, pair, _: (
+        (between := open_interval(pair)) is not None and between.spelled == region.spelled
+    ),
+    (Colons, Colons): lambda one, other, _: (
+        one.time == other.time and one.parts == other.parts and not (one.half and other.half)
+    ),
 }

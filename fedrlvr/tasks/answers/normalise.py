@@ -2,7 +2,8 @@ r"""The markup round an answer, taken off in one place: Unicode spellings, fonts
 
 The result is LaTeX in one spelling. Words that stood in `\text{}` or in an upright font keep a mark before each of
 them (`WORD`), since `5\text{ m}` is a length and `5m` a product; `CURRENCY` stands for a dollar sign that is money
-and not LaTeX's delimiter; `ROW` separates the rows of a matrix.
+and not LaTeX's delimiter; `ROW` separates the rows of a matrix. `listed`, `related` and `split_at` cut a normalised
+text at the separators and relations that stand within no bracket.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
 
 WORD = "\ue000"
 CURRENCY = "\ue001"
@@ -20,58 +23,17 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+")
+# A command of LaTeX, or plain text, and the characters that mean it.
+_WRITTEN = r"""
+\cdot ·⋅∙•  \times ×✕  \div ÷  \le ≤≦⩽  \ge ≥≧⩾  \ne ≠  \approx ≈  \equiv ≡  \sim ∼  \in ∈  \notin ∉  \cup ∪  \cap ∩
+\emptyset ∅⌀Ø  \pm ±  \mp ∓  \to →  \Rightarrow ⇒  \iff ⇔  \infty ∞  \angle ∠  \triangle △  \therefore ∴  \circ ∘
+\langle ⟨〈  \rangle ⟩〉  \lfloor ⌊  \rfloor ⌋  \lceil ⌈  \rceil ⌉  \ldots …  \mathbb{R} ℝ  \mathbb{N} ℕ  \mathbb{Z} ℤ
+\mathbb{Q} ℚ  \mathbb{C} ℂ  - −–—‐‑‒―﹣－  / ⁄∕  " “”„″  ' ‘’′  * ∗  ° º˚  , ，、  . 。
+"""
 _SYMBOLS = {
-    **dict.fromkeys("−–—‐‑‒―﹣－", "-"),
-    **dict.fromkeys("⁄∕", "/"),
-    **dict.fromkeys("·⋅∙•", r"\cdot "),
-    **dict.fromkeys("“”„″", '"'),
-    **dict.fromkeys("‘’′", "'"),
-    "×": r"\times ",
-    "✕": r"\times ",
-    "∗": "*",
-    "÷": r"\div ",
-    "≤": r"\le ",
-    "≦": r"\le ",
-    "⩽": r"\le ",
-    "≥": r"\ge ",
-    "≧": r"\ge ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "≡": r"\equiv ",
-    "∼": r"\sim ",
-    "∈": r"\in ",
-    "∉": r"\notin ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∅": r"\emptyset ",
-    "⌀": r"\emptyset ",
-    "Ø": r"\emptyset ",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "→": r"\to ",
-    "⇒": r"\Rightarrow ",
-    "⇔": r"\iff ",
-    "∞": r"\infty ",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "∴": r"\therefore ",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "〈": r"\langle ",
-    "〉": r"\rangle ",
-    **{letter: rf"\mathbb{{{name}}}" for letter, name in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
-    "∘": r"\circ ",
-    "…": r"\ldots ",
-    "º": "°",
-    "˚": "°",
-    "，": ",",
-    "、": ",",
-    "。": ".",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
+    letter: meaning + " " * meaning.startswith("\\")
+    for meaning, letters in zip(_WRITTEN.split()[::2], _WRITTEN.split()[1::2], strict=True)
+    for letter in letters
 }
 _SMALL_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
 final_sigma sigma tau upsilon phi chi psi omega"""
@@ -112,48 +74,17 @@ _DEGREE = re.compile(
     r"(?<=[0-9])\s*\^\s*(?:o(?![a-zA-Z])|\{\s*o\s*\})|"
     r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:degree|degrees|textdegree)(?![a-zA-Z])|\^\s*°|\{\s*°\s*\}"
 )
-_RENAMED = {
-    "leq": "le",
-    "leqslant": "le",
-    "leqq": "le",
-    "geq": "ge",
-    "geqslant": "ge",
-    "geqq": "ge",
-    "neq": "ne",
-    "lt": "<",
-    "gt": ">",
-    "varnothing": "emptyset",
-    "empty": "emptyset",
-    "bigcup": "cup",
-    "infin": "infty",
-    "lbrace": "{",
-    "rbrace": "}",
-    "lbrack": "[",
-    "rbrack": "]",
-    "lparen": "(",
-    "rparen": ")",
-    "lvert": "|",
-    "rvert": "|",
-    "vert": "|",
-    "mid": "|",
-    "ast": "*",
-    "colon": ":",
-    "rightarrow": "to",
-    "longrightarrow": "to",
-    "implies": "Rightarrow",
-    "Longrightarrow": "Rightarrow",
-    "Reals": "mathbb{R}",
-    "reals": "mathbb{R}",
-    "R": "mathbb{R}",
-    "varepsilon": "epsilon",
-    "varphi": "phi",
-    "vartheta": "theta",
-    "bigl": "",
-    "pounds": "pounds",
-    "prime": "'",
-    "textsuperscript": "^",
-    "dots": "ldots",
-    "cdots": "ldots",
+# The one spelling of a command, and its others; "" is left out.
+_SPELLINGS = r"""
+le: leq leqslant leqq | ge: geq geqslant geqq | ne: neq | <: lt | >: gt | emptyset: varnothing empty | cup: bigcup
+infty: infin | {: lbrace | }: rbrace | [: lbrack | ]: rbrack | (: lparen | ): rparen | |: lvert rvert vert mid | *: ast
+to: rightarrow longrightarrow | Rightarrow: implies Longrightarrow | mathbb{R}: Reals reals R | epsilon: varepsilon
+phi: varphi | theta: vartheta | ': prime | ^: textsuperscript | ldots: dots cdots | :: colon | : bigl
+"""
+_RENAMED: dict[str, str] = {
+    name: spelling
+    for spelling, names in re.findall(r"(\S*): ([a-zA-Z ]+?) ?(?:\||$)", _SPELLINGS, re.MULTILINE)
+    for name in names.split()
 }
 _COMMAND = re.compile(r"\\([a-zA-Z]+)(?![a-zA-Z])")
 _TEXT = re.compile(
@@ -164,7 +95,6 @@ _FONT = re.compile(
     r"\\(?:mathbf|mathit|mathtt|mathcal|mathfrak|mathnormal|boldsymbol|bm|pmb|mathord|mathbin|mathrel|underline|uline"
     r"|ensuremath|boldmath|num|hl)(?![a-zA-Z])\s*|\\(?:mathrm|mathsf)\s*(?=[0-9])"
 )
-_LETTERS = re.compile(r"[^\W\d_]+")
 # Braces round one number, letter or fraction, or round words, that belong to no command, power or index.
 _LOOSE_GROUP = re.compile(
     rf"\\[a-zA-Z]+(?:\s*\[[^\[\]]*\])?(?:\s*[0-9](?=\s*\{{))?(?:\s*\{{[^{{}}]*\}})+|[\^_]\s*\{{[^{{}}]*\}}|\\[{{}}]"
@@ -183,6 +113,16 @@ _LEAD = re.compile(
 )
 _EMPHASIS = re.compile(r"\*\*([^*]*[^*\d\s])\*\*")  # **Answer:** 7
 _EDGES = ("**", "__", "`", '"', "'", "*")
+RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
+OTHER_RELATIONS = {
+    r"\approx", r"\sim", r"\simeq", r"\cong", r"\equiv", r"\to", r"\Rightarrow", r"\iff", r"\notin", r"\subset",
+    r"\subseteq", r"\propto", r"\not", r"\nless", r"\ngtr", r"\nleq", r"\ngeq", r"\ll", r"\gg", r"\mapsto", r"\doteq",
+    r"\perp", r"\parallel", r"\neg", r"\lnot", r"\lor", r"\land", r"\vee", r"\wedge", r"\cancel", r"\prec", r"\succ",
+}  # fmt: skip
+_TOKEN = re.compile(rf"\\[a-zA-Z]+|\\.|{WORD}[^\W\d_]+|[a-zA-Z]+|.", re.DOTALL)
+_OPENING = {"(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil", r"\begin"}
+_CLOSING = {")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil", r"\end"}
+_GROUPED = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 
 
 def normalise(text: str, *, lead: bool = True) -> str:
@@ -305,8 +245,8 @@ def _bare(text: str, lead: bool) -> str:
         text = text.rstrip(" \\").rstrip()
         if text[-1:] in ".,;:" and not text.endswith(r"\:"):
             text = text[:-1].rstrip()
-        if text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1:
-            text = text[1:-1].strip()
+        if text.startswith("{") and (group := enclosed(text)) is not None and group[2] == "}":
+            text = group[1]
         if lead and (match := _LEAD.match(text)):
             text = text[match.end() :].strip() or text
         if text == before:
@@ -314,12 +254,73 @@ def _bare(text: str, lead: bool) -> str:
     return text
 
 
-def _closes(text: str) -> int:
-    """Where the brace that opens the text closes; -1 if it does not."""
+def tokens(text: str) -> Iterator[tuple[str, int, int, int]]:
+    """Each token with its span and the depth of brackets round it; a bracket has the depth outside it."""
     depth = 0
-    for index, c in enumerate(text):
-        if c in "{}" and (index == 0 or text[index - 1] != "\\"):
-            depth += 1 if c == "{" else -1
-            if depth == 0:
-                return index
-    return -1
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in _CLOSING:
+            depth -= 1
+        yield token, match.start(), match.end(), depth
+        if token in _OPENING:
+            depth += 1
+
+
+def balanced(text: str) -> bool:
+    """Whether as many brackets open as close, of whatever shape, and none closes before one opens."""
+    depth = 0
+    for token, _, _, depth in tokens(text):
+        if depth < 0:
+            return False
+        depth += token in _OPENING
+    return depth == 0
+
+
+def enclosed(text: str) -> tuple[str, str, str] | None:
+    """(opening, content, closing) if one pair of brackets encloses the whole text."""
+    found = list(tokens(text))
+    if len(found) < 2 or found[0][0] not in _OPENING or found[-1][0] not in _CLOSING:
+        return None
+    if any(depth <= 0 for _, _, _, depth in found[1:-1]) or found[-1][3] != 0:
+        return None
+    return found[0][0], text[found[0][2] : found[-1][1]].strip(), found[-1][0]
+
+
+def listed(text: str, *, grouped: bool = True) -> list[str]:
+    """Parts between top-level commas, semicolons, "and" and "or"; grouped: a comma may group a number's digits."""
+    skip = [match.span() for match in _GROUPED.finditer(text)] if grouped else []
+    cuts = []
+    for token, start, end, depth in tokens(text):
+        if depth:
+            continue
+        if token in (",", ";") and any(low < start < high for low, high in skip):
+            continue
+        if token in (",", ";") or token.removeprefix(WORD).casefold() in ("and", "or"):
+            cuts.append((start, end))
+    parts = cut(text, cuts)
+    if not cuts or not parts[0] or not parts[-1]:  # `1, 2 or`
+        return [text]
+    return [part for part in parts if part]
+
+
+def related(text: str) -> tuple[list[str], list[str]] | None:
+    """(sides, relations) of a text with relations at the top level; None where one is not among `RELATIONS`."""
+    cuts, operators = [], []
+    for token, start, end, depth in tokens(text):
+        if depth == 0 and token in OTHER_RELATIONS:
+            return None
+        if depth == 0 and token in RELATIONS:
+            cuts.append((start, end))
+            operators.append(token)
+    return cut(text, cuts), operators
+
+
+def split_at(text: str, separator: str) -> list[str]:
+    """Parts between a separator's top-level occurrences."""
+    return cut(text, [(start, end) for token, start, end, depth in tokens(text) if depth == 0 and token == separator])
+
+
+def cut(text: str, cuts: list[tuple[int, int]]) -> list[str]:
+    """The stripped parts between spans."""
+    edges = [(0, 0), *cuts, (len(text), len(text))]
+    return [text[left[1] : right[0]].strip() for left, right in pairwise(edges)]

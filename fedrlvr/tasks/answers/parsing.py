@@ -6,16 +6,17 @@ answer may settle: `81,256` is one number or a list of two, `5m` a product or a 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
-from fedrlvr.tasks.answers import regions
-from fedrlvr.tasks.answers.amounts import formula, quantity
-from fedrlvr.tasks.answers.evaluation import ratios
-from fedrlvr.tasks.answers.expressions import expression, symbols
+from fedrlvr.tasks.answers.amounts import GLUED, Numeral, Unit, numeral, says_more, unit
+from fedrlvr.tasks.answers.evaluation import exact, ratios, values
+from fedrlvr.tasks.answers.expressions import expression, operations, symbols
 from fedrlvr.tasks.answers.forms import (
+    REALS,
     Based,
     Colons,
     Compound,
@@ -27,15 +28,31 @@ from fedrlvr.tasks.answers.forms import (
     Named,
     Number,
     Percent,
+    Piece,
     Quantity,
     Region,
     Relation,
     Text,
+    half_line,
+    intersection,
+    interval,
+    joined,
+    open_interval,
+    point,
+    reals_without,
+    union,
 )
-from fedrlvr.tasks.answers.normalise import CURRENCY, ROW, WORD, normalise
-from fedrlvr.tasks.answers.numerals import Numeral, numeral
-from fedrlvr.tasks.answers.scanning import balanced, enclosed, listed, related, split_at
-from fedrlvr.tasks.answers.units import says_more
+from fedrlvr.tasks.answers.normalise import (
+    CURRENCY,
+    ROW,
+    WORD,
+    balanced,
+    enclosed,
+    listed,
+    normalise,
+    related,
+    split_at,
+)
 
 LONGEST = 1_000
 _DEEPEST = 12
@@ -49,13 +66,10 @@ _BASED = re.compile(
     rf"(?:_\s*\{{?\s*\(?{_BASE.format('low')}\)?\s*\}}?"
     rf"|,?\s*\(?{_W}?(?:in\s+{_W}?)?(?={_W}?base){_BASE.format('spoken')}\)?)"
 )
-_BASES = dict(
-    zip(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "sixteen"],
-        (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16),
-        strict=True,
-    )
-)
+_BASES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
 _COLONS = re.compile(rf"([0-9]+(?:\.[0-9]+)?)((?:\s*:\s*[0-9]+(?:\.[0-9]+)?)+)\s*{_W}?([aApP][mM])?")
 _RATIO_WORD = re.compile(rf"([0-9]+)\s+{_W}?to\s+([0-9]+)")
 _MIXED_WORDS = re.compile(rf"([0-9]+)\s*{_W}?and\s+([0-9]+/[0-9]+|\\frac.*)")
@@ -85,7 +99,9 @@ _CONSTANTS = {"e", "i"}
 _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
 _REALS = {"\\mathbb{R}", "all real numbers", "all reals", "\\mathbb{r}", "all real"}
 _EMPTY = {"\\emptyset", "\\{\\}", "empty set", "the empty set", "emptyset"}
-_ORDINARY = re.compile(r"[^\W_]", re.UNICODE)
+_SYMBOL = rf"{WORD}?(?:US|USD|EUR|GBP|Rs\.?)?\s*[{CURRENCY}€£¥₹]|{WORD}?(?:USD|EUR|GBP|Rs\.?)\s"
+_MONEY_BEFORE = re.compile(rf"([-+]?)\s*({_SYMBOL})\s*([-+]?.*)", re.DOTALL)
+_NOUN_START = re.compile(rf"{WORD}[^\W\d_]|(?<![\\a-zA-Z{WORD}])[a-zA-Zμ]|[°€£¥₹¢{CURRENCY}]|\\mu(?![a-zA-Z])")
 
 
 @lru_cache(maxsize=16_384)
@@ -105,14 +121,13 @@ def readings(text: str) -> Iterator[Form]:
     yield first
     plain = normalise(text)
     if isinstance(first, Number) and re.fullmatch(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+", plain):
-        yield _grouping(listed(plain, grouped=False), "list", 0)
+        yield _list(listed(plain, grouped=False), 0)
     elif (match := _MIXED_WORDS.fullmatch(plain)) and (number := numeral(" ".join(match.groups()))) is not None:
         yield Number(number)
     elif isinstance(first, Quantity) or re.fullmatch("[a-z]{2}", plain):
-        product = formula(plain)
-        if product is not None:
+        if (product := _formula(plain)) is not None:
             yield product
-    elif isinstance(first, Expression) and (length := quantity(plain, guess=True)) is not None:
+    elif isinstance(first, Expression) and (length := _quantity(plain, guess=True)) is not None:
         yield length
 
 
@@ -127,7 +142,7 @@ def _form(text: str, depth: int) -> Form:
         return form
     if re.fullmatch(rf"{WORD}[a-z]", text):  # a small letter in `\text{}` is a variable all the same
         text = text[1:]
-    return quantity(text) or _word(text) or formula(text) or _text(text)
+    return _quantity(text) or _word(text) or _formula(text) or _text(text)
 
 
 def _structured(text: str, depth: int) -> Form | None:
@@ -139,7 +154,7 @@ def _structured(text: str, depth: int) -> Form | None:
         return _union(text, depth)
     parts = listed(text)
     if len(parts) > 1:
-        return _list(text, parts, depth)
+        return _joined_regions(text, parts, depth) or _list(parts, depth)
     relation = related(text)
     if relation is None:
         return _text(text)
@@ -150,7 +165,7 @@ def _structured(text: str, depth: int) -> Form | None:
     ):
         holes = _form(rest[1], depth + 1)
         if rest[0].strip() in _REALS and isinstance(holes, Compound) and holes.shape == "set":
-            return regions.without(list(holes.items)) or _text(text)
+            return reals_without(list(holes.items)) or _text(text)
         return _text(text)
     if match := _PLUS_MINUS.search(text):
         return _plus_minus(text, match, depth)
@@ -168,17 +183,16 @@ def _number(text: str) -> Form | None:
 def _special(text: str) -> Form | None:
     low = text.replace(WORD, "").casefold()
     if low in _REALS:
-        return regions.REALS
+        return REALS
     if low in _EMPTY or re.fullmatch(r"\\\{\s*\\\}", low):
         return Compound("set", ())
-    match = _INFINITE.fullmatch(text.replace(WORD, ""))
-    if match:
+    if match := _INFINITE.fullmatch(text.replace(WORD, "")):
         return Infinite(match[1] != "-" and "negative" not in low)
     return None
 
 
 def _letter(text: str) -> Form | None:
-    return Letter(_ORDINARY.search(text.replace(WORD, ""))[0].upper()) if _LETTER.fullmatch(text) else None  # type: ignore[index]
+    return Letter(re.sub(r"[\W_]", "", text).upper()) if _LETTER.fullmatch(text) else None
 
 
 def _based(text: str) -> Form | None:
@@ -211,21 +225,11 @@ def _colons(text: str) -> Form | None:
 
 
 def _ratio(parts: tuple[Fraction, ...]) -> Form | None:
-    first = next((part for part in parts if part), None)
-    if first is None:
+    if not any(parts):
         return None
-    scale = Fraction(1)
-    for part in parts:  # to the smallest integers with these ratios
-        scale = scale * (part * scale).denominator
+    scale = math.lcm(*(part.denominator for part in parts))  # to the smallest integers with these ratios
     whole = [int(part * scale) for part in parts]
-    divisor = _gcd(whole)
-    return Colons(tuple(Fraction(number, divisor) for number in whole), False)
-
-
-def _gcd(numbers: list[int]) -> int:
-    import math
-
-    return math.gcd(*numbers) or 1
+    return Colons(tuple(Fraction(number, math.gcd(*whole)) for number in whole), False)
 
 
 def _matrix(text: str) -> Form | None:
@@ -255,7 +259,7 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
         return _form(content, depth + 1) if kind == "()" or _MATRIX.fullmatch(content) else None
     items = tuple(_form(part, depth + 1) for part in parts)
     if kind != "()" or any(isinstance(item, Infinite) for item in items):
-        ends = regions.interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
+        ends = interval(items[0], items[-1], opening == "[", closing == "]") if len(items) == 2 else None
         if ends is not None:
             return ends
         return Compound("array", items) if kind == "[]" else _text(opening + content + closing)
@@ -269,26 +273,22 @@ def _set(content: str, depth: int) -> Form | None:
         if isinstance(region, Region) and region.variable == builder[1]:
             return Region(region.pieces)
         return None
-    items = [_form(part, depth + 1) for part in listed(content, grouped=False)]
-    flat = [
-        part
-        for item in items
-        for part in (item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
-    ]
-    return Compound("set", tuple(flat))
+    return Compound("set", _flat(listed(content, grouped=False), depth))
 
 
-def _list(text: str, parts: list[str], depth: int) -> Form:
-    return _joined_regions(text, parts, depth) or _grouping(parts, "list", depth)
+def _list(parts: list[str], depth: int) -> Form:
+    items = _flat(parts, depth)
+    # Words are kept in their order: nothing says whether a question asked for one.
+    return Compound("words" if any(isinstance(item, Text) for item in items) else "list", items)
 
 
-def _grouping(parts: list[str], shape: str, depth: int) -> Form:
+def _flat(parts: list[str], depth: int) -> tuple[Form, ...]:
+    """The forms of a list's parts; a list among them lends its items."""
     items: list[Form] = []
     for part in parts:
         item = _form(part, depth + 1)
         items.extend(item.items if isinstance(item, Compound) and item.shape == "list" else (item,))
-    # Words are kept in their order: nothing says whether a question asked for one.
-    return Compound("words" if any(isinstance(item, Text) for item in items) else "list", tuple(items))
+    return tuple(items)
 
 
 def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
@@ -302,28 +302,27 @@ def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
     found = [form for form in forms if isinstance(form, Region) and form.variable]
     if len(found) < len(forms) or len({form.variable for form in found}) > 1:
         return None
-    how = regions.intersection if joints == {"and"} else lambda left, right: left + right
-    return regions.combined(found, how)
+    how = intersection if joints == {"and"} else lambda left, right: left + right
+    return joined(found, how)
 
 
 def _union(text: str, depth: int) -> Form:
-    pieces: list[regions.Piece] = []
+    pieces: list[Piece] = []
     forms = [_form(part, depth + 1) for part in split_at(text, r"\cup")]
     if all(isinstance(form, Compound) and form.shape == "set" for form in forms):
         return Compound("set", tuple(item for form in forms if isinstance(form, Compound) for item in form.items))
     for form in forms:
-        if isinstance(form, Compound) and form.shape == "tuple" and len(form.items) == 2:
-            form = regions.interval(*form.items, False, False) or form
+        form = open_interval(form) or form
         if isinstance(form, Region):
             pieces.extend(form.pieces)
         elif isinstance(form, Compound) and form.shape == "set":
-            points = [regions.point(item) for item in form.items]
-            if not all(points):
+            points = [piece for item in form.items if (piece := point(item))]
+            if len(points) < len(form.items):
                 return _text(text)
-            pieces.extend(piece for piece in points if piece)
+            pieces.extend(points)
         else:
             return _text(text)
-    return Region(regions.union(pieces))
+    return Region(union(pieces))
 
 
 def _has_relation(text: str) -> bool:
@@ -331,17 +330,13 @@ def _has_relation(text: str) -> bool:
 
 
 def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> Form:
-    if len(operators) == 1 and not sides[0]:  # `\neq 7`: an inequality without its variable
-        return _text(text)
-    if any(not side for side in sides):
+    if not all(sides):  # `\neq 7`: an inequality without its variable
         return _text(text)
     if set(operators) == {"="}:
         return _equation(sides, depth) or _difference(sides, operators, text)
     if operators == [r"\in"]:
-        inside = _form(sides[1], depth + 1)
-        name = _name(sides[0])
-        if isinstance(inside, Compound) and inside.shape == "tuple" and len(inside.items) == 2:
-            inside = regions.interval(*inside.items, False, False) or inside
+        inside, name = _form(sides[1], depth + 1), _name(sides[0])
+        inside = open_interval(inside) or inside
         if name and isinstance(inside, Region):
             return Region(inside.pieces, name)
         if name and isinstance(inside, Compound) and inside.shape == "set":
@@ -352,23 +347,17 @@ def _relation(sides: list[str], operators: list[str], text: str, depth: int) -> 
 
 def _inequality(sides: list[str], operators: list[str], depth: int) -> Form | None:
     """A region, if one side is a name and the others are constants."""
-    if r"\in" in operators or "=" in operators:
+    at = next((place for place, side in enumerate(sides) if _name(side)), None)
+    one_way = len({operator in ("<", r"\le") for operator in operators}) == 1 and r"\ne" not in operators
+    if at is None or {r"\in", "="} & {*operators} or (len(sides) > 2 and not (len(sides) == 3 and at == 1 and one_way)):
         return None
-    if len(operators) == 1:
-        for name, other, mirrored in ((sides[0], sides[1], False), (sides[1], sides[0], True)):
-            if variable := _name(name):
-                pieces = regions.half(operators[0], _form(other, depth + 1), mirrored=mirrored)
-                return Region(regions.union(pieces), variable) if pieces else None
-        return None
-    variable = _name(sides[1]) if len(sides) == 3 else None
-    if not variable or len({operator in ("<", r"\le") for operator in operators}) != 1 or r"\ne" in operators:
-        return None
-    left = regions.half(operators[0], _form(sides[0], depth + 1), mirrored=True)
-    right = regions.half(operators[1], _form(sides[2], depth + 1))
-    if not left or not right:
-        return None
-    pieces = regions.intersection(left, right)
-    return Region(regions.union(pieces), variable) if pieces else None
+    pieces = list(REALS.pieces)
+    for place, operator in enumerate(operators):
+        other = _form(sides[place if place < at else place + 1], depth + 1)
+        if (half := half_line(operator, other, mirrored=place < at)) is None:
+            return None
+        pieces = intersection(pieces, half)
+    return Region(union(pieces), _name(sides[at]) or "") if pieces else None
 
 
 def _equation(sides: list[str], depth: int) -> Form | None:
@@ -445,3 +434,65 @@ def _text(text: str) -> Text:
     plain = re.sub(r"[{}\s]+|\\(?=[{}])", " ", text.replace(WORD, " ").replace(CURRENCY, "$")).casefold()
     plain = " ".join(plain.split()).strip(" .")
     return Text(re.sub(r" ?([^\w\s]) ?", r"\1", plain))
+
+
+def _formula(text: str) -> Expression | None:
+    """The expression that a whole text is, if it has a value."""
+    if WORD in text:
+        return None
+    node = expression(text)
+    worth = None if node is None else values(node)
+    if node is None or worth is None:
+        return None
+    variables = symbols(node)
+    return Expression(node, worth, variables, operations(node), None if variables else exact(node))
+
+
+def _quantity(text: str, *, guess: bool = False) -> Quantity | None:
+    """An amount and the unit or noun behind it, or a currency before it.
+
+    guess: one letter glued to the number may be a unit as well.
+    """
+    if (match := _MONEY_BEFORE.fullmatch(text)) is not None:
+        return _money(*match.groups())
+    for start in _NOUN_START.finditer(text):
+        amount, phrase = text[: start.start()].rstrip(), text[start.start() :]
+        if not amount:
+            return None
+        if amount.endswith("(") and phrase.endswith(")") and len(phrase.lstrip(WORD)) > 2:  # `5 (eggs)`
+            amount, phrase = amount[:-1].rstrip(), phrase[:-1]
+        if amount.endswith(("(", "{", "^")):
+            continue
+        if amount.endswith("/") and (phrase[0] == WORD or len(phrase) > 2):  # `5/hour`
+            amount, phrase = amount[:-1].rstrip(), "/" + phrase
+        marked = phrase.lstrip("/")[0] in WORD + "°€£¥₹¢" + CURRENCY
+        glued = text[start.start() - 1].isalnum() and not marked
+        single = glued and len(phrase) == 1
+        if single and not (guess and phrase in GLUED):
+            continue
+        measured = unit(phrase, glued=glued and not single)
+        if measured is None:
+            continue
+        if (number := numeral(amount)) is not None:
+            return Quantity(Number(number), measured)
+        constant = _formula(amount) if phrase[0] in WORD + "°" or (measured.measures and not glued) else None
+        if constant is not None and not constant.left_to_compute and (constant.constant or phrase[0] == WORD):
+            return Quantity(constant, measured)
+    return None
+
+
+def _money(sign: str, symbol: str, rest: str) -> Quantity | None:
+    currency = unit(re.sub(rf"{WORD}|US(?=\s*{CURRENCY})", "", symbol).strip())
+    if currency is None:
+        return None
+    if (number := numeral(sign + rest)) is not None:
+        return Quantity(Number(number), currency)
+    behind = _quantity(sign + rest)
+    if behind is None:
+        return None
+    repeated = dict(currency.measures).items() <= dict(behind.unit.measures).items()
+    a_rate = any(power < 0 for _, power in behind.unit.measures)
+    if not (repeated or a_rate or not behind.unit.measures):  # `$5 kg`
+        return None
+    merged = tuple(sorted({*currency.measures, *behind.unit.measures}))
+    return Quantity(behind.amount, Unit(merged, behind.unit.nouns))
