@@ -1,19 +1,4 @@
-r"""Which answers are equal: the one table of the pairs of types that are compared at all.
-
-| gold                | answers that may be equal to it                                                            |
-|---------------------|--------------------------------------------------------------------------------------------|
-| number              | a number; a percentage of this number or of a hundredth of it; a quantity, whatever its unit |
-| percentage          | a percentage; a number, as above                                                           |
-| quantity            | a quantity of the same unit; a number or a constant without one                            |
-| number in a base    | the same digits in the same base                                                           |
-| time, ratio         | the same time; the same ratio                                                              |
-| list, set           | a list or a set of equal answers in any order                                              |
-| tuple, vector, matrix | one of its own kind with equal answers in the same places                                |
-| region              | the same union of intervals, as intervals or as inequalities in one variable               |
-| `name = value`      | the same name with an equal value; the value alone (and the other way about)               |
-| equation, inequality | one that is the same up to a factor                                                       |
-| expression          | an expression with the same values; a number with its value                                |
-| letter, text        | the same letter; the same words                                                            |
+r"""Which answers are equal: the one table of the pairs of types that are compared at all (`_TABLE`; docs/tasks.md).
 
 Every other pair is unequal. On golds the relation is symmetric. An answer, though, may not leave more to be computed
 than the gold: where the gold is a number, arithmetic is no answer to it, nor is `\sin 60^\circ` one to
@@ -103,18 +88,12 @@ def _percentage(number: Number, percent: Percent, _: _Rule) -> bool:
 
 
 def _value_of_expression(formula: Expression, number: Number, rule: _Rule) -> bool:
-    if rule.turned and not rule.arithmetic:  # the gold is the number
-        return False
-    if not formula.constant:
+    if not formula.constant or (rule.turned and not rule.arithmetic):  # turned: the gold is the number
         return False
     if formula.exact is not None:
         return formula.exact == number.value
     if formula.values == (values(("number", number.value)) or ()):
         return True
-    return _approximately(formula, number)
-
-
-def _approximately(formula: Expression, number: Number) -> bool:
     place = position(formula.node)
     return place is not None and close(Numeral(place), number.numeral)
 
@@ -133,16 +112,12 @@ def _groups(gold: Compound, answer: Compound, rule: _Rule) -> bool:
         return False
     left, right = list(gold.items), list(answer.items)
     if "set" in shapes:
-        left, right = _distinct(left), _distinct(right)
+        left, right = (list({item.key: item for item in side}.values()) for side in (left, right))
     if len(left) != len(right) or len(left) > _MOST_PAIRED:
         return False
     if gold.ordered or _names_one_side(left, right):
         return all(rule.equal(a, b) for a, b in zip(left, right, strict=True))
     return _paired(left, right, rule.equal)
-
-
-def _distinct(items: list[Form]) -> list[Form]:
-    return list({item.key: item for item in items}.values())
 
 
 def _names_one_side(left: list[Form], right: list[Form]) -> bool:
@@ -179,17 +154,12 @@ def _matrices(gold: Matrix, answer: Matrix, rule: _Rule) -> bool:
 
 
 def _equation_of_name(named: Named, relation: Relation, _: _Rule) -> bool:
-    equation = _as_relation(named)
-    return equation is not None and equation.key == relation.key
-
-
-def _as_relation(named: Named) -> Relation | None:
-    """`name = formula` as an equation between variables."""
+    """Whether `name = formula` is an equation between variables in another form."""
     if not isinstance(named.value, Expression) or named.value.constant or len(named.name) != 1:
-        return None
+        return False
     content = ratios(("+", ("symbol", named.name), ("-", named.value.node)), signed=False)
     names = sorted(named.value.variables | {named.name})
-    return Relation("=", f"{' '.join(names)};{' '.join(content)}") if content else None
+    return content is not None and Relation("=", f"{' '.join(names)};{' '.join(content)}").key == relation.key
 
 
 _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {

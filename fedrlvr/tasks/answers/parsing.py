@@ -135,7 +135,7 @@ def _form(text: str, depth: int) -> Form:
     text = text.strip()
     if depth > _DEEPEST or not balanced(text):
         return _text(text)
-    for attempt in (_number, _special, _letter, _based, _colons, _matrix):
+    for attempt in (_number, _special, _based, _colons, _matrix):
         if (form := attempt(text)) is not None:
             return form
     if (form := _structured(text, depth)) is not None:
@@ -155,8 +155,7 @@ def _structured(text: str, depth: int) -> Form | None:
     parts = listed(text)
     if len(parts) > 1:
         return _joined_regions(text, parts, depth) or _list(parts, depth)
-    relation = related(text)
-    if relation is None:
+    if (relation := related(text)) is None:
         return _text(text)
     if relation[1]:
         return _relation(*relation, text, depth)
@@ -181,17 +180,14 @@ def _number(text: str) -> Form | None:
 
 
 def _special(text: str) -> Form | None:
-    low = text.replace(WORD, "").casefold()
+    plain = text.replace(WORD, "")
+    low = plain.casefold()
     if low in _REALS:
         return REALS
     if low in _EMPTY or re.fullmatch(r"\\\{\s*\\\}", low):
         return Compound("set", ())
-    if match := _INFINITE.fullmatch(text.replace(WORD, "")):
+    if match := _INFINITE.fullmatch(plain):
         return Infinite(match[1] != "-" and "negative" not in low)
-    return None
-
-
-def _letter(text: str) -> Form | None:
     return Letter(re.sub(r"[\W_]", "", text).upper()) if _LETTER.fullmatch(text) else None
 
 
@@ -249,10 +245,10 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
         return _set(content, depth)
     if kind == r"\langle\rangle":
         return Compound("vector", tuple(_form(part, depth + 1) for part in listed(content, grouped=False)))
-    if kind not in ("()", "[]", "[)", "(]", "{}"):
-        return None
     if kind == "{}":
         return _form(content, depth + 1)
+    if kind not in ("()", "[]", "[)", "(]"):
+        return None
     parts = split_at(content, ",")
     parts = split_at(content, ";") if len(parts) == 1 else parts
     if len(parts) == 1:
@@ -267,8 +263,7 @@ def _bracketed(opening: str, content: str, closing: str, depth: int) -> Form | N
 
 
 def _set(content: str, depth: int) -> Form | None:
-    builder = re.match(r"\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(.*)", content, re.DOTALL)
-    if builder:
+    if builder := re.match(r"\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(.*)", content, re.DOTALL):
         region = _form(builder[2], depth + 1)
         if isinstance(region, Region) and region.variable == builder[1]:
             return Region(region.pieces)
@@ -388,11 +383,8 @@ def _worth(form: Form) -> Fraction | None:
 
 def _name(side: str) -> str | None:
     """The name that a side of an equation is, in one spelling."""
-    if (
-        not _NAME.fullmatch(side) or side in _CONSTANTS or re.match(r"[xyz]\s*\(\s*-?[0-9]", side)
-    ):  # `x(2)` is a product
-        return None
-    if "_" not in side and says_more(side):
+    a_product = re.match(r"[xyz]\s*\(\s*-?[0-9]", side)  # `x(2)`
+    if not _NAME.fullmatch(side) or side in _CONSTANTS or a_product or ("_" not in side and says_more(side)):
         return None
     return re.sub(rf"[\s{{}}{WORD}]", "", side)
 
@@ -404,10 +396,10 @@ def _difference(sides: list[str], operators: list[str], text: str) -> Form:
     operator = operators[0]
     if operator in (">", r"\ge"):
         sides, operator = sides[::-1], {">": "<", r"\ge": r"\le"}[operator]
-    nodes = [expression(side) for side in sides]
-    if nodes[0] is None or nodes[1] is None:
+    left, right = (expression(side) for side in sides)
+    if left is None or right is None:
         return _text(text)
-    node = ("+", nodes[0], ("-", nodes[1]))
+    node = ("+", left, ("-", right))
     content = ratios(node, signed=operator not in ("=", r"\ne"))
     if content is None:
         return _text(text)
