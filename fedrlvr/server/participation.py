@@ -124,9 +124,8 @@ class Participation:
                 break
             node = reply.metadata.src_node_id
             waiting.discard(node)
-            if node in self.clients:
-                self.record.add_bytes(self.clients[node], up=nbytes(reply))
-            yield reply
+            if node not in self.clients or self._counted(self.clients[node], reply):
+                yield reply
             started = time.perf_counter()
         if kind == MessageType.TRAIN:
             self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
@@ -134,8 +133,24 @@ class Participation:
             late = f"round {self.record.round}: no answer within {timeout:.0f} s from {client}"
             self.leave_out(client, RoundError(late))
 
+    def _counted(self, client: str, reply: Message) -> bool:
+        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out.
+
+        Raises:
+            FedrlvrError: as `leave_out`.
+        """
+        try:
+            self.record.add_bytes(client, up=nbytes(reply))
+        except Exception as error:  # Flower's count fails in several ways on values that are empty
+            self.leave_out(client, unusable(f"round {self.record.round}, {client}", error))
+            return False
+        return True
+
     def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
-        """What `read` makes of each client's first reply, as they come. Who sends one that is no use is left out.
+        """What `read` makes of each client's first reply, as they come.
+
+        A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
+        else's, and must not end a run that keeps its quorum.
 
         Raises:
             MessageError: a reply from a stranger.
@@ -157,8 +172,8 @@ class Participation:
                     raise RoundError(f"{reply.place}: the client failed ({reason})")
                 self.model.answered(client)
                 value = read(reply)
-            except FedrlvrError as error:
-                self.leave_out(client, error)
+            except Exception as error:
+                self.leave_out(client, unusable(reply.place, error))
                 continue
             yield value
 
@@ -183,3 +198,15 @@ class Participation:
                 f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
                 f"clients, and {len(left_out)} are left out. {reasons}"
             ) from error
+
+
+def unusable(place: str, error: Exception) -> FedrlvrError:
+    """The error that a client is left out with: ours as it is, of any other the class alone, which is no foreign text.
+
+    place: round and client.
+    """
+    if isinstance(error, FedrlvrError):
+        return error
+    wrapped = RoundError(f"{place}: its reply cannot be used ({type(error).__name__})")
+    wrapped.__cause__ = error
+    return wrapped

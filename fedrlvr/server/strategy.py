@@ -151,12 +151,13 @@ class FederatedRLVR(Strategy):
         probes = self.probes.read(message, place)
         if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
             raise MessageError(f"{place}: a train reply without a mean reward")
+        if self.exchange:
+            self.exchange.took(client, message.content)
+        # Everything that can fail has been done: a client that is left out has left no number behind.
         self.examples[client] = int(numbers["num-examples"])
         self.probes.add(client, probes, self.examples[client])
         self.record.client(client).update(numbers)
         self.record.calibrations[client] = calibrations
-        if self.exchange:
-            self.exchange.took(client, message.content)
         return client, adapter
 
     def _adapter_in(self, reply: Reply) -> Adapter:

@@ -250,6 +250,26 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     return values
 
 
+_COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
+SINGLE = 3.5e38
+"""No float32 is larger."""
+_SINGLE = (-SINGLE, SINGLE)
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    "num-examples": (0, 1e9),
+    **dict.fromkeys(("tokens_sampled", "tokens_trained", "public_tokens_sampled", "public_tokens_trained"), _COUNT),
+    **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length"), _COUNT),
+    **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "clip_fraction", "majority_right"), _SHARE),
+    **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked"), _SHARE),
+    **dict.fromkeys(("audit_majority_right", "audit_reliable_right"), _SHARE),
+    **dict.fromkeys(("reward", "verified_reward"), _REWARD),
+    **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
+    **dict.fromkeys(("loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"), _SINGLE),
+    **dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), _SINGLE),
+}
+"""The numbers that a client may report of its training or evaluation, each with its least and largest value. Rewards
+are means of a user's own function; losses, norms and ratios may be as large as float32 holds."""
+
+
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:
     """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
     kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
@@ -257,20 +277,20 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
 
 
 def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
-    """The scalar metrics of a reply.
+    """The scalar metrics of a reply: those of `NUMBERS`; any other name is dropped.
 
     Raises:
-        MessageError: there are none, they have no `num-examples`, or a value is not finite.
+        MessageError: there are none, they have no `num-examples`, or a value is outside its bounds.
     """
     record = record_in(message.content, METRICS, MetricRecord)
     if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
         raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
-    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
-    for key, value in numbers.items():
-        if not math.isfinite(value):
-            raise MessageError(f"{whose}: the metric {key!r} is not finite")
-    if numbers["num-examples"] < 0:
-        raise MessageError(f"{whose}: num-examples is negative")
+    values = {name: record[name] for name in NUMBERS if name in record}
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    for name, value in numbers.items():
+        least, most = NUMBERS[name]
+        if not least <= value <= most:
+            raise MessageError(f"{whose}: the metric {name} is outside {least:g} to {most:g}, or not finite")
     return numbers
 
 
