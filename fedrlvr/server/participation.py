@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -53,6 +53,8 @@ class Participation:
     observer: Observer
     record: RoundRecord = field(default_factory=lambda: RoundRecord(0))
     asked: int = 0
+    declared: dict[str, dict[str, int]] = field(default_factory=lambda: {"train": {}, "test": {}})
+    """Problems of each client as known at the start, or else as it first reported them."""
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
         """The nodes drawn for a round, without those that have been left out of it."""
@@ -66,6 +68,20 @@ class Participation:
         asked = sorted(nodes)
         self.asked = len(asked)
         return [node for node in asked if self.clients.get(node) not in self.record.left_out]
+
+    def problems(self, client: str, part: Literal["train", "test"], reported: float) -> int:
+        """A client's number of problems: what it reports, and never more than it declared at the start."""
+        declared = self.declared[part].setdefault(client, int(reported))
+        if reported > declared:
+            _log.warning(
+                "round %d, %s: reports %d problems (%s), and counts with the %d that it declared at the start",
+                self.record.round,
+                client,
+                reported,
+                part,
+                declared,
+            )
+        return min(int(reported), declared)
 
     # Requests.
 

@@ -154,7 +154,8 @@ class FederatedRLVR(Strategy):
         if self.exchange:
             self.exchange.took(client, message.content)
         # Everything that can fail has been done: a client that is left out has left no number behind.
-        self.examples[client] = int(numbers["num-examples"])
+        numbers["num-examples"] = self.participation.problems(client, "train", numbers["num-examples"])
+        self.examples[client] = numbers["num-examples"]
         self.probes.add(client, probes, self.examples[client])
         self.record.client(client).update(numbers)
         self.record.calibrations[client] = calibrations
@@ -203,17 +204,26 @@ class FederatedRLVR(Strategy):
         Raises:
             RoundError, MessageError: as `aggregate_train`.
         """
-        for client, numbers, scores in self.participation.accepted(server_round, replies, _evaluated):
+        for client, numbers, scores in self.participation.accepted(server_round, replies, self._evaluated):
             self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
             self.record.scores[client] = scores
         return None
+
+    def _evaluated(self, reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
+        client, place, message = reply.client, reply.place, reply.message
+        numbers, scores = read_numbers(message, whose=place), read_scores(message, whose=place)
+        declared = self.participation.problems(client, "test", numbers["num-examples"])
+        if (n := sum(score.n for score in scores)) > declared:
+            raise MessageError(f"{place}: scores of {n} problems, where the client has declared {declared}")
+        return client, numbers, scores
 
     def summary(self) -> None:
         """Nothing: the command line says what is about to run."""
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds besides the model, in JSON types."""
-        return {**self.model.state(), **self.combiner.state()}
+        declared = {"declared": self.participation.declared}
+        return {**self.model.state(), **self.combiner.state(), **declared}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after a round that was checkpointed.
@@ -226,6 +236,8 @@ class FederatedRLVR(Strategy):
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
             self.model.restore(checkpoint)
+            for part, counts in state.get("declared", {}).items():
+                self.participation.declared[part] |= {str(client): int(count) for client, count in counts.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
         self.probes.restore(checkpoint.probes)
@@ -301,10 +313,6 @@ class FederatedRLVR(Strategy):
         halves = self.model.halves
         whose = f"round {round_}, the aggregate"
         self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
-
-
-def _evaluated(reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
-    return reply.client, read_numbers(reply.message, whose=reply.place), read_scores(reply.message, whose=reply.place)
 
 
 class WrappingStrategy(Strategy):

@@ -37,7 +37,8 @@ from fedrlvr.errors import AdapterError, MessageError, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
-MAX_SOURCES = 10_000
+MAX_SOURCES = 500
+"""Sources of an evaluation's scores."""
 MOST_REASON = 500
 """Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
 BINS = 10
@@ -371,6 +372,8 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
         scores = [SourceScores(source=s, n=n, total=t, squares=q) for s, n, t, q in zip(*columns, strict=True)]
     except ValidationError as error:
         raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
+    if len({s.source for s in scores}) < len(scores):
+        raise MessageError(f"{whose}: scores with a source that is there twice")
     if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
         raise MessageError(f"{whose}: scores that are no sums of pass rates")
     return scores

@@ -153,3 +153,35 @@ def test_any_exception_while_a_reply_is_read_is_named_by_its_class_alone(
     monkeypatch.setattr(module, "read_numbers", fails)
     federation(tmp_path, lambda *_: None)
     assert lines(tmp_path)[1]["left_out"] == {"cyd": "round 1, cyd: its reply cannot be used (KeyError)"}
+
+
+def test_a_client_weighs_by_no_more_than_it_declared_and_cannot_write_the_servers_numbers(tmp_path: Path) -> None:
+    def change(message: Message, reply: RecordDict) -> None:
+        if message.metadata.message_type == "train":
+            numbers = {"num-examples": 10**6, "bytes_up": -5, "weight": 9.0, "gain": 9.0, "kept": 9.0, "mine": 1.0}
+            reply.metric_records["metrics"].update({**numbers, "num-examples": 1 if is_first(message) else 10**6})
+
+    def is_first(message: Message) -> bool:
+        return message.metadata.group_id == "1"
+
+    federation(tmp_path, change)
+    for line in lines(tmp_path)[1:]:
+        numbers = line["clients"]["cyd"]
+        assert numbers["num-examples"] == 1
+        assert numbers["weight"] == pytest.approx(1 / 3)
+        assert numbers["bytes_up"] > 0
+        assert not {"gain", "kept", "mine"} & set(numbers)
+
+
+@pytest.mark.parametrize("scores", [(["s"], [2**62]), (["s"] * 2, [1, 1]), ([f"s{i}" for i in range(501)], [0] * 501)])
+def test_scores_are_within_the_declared_problems_and_sources(
+    scores: tuple[list[str], list[int]], tmp_path: Path
+) -> None:
+    def change(message: Message, reply: RecordDict) -> None:
+        if message.metadata.message_type == "evaluate":
+            sources, n = scores
+            reply.update(scores_reply(sources, n, [0.0] * len(n), [0.0] * len(n)))
+            reply.metric_records["metrics"]["num-examples"] = 2
+
+    federation(tmp_path, change)
+    assert [set(line["left_out"]) for line in lines(tmp_path)[::2]] == [{"cyd"}] * 2
