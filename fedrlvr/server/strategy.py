@@ -21,6 +21,7 @@ from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, MessageError, RoundError
 from fedrlvr.reporting.observer import Observer, PhaseStarted, RoundEnded, RoundSaved, RoundStarted
 from fedrlvr.server.aggregator import Combiner, global_model
+from fedrlvr.server.change_bound import ChangeBound
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.exchange import Exchange, PublicSet, trade
 from fedrlvr.server.metrics_log import RoundRecord
@@ -61,6 +62,7 @@ class FederatedRLVR(Strategy):
         self.clients = clients
         self.public = public
         self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
+        self.bound = ChangeBound(config.aggregation.change_bound)
         self.probes = SharedProbes.of(config, probes)
         self.model = global_model(config.aggregation, adapter, config.run.seed)
         self.observer = observer
@@ -118,6 +120,7 @@ class FederatedRLVR(Strategy):
         """
         self.examples = {}
         self.probes.begin()
+        self.bound.begin()
         taken = self.participation.accepted(server_round, replies, self._trained)
         result = None
         if self.config.federation.arm == "local":
@@ -135,6 +138,7 @@ class FederatedRLVR(Strategy):
             return None, None
         self.model.advance(result, server_round)
         self.probes.end()
+        self.bound.end()
         self._aggregate = adapter_to_arrays(self.adapter, self.model.halves)
         return self._aggregate, None
 
@@ -170,8 +174,11 @@ class FederatedRLVR(Strategy):
             raise MessageError(f"{reply.place}: a train reply without an adapter")
         halves, precision = self.model.rule.trains(reply.round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
-            return arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
-        return unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
+            adapter = arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
+        else:
+            adapter = unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
+        self.bound.check(adapter, start, whose=reply.place)
+        return adapter
 
     def _leave_out(self, client: str, reason: str) -> None:
         error = RoundError(f"round {self.record.round}, {client}: {reason}")
@@ -222,8 +229,8 @@ class FederatedRLVR(Strategy):
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds besides the model, in JSON types."""
-        declared = {"declared": self.participation.declared}
-        return {**self.model.state(), **self.combiner.state(), **declared}
+        bounds = {"declared": self.participation.declared, "usual_change": self.bound.usual}
+        return {**self.model.state(), **self.combiner.state(), **bounds}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after a round that was checkpointed.
@@ -236,6 +243,7 @@ class FederatedRLVR(Strategy):
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
             self.model.restore(checkpoint)
+            self.bound.usual = float(state.get("usual_change", 0.0))
             for part, counts in state.get("declared", {}).items():
                 self.participation.declared[part] |= {str(client): int(count) for client, count in counts.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
