@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
-from fedrlvr.errors import FedrlvrError, MessageError, RoundError
+from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
@@ -185,7 +185,7 @@ class Participation:
             try:
                 if not message.has_content():
                     reason = message.error.reason if message.has_error() else "an empty reply"
-                    raise RoundError(f"{reply.place}: the client failed ({reason})")
+                    raise RoundError(f"{reply.place}: the client failed ({printable(reason)})")
                 self.model.answered(client)
                 value = read(reply)
             except Exception as error:
@@ -204,9 +204,9 @@ class Participation:
         if quorum == 1.0:
             raise error
         self.model.lost(client)
-        left_out[client] = reason = str(error)[:MOST_REASON]
+        left_out[client] = reason = printable(str(error))[:MOST_REASON]
         self.observer.notify(ClientLeftOut(self.record.round, client, reason))
-        _log.warning("left out: %s", error)
+        _log.warning("left out: %s", reason)
         needed = math.ceil(quorum * self.asked)
         if self.asked - len(left_out) < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
@@ -33,7 +33,7 @@ from fedrlvr.config import (
     TrainConfig,
 )
 from fedrlvr.config.methods import Precision
-from fedrlvr.errors import AdapterError, MessageError, validation_text
+from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
@@ -330,7 +330,7 @@ class SourceScores(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    source: str = Field(max_length=200)
+    source: Annotated[str, AfterValidator(printable)] = Field(max_length=200)
     n: int = Field(ge=0)
     total: float = Field(ge=0)
     squares: float = Field(ge=0)

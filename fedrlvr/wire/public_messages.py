@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrlvr.coordination import Sent
-from fedrlvr.errors import MessageError
+from fedrlvr.errors import MessageError, printable
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.wire.messages import record_in
 
@@ -56,7 +56,7 @@ class Stamp(BaseModel):
         for name in Stamp.model_fields:
             mine, theirs = getattr(self, name), getattr(expected, name)
             if mine != theirs:
-                return f"{name} {mine}, not {theirs}"
+                return printable(f"{name} {mine}, not {theirs}")
         return None
 
 
@@ -95,7 +95,7 @@ def read_problems(content: RecordDict, most: int) -> tuple[list[Problem], str]:
         raise MessageError(f"public problems that cannot be used: {error.errors()[0]['msg']}") from None
     if not 1 <= len(problems) <= most:
         raise MessageError(f"{len(problems)} public problems, where at most {most} were announced")
-    return problems, notice[:MAX_NOTICE]
+    return problems, printable(notice[:MAX_NOTICE])
 
 
 def responses_record(sent: Sequence[Sent], vocabulary: int) -> ArrayRecord:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import make_strategy
-from fakes import answering, contexts, scores_reply, train_reply
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from fakes import answering, contexts, scores_reply, start_round, train_reply
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedrlvr.coordination import Sent
+from fedrlvr.errors import printable
 from fedrlvr.reporting.observer import Listeners
 from fedrlvr.reporting.report import write_report
 from fedrlvr.server.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from fedrlvr.server.metrics_log import MetricsLog
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks import Problem
+from fedrlvr.wire.messages import SourceScores
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, STAMP, Stamp, responses_record, stamp_record
 
 CYD = 3
@@ -185,3 +187,24 @@ def test_scores_are_within_the_declared_problems_and_sources(
 
     federation(tmp_path, change)
     assert [set(line["left_out"]) for line in lines(tmp_path)[::2]] == [{"cyd"}] * 2
+
+
+FOREIGN = "\x1b[2J\x9b31m\r\n\u202e\u200b\ud800"
+"""A terminal's escapes, a new line, text direction, zero width and half a character."""
+
+
+def test_foreign_text_is_shown_with_its_escapes() -> None:
+    assert printable("Zürich, 北京 (ok)") == "Zürich, 北京 (ok)"
+    assert printable(FOREIGN) == r"\x1b[2J\x9b31m\r\n\u202e\u200b\ud800"
+
+
+def test_no_reason_notice_or_source_of_a_client_is_passed_on_raw(caplog: pytest.LogCaptureFixture) -> None:
+    strategy = make_strategy(quorum=0.5)
+    grid = LocalGrid(
+        answering(lambda m: Error(0, FOREIGN) if m.metadata.dst_node_id == CYD else train_reply(1.0)), contexts()
+    )
+    strategy.aggregate_train(1, grid.send_and_receive(start_round(strategy, 1, grid)))
+    assert all(text.isprintable() for text in (strategy.record.left_out["cyd"], caplog.messages[-1]))
+    assert SourceScores(source=FOREIGN[:-1], n=0, total=0, squares=0).source.isprintable()
+    ours = Stamp(model="m", tokenizer="t", temperature=1.0, round=1, exchange=1)
+    assert (ours.model_copy(update={"model": FOREIGN}).difference(ours) or "\n").isprintable()
