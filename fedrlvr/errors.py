@@ -67,6 +67,17 @@ class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 
 
+def printable(text: str) -> str:
+    """Foreign text as it may reach a terminal, log or page: what no terminal prints stands as its escape sequence.
+
+    That is control and format characters (terminal escapes, new lines, text direction, zero width), unusual spaces and
+    lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
     """A hint about an unknown word: the nearest known one, or all of them.
 
@@ -82,4 +93,4 @@ def validation_text(error: ValidationError, most: int | None = None) -> str:
     for item in error.errors(include_url=False)[:most]:
         field, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
         texts.append(f"{field}: {text}" if field else text)
-    return "; ".join(texts)
+    return printable("; ".join(texts))  # a field's name may be the sender's

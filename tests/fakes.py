@@ -48,5 +48,5 @@ def arrays_with(**tensors: torch.Tensor) -> ArrayRecord:
 
 def scores_reply(sources: list[str], n: list[int], total: list[float], squares: list[float]) -> RecordDict:
     """What a client sends back after an evaluation."""
-    metrics = MetricRecord({"num-examples": 1, "n": n, "total": total, "squares": squares})
+    metrics = MetricRecord({"num-examples": max(0, sum(n)), "n": n, "total": total, "squares": squares})
     return RecordDict({"metrics": metrics, "config": ConfigRecord({"sources": sources})})

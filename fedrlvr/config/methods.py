@@ -229,6 +229,10 @@ class AggregationConfig(Section):
     added to their next one. What the server sends is always float32."""
     largest_change: float | None = Field(None, gt=1)
     """Leave out a client whose adapter changed in the round by more than this multiple of the median; None: never."""
+    change_bound: float = Field(100.0, gt=0)
+    """Largest change of an adapter in one round that the server accepts, as the root mean square over its numbers: this
+    value itself until a round has changed something, afterwards this multiple of the largest median of earlier rounds.
+    The default refuses only what is absurd; raise it if an honest client is left out."""
     robust: Literal["none", "clip", *ROBUST_MEANS] = "none"  # type: ignore[valid-type]
     """Against clients that are broken or hostile. `clip`: each change to a multiple of the median length. The others
     take the place of the mean and know no client weights: coordinate-wise median, the mean without the extremes, or

@@ -36,6 +36,8 @@ class Combiner:
         self.rule = config.rule.aggregation()
         self.verified = verified
         self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
+        self.middle = 0.0
+        """The last median length of a change that was not zero; `largest_change` goes by it where a round's is."""
 
     def combine(
         self,
@@ -87,11 +89,11 @@ class Combiner:
         starts = {client: model.start_of(adapter.rank) for client, adapter in adapters.items()}
         lengths = {c: adapter.distance(starts[c]) / math.sqrt(adapter.rank) for c, adapter in adapters.items()}
         most = self.config.largest_change
-        middle = statistics.median(lengths.values()) if lengths else 0.0
+        self.middle = middle = (statistics.median(lengths.values()) if lengths else 0.0) or self.middle
         for client, length in list(lengths.items()):
             if most is not None and middle and length > most * middle:
                 norm = length * math.sqrt(adapters[client].rank)
-                times = f"{length / middle:.1f} times the round's median; {most:g} is allowed"
+                times = f"{length / middle:.1f} times the median; {most:g} is allowed"
                 leave_out(client, f"its adapter changed by {norm:.3g}, {times}")
                 del lengths[client]
         limit = math.inf
@@ -140,7 +142,7 @@ class Combiner:
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds, in JSON types."""
-        return {"fgrpo": self.fgrpo.state()} if self.fgrpo else {}
+        return {"fgrpo": self.fgrpo.state(), "middle": self.middle} if self.fgrpo else {"middle": self.middle}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`.
@@ -148,6 +150,7 @@ class Combiner:
         Raises:
             KeyError, ValueError: something that is no such state.
         """
+        self.middle = float(state.get("middle", 0.0))
         if self.fgrpo:
             self.fgrpo.load(state["fgrpo"])
 

@@ -7,11 +7,11 @@ twice. Only what the server's own grader calls correct enters the pool.
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,9 @@ from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
 from fedrlvr.server.metrics_log import RoundRecord
-from fedrlvr.server.participation import Participation
+from fedrlvr.server.participation import Participation, Reply
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.wire.messages import RespondRequest
+from fedrlvr.wire.messages import SINGLE, RespondRequest
 from fedrlvr.wire.public_messages import (
     EXCHANGE,
     PUBLIC,
@@ -99,25 +99,29 @@ class Exchange:
         self.pool = Pool([[] for _ in batch])
         self.notices: dict[str, str] = {}
         self.numbers: dict[str, dict[str, float]] = {client: {} for client in clients}
+        self._usable: dict[str, list[Sent]] = {}
         self._correct: dict[str, list[int]] = {}
         self._graded: dict[tuple[int, tuple[int, ...]], bool | None] = {}
 
-    def receive(self, replies: Mapping[str, RecordDict]) -> None:
-        """Check and grade everybody's responses and make the pool.
+    def receive(self, client: str, content: RecordDict) -> None:
+        """Check and grade a client's responses.
 
         Raises:
-            GradingError: a public problem cannot be graded at all.
+            GradingError: a response cannot be graded.
         """
+        if self.trades:
+            self.numbers[client]["bytes_up"] = _nbytes(content, RESPONSES, STAMP)
+            self._usable[client] = self._checked(client, content)
+
+    def fill_pool(self) -> None:
+        """Make the pool of all usable responses."""
         if not self.trades:
             return
-        pooled: list[tuple[str, Sent]] = []
-        for client, content in sorted(replies.items()):
-            self.numbers[client]["bytes_up"] = _nbytes(content, RESPONSES, STAMP)
-            pooled += [(client, sent) for sent in self._usable(client, content)]
+        pooled = [(client, sent) for client, usable in sorted(self._usable.items()) for sent in usable]
         rng = random.Random(stream(self.seed, "pool", self.round, self.number))
         self.pool = Pool.of(pooled, len(self.problems), per_problem=self.coordination.pool_size, rng=rng)
 
-    def _usable(self, client: str, content: RecordDict) -> list[Sent]:
+    def _checked(self, client: str, content: RecordDict) -> list[Sent]:
         """A client's correct responses, each once; what is dropped is counted, and a client at fault is told."""
         stamp = read_stamp(content)
         wrong = "no stamp" if stamp is None else stamp.difference(self.stamp)
@@ -223,11 +227,11 @@ class Exchange:
         numbers["bytes_down"] = numbers.get("bytes_down", 0) + sum(r.count_bytes() for r in content.values())
 
     def took(self, client: str, content: RecordDict) -> None:
-        """Note what a client reports of its public steps: finite numbers of known names, and nothing else."""
+        """Note what a client reports of its public steps: numbers of known names within float32's range."""
         record = content.get(EXCHANGE)
         if client in self.numbers and isinstance(record, MetricRecord):
             for name, value in record.items():
-                if name in REPORTED and isinstance(value, int | float) and math.isfinite(value):
+                if name in REPORTED and isinstance(value, int | float) and abs(value) <= SINGLE:
                     self.numbers[client][name] = value
 
     def end(self, record: RoundRecord, observer: Observer) -> None:
@@ -259,7 +263,6 @@ def trade(
 
     Raises:
         RoundError: a client failed.
-        GradingError: a public problem cannot be graded.
     """
     coordination, clients, round_ = config.coordination, participation.clients, participation.record.round
     if not isinstance(coordination, PubSwapCoordination):
@@ -281,15 +284,20 @@ def trade(
                 last.put_share(body, clients[node])
             messages.append(Message(body, node, RESPOND, group_id=str(round_)))
         replies = participation.ask(grid, messages, timeout)
-        answers = dict(participation.accepted(round_, replies, lambda r: (r.client, r.message.content)))
-        if last:
-            for client, answer in answers.items():
-                last.took(client, answer)
-        exchange.receive(answers)
+        for _ in participation.accepted(round_, replies, functools.partial(_receive, exchange, last)):
+            pass
+        exchange.fill_pool()
         if last:
             last.end(participation.record, participation.observer)
         last = exchange
     return last
+
+
+def _receive(exchange: Exchange, last: Exchange | None, reply: Reply) -> None:
+    """Read a client's responses, and its numbers of the exchange before."""
+    exchange.receive(reply.client, reply.message.content)
+    if last:
+        last.took(reply.client, reply.message.content)
 
 
 def _nbytes(content: RecordDict, *names: str) -> int:

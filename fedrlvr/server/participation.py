@@ -8,13 +8,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
-from fedrlvr.errors import FedrlvrError, MessageError, RoundError
+from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
@@ -53,6 +53,8 @@ class Participation:
     observer: Observer
     record: RoundRecord = field(default_factory=lambda: RoundRecord(0))
     asked: int = 0
+    declared: dict[str, dict[str, int]] = field(default_factory=lambda: {"train": {}, "test": {}})
+    """Problems of each client as known at the start, or else as it first reported them."""
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
         """The nodes drawn for a round, without those that have been left out of it."""
@@ -66,6 +68,20 @@ class Participation:
         asked = sorted(nodes)
         self.asked = len(asked)
         return [node for node in asked if self.clients.get(node) not in self.record.left_out]
+
+    def problems(self, client: str, part: Literal["train", "test"], reported: float) -> int:
+        """A client's number of problems: what it reports, and never more than it declared at the start."""
+        declared = self.declared[part].setdefault(client, int(reported))
+        if reported > declared:
+            _log.warning(
+                "round %d, %s: reports %d problems (%s), and counts with the %d that it declared at the start",
+                self.record.round,
+                client,
+                reported,
+                part,
+                declared,
+            )
+        return min(int(reported), declared)
 
     # Requests.
 
@@ -124,9 +140,8 @@ class Participation:
                 break
             node = reply.metadata.src_node_id
             waiting.discard(node)
-            if node in self.clients:
-                self.record.add_bytes(self.clients[node], up=nbytes(reply))
-            yield reply
+            if node not in self.clients or self._counted(self.clients[node], reply):
+                yield reply
             started = time.perf_counter()
         if kind == MessageType.TRAIN:
             self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
@@ -134,8 +149,24 @@ class Participation:
             late = f"round {self.record.round}: no answer within {timeout:.0f} s from {client}"
             self.leave_out(client, RoundError(late))
 
+    def _counted(self, client: str, reply: Message) -> bool:
+        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out.
+
+        Raises:
+            FedrlvrError: as `leave_out`.
+        """
+        try:
+            self.record.add_bytes(client, up=nbytes(reply))
+        except Exception as error:  # Flower's count fails in several ways on values that are empty
+            self.leave_out(client, unusable(f"round {self.record.round}, {client}", error))
+            return False
+        return True
+
     def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
-        """What `read` makes of each client's first reply, as they come. Who sends one that is no use is left out.
+        """What `read` makes of each client's first reply, as they come.
+
+        A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
+        else's, and must not end a run that keeps its quorum.
 
         Raises:
             MessageError: a reply from a stranger.
@@ -154,11 +185,11 @@ class Participation:
             try:
                 if not message.has_content():
                     reason = message.error.reason if message.has_error() else "an empty reply"
-                    raise RoundError(f"{reply.place}: the client failed ({reason})")
+                    raise RoundError(f"{reply.place}: the client failed ({printable(reason)})")
                 self.model.answered(client)
                 value = read(reply)
-            except FedrlvrError as error:
-                self.leave_out(client, error)
+            except Exception as error:
+                self.leave_out(client, unusable(reply.place, error))
                 continue
             yield value
 
@@ -173,9 +204,9 @@ class Participation:
         if quorum == 1.0:
             raise error
         self.model.lost(client)
-        left_out[client] = reason = str(error)[:MOST_REASON]
+        left_out[client] = reason = printable(str(error))[:MOST_REASON]
         self.observer.notify(ClientLeftOut(self.record.round, client, reason))
-        _log.warning("left out: %s", error)
+        _log.warning("left out: %s", reason)
         needed = math.ceil(quorum * self.asked)
         if self.asked - len(left_out) < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -183,3 +214,15 @@ class Participation:
                 f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
                 f"clients, and {len(left_out)} are left out. {reasons}"
             ) from error
+
+
+def unusable(place: str, error: Exception) -> FedrlvrError:
+    """The error that a client is left out with: ours as it is, of any other the class alone, which is no foreign text.
+
+    place: round and client.
+    """
+    if isinstance(error, FedrlvrError):
+        return error
+    wrapped = RoundError(f"{place}: its reply cannot be used ({type(error).__name__})")
+    wrapped.__cause__ = error
+    return wrapped

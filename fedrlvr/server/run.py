@@ -123,6 +123,9 @@ class Server:
             self._write_down(holdings, same_problems=checkpoint is not None)
             probes = shared_numbers(self.base, self.config)
             strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
+            for part, declared in strategy.participation.declared.items():
+                for client, _, problems in holdings.get(part, ()):
+                    declared[client] = declared.get(client, 0) + problems
             if checkpoint is not None:
                 strategy.restore(checkpoint)
             if self.wrap and probes is not None:

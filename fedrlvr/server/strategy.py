@@ -21,6 +21,7 @@ from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, MessageError, RoundError
 from fedrlvr.reporting.observer import Observer, PhaseStarted, RoundEnded, RoundSaved, RoundStarted
 from fedrlvr.server.aggregator import Combiner, global_model
+from fedrlvr.server.change_bound import ChangeBound
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.exchange import Exchange, PublicSet, trade
 from fedrlvr.server.metrics_log import RoundRecord
@@ -61,6 +62,7 @@ class FederatedRLVR(Strategy):
         self.clients = clients
         self.public = public
         self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
+        self.bound = ChangeBound(config.aggregation.change_bound)
         self.probes = SharedProbes.of(config, probes)
         self.model = global_model(config.aggregation, adapter, config.run.seed)
         self.observer = observer
@@ -118,6 +120,7 @@ class FederatedRLVR(Strategy):
         """
         self.examples = {}
         self.probes.begin()
+        self.bound.begin()
         taken = self.participation.accepted(server_round, replies, self._trained)
         result = None
         if self.config.federation.arm == "local":
@@ -135,6 +138,7 @@ class FederatedRLVR(Strategy):
             return None, None
         self.model.advance(result, server_round)
         self.probes.end()
+        self.bound.end()
         self._aggregate = adapter_to_arrays(self.adapter, self.model.halves)
         return self._aggregate, None
 
@@ -151,12 +155,14 @@ class FederatedRLVR(Strategy):
         probes = self.probes.read(message, place)
         if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
             raise MessageError(f"{place}: a train reply without a mean reward")
-        self.examples[client] = int(numbers["num-examples"])
+        if self.exchange:
+            self.exchange.took(client, message.content)
+        # Everything that can fail has been done: a client that is left out has left no number behind.
+        numbers["num-examples"] = self.participation.problems(client, "train", numbers["num-examples"])
+        self.examples[client] = numbers["num-examples"]
         self.probes.add(client, probes, self.examples[client])
         self.record.client(client).update(numbers)
         self.record.calibrations[client] = calibrations
-        if self.exchange:
-            self.exchange.took(client, message.content)
         return client, adapter
 
     def _adapter_in(self, reply: Reply) -> Adapter:
@@ -168,8 +174,11 @@ class FederatedRLVR(Strategy):
             raise MessageError(f"{reply.place}: a train reply without an adapter")
         halves, precision = self.model.rule.trains(reply.round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
-            return arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
-        return unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
+            adapter = arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
+        else:
+            adapter = unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
+        self.bound.check(adapter, start, whose=reply.place)
+        return adapter
 
     def _leave_out(self, client: str, reason: str) -> None:
         error = RoundError(f"round {self.record.round}, {client}: {reason}")
@@ -202,17 +211,26 @@ class FederatedRLVR(Strategy):
         Raises:
             RoundError, MessageError: as `aggregate_train`.
         """
-        for client, numbers, scores in self.participation.accepted(server_round, replies, _evaluated):
+        for client, numbers, scores in self.participation.accepted(server_round, replies, self._evaluated):
             self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
             self.record.scores[client] = scores
         return None
+
+    def _evaluated(self, reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
+        client, place, message = reply.client, reply.place, reply.message
+        numbers, scores = read_numbers(message, whose=place), read_scores(message, whose=place)
+        declared = self.participation.problems(client, "test", numbers["num-examples"])
+        if (n := sum(score.n for score in scores)) > declared:
+            raise MessageError(f"{place}: scores of {n} problems, where the client has declared {declared}")
+        return client, numbers, scores
 
     def summary(self) -> None:
         """Nothing: the command line says what is about to run."""
 
     def state(self) -> dict[str, Any]:
         """What must be remembered between rounds besides the model, in JSON types."""
-        return {**self.model.state(), **self.combiner.state()}
+        bounds = {"declared": self.participation.declared, "usual_change": self.bound.usual}
+        return {**self.model.state(), **self.combiner.state(), **bounds}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after a round that was checkpointed.
@@ -225,6 +243,9 @@ class FederatedRLVR(Strategy):
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
             self.model.restore(checkpoint)
+            self.bound.usual = float(state.get("usual_change", 0.0))
+            for part, counts in state.get("declared", {}).items():
+                self.participation.declared[part] |= {str(client): int(count) for client, count in counts.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
         self.probes.restore(checkpoint.probes)
@@ -300,10 +321,6 @@ class FederatedRLVR(Strategy):
         halves = self.model.halves
         whose = f"round {round_}, the aggregate"
         self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
-
-
-def _evaluated(reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
-    return reply.client, read_numbers(reply.message, whose=reply.place), read_scores(reply.message, whose=reply.place)
 
 
 class WrappingStrategy(Strategy):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
@@ -33,11 +33,12 @@ from fedrlvr.config import (
     TrainConfig,
 )
 from fedrlvr.config.methods import Precision
-from fedrlvr.errors import AdapterError, MessageError, validation_text
+from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
-MAX_SOURCES = 10_000
+MAX_SOURCES = 500
+"""Sources of an evaluation's scores."""
 MOST_REASON = 500
 """Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
 BINS = 10
@@ -250,6 +251,26 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     return values
 
 
+_COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
+SINGLE = 3.5e38
+"""No float32 is larger."""
+_SINGLE = (-SINGLE, SINGLE)
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    "num-examples": (0, 1e9),
+    **dict.fromkeys(("tokens_sampled", "tokens_trained", "public_tokens_sampled", "public_tokens_trained"), _COUNT),
+    **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length"), _COUNT),
+    **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "clip_fraction", "majority_right"), _SHARE),
+    **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked"), _SHARE),
+    **dict.fromkeys(("audit_majority_right", "audit_reliable_right"), _SHARE),
+    **dict.fromkeys(("reward", "verified_reward"), _REWARD),
+    **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
+    **dict.fromkeys(("loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"), _SINGLE),
+    **dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), _SINGLE),
+}
+"""The numbers that a client may report of its training or evaluation, each with its least and largest value. Rewards
+are means of a user's own function; losses, norms and ratios may be as large as float32 holds."""
+
+
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:
     """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
     kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
@@ -257,20 +278,20 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
 
 
 def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
-    """The scalar metrics of a reply.
+    """The scalar metrics of a reply: those of `NUMBERS`; any other name is dropped.
 
     Raises:
-        MessageError: there are none, they have no `num-examples`, or a value is not finite.
+        MessageError: there are none, they have no `num-examples`, or a value is outside its bounds.
     """
     record = record_in(message.content, METRICS, MetricRecord)
     if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
         raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
-    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
-    for key, value in numbers.items():
-        if not math.isfinite(value):
-            raise MessageError(f"{whose}: the metric {key!r} is not finite")
-    if numbers["num-examples"] < 0:
-        raise MessageError(f"{whose}: num-examples is negative")
+    values = {name: record[name] for name in NUMBERS if name in record}
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    for name, value in numbers.items():
+        least, most = NUMBERS[name]
+        if not least <= value <= most:
+            raise MessageError(f"{whose}: the metric {name} is outside {least:g} to {most:g}, or not finite")
     return numbers
 
 
@@ -309,7 +330,7 @@ class SourceScores(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    source: str = Field(max_length=200)
+    source: Annotated[str, AfterValidator(printable)] = Field(max_length=200)
     n: int = Field(ge=0)
     total: float = Field(ge=0)
     squares: float = Field(ge=0)
@@ -351,6 +372,8 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
         scores = [SourceScores(source=s, n=n, total=t, squares=q) for s, n, t, q in zip(*columns, strict=True)]
     except ValidationError as error:
         raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
+    if len({s.source for s in scores}) < len(scores):
+        raise MessageError(f"{whose}: scores with a source that is there twice")
     if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
         raise MessageError(f"{whose}: scores that are no sums of pass rates")
     return scores

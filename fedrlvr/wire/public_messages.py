@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrlvr.coordination import Sent
-from fedrlvr.errors import MessageError
+from fedrlvr.errors import MessageError, printable
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.wire.messages import record_in
 
@@ -29,6 +29,8 @@ PUBLIC, SHARE, RESPONSES, STAMP, EXCHANGE = "public", "share", "responses", "sta
 MAX_PROBLEMS = 1 << 24
 """Characters of an exchange's public problems."""
 MAX_NOTICE = 1000
+MAX_AGE = 1 << 20
+"""Optimizer steps within one round."""
 LEAST_LOGP = -50.0
 """No token of a smaller probability is ever sampled."""
 _COLUMNS = {"problem": np.dtype("<i4"), "age": np.dtype("<i4"), "length": np.dtype("<i4")}
@@ -54,7 +56,7 @@ class Stamp(BaseModel):
         for name in Stamp.model_fields:
             mine, theirs = getattr(self, name), getattr(expected, name)
             if mine != theirs:
-                return f"{name} {mine}, not {theirs}"
+                return printable(f"{name} {mine}, not {theirs}")
         return None
 
 
@@ -93,7 +95,7 @@ def read_problems(content: RecordDict, most: int) -> tuple[list[Problem], str]:
         raise MessageError(f"public problems that cannot be used: {error.errors()[0]['msg']}") from None
     if not 1 <= len(problems) <= most:
         raise MessageError(f"{len(problems)} public problems, where at most {most} were announced")
-    return problems, notice[:MAX_NOTICE]
+    return problems, printable(notice[:MAX_NOTICE])
 
 
 def responses_record(sent: Sequence[Sent], vocabulary: int) -> ArrayRecord:
@@ -138,12 +140,16 @@ def read_responses(record: Any, *, most: int, max_tokens: int, logps: bool) -> l
         except Exception as error:  # numpy raises several kinds for bytes that are no array
             raise MessageError(f"{name} that cannot be decoded ({type(error).__name__})") from None
         column = columns[name]
+        if not isinstance(column, np.ndarray):  # numpy opens a zip file of arrays too
+            raise MessageError(f"{name} that cannot be decoded ({type(column).__name__})")
         if column.ndim != 1 or len(column) > count or column.dtype.kind not in ("f" if name == "logps" else "iu"):
             raise MessageError(f"{name} of another type or shape")
     lengths = columns["length"].astype(np.int64)
     total = int(lengths.sum())
-    if len({len(columns[name]) for name in _COLUMNS}) != 1 or (lengths < 0).any():
+    if len({len(columns[name]) for name in _COLUMNS}) != 1 or (lengths < 0).any() or (lengths > 2 * max_tokens).any():
         raise MessageError("arrays that do not belong together")
+    if not ((columns["age"] >= 0) & (columns["age"] <= MAX_AGE)).all():
+        raise MessageError(f"an age outside 0 to {MAX_AGE} steps")
     if any(len(columns[name]) != total for name in wanted if name not in _COLUMNS):
         raise MessageError("arrays that do not belong together")
     # Also against a ratio that overflows, and with it the receiver's gradient.

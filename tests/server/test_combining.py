@@ -214,7 +214,7 @@ def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: st
     length = 1.6 * math.sqrt(14 * MIXED[who])
     assert told == (
         who,
-        f"round 1, {who}: its adapter changed by {length:.3g}, 1.6 times the round's median; 1.5 is allowed",
+        f"round 1, {who}: its adapter changed by {length:.3g}, 1.6 times the median; 1.5 is allowed",
     )
     assert "weight" not in strategy.record.clients[who]
     rest = [(make_adapter(1.0, rank), 1.0) for name, rank in MIXED.items() if name != who]
@@ -241,7 +241,7 @@ def test_clipping_shortens_a_change_of_any_rank_to_the_same_numbers(who: str, fa
 
 def test_a_client_is_left_out_before_the_others_are_clipped_to_their_median() -> None:
     strategy = make_strategy(FIVE, quorum=0.6, robust="clip", largest_change=5.0)
-    values = dict(zip(FIVE.values(), [1.0, 2.0, 2.0, 4.0, 1000.0], strict=True))
+    values = dict(zip(FIVE.values(), [1.0, 2.0, 2.0, 4.0, 90.0], strict=True))
     trained(strategy, 1, lambda name: reply(make_adapter(values[name])))
     assert set(strategy.record.left_out) == {"eve"}
     assert [strategy.record.clients[n].get("kept") for n in FIVE.values()] == pytest.approx([1.0, 1.0, 1.0, 0.5, None])
@@ -436,7 +436,7 @@ def test_who_has_no_finite_adapter_is_left_out_and_nobody_else(rule: str, precis
 
 @pytest.mark.parametrize("rule", ["fedit", "ffa"])
 def test_an_adapter_beyond_the_range_of_float16_arrives_all_the_same(rule: str) -> None:
-    strategy = make_strategy(type=rule, precision="float16")
+    strategy = make_strategy(type=rule, precision="float16", change_bound=1e9)
     values = {"ann": 3e5, "bob": 60000.0, "cyd": 0.0}
     replies = []
     for message in delivered(strategy, 1):

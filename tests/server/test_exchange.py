@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,13 @@ def given(of: Exchange, client: str) -> list[Sent]:
     return read_responses(record, most=100, max_tokens=LONGEST, logps=False)
 
 
+def receive(of: Exchange, replies: Mapping[str, RecordDict]) -> None:
+    """All replies of the exchange, and the pool."""
+    for client, content in replies.items():
+        of.receive(client, content)
+    of.fill_pool()
+
+
 def numbers(of: Exchange, client: str) -> dict[str, float]:
     """A client's counts, without bytes."""
     return {name: value for name, value in of.numbers[client].items() if not name.startswith("bytes")}
@@ -94,7 +101,7 @@ def test_only_what_the_server_calls_correct_enters_the_pool_whatever_a_client_cl
     now = exchange()
     boasting = reply(now, (B,), (C,), (A, B))
     boasting[EXCHANGE] = MetricRecord({"own_correct": 1.0, "correct": 4})
-    now.receive({"ann": boasting, "bob": reply(now, (A,), (B,))})
+    receive(now, {"ann": boasting, "bob": reply(now, (A,), (B,))})
     assert now.pool.size == 1
     assert [entry.origin for entry in now.pool.entries[place(now, "A")]] == ["bob"]
     assert numbers(now, "ann") == {"sent": 3, "pooled": 0, "correct": 0}
@@ -107,14 +114,14 @@ def test_a_response_that_was_cut_enters_the_pool_only_where_such_responses_are_g
     unfinished: str, pooled: int
 ) -> None:
     now = exchange(unfinished=unfinished)
-    now.receive({"ann": reply(now, (A,), (A, END))})
+    receive(now, {"ann": reply(now, (A,), (A, END))})
     assert now.pool.size == pooled
     assert numbers(now, "ann").get("dropped_unfinished", 0) == 2 - pooled
 
 
 def test_partial_credit_is_not_correct() -> None:
     now = exchange()
-    now.receive({"ann": reply(now, (A,), problem=place(now, "AB"))})  # half of AB: a reward of 0.5
+    receive(now, {"ann": reply(now, (A,), problem=place(now, "AB"))})  # half of AB: a reward of 0.5
     assert now.pool.size == 0
     assert numbers(now, "ann")["correct"] == 0
 
@@ -136,7 +143,7 @@ def test_what_is_dropped_is_counted_by_who_sent_it(
     responses: list[tuple[int, ...]], why: dict[str, int], pooled: int
 ) -> None:
     now = exchange()
-    now.receive({"ann": reply(now, *responses), "bob": reply(now, (C,))})
+    receive(now, {"ann": reply(now, *responses), "bob": reply(now, (C,))})
     counted = {name.removeprefix("dropped_"): n for name, n in numbers(now, "ann").items() if "dropped" in name}
     assert counted == why
     assert now.pool.size == pooled
@@ -147,7 +154,7 @@ def test_what_is_dropped_is_counted_by_who_sent_it(
 @pytest.mark.parametrize("problem", [-1, 2, 1 << 30])
 def test_a_response_to_no_problem_is_dropped(problem: int) -> None:
     now = exchange()
-    now.receive({"ann": reply(now, (A,), problem=problem)})
+    receive(now, {"ann": reply(now, (A,), problem=problem)})
     assert numbers(now, "ann")["dropped_undecodable"] == 1
     assert now.pool.size == 0
 
@@ -158,7 +165,7 @@ def test_a_response_to_no_problem_is_dropped(problem: int) -> None:
 )
 def test_a_client_with_another_stamp_is_left_out_and_told_so(field: str, value: Any) -> None:
     now = exchange()
-    now.receive({"ann": reply(now, (A,), **{field: value}), "bob": reply(now, (A,))})
+    receive(now, {"ann": reply(now, (A,), **{field: value}), "bob": reply(now, (A,))})
     assert [entry.origin for own in now.pool.entries for entry in own] == ["bob"]
     assert numbers(now, "ann")["dropped_stamp"] == 1
     assert f"{field} {value}, not " in now.notices["ann"]
@@ -214,7 +221,7 @@ def no_array() -> RecordDict:
 def test_a_reply_that_cannot_be_read_is_left_out_and_the_exchange_goes_on(content: RecordDict) -> None:
     now = exchange()
     content = RecordDict({**content, STAMP: stamp_record(now.stamp)})
-    now.receive({"ann": content, "bob": reply(now, (A,))})
+    receive(now, {"ann": content, "bob": reply(now, (A,))})
     assert numbers(now, "ann") == {"sent": 0, "pooled": 0, "dropped_unreadable": 1}
     assert "left out" in now.notices["ann"]
     assert now.pool.size == 1
@@ -240,7 +247,7 @@ def test_log_probs_that_no_sampled_token_has_are_refused(logp: float) -> None:
     now = exchange(ratio="behaviour")
     content = reply(now, (A,))
     content.array_records[RESPONSES]["logps"] = Array(np.array([logp], np.float32))
-    now.receive({"ann": content})
+    receive(now, {"ann": content})
     assert numbers(now, "ann")["dropped_unreadable"] == 1
 
 
@@ -257,14 +264,14 @@ def test_log_probs_travel_where_the_ratio_needs_them() -> None:
 def test_a_share_is_of_others_and_no_more_than_the_group_can_take() -> None:
     now = exchange()
     where = place(now, "A")
-    now.receive({client: reply(now, (A,), (B,), (C,)) for client in CLIENTS})
+    receive(now, {client: reply(now, (A,), (B,), (C,)) for client in CLIENTS})
     # One of three own responses is correct; half of a group of four is two.
     for client in CLIENTS:
         (entry,) = given(now, client)
         assert entry.token_ids == (A,)
         assert numbers(now, client)["offered"] == 1
     now = exchange()
-    now.receive({"ann": reply(now, (A,)), "bob": reply(now, (A,), (A,)), "cyd": reply(now, (B,))})
+    receive(now, {"ann": reply(now, (A,)), "bob": reply(now, (A,), (A,)), "cyd": reply(now, (B,))})
     assert given(now, "ann") == [Sent(where, (A,), age=5)]
     assert given(now, "bob") == [], "two of four correct, the duplicate counted as the response it is"
     assert len(given(now, "cyd")) == 2
@@ -272,7 +279,7 @@ def test_a_share_is_of_others_and_no_more_than_the_group_can_take() -> None:
 
 def test_a_client_that_answers_nothing_gets_its_share() -> None:
     now = exchange()
-    now.receive({"ann": reply(now), "bob": reply(now, (A,))})
+    receive(now, {"ann": reply(now), "bob": reply(now, (A,))})
     assert numbers(now, "ann") == {"sent": 0, "pooled": 0, "correct": 0}
     assert [entry.token_ids for entry in given(now, "ann")] == [(A,)]
     assert given(now, "bob") == []
@@ -281,14 +288,14 @@ def test_a_client_that_answers_nothing_gets_its_share() -> None:
 def test_nothing_is_traded_by_one_client_or_under_none() -> None:
     for now in (exchange(clients=["ann"]), exchange(swap="none")):
         assert not now.trades
-        now.receive({"ann": RecordDict()})
+        receive(now, {"ann": RecordDict()})
         assert now.share("ann") is None
         assert "pool" not in now.to_json()
 
 
 def test_the_pool_is_bounded_per_problem() -> None:
     now = exchange(pool_size=2)
-    now.receive({client: reply(now, (A,)) for client in CLIENTS})
+    receive(now, {client: reply(now, (A,)) for client in CLIENTS})
     assert now.pool.size == 2
 
 
@@ -304,7 +311,7 @@ def test_reports_of_clients_are_taken_by_name_and_only_if_finite() -> None:
 def test_bytes_of_an_exchange_are_those_of_its_records() -> None:
     now = exchange()
     content = reply(now, (A,), (A, B, C))
-    now.receive({"ann": content, "bob": reply(now, (A,))})
+    receive(now, {"ann": content, "bob": reply(now, (A,))})
     assert now.numbers["ann"]["bytes_up"] == sum(content[name].count_bytes() for name in (RESPONSES, STAMP))
     before = now.numbers["bob"].get("bytes_down", 0)
     share = now.share("cyd")

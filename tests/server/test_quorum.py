@@ -16,7 +16,7 @@ from small_runs import Configs
 
 import fedrlvr
 from fedrlvr.errors import FedrlvrError, RoundError
-from fedrlvr.server.checkpoint import Checkpoints
+from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.metrics_log import MetricsLog
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation import run as run_module
@@ -84,6 +84,32 @@ def test_who_changed_nothing_is_compared_with_nobody() -> None:
     strategy = make_strategy(quorum=0.5, largest_change=2.0)
     trained(strategy, {1: train_reply(0.0), 2: train_reply(0.0)})  # a median of zero
     assert strategy.record.left_out == {}
+
+
+def test_where_the_median_is_zero_that_of_an_earlier_round_counts() -> None:
+    strategy = make_strategy(quorum=0.5, largest_change=2.0)
+    trained(strategy, {})  # everybody changes by 1 in every number
+    trained(strategy, {1: train_reply(1.0), 2: train_reply(1.0), 3: train_reply(4.0)}, round_=2)
+    assert set(strategy.record.left_out) == {"cyd"}
+
+
+@pytest.mark.parametrize(("value", "out"), [(99.0, False), (101.0, True), (3e38, True)])
+def test_a_change_is_bounded_absolutely_in_the_first_round(value: float, out: bool) -> None:
+    strategy = make_strategy(quorum=0.6)
+    trained(strategy, {3: train_reply(value)})
+    assert ("cyd" in strategy.record.left_out) == out
+
+
+@pytest.mark.parametrize(("value", "out"), [(50.9, False), (51.1, True)])
+def test_a_change_is_bounded_by_the_largest_median_of_earlier_rounds(value: float, out: bool) -> None:
+    strategy = make_strategy(quorum=0.6, change_bound=25.0)
+    trained(strategy, {node: train_reply(v) for node, v in ((1, 1.0), (2, 2.0), (3, 0.0))})  # a median of 1, mean 1
+    assert strategy.bound.usual == pytest.approx(1.0)
+    trained(strategy, {1: train_reply(3.0), 2: train_reply(3.0), 3: train_reply(3.0)}, round_=2)  # 2 from 1
+    again = make_strategy(quorum=0.6, change_bound=25.0)
+    again.restore(Checkpoint(2, strategy.adapter, json.loads(json.dumps(strategy.state()))))
+    trained(again, {3: train_reply(value + 2.0)}, round_=3)  # from 3: 49.9 and 50.1, where 25 x 2 are allowed
+    assert ("cyd" in again.record.left_out) == out
 
 
 def test_weights_by_gain_are_over_those_who_answered() -> None:

@@ -23,7 +23,7 @@ from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
-from fedrlvr.errors import AdapterError, LimitError, MessageError
+from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
@@ -114,7 +114,7 @@ class Answering:
             where = f"run {terms.run}, round {request.round}"
             return {"ok": True}, self._answer(where, message, terms, request)
         except (LimitError, MessageError, AdapterError) as error:
-            reason = str(error)[:MOST_REASON]
+            reason = printable(str(error))[:MOST_REASON]
             self.tell(f"{where}: refused: {reason}")
             _log.warning("%s: refused: %s", where, reason)
             return {"ok": False, "kind": "refused", "reason": reason}, b""

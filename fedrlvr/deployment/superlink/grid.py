@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
-from fedrlvr.errors import RoundError
+from fedrlvr.errors import RoundError, printable
 from fedrlvr.reporting import units
 from fedrlvr.wire.messages import nbytes
 
@@ -280,7 +280,10 @@ class SuperLinkGrid(Grid):
 
     def _told_of(self, client: str, reply: Message) -> str:
         if reply.has_content():
-            return f"{client} has answered with {units.size(nbytes(reply))}"
+            try:
+                return f"{client} has answered with {units.size(nbytes(reply))}"
+            except Exception:  # Flower's count fails in several ways; the strategy leaves the client out
+                return f"{client} has answered with bytes that cannot be counted"
         return f"{client} has not: {_reason(reply)}"[:500]
 
 
@@ -292,7 +295,7 @@ def _as_reply(message: Message, reply: Message) -> Message:
 
 
 def _reason(reply: Message) -> str:
-    return PLAINLY.get(reply.error.code, reply.error.reason or "no reason given")
+    return PLAINLY.get(reply.error.code) or printable(reply.error.reason or "no reason given")
 
 
 def _lost(message: Message, reason: str) -> Message:
