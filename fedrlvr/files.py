@@ -177,10 +177,15 @@ def file_lock(path: Path) -> TextIO | None:
     Raises:
         OSError: the file cannot be opened.
     """
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:  # whoever held the lock has deleted the file since it was opened here
+            pass
         file.close()
-        return None
-    return file

@@ -3,7 +3,6 @@ is in server.py."""
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_resolved
-from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
+from fedrlvr.server.run_directory import check_unused, locked, new_directory
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
-__all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
+__all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
 
 
 def run(config: Config, *, observer: Observer | None = None) -> RunResult:
@@ -33,9 +32,9 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
             stay done.
     """
     directory = config.run.directory or new_directory(config.run.name)
-    if (directory / "config.json").exists():
-        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
-    return _alone(settled(config, directory), directory, observer, resume=False)
+    with locked(directory):
+        check_unused(directory)
+        return _alone(settled(config, directory), directory, observer, resume=False)
 
 
 def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
@@ -43,10 +42,12 @@ def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
 
     Raises:
         ConfigError: the directory holds no run.
-        CheckpointError: a checkpoint or memory is missing or damaged.
+        CheckpointError: a checkpoint or memory is missing or damaged, or another process is at work on the run.
         FedrlvrError: as `run`.
     """
-    return _alone(load_resolved(directory / "config.json"), directory, observer, resume=True)
+    config = load_resolved(directory / "config.json")
+    with locked(directory):
+        return _alone(config, directory, observer, resume=True)
 
 
 def settled(config: Config, directory: Path) -> Config:
@@ -144,9 +145,3 @@ class Federation:
         train = self.config.train
         many = train.problems_per_step * len(self.config.federation.names)
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
-
-
-def new_directory(name: str) -> Path:
-    """Where a run goes that was given no directory."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-{stamp}"
