@@ -397,3 +397,9 @@ def test_every_setting_has_a_default_and_a_docstring() -> None:
         if not key.endswith(".type"):
             assert text, f"{key} has no docstring"
             assert default, f"{key} has no default"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "exp.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\nrounds = 7\n")
+    assert load_config(path).train.rounds == 7

@@ -18,6 +18,7 @@ from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
 from fedrlvr.cli.site import site
+from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
@@ -236,7 +237,9 @@ def _config_of(source: Path, overrides: list[str] | None) -> Config:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        outlive_readers()
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"])

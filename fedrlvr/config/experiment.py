@@ -78,8 +78,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         where = str(path)
         try:
-            tree = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
-        except ValueError as error:
+            tree = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from None
         except OSError as error:
             reason = f"{error.strerror}. Give the path of a TOML configuration"

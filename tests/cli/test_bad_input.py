@@ -284,3 +284,25 @@ def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     )
     said = shell("-c", program, *arguments)
     assert said.stdout.strip().splitlines()[-1] == "[]", said.stdout + said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["| head -1", ">&-", ">&- 2>&-", "| true"])
+def test_a_run_outlives_whoever_reads_its_output(redirection: str, toml: Toml, tmp_path: Path) -> None:
+    path = toml()
+    command = f"{sys.executable} -m fedrlvr run {path} 2>>{tmp_path / 'err'} {redirection}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert said.returncode == 0, said.stderr + (tmp_path / "err").read_text("utf-8")
+    assert "Traceback" not in said.stderr + (tmp_path / "err").read_text("utf-8")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&-"])
+def test_short_output_without_a_reader_is_no_error(redirection: str) -> None:
+    command = f"{sys.executable} -m fedrlvr --help {redirection}"
+    said = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
