@@ -55,6 +55,17 @@ class Config(Section):
             return self.run.ledgers / f"{client}.sqlite"
         return run_directory / "clients" / client / "ledger.sqlite"
 
+    def with_absolute_paths(self) -> Config:
+        """The configuration with its local paths absolute, so that it means the same from any working directory."""
+        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
+        changed = {
+            "run": self.run.model_copy(update=run),
+            "model": self.model.model_copy(update=model),
+            "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+        }
+        return self.model_copy(update=changed)
+
     @model_validator(mode="after")
     def _sections_go_together(self) -> Config:
         for name, section in self:
@@ -62,6 +73,10 @@ class Config(Section):
         for _, section in self:
             section.check(self)
         return self
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:

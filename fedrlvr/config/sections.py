@@ -122,6 +122,13 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    @property
+    def local(self) -> Path | None:
+        """The model's directory; None for the embedded model and a hub id."""
+        path = Path(self.name).expanduser()
+        written_as_path = self.name.startswith((".", "/", "~"))
+        return path if self.name != "embedded" and (written_as_path or path.exists()) else None
+
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 Name = Annotated[str, Field(pattern=NAME)]

@@ -46,16 +46,19 @@ def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
         FedrlvrError: as `run`.
     """
     config = load_resolved(directory / "config.json")
+    here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
+    config = config.model_copy(update={"run": here})
     with locked(directory):
         return _alone(config, directory, observer, resume=True)
 
 
 def settled(config: Config, directory: Path) -> Config:
-    """The config with what is settled when a run starts, as it is written down: its directory and threads."""
+    """The config with what is settled when a run starts, as it is written down: its directory, its paths, which are
+    relative to the working directory until then, and threads."""
     # The number of threads decides how sums are rounded, and a resumed run must round alike.
     engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
     where = config.run.model_copy(update={"directory": directory})
-    return config.model_copy(update={"run": where, "engine": engine})
+    return config.model_copy(update={"run": where, "engine": engine}).with_absolute_paths()
 
 
 def new_cohort(config: Config) -> Cohort:

@@ -195,7 +195,7 @@ def _difference(mine: Config, theirs: Config) -> str | None:
 
     Not the directory, which may have moved, nor threads that only the run settled.
     """
-    ours, stored = mine.model_dump(mode="json"), theirs.model_dump(mode="json")
+    ours, stored = (config.with_absolute_paths().model_dump(mode="json") for config in (mine, theirs))
     for section in ours:
         for key in [*ours[section], *(key for key in stored[section] if key not in ours[section])]:
             here, there = _shown(ours[section], key), _shown(stored[section], key)

@@ -162,8 +162,8 @@ def test_resume_of_a_finished_run_changes_nothing_and_succeeds(finished: Runs, t
     resume(directory)
     after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert set(after) == set(before)
-    # The report carries the machine's name and the run directory, so it is written again; all else is as it was.
-    assert {path.name for path in before if before[path] != after[path]} <= {"report.html"}
+    # The report and the configuration carry the run's directory, which is another one; all else is as it was.
+    assert {path.name for path in before if before[path] != after[path]} <= {"report.html", "config.json"}
 
 
 @pytest.mark.report
@@ -192,6 +192,23 @@ def test_a_metrics_file_that_lacks_a_round_is_not_gone_on_with(configured: Confi
     path.unlink()
     with pytest.raises(CheckpointError, match=r"metrics.jsonl cannot be read"):
         resume(directory)
+
+
+def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
+    model: Path, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "start" / "llm").symlink_to(model)
+    write_problems(tmp_path / "start" / "data")
+    tree = configured(Path("runs/first"), model={"name": "llm"}, data={"path": "data"})
+    monkeypatch.chdir(tmp_path / "start")
+    with pytest.raises(Stop):
+        run(parse_config(tree), observer=StopAfter(1))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(Path("../start/runs/first"))
+    assert (tmp_path / "start" / "runs" / "first" / "adapter" / "adapter_model.safetensors").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path) -> None:
