@@ -43,11 +43,12 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a federation on this machine."""
-    if resume is not None and (config is not None or overrides):
-        raise ConfigError(
-            "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
-        )
-    settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
+    if resume is not None and config is not None:
+        raise ConfigError("--resume goes on with the configuration the run was started with; leave out CONFIG.")
+    if resume is None:
+        settings = _configured(config, overrides)
+    else:
+        settings = load_resolved(resume / "config.json", overrides or ())
     from fedrlvr.reporting.progress import progress
     from fedrlvr.reporting.tables import final_table
     from fedrlvr.server.run_directory import new_directory
@@ -60,7 +61,10 @@ def run(
     else:
         directory = resume
     with resumable(directory, ["fedrlvr", "run", "--resume", str(directory)]):
-        result = local.run(settings, observer=observer) if resume is None else local.resume(resume, observer=observer)
+        if resume is None:
+            result = local.run(settings, observer=observer)
+        else:
+            result = local.resume(resume, overrides or (), observer=observer)
     final_table(result.records, result.config, result.directory)
 
 

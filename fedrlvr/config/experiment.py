@@ -112,8 +112,24 @@ def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> C
         raise ConfigError(_explain(error, where)) from None
 
 
-def load_resolved(path: Path) -> Config:
-    """Read the `config.json` of a run directory."""
+EXTENDABLE = "train.rounds"
+"""The only setting that a run which goes on may change."""
+
+
+def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the `config.json` of a run directory.
+
+    overrides: `train.rounds=N`, for a run that is to go on for longer.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be used, or an override is of another key.
+    """
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) != EXTENDABLE:
+            raise ConfigError(
+                f"--set {key}: --resume goes on with the configuration the run was started with; only {EXTENDABLE} "
+                "may be set, to go on for longer."
+            )
     try:
         tree = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -122,6 +138,8 @@ def load_resolved(path: Path) -> Config:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")
+    for override in overrides:
+        _override(tree, override)
     return parse_config(tree, where=str(path))
 
 

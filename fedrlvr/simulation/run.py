@@ -3,6 +3,7 @@ is in server.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_resolved
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
 from fedrlvr.server.run_directory import check_unused, locked, new_directory
@@ -37,18 +40,25 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
         return _alone(settled(config, directory), directory, observer, resume=False)
 
 
-def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
+def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer | None = None) -> RunResult:
     """Go on with the run in a directory, exactly as if it had never stopped.
 
+    overrides: `train.rounds=N`, to go on for longer. The learning rate then follows its schedule over N rounds, from
+        the first new round on.
+
     Raises:
-        ConfigError: the directory holds no run.
+        ConfigError: the directory holds no run, more rounds than train.rounds are done, or an override is of another
+            setting.
         CheckpointError: a checkpoint or memory is missing or damaged, or another process is at work on the run.
         FedrlvrError: as `run`.
     """
-    config = load_resolved(directory / "config.json")
+    config = load_resolved(directory / "config.json", overrides)
     here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
     config = config.model_copy(update={"run": here})
     with locked(directory):
+        done = max(Checkpoints(directory, config.run.keep_checkpoints).rounds(), default=0)
+        if config.train.rounds < done:
+            raise ConfigError(f"train.rounds = {config.train.rounds}: {directory} has done {done} rounds already.")
         return _alone(config, directory, observer, resume=True)
 
 

@@ -22,7 +22,7 @@ from small_runs import (
     write_toml,
 )
 
-from fedrlvr.config import parse_config
+from fedrlvr.config import load_resolved, parse_config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.reporting.observer import Event, Observer, RoundSaved
 from fedrlvr.simulation.run import resume, run
@@ -194,6 +194,23 @@ def test_a_metrics_file_that_lacks_a_round_is_not_gone_on_with(configured: Confi
         resume(directory)
 
 
+def test_a_finished_run_goes_on_for_longer(finished: Runs, configured: Configs, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(parse_config(configured(directory, train={"rounds": 3})))
+    resume(directory, ["train.rounds=5"])
+    assert load_resolved(directory / "config.json").train.rounds == 5
+    assert adapter_bytes(directory) == adapter_bytes(finished("all"))
+    # Round 3 was evaluated as the last one; all else is what a run of five rounds writes.
+    assert [{**line, "evaluate": None} for line in without_seconds(directory) if line["round"] != 3] == [
+        {**line, "evaluate": None} for line in without_seconds(finished("all")) if line["round"] != 3
+    ]
+    before = adapter_bytes(directory)
+    for override in ("train.rounds=4", "run.seed=1", "train=3"):
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            resume(directory, [override])
+    assert adapter_bytes(directory) == before
+
+
 def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
     model: Path, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +218,9 @@ def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "start" / "llm").symlink_to(model)
     write_problems(tmp_path / "start" / "data")
-    tree = configured(Path("runs/first"), model={"name": "llm"}, data={"path": "data"})
+    tree = configured(Path("runs/first"))
+    tree["model"]["name"] = "llm"
+    tree["data"]["path"] = "data"
     monkeypatch.chdir(tmp_path / "start")
     with pytest.raises(Stop):
         run(parse_config(tree), observer=StopAfter(1))
