@@ -5,7 +5,6 @@ An unknown key is an error that names the nearest key.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from fedrlvr.config.sections import (
     TrainConfig,
 )
 from fedrlvr.errors import ConfigError, suggestion
+from fedrlvr.files import read_json
 
 
 class Config(Section):
@@ -131,7 +131,7 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
                 "may be set, to go on for longer."
             )
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ import torch
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
 from fedrlvr.errors import AdapterError, DataError, ModelError
-from fedrlvr.files import atomic_directory
+from fedrlvr.files import atomic_directory, read_json
 from fedrlvr.machine import cores
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import can_pack, has_plain_head
@@ -276,7 +276,7 @@ def threads_here(model: ModelConfig) -> int:
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     try:
-        shape = json.loads((Path(_place(model)) / "config.json").read_text("utf-8"))
+        shape = read_json(Path(_place(model)) / "config.json")
         if int(shape["num_hidden_layers"]) * int(shape["hidden_size"]) <= SMALL:
             return 1
     except (OSError, ValueError, KeyError, TypeError, ModelError):

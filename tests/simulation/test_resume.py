@@ -23,7 +23,7 @@ from small_runs import (
 )
 
 from fedrlvr.config import load_resolved, parse_config
-from fedrlvr.errors import CheckpointError, ConfigError, DataError
+from fedrlvr.errors import CheckpointError, ConfigError, DataError, FedrlvrError
 from fedrlvr.reporting.observer import Event, Observer, RoundSaved
 from fedrlvr.simulation.run import resume, run
 from fedrlvr.tasks.deal import deal
@@ -228,6 +228,18 @@ def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
     resume(Path("../start/runs/first"))
     assert (tmp_path / "start" / "runs" / "first" / "adapter" / "adapter_model.safetensors").exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "holdings.json", "checkpoints/round-0001/state.json"])
+@pytest.mark.parametrize("text", ["[" * 200_000 + "\n", '{"a": ' * 200_000 + "\n"])
+def test_a_file_of_brackets_is_an_error_of_ours(file: str, text: str, configured: Configs, tmp_path: Path) -> None:
+    directory = stopped(configured, tmp_path / "run", "all", 1)
+    (directory / file).write_text(text, "utf-8")
+    if file == "holdings.json":  # its digest alone is needed, and it is written again
+        resume(directory)
+    else:
+        with pytest.raises(FedrlvrError, match=f"{file.split('/')[-1]}.*nested|round-0001 .*nested"):
+            resume(directory)
 
 
 def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path) -> None:
