@@ -128,7 +128,7 @@ class RoundDirectories:
         """
         directory = self.path(round_)
         try:
-            note = json.loads((directory / self.note).read_text("utf-8"))
+            note = read_json(directory / self.note)
             if not isinstance(note, dict) or note.get("round") != round_:
                 raise ValueError(f"{self.note} is not of round {round_}")
             if note.get("format") != FORMAT:
@@ -143,7 +143,7 @@ class RoundDirectories:
             return make(files, note)
         except ReleaseError:
             raise
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{directory} is damaged ({error}). {remedy}".rstrip()) from None
 
     def remove(self, round_: int) -> None:
@@ -154,6 +154,54 @@ class RoundDirectories:
         """Delete all but the newest rounds."""
         for round_ in self.rounds()[:-keep]:
             self.remove(round_)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8, or is nested too deeply.
+    """
+    return parse_json(path.read_text("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user alone whatever the umask.
+
+    A directory that is there already keeps its mode.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o700)
+
+
+def private_file(path: Path) -> int:
+    """Make a file that is not there yet, readable by this user alone whatever the umask; its descriptor, for writing.
+
+    Raises:
+        FileExistsError: the file is there already, and stays as it is.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def sync(path: Path) -> None:
@@ -177,10 +225,15 @@ def file_lock(path: Path) -> TextIO | None:
     Raises:
         OSError: the file cannot be opened.
     """
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:  # whoever held the lock has deleted the file since it was opened here
+            pass
         file.close()
-        return None
-    return file

@@ -397,3 +397,52 @@ def test_every_setting_has_a_default_and_a_docstring() -> None:
         if not key.endswith(".type"):
             assert text, f"{key} has no docstring"
             assert default, f"{key} has no default"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "exp.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\nrounds = 7\n")
+    assert load_config(path).train.rounds == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("North", "north"),
+        ("a", "\u0430"),  # Cyrillic a
+        ("omikron", "\u03bf\u03bc\u03b9"),  # Greek
+        ("north", "\uff4eorth"),  # full width
+        ("K\xf6ln", "koln"),
+        ("K\xf6ln", "K\xd6LN"),
+        ("site-1", "site-l"),
+        ("site-O1", "site-0I"),
+        ("stra\xdfe", "STRASSE"),
+        ("bin", "b\u0131n"),  # dotless i
+        ("gamma", "g\u0251mma"),  # Latin alpha
+    ],
+)
+def test_names_that_could_be_taken_for_each_other_are_refused_together(first: str, second: str) -> None:
+    for names in ([first, "dan", second], [second, first]):
+        text = refused({"federation": {"clients": names}})
+        assert repr(first) in text
+        assert repr(second) in text
+
+
+@pytest.mark.parametrize("name", ["n\u043erth", "\u0430b", "x\u0663", "a\u200b", "\u03b1b"])
+def test_a_name_of_several_scripts_or_strange_digits_is_refused(name: str) -> None:
+    assert repr(name) in refused({"federation": {"clients": [name]}})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ann", "bob", "cyd"],
+        [f"client-{number}" for number in range(1, 200)],
+        [f"site{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"],
+        ["\u041c\u043e\u0441\u043a\u0432\u0430", "\u041e\u043c\u0441\u043a-1"],
+        ["\u6771\u4eac", "\u3068\u3046", "\u30c8\u30fc"],
+        ["K\xf6ln", "Malm\xf6", "\xc5rhus_2"],
+    ],
+)
+def test_names_that_differ_are_taken(names: list[str]) -> None:
+    assert parse_config({"federation": {"clients": names}}).federation.names == names

@@ -13,6 +13,7 @@ import typer
 
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import private_file
 from fedrlvr.hosts import WILDCARDS, is_loopback
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
@@ -128,7 +129,7 @@ def _export(path: Path, out: Path) -> None:
 
     entries = LabelLedger(path).entries()
     try:
-        with out.open("x", encoding="utf-8", newline="") as file:
+        with open(private_file(out), "w", encoding="utf-8", newline="") as file:
             write_csv(entries, file)
     except FileExistsError:
         raise ConfigError(f"{out} exists already; give a new file.") from None

@@ -150,12 +150,13 @@ def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Ite
 
 def _prepared(settings: Config) -> Path:
     """A run directory with the config that the server is to read."""
-    from fedrlvr.simulation.run import new_directory, settled
+    from fedrlvr.server.run_directory import check_unused, locked, new_directory
+    from fedrlvr.simulation.run import settled
 
     directory = (settings.run.directory or new_directory(settings.run.name)).absolute()
-    if (directory / "config.json").exists():
-        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
-    atomic_text(directory / "config.json", settled(settings, directory).model_dump_json(indent=2) + "\n")
+    with locked(directory):
+        check_unused(directory)
+        atomic_text(directory / "config.json", settled(settings, directory).model_dump_json(indent=2) + "\n")
     return directory
 
 

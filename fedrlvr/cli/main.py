@@ -16,8 +16,9 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
+from fedrlvr.cli.options import ConfigPath, Interrupted, Overrides, Quiet, Resume, resumable
 from fedrlvr.cli.site import site
+from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
@@ -42,17 +43,28 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a federation on this machine."""
-    if resume is not None and (config is not None or overrides):
-        raise ConfigError(
-            "--resume goes on with the configuration the run was started with; leave out CONFIG and --set."
-        )
-    settings = _configured(config, overrides) if resume is None else load_resolved(resume / "config.json")
+    if resume is not None and config is not None:
+        raise ConfigError("--resume goes on with the configuration the run was started with; leave out CONFIG.")
+    if resume is None:
+        settings = _configured(config, overrides)
+    else:
+        settings = load_resolved(resume / "config.json", overrides or ())
     from fedrlvr.reporting.progress import progress
     from fedrlvr.reporting.tables import final_table
+    from fedrlvr.server.run_directory import new_directory
     from fedrlvr.simulation import run as local
 
     observer = progress(quiet=quiet)
-    result = local.run(settings, observer=observer) if resume is None else local.resume(resume, observer=observer)
+    if resume is None:
+        directory = settings.run.directory or new_directory(settings.run.name)
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"directory": directory})})
+    else:
+        directory = resume
+    with resumable(directory, ["fedrlvr", "run", "--resume", str(directory)]):
+        if resume is None:
+            result = local.run(settings, observer=observer)
+        else:
+            result = local.resume(resume, overrides or (), observer=observer)
     final_table(result.records, result.config, result.directory)
 
 
@@ -85,8 +97,9 @@ def sweep(
     for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
         for value in values or ():
             words += [option, str(value)]
-    command = shlex.join([*words, *["--apart"] * apart])
-    result = engine.sweep(planned, command=command, apart=apart, observer=progress(quiet=quiet))
+    words += ["--apart"] * apart
+    with resumable(planned.directory, words):
+        result = engine.sweep(planned, command=shlex.join(words), apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
         typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
@@ -236,17 +249,16 @@ def _config_of(source: Path, overrides: list[str] | None) -> Config:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        outlive_readers()
+        arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"])
     except FedrlvrError as error:
         _fail(f"error: {error}", debug, 1)
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of an interrupt, without a word
-            kept = "finished rounds are kept: go on with fedrlvr run --resume DIRECTORY"
-            _fail(f"interrupted; {kept} (a sweep: the same command with --directory DIRECTORY)", debug, 130)
-        raise
+    except Interrupted as stop:
+        _fail(str(stop), debug, 130)
     except Exception as error:  # a bug of ours: say so in one line, and how to see where
         _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
 

@@ -204,13 +204,13 @@ def load_superlink(directory: Path) -> SuperLink:
     """
     file = directory / SETTINGS
     try:
-        tree: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        tree: dict[str, Any] = tomllib.loads(file.read_text("utf-8-sig"))
         link = SuperLink(str(tree["address"]), str(tree["host"]), int(tree["port"]), tree["insecure"] is True)
         if set(tree) != set(asdict(link)):
             raise ValueError(f"it must hold {', '.join(asdict(link))} and nothing else")
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr superlink init` makes one.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be used: {error}.") from None
     if link.insecure and not is_loopback(link.host):
         raise ConfigError(f"{file}: insecure is for loopback only, and host is {link.host}.")

@@ -5,7 +5,6 @@ An unknown key is an error that names the nearest key.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from fedrlvr.config.sections import (
     TrainConfig,
 )
 from fedrlvr.errors import ConfigError, suggestion
+from fedrlvr.files import read_json
 
 
 class Config(Section):
@@ -55,6 +55,17 @@ class Config(Section):
             return self.run.ledgers / f"{client}.sqlite"
         return run_directory / "clients" / client / "ledger.sqlite"
 
+    def with_absolute_paths(self) -> Config:
+        """The configuration with its local paths absolute, so that it means the same from any working directory."""
+        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
+        changed = {
+            "run": self.run.model_copy(update=run),
+            "model": self.model.model_copy(update=model),
+            "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+        }
+        return self.model_copy(update=changed)
+
     @model_validator(mode="after")
     def _sections_go_together(self) -> Config:
         for name, section in self:
@@ -62,6 +73,10 @@ class Config(Section):
         for _, section in self:
             section.check(self)
         return self
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -78,8 +93,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         where = str(path)
         try:
-            tree = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
-        except ValueError as error:
+            tree = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from None
         except OSError as error:
             reason = f"{error.strerror}. Give the path of a TOML configuration"
@@ -97,16 +112,34 @@ def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> C
         raise ConfigError(_explain(error, where)) from None
 
 
-def load_resolved(path: Path) -> Config:
-    """Read the `config.json` of a run directory."""
+EXTENDABLE = "train.rounds"
+"""The only setting that a run which goes on may change."""
+
+
+def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the `config.json` of a run directory.
+
+    overrides: `train.rounds=N`, for a run that is to go on for longer.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be used, or an override is of another key.
+    """
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) != EXTENDABLE:
+            raise ConfigError(
+                f"--set {key}: --resume goes on with the configuration the run was started with; only {EXTENDABLE} "
+                "may be set, to go on for longer."
+            )
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")
+    for override in overrides:
+        _override(tree, override)
     return parse_config(tree, where=str(path))
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedrlvr.aggregation.lora_rule import RULES
+from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
 from fedrlvr.rl.loss import LOSSES
 from fedrlvr.rl.samples import Unfinished
 
@@ -121,6 +122,13 @@ class ModelConfig(Section):
     """Wrap each prompt in the tokenizer's chat template where it has one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def local(self) -> Path | None:
+        """The model's directory; None for the embedded model and a hub id."""
+        path = Path(self.name).expanduser()
+        written_as_path = self.name.startswith((".", "/", "~"))
+        return path if self.name != "embedded" and (written_as_path or path.exists()) else None
 
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
@@ -241,7 +249,8 @@ class FederationConfig(Section):
     """Who takes part."""
 
     clients: int | list[str] = 4
-    """A number (client-1, client-2, ...) or names."""
+    """A number (client-1, client-2, ...) or names, all in one script (Latin, Cyrillic, ...). Names that differ only in
+    case, accents or characters that look alike (0 and O, 1 and l) are refused."""
     fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
     """Share of the clients that train in a round, at least one, drawn by seed."""
     quorum: float = Field(1.0, gt=0, le=1)
@@ -259,14 +268,10 @@ class FederationConfig(Section):
     @field_validator("clients")
     @classmethod
     def _clients(cls, value: int | list[str]) -> int | list[str]:
-        names = _client_names(value)
-        if not 1 <= len(names) <= 4096:
-            raise ValueError("between 1 and 4096 clients")
-        if len(set(names)) != len(names):
-            raise ValueError("client names must differ")
-        for name in names:
-            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_" for c in name):
-                raise ValueError(f"client name {name!r}: letters, digits, - and _ only, at most 64")
+        if isinstance(value, list):
+            check_client_names(value)
+        elif not 1 <= value <= MOST_CLIENTS:
+            raise ValueError(f"between 1 and {MOST_CLIENTS} clients")
         return value
 
     @property

@@ -6,6 +6,8 @@ other, and `synchronous` is FULL, so that what was committed is on the disk; NOR
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedrlvr.errors import LedgerError
+from fedrlvr.files import private_directory, private_file
 
 VERSION = 1
 APPLICATION = 0x66726C76
@@ -67,9 +70,14 @@ class Database:
         self._local = threading.local()
         self._closed = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_directory(path.parent)
         except OSError as error:
             raise LedgerError(f"The directory of the label ledger {path} cannot be made: {error}.") from error
+        with contextlib.suppress(OSError):  # sqlite says what is wrong with the path, and gives -wal and -shm its mode
+            if path.is_file():
+                path.chmod(0o600)  # written by an earlier release
+            else:
+                os.close(private_file(path))
         with self._explained():
             self._prepare(self._connection())
 

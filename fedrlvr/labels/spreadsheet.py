@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TextIO
@@ -42,20 +43,28 @@ MOST_ROWS = 100_000
 LONGEST_CELL = 32_000
 """Characters; a spreadsheet's cell holds 32,767. Longer prompts and responses, which are there to be read, are cut."""
 
-_FORMULA = r"[=+\-@\t\r\n＝＋－＠]"
-_GUARD = re.compile(rf"'*{_FORMULA}")
-_GUARDED = re.compile(rf"'+{_FORMULA}")
+_FORMULA = frozenset("=+-@\N{MINUS SIGN}")
+"""What a formula begins with, in NFKC: full-width and small forms become these."""
+_INVISIBLE = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"))
+"""Unicode categories that a spreadsheet may pass over before it looks for a formula."""
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:[.,][0-9]+)?")
 
 
 def guard(text: str) -> str:
     """The text as a cell that no spreadsheet computes."""
-    return f"'{text}" if _GUARD.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if _computed(text) and not _NUMBER.fullmatch(text) else text
 
 
 def unguard(cell: str) -> str:
     """The text that `guard` made this cell of."""
-    return cell[1:] if _GUARDED.match(cell) else cell
+    return cell[1:] if cell.startswith("'") and _computed(cell) else cell
+
+
+def _computed(text: str) -> bool:
+    """Whether a spreadsheet could take the text, apostrophes in front aside, for a formula."""
+    text = text.lstrip("'")
+    visible = next((character for character in text if unicodedata.category(character) not in _INVISIBLE), "")
+    return text[:1] in ("\t", "\r", "\n") or unicodedata.normalize("NFKC", visible)[:1] in _FORMULA
 
 
 def write_csv(entries: Iterable[Entry], file: TextIO) -> None:

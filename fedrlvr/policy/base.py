@@ -16,7 +16,7 @@ import torch
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
 from fedrlvr.errors import AdapterError, DataError, ModelError
-from fedrlvr.files import atomic_directory
+from fedrlvr.files import atomic_directory, read_json
 from fedrlvr.machine import cores
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import can_pack, has_plain_head
@@ -123,7 +123,7 @@ def load_base(config: ModelConfig) -> Base:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    place = _place(config.name)
+    place = _place(config)
     device = _device(config.device)
     local = Path(place).is_dir()
     try:
@@ -222,13 +222,13 @@ def _weights_id(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _place(name: str) -> str:
+def _place(model: ModelConfig) -> str:
+    name = model.name
     if name == "embedded":
         from fedrlvr.zoo import weights_dir
 
         return str(weights_dir())
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")):
+    if (path := model.local) is not None:
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"model.name = {name!r} is not a model: {path} "
@@ -276,7 +276,7 @@ def threads_here(model: ModelConfig) -> int:
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     try:
-        shape = json.loads((Path(_place(model.name)) / "config.json").read_text("utf-8"))
+        shape = read_json(Path(_place(model)) / "config.json")
         if int(shape["num_hidden_layers"]) * int(shape["hidden_size"]) <= SMALL:
             return 1
     except (OSError, ValueError, KeyError, TypeError, ModelError):

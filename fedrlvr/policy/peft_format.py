@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import AdapterError
-from fedrlvr.files import atomic_bytes, atomic_text
+from fedrlvr.files import atomic_bytes, atomic_text, read_json
 
 PREFIX = "base_model.model."
 
@@ -61,7 +61,7 @@ def load_peft(directory: Path) -> Adapter:
         if not (directory / name).is_file():
             raise AdapterError(f"{directory} is not a PEFT adapter: {name} is missing.")
     try:
-        config = json.loads((directory / "adapter_config.json").read_text("utf-8"))
+        config = read_json(directory / "adapter_config.json")
         tensors = load_file(directory / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{directory}: the adapter cannot be read ({error}).") from None
@@ -83,11 +83,15 @@ def load_peft(directory: Path) -> Adapter:
     return adapter
 
 
+_LARGEST = 1e6
+"""Of a rank or an alpha that is used."""
+
+
 def _check_plain(config: Any, directory: Path) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise AdapterError(f"{directory}: adapter_config.json does not describe a LoRA adapter.")
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or config[key] <= 0:
+        if not isinstance(config.get(key), int | float) or not 0 < config[key] < _LARGEST:
             raise AdapterError(f"{directory}: adapter_config.json has no usable {key!r}.")
     for key in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if config.get(key):

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError
-from fedrlvr.files import atomic_text
+from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import (
@@ -167,13 +167,13 @@ def _read_holdings(path: Path) -> Holdings | None:
     """Problems by part (train, test), client and source; None if that was not written, as where nobody but the
     organisations knows."""
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = read_json(path)
         if isinstance(tree, dict) and "public" in tree and not {"train", "test"} & set(tree):
             return None
         return {part: {(str(c), str(s)): int(n) for c, s, n in tree[part]} for part in ("train", "test")}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Delete it to have a report without who holds what."
         ) from None

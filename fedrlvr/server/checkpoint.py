@@ -9,6 +9,7 @@ both keep the newest few.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load, save
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError
-from fedrlvr.files import RoundDirectories
+from fedrlvr.files import RoundDirectories, private_directory
 from fedrlvr.wire.serialization import pack, unpack
 
 ADAPTER, MEMORY = "adapter.safetensors", "memory.packed"
@@ -89,6 +90,8 @@ class Checkpoints:
             CheckpointError: as `save`.
         """
         for client, context in contexts.items():
+            with contextlib.suppress(OSError):  # which writing the round's directory reports
+                private_directory(memory_directories(self.run, client).root)
             self._write(memory_directories(self.run, client), round_, {MEMORY: pack(context.state)}, {})
 
     def _write(self, directories: RoundDirectories, round_: int, files: Mapping[str, bytes], note: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.errors import CheckpointError
-from fedrlvr.files import atomic_text
+from fedrlvr.files import atomic_text, parse_json
 from fedrlvr.reporting.observer import Event, Observer, RoundEnded, RunStarted
 from fedrlvr.wire.messages import Calibration, SourceScores
 
@@ -130,7 +130,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict) or not isinstance(record.get("round"), int):
                 raise ValueError("not a round's record")
         except ValueError as error:

@@ -23,7 +23,7 @@ from fedrlvr.client.state import OWN_ADAPTER, arrays_in
 from fedrlvr.client.supervisor import shared_numbers
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
-from fedrlvr.files import atomic_directory, atomic_text
+from fedrlvr.files import atomic_directory, atomic_text, read_json
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted
@@ -187,6 +187,6 @@ class Server:
 def _digest_in(path: Path) -> str | None:
     """The digest of a run's problems; None where it was not written, or cannot be read any more."""
     try:
-        return str(json.loads(path.read_text("utf-8"))["digest"])
+        return str(read_json(path)["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

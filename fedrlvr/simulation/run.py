@@ -3,7 +3,7 @@ is in server/run.py."""
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
+from fedrlvr.server.run_directory import check_unused, locked, new_directory
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
-__all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "new_directory", "resume", "run", "settled"]
+__all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
 
 
 def run(config: Config, *, observer: Observer | None = None) -> RunResult:
@@ -33,28 +35,40 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
             stay done.
     """
     directory = config.run.directory or new_directory(config.run.name)
-    if (directory / "config.json").exists():
-        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
-    return _alone(settled(config, directory), directory, observer, resume=False)
+    with locked(directory):
+        check_unused(directory)
+        return _alone(settled(config, directory), directory, observer, resume=False)
 
 
-def resume(directory: Path, *, observer: Observer | None = None) -> RunResult:
+def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer | None = None) -> RunResult:
     """Go on with the run in a directory, exactly as if it had never stopped.
 
+    overrides: `train.rounds=N`, to go on for longer. The learning rate then follows its schedule over N rounds, from
+        the first new round on.
+
     Raises:
-        ConfigError: the directory holds no run.
-        CheckpointError: a checkpoint or memory is missing or damaged.
+        ConfigError: the directory holds no run, more rounds than train.rounds are done, or an override is of another
+            setting.
+        CheckpointError: a checkpoint or memory is missing or damaged, or another process is at work on the run.
         FedrlvrError: as `run`.
     """
-    return _alone(load_resolved(directory / "config.json"), directory, observer, resume=True)
+    config = load_resolved(directory / "config.json", overrides)
+    here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
+    config = config.model_copy(update={"run": here})
+    with locked(directory):
+        done = max(Checkpoints(directory, config.run.keep_checkpoints).rounds(), default=0)
+        if config.train.rounds < done:
+            raise ConfigError(f"train.rounds = {config.train.rounds}: {directory} has done {done} rounds already.")
+        return _alone(config, directory, observer, resume=True)
 
 
 def settled(config: Config, directory: Path) -> Config:
-    """The config with what is settled when a run starts, as it is written down: its directory and threads."""
+    """The config with what is settled when a run starts, as it is written down: its directory, its paths, which are
+    relative to the working directory until then, and threads."""
     # The number of threads decides how sums are rounded, and a resumed run must round alike.
     engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
     where = config.run.model_copy(update={"directory": directory})
-    return config.model_copy(update={"run": where, "engine": engine})
+    return config.model_copy(update={"run": where, "engine": engine}).with_absolute_paths()
 
 
 def new_cohort(config: Config) -> Cohort:
@@ -144,9 +158,3 @@ class Federation:
         train = self.config.train
         many = train.problems_per_step * len(self.config.federation.names)
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})
-
-
-def new_directory(name: str) -> Path:
-    """Where a run goes that was given no directory."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-{stamp}"

@@ -10,6 +10,7 @@ is fixed, and nothing needs to be safe for threads.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import queue
 import threading
@@ -24,12 +25,13 @@ from flwr.app import Context, Message
 from fedrlvr.client.app import CohortApp
 from fedrlvr.client.request import ClientRequest, batches
 from fedrlvr.config import Config
-from fedrlvr.errors import FedrlvrError, RoundError
+from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.machine import description
 from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweep_table import ArmLine, tabulate, to_json, to_markdown
 from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.server.run_directory import locked
 from fedrlvr.simulation.run import Federation, Wrap, new_cohort, settled
 from fedrlvr.simulation.sweep_plan import Plan, Planned
 from fedrlvr.version import __version__
@@ -93,7 +95,7 @@ def sweep(
         strategy the one whose hooks are called.
 
     Raises:
-        CheckpointError: the table cannot be written.
+        CheckpointError: the table cannot be written, or another process is at work on this sweep.
     """
     listeners = Listeners([observer] if observer else [])
     failures: Failures = {}
@@ -106,12 +108,18 @@ def sweep(
         rounds=sum(settings.rounds for settings in train),
         local_steps=sum(settings.rounds * settings.local_steps for settings in train),
     )
-    try:
-        listeners.notify(started)
-        for alike in _alike(todo):
-            _run_alike(alike, apart, listeners, failures, wrap)
-    finally:
-        listeners.close()
+    with locked(plan.directory):
+        try:
+            listeners.notify(started)
+            for alike in _alike(todo):
+                _run_alike(alike, apart, listeners, failures, wrap)
+        finally:
+            listeners.close()
+        return _tabulated(plan, command, failures)
+
+
+def _tabulated(plan: Plan, command: str, failures: Failures) -> SweepResult:
+    """The result of a plan that has run, written to sweep.json and sweep.md if there is any."""
     records = {}
     for planned in plan.federations:
         try:
@@ -188,19 +196,23 @@ def _run_alike(
         return
     checked = False
     for part in _parts(alike, apart):
-        members = []
-        for planned in part:
-            try:
-                forwarder, hooks = Forwarder(observer, planned.name), wrap(planned) if wrap else None
-                federation = Federation(planned.config, planned.directory, cohort, forwarder, planned.name, hooks)
-                if not checked:
-                    federation.self_check()
-                    checked = True
-            except Exception as error:
-                fail(planned.name, error)
-            else:
-                members.append(_Member(planned.name, federation, resume=planned.started))
-        _take_turns(members)
+        with contextlib.ExitStack() as locks:
+            members = []
+            for planned in part:
+                try:
+                    locks.enter_context(locked(planned.directory))
+                    if planned.started != (planned.directory / "config.json").exists():
+                        raise ConfigError(f"{planned.directory}: another process has run it since. Start again.")
+                    forwarder, hooks = Forwarder(observer, planned.name), wrap(planned) if wrap else None
+                    federation = Federation(planned.config, planned.directory, cohort, forwarder, planned.name, hooks)
+                    if not checked:
+                        federation.self_check()
+                        checked = True
+                except Exception as error:
+                    fail(planned.name, error)
+                else:
+                    members.append(_Member(planned.name, federation, resume=planned.started))
+            _take_turns(members)
         for member in members:
             if member.error is not None:  # its server has told the observer
                 failures[member.name] = member.error

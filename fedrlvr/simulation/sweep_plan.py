@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import ConfigError
+from fedrlvr.server.run_directory import new_directory
 
 MOST_FEDERATIONS = 4096
 AS_GIVEN = "as-given"
@@ -96,7 +96,7 @@ def plan(
         raise ConfigError(f"This sweep has {many} federations; at most {MOST_FEDERATIONS} are run together.")
     base = load_config(path, overrides)
     arms = _arms(path, overrides, values)
-    place = directory or base.run.directory or _new_directory(base.run.name)
+    place = directory or base.run.directory or new_directory(f"{base.run.name}-sweep")
     if (place / "config.json").exists():
         raise ConfigError(f"{place} holds a single run. Give the sweep a directory of its own with --directory.")
     numbers = list(range(base.run.seed, base.run.seed + seeds))
@@ -195,7 +195,7 @@ def _difference(mine: Config, theirs: Config) -> str | None:
 
     Not the directory, which may have moved, nor threads that only the run settled.
     """
-    ours, stored = mine.model_dump(mode="json"), theirs.model_dump(mode="json")
+    ours, stored = (config.with_absolute_paths().model_dump(mode="json") for config in (mine, theirs))
     for section in ours:
         for key in [*ours[section], *(key for key in stored[section] if key not in ours[section])]:
             here, there = _shown(ours[section], key), _shown(stored[section], key)
@@ -207,8 +207,3 @@ def _difference(mine: Config, theirs: Config) -> str | None:
 
 def _shown(section: dict[str, Any], key: str) -> str:
     return repr(section[key]) if key in section else "absent"
-
-
-def _new_directory(name: str) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-sweep-{stamp}"

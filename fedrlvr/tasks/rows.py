@@ -6,7 +6,6 @@ which happens in the published files; everything else that does not fit raises D
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.files import read_json
 from fedrlvr.tasks.extraction import last_box
 from fedrlvr.tasks.files import DataRow, answer_text, clean_text, text_field
 from fedrlvr.tasks.problem import Problem
@@ -158,7 +158,7 @@ class _PubMedQa(PublishedTask):
 
 def _test_ids(path: Path) -> set[str]:
     try:
-        ids = json.loads(path.read_text("utf-8"))
+        ids = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}). It should hold an object with the test ids as keys."

@@ -249,8 +249,39 @@ def test_a_bug_of_ours_is_one_line_too(
     monkeypatch.setattr(run_module, "deal", interrupted)
     said = fedrlvr("run", toml())
     assert said.code == 130
-    assert "--resume" in said.err
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("interrupted_in", "kept"), [("deal", False), ("public_set", False), ("configure_train", True)]
+)
+def test_the_last_line_of_an_interrupted_run_says_how_to_go_on(
+    interrupted_in: str,
+    kept: bool,
+    fedrlvr: Callable[..., Any],
+    toml: Toml,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fedrlvr.server.strategy import FederatedRLVR
+    from fedrlvr.simulation import run as run_module
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if kept:
+        monkeypatch.setattr(FederatedRLVR, "configure_train", interrupted)
+    else:
+        monkeypatch.setattr(run_module, interrupted_in, interrupted)
+    said = fedrlvr("run", toml(), "--quiet")
+    assert said.code == 130
+    last = said.err.splitlines()[-1]
+    assert str(tmp_path / "run") in last
+    assert last.endswith(f"fedrlvr run --resume {tmp_path / 'run'}") == kept
+    assert (tmp_path / "run").exists() == kept
+    if kept:
+        monkeypatch.undo()
+        assert fedrlvr("run", "--resume", tmp_path / "run", "--quiet").code == 0
 
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -284,3 +315,25 @@ def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     )
     said = shell("-c", program, *arguments)
     assert said.stdout.strip().splitlines()[-1] == "[]", said.stdout + said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["| head -1", ">&-", ">&- 2>&-", "| true"])
+def test_a_run_outlives_whoever_reads_its_output(redirection: str, toml: Toml, tmp_path: Path) -> None:
+    path = toml()
+    command = f"{sys.executable} -m fedrlvr run {path} 2>>{tmp_path / 'err'} {redirection}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert said.returncode == 0, said.stderr + (tmp_path / "err").read_text("utf-8")
+    assert "Traceback" not in said.stderr + (tmp_path / "err").read_text("utf-8")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&-"])
+def test_short_output_without_a_reader_is_no_error(redirection: str) -> None:
+    command = f"{sys.executable} -m fedrlvr --help {redirection}"
+    said = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")

@@ -42,7 +42,7 @@ def test_run_without_a_directory_makes_one_that_is_named_by_the_run(
     assert fedrlvr("run", path).code == 0
     (made,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"trial-\d{8}-\d{6}", made.name)
-    assert load_resolved(made / "config.json").run.directory == Path("runs") / made.name
+    assert load_resolved(made / "config.json").run.directory == tmp_path / "runs" / made.name
 
 
 def test_the_settings_that_are_written_down_are_those_that_ran(runs: Arm) -> None:

@@ -210,7 +210,7 @@ def test_one_run_directory_has_one_server_at_a_time(place: tuple[Path, Path], tm
     grid = prepared(place, tmp_path / "run", {"train": {"rounds": 1, "local_steps": 1}})
 
     def meanwhile(message: Message) -> str | None:
-        with pytest.raises(CheckpointError, match="another server is still at work"):
+        with pytest.raises(CheckpointError, match="another process is at work"):
             serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_the_command_writes_and_reads_tables(tmp_path: Path) -> None:
         ask(ledger_of(run), f"p{rank}", rank=rank)
     assert command(run, "--export", table)[:2] == (0, f"wrote 2 problems to {table}\n")
     assert "exists already" in command(run, "--export", table)[2]
+    assert stat.S_IMODE(table.stat().st_mode) == 0o600
     table.write_bytes(table.read_bytes().replace(b",,,\r\n", b",42,,\r\n", 1))
     assert command(run, "--import", table, "--expert", "Dr. Ruiz")[:2] == (0, "stored 1 new answers of Dr. Ruiz\n")
     assert [entry.state for entry in ledger_of(run).entries()] == ["labelled", "open"]

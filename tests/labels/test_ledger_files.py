@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -16,6 +17,28 @@ from ledgers import asked, given, query
 
 from fedrlvr.errors import LedgerError
 from fedrlvr.labels.ledger import Counts, LabelLedger
+
+
+@pytest.mark.parametrize("umask", [0, 0o277])
+def test_a_ledger_and_its_directories_are_this_users_alone(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        ledger = LabelLedger(tmp_path / "clients" / "ann" / "ledger.sqlite")
+        ledger.ask(query("p"), at=0.0)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert {name: mode for name, mode in modes.items() if "ledger" not in name} == {"clients": 0o700, "ann": 0o700}
+    assert {mode for name, mode in modes.items() if "ledger" in name} == {0o600}
+    ledger.close()
+
+
+def test_a_ledger_that_others_could_read_is_closed_to_them(path: Path, ledger: LabelLedger) -> None:
+    ledger.close()
+    path.chmod(0o644)
+    LabelLedger(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
 
 # Several at once, and crashes.
 

@@ -144,6 +144,12 @@ def test_a_config_that_is_none(saved: Path, text: str) -> None:
     refused(saved)
 
 
+def test_a_config_of_brackets_is_refused(saved: Path) -> None:
+    (saved / "adapter_config.json").write_text("[" * 200_000, "utf-8")
+    with pytest.raises(AdapterError, match="nested"):
+        load_peft(saved)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -157,6 +163,10 @@ def test_a_config_that_is_none(saved: Path, text: str) -> None:
         {"r": 0},
         {"r": "4"},
         {"lora_alpha": -1},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400},
+        {"r": float("inf")},
         {"peft_type": "PREFIX_TUNING"},
     ],
 )

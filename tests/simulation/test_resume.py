@@ -22,8 +22,8 @@ from small_runs import (
     write_toml,
 )
 
-from fedrlvr.config import parse_config
-from fedrlvr.errors import CheckpointError, ConfigError, DataError
+from fedrlvr.config import load_resolved, parse_config
+from fedrlvr.errors import CheckpointError, ConfigError, DataError, FedrlvrError
 from fedrlvr.reporting.observer import Event, Observer, RoundSaved
 from fedrlvr.simulation.run import resume, run
 from fedrlvr.tasks.deal import deal
@@ -162,8 +162,8 @@ def test_resume_of_a_finished_run_changes_nothing_and_succeeds(finished: Runs, t
     resume(directory)
     after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert set(after) == set(before)
-    # The report carries the machine's name and the run directory, so it is written again; all else is as it was.
-    assert {path.name for path in before if before[path] != after[path]} <= {"report.html"}
+    # The report and the configuration carry the run's directory, which is another one; all else is as it was.
+    assert {path.name for path in before if before[path] != after[path]} <= {"report.html", "config.json"}
 
 
 @pytest.mark.report
@@ -192,6 +192,54 @@ def test_a_metrics_file_that_lacks_a_round_is_not_gone_on_with(configured: Confi
     path.unlink()
     with pytest.raises(CheckpointError, match=r"metrics.jsonl cannot be read"):
         resume(directory)
+
+
+def test_a_finished_run_goes_on_for_longer(finished: Runs, configured: Configs, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run(parse_config(configured(directory, train={"rounds": 3})))
+    resume(directory, ["train.rounds=5"])
+    assert load_resolved(directory / "config.json").train.rounds == 5
+    assert adapter_bytes(directory) == adapter_bytes(finished("all"))
+    # Round 3 was evaluated as the last one; all else is what a run of five rounds writes.
+    assert [{**line, "evaluate": None} for line in without_seconds(directory) if line["round"] != 3] == [
+        {**line, "evaluate": None} for line in without_seconds(finished("all")) if line["round"] != 3
+    ]
+    before = adapter_bytes(directory)
+    for override in ("train.rounds=4", "run.seed=1", "train=3"):
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            resume(directory, [override])
+    assert adapter_bytes(directory) == before
+
+
+def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
+    model: Path, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "start" / "llm").symlink_to(model)
+    write_problems(tmp_path / "start" / "data")
+    tree = configured(Path("runs/first"))
+    tree["model"]["name"] = "llm"
+    tree["data"]["path"] = "data"
+    monkeypatch.chdir(tmp_path / "start")
+    with pytest.raises(Stop):
+        run(parse_config(tree), observer=StopAfter(1))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(Path("../start/runs/first"))
+    assert (tmp_path / "start" / "runs" / "first" / "adapter" / "adapter_model.safetensors").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "holdings.json", "checkpoints/round-0001/state.json"])
+@pytest.mark.parametrize("text", ["[" * 200_000 + "\n", '{"a": ' * 200_000 + "\n"])
+def test_a_file_of_brackets_is_an_error_of_ours(file: str, text: str, configured: Configs, tmp_path: Path) -> None:
+    directory = stopped(configured, tmp_path / "run", "all", 1)
+    (directory / file).write_text(text, "utf-8")
+    if file == "holdings.json":  # its digest alone is needed, and it is written again
+        resume(directory)
+    else:
+        with pytest.raises(FedrlvrError, match=f"{file.split('/')[-1]}.*nested|round-0001 .*nested"):
+            resume(directory)
 
 
 def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path) -> None:

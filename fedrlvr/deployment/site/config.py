@@ -207,10 +207,10 @@ def load_site(path: Path | str) -> Organisation:
     file = Path(path).expanduser().absolute()
     file = file / "site.toml" if file.is_dir() else file
     try:
-        tree = tomllib.loads(file.read_bytes().decode("utf-8"))
+        tree = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr site init` makes one.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as TOML: {error}.") from None
     try:
         return Organisation(SiteConfig.model_validate(tree), file)

@@ -5,12 +5,11 @@ The run lies in a directory of the SuperLink's machine, like a run of the local 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from fedrlvr.deployment.superlink.disclosure import check, travels
 from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import CheckpointError, FedrlvrError
-from fedrlvr.files import atomic_text, file_lock
+from fedrlvr.files import atomic_text
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.run import RunResult, Server, public_set
-from fedrlvr.simulation.run import new_cohort, new_directory, settled
+from fedrlvr.server.run_directory import locked, new_directory
+from fedrlvr.simulation.run import new_cohort, settled
 from fedrlvr.tasks import grader_for
 from fedrlvr.tasks.deal import public_problems
 from fedrlvr.tasks.problem import Problem
@@ -68,29 +68,8 @@ def serve(grid: Grid, settings: Mapping[str, Any]) -> RunResult:
     insecure = bool(settings.get("insecure", False))
     config, directory = _configured(grid, settings, wait, insecure)
     check(config)
-    with _alone(directory):
+    with locked(directory):  # a ServerApp may outlive its SuperLink for a while, when that was killed
         return _serve(grid, config, directory, wait, insecure)
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a run directory. A ServerApp may outlive its SuperLink for a while, when that was killed.
-
-    Raises:
-        CheckpointError: another process holds it, or it cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = file_lock(directory / "server.lock")
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
-    if lock is None:
-        raise CheckpointError(
-            f"{directory}: another server is still at work on this run. Wait until it has ended (flwr-serverapp "
-            "among this machine's processes), or end it."
-        )
-    with lock:
-        yield
 
 
 def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: bool) -> RunResult:

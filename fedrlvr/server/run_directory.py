@@ -1,0 +1,76 @@
+"""The directory of a run or a sweep: made so that no other process has it, and locked while work on it is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedrlvr.errors import CheckpointError, ConfigError
+from fedrlvr.files import file_lock
+
+LOCK = "run.lock"
+"""The lock file of a directory. The file stays; only an open one locks."""
+
+
+def new_directory(name: str) -> Path:
+    """Make runs/<name>-<date>-<time>, with -2, -3, ... where another process has made that name first.
+
+    Raises:
+        CheckpointError: the directory cannot be made.
+    """
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    plain = Path("runs") / f"{name}-{stamp}"
+    for number in itertools.count(1):
+        directory = plain if number == 1 else plain.with_name(f"{plain.name}-{number}")
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+        except FileExistsError:
+            if directory.parent.is_dir():
+                continue
+            raise CheckpointError(f"{directory} cannot be made: {directory.parent} is a file.") from None
+        except OSError as error:
+            raise CheckpointError(f"{directory} cannot be made ({error.strerror}).") from error
+        return directory
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory of a run, made if it is missing; it is removed again if nothing was written into it.
+
+    Raises:
+        CheckpointError: another process is at work in the directory, or it cannot be written.
+    """
+    made = [path for path in directory.parents if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(directory / LOCK)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written ({error.strerror}).") from error
+    if lock is None:
+        raise CheckpointError(
+            f"{directory}: another process is at work on this run. Wait until it has ended, end it (in a deployment "
+            "it is called flwr-serverapp), or give another run.directory."
+        )
+    with lock:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if [path.name for path in directory.iterdir()] == [LOCK]:
+                    (directory / LOCK).unlink()
+                    for path in (directory, *made):
+                        path.rmdir()
+
+
+def check_unused(directory: Path) -> None:
+    """
+    Raises:
+        ConfigError: the directory holds a run already.
+    """
+    if (directory / "config.json").exists():
+        raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
