@@ -184,8 +184,9 @@ class Participation:
             seen.add(client)
             try:
                 if not message.has_content():
-                    reason = message.error.reason if message.has_error() else "an empty reply"
-                    raise RoundError(f"{reply.place}: the client failed ({printable(reason or "no reason given")})")
+                    empty = "an empty reply"
+                    reason = message.error.reason if message.has_error() else None
+                    raise RoundError(f"{reply.place}: the client failed ({printable(reason or empty)})")
                 self.model.answered(client)
                 value = read(reply)
             except Exception as error:
