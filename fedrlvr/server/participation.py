@@ -185,7 +185,7 @@ class Participation:
             try:
                 if not message.has_content():
                     reason = message.error.reason if message.has_error() else "an empty reply"
-                    raise RoundError(f"{reply.place}: the client failed ({printable(reason)})")
+                    raise RoundError(f"{reply.place}: the client failed ({printable(str(reason))})")
                 self.model.answered(client)
                 value = read(reply)
             except Exception as error:

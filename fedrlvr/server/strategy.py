@@ -158,8 +158,8 @@ class FederatedRLVR(Strategy):
         if self.exchange:
             self.exchange.took(client, message.content)
         # Everything that can fail has been done: a client that is left out has left no number behind.
-        numbers["num-examples"] = self.participation.problems(client, "train", numbers["num-examples"])
-        self.examples[client] = numbers["num-examples"]
+        examples = self.participation.problems(client, "train", numbers["num-examples"])
+        numbers["num-examples"] = self.examples[client] = examples
         self.probes.add(client, probes, self.examples[client])
         self.record.client(client).update(numbers)
         self.record.calibrations[client] = calibrations
