@@ -28,7 +28,16 @@ from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
 
-FILES = {"adapter", "checkpoints", "clients", "config.json", "holdings.json", "metrics.jsonl", "report.html"}
+FILES = {
+    "adapter",
+    "checkpoints",
+    "clients",
+    "config.json",
+    "holdings.json",
+    "metrics.jsonl",
+    "report.html",
+    "run.lock",
+}
 
 
 class Watching(LocalGrid):
