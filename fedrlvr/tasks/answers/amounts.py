@@ -176,7 +176,7 @@ h: hour | h hr hrs Hr; d: day | d; wk: week | wk wks; mo: month | mo; yr: year |
 century: century centuries; K: kelvin | K; deg: degree | ° deg; celsius: celsius centigrade | °C
 fahrenheit: fahrenheit | °F; rad: radian | rad; dollar: dollar buck | $ USD US$ usd; cent: cent pennies penny | ¢
 euro: euro | € EUR eur; gbp: | £ GBP gbp; yen: yen | ¥ JPY; rupee: rupee | ₹ INR Rs rs; yuan: yuan | CNY RMB
-unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; M: molar | M; mM: millimolar | mM; ohm: | Ω
+unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; mEq: | mEq meq; M: molar | M; mM: millimolar | mM; ohm: | Ω
 percentpoint: percentagepoint; ordinal: | th st nd rd
 """
 _ALIASES = {  # spellings of a rate
@@ -214,16 +214,31 @@ uncertain estimated estimate guessed ish unknown impossible untrue mistaken mist
 also mil bil bn mn tn lakh crore grand once twice thrice hourly daily nightly weekly monthly yearly none nothing
 anything something everything nobody undefined infinity nil null nan factorial doubled tripled quadrupled halved
 inverse inverted reciprocal opposite negated sqrt exponent comma plural complement conjugate modulus less quarters
+gross grosses debt debts owed loss losses deficit deficits lies fakes errors mistakes guesses disproved refuted reversed
+rejected retracted denied disputed doubted
 """
 _STATEMENT_WORDS = frozenset(_STATEMENTS.split())
 # Behind a number these change it (`5 point`, `5 root`), unless a noun follows (`5 decimal places`).
 _ADJECTIVES = "positive negative finite infinite prime decimal power short root double triple point cube absolute"
 _NO_HEADS = frozenset(_ADJECTIVES.split())
 _NUMBER_WORD = re.compile(
-    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|dozens?"
-    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|[a-z]*illion)ths?"
+    r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|sixe|hundreds?|thousands?|dozens?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|[a-z]*illion)ths?)s?"
 )
+# Heads of a phrase that are no plural in -s.
+_SINGULARS = """
+people children men women fish sheep deer mice geese teeth feet dice data oxen cattle staff police personnel
+apple bag ball balloon banana barrel bead bird block book bottle bowl box boy bus candy car card cat chair child
+class coin cookie customer dog egg employee flower friend fruit game girl glass group guest hat house item kid lap
+lemon man marble member mouse orange page pair part pen pencil person picture piece pizza plant player point problem
+question room row seat share slice song step stick sticker student table team ticket time toy trip tree turn vote way
+woman worker bacteria money cash water milk juice oil paint flour sugar salt rice bread butter chocolate homework
+profit revenue income change pay savings work sleep food fuel gas gasoline sand soil land fabric ribbon rope wire paper
+wood yarn cloth space weight length height width area volume distance ice tea coffee corn wheat hay grass meat beef
+chicken wine beer soda lemonade cereal popcorn dirt gravel cement concrete metal gold silver copper iron
+"""
+_SINGULAR_HEADS = frozenset(_SINGULARS.split())
 _MATHEMATICAL = FUNCTIONS | GREEK | {"pi"}
 # Words that say nothing about a value if they stand in its name: "maximum value", "cost for x".
 _IN_NAMES = frozenset(["minimum", "maximum", "max", "least", "for", "x", "y", "z", "prime", "root", "point", "power"])
@@ -307,6 +322,12 @@ def _counted(mark: str, word: str) -> bool:
     return bool(mark and len(low) > 2) or not (product and low.isascii())
 
 
+def _is_head(word: str) -> bool:
+    """Whether a phrase may have its head in this word: one that looks like a plural, or a known singular."""
+    plural = re.search(r"(?<!s)(?<!u)(?<!i)s$|[a-z](?:men|women|people|children)$", word)
+    return word not in _NO_HEADS and (plural is not None or word in _SINGULAR_HEADS)
+
+
 def stem(word: str) -> str:
     """A noun without its plural's ending."""
     low = word.casefold()
@@ -327,6 +348,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
     measures: dict[str, int] = {}
     nouns: list[str] = []
     sign, factor, last, head, count, position, dangling = 1, 1, "", "", 0, 0, False
+    complete = False  # "of" follows the head
     while position < len(phrase):
         match = _PIECE.match(phrase, position)
         if match is None:
@@ -348,7 +370,10 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
             if part is None:
                 return None
             role, name = part
+            if role == "noun" and name.endswith("ed") and (nouns or measures):  # `18 eggs baked`
+                role = "loose"
             if role == "loose":
+                complete = complete or (name == "of" and bool(head or measures or count == 1))
                 sign = -1 if name == "per" or (name in ("a", "an") and last) else sign
             elif role == "power" and last and name in ("squared", "cubed"):
                 measures[last] *= _POWERS[name]
@@ -358,14 +383,14 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 measures |= dict(_ALIASES[name])
             elif role == "noun" and sign > 0:
                 nouns.append(name)
-                head = word.casefold()
+                head = head if complete else word.casefold()
             else:  # "per hour", and "per pupil" too
                 last = name
                 measures[last] = measures.get(last, 0) + sign * factor
                 sign, factor = 1, 1
     if {"celsius", "fahrenheit"} & measures.keys():
         measures.pop("deg", None)
-    if not count or len(nouns) > 4 or factor != 1 or dangling or head in _NO_HEADS:
+    if not count or len(nouns) > 4 or factor != 1 or dangling or (head and not _is_head(head)):
         return None
     return Unit(tuple(sorted((n, p) for n, p in measures.items() if p)), tuple(nouns))
 

@@ -200,7 +200,7 @@ def _in_digits(value: Fraction | str, digits: int) -> str:
 
 
 def _spelled(value: Fraction | str | None) -> str:
-    """A value in one spelling; rationals of 38 digits differ within the first 80 digits, larger ones are written out."""
+    """A value in one spelling; rationals of up to 38 digits differ within 80 digits, larger ones are written out."""
     if isinstance(value, Fraction):
         if max(abs(value.numerator), value.denominator) < 10**38:
             return _in_digits(value, _FEWEST_DIGITS)

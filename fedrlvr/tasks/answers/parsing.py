@@ -384,7 +384,9 @@ def _worth(form: Form) -> Fraction | None:
 def _name(side: str) -> str | None:
     """The name that a side of an equation is, in one spelling."""
     a_product = re.match(r"[xyz]\s*\(\s*-?[0-9]", side)  # `x(2)`
-    if not _NAME.fullmatch(side) or side in _CONSTANTS or a_product or ("_" not in side and says_more(side)):
+    letters = re.findall(r"[(,]\s*([a-z])", side) if side[:1] == "(" else []
+    swapped = letters != sorted(letters)  # `(y,x)`
+    if not _NAME.fullmatch(side) or side in _CONSTANTS or a_product or swapped or ("_" not in side and says_more(side)):
         return None
     return re.sub(rf"[\s{{}}{WORD}]", "", side)
 
