@@ -37,6 +37,9 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _SCALED = re.compile(rf"(.*[\d}}])\s*{WORD}?({'|'.join(_SCALES)})s?", re.DOTALL)
 
 
+_NEGATED = re.compile(r"-\s*\(\s*(\\frac[^(),+-]*|[0-9]+\s*/\s*[0-9]+)\s*\)")  # -(12/7), not -(-12/7) and not -(5)
+
+
 @dataclass(frozen=True, slots=True)
 class Numeral:
     """A number's exact value, and for a decimal how many significant digits it is written with (else 0)."""
@@ -52,6 +55,8 @@ def numeral(text: str) -> Numeral | None:
         text = text[1:-1].strip()
     if len(text) > MOST_DIGITS or not any("0" <= c <= "9" for c in text):
         return None
+    if (match := _NEGATED.fullmatch(text)) and (base := numeral(match[1])) is not None:
+        return Numeral(-base.value, base.digits)
     if match := _SCALED.fullmatch(text):
         base = numeral(match[1])
         return Numeral(base.value * _SCALES[match[2]]) if base else None
@@ -177,8 +182,14 @@ century: century centuries; K: kelvin | K; deg: degree | ° deg; celsius: celsiu
 fahrenheit: fahrenheit | °F; rad: radian | rad; dollar: dollar buck | $ USD US$ usd; cent: cent pennies penny | ¢
 euro: euro | € EUR eur; gbp: | £ GBP gbp; yen: yen | ¥ JPY; rupee: rupee | ₹ INR Rs rs; yuan: yuan | CNY RMB
 unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; mEq: | mEq meq; M: molar | M; mM: millimolar | mM; ohm: | Ω
+cad: | CAD; aud: | AUD; nzd: | NZD; hkd: | HKD; sgd: | SGD; chf: | CHF; sek: | SEK; nok: | NOK; dkk: | DKK; mxn: | MXN
+zar: | ZAR; krw: | KRW; php: | PHP; brl: | BRL; pln: | PLN; thb: | THB
 percentpoint: percentagepoint; ordinal: | th st nd rd
 """
+DOLLARS = {
+    f"{country}{CURRENCY}": code
+    for country, code in re.findall(r"(\w+) (\w+)", "A AUD AU AUD C CAD CA CAD NZ NZD HK HKD S SGD")
+}
 _ALIASES = {  # spellings of a rate
     alias: ((above, 1), (below, -1))
     for alias, above, below in re.findall(
@@ -189,6 +200,8 @@ _ALIASES = {  # spellings of a rate
 _JOINED = (  # units of two words
     (re.compile(rf"(?<![a-zA-Z])mm\s+{WORD}?Hg\b"), "mmHg"),
     (re.compile(rf"(?<![a-zA-Z])beats?(?:\s+{WORD}?per\s+|\s*/\s*){WORD}?min(?:ute)?\b"), "bpm"),
+    (re.compile(rf"(?<![a-zA-Z])US\s+(?={WORD}?dollar)"), ""),
+    (re.compile(rf"^{WORD}?times(?=\s+{WORD}?(?:an?|per|each|every)\s)"), "occasions"),
     (re.compile(rf"(?<![a-zA-Z])(kilo|mega|)watt\s+{WORD}?hour"), r"\1watthour"),
 )
 _SINGLE = {"m", "g", "L", "l", "s", "h", "d", "J", "N", "W", "V", "A", "K", "C"}
@@ -249,7 +262,7 @@ _CHANGED = re.compile(
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _PIECE = re.compile(
     rf"(?P<mark>{WORD}?)(?P<word>[^\W\d_]+|°\s?{WORD}?[CF]?|[$€£¥₹¢{CURRENCY}])|\^\s*\{{?\s*(?P<power>-?[0-9])\s*\}}?"
-    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|(?P<product>\\cdot|[-*])|[(){{}}.\s]"
+    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|(?P<product>\\cdot|[-*])|[(){{}}.\s]|(?<=s)'(?=\s)"
 )
 
 
@@ -385,7 +398,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 nouns.append(name)
                 head = head if complete else word.casefold()
             else:  # "per hour", and "per pupil" too
-                last = name
+                last, head = name, head if complete else ""
                 measures[last] = measures.get(last, 0) + sign * factor
                 sign, factor = 1, 1
     if {"celsius", "fahrenheit"} & measures.keys():
