@@ -43,7 +43,10 @@ _ANOTHER = re.compile(
 _OPTION_FOLLOWS = re.compile(
     r"\s*[A-Za-z\"]|\s+(?:[^\s\\+*/^=<>!%|&~,;_]|[<>+]\s*[0-9]|\\(?:frac|sqrt|pi|text)(?![a-z]))"
 )
-_NAMES_IN_PAIRS = re.compile(r"[a-z]\w*\s+[A-Z]\s*(?:,|and|or)\s*[A-Z]\)?\.?\s*$")  # "Vitamins A and D"
+_NAMES_IN_PAIRS = re.compile(  # "Vitamins A and D", not "is B or C"
+    r"(?<![a-zA-Z])(?!(?:is|are|be|either|both|options?|answers?|choices?|letters?)\b)[a-zA-Z]*[a-z]\w*\s+"
+    r"[A-Z]\s*(?:,|and|or)\s*[A-Z]\)?\.?\s*$"
+)
 _DOUBT = re.compile(
     r"^\W*(?:is|was|are)\s+(?:not\s+(?:correct|right|true|the)|wrong|incorrect|false|excluded)\b"
     r"|^\W*(?:is|was)\s+(?:the\s+)?(?:wrong|incorrect|false)\b"
