@@ -6,8 +6,8 @@ nothing counts before `</think>`. Then the first of these markers that occurs de
 later one when its content is unusable:
 
 1. the last well-formed `<answer>...</answer>`; a single box in it that only markup surrounds is taken off;
-2. the last `\boxed{...}` or `\fbox{...}` whose braces balance; for `math`, boxes side by side that only a comma, "and"
-   or "or" separates are one list, unless they say the same;
+2. the last `\boxed{...}` or `\fbox{...}` whose braces balance, or a lone `\boxed 7` at its line's end; for `math`,
+   boxes side by side that only a comma, "and" or "or" separates are one list, unless they say the same;
 3. the rest of the line after the last `####` (exactly four);
 4. for `choice` and `yes_no_maybe` only, a last line that is nothing but the answer: `B`, `(B)`, `Answer: B. Heparin`,
    `The correct option is B`, and the same with yes, no or maybe. A bare option (`B. Heparin`) counts if no line
@@ -36,6 +36,7 @@ LONGEST_ANSWER = 1_000
 
 # One token of a brace scan: a box's opening, an escaped character (so that `\{` opens nothing), or a brace.
 _BRACES = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox) ?\{)|\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\,;]+)(?=[\s.$*]*(?:\n|$))")
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -165,7 +166,7 @@ def _behind_marks(text: str) -> list[str]:
 
 
 def _boxes(text: str) -> list[Box]:
-    """The boxes that close and lie in no other that closes, in order."""
+    """The boxes that close and lie in no other that closes, in order; else a lone one of one token without braces."""
     boxes: list[Box] = []
     stack: list[tuple[int, int]] = []  # where each open brace's box and content start; negative for no box
     for token in _BRACES.finditer(text):
@@ -177,6 +178,8 @@ def _boxes(text: str) -> list[Box]:
             while boxes and boxes[-1].at > opened[0]:
                 boxes.pop()
             boxes.append(Box(*opened, token.start()))
+    if not boxes and len(_BOX.findall(text)) == 1 and (match := _UNBRACED.search(text)):
+        boxes.append(Box(match.start(), *match.span(1)))
     return boxes
 
 

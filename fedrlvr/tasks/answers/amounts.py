@@ -37,6 +37,9 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _SCALED = re.compile(rf"(.*[\d}}])\s*{WORD}?({'|'.join(_SCALES)})s?", re.DOTALL)
 
 
+_NEGATED = re.compile(r"-\s*\(\s*(\\frac[^(),+-]*|[0-9]+\s*/\s*[0-9]+)\s*\)")  # -(12/7), not -(-12/7) and not -(5)
+
+
 @dataclass(frozen=True, slots=True)
 class Numeral:
     """A number's exact value, and for a decimal how many significant digits it is written with (else 0)."""
@@ -52,6 +55,8 @@ def numeral(text: str) -> Numeral | None:
         text = text[1:-1].strip()
     if len(text) > MOST_DIGITS or not any("0" <= c <= "9" for c in text):
         return None
+    if (match := _NEGATED.fullmatch(text)) and (base := numeral(match[1])) is not None:
+        return Numeral(-base.value, base.digits)
     if match := _SCALED.fullmatch(text):
         base = numeral(match[1])
         return Numeral(base.value * _SCALES[match[2]]) if base else None
@@ -176,9 +181,15 @@ h: hour | h hr hrs Hr; d: day | d; wk: week | wk wks; mo: month | mo; yr: year |
 century: century centuries; K: kelvin | K; deg: degree | ° deg; celsius: celsius centigrade | °C
 fahrenheit: fahrenheit | °F; rad: radian | rad; dollar: dollar buck | $ USD US$ usd; cent: cent pennies penny | ¢
 euro: euro | € EUR eur; gbp: | £ GBP gbp; yen: yen | ¥ JPY; rupee: rupee | ₹ INR Rs rs; yuan: yuan | CNY RMB
-unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; M: molar | M; mM: millimolar | mM; ohm: | Ω
+unit: unit; iu: | IU; mmHg: | mmHg; bpm: | bpm; mEq: | mEq meq; M: molar | M; mM: millimolar | mM; ohm: | Ω
+cad: | CAD; aud: | AUD; nzd: | NZD; hkd: | HKD; sgd: | SGD; chf: | CHF; sek: | SEK; nok: | NOK; dkk: | DKK; mxn: | MXN
+zar: | ZAR; krw: | KRW; php: | PHP; brl: | BRL; pln: | PLN; thb: | THB
 percentpoint: percentagepoint; ordinal: | th st nd rd
 """
+DOLLARS = {
+    f"{country}{CURRENCY}": code
+    for country, code in re.findall(r"(\w+) (\w+)", "A AUD AU AUD C CAD CA CAD NZ NZD HK HKD S SGD")
+}
 _ALIASES = {  # spellings of a rate
     alias: ((above, 1), (below, -1))
     for alias, above, below in re.findall(
@@ -189,6 +200,8 @@ _ALIASES = {  # spellings of a rate
 _JOINED = (  # units of two words
     (re.compile(rf"(?<![a-zA-Z])mm\s+{WORD}?Hg\b"), "mmHg"),
     (re.compile(rf"(?<![a-zA-Z])beats?(?:\s+{WORD}?per\s+|\s*/\s*){WORD}?min(?:ute)?\b"), "bpm"),
+    (re.compile(rf"(?<![a-zA-Z])US\s+(?={WORD}?dollar)"), ""),
+    (re.compile(rf"^{WORD}?times(?=\s+{WORD}?(?:an?|per|each|every)\s)"), "occasions"),
     (re.compile(rf"(?<![a-zA-Z])(kilo|mega|)watt\s+{WORD}?hour"), r"\1watthour"),
 )
 _SINGLE = {"m", "g", "L", "l", "s", "h", "d", "J", "N", "W", "V", "A", "K", "C"}
@@ -214,16 +227,31 @@ uncertain estimated estimate guessed ish unknown impossible untrue mistaken mist
 also mil bil bn mn tn lakh crore grand once twice thrice hourly daily nightly weekly monthly yearly none nothing
 anything something everything nobody undefined infinity nil null nan factorial doubled tripled quadrupled halved
 inverse inverted reciprocal opposite negated sqrt exponent comma plural complement conjugate modulus less quarters
+gross grosses debt debts owed loss losses deficit deficits lies fakes errors mistakes guesses disproved refuted reversed
+rejected retracted denied disputed doubted
 """
 _STATEMENT_WORDS = frozenset(_STATEMENTS.split())
 # Behind a number these change it (`5 point`, `5 root`), unless a noun follows (`5 decimal places`).
 _ADJECTIVES = "positive negative finite infinite prime decimal power short root double triple point cube absolute"
 _NO_HEADS = frozenset(_ADJECTIVES.split())
 _NUMBER_WORD = re.compile(
-    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?|dozens?"
-    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|[a-z]*illion)ths?"
+    r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|[a-z]*illions?|thirds?"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|sixe|hundreds?|thousands?|dozens?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|[a-z]*illion)ths?)s?"
 )
+# Heads of a phrase that are no plural in -s.
+_SINGULARS = """
+people children men women fish sheep deer mice geese teeth feet dice data oxen cattle staff police personnel
+apple bag ball balloon banana barrel bead bird block book bottle bowl box boy bus candy car card cat chair child
+class coin cookie customer dog egg employee flower friend fruit game girl glass group guest hat house item kid lap
+lemon man marble member mouse orange page pair part pen pencil person picture piece pizza plant player point problem
+question room row seat share slice song step stick sticker student table team ticket time toy trip tree turn vote way
+woman worker bacteria money cash water milk juice oil paint flour sugar salt rice bread butter chocolate homework
+profit revenue income change pay savings work sleep food fuel gas gasoline sand soil land fabric ribbon rope wire paper
+wood yarn cloth space weight length height width area volume distance ice tea coffee corn wheat hay grass meat beef
+chicken wine beer soda lemonade cereal popcorn dirt gravel cement concrete metal gold silver copper iron
+"""
+_SINGULAR_HEADS = frozenset(_SINGULARS.split())
 _MATHEMATICAL = FUNCTIONS | GREEK | {"pi"}
 # Words that say nothing about a value if they stand in its name: "maximum value", "cost for x".
 _IN_NAMES = frozenset(["minimum", "maximum", "max", "least", "for", "x", "y", "z", "prime", "root", "point", "power"])
@@ -234,7 +262,7 @@ _CHANGED = re.compile(
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _PIECE = re.compile(
     rf"(?P<mark>{WORD}?)(?P<word>[^\W\d_]+|°\s?{WORD}?[CF]?|[$€£¥₹¢{CURRENCY}])|\^\s*\{{?\s*(?P<power>-?[0-9])\s*\}}?"
-    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|(?P<product>\\cdot|[-*])|[(){{}}.\s]"
+    rf"|(?P<symbol>/)|\\mu\s*{WORD}?(?P<micro>[a-zA-Z]+)|(?P<product>\\cdot|[-*])|[(){{}}.\s]|(?<=s)'(?=\s)"
 )
 
 
@@ -307,6 +335,12 @@ def _counted(mark: str, word: str) -> bool:
     return bool(mark and len(low) > 2) or not (product and low.isascii())
 
 
+def _is_head(word: str) -> bool:
+    """Whether a phrase may have its head in this word: one that looks like a plural, or a known singular."""
+    plural = re.search(r"(?<!s)(?<!u)(?<!i)s$|[a-z](?:men|women|people|children)$", word)
+    return word not in _NO_HEADS and (plural is not None or word in _SINGULAR_HEADS)
+
+
 def stem(word: str) -> str:
     """A noun without its plural's ending."""
     low = word.casefold()
@@ -327,6 +361,7 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
     measures: dict[str, int] = {}
     nouns: list[str] = []
     sign, factor, last, head, count, position, dangling = 1, 1, "", "", 0, 0, False
+    complete = False  # "of" follows the head
     while position < len(phrase):
         match = _PIECE.match(phrase, position)
         if match is None:
@@ -348,7 +383,10 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
             if part is None:
                 return None
             role, name = part
+            if role == "noun" and name.endswith("ed") and (nouns or measures):  # `18 eggs baked`
+                role = "loose"
             if role == "loose":
+                complete = complete or (name == "of" and bool(head or measures or count == 1))
                 sign = -1 if name == "per" or (name in ("a", "an") and last) else sign
             elif role == "power" and last and name in ("squared", "cubed"):
                 measures[last] *= _POWERS[name]
@@ -358,14 +396,14 @@ def unit(phrase: str, *, glued: bool = False) -> Unit | None:
                 measures |= dict(_ALIASES[name])
             elif role == "noun" and sign > 0:
                 nouns.append(name)
-                head = word.casefold()
+                head = head if complete else word.casefold()
             else:  # "per hour", and "per pupil" too
-                last = name
+                last, head = name, head if complete else ""
                 measures[last] = measures.get(last, 0) + sign * factor
                 sign, factor = 1, 1
     if {"celsius", "fahrenheit"} & measures.keys():
         measures.pop("deg", None)
-    if not count or len(nouns) > 4 or factor != 1 or dangling or head in _NO_HEADS:
+    if not count or len(nouns) > 4 or factor != 1 or dangling or (head and not _is_head(head)):
         return None
     return Unit(tuple(sorted((n, p) for n, p in measures.items() if p)), tuple(nouns))
 

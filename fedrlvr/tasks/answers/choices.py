@@ -12,7 +12,7 @@ _OPENING = r"(?:(?:so|thus|therefore|hence|in\s+conclusion)\b\s*,?\s*)?(?:i\s+(?
 _NOUN = r"(?:answer|ans|option|choice|letter|diagnosis|response)"
 _LEAD = (
     rf"{_OPENING}(?:i\s+(?:would\s+)?(?:choose|pick|select)\s+|(?:the\s+|my\s+)?{_BEST}{_NOUN}\s*"
-    r"(?:(?:is|would\s+be|=|-)(?![a-z])|:)?\s*:?\s*)(?:(?:option|choice|letter|answer)\s*:?\s*)?"
+    r"(?:(?:is|would\s+be|must\s+be|=|-)(?![a-z])|:)?\s*:?\s*)(?:(?:option|choice|letter|answer)\s*:?\s*)?"
 )
 _CONFIRMED = (
     r"\s*is\s+(?:the\s+answer|(?:the\s+)?(?:(?:correct|right|best|final|most\s+likely)\s*)+(?:answer|option|choice)?)"
@@ -43,7 +43,10 @@ _ANOTHER = re.compile(
 _OPTION_FOLLOWS = re.compile(
     r"\s*[A-Za-z\"]|\s+(?:[^\s\\+*/^=<>!%|&~,;_]|[<>+]\s*[0-9]|\\(?:frac|sqrt|pi|text)(?![a-z]))"
 )
-_NAMES_IN_PAIRS = re.compile(r"[a-z]\w*\s+[A-Z]\s*(?:,|and|or)\s*[A-Z]\)?\.?\s*$")  # "Vitamins A and D"
+_NAMES_IN_PAIRS = re.compile(  # "Vitamins A and D", not "is B or C"
+    r"(?<![a-zA-Z])(?!(?:is|are|be|either|both|options?|answers?|choices?|letters?)\b)[a-zA-Z]*[a-z]\w*\s+"
+    r"[A-Z]\s*(?:,|and|or)\s*[A-Z]\)?\.?\s*$"
+)
 _DOUBT = re.compile(
     r"^\W*(?:is|was|are)\s+(?:not\s+(?:correct|right|true|the)|wrong|incorrect|false|excluded)\b"
     r"|^\W*(?:is|was)\s+(?:the\s+)?(?:wrong|incorrect|false)\b"
@@ -66,9 +69,12 @@ def option_letter(span: str, *, led: bool = False, alone: bool = False) -> str |
     text = _plain(span)
     matches = (pattern.fullmatch(text) for pattern in (_UNMARKED if led else _MARKED))
     match = next((match for match in matches if match), None)
-    if match is None or (led and not match["letter"].isupper()):
+    if match is None:
         return None
     letter, rest = match["letter"].upper(), match["rest"]
+    labelled = re.search(r":[\s(]*$", text[: match.start("letter")]) and not rest.strip(" .")  # `Answer: b`
+    if led and not (match["letter"].isupper() or labelled):
+        return None
     if not rest.strip(" *!.") or _IS_CONFIRMED.fullmatch(rest.strip(" *!.")):
         return letter
     if match.start("letter") > 3 and _REASON.fullmatch(rest):
@@ -89,6 +95,8 @@ def option_letter(span: str, *, led: bool = False, alone: bool = False) -> str |
 
 def offers_another(line: str, letter: str) -> bool:
     """Whether what stands behind a marked letter on its line takes it back, or offers another."""
+    if option_letter(line, led=True) == letter:
+        return False
     return not _REASON.fullmatch(line) and any(_plain(line)) and option_letter(f"{letter}. {line}") is None
 
 

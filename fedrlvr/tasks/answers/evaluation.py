@@ -1,10 +1,11 @@
 r"""What an expression is worth: its value, or its values at fixed points if it has variables.
 
 Two formulas are one if they have the same variables and agree at `POINTS` points whose coordinates are rationals
-drawn from the variables' names (Schwartz, 1980; Zippel, 1979). Rational arithmetic is exact. Roots, powers and
-functions are computed by mpmath with 80 and with 160 digits, and 40 digits on which both agree are kept. So no value
-depends on time, order or machine, and no step can run away: magnitudes beyond 2^12,000 and factorials beyond 3,000 have
-no value.
+drawn from the variables' names (Schwartz, 1980; Zippel, 1979). Rational arithmetic is exact, and so is its comparison.
+Roots, powers and functions are computed by mpmath at two precisions, and the digits on which both agree are kept: 80,
+or more where a formula holds terms of very different sizes, so that the smallest one still counts. So no value depends
+on time, order or machine, and no step can run away: irrational values whose terms span more than 630 powers of ten,
+magnitudes beyond 2^12,000 and factorials beyond 3,000 have no value.
 
 Odd roots of negative numbers are real, as at school. Where an expression without i has no real value, the point lies
 outside its domain.
@@ -26,8 +27,9 @@ from fedrlvr.tasks.answers.expressions import TRIGONOMETRIC, Node, symbols
 POINTS = 6
 _BITS = 12_000  # of a magnitude: both an exact integer's length and a float's exponent
 _FACTORIAL = 3_000
-_DIGITS = (80, 160)
-_KEPT = 40
+_FEWEST_DIGITS = 80
+_MOST_DIGITS = 1_280
+_GUARD = 40
 _SCALES = (Fraction(1), Fraction(1, 10), Fraction(2), Fraction(15), Fraction(500), Fraction(300))
 
 Value = Any  # a Fraction or an mpmath number
@@ -59,18 +61,35 @@ class _UndefinedError(Exception):
 @lru_cache(maxsize=8_192)
 def values(node: Node) -> tuple[str, ...] | None:
     """An expression's value in one spelling, or with variables its values at the points; None where it has none."""
+    sampled = _sampled(node, digits_needed(node))
+    return None if sampled is None else tuple(_spelled(value) for value in sampled)
+
+
+@lru_cache(maxsize=8_192)
+def agree(first: Node, second: Node) -> bool:
+    """Whether two expressions of the same variables have equal values, by as many digits as the pair needs."""
+    if values(first) is None or values(second) is None:
+        return False
+    if values(first) == values(second):
+        return True
+    digits = max(digits_needed(first), digits_needed(second))
+    pairs = zip(_sampled(first, digits) or (), _sampled(second, digits) or (), strict=True)
+    return all(_in_digits(a, digits) == _in_digits(b, digits) if type(a) is not type(b) else a == b for a, b in pairs)
+
+
+@lru_cache(maxsize=8_192)
+def digits_needed(node: Node) -> int:
+    """Digits that tell an expression from others of its sizes: over twice the span of its terms' powers of ten.
+
+    A power of two times 80, so that different spellings of a formula mostly need as many.
+    """
     names = sorted(symbols(node))
     with _lock:
-        if not names:
-            value = _spelled_value(node, {})
-            return None if value is None else (value,)
-        found = [_spelled_value(node, _point(names, index)) for index in range(POINTS)]
-    if all(value is None for value in found):
-        return None
-    real = ["none" if value is None else "outside" if value.endswith(" i") else value for value in found]
-    if _imaginary(node) or all(value in ("none", "outside") for value in real):
-        return tuple(value or "none" for value in found)
-    return tuple(real)
+        spans = [_span(node, _point(names, index)) for index in range(POINTS if names else 1)]
+    digits = _FEWEST_DIGITS
+    while digits < _MOST_DIGITS and any(digits < 2 * span + 20 <= _MOST_DIGITS for span in spans):
+        digits *= 2
+    return digits
 
 
 @lru_cache(maxsize=8_192)
@@ -79,13 +98,19 @@ def ratios(node: Node, *, signed: bool) -> tuple[str, ...] | None:
     names = sorted(symbols(node))
     if not names:
         return None
-    with _lock, mp.workdps(_DIGITS[1]):
-        exact = [_evaluated(node, _point(names, index), _DIGITS[1]) for index in range(POINTS)]
+    digits = digits_needed(node)
+    working = _working(digits) + _GUARD
+    with _lock, mp.workdps(working):
+        exact = [_evaluated(node, _point(names, index), working) for index in range(POINTS)]
         first = next((value for value in exact if value is not None and value != 0), None)
         if first is None:
             return None
         scale = abs(first) if signed and _is_real(first) else first
-        return tuple("none" if value is None else _spelled(_divided(value, scale)) for value in exact)
+        quotients = [None if value is None else _divided(value, scale) for value in exact]
+        return tuple(
+            _spelled(value if value is None or isinstance(value, Fraction) else _agreed(value, value, digits))
+            for value in quotients
+        )
 
 
 @lru_cache(maxsize=8_192)
@@ -94,7 +119,7 @@ def position(node: Node) -> Fraction | None:
     if symbols(node):
         return None
     with _lock:
-        value = _evaluated(node, {}, _DIGITS[0])
+        value = _evaluated(node, {}, _working(digits_needed(node)))
         if value is None or not _is_real(value):
             return None
         return value if isinstance(value, Fraction) else _as_fraction(value)
@@ -105,47 +130,86 @@ def exact(node: Node) -> Fraction | None:
     if symbols(node):
         return None
     with _lock:
-        value = _evaluated(node, {}, _DIGITS[0])
+        value = _evaluated(node, {}, _FEWEST_DIGITS)
     return value if isinstance(value, Fraction) else None
 
 
-def _spelled_value(node: Node, point: Mapping[str, Fraction]) -> str | None:
-    rough = _evaluated(node, point, _DIGITS[0])
+@lru_cache(maxsize=8_192)
+def _sampled(node: Node, digits: int) -> tuple[Fraction | str, ...] | None:
+    """A value, or those at the points: exact, in decimal digits, or "none" and "outside"; None where all are none."""
+    names = sorted(symbols(node))
+    with _lock:
+        if not names:
+            value = _sample(node, {}, digits)
+            return None if value is None else (value,)
+        sampled = [_sample(node, _point(names, index), digits) for index in range(POINTS)]
+    if all(value is None for value in sampled):
+        return None
+    real = ["outside" if isinstance(v, str) and v.endswith(" i") else "none" if v is None else v for v in sampled]
+    if _imaginary(node) or all(value in ("none", "outside") for value in real):
+        return tuple("none" if value is None else value for value in sampled)
+    return tuple(real)
+
+
+def _sample(node: Node, point: Mapping[str, Fraction], digits: int) -> Fraction | str | None:
+    rough = _evaluated(node, point, _working(digits))
     if rough is None or isinstance(rough, Fraction):
-        return None if rough is None else _spelled(rough)
-    return _agreed(rough, _evaluated(node, point, _DIGITS[1]))
+        return rough
+    if 2 * _span(node, point) + 20 > _MOST_DIGITS:
+        return None
+    fine = _evaluated(node, point, _working(digits) + _GUARD)
+    return fine if isinstance(fine, Fraction) else _agreed(rough, fine, digits)
 
 
-def _agreed(rough: Value, fine: Value) -> str | None:
+def _working(digits: int) -> int:
+    """Digits to compute with, so that `digits` of them remain after terms have cancelled."""
+    return digits + digits // 2 + _GUARD
+
+
+def _span(node: Node, point: Mapping[str, Fraction]) -> int:
+    """How many powers of ten lie between the largest and the smallest of a tree's values at a point and 1."""
+    exponents = [0]
+    _evaluated(node, point, 2 * _FEWEST_DIGITS, exponents)
+    return (max(exponents) - min(exponents)) * 3 // 10
+
+
+def _agreed(rough: Value, fine: Value, digits: int) -> str | None:
     """The digits that both precisions share; a value that shrinks with the precision is zero."""
     if fine is None:
         return None
-    if isinstance(fine, Fraction):
-        return _spelled(fine)
-    with mp.workdps(_DIGITS[1]):
+    with mp.workdps(_working(digits) + _GUARD):
         parts = []
         size = abs(fine)
         for low, high in ((mp.re(rough), mp.re(fine)), (mp.im(rough), mp.im(fine))):
-            tiny = abs(high) < size * mp.mpf(10) ** -60
-            vanishing = abs(high) < mp.mpf(10) ** -120 and abs(low) > abs(high) * 10**20
+            tiny = abs(high) < size * mp.mpf(10) ** -(digits + 20)
+            vanishing = abs(high) < mp.mpf(10) ** -(digits + 20) and abs(low) > abs(high) * 10**20
             if tiny or vanishing or high == 0:
                 parts.append("0")
-            elif abs(low - high) > abs(high) * mp.mpf(10) ** -50:
+            elif abs(low - high) > abs(high) * mp.mpf(10) ** -(digits + 5):
                 return None
             else:
-                parts.append(_digits(high))
+                parts.append(_digits(high, digits))
         return parts[0] if parts[1] == "0" else f"{parts[0]} + {parts[1]} i"
 
 
-def _spelled(value: Value) -> str:
+def _in_digits(value: Fraction | str, digits: int) -> str:
+    if isinstance(value, str):
+        return value
+    with _lock, mp.workdps(digits + _GUARD):
+        return _digits(_float(value), digits) if value else "0"
+
+
+def _spelled(value: Fraction | str | None) -> str:
+    """A value in one spelling; rationals of up to 38 digits differ within 80 digits, larger ones are written out."""
     if isinstance(value, Fraction):
-        with mp.workdps(_DIGITS[0]):
-            return _digits(_float(value)) if value else "0"
-    return _agreed(value, value) or "none"
+        if max(abs(value.numerator), value.denominator) < 10**38:
+            return _in_digits(value, _FEWEST_DIGITS)
+        return f"{value.numerator:#x}/{value.denominator:#x}"
+    return value or "none"
 
 
-def _digits(value: Value) -> str:
-    return str(mp.nstr(value, _KEPT, min_fixed=1, max_fixed=0))  # always with an exponent
+def _digits(value: Value, digits: int) -> str:
+    return str(mp.nstr(value, digits, min_fixed=1, max_fixed=0))  # always with an exponent
 
 
 def _imaginary(node: Node) -> bool:
@@ -163,10 +227,12 @@ def _point(names: list[str], index: int) -> dict[str, Fraction]:
     return point
 
 
-def _evaluated(node: Node, point: Mapping[str, Fraction], digits: int) -> Value | None:
+def _evaluated(
+    node: Node, point: Mapping[str, Fraction], digits: int, exponents: list[int] | None = None
+) -> Value | None:
     try:
         with mp.workdps(digits):
-            value = _value(node, point)
+            value = _value(node, point, [] if exponents is None else exponents)
             if not isinstance(value, Fraction) and not mp.isfinite(value):
                 return None
             return value
@@ -174,8 +240,15 @@ def _evaluated(node: Node, point: Mapping[str, Fraction], digits: int) -> Value 
         return None
 
 
-def _value(node: Node, point: Mapping[str, Fraction]) -> Value:
-    operator = node[0]
+def _value(node: Node, point: Mapping[str, Fraction], exponents: list[int]) -> Value:
+    """A tree's value; `exponents` receives the binary exponents of all values but sums, which may cancel to noise."""
+    value = _operated(node[0], node, point, exponents)
+    if node[0] != "+" and value != 0:
+        exponents.append(_exponent(value))
+    return value
+
+
+def _operated(operator: str, node: Node, point: Mapping[str, Fraction], exponents: list[int]) -> Value:
     if operator == "number":
         return node[1]
     if operator == "symbol":
@@ -183,8 +256,8 @@ def _value(node: Node, point: Mapping[str, Fraction]) -> Value:
     if operator == "constant":
         return {"pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}[node[1]] + 0
     if operator == "call":
-        return _unknown(node[1], [_value(part, point) for part in node[2:]])
-    a, *rest = (_value(part, point) for part in node[1:])
+        return _unknown(node[1], [_value(part, point, exponents) for part in node[2:]])
+    a, *rest = (_value(part, point, exponents) for part in node[1:])
     if operator == "-":
         return -a
     if operator == "degree":
@@ -228,6 +301,14 @@ def _divided(a: Value, b: Value) -> Value:
         raise _UndefinedError
     a, b = _alike(a, b)
     return a / b
+
+
+def _exponent(value: Value) -> int:
+    """The power of two next to a value other than zero."""
+    if isinstance(value, Fraction):
+        return value.numerator.bit_length() - value.denominator.bit_length()
+    magnitude = mp.mag(value)
+    return int(magnitude) if mp.isfinite(magnitude) else 0
 
 
 def _size(value: Value) -> int:
@@ -322,7 +403,9 @@ def _function(name: str, a: Value, base: Value | None = None) -> Value:
 
 def _unknown(name: str, arguments: list[Value]) -> Fraction:
     """A value for a function of which only the name is known: drawn from its name and arguments."""
-    text = f"{name} {' '.join(_spelled(value) for value in arguments)}"
+    digits = _FEWEST_DIGITS
+    known = (v if isinstance(v, Fraction) else _agreed(v, v, digits) for v in arguments)
+    text = f"{name} {' '.join(map(_spelled, known))}"
     return 1 + Fraction(int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big"), 16_777_259)
 
 

@@ -57,9 +57,17 @@ def expression(text: str) -> Node | None:
     try:
         parser = _Parser(_tokens(text))
         node = parser.sum(0)
-        return node if parser.kind == "end" else None
+        return _degrees_as_a_unit(node) if parser.kind == "end" else None
     except _NotWholeError:
         return None
+
+
+def _degrees_as_a_unit(node: Node) -> Node:
+    """The tree with a symbol for each degree sign outside of a trigonometric function: no angle is its radians."""
+    if node[0] in TRIGONOMETRIC:
+        return node
+    parts = tuple(_degrees_as_a_unit(part) if isinstance(part, tuple) else part for part in node)
+    return ("*", parts[1], ("symbol", "°")) if node[0] == "degree" else parts
 
 
 def symbols(node: Node) -> frozenset[str]:

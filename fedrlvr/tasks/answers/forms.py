@@ -195,10 +195,8 @@ def _key(form: Any) -> str:
             return f"{spelled(numeral.value)} percent"
         case Expression(values=values, variables=names) if names:
             return f"expression {' '.join(sorted(names))};{' '.join(values)}"
-        case Expression(values=values, left_to_compute=functions, exact=exact):
-            # The values hold 40 digits, which is too few for a large integer.
-            large = exact if exact is not None and max(abs(exact.numerator), exact.denominator) >= 10**18 else None
-            return f"constant {' '.join(sorted(functions))};{spelled(large) if large else values[0]}"
+        case Expression(values=values, left_to_compute=functions):
+            return f"constant {' '.join(sorted(functions))};{values[0]}"
         case Quantity(amount, unit):
             return f"quantity {amount.key} {unit.key}"
         case Based(digits, base):

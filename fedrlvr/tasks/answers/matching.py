@@ -14,7 +14,7 @@ from typing import Any
 
 from fedrlvr.tasks.answers.amounts import Numeral, close, same
 from fedrlvr.tasks.answers.choices import option_letter
-from fedrlvr.tasks.answers.evaluation import position, ratios, values
+from fedrlvr.tasks.answers.evaluation import agree, position, ratios
 from fedrlvr.tasks.answers.forms import (
     Based,
     Colons,
@@ -92,16 +92,14 @@ def _value_of_expression(formula: Expression, number: Number, rule: _Rule) -> bo
         return False
     if formula.exact is not None:
         return formula.exact == number.value
-    if formula.values == (values(("number", number.value)) or ()):
+    if agree(formula.node, ("number", number.value)):
         return True
     place = position(formula.node)
     return place is not None and close(Numeral(place), number.numeral)
 
 
 def _expressions(gold: Expression, answer: Expression, rule: _Rule) -> bool:
-    if gold.variables != answer.variables or gold.values != answer.values:
-        return False
-    if gold.exact is not None and answer.exact is not None and gold.exact != answer.exact:
+    if gold.variables != answer.variables or not agree(gold.node, answer.node):
         return False
     return rule.arithmetic or not gold.constant or answer.left_to_compute <= gold.left_to_compute
 

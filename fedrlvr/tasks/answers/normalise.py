@@ -64,6 +64,7 @@ _OLD_FONT = re.compile(r"(?<![a-zA-Z\\])\{\s*\\(rm|bf|it|sf|tt)(?![a-zA-Z])")  #
 _TICKS = str.maketrans("", "", "✓✔✅☑")
 _FRACTIONS = re.compile(r"\\(?:dfrac|tfrac|cfrac|sfrac|nicefrac|xfrac)(?![a-zA-Z])")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_WHOLE_OVER = re.compile(r"^[\s$]*([^{}$=<>,;]*)\\over(?![a-zA-Z])([^{}$=<>,;]*)[\s$]*$")
 _CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
 _RATE = re.compile(
     rf"\\frac\s*\{{\s*({WORD}[^{{}}]*)\}}\s*\{{\s*({WORD}[^{{}}]*)\}}"
@@ -111,6 +112,7 @@ _LEAD = re.compile(
     rf"(?:{_THE}{_ANSWER}\s*{_IS}\s*|{WORD}?(?:it|this|that|which)\s+{WORD}?(?:is|equals)\b\s*[:=]?\s*|=(?!=)\s*)?",
     re.IGNORECASE,
 )
+_NAME_IS = re.compile(rf"^([a-zA-Z])\s+{WORD}?is\s+(?=[-\d\\])")  # x is 5
 _EMPHASIS = re.compile(r"\*\*([^*]*[^*\d\s])\*\*")  # **Answer:** 7
 _EDGES = ("**", "__", "`", '"', "'", "*")
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
@@ -181,8 +183,10 @@ def _latex(text: str) -> str:
         text = _COLOURED.sub("", _IGNORED.sub("", text))
         text = _FRACTIONS.sub(r"\\frac", text)
         text = re.sub(r"\\not\s*=|\\not\s*\\eq(?![a-zA-Z])", r"\\ne ", text)
+        text = re.sub(r"(?<=[0-9)])\{\s*\}(?=\s*\^)", "", text)  # 90{}^\circ
+        text = re.sub(r"\\mathbb\s*([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}", text)
         text = _DEGREE.sub("°", text)
-        text = _OVER.sub(r"\\frac{\1}{\2}", text)
+        text = _WHOLE_OVER.sub(r"\\frac{\1}{\2}", _OVER.sub(r"\\frac{\1}{\2}", text))
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
         text = re.sub(r"\{\s*(\\(?:Large|large|huge|bf|rm|it)\b)?", "{", text)
         text = _COMMAND.sub(lambda m: _renamed(m[1]), text)
@@ -220,6 +224,7 @@ def _words(text: str) -> str:
             break
     text = _ABBREVIATED.sub(lambda m: m[1] + m[2], text)
     text = _ORDINAL.sub(rf"{WORD}\1", _RATE.sub(lambda m: f"{m[1]}/{m[2]}" if m[1] else f" {m[3]}/{m[4]}", text))
+    text = re.sub(r"(?<=[0-9])\s*\\Omega\s*$", f" {WORD}ohm", text)
     text = _LOOSE_GROUP.sub(lambda m: m["number"] or m["rest"] or m[0], text) if "{" in text else text
     return re.sub(r"[ \t\r\n\f\v]+", " ", text)
 
@@ -229,7 +234,7 @@ def _opened(match: re.Match[str]) -> str:
     if content.strip() in _UPRIGHT_SYMBOLS:
         return content
     content = _ABBREVIATED.sub(lambda m: m[1] + m[2], content)
-    marked = re.sub(rf"(?<![\\{WORD}a-zA-Z])(?=[^\W\d_])", WORD, content)
+    marked = re.sub(rf"(?<![\\{WORD}])(?<![^\W\d_])(?=[^\W\d_])", WORD, content)
     # Two neighbouring texts are two words; a superscript belongs to the word before it.
     return f" {marked.strip()} " if content != content.strip() else marked
 
@@ -249,6 +254,7 @@ def _bare(text: str, lead: bool) -> str:
             text = group[1]
         if lead and (match := _LEAD.match(text)):
             text = text[match.end() :].strip() or text
+        text = _NAME_IS.sub(r"\1 = ", text) if lead else text
         if text == before:
             break
     return text

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
-from fedrlvr.tasks.answers.amounts import GLUED, Numeral, Unit, numeral, says_more, unit
+from fedrlvr.tasks.answers.amounts import DOLLARS, GLUED, Numeral, Unit, numeral, says_more, unit
 from fedrlvr.tasks.answers.evaluation import exact, ratios, values
 from fedrlvr.tasks.answers.expressions import expression, operations, symbols
 from fedrlvr.tasks.answers.forms import (
@@ -81,7 +81,8 @@ _GREEK_LETTER = (
     r"|(?:vec|hat|bar|tilde)\s*\{?[a-z]\}?)"
 )
 _INDEX = rf"_\{{?\s*(?:\\|{_W})?[a-zA-Z0-9]+\s*(?:\}}|(?![a-zA-Z0-9]))"
-_ARGUMENTS = r"\(\s*-?[a-zA-Z0-9]+(?:\s*,\s*-?[a-zA-Z0-9]+)*\s*\)"
+_ARGUMENT = r"-?[a-zA-Z0-9]+(?:\(\s*-?[a-zA-Z0-9]+\s*\))?"
+_ARGUMENTS = rf"\(\s*{_ARGUMENT}(?:\s*,\s*{_ARGUMENT})*\s*\)"
 _NAMES = [
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|overrightarrow|hat)\s*)?\{?[A-Z]{1,4}\}?'*",  # AB, \angle ABC
     rf"(?:[a-zA-Z]|{_GREEK_LETTER})(?:{_INDEX})?'*(?:(?:\^\{{?-1\}}?)?\s*{_ARGUMENTS})?",  # x_1, f(3)
@@ -99,7 +100,7 @@ _CONSTANTS = {"e", "i"}
 _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|(?:positive |negative )?infinity|oo)", re.IGNORECASE)
 _REALS = {"\\mathbb{R}", "all real numbers", "all reals", "\\mathbb{r}", "all real"}
 _EMPTY = {"\\emptyset", "\\{\\}", "empty set", "the empty set", "emptyset"}
-_SYMBOL = rf"{WORD}?(?:US|USD|EUR|GBP|Rs\.?)?\s*[{CURRENCY}€£¥₹]|{WORD}?(?:USD|EUR|GBP|Rs\.?)\s"
+_SYMBOL = rf"{WORD}?(?:US|USD|EUR|GBP|Rs\.?|AU?|CA?|NZ|HK|S)?\s*[{CURRENCY}€£¥₹]|{WORD}?(?:USD|EUR|GBP|Rs\.?)\s"
 _MONEY_BEFORE = re.compile(rf"([-+]?)\s*({_SYMBOL})\s*([-+]?.*)", re.DOTALL)
 _NOUN_START = re.compile(rf"{WORD}[^\W\d_]|(?<![\\a-zA-Z{WORD}])[a-zA-Zμ]|[°€£¥₹¢{CURRENCY}]|\\mu(?![a-zA-Z])")
 
@@ -192,6 +193,7 @@ def _special(text: str) -> Form | None:
 
 
 def _based(text: str) -> Form | None:
+    text = re.sub(r"^[0-9]{1,3}(?:,[0-9]{3})+(?=\s*_)", lambda m: m[0].replace(",", ""), text)
     match = _BASED.fullmatch(re.sub(rf"(?<=[0-9]){_W}(?=[A-Z])", "", text))
     if not match:
         return None
@@ -384,7 +386,9 @@ def _worth(form: Form) -> Fraction | None:
 def _name(side: str) -> str | None:
     """The name that a side of an equation is, in one spelling."""
     a_product = re.match(r"[xyz]\s*\(\s*-?[0-9]", side)  # `x(2)`
-    if not _NAME.fullmatch(side) or side in _CONSTANTS or a_product or ("_" not in side and says_more(side)):
+    letters = re.findall(r"[(,]\s*([a-z])", side) if side[:1] == "(" else []
+    swapped = letters != sorted(letters)  # `(y,x)`
+    if not _NAME.fullmatch(side) or side in _CONSTANTS or a_product or swapped or ("_" not in side and says_more(side)):
         return None
     return re.sub(rf"[\s{{}}{WORD}]", "", side)
 
@@ -474,7 +478,8 @@ def _quantity(text: str, *, guess: bool = False) -> Quantity | None:
 
 
 def _money(sign: str, symbol: str, rest: str) -> Quantity | None:
-    currency = unit(re.sub(rf"{WORD}|US(?=\s*{CURRENCY})", "", symbol).strip())
+    plain = re.sub(rf"{WORD}|US(?=\s*{CURRENCY})", "", symbol).strip()
+    currency = unit(DOLLARS.get(plain, plain))
     if currency is None:
         return None
     if (number := numeral(sign + rest)) is not None:
