@@ -91,7 +91,7 @@ SPARING = ["care", *(name for name, by in SELECTIONS.items() if not by.peeks)]
 
 
 class Asking(Audited):
-    """What all supervisions have that ask for some of the labels. Each label is paid for once (docs/care.md)."""
+    """What all supervisions have that ask for some of the labels. Each label is paid for once (docs/labels.md)."""
 
     budget: float = Field(0.2, gt=0, le=1)
     """Share of a step's problems whose label is asked for, rounded up."""
@@ -217,7 +217,7 @@ FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
 class AggregationConfig(Section):
-    """How many adapters become one (docs/aggregation.md says which to take when)."""
+    """How many adapters become one (docs/choosing.md says which to take when)."""
 
     type: RuleName = "fedit"
     """The LoRA rule (docs/methods.md, section 5)."""

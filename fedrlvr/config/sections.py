@@ -261,7 +261,7 @@ class FederationConfig(Section):
     `quorum` says. On one machine nobody is late."""
     task: Name = "main"
     """What organisations on their own machines are asked to train on, by its name in their own configurations
-    (docs/deployment.md). On one machine [data] says it."""
+    (docs/organisations.md). On one machine [data] says it."""
     arm: Literal["federated", "local", "central"] = "federated"
     """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
 
@@ -364,7 +364,7 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """How a machine computes; changes cost and memory, never the result. Stays on the machine.
 
-    Each saving is a switch of its own, so that it can be measured and tested alone (docs/performance.md).
+    Each saving is a switch of its own, so that it can be measured and tested alone (docs/measurements/performance.md).
     """
 
     micro_batch_tokens: int | None = Field(None, ge=1)
