@@ -64,19 +64,20 @@ def sentences(source: str, name: str) -> Iterator[Sentence]:
     yield from _of_body(tree.body, name)
 
 
-def _of_body(body: list[ast.stmt], name: str) -> Iterator[Sentence]:
+def _of_body(body: list[ast.stmt], name: str, prefix: str = "") -> Iterator[Sentence]:
     for statement, following in zip_longest(body, body[1:]):
         match statement:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef() if not statement.name.startswith("_"):
                 if (text := ast.get_docstring(statement)) is not None:
                     boolean = not isinstance(statement, ast.ClassDef) and _is_bool(statement.returns)
-                    yield Sentence(f"{name}:{statement.lineno} {statement.name}", _first_paragraph(text), boolean)
+                    place = f"{name}:{statement.lineno} {prefix}{statement.name}"
+                    yield Sentence(place, _first_paragraph(text), boolean)
                 if isinstance(statement, ast.ClassDef):
-                    yield from _of_body(statement.body, name)
+                    yield from _of_body(statement.body, name, f"{prefix}{statement.name}.")
             case ast.AnnAssign(target=ast.Name(id=key)) | ast.Assign(targets=[ast.Name(id=key)]):
                 if not key.startswith("_") and (text := _docstring(following)) is not None:
                     boolean = isinstance(statement, ast.AnnAssign) and _is_bool(statement.annotation)
-                    yield Sentence(f"{name}:{statement.lineno} {key}", _first_paragraph(text), boolean)
+                    yield Sentence(f"{name}:{statement.lineno} {prefix}{key}", _first_paragraph(text), boolean)
 
 
 def _docstring(statement: ast.stmt | None) -> str | None:

@@ -74,5 +74,5 @@ def test_docstrings_of_settings_functions_and_classes_are_read() -> None:
         '"""Of what."""\nx: int = 1\n"""That multiple."""\nclass A:\n    def b(self) -> bool:\n        """Whose?"""\n'
     )
     names = [sentence.name for sentence in words.sentences(source, "file.py")]
-    assert names == ["file.py:1", "file.py:2 x", "file.py:5 b"]
+    assert names == ["file.py:1", "file.py:2 x", "file.py:5 A.b"]
     assert len(list(words.problems(source, "file.py"))) >= 3

@@ -33,7 +33,7 @@ from fedrlvr.files import read_json
 
 
 class Config(Section):
-    """A whole experiment."""
+    """A whole experiment, as its TOML file describes it."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()

@@ -41,11 +41,12 @@ class SupervisionSection(Section):
 
     @property
     def shares_probes(self) -> bool:
-        """Whether probes travel."""
+        """Whether clients send the weights of their probes."""
         return bool(getattr(self, "share_probes", False))
 
     def check_group(self, size: int) -> None:
-        """
+        """Check that the method supports groups of `size` responses.
+
         Raises:
             ValueError: groups of `size` responses are too large.
         """
@@ -55,7 +56,7 @@ class SupervisionSection(Section):
             )
 
     def check(self, config: Any) -> None:
-        """It takes groups of the size that is sampled."""
+        """Check that the method supports groups of the size that is sampled."""
         self.check_group(config.sampling.group_size)
 
 
@@ -105,7 +106,7 @@ class Asking(Audited):
 
     @property
     def unlabelled(self) -> bool:
-        """Whether people give the answers."""
+        """Whether people give the answers, so that training problems may lack them."""
         return self.labels_from == "desk"
 
 
@@ -159,7 +160,7 @@ Supervision = Annotated[
 
 
 class NoCoordination(Section):
-    """Clients exchange nothing except adapters."""
+    """Clients exchange nothing except their adapters."""
 
     type: Literal["none"] = "none"
 
@@ -198,12 +199,12 @@ class PubSwapCoordination(Section):
 
     @property
     def swap_rule(self) -> SwapRule:
-        """The swap rule."""
+        """Swap rule that the setting `swap` names."""
         return SWAP_RULES[self.swap]
 
     @property
     def ratio_rule(self) -> RatioRule:
-        """The rule of foreign tokens' policy ratios."""
+        """Rule for the policy ratios of foreign tokens, by the setting `ratio`."""
         return RATIO_RULES[self.ratio]
 
     def check(self, config: Any) -> None:
@@ -277,7 +278,7 @@ class AggregationConfig(Section):
 
     @property
     def rule(self) -> LoraRule:
-        """The LoRA rule."""
+        """LoRA rule that the setting `type` names."""
         return RULES[self.type]
 
     @property

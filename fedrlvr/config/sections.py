@@ -177,7 +177,7 @@ class LoraConfig(Section):
 
     @property
     def largest(self) -> int:
-        """The largest client's rank."""
+        """Largest LoRA rank of all the clients."""
         return max(self.rank.values()) if isinstance(self.rank, dict) else self.rank
 
     def rank_of(self, client: str) -> int:
@@ -294,12 +294,12 @@ class FederationConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """The clients' names, in order."""
+        """Names of the clients, in the order of the file."""
         return _client_names(self.clients)
 
     @property
     def clients_per_round(self) -> int:
-        """How many clients train in a round."""
+        """Number of clients that train in a round."""
         return max(1, math.floor(self.fraction * len(self.names) + 0.5))
 
 

@@ -1,4 +1,4 @@
-"""Which problems of a step are asked about, which are trusted as voted, and which are left out.
+"""Selection of a step's problems: those to ask about, those trusted by majority vote, and those left out.
 
 CARE (arXiv 2605.25864, authors' code), of B problems:
     trusted   the ceil(0.25 B) of the largest P1, none in the first 20 steps     multiplier clip(S, 0, 1)
@@ -25,7 +25,7 @@ from fedrlvr.supervision.majority import Clusters
 
 TRUSTED_SHARE = 0.25
 VOTE_FREE_STEPS = 20
-"""Steps without trust."""
+"""Steps at the start of a run without trust in votes."""
 
 Rest = Literal["masked", "pseudo"]
 
@@ -66,7 +66,7 @@ def care(
     vote_free_steps: int = VOTE_FREE_STEPS,
     min_reliability: float = 0.0,
 ) -> Acquired:
-    """CARE's rule.
+    """Select the problems to ask about and to trust, by CARE's rule.
 
     reliable, scores: P1 and S of each problem.
     queries: how many may be asked about, `quota(budget, problems)` or what a total budget has left.

@@ -22,14 +22,14 @@ from fedrlvr.supervision.types import Ledger, Step, Supervised, Supervision
 
 @dataclass(frozen=True)
 class Judged:
-    """What the probes said of the last step's problems, before they learnt from it: P1 and S of each."""
+    """Estimates of the probes for the last step's problems, before they learnt from it: P1 and S of each."""
 
     reliable: list[float]
     scores: list[float]
 
 
 class Care(Supervision):
-    """One client's CARE.
+    """CARE for one client: its judge, its shares and its thresholds.
 
     budget: share of a step's problems to ask about. trusted: share to train on by majority vote, after
     `vote_free_steps` steps, where P1 is not below `min_reliability`.
