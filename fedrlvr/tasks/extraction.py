@@ -1,4 +1,4 @@
-"""Extraction of the answer from a completion: strict, documented, linear in the completion's length.
+r"""Extraction of the answer from a completion: strict, documented, linear in the completion's length.
 
 Reasoning between `<think>` and `</think>` is no answer: what counts is the text after the last `</think>`, up to a
 `<think>` that opens after it, and of that the last 20,000 characters. Where the prompt itself opened the thought,

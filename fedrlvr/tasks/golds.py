@@ -1,4 +1,4 @@
-"""Search for gold answers that no marked answer can match, before training instead of in a reward that stays 0.
+r"""Search for gold answers that no marked answer can match, before training instead of in a reward that stays 0.
 
 A model marks a short answer: `\boxed{B}`, not the option's text; `\boxed{2}`, not a sentence. So each gold is tested
 through the grader against its own short spellings. A gold in plain form is its own first spelling. A gold with
