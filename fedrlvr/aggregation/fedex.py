@@ -31,7 +31,8 @@ class FedExLoRA(LoraAggregation):
     """FedIT's mean, and the residual as a change of the base: None if no two clients count."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Average the factors, and add the error of that average to the base weights.
+
         Raises:
             ValueError: as FedIT's.
         """

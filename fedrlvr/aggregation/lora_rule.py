@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from fedrlvr.adapter import Adapter, Halves
 
 Pairs = Iterable[tuple["Adapter", float]]
-"""Adapters with their weights."""
+"""Adapters with their weights, one client after another."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one aggregation.
+    """The outcome of one aggregation: an adapter, a change of the base weights, or both.
 
     adapter: the next global adapter, at the result's rank; None: every client restarts from a fresh adapter.
     change: an update that is added to every client's base weights W0, as factors of scale 1 (alpha = rank); None: the
@@ -39,7 +39,7 @@ class Result:
 
 
 class LoraAggregation(ABC):
-    """What a rule computes, and what it remembers between rounds. One object serves one run."""
+    """The computation of a rule, and its state between rounds. One object serves one run."""
 
     @abstractmethod
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
@@ -60,7 +60,7 @@ class LoraAggregation(ABC):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave.
+        """Restore the tensors that `state` gave, after a checkpoint is read.
 
         Raises:
             ValueError: a state of another rule.
@@ -71,7 +71,7 @@ class LoraAggregation(ABC):
 
 @dataclass(frozen=True)
 class LoraRule:
-    """One rule's properties.
+    """The properties of one LoRA rule, for configuration, server and clients.
 
     name: the rule's name in a configuration.
     implementation: the subclass of `LoraAggregation`, as "module.Class" within `fedrlvr.aggregation`.
@@ -135,7 +135,7 @@ RULES: dict[str, LoraRule] = {
 
 
 def lora_rule(name: str) -> LoraRule:
-    """The rule of this name.
+    """Look up a LoRA rule by its name.
 
     Raises:
         ValueError: there is none; the text names all.
@@ -146,7 +146,7 @@ def lora_rule(name: str) -> LoraRule:
 
 
 class Shape(NamedTuple):
-    """What adapters of different ranks have in common: alpha, and each layer's name, d and k."""
+    """Alpha and each layer's name, d and k, which adapters of different ranks have in common."""
 
     alpha: float
     layers: tuple[tuple[str, int, int], ...]

@@ -35,8 +35,8 @@ ROBUST_MEANS: dict[str, Callable[[float, int], int]] = {
     "trimmed_mean": lambda trim, hostile: (least := math.ceil(1 / trim)) + (int(trim * least) < 1),
     "krum": lambda trim, hostile: 2 * hostile + 3,
 }
-"""What takes the place of a mean of adapters, each with the least number of clients for a share to trim and a number of
-hostile clients: fewer, and it is the plain mean or withstands nobody."""
+"""Robust means, each with the least number of clients that it needs for a share to trim and a number of hostile
+clients. Fewer clients make it the plain mean, or let one hostile client through."""
 CLIP, TRIM, HOSTILE = 1.0, 0.2, 1
 """Values of `robust_clip`, `robust_trim` and `robust_hostile` where the configuration does not set them."""
 PIECE = 1 << 22

@@ -25,7 +25,8 @@ def of_scale_1(layers: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
 
 
 def stacked(pairs: Pairs) -> dict[str, tuple[Tensor, Tensor]]:
-    """By layer, in float64: the A's on top of each other [R, k] and the w_k s_k B_k side by side [d, R], R = sum r_k.
+    """Stack the factors of all adapters, by layer, in float64: the A's above each other [R, k], and the w_k s_k B_k
+    side by side [d, R], R = sum r_k.
 
     Weights are taken as they are, and may be negative. Pairs of weight 0 are left out.
 
@@ -87,5 +88,5 @@ def compact(adapter: Adapter) -> Adapter:
 
 
 def update(adapter: Adapter) -> dict[str, Tensor]:
-    """What the adapter adds to the weights: scale B A [d, k] by layer, dense, in float64."""
+    """Change of the weights by an adapter: scale B A [d, k] by layer, dense, in float64."""
     return {name: adapter.scale * (b.double() @ a.double()) for name, (a, b) in adapter.layers.items()}

@@ -61,7 +61,7 @@ class Link:
     insecure: bool
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `flwr ARGUMENTS` quietly."""
+        """Run the command `flwr ARGUMENTS` and keep its output."""
         command = ["flwr", *arguments]
         return subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""What the policy ratio of a foreign response is taken against.
+"""The policy ratio of a foreign response: its rules and their formulas.
 
 With p the receiver's policy as it is trained, p_old the receiver's policy before the public steps, q the sender's:
 
@@ -26,7 +26,8 @@ CAP, GAMMA = 2.0, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How a foreign response enters the loss: its behaviour log-probs, token weights (None: 1) and shaping gamma."""
+    """Terms by which a foreign response enters the loss: its behaviour log-probs, token weights (None: 1) and shaping
+    gamma."""
 
     behaviour_logps: list[float]
     weights: list[float] | None = None
@@ -49,7 +50,7 @@ class ForeignTokens:
 
 @dataclass(frozen=True)
 class RatioRule:
-    """One rule's properties.
+    """The properties of one rule for the policy ratio of foreign tokens.
 
     reference: makes a response's reference.
     needs_local: the receiver scores foreign tokens before it trains on them.

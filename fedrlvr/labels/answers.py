@@ -1,4 +1,4 @@
-"""A client's answers, sealed.
+"""A client's answers, sealed so that training cannot read them.
 
 Training draws questions, which have no answer. The answers themselves lie here, and there are three ways to them:
 `price` is for a ledger, which pays for what it takes; `everything` for what looks at data before a run; and `peek`

@@ -1,4 +1,4 @@
-"""What a client's supervision sees of its labels: the ledger on disk, the budget, and where answers come from."""
+"""The labels that a client's supervision may see: the ledger on disk, the budget, and the source of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedrlvr.tasks.problem import Question
 from fedrlvr.tasks.voting import sameness
 
 DAY = 86_400.0
-"""Seconds that `budget_per_day` counts back."""
+"""Length in seconds of the day that `budget_per_day` counts."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,27 @@ class NoLabels:
     """The ledger of a client that has none and asks nobody (supervision's `Ledger`)."""
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
-        """There is no label."""
+        """None for every problem, since none has a label."""
         return None
 
     def awaited(self, problem: Question) -> bool:
-        """Nothing is."""
+        """Whether a label is awaited: never, since none can be asked for."""
         return False
 
     def room(self) -> int | None:
-        """None to ask about."""
+        """Number of problems that may be asked about: 0."""
         return 0
 
     def ask(self, query: Query) -> None:
-        """
+        """Refuse every question, since there is nobody to ask.
+
         Raises:
             ValueError: always.
         """
         raise ValueError("nobody is there to be asked")
 
     def remind(self, query: Query) -> None:
-        """Nobody is waited for."""
+        """Do nothing, since no label is awaited."""
 
 
 class AllLabels(NoLabels):
@@ -57,7 +58,7 @@ class AllLabels(NoLabels):
         self._answers = answers
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
-        """True rewards.
+        """True rewards of the completions, by the problem's own answer.
 
         Raises:
             GradingError: the reward fails.
@@ -99,7 +100,7 @@ class ClientLedger:
         return self.disk.was_asked(problem.id)
 
     def room(self) -> int | None:
-        """What the total and the day leave of the budget."""
+        """Number of labels that the total and the daily budget still allow; None: no limit."""
         left = []
         if self._budget.total is not None:
             left.append(self._budget.total - self.disk.asked())

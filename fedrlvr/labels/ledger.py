@@ -29,9 +29,9 @@ VERDICTS: tuple[str, ...] = get_args(Verdict)
 State = Literal["open", "labelled", "unanswerable", "disputed"]
 
 LONGEST_ANSWER = 1000
-"""Characters."""
+"""Largest number of characters in an expert's answer."""
 LONGEST_NAME = 100
-"""Characters of an expert's name."""
+"""Limit on the length of an expert's name, in characters."""
 DATASET = "dataset"
 """The expert that is no person: answers bought from a data set, which a run that goes back forgets."""
 
@@ -90,7 +90,8 @@ class Entry(AskedProblem):
 
 @dataclass(frozen=True)
 class Counts:
-    """How many problems were asked about, in all and by what the opinions come to; and uses of labels.
+    """Numbers of problems that were asked about, in all and by the state of their opinions, and the number of uses of
+    labels.
 
     Answers count as the same if they have one key (`tasks.grading.canonical`).
     """
@@ -104,7 +105,7 @@ class Counts:
 
 
 def outcome(opinions: Sequence[Opinion], wanted: int, same: Callable[[str, str], bool]) -> tuple[State, str | None]:
-    """What opinions come to, and the label if they come to one.
+    """State of a problem by its experts' opinions, and its label if they agree on one.
 
     Open until `wanted` experts have one. Then what strictly more experts say than anything else: an answer, by the
     first who gave it, or that there is none. A tie is a dispute.
@@ -156,7 +157,7 @@ def expert_name(name: str) -> str:
 
 
 class LabelLedger:
-    """A client's ledger.
+    """A client's ledger of the labels it asked for, and of the opinions that experts gave.
 
     path: its file, made if there is none.
     run: which run asks; its steps are told from those of other runs on this file when uses are counted.
@@ -229,7 +230,7 @@ class LabelLedger:
                 _answer(database, problem, verdict, answer, expert, at)
 
     def label(self, problem: str, same: Callable[[str, str], bool]) -> str | None:
-        """What the opinions on a problem come to (`outcome`); None without a label, or if it was not asked about.
+        """Label of a problem by its opinions (`outcome`); None without a label, or if it was not asked about.
 
         same: whether two answers are the same to the problem's grader, see `supervision.majority.clusters`.
         """
@@ -244,7 +245,7 @@ class LabelLedger:
         return self._number("SELECT count(*) FROM question WHERE problem = ?", _text(problem)) > 0
 
     def uses(self, problem: str) -> int:
-        """How often a problem's label was used, by all runs."""
+        """Number of times that all runs have used a problem's label."""
         return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
 
     def use(self, problem: str, step: int) -> None:
@@ -274,7 +275,7 @@ class LabelLedger:
             )
 
     def asked(self, since: float = -math.inf) -> int:
-        """How many problems were asked about, in all or first at this time or later."""
+        """Number of problems that were asked about, in all or first at this time or later."""
         return self._number("SELECT count(*) FROM question WHERE asked_at >= ?", since)
 
     def _number(self, query: str, parameter: str | float) -> int:
@@ -282,7 +283,7 @@ class LabelLedger:
             return int(database.execute(query, (parameter,)).fetchone()[0])
 
     def counts(self) -> Counts:
-        """The ledger in numbers."""
+        """The ledger's totals, by the state of each question."""
         with self._database.reading() as database:
             questions = database.execute("SELECT problem, kind, wanted FROM question").fetchall()
             opinions = _opinions(database)

@@ -96,7 +96,8 @@ class ReportWriter(Observer):
         self.directory, self.config = directory, config
 
     def notify(self, event: Event) -> None:
-        """
+        """Write the report when the run ends.
+
         Raises:
             CheckpointError: as `write_report`.
         """
@@ -125,7 +126,7 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
 
 
 def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdings | None = None) -> str:
-    """The page's text.
+    """The report's page as HTML text.
 
     holdings: number of problems by "train" and "test", then by (client, source).
     """

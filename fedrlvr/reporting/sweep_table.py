@@ -37,7 +37,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class ArmLine:
-    """What an arm came to. None where nothing was evaluated or, for `minus_first`, in the first arm itself.
+    """Results of one arm. None where nothing was evaluated or, for `minus_first`, in the first arm itself.
 
     settings: the varied keys and their values. seeds: those that finished. before, after: pass@1, the mean over
     sources. minus_first: `after` minus that of the first arm, on the seeds both have. tokens_sampled: by all clients.
@@ -99,7 +99,7 @@ def spread(by_seed: Mapping[int, float]) -> Spread | None:
 def tabulate(
     arms: Sequence[tuple[str, dict[str, str]]], records: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 ) -> list[ArmLine]:
-    """A line for each arm.
+    """Results of a sweep, one line for each arm.
 
     arms: name and settings. records: by arm and seed the lines of metrics.jsonl of each finished federation.
     """
@@ -180,7 +180,7 @@ def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
 
 
 def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:
-    """Print the table."""
+    """Print the table of a sweep's results."""
     from rich.console import Console
     from rich.text import Text
 

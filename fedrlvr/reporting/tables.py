@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from fedrlvr.tasks.partition import Holding
 
 MOST_LINES = 48
-"""With more clients times families than this, the final table has a line for each client and each family."""
+"""Largest product of clients and families for which the final table has one line for both; above it, each client and
+each family has its own line."""
 MOST_CLIENTS = 16
 """A line for each client stops here; the report has them all."""
 

@@ -42,7 +42,7 @@ class TensorBoardTracker(Observer):
                     self._writer.add_scalar(name, value, event.round)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the event files of TensorBoard."""
         if self._writer is not None:
             self._writer.close()
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOG_RATIO = 80.0
-"""Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
+"""Largest log-ratio. A larger one overflows in float32, and its gradient is nan even where the clip removes it."""
 
 
 def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def without_gradient(ratio_BT: Tensor, advantages_B1: Tensor, bounds: Bounds) ->
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by its parts.
+    """The parts of one policy-gradient loss, as functions.
 
     divisor(batch): what the sum over a batch is divided by.
     mean_of_tokens: a response counts with the mean over its tokens instead of their sum.
@@ -150,7 +150,7 @@ def response_losses(
 
 
 def normaliser(loss: str, *, responses: int, tokens: int, max_tokens: int) -> float:
-    """What the sum of `response_losses` over a whole batch is divided by; at least 1.
+    """Divisor of the sum of `response_losses` over a whole batch; at least 1.
 
     responses, tokens: of the whole batch, responses left out for their zero advantage included.
     max_tokens: the longest allowed response, the constant of `dr_grpo`.

@@ -1,5 +1,4 @@
-"""How a round's adapters are made one, as `aggregation` in the config says: who is left out or cut short, how much each
-client counts, and which rule.
+"""Filters, weights and aggregates a round's client adapters, as `aggregation` in the config says.
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
 What looks at all of them together (`largest_change`, `robust`) holds them all, and is off unless it is asked for.
@@ -47,7 +46,7 @@ class Combiner:
         record: RoundRecord,
         leave_out: Callable[[str, str], None],
     ) -> Result:
-        """What the round's adapters come to.
+        """Filter, weight and aggregate the round's adapters.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains and how much of a change was kept. leave_out: called with a client and the reason.
@@ -141,11 +140,11 @@ class Combiner:
         return numbers.get("verified_reward") if self.verified else numbers["reward"]
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds, in JSON types."""
+        """State of the weights and bounds between rounds, as a JSON object."""
         return {"fgrpo": self.fgrpo.state(), "middle": self.middle} if self.fgrpo else {"middle": self.middle}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`.
+        """Restore the state that `state` gave.
 
         Raises:
             KeyError, ValueError: something that is no such state.

@@ -26,7 +26,7 @@ from fedrlvr.wire.serialization import pack, unpack
 
 ADAPTER, MEMORY = "adapter.safetensors", "memory.packed"
 PROBES = "probes"
-"""Among the names of factors, which end in .A or .B."""
+"""Name of the shared probes, beside the names of factors, which end in .A or .B."""
 RULE = "rule/"
 """Prefix of the tensors of the LoRA rule's state."""
 
@@ -60,7 +60,7 @@ class Checkpoints:
 
     @property
     def directories(self) -> RoundDirectories:
-        """Those of the server's checkpoints."""
+        """Directories of the server's checkpoints, one for each round."""
         return RoundDirectories(self.run / "checkpoints", "state.json")
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -131,7 +131,7 @@ class Checkpoints:
 
 
 def memory_directories(run: Path, client: str) -> RoundDirectories:
-    """Where a client's memories of a run lie."""
+    """Directories of a client's memories of a run, one for each round."""
     return RoundDirectories(run / "clients" / client, "memory.json")
 
 

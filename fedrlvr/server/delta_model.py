@@ -86,7 +86,7 @@ class DeltaModel(GlobalModel):
         self.replace(result.adapter or fresh(shapes, rank=rank, alpha=alpha, seed=stream(self.seed, "adapter", round_)))
 
     def state(self) -> dict[str, Any]:
-        """Which client remembers which version."""
+        """Version of the model that each client remembers."""
         return {} if self.keep == "nothing" else {"held": self.held}
 
     def updates(self) -> dict[str, Adapter]:
@@ -94,7 +94,7 @@ class DeltaModel(GlobalModel):
         return {name: update for name, update in (("change", self.change), ("last", self.last)) if update is not None}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint: model, change and the clients' versions."""
         self.held = {str(client): int(version) for client, version in checkpoint.strategy.get("held", {}).items()}
         self.change, self.last = (checkpoint.updates.get(name) for name in ("change", "last"))
         super().restore(checkpoint)

@@ -46,7 +46,7 @@ from fedrlvr.wire.public_messages import (
 _log = logging.getLogger("fedrlvr.server")
 
 DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished")
-"""Why a response is dropped; `unreadable` counts replies, since what is in them cannot be."""
+"""Reasons for dropping a response; `unreadable` counts replies, since their responses cannot be counted."""
 REPORTED = frozenset(SwapMetrics().summary())
 """Numbers a client may report of an exchange."""
 
@@ -69,7 +69,7 @@ class PublicSet:
 
 
 class Exchange:
-    """One exchange of a round.
+    """One exchange of public responses within a round.
 
     number: counted from 1 within the round. clients: who takes part.
     """

@@ -17,7 +17,7 @@ from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays
 
 
 class GlobalModel:
-    """The global model.
+    """The global model, for rules that send whole adapters.
 
     adapter: of the largest rank. seed: the run's. version: the round the model was made in; 0 is before the first.
     """
@@ -73,7 +73,7 @@ class GlobalModel:
         self.replace(result.adapter)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the adapter, in JSON types."""
+        """State of the model besides the adapter, as a JSON object for the checkpoint."""
         return {}
 
     def updates(self) -> dict[str, Adapter]:
@@ -81,7 +81,7 @@ class GlobalModel:
         return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
+        """Continue with the model of a checkpoint.
 
         Raises:
             AttributeError, TypeError, ValueError: its state is none of this model.

@@ -79,7 +79,7 @@ class MetricsLog(Observer):
         self.path = directory / "metrics.jsonl"
 
     def notify(self, event: Event) -> None:
-        """At the start drop the lines of rounds that have no checkpoint; at a round's end append its line.
+        """Append a line when a round ends; when a run starts, drop the lines of rounds that have no checkpoint.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.

@@ -40,7 +40,7 @@ class Reply:
 
 @dataclass
 class Participation:
-    """Who takes part in the rounds of a run.
+    """Selects the clients of a round, and decides whether their replies count.
 
     clients: the organisations by Flower node id. record: of the round that is under way. asked: clients that were asked
     in this phase of the round; the quorum is of them.
@@ -163,7 +163,7 @@ class Participation:
         return True
 
     def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
-        """What `read` makes of each client's first reply, as they come.
+        """Results of `read` for each client's first reply, in the order of arrival.
 
         A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
         else's, and must not end a run that keeps its quorum.

@@ -68,7 +68,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_unused(directory: Path) -> None:
-    """
+    """Check that a directory holds no run yet.
+
     Raises:
         ConfigError: the directory holds a run already.
     """

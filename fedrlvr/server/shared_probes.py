@@ -34,7 +34,7 @@ class SharedProbes:
 
     @classmethod
     def of(cls, config: Config, count: int | None) -> SharedProbes:
-        """Those of a run.
+        """The shared probes of a run, by its configuration.
 
         Raises:
             ValueError: the config shares probes, and their number is not given.

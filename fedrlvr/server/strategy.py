@@ -228,7 +228,7 @@ class FederatedRLVR(Strategy):
         """Nothing: the command line says what is about to run."""
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds besides the model, in JSON types."""
+        """State between rounds besides the model, as a JSON object for the checkpoint."""
         bounds = {"declared": self.participation.declared, "usual_change": self.bound.usual}
         return {**self.model.state(), **self.combiner.state(), **bounds}
 
@@ -335,25 +335,25 @@ class WrappingStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As Flower's."""
+        """Make the training messages of a round, as the inner strategy does."""
         return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """As Flower's."""
+        """Aggregate the replies of a round's training, as the inner strategy does."""
         return self.inner.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As Flower's."""
+        """Make a round's messages for evaluation, as the inner strategy does."""
         return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """As Flower's."""
+        """Sum up the scores of an evaluation, as the inner strategy does."""
         return self.inner.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
-        """As Flower's."""
+        """Log a summary of the strategy, as the inner one does."""
         self.inner.summary()

@@ -46,22 +46,22 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the run that all messages belong to."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """The current run of this grid, as `set_run` was given it."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to one node."""
+        """Create a message to one node, without sending it."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, in order."""
+        """Ids of all nodes, in the clients' order."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -88,7 +88,8 @@ def _alone(config: Config, directory: Path, observer: Observer | None, *, resume
 
 
 class Federation:
-    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep).
+    """All parts of a run, put together. Several federations may share one cohort, each with a name of its own (a
+    sweep).
 
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
     """

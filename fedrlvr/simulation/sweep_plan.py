@@ -1,4 +1,4 @@
-"""What a sweep is made of: its arms, its seeds, and a directory for each federation. Nothing heavy is imported.
+"""Plan of a sweep: its arms, its seeds, and a directory for each federation. Nothing heavy is imported.
 
 <directory>/<arm>/seed-<n>/    what `fedrlvr run` writes
 """
@@ -25,7 +25,7 @@ _NEVER = {"run", "run.seed", "run.directory"}
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of an experiment.
+    """One configuration of an experiment, for all seeds.
 
     name: serves as a directory. settings: the varied keys and their values as given. config: at the first seed.
     """

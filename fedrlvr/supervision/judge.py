@@ -24,14 +24,14 @@ from fedrlvr.supervision.features import Features, Labelled, joined
 from fedrlvr.supervision.probes import AUXILIARY, CorrectionProbe, ReliabilityProbe
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter."""
+"""Names of the tensors that AdamW keeps for each parameter."""
 Plain = dict[str, int]
 """The part of a state that is JSON."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the judge learns. replay: labelled problems kept; replayed: of them, in each step."""
+    """Settings of the judge's training. replay: labelled problems kept; replayed: of them, in each step."""
 
     lr: float = 1e-4
     steps: int = 3
@@ -85,11 +85,11 @@ class Replay:
         return first + [index for index in order if index not in taken]
 
     def everything(self) -> Labelled | None:
-        """All of it, oldest first."""
+        """All labelled problems that are kept, oldest first."""
         return joined(row for _, row in self._rows) if self._rows else None
 
     def replace(self, batch: Labelled | None) -> None:
-        """Hold these and nothing else."""
+        """Forget all problems, and keep these instead."""
         self._rows.clear()
         if batch is not None:
             self.add(batch)

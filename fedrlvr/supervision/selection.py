@@ -58,7 +58,7 @@ class MajorityVotes(Supervision):
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What problems are asked about first.
+    """One rule that ranks the problems to ask about.
 
     value(group, votes, rng, peek): the largest are asked about. ranks: the value says something of the problem, so that
         the ledger notes it. peeks: it takes every answer to know, and is given `peek`.

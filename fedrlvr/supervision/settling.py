@@ -1,4 +1,4 @@
-"""From what is to be asked, trusted and masked to rewards and multipliers: the same for every way to choose.
+"""Rewards and multipliers of a step's problems, from those asked, trusted and masked; the same for every selection.
 
     has a label             true rewards      multiplier 1
     asked about just now    true rewards      1 if the label is there at once, else 0
@@ -26,7 +26,7 @@ LONGEST_SHOWN = 20_000
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the ledger says of a step's problems, by their place in it.
+    """State of a step's problems in the ledger, by their place in the step.
 
     known: true rewards of those with a label. without: those that have none and may be asked about.
     queries: how many of these may be: the step's share, within what is left of the budget.
@@ -40,7 +40,7 @@ class Drawn:
 
 
 def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
-    """What the ledger says of this step's problems.
+    """Look up a step's problems in the client's ledger.
 
     Raises:
         ValueError: a budget that is not from 0 to 1.

@@ -1,4 +1,4 @@
-"""From the config's data section to each client's own problems: load, split, check, deal."""
+"""Division of the problems that the config's data section names among the clients: load, split, check, deal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PUBLIC = "the public set"
 
 @dataclass(frozen=True)
 class Dealt:
-    """Who holds what. `public` is in no client's hands."""
+    """Problems by client. `public` is in no client's hands."""
 
     clients: list[ClientData]
     public: list[Problem]

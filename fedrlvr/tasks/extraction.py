@@ -1,4 +1,4 @@
-r"""Which part of a completion is the answer: strict, documented, linear in the completion's length.
+r"""Extraction of the answer from a completion: strict, documented, linear in the completion's length.
 
 Reasoning between `<think>` and `</think>` is no answer: what counts is the text after the last `</think>`, up to a
 `<think>` that opens after it, and of that the last 20,000 characters. Where the prompt itself opened the thought,
@@ -106,7 +106,7 @@ def wrap(answer: str, kind: Kind) -> str:
 
 
 def instruction(kind: Kind) -> str:
-    """What to append to a prompt so that a chat model marks its answer as `extract` expects.
+    """Text to append to a prompt, so that a chat model marks its answer as `extract` expects.
 
     Its own markers are empty, so that a response which repeats the prompt gives no answer.
     """

@@ -1,4 +1,4 @@
-r"""Which gold answers no marked answer can meet, found before training instead of in a reward that stays 0.
+r"""Search for gold answers that no marked answer can match, before training instead of in a reward that stays 0.
 
 A model marks a short answer: `\boxed{B}`, not the option's text; `\boxed{2}`, not a sentence. So each gold is tested
 through the grader against its own short spellings. A gold in plain form is its own first spelling. A gold with
@@ -83,7 +83,7 @@ def spellings(gold: str, kind: Kind) -> Spellings:
 
 
 def examine(problem: Problem) -> GoldFault | None:
-    """What is wrong with a problem's gold answer, or None.
+    """Describe the fault in a problem's gold answer; None if there is none.
 
     The text begins with the first words of the prompt, by which the row can be found, and holds nothing of the answer.
     """

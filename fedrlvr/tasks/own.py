@@ -45,7 +45,7 @@ class OwnTask(Task):
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
-        """As `Task.load`. A single file is split by content."""
+        """Load an organisation's own problems. A single file is split by content."""
         check_options(self.name, options, {"kind"})
         kind = options.get("kind", "math")
         if kind not in KINDS:

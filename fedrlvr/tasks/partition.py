@@ -1,4 +1,4 @@
-"""Which client holds which problems. Each problem goes to exactly one client.
+"""Partition of the problems among clients. Each problem goes to exactly one client.
 
 - `iid`: shuffled, then dealt round robin.
 - `source`: whole sources (subjects, families). The largest source first, each to the client that holds fewest

@@ -50,7 +50,7 @@ class Problem:
 
     @property
     def question(self) -> Question:
-        """What may be seen of it without a label."""
+        """The problem without its answer, as training may see it."""
         return Question(self.prompt, self.id, self.source, self.kind)
 
     @property

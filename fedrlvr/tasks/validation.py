@@ -29,7 +29,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How many problems were checked, how many of them with the adversarial strings too, and what failed.
+    """Numbers of problems that were checked, and checked with adversarial strings too, and the failures.
 
     unlabelled: how many have no answer. They are not checked.
     notes: gold answers that are more than a short answer, though one meets them.
@@ -43,7 +43,7 @@ class Validation:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
+        """Whether all of the checked problems passed."""
         return not self.failures
 
 

@@ -1,4 +1,4 @@
-"""What an exchange adds to messages: public problems, responses to them, and who speaks which tokens.
+"""The additions of an exchange to messages: public problems, responses to them, and the stamp of their token ids.
 
     query.respond  down  public: problems and a notice     share: others' correct responses (from the second on)
                    up    responses, stamp, exchange: numbers of the last exchange
@@ -30,7 +30,7 @@ MAX_PROBLEMS = 1 << 24
 """Characters of an exchange's public problems."""
 MAX_NOTICE = 1000
 MAX_AGE = 1 << 20
-"""Optimizer steps within one round."""
+"""Largest age of a response, in optimizer steps within one round."""
 LEAST_LOGP = -50.0
 """No token of a smaller probability is ever sampled."""
 _COLUMNS = {"problem": np.dtype("<i4"), "age": np.dtype("<i4"), "length": np.dtype("<i4")}
@@ -38,7 +38,8 @@ _LOGPS = np.dtype("<f4")
 
 
 class Stamp(BaseModel):
-    """Whose token ids these are: responses of two stamps that differ cannot be mixed.
+    """Origin of token ids: model, tokenizer, temperature, round and exchange. Responses of different stamps cannot be
+    mixed.
 
     model: architecture and shapes. tokenizer: hash of its vocabulary.
     """
@@ -164,7 +165,7 @@ def read_responses(record: Any, *, most: int, max_tokens: int, logps: bool) -> l
 
 
 def stamp_record(stamp: Stamp) -> ConfigRecord:
-    """A stamp as a record."""
+    """The stamp as a record of a message."""
     return ConfigRecord({"stamp": stamp.model_dump_json()})
 
 

@@ -45,7 +45,7 @@ _HEADER = TypeAdapter(list[Annotated[_Arrays | _Values, Field(discriminator="kin
 
 
 def pack(content: RecordDict) -> bytes:
-    """The bytes of a content.
+    """Convert the content of a message to bytes.
 
     Raises:
         MessageError: a record that is none of Flower's, or one larger than any we know.
@@ -71,7 +71,7 @@ def pack(content: RecordDict) -> bytes:
 
 
 def unpack(data: bytes) -> RecordDict:
-    """The content in these bytes.
+    """Convert bytes back to the content of a message.
 
     Raises:
         MessageError: they are not what `pack` makes.

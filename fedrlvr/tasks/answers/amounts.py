@@ -275,7 +275,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """One spelling."""
+        """One spelling for all equal units, to compare them."""
         return " ".join([*(name if power == 1 else f"{name}^{power}" for name, power in self.measures), *self.nouns])
 
 

@@ -327,6 +327,6 @@ def split_at(text: str, separator: str) -> list[str]:
 
 
 def cut(text: str, cuts: list[tuple[int, int]]) -> list[str]:
-    """The stripped parts between spans."""
+    """Parts of the text between the spans, stripped."""
     edges = [(0, 0), *cuts, (len(text), len(text))]
     return [text[left[1] : right[0]].strip() for left, right in pairwise(edges)]
