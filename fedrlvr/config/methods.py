@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from fedrlvr.aggregation.client_weights import Baseline, Gain, Shape, Weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.aggregation.robust import HOSTILE, ROBUST_MEANS, TRIM, check_enough
+from fedrlvr.aggregation.server_step import SERVER_OPTIMIZERS, Agreement, ServerStep
 from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
 from fedrlvr.coordination.ratio import RATIO_RULES, RatioRule
 from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule
@@ -216,6 +217,15 @@ Precision = Literal["float32", "float16", "int8"]
 FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
+def _server_rate(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or value <= 0):
+        raise ValueError("should be a number above 0, or 'auto'")
+    return value
+
+
+ADAPTIVE = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.adaptive]
+
+
 class AggregationConfig(Section):
     """How many adapters become one (docs/aggregation.md says which to take when)."""
 
@@ -243,6 +253,30 @@ class AggregationConfig(Section):
     """Share of the clients that `trimmed_mean` drops at either end. None: 0.2."""
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
     """Hostile clients that `krum` expects; it needs at least 2 x this + 3 clients in a round. None: 1."""
+    server_learning_rate: Annotated[float | str, AfterValidator(_server_rate)] = 1.0
+    """Length of the server's step, as a multiple of the clients' mean change in a round. The default 1 makes the mean
+    of the clients the global model. Set a number up to the square root of the number of clients where clients hold
+    different problems and synchronise rarely, and choose it on validation problems. `auto` is experimental: it chooses
+    between 1 and that square root in each round, from the lengths of the changes and from how far their directions
+    agree with those of the last round (docs/aggregation.md, The server's step)."""
+    server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
+    """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
+    `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
+    small server_learning_rate. Change it in federations of many rounds."""
+    server_momentum: Annotated[float | None, OnlyWith("server_optimizer", ("momentum", "nesterov"))] = Field(
+        None, gt=0, lt=1
+    )
+    """Share of the last round's velocity that the server optimizers `momentum` and `nesterov` keep. None: 0.9."""
+    server_beta1: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the first moment of the server optimizers `adam` and `yogi`. None: 0.9."""
+    server_beta2: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the second moment of the server optimizers `adam` and `yogi`. None: 0.99."""
+    server_epsilon: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, gt=0)
+    """Number added to the square root of the second moment by the server optimizers `adam` and `yogi`: numbers that
+    change by less than this in a round move less than server_learning_rate. None: 0.001."""
+    server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
+    """What `server_learning_rate = "auto"` compares with the last round: the mean change (`mean`), or each client's own
+    change (`clients`), for which the server's checkpoint keeps the last change of every client. None: mean."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
     fgrpo_baseline: Annotated[Baseline | None, FGRPO] = None
@@ -269,8 +303,51 @@ class AggregationConfig(Section):
         options = {name.removeprefix("fgrpo_"): value for name, value in self if name.startswith("fgrpo_")}
         return {name: value for name, value in options.items() if value is not None}
 
+    @property
+    def server_step(self) -> ServerStep | None:
+        """A new server step for one run; None where the global model is the mean itself."""
+        if (self.server_learning_rate == 1 and self.server_optimizer == "sgd") or self.rule.server_step is None:
+            return None
+        options = {name.removeprefix("server_"): value for name, value in self if name.startswith("server_")}
+        return ServerStep(self.rule.server_step, **{n: value for n, value in options.items() if value is not None})
+
+    def _check_server_step(self, clients: int) -> None:
+        """
+        Raises:
+            ValueError: the rule, the optimizer, the robust mean or the clients of a round have no such server step.
+        """
+        rate, optimizer = self.server_learning_rate, self.server_optimizer
+        stated = f"aggregation.server_learning_rate = {rate!r}"
+        if optimizer != "sgd":
+            stated = f"aggregation.server_optimizer = {optimizer!r}"
+        elif rate == 1:
+            return
+        if self.rule.server_step is None:
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step))
+            raise ValueError(
+                f"{stated} needs a common step of all clients, which aggregation.type = {self.type!r} does not have; "
+                f"{able} have one"
+            )
+        if rate == "auto" and (self.robust == "krum" or clients == 1):
+            reason = "robust = 'krum', which takes one client" if clients > 1 else "one client a round (federation)"
+            raise ValueError(f"aggregation.server_learning_rate = 'auto' has no effect with {reason}")
+        if optimizer not in ADAPTIVE:
+            return
+        if self.rule.server_step == "products":
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step == "factors"))
+            raise ValueError(
+                f"{stated} scales each number of the adapter by itself, which aggregation.type = {self.type!r} cannot "
+                f"do with products; {able} can"
+            )
+        if isinstance(rate, str) or rate >= 1:
+            raise ValueError(
+                f"{stated} moves each number by up to about aggregation.server_learning_rate in a round, which is "
+                f"{rate!r}: set a number below 1 that is of the size of a number's change, such as 0.001"
+            )
+
     def check(self, config: Any) -> None:
-        """Client weights and robust means suit the rule, the supervision and the number of clients."""
+        """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
+        self._check_server_step(config.federation.clients_per_round)
         if self.weights == "fgrpo" and not config.supervision.verified:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "
