@@ -61,10 +61,12 @@ class ServerOptimizer:
     """A server optimizer.
 
     update: (step, mean change D, g, t) -> U; it reads and renews the memory of the step.
+    has_momentum: it reads the setting m.
     adaptive: it scales each number by itself, so that it needs factors and a learning rate of a number's size.
     """
 
     update: Callable[[ServerStep, Delta, float, int], ServerUpdate]
+    has_momentum: bool = False
     adaptive: bool = False
 
 
@@ -235,8 +237,8 @@ def _direction(step: ServerStep, mean: Delta, second: Callable[[Tensor, Tensor],
 
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
     "sgd": ServerOptimizer(_sgd),
-    "momentum": ServerOptimizer(_momentum),
-    "nesterov": ServerOptimizer(_nesterov),
+    "momentum": ServerOptimizer(_momentum, has_momentum=True),
+    "nesterov": ServerOptimizer(_nesterov, has_momentum=True),
     "adam": ServerOptimizer(_adam, adaptive=True),
     "yogi": ServerOptimizer(_yogi, adaptive=True),
 }

@@ -223,6 +223,7 @@ def _server_rate(value: float | str) -> float | str:
     return value
 
 
+WITH_MOMENTUM = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.has_momentum]
 ADAPTIVE = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.adaptive]
 
 
@@ -254,18 +255,17 @@ class AggregationConfig(Section):
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
     """Hostile clients that `krum` expects; it needs at least 2 x this + 3 clients in a round. None: 1."""
     server_learning_rate: Annotated[float | str, AfterValidator(_server_rate)] = 1.0
-    """Length of the server's step, as a multiple of the clients' mean change in a round. The default 1 makes the mean
-    of the clients the global model. Set a number up to the square root of the number of clients where clients hold
-    different problems and synchronise rarely, and choose it on validation problems. `auto` is experimental: it chooses
-    between 1 and that square root in each round, from the lengths of the changes and from how far their directions
-    agree with those of the last round (docs/aggregation.md, The server's step)."""
+    """Length of the server's step, as a multiple of the clients' mean change in a round (with the server optimizers
+    `adam` and `yogi`, the size of a number's change). The default 1 makes the mean of the clients the global model. Set
+    a number up to the square root of the number of clients where clients hold different problems and synchronise
+    rarely, and choose it on validation problems. `auto` is experimental: it chooses between 1 and that square root in
+    each round, by how much averaging shortens the changes and by how far their directions agree with the last round's
+    (docs/aggregation.md, The server's step)."""
     server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
     """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
     `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
-    small server_learning_rate. Change it in federations of many rounds."""
-    server_momentum: Annotated[float | None, OnlyWith("server_optimizer", ("momentum", "nesterov"))] = Field(
-        None, gt=0, lt=1
-    )
+    small server_learning_rate. The others need many rounds, and a learning rate chosen on validation problems."""
+    server_momentum: Annotated[float | None, OnlyWith("server_optimizer", WITH_MOMENTUM)] = Field(None, gt=0, lt=1)
     """Share of the last round's velocity that the server optimizers `momentum` and `nesterov` keep. None: 0.9."""
     server_beta1: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
     """Decay of the first moment of the server optimizers `adam` and `yogi`. None: 0.9."""
