@@ -29,6 +29,8 @@ PROBES = "probes"
 """Name of the shared probes, beside the names of factors, which end in .A or .B."""
 RULE = "rule/"
 """Prefix of the tensors of the LoRA rule's state."""
+STEP = "step/"
+"""Prefix of the tensors that the server's step remembers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Checkpoint:
 
     strategy: what the strategy must remember, in JSON types. updates: of scale 1, by name, that the global model has
     besides its adapter (delta_model.py). probes: everybody's, averaged (shared_probes.py). rule: the LoRA rule's state.
+    step: what the server's step remembers.
     """
 
     round: int
@@ -45,6 +48,7 @@ class Checkpoint:
     updates: Mapping[str, Adapter] = field(default_factory=dict)
     probes: torch.Tensor | None = None
     rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    step: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Checkpoints:
         tensors = {prefix + name: t.contiguous() for prefix, part in parts.items() for name, t in part.tensors()}
         if checkpoint.probes is not None:
             tensors[PROBES] = checkpoint.probes.contiguous()
-        tensors.update({RULE + name: tensor.contiguous() for name, tensor in checkpoint.rule.items()})
+        for prefix, kept in ((RULE, checkpoint.rule), (STEP, checkpoint.step)):
+            tensors.update({prefix + name: tensor.contiguous() for name, tensor in kept.items()})
         state = {
             "alpha": checkpoint.adapter.alpha,
             "strategy": checkpoint.strategy,
@@ -138,10 +143,13 @@ def memory_directories(run: Path, client: str) -> RoundDirectories:
 def _checkpoint(files: Mapping[str, bytes], state: Mapping[str, Any]) -> Checkpoint:
     tensors, order = load(files[ADAPTER]), state["order"]
     adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
-    updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith(RULE)}
-    rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
+    updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith((RULE, STEP))}
+    rule, step = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (RULE, STEP)
+    )
     kept = {name: _update(tensors, f"{name}/", order) for name in updates}
-    return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), kept, tensors.get(PROBES), rule)
+    return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), kept, tensors.get(PROBES), rule, step)
 
 
 def _update(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter:

@@ -16,7 +16,7 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; and who was left out of it, with the reason."""
+    probes are calibrated; the server's step; and who was left out of it, with the reason."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -25,6 +25,7 @@ class RoundRecord:
         self.scores: dict[str, list[SourceScores]] = {}
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
+        self.server_step: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
 
     def client(self, name: str) -> dict[str, float]:
@@ -63,6 +64,8 @@ class RoundRecord:
         record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
         if self.left_out:
             record["left_out"] = dict(sorted(self.left_out.items()))
+        if self.server_step:
+            record["server_step"] = self.server_step
         if self.exchanges:
             record["exchanges"] = self.exchanges
         if evaluate:

@@ -139,6 +139,17 @@ def test_client_weights_are_drawn_where_they_change() -> None:
     assert "What a client's adapter counts" in page(records).words
 
 
+def test_the_servers_step_is_drawn_where_there_is_one() -> None:
+    records = run_records()
+    assert "The server's step" not in page(records).words
+    records[1]["server_step"] = {"learning_rate": 1.8, "mean_cosine": 0.1, "norms": {"alpha": 1.0, "beta": 2.0}}
+    records[2]["server_step"] = {"learning_rate": 1.0, "norms": {"alpha": 1.0}}  # one client was left
+    assert "The server's step" in page(records).words
+    how = {"server_learning_rate": "auto", "server_optimizer": "nesterov"}
+    method = page(records, parse_config({"aggregation": how})).words
+    assert "aggregation fedit (server step auto, server optimizer nesterov)" in method
+
+
 def test_the_method_names_what_differs_in_the_aggregation() -> None:
     plain = parse_config({"aggregation": {"type": "ffa"}})
     assert "aggregation ffa" in page(run_records(), plain).words
