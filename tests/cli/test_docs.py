@@ -4,7 +4,6 @@ measured. What the commands do is in test_docs_runs.py."""
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import re
 import tomllib
@@ -42,9 +41,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, object]]:
     command, words = typer.main.get_command(app), words[1:]
     while isinstance(command, click.Group) and words[0] != "--help":
         command, words = command.commands[words[0]], words[1:]
-    with contextlib.suppress(click.exceptions.Exit):  # --help
-        return str(command.name), command.make_context(str(command.name), list(words)).params
-    return str(command.name), {}
+    if words == ["--help"]:
+        return str(command.name), {}
+    return str(command.name), command.make_context(str(command.name), list(words)).params
 
 
 def check_command(words: list[str]) -> None:
