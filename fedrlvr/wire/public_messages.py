@@ -55,9 +55,9 @@ class Stamp(BaseModel):
     def difference(self, expected: Stamp) -> str | None:
         """The first field that is not as expected, with both values; None if all are."""
         for name in Stamp.model_fields:
-            mine, theirs = getattr(self, name), getattr(expected, name)
-            if mine != theirs:
-                return printable(f"{name} {mine}, not {theirs}")
+            value, expected_value = getattr(self, name), getattr(expected, name)
+            if value != expected_value:
+                return printable(f"{name} {value}, not {expected_value}")
         return None
 
 

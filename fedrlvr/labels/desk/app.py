@@ -230,9 +230,9 @@ class _Done:
     def note(self, expert: str, problem: str, verdict: Verdict) -> int:
         """An answer has been stored; a skip takes an earlier one back."""
         with self._lock:
-            mine = self._counted().setdefault(expert, set())
-            (mine.discard if verdict == "skip" else mine.add)(problem)
-            return len(mine)
+            answered = self._counted().setdefault(expert, set())
+            (answered.discard if verdict == "skip" else answered.add)(problem)
+            return len(answered)
 
     def forget(self) -> None:
         with self._lock:
