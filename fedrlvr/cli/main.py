@@ -143,11 +143,15 @@ def tasks(
 
     dealt = deal(settings)
     if write is not None:
+        from fedrlvr.tasks.deal import written_instruction
         from fedrlvr.tasks.own import write_own
 
         for client in dealt.clients:
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
+        if (stated := written_instruction(settings.data)) is not None:
+            # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
+            typer.echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
 
 

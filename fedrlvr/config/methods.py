@@ -92,7 +92,7 @@ SPARING = ["care", *(name for name, by in SELECTIONS.items() if not by.peeks)]
 
 
 class Asking(Audited):
-    """Base of the supervisions that ask for some of the labels; each label is paid for once (docs/care.md)."""
+    """Base of the supervisions that ask for some of the labels; each label is paid for once (docs/labels.md)."""
 
     budget: float = Field(0.2, gt=0, le=1)
     """Share of each local step's problems whose label is asked for, rounded up to whole problems."""
@@ -229,7 +229,7 @@ FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
 class AggregationConfig(Section):
-    """Aggregation of the clients' adapters into one (docs/aggregation.md says which method to choose)."""
+    """Aggregation of the clients' adapters into one (docs/choosing.md says which method to choose)."""
 
     type: RuleName = "fedit"
     """LoRA rule that aggregates the adapters. `fedit` averages the factors A and B; the other rules are in

@@ -277,7 +277,7 @@ class FederationConfig(Section):
     """Seconds that a client has to answer a message. A late client is left out of the round or ends the run, as
     `quorum` says. It has no effect in a simulation."""
     task: Name = "main"
-    """Name of the task that organisations train on, as it stands in their own site.toml (docs/deployment.md). In a
+    """Name of the task that organisations train on, as it stands in their own site.toml (docs/organisations.md). In a
     simulation the problems come from [data]."""
     arm: Literal["federated", "local", "central"] = "federated"
     """Arm of an experiment: `federated`, or one of two references. `local` trains each client alone, and nothing
@@ -393,7 +393,7 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """Computation on one machine. These settings change cost and memory, never the result, and never leave the machine.
 
-    Each saving is a switch of its own, so that it can be measured and tested alone (docs/performance.md).
+    Each saving is a switch of its own, so that it can be measured and tested alone (docs/measurements/performance.md).
     """
 
     micro_batch_tokens: int | None = Field(None, ge=1)

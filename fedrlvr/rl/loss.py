@@ -3,12 +3,12 @@
     rho_t = exp(logp_t - behaviour_logp_t)
     l_t   = -surrogate(rho_t, logp_t, A) + kl_beta k3_t
 
-    two-sided clip   min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
+    ordinary clip    min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
     CISPO            sg(clip(rho_t, 1 - clip_low, 1 + clip_high)) A logp_t         (sg: no gradient)
 
-    grpo     two-sided clip, mean over responses of the mean over a response's tokens    (arXiv 2402.03300)
-    dr_grpo  two-sided clip, sum over tokens / (responses x longest allowed response)    (arXiv 2503.20783)
-    dapo     two-sided clip, mean over all tokens of the batch                           (arXiv 2503.14476)
+    grpo     ordinary clip, mean over responses of the mean over a response's tokens    (arXiv 2402.03300)
+    dr_grpo  ordinary clip, sum over tokens / (responses x longest allowed response)    (arXiv 2503.20783)
+    dapo     ordinary clip, mean over all tokens of the batch                           (arXiv 2503.14476)
     cispo    CISPO, mean over all tokens of the batch                                    (arXiv 2506.13585)
 
 1. A loss is a sum over responses divided by a normaliser. The two are separate functions, because a batch is cut

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.errors import ConfigError, DataError
@@ -18,7 +18,7 @@ from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
-from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.rewards import grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
 from fedrlvr.tasks.task import Instruction, prompt_text
@@ -141,6 +141,16 @@ def instruction_of(data: DataConfig) -> Instruction:
     """Kind of problem -> what is appended to its prompts: the configuration's instruction, or else the task's own."""
     stated = data.instruction
     return task_of(data.name).instruction if stated is None else lambda kind: stated
+
+
+def written_instruction(data: DataConfig) -> str | None:
+    """The setting `instruction`, as TOML, that these problems need once they are files of the task `jsonl`.
+
+    None: the default of `jsonl` appends the same sentences.
+    """
+    here, default = instruction_of(data), task_of("jsonl").instruction
+    kinds = get_args(Kind)
+    return None if all(here(kind) == default(kind) for kind in kinds) else json.dumps(here(kinds[0]), ensure_ascii=False)
 
 
 def _ledger(config: Config, client: str) -> Path | None:

@@ -1,4 +1,4 @@
-r"""Equality of answers: the one table of the pairs of types that are compared at all (`_TABLE`; docs/tasks.md).
+r"""Equality of answers: the one table of the pairs of types that are compared at all (`_TABLE`; docs/data.md).
 
 Every other pair is unequal. On golds the relation is symmetric. An answer, though, may not leave more to be computed
 than the gold: where the gold is a number, arithmetic is no answer to it, nor is `\sin 60^\circ` one to
