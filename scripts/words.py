@@ -8,6 +8,7 @@ before it. "Whether" may begin the sentence of a yes-or-no question only.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _is_bool(annotation: ast.expr | None) -> bool:
 
 def _first_paragraph(text: str) -> str:
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
-    return "" if paragraph.startswith(("Raises:", "Args:")) else paragraph
+    return "" if re.match(r"Raises:|[a-z_]+(, [a-z_]+)*: ", paragraph) else paragraph  # parameters, without a summary
 
 
 def problems(source: str, name: str) -> Iterator[str]:

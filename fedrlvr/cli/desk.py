@@ -1,4 +1,4 @@
-"""`fedrlvr desk`: where experts give labels, as a web page or through a spreadsheet."""
+"""`fedrlvr desk`: experts give labels, on a web page or through a spreadsheet."""
 
 from __future__ import annotations
 

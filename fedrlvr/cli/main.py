@@ -252,7 +252,7 @@ def _config_of(source: Path, overrides: list[str] | None) -> Config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
+    """Entry point of the command line. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
         arguments = sys.argv[1:]

@@ -175,7 +175,7 @@ def stop(directory: Directory) -> None:
 
 
 def supernode_command(org: Organisation) -> list[str]:
-    """The plain command of Flower's that `site run` amounts to.
+    """The Flower command that `site run` executes.
 
     Raises:
         ConfigError: site.toml lies where Flower could not be told of it.

@@ -1,4 +1,4 @@
-"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and who may."""
+"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and its registered organisations."""
 
 from __future__ import annotations
 

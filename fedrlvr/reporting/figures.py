@@ -116,7 +116,7 @@ def draw_shares(title: str, rows: Sequence[tuple[int, Sequence[float]]], colours
 
 
 def draw_calibration(title: str, sets: Sequence[Sequence[tuple[float, float, float]]]) -> str:
-    """SVG of what happened against what was said, both parts of 1, beside the line on which they agree.
+    """SVG of the measured against the estimated share of correct majorities, beside the diagonal.
 
     sets: (said, happened, number of cases) each, with the page's line colours in order; areas go by the number.
     """

@@ -45,7 +45,7 @@ from fedrlvr.version import __version__
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
-"""Those whose versions can change a result."""
+"""Packages whose versions can change a result."""
 
 
 _CURVES = (

@@ -21,11 +21,11 @@ from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 
 Taken = Iterator[tuple[str, Adapter]]
-"""Clients and their adapters, checked, as they come."""
+"""Clients with their checked adapters, in the order of arrival."""
 
 
 class Combiner:
-    """Makes one of a round's adapters, and remembers what client weights need to.
+    """Filters, weights and aggregates the adapters of each round, and keeps the client weights' state between rounds.
 
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
     """
@@ -155,7 +155,7 @@ class Combiner:
 
 
 def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
-    """The model that takes what the configured LoRA rule makes."""
+    """Global model of the server, for the configured LoRA rule."""
     if config.rule.sends_whole_adapter:
         return GlobalModel(config.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel

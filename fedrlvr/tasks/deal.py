@@ -94,7 +94,7 @@ def deal(config: Config) -> Dealt:
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:
-    """Say which gold answers no marked answer can meet, where problems are graded by kind.
+    """Report gold answers that no marked answer can match, where problems are graded by kind.
 
     Raises:
         DataError: more than the share data.unreachable_golds.

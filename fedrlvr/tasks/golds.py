@@ -108,7 +108,7 @@ def misgraded(problem: Problem) -> list[str]:
 
 
 def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
-    """Say how many gold answers no marked answer can meet, and which are not in plain form, before training.
+    """Report how many gold answers no marked answer can match, and which are not in plain form, before training.
 
     problems: by the name of who holds them. Those without an answer are left out.
     most: share of the gold answers up to which the problems are accepted (data.unreachable_golds).
