@@ -88,7 +88,7 @@ def holdings_table(
 
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
-    title = f"who holds what: {config.data.name}, partition {config.partition.type}"
+    title = f"problems by client: {config.data.name}, partition {config.partition.type}"
     table = new_table(title, ["client", "family"], ["training", "held out"])
     cells = sorted({*train, *test}, key=lambda cell: (natural(cell[0]), cell[1]))
     last = None
