@@ -28,7 +28,7 @@ APP = """\
 [project]
 name = "fedrlvr-run"
 version = "{version}"
-description = "A run of fedrlvr. There is no code in here: everybody runs the release that is installed."
+description = "A run of fedrlvr. It contains no code: every organisation runs its own installed release."
 license = "Apache-2.0"
 dependencies = []
 
@@ -93,7 +93,7 @@ def federate(
     if resume is not None and overrides:
         raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
     if superlink is None:
-        raise ConfigError("Say which SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
+        raise ConfigError("Name the SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
     settings = load_config(config, overrides or ()) if resume is None else load_resolved(resume / "config.json")
     from fedrlvr.deployment.superlink.disclosure import check, travels
 
@@ -179,7 +179,7 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
         output = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {output}") from None
+        raise RoundError(f"the SuperLink rejected the run. {PLACE} Flower says: {output}") from None
 
 
 def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:

@@ -119,7 +119,7 @@ def evaluate(
     settings = _config_of(source, overrides)
     if not base and adapter is None:
         if not source.is_dir():
-            raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
+            raise ConfigError("Name the adapter to evaluate: --adapter DIR, or --base for none.")
         adapter = source / "adapter"
     from fedrlvr.reporting.tables import scores_table
     from fedrlvr.simulation.evaluate import evaluate as evaluate_here
@@ -136,7 +136,7 @@ def tasks(
         typer.Option(help="Write each client's problems to files in this directory, for organisations to try out."),
     ] = None,
 ) -> None:
-    """Load a configuration's problems and show who holds what. No model is loaded."""
+    """Load a configuration's problems and show how many each client holds. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.reporting.tables import holdings_table
     from fedrlvr.tasks.deal import deal
@@ -212,7 +212,7 @@ def export(
 
     adapter = load_peft(run_directory / "adapter" / (client or ""))
     if max_rank is not None and merged:
-        raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
+        raise ConfigError("--max-rank limits the rank of an adapter, and --merged writes none. Leave one of them out.")
     if max_rank is not None and adapter.rank > max_rank:
         rule = settings.aggregation.rule
         reason = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
@@ -229,7 +229,7 @@ def export(
 
 @app.command()
 def doctor() -> None:
-    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why."""
+    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness."""
     from fedrlvr.reporting.doctor import examine, show
 
     findings = examine()
@@ -252,7 +252,7 @@ def _config_of(source: Path, overrides: list[str] | None) -> Config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
+    """Entry point of the command line. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
         arguments = sys.argv[1:]

@@ -33,12 +33,12 @@ ExtraNames = Annotated[
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with the line that the command ends with."""
+    """Interruption by Ctrl-C, with the last line of the command's output."""
 
 
 @contextlib.contextmanager
 def resumable(directory: Path, again: Sequence[str]) -> Iterator[None]:
-    """Turn Ctrl-C into `Interrupted`. The line names the run's directory and the command `again` that goes on with it.
+    """Turn Ctrl-C into `Interrupted`, whose line names the run's directory and the command `again` that continues it.
 
     Raises:
         Interrupted: Ctrl-C was pressed.

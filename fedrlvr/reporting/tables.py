@@ -32,7 +32,7 @@ MOST_LINES = 48
 """Largest product of clients and families for which the final table has one line for both; above it, each client and
 each family has its own line."""
 MOST_CLIENTS = 16
-"""A line for each client stops here; the report has them all."""
+"""Largest number of clients with a line each; the report has them all."""
 
 
 WIDE = 112
@@ -83,12 +83,12 @@ def holdings_table(
     public_count: int,
     console: Console | None = None,
 ) -> None:
-    """Print who holds what: training and held-out problems by client and source."""
+    """Print the number of training and held-out problems by client and source."""
     from rich.console import Console
 
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
-    title = f"who holds what: {config.data.name}, partition {config.partition.type}"
+    title = f"problems by client: {config.data.name}, partition {config.partition.type}"
     table = new_table(title, ["client", "family"], ["training", "held out"])
     cells = sorted({*train, *test}, key=lambda cell: (natural(cell[0]), cell[1]))
     last = None

@@ -56,13 +56,13 @@ class GlobalModel:
         return self.adapter
 
     def answered(self, client: str) -> None:
-        """The client has answered a message that brought it this version."""
+        """Note that the client answered a message that brought it this version."""
 
     def lost(self, client: str) -> None:
-        """The client did not answer as it should."""
+        """Note that the client did not answer properly."""
 
     def replace(self, adapter: Adapter) -> None:
-        """Take this adapter in place of the one just made."""
+        """Use this adapter in place of the newest one."""
         self.adapter = adapter
         self._encoded.clear()
 

@@ -1,4 +1,4 @@
-"""The server of a run, whoever answers it: rounds over a grid, from a config to a run directory.
+"""The server of a run: rounds over a Flower grid, from a config to a run directory.
 
 config.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
 
@@ -51,7 +51,7 @@ class RunResult:
 
 
 def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> PublicSet | None:
-    """The public problems with what responses to them are judged by; None without any."""
+    """The public problems with the data to check responses to them; None if there are none."""
     if not problems:
         return None
     return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, base.vocabulary, base.eos_ids)
@@ -103,7 +103,7 @@ class Server:
         *,
         resume: bool,
     ) -> RunResult:
-        """All rounds that are not done, and the result.
+        """Run all rounds that are not done, and return the result.
 
         names: the clients by node id. holdings: what is known of who holds what, with a `digest` that is the same when
         a run goes on. memories: of those clients whose memory this process keeps; a resume fills them.

@@ -63,8 +63,8 @@ def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer
 
 
 def settled(config: Config, directory: Path) -> Config:
-    """The config with what is settled when a run starts, as it is written down: its directory, its paths, which are
-    relative to the working directory until then, and threads."""
+    """The config with the values that are fixed when a run starts: its directory, its paths (relative to the working
+    directory until then), and its threads."""
     # The number of threads decides how sums are rounded, and a resumed run must round alike.
     engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
     where = config.run.model_copy(update={"directory": directory})
@@ -133,7 +133,7 @@ class Federation:
         self.cohort.self_check(prompt, self.config.run.seed)
 
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
-        """All rounds that are not done, and the result.
+        """Run all rounds that are not done, and return the result.
 
         handler: what answers the messages; None is this federation's own client code.
         """

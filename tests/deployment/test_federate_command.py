@@ -161,7 +161,7 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
     ("arguments", "text"),
     [
         ((), "Give a configuration"),
-        (("exp.toml",), "Say which SuperLink"),
+        (("exp.toml",), "--superlink"),
         (("exp.toml", "--resume", "x"), "Give a configuration"),
         (("--resume", "x", "--set", "train.rounds=2", "--superlink", "hub"), "leave out --set"),
         (("exp.toml", "--superlink", "nowhere"), "there is no such directory"),
