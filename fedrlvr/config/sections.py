@@ -114,6 +114,9 @@ class ModelConfig(Section):
 
     name: str = "embedded"
     """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
+    adapter: Path | None = None
+    """Directory of the adapter that the run starts from: PEFT's, a run's, or a checkpoint's; its rank may be up to
+    lora.rank. None starts from the model as it is. The reference policy of train.kl_beta is the model without it."""
     dtype: Dtype = "auto"
     """Of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
