@@ -19,6 +19,7 @@ from fedrlvr.errors import AdapterError
 from fedrlvr.files import atomic_bytes, atomic_text, read_json
 
 PREFIX = "base_model.model."
+CONFIG_FILE = "adapter_config.json"
 
 
 def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
@@ -48,7 +49,7 @@ def save_peft(adapter: Adapter, directory: Path, *, base_name: str) -> None:
         "target_modules": list(adapter.layers),
     }
     atomic_bytes(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-    atomic_text(directory / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    atomic_text(directory / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
 def load_peft(directory: Path) -> Adapter:
@@ -57,11 +58,11 @@ def load_peft(directory: Path) -> Adapter:
     Raises:
         AdapterError: missing or unreadable files, or a kind of adapter that is not plain LoRA of one rank and alpha.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG_FILE, "adapter_model.safetensors"):
         if not (directory / name).is_file():
             raise AdapterError(f"{directory} is not a PEFT adapter: {name} is missing.")
     try:
-        config = read_json(directory / "adapter_config.json")
+        config = read_json(directory / CONFIG_FILE)
         tensors = load_file(directory / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{directory}: the adapter cannot be read ({error}).") from None
