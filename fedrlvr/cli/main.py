@@ -203,8 +203,8 @@ def export(
     if local_arm != (client is not None):
         hint = "name one with --client" if local_arm else "leave out --client"
         raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
-    from fedrlvr.policy.base import save_merged
-    from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
+    from fedrlvr.policy.export import export_adapter, export_merged
+    from fedrlvr.policy.peft_format import load_peft
 
     adapter = load_peft(run_directory / "adapter" / (client or ""))
     if max_rank is not None and merged:
@@ -216,11 +216,9 @@ def export(
             f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
-    if merged:
-        save_merged(adapter, settings.model, out)
-    else:
-        save_peft(adapter, out, base_name=base_reference(settings.model.name))
+    comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
     typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    typer.echo(str(comparison))
 
 
 @app.command()
