@@ -7,6 +7,7 @@ both give log-probs for one prompt.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -115,10 +116,9 @@ def _logps(model: Any, base: Base) -> Tensor:
 
 
 def _peft_model(model: Any, directory: Path) -> Any:
-    from peft import PeftModel
-
+    peft = importlib.import_module("peft")  # no dependency of fedrlvr: used where somebody has installed it
     try:
-        return PeftModel.from_pretrained(model, directory).eval()
+        return peft.PeftModel.from_pretrained(model, directory).eval()
     except Exception as error:  # PEFT raises many kinds where it cannot apply an adapter
         raise AdapterError(
             f"PEFT cannot load the adapter on this model ({_first_line(error)}). Write whole weights with --merged."
