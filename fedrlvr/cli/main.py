@@ -23,7 +23,6 @@ from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
-from fedrlvr.files import atomic_directory
 from fedrlvr.zoo import embedded_config
 
 EMBEDDED = embedded_config()
@@ -230,8 +229,7 @@ def export(
         raise ConfigError("--max-rank limits the rank of an adapter, and --merged writes none. Leave one of them out.")
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists already; give a new directory.")
-    from fedrlvr.policy.base import save_merged
-    from fedrlvr.policy.peft_format import base_reference, save_peft
+    from fedrlvr.policy.export import export_adapter, export_merged
     from fedrlvr.server.saved_adapter import open_run
 
     run = open_run(run_directory)
@@ -243,12 +241,9 @@ def export(
             f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
-    if merged:
-        save_merged(adapter, settings.model, out)
-    else:
-        with atomic_directory(out) as directory:
-            save_peft(adapter, directory, base_name=base_reference(settings.model.name))
+    comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
     typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    typer.echo(str(comparison))
 
 
 @app.command()

@@ -173,17 +173,18 @@ class Server:
         atomic_text(path, json.dumps(holdings, indent=1) + "\n")
 
     def _export(self, model: GlobalModel, memories: Mapping[str, Context]) -> None:
-        base_name = base_reference(self.config.model.name)
+        base_name, fused = base_reference(self.config.model.name), self.base.fused_experts
         try:
             with atomic_directory(self.directory / "adapter") as directory:  # once it is there the run is finished
                 if self.config.federation.arm != "local":
-                    save_peft(model.whole(), directory, base_name=base_name)
+                    save_peft(model.whole(), directory, base_name=base_name, fused_experts=fused)
                     return
                 for name, context in memories.items():
                     like = self.initial.at_rank(self.config.lora.rank_of(name))
                     arrays = arrays_in(context, OWN_ADAPTER)
                     assert arrays is not None
-                    save_peft(arrays_to_adapter(arrays, like, whose=name), directory / name, base_name=base_name)
+                    adapter = arrays_to_adapter(arrays, like, whose=name)
+                    save_peft(adapter, directory / name, base_name=base_name, fused_experts=fused)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} All rounds are done and checkpointed: make room, then --resume writes it."
