@@ -186,6 +186,12 @@ class PubSwapCoordination(Section):
     """Optimizer steps on an exchange's groups."""
     pool_size: int = Field(64, ge=1, le=65536)
     """Correct responses kept of each public problem of an exchange."""
+    pool_tail: int = Field(200, ge=0, le=2000)
+    """Most characters behind the answer of a response that enters the pool. Raise it if the model honestly writes more
+    (`dropped_tail` in metrics.jsonl); it has no effect with a reward function of your own."""
+    pool_length: float = Field(4.0, ge=1, le=16)
+    """Most tokens of a response that enters the pool, as a multiple of the usual number: the median over the other
+    clients of each one's median in the exchange. Raise it if honest responses are left out (`dropped_unusual`)."""
 
     @property
     def swap_rule(self) -> SwapRule:

@@ -54,7 +54,16 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
     """The public problems with what responses to them are judged by; None without any."""
     if not problems:
         return None
-    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, base.vocabulary, base.eos_ids)
+    return PublicSet(
+        problems,
+        base.decode,
+        reward,
+        base.model_id,
+        base.tokenizer_id,
+        base.vocabulary,
+        eos_ids=base.eos_ids,
+        special_ids=base.special_ids,
+    )
 
 
 class Server:
