@@ -62,9 +62,9 @@ def _cells(name: str, *keys: str) -> dict[tuple[Any, ...], dict[int, dict[str, A
 
 
 def _points(values: Sequence[float]) -> str:
-    found = spread(dict(enumerate(values)))
-    assert found is not None
-    return f"{found.mean:+.1f} ± {found.half:.1f}"
+    result = spread(dict(enumerate(values)))
+    assert result is not None
+    return f"{result.mean:+.1f} ± {result.half:.1f}"
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
@@ -117,15 +117,15 @@ def aggregation() -> list[str]:
     ]
     header = ["comparison", "points", "p", "p after Holm"]
     lines = _table(f"LoRA rules, precisions and learning rates: {len(rows)} comparisons", header, rows)
-    rows, found = [], []
+    rows, p_values = [], []
     for part, cell in cells:
         federation, _, weights = cell.partition("/")
         if part == "c" and weights not in ("examples", "equal"):
             for name, value in (("mean", mean_score), ("worst client", worst_score)):
                 points = differences(cells[part, cell], cells[part, f"{federation}/examples"], value)
                 rows.append([f"{federation}: {weights}, {name}", _points(points)])
-                found.append(p_value(points))
-    rows = [[*row, f"{p:.2g}", f"{h:.2g}"] for row, p, h in zip(rows, found, holm(found), strict=True)]
+                p_values.append(p_value(points))
+    rows = [[*row, f"{p:.2g}", f"{h:.2g}"] for row, p, h in zip(rows, p_values, holm(p_values), strict=True)]
     rows.sort(key=lambda row: float(row[-1]))
     title = f"FGRPO against weights by examples: {len(rows)} comparisons (cold: temperature 0.25)"
     return [*lines, *_table(title, header, rows)]

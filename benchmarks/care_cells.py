@@ -34,8 +34,8 @@ BUDGETS = (5, 10, 20, 40)
 
 
 def _asking(kind: str, budget: int = 20, **more: str) -> list[str]:
-    told = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
-    return [f"supervision.{key}={value}" for key, value in told.items()]
+    settings = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
+    return [f"supervision.{key}={value}" for key, value in settings.items()]
 
 
 ARMS: dict[str, list[str]] = {

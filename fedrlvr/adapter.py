@@ -146,10 +146,12 @@ class Adapter:
             )
         if self.alpha != other.alpha:
             raise AdapterError(f"{whose}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
-        for (name, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
-            if mine.shape != theirs.shape:
-                raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")
-            if not bool(torch.isfinite(mine).all()):
+        for (name, tensor), (_, expected) in zip(self.tensors(), other.tensors(), strict=True):
+            if tensor.shape != expected.shape:
+                raise AdapterError(
+                    f"{whose}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}."
+                )
+            if not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(f"{whose}: {name} holds values that are not finite.")
 
 

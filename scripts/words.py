@@ -8,6 +8,7 @@ before it. "Whether" may begin the sentence of a yes-or-no question only.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,9 +70,12 @@ def _of_body(body: list[ast.stmt], name: str, prefix: str = "") -> Iterator[Sent
         match statement:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef() if not statement.name.startswith("_"):
                 if (text := ast.get_docstring(statement)) is not None:
-                    boolean = not isinstance(statement, ast.ClassDef) and _is_bool(statement.returns)
-                    place = f"{name}:{statement.lineno} {prefix}{statement.name}"
-                    yield Sentence(place, _first_paragraph(text), boolean)
+                    place, text = f"{name}:{statement.lineno} {prefix}{statement.name}", _first_paragraph(text)
+                    boolean = False
+                    if not isinstance(statement, ast.ClassDef):
+                        boolean = _is_bool(statement.returns)
+                        text = "" if re.match(r"[a-z_]+(, [a-z_]+)*: ", text) else text  # parameters, and no summary
+                    yield Sentence(place, text, boolean)
                 if isinstance(statement, ast.ClassDef):
                     yield from _of_body(statement.body, name, f"{prefix}{statement.name}.")
             case ast.AnnAssign(target=ast.Name(id=key)) | ast.Assign(targets=[ast.Name(id=key)]):
@@ -92,7 +96,7 @@ def _is_bool(annotation: ast.expr | None) -> bool:
 
 def _first_paragraph(text: str) -> str:
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
-    return "" if paragraph.startswith(("Raises:", "Args:")) else paragraph
+    return "" if paragraph.startswith("Raises:") else paragraph
 
 
 def problems(source: str, name: str) -> Iterator[str]:

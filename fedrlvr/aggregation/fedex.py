@@ -31,7 +31,7 @@ from fedrlvr.aggregation.stacking import compact, of_delta, of_scale_1, stack
 
 
 class FedExLoRA(LoraAggregation):
-    """FedIT's mean, and the residual as a change of the base: None if no two clients count."""
+    """The mean of FedIT, with the residual as a change of the base weights (None if no two clients count)."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
         """Average the factors, and add the error of that average to the base weights.

@@ -30,7 +30,8 @@ class FlexLoRA(LoraAggregation):
     """The mean update at one rank, largest components first, in the first adapter's type."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Decompose the mean update, and keep the components of one rank, largest first.
+
         rank: of the result; None: the largest given.
         before: the round's adapter at that rank. Where a layer has fewer components than `rank` (it has
             min(R, d, k)), the others take their A from it, with B zero; without it they are zero in A and in B, and a

@@ -1,4 +1,4 @@
-"""A LoRA rule: how many adapters become one. `RULES` is the table of all rules by name.
+"""A LoRA rule aggregates the clients' adapters into one. `RULES` is the table of all rules by name.
 
 To add a rule, with state or without: write one file with a subclass of `LoraAggregation`, and add one entry to `RULES`.
 Configuration, server and clients ask the entry's properties, so nothing else names a rule.
@@ -200,7 +200,7 @@ def shape(adapter: Adapter) -> Shape:
 def checked(
     pairs: Pairs, *, rule: str, mixed_ranks: bool = False, mixed_alphas: bool = False
 ) -> Iterator[tuple[Adapter, float]]:
-    """The same pairs, one at a time; of those that went by, only the first one's shape is kept.
+    """Check (adapter, weight) pairs one at a time and pass them on; only the first adapter's shape is kept in memory.
 
     Raises:
         ValueError: no adapters, a weight that is negative or not finite, weights whose sum is zero or not finite, or

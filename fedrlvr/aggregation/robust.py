@@ -51,7 +51,7 @@ def robust_mean(
     trim: float = TRIM,
     hostile: int = HOSTILE,
 ) -> tuple[Adapter, list[str]]:
-    """The aggregate, and the clients it was made from: Krum's one, else all.
+    """Aggregate adapters by a robust mean; returns the result and the clients it was made from (Krum: one, else all).
 
     rule: median, trimmed_mean or krum. start: what the round began with. trim: share of the clients dropped at either
     end. hostile: how many Krum expects.
@@ -105,7 +105,7 @@ def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
 
 
 def check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
-    """Check that a rule has clients enough.
+    """Check that a robust mean has enough clients.
 
     Raises:
         ValueError: an unknown rule, too few clients for it, or a trim or number that makes no sense.

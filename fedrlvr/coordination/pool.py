@@ -76,5 +76,5 @@ class Pool:
 
     @property
     def unsolved(self) -> int:
-        """Problems nobody gave a correct response to."""
+        """Number of problems to which no client gave a correct response."""
         return sum(not entries for entries in self.entries)

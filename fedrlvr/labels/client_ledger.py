@@ -25,7 +25,7 @@ class Budget:
 
 
 class NoLabels:
-    """The ledger of a client that has none and asks nobody (supervision's `Ledger`)."""
+    """The ledger of a client without labels, which asks no one (supervision's `Ledger`)."""
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
         """None for every problem, since none has a label."""
@@ -52,7 +52,7 @@ class NoLabels:
 
 
 class AllLabels(NoLabels):
-    """The ledger of a client that has every label and so asks nobody (supervision's `Ledger`)."""
+    """The ledger of a client that has every label, and so never asks (supervision's `Ledger`)."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -96,7 +96,7 @@ class ClientLedger:
         return None if label is None else self._answers.grade(problem, label, completions)
 
     def awaited(self, problem: Question) -> bool:
-        """Whether it was asked about; where it has a label nobody asks this."""
+        """Whether the problem was asked about. Callers ask this only for problems without a label."""
         return self.disk.was_asked(problem.id)
 
     def room(self) -> int | None:
@@ -109,7 +109,7 @@ class ClientLedger:
         return max(min(left), 0) if left else None
 
     def ask(self, query: Query) -> None:
-        """Enter the question; without a desk its answer too.
+        """Enter the question into the ledger; without a desk, its answer too.
 
         Raises:
             LedgerError: the ledger cannot be written.
@@ -121,7 +121,7 @@ class ClientLedger:
             self.disk.buy(query, self._answers.price(query.question), at=now)
 
     def remind(self, query: Query) -> None:
-        """Let an expert who is going to answer see the newest vote.
+        """Update the vote that an expert will see on a problem that was asked about.
 
         Raises:
             LedgerError: the ledger cannot be written.

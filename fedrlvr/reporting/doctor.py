@@ -49,7 +49,7 @@ class Finding:
 
 
 def examine(directory: Path = Path(".")) -> list[Finding]:
-    """Look at this machine; takes some seconds, most of them to start torch.
+    """Examine this machine; takes some seconds, most of them to start torch.
 
     directory: where runs would be written.
     """

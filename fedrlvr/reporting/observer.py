@@ -1,4 +1,4 @@
-"""The events of a run, and what listens to them.
+"""The events of a run, and the observers that receive them.
 
 An observer overrides `notify` and matches the events it needs. A run has a list of observers
 (`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same events with the

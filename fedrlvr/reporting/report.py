@@ -45,7 +45,7 @@ from fedrlvr.version import __version__
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
-"""Those whose versions can change a result."""
+"""Packages whose versions can change a result."""
 
 
 _CURVES = (
@@ -61,7 +61,7 @@ _CURVES = (
     Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
     Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
     Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
-    Curve("weight", "What a client's adapter counts", percent=True),
+    Curve("weight", "Weight of each client's adapter", percent=True),
 )
 _LABEL_CURVES = (
     Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
@@ -74,15 +74,15 @@ _LABEL_CURVES = (
     Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
     Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
 )
-"""Of labels; what needs every answer (true pass@1, all and trusted majorities, S) only under supervision.audit."""
+"""Curves about labels; those that need every answer (true pass@1, all and trusted majorities, S) only with audit."""
 _STEP_CURVE = Curve("learning_rate", "Applied learning rate; mean cosine of two clients' changes dashed", floor=False)
 _FATES = (
     ("asked about", 1),
     ("labelled before", 3),
-    ("trusted as voted", 2),
+    ("trusted vote", 2),
     ("masked", None),
 )
-"""What becomes of a problem, in the order of `scores.FATES`, and the number of its colour."""
+"""Treatments of a problem, in the order of `scores.FATES`, and the numbers of their colours."""
 
 
 class ReportWriter(Observer):
@@ -178,7 +178,7 @@ def _read_holdings(path: Path) -> Holdings | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Delete it to have a report without who holds what."
+            f"{path} cannot be read ({error}). Delete it to have a report without the problems by client."
         ) from None
 
 

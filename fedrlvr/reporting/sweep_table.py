@@ -173,10 +173,10 @@ def to_markdown(lines: Sequence[ArmLine], about: Mapping[str, Any]) -> str:
 
 
 def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
-    which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+    seed_text = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     many = any(len(line.seeds) > 1 for line in lines)
     interval = "Mean and 95 % interval over seeds (Student's t); arms are compared seed by seed." if many else _ONE_SEED
-    return f"{which}. pass@1 on the held-out problems, mean over families. {interval}"
+    return f"{seed_text}. pass@1 on the held-out problems, mean over families. {interval}"
 
 
 def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:

@@ -1,5 +1,4 @@
-"""Filters, weights and aggregates a round's client adapters, as `aggregation` in the config says, and takes the server's
-step.
+"""Filters, weights and aggregates a round's client adapters, then takes the server's step, as [aggregation] says.
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
 What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean) holds them all,
@@ -24,11 +23,11 @@ from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 
 Taken = Iterator[tuple[str, Adapter]]
-"""Clients and their adapters, checked, as they come."""
+"""Clients with their checked adapters, in the order of arrival."""
 
 
 class Combiner:
-    """Makes one of a round's adapters, and remembers what client weights need to.
+    """Filters, weights and aggregates the adapters of each round, and keeps the client weights' state between rounds.
 
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
     """
@@ -195,7 +194,7 @@ class Combiner:
 
 
 def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
-    """The model that takes what the configured LoRA rule makes."""
+    """Global model of the server, for the configured LoRA rule."""
     if config.rule.sends_whole_adapter:
         return GlobalModel(config.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel

@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import RoundDirectories, private_directory
+from fedrlvr.server.run_directory import STATE_FILE, checkpoint_directories
 from fedrlvr.wire.serialization import pack, unpack
 
 ADAPTER, MEMORY = "adapter.safetensors", "memory.packed"
@@ -65,7 +66,7 @@ class Checkpoints:
     @property
     def directories(self) -> RoundDirectories:
         """Directories of the server's checkpoints, one for each round."""
-        return RoundDirectories(self.run / "checkpoints", "state.json")
+        return checkpoint_directories(self.run)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a round's memories, then its checkpoint, and drop the oldest.
@@ -112,13 +113,13 @@ class Checkpoints:
         """Rounds with a complete checkpoint, in order."""
         return self.directories.rounds()
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None if there is none.
+    def load(self, round_: int | None = None) -> Checkpoint | None:
+        """The checkpoint of a round, by default the newest, or None if there is none.
 
         Raises:
             CheckpointError: it cannot be read, or is not what was written.
         """
-        rounds = self.rounds()
+        rounds = self.rounds() if round_ is None else [round_]
         return self.directories.read(rounds[-1], _checkpoint, self._remedy(rounds[-1])) if rounds else None
 
     def load_memory(self, round_: int, client: str) -> RecordDict:
@@ -133,6 +134,18 @@ class Checkpoints:
     def _remedy(self, round_: int) -> str:
         # Also where a memory is damaged: it is of use only together with the server's checkpoint of its round.
         return f"Delete {self.directories.path(round_)} to go on from the round before it, or start a new run."
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """The checkpoint in a directory that need not lie within its run's.
+
+    Raises:
+        CheckpointError: the directory is not called as its run called it, cannot be read, or is damaged.
+    """
+    number = directory.resolve().name.removeprefix("round-")
+    if not number.isdecimal():
+        raise CheckpointError(f"{directory}: a checkpoint's directory keeps its name, round-NNNN. Rename it back.")
+    return RoundDirectories(directory.resolve().parent, STATE_FILE).read(int(number), _checkpoint)
 
 
 def memory_directories(run: Path, client: str) -> RoundDirectories:

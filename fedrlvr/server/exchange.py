@@ -53,7 +53,7 @@ REPORTED = frozenset(SwapMetrics().summary())
 
 @dataclass(frozen=True)
 class PublicSet:
-    """The public problems, and what the server judges responses to them by.
+    """The public problems, with the data to check and grade responses to them.
 
     decode: token ids -> text. reward: (completion, problem) -> the true reward.
     model_id, tokenizer_id, vocabulary, eos_ids: of the run's model.
@@ -227,7 +227,7 @@ class Exchange:
         numbers["bytes_down"] = numbers.get("bytes_down", 0) + sum(r.count_bytes() for r in content.values())
 
     def took(self, client: str, content: RecordDict) -> None:
-        """Note what a client reports of its public steps: numbers of known names within float32's range."""
+        """Store a client's report on its public steps: numbers of known names within float32's range."""
         record = content.get(EXCHANGE)
         if client in self.numbers and isinstance(record, MetricRecord):
             for name, value in record.items():
@@ -256,8 +256,8 @@ def trade(
     grid: Grid,
     timeout: float,
 ) -> Exchange | None:
-    """A round's local steps with an exchange after each stretch of them; the last one, whose shares are still to be
-    dealt. Not a hook: Flower's strategies know nothing of it, so none needs to wrap it.
+    """Run a round's local steps with an exchange after each stretch; returns the last exchange, whose shares are still
+    to be dealt. It is no hook: Flower's strategies have none for it, so none needs to wrap it.
 
     arrays: the global adapter, which the first stretch brings to the clients.
 

@@ -32,6 +32,13 @@ class GlobalModel:
         self.version = 0
         self._encoded: dict[tuple[int, str], ArrayRecord] = {}
 
+    def begin_with(self, change: Adapter | None) -> None:
+        """The adapter is a given one, which clients cannot draw from the run's seed.
+
+        change: an update of scale 1 that is added to the base weights from the start.
+        """
+        assert change is None, "this rule leaves the base weights as they are"
+
     def start_of(self, rank: int) -> Adapter:
         """The adapter a client of this rank begins with."""
         return self.adapter.at_rank(rank)
@@ -56,13 +63,13 @@ class GlobalModel:
         return self.adapter
 
     def answered(self, client: str) -> None:
-        """The client has answered a message that brought it this version."""
+        """Note that the client answered a message that brought it this version."""
 
     def lost(self, client: str) -> None:
-        """The client did not answer as it should."""
+        """Note that the client did not answer properly."""
 
     def replace(self, adapter: Adapter) -> None:
-        """Take this adapter in place of the one just made."""
+        """Use this adapter in place of the newest one."""
         self.adapter = adapter
         self._encoded.clear()
 

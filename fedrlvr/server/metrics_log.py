@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,7 @@ class RoundRecord:
             | self.calibrations.get(name, {})
             for name, numbers in sorted(self.clients.items())
         }
-        evaluate = {
-            client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in scores}
-            for client, scores in sorted(self.scores.items())
-        }
+        evaluate = scores_json(self.scores)
         record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
         if self.left_out:
             record["left_out"] = dict(sorted(self.left_out.items()))
@@ -71,6 +69,14 @@ class RoundRecord:
         if evaluate:
             record["evaluate"] = evaluate
         return record
+
+
+def scores_json(scores: Mapping[str, Sequence[SourceScores]]) -> dict[str, Any]:
+    """Scores by client and source as a line of metrics.jsonl has them."""
+    return {
+        client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in of_client}
+        for client, of_client in sorted(scores.items())
+    }
 
 
 class MetricsLog(Observer):

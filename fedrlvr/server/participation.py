@@ -1,4 +1,4 @@
-"""The clients of a run as the server meets them: who takes part, what each is sent, and whether its reply counts."""
+"""Participation in a round: the clients that are asked, the content that each is sent, and the check of its reply."""
 
 from __future__ import annotations
 
@@ -218,7 +218,8 @@ class Participation:
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:
-    """The error that a client is left out with: ours as it is, of any other the class alone, which is no foreign text.
+    """Error that leaves a client out: an error of ours as it is, of any other error only its class, which holds no
+    foreign text.
 
     place: round and client.
     """

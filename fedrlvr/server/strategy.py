@@ -1,4 +1,4 @@
-"""The server's side of a federation: whom to ask, what to make of the answers, when to write it down.
+"""The server's loop over rounds: it asks clients, aggregates their replies, and saves the result.
 
 Flower's own `start()` can neither resume nor exchange anything between synchronisations, so `start()` is ours; the
 hooks it calls are Flower's, so a strategy that wraps another still wraps this one.
@@ -110,7 +110,7 @@ class FederatedRLVR(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply, weigh the clients, make one adapter of theirs.
+        """Check every reply, weight the clients, and aggregate their adapters.
 
         A client whose reply cannot be used is left out, if the quorum allows it.
 
@@ -225,7 +225,7 @@ class FederatedRLVR(Strategy):
         return client, numbers, scores
 
     def summary(self) -> None:
-        """Nothing: the command line says what is about to run."""
+        """Print nothing: the command line describes the run before it starts."""
 
     def state(self) -> dict[str, Any]:
         """State between rounds besides the model, as a JSON object for the checkpoint."""
@@ -263,7 +263,7 @@ class FederatedRLVR(Strategy):
         timeout: float = 3600.0,
         hooks: Strategy | None = None,
     ) -> Adapter:
-        """Run the rounds from `first_round` on; the adapter after the last one.
+        """Run the rounds from `first_round` on; returns the adapter after the last one.
 
         hooks: a Flower strategy that wraps this one (differential privacy, say) and is called in its place.
 

@@ -65,7 +65,7 @@ class LocalGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver messages and compute their replies; the ids to pull these by."""
+        """Deliver messages and compute their replies; returns the ids by which to pull these."""
         delivered = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -87,7 +87,7 @@ class LocalGrid(Grid):
 def delivered(
     content: RecordDict, *, run_id: int, node_id: int, message_type: str, group_id: str, message_id: str
 ) -> Message:
-    """A message as it reaches a node, for whoever was handed its content by another process.
+    """The message as a node receives it, for a process that got its content from another process.
 
     Raises:
         ValueError: Flower knows no such type of message.

@@ -64,8 +64,8 @@ class SweepResult:
         first = next(iter(self.failures.values()))
         reasons: dict[str, list[str]] = {}
         for name, error in self.failures.items():
-            ours = isinstance(error, FedrlvrError)
-            reasons.setdefault(str(error) if ours else f"{type(error).__name__}: {error}.", []).append(name)
+            known = isinstance(error, FedrlvrError)
+            reasons.setdefault(str(error) if known else f"{type(error).__name__}: {error}.", []).append(name)
         if len(reasons) == 1 and not any(line.seeds for line in self.lines):
             raise first
         lines = [f"{_some(names)}: {reason}" for reason, names in reasons.items()]

@@ -59,7 +59,7 @@ class Replay:
         return len(self._rows)
 
     def add(self, batch: Labelled) -> None:
-        """Keep these, and let the oldest go where there is no room."""
+        """Keep labelled problems; the oldest are dropped when the memory is full."""
         for row in batch.to(torch.device("cpu")).rows():
             self._rows.append((int(row.outside_P), row))
 
@@ -177,7 +177,7 @@ class Judge:
     # What may be shared, and what is kept.
 
     def shared(self) -> dict[str, Tensor]:
-        """Copies of both probes' weights and running statistics: what averaging with other clients' is about."""
+        """Copies of both probes' weights and running statistics, for the average with other clients."""
         return {name: tensor.clone() for name, tensor in self._weights().items() if tensor.is_floating_point()}
 
     def flattened(self) -> Tensor:
@@ -201,7 +201,7 @@ class Judge:
         _copy({name: part.view(weights[name].shape) for name, part in parts.items()}, weights)
 
     def state(self) -> tuple[dict[str, Tensor], Plain]:
-        """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
+        """State of the judge's training, as tensors (copies, on the CPU) and as JSON."""
         kept = self._replay.everything()
         tensors = {
             **{f"weights/{name}": tensor for name, tensor in self._weights().items()},
@@ -213,7 +213,7 @@ class Judge:
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, plain
 
     def load(self, tensors: Mapping[str, Tensor], plain: Plain) -> None:
-        """Go on exactly where `state` was taken, by a judge of the same settings.
+        """Restore what `state` gave, of a judge with the same settings.
 
         Raises:
             ValueError: a state of a judge of other widths, or one that is not whole. Nothing has changed then.

@@ -19,7 +19,7 @@ Same = Callable[[str, str], bool]
 
 @dataclass(frozen=True)
 class Clusters:
-    """One group's answers by what they say.
+    """The answers of one group, in clusters of equal answers.
 
     labels: each cluster's first answer; clusters are in the order in which they began.
     members: each response's cluster; None: its answer could not be read.

@@ -21,7 +21,7 @@ from fedrlvr.supervision.majority import Clusters
 from fedrlvr.supervision.types import Fate, Ledger, Query, Step, Supervised
 
 LONGEST_SHOWN = 20_000
-"""Characters of a response that an expert is shown, from its end."""
+"""Largest number of characters of a response that an expert is shown, from its end."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def settle(
     score: Callable[[int], float | None] | None = None,
     reliable: Callable[[int], float] | None = None,
 ) -> list[Supervised]:
-    """Ask what is to be asked, and give every group its rewards.
+    """Ask for the step's labels, and give every group its rewards.
 
     acquired: of `drawn.without`, by place in that list. rest: the multiplier of what is asked about and unanswered, now
     or since an earlier step. score, reliable: of a place, for the ledger to note why a problem was asked about.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """One problem that a step asks about.
+    """A question about one problem of a step, with what an expert is shown.
 
     step, rank: when, and how much it was wanted among the step's queries; rank 1 most.
     score: what it was ranked by (S, an entropy, ...); None where nothing ranks.
@@ -44,19 +44,19 @@ class Query:
 
 
 class Ledger(Protocol):
-    """A client's labels: what it knows of the answers, and nothing it has not paid for."""
+    """The labels of one client, as its supervision may see them: only those it has paid for."""
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
         """The true rewards of these completions, or None if the problem has no label here."""
 
     def awaited(self, problem: Question) -> bool:
-        """Whether the problem was asked about and has no label: nobody has answered yet, or nobody could."""
+        """Whether the problem was asked about and has no label: no expert has answered yet, or none could."""
 
     def room(self) -> int | None:
         """Number of problems that may still be asked about now, whatever a step's share is; None: no limit."""
 
     def ask(self, query: Query) -> None:
-        """Pay for a label. It may be there at once, or come when somebody has the time."""
+        """Pay for a label. It may be there at once, or come when an expert has time."""
 
     def remind(self, query: Query) -> None:
         """A problem whose answer is awaited was drawn again: this is its newest vote. Costs nothing."""

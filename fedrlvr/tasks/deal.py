@@ -94,7 +94,7 @@ def deal(config: Config) -> Dealt:
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:
-    """Say which gold answers no marked answer can meet, where problems are graded by kind.
+    """Report gold answers that no marked answer can match, where problems are graded by kind.
 
     Raises:
         DataError: more than the share data.unreachable_golds.
@@ -167,16 +167,16 @@ def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem
     So each client is tested on what it trains on. A source no client trains on is dealt evenly.
     """
     dealt: dict[str, list[Problem]] = {client: [] for client in parts}
-    held = {client: {s: len(ps) for s, ps in by_source(own).items()} for client, own in parts.items()}
-    for source, own in by_source(problems).items():
+    held = {client: {s: len(ps) for s, ps in by_source(part).items()} for client, part in parts.items()}
+    for source, matching in by_source(problems).items():
         shares = {client: held[client].get(source, 0) for client in parts}
         if not any(shares.values()):
             shares = dict.fromkeys(parts, 1)
         start, reached, total = 0, 0, sum(shares.values())
         for client, share in shares.items():
             reached += share
-            end = round(len(own) * reached / total)
-            dealt[client].extend(own[start:end])
+            end = round(len(matching) * reached / total)
+            dealt[client].extend(matching[start:end])
             start = end
     return dealt
 

@@ -150,10 +150,10 @@ def _agreed(text: str, marked: list[tuple[int, str | None]], kind: Kind) -> str 
         return None if an_option and len(set(_OPTION_LINE.findall(text))) > 1 else led
     everywhere = [text[box.start : box.end] for box in _boxes(text)]
     everywhere += [match[1] for match in re.finditer(r"<answer>([^<]{1,200})</answer>", text)]
-    said = {read(answer) for answer in (*(answer for _, answer in marked if answer), *everywhere[-50:])}
+    readings = {read(answer) for answer in (*(answer for _, answer in marked if answer), *everywhere[-50:])}
     behind = _behind_marks(text)
-    said |= {led, *(read(line, led=True) for line in behind)}
-    answers = [answer for answer in said if answer is not None]
+    readings |= {led, *(read(line, led=True) for line in behind)}
+    answers = [answer for answer in readings if answer is not None]
     if len(answers) > 1 or (kind == "choice" and any(offers_another(line, *answers) for line in behind if answers)):
         return None
     return marked[0][1]
@@ -193,8 +193,8 @@ def _side_by_side(text: str, boxes: list[Box]) -> list[Box]:
     return joined
 
 
-def _same(one: str, other: str) -> bool:
-    return matches(one, other) or matches(other, one)
+def _same(left: str, right: str) -> bool:
+    return matches(left, right) or matches(right, left)
 
 
 def _unboxed(text: str) -> str:

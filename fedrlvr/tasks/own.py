@@ -175,7 +175,7 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
-    """One row to a problem; raises DataError as `read_own` does."""
+    """Convert one row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
     prompt = _prompt(data, where)
     stated = data.get("kind") or kind

@@ -29,7 +29,7 @@ PartitionType = Literal["iid", "source", "dirichlet"]
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A line of the table of who holds what."""
+    """One line of the table of problems by client and source."""
 
     client: str
     source: str

@@ -1,4 +1,4 @@
-r"""Does a reward do what it should? The gold answer must score 1.0 in each spelling, and nonsense 0.0.
+r"""Validation of a reward: the gold answer must score 1.0 in each spelling, and nonsense 0.0.
 
 The commonest failures of verifiable rewards are a grader that pays for nonsense and one that pays for nothing; both
 look like training. So both are tried before it.

@@ -22,8 +22,8 @@ def answers(completions: Sequence[str], kind: Kind) -> list[str | None]:
 def sameness(kind: Kind) -> Callable[[str, str], bool]:
     """Whether two answers have one key to the grader of this kind."""
 
-    def same(one: str, other: str) -> bool:
-        key = canonical(one, kind)
-        return key is not None and key == canonical(other, kind)
+    def same(left: str, right: str) -> bool:
+        key = canonical(left, kind)
+        return key is not None and key == canonical(right, kind)
 
     return same

@@ -41,7 +41,8 @@ MAX_REQUEST = 1 << 16
 MAX_SOURCES = 500
 """Largest number of sources in an evaluation's scores."""
 MOST_REASON = 500
-"""Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
+"""Largest number of characters kept of the reason why a client was left out or a message refused; part of it may be
+foreign text."""
 BINS = 10
 """Number of bins of P1 in a calibration table: tenths."""
 
@@ -62,7 +63,7 @@ class Request(BaseModel):
 
 
 class StretchRequest(Request):
-    """Base of what asks for training.
+    """Base of the requests that ask for training.
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
@@ -205,7 +206,7 @@ def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tup
 
 
 def probes_record(probes: Tensor) -> ArrayRecord:
-    """CARE's probes [N] as they travel, whole and in float32."""
+    """Weights [N] of CARE's probes as a record, whole and in float32."""
     return ArrayRecord({PROBES: Array(probes.detach().to("cpu", torch.float32).flatten().numpy())})
 
 
@@ -230,7 +231,7 @@ def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor
 
 
 def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
-    """The `count` numbers of an array that somebody else has sent, of one of `types`.
+    """Read `count` numbers from a foreign array, whose type must be one of `types`.
 
     Raises:
         AdapterError: another shape or type, too many bytes, or bytes that are no array; `what` begins the text.

@@ -1,4 +1,4 @@
-"""The notes of a message that brings less, or more, than the whole adapter.
+"""The model delta: metadata of a message that carries less, or more, than the whole adapter.
 
 Clients draw FFA-LoRA's A and FLoRA's new adapters from the run's seed. They remember a change of the base weights, and
 the half of the adapter that a RoLoRA round leaves as it was: a client that is known to be up to date is sent only what
@@ -16,7 +16,7 @@ from fedrlvr.adapter import Halves
 from fedrlvr.wire.messages import DELTA, parsed
 
 CHANGE = "change"
-"""The record of a change of the base weights."""
+"""Name of the record with a change of the base weights."""
 
 Keep = Literal["nothing", "adapter", "change"]
 

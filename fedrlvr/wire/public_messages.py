@@ -27,12 +27,12 @@ from fedrlvr.wire.messages import record_in
 RESPOND = "query.respond"
 PUBLIC, SHARE, RESPONSES, STAMP, EXCHANGE = "public", "share", "responses", "stamp", "exchange"
 MAX_PROBLEMS = 1 << 24
-"""Characters of an exchange's public problems."""
+"""Largest number of characters in an exchange's public problems."""
 MAX_NOTICE = 1000
 MAX_AGE = 1 << 20
 """Largest age of a response, in optimizer steps within one round."""
 LEAST_LOGP = -50.0
-"""No token of a smaller probability is ever sampled."""
+"""Smallest log-prob that a reader accepts; no token with a smaller one is ever sampled."""
 _COLUMNS = {"problem": np.dtype("<i4"), "age": np.dtype("<i4"), "length": np.dtype("<i4")}
 _LOGPS = np.dtype("<f4")
 
@@ -55,9 +55,9 @@ class Stamp(BaseModel):
     def difference(self, expected: Stamp) -> str | None:
         """The first field that is not as expected, with both values; None if all are."""
         for name in Stamp.model_fields:
-            mine, theirs = getattr(self, name), getattr(expected, name)
-            if mine != theirs:
-                return printable(f"{name} {mine}, not {theirs}")
+            value, expected_value = getattr(self, name), getattr(expected, name)
+            if value != expected_value:
+                return printable(f"{name} {value}, not {expected_value}")
         return None
 
 
@@ -65,7 +65,7 @@ _PROBLEMS = TypeAdapter(list[Problem])
 
 
 def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigRecord:
-    """An exchange's public problems, and what the server has to tell this client.
+    """Public problems of an exchange, with a notice to this client.
 
     Raises:
         MessageError: they are too long for one message.
@@ -114,7 +114,7 @@ def responses_record(sent: Sequence[Sent], vocabulary: int) -> ArrayRecord:
 
 
 def read_responses(record: Any, *, most: int, max_tokens: int, logps: bool) -> list[Sent]:
-    """The responses in a record, at most `most`; what they are worth is for the reader to check.
+    """Read the responses in a record, at most `most`; the caller checks their content.
 
     max_tokens: the longest response that is asked for; longer ones are read up to twice that, so that they can be
         counted by who sent them. logps: whether log-probs are needed.

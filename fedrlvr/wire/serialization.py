@@ -1,4 +1,4 @@
-"""A message's content as bytes, between the client app and its worker and for what a worker keeps of its replies.
+"""Conversion of a message's content to bytes, for the way between client app and worker and for a worker's files.
 
     FRW1 | length of the header, 8 bytes | header, JSON | the arrays' data, end to end
 
@@ -19,7 +19,7 @@ from fedrlvr.errors import MessageError
 
 MAGIC = b"FRW1"
 LARGEST_HEADER = 1 << 28
-"""Bytes: public problems of `public_messages.MAX_PROBLEMS` characters may take six each."""
+"""Largest header in bytes: public problems of `public_messages.MAX_PROBLEMS` characters may take six each."""
 _LENGTH = struct.Struct(">Q")
 _START = len(MAGIC) + _LENGTH.size
 _SCALARS = (bool, int, float, str, bytes)
