@@ -197,6 +197,13 @@ class PubSwapCoordination(Section):
     """Number of optimizer steps on the groups of one exchange."""
     pool_size: int = Field(64, ge=1, le=65536)
     """Largest number of correct responses that the pool of an exchange keeps for each public problem."""
+    pool_tail: int = Field(200, ge=0, le=2000)
+    """Largest number of characters behind the answer of a response that enters the pool. Raise it if honest responses
+    end later (`dropped_tail` in metrics.jsonl). It has no effect with a reward function of your own."""
+    pool_length: float = Field(4.0, ge=1, le=16)
+    """Largest number of tokens of a response that enters the pool, as a multiple of the usual number: the median over
+    the other clients of each client's median in the exchange. Raise it if honest responses are left out
+    (`dropped_unusual` in metrics.jsonl)."""
 
     @property
     def swap_rule(self) -> SwapRule:

@@ -92,6 +92,12 @@ class Base:
         return [list(ids) for ids in encoded]
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that `decode` leaves out of a text, such as those of the chat template."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(self.tokenizer.all_special_ids) | {token for token, entry in added if entry.special}
+
+    @cached_property
     def opened_thought(self) -> str:
         r"""The end of a rendered prompt that opens a thought, such as `<think>\n`; "" where the template opens none."""
         if not self.chat_template:

@@ -54,7 +54,16 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
     """The public problems with the data to check responses to them; None if there are none."""
     if not problems:
         return None
-    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, base.vocabulary, base.eos_ids)
+    return PublicSet(
+        problems,
+        base.decode,
+        reward,
+        base.model_id,
+        base.tokenizer_id,
+        base.vocabulary,
+        eos_ids=base.eos_ids,
+        special_ids=base.special_ids,
+    )
 
 
 class Server:

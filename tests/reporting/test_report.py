@@ -15,6 +15,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.figures import COLOURS, Curve, draw_curves
 from fedrlvr.reporting.report import _read_holdings, render, write_report
+from fedrlvr.reporting.scores import dropped_responses
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HELD = {"train": {("alpha", "sum"): 70, ("beta", "dose"): 30}, "test": {("alpha", "sum"): 7}}
@@ -128,6 +129,15 @@ def test_who_was_left_out_is_said_with_the_reason_and_escaped() -> None:
     found = page(records)
     assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(found.words.split()))
     assert "blink" not in found.tags
+
+
+def test_public_responses_that_were_dropped_are_counted_by_client_and_reason() -> None:
+    records = run_records()
+    for record in records[1:]:
+        exchanged = {"alpha": {"sent": 8, "dropped_tail": 2, "dropped_hidden": 1}, "beta": {"sent": 8}}
+        record["exchanges"] = [{"exchange": 1, "clients": exchanged}] * 2
+    assert dropped_responses(records) == [("alpha", 32, {"hidden": 4, "tail": 8})]
+    assert "hidden 4, tail 8" in page(records).words
 
 
 def test_client_weights_are_drawn_where_they_change() -> None:
