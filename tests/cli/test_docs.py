@@ -19,6 +19,7 @@ from fedrlvr.cli.main import app
 from fedrlvr.config import load_config, parse_config
 from fedrlvr.config.experiment import Config
 from fedrlvr.deployment.site.config import SiteConfig
+from fedrlvr.wire.messages import NUMBERS
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"sh", "python", "toml", "json", "text"}
@@ -220,6 +221,14 @@ def test_every_interval_was_measured() -> None:
         if interval.groups() not in measured
     ]
     assert not missing
+
+
+def test_the_page_of_reports_lists_every_number_that_leaves_a_client() -> None:
+    text = (DOCS / "report.md").read_text("utf-8")
+    families = ("audit_", "seconds_")  # listed as `audit_*`, `seconds_*`
+    listed = set(re.findall(r"`([^`\n]+)`", text))
+    assert {f"{family}*" for family in families} <= listed
+    assert not [name for name in NUMBERS if not name.startswith(families) and name not in listed]
 
 
 def test_the_example_of_a_row_is_what_a_grader_takes() -> None:
