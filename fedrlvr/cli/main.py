@@ -163,20 +163,19 @@ def tasks(
     """Load a configuration's problems and show how many each client holds. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.reporting.tables import holdings_table
-    from fedrlvr.tasks.deal import deal
+    from fedrlvr.tasks.deal import deal, written_instruction
 
     dealt = deal(settings)
     if write is not None:
-        from fedrlvr.tasks.deal import written_instruction
         from fedrlvr.tasks.own import write_own
 
         for client in dealt.clients:
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
-        if (stated := written_instruction(settings.data)) is not None:
-            # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
-            typer.echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+    if write is not None and (stated := written_instruction(settings.data)) is not None:
+        # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
+        typer.echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
 
 
 @app.command()
