@@ -23,6 +23,7 @@ from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
+from fedrlvr.output import echo
 
 APP = """\
 [project]
@@ -101,9 +102,9 @@ def federate(
     with _link(superlink, root_certificates, insecure) as link:
         directory = _prepared(settings) if resume is None else resume.absolute()
         for line in travels(settings, change=settings.aggregation.rule.changes_base):
-            print(line)
-        print(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
-        print(f"Run directory: {directory}", flush=True)
+            echo(line)
+        echo(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
+        echo(f"Run directory: {directory}")
         run = _submit(link, directory, wait)
         _follow(link, run, directory, superlink)
     from fedrlvr.reporting.tables import final_table
@@ -192,8 +193,9 @@ def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
     try:
         link.follow("log", run, CONNECTION, "--stream")
     except KeyboardInterrupt:
-        print(f"\nThe run goes on. FLWR_HOME={link.home} flwr log {run} {CONNECTION} --stream  follows it again,")
-        print(f"FLWR_HOME={link.home} flwr stop {run} {CONNECTION}  ends it; {again} goes on with it.")
+        echo()
+        echo(f"The run goes on. FLWR_HOME={link.home} flwr log {run} {CONNECTION} --stream  follows it again,")
+        echo(f"FLWR_HOME={link.home} flwr stop {run} {CONNECTION}  ends it; {again} goes on with it.")
         raise typer.Exit(130) from None
     status = _status(link, run)
     if status is None:

@@ -22,6 +22,7 @@ from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
 EMBEDDED = embedded_config()
@@ -102,7 +103,7 @@ def sweep(
         result = engine.sweep(planned, command=shlex.join(words), apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
-        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+        echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
     result.check()
 
 
@@ -168,11 +169,11 @@ def validate(
     for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
+        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
-            typer.echo(f"  {failure.id}: {failure.reason}")
+            echo(f"  {failure.id}: {failure.reason}")
         for note in verdict.notes[:10]:
-            typer.echo(f"  note: {note.id}: {note.reason}")
+            echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)
@@ -220,7 +221,7 @@ def export(
         save_merged(adapter, settings.model, out)
     else:
         save_peft(adapter, out, base_name=base_reference(settings.model.name))
-    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
 
 
 @app.command()
@@ -265,8 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        echo_lines(traceback.format_exc(), err=True)
+    echo(message, err=True)
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Config
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import (
     Comparison,
@@ -42,9 +43,8 @@ def final_table(
     records: Sequence[Mapping[str, Any]], config: Config, directory: Path, console: Console | None = None
 ) -> None:
     """Print how a run ended: pass@1 before and after, bytes by client, and where everything lies."""
-    from rich.console import Console
 
-    console = console or Console()
+    console = console or new_console()
     scores, sums = summarise(records), totals(records)
     console.print()
     if scores is None:
@@ -61,7 +61,6 @@ def final_table(
 
 def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
     """Print pass@1 by source, from `{"source", "n", "total", "squares"}` each, and the mean over sources."""
-    from rich.console import Console
     from rich.text import Text
 
     rows = [(str(s["source"]), estimate(int(s["n"]), float(s["total"]), float(s["squares"]))) for s in scores if s["n"]]
@@ -72,7 +71,7 @@ def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = 
         overall = macro_mean([value for _, value in rows])
         table.add_section()
         table.add_row("mean over families", units.count(overall.n), Text(units.with_interval(overall)), style="bold")
-    (console or Console()).print(table)
+    (console or new_console()).print(table)
 
 
 def holdings_table(
@@ -83,7 +82,6 @@ def holdings_table(
     console: Console | None = None,
 ) -> None:
     """Print who holds what: training and held-out problems by client and source."""
-    from rich.console import Console
 
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
@@ -100,7 +98,7 @@ def holdings_table(
         last = client
     table.add_section()
     table.add_row("all", "", units.count(sum(train.values())), units.count(sum(test.values())), style="bold")
-    console = console or Console()
+    console = console or new_console()
     console.print(table)
     if public_count:
         console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")
