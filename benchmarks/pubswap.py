@@ -58,11 +58,11 @@ def run_cell(tau: int, arm: str, seeds: int) -> None:
     directory = RUNS / f"tau-{tau}" / arm
     rounds = {HALF // tau, STEPS // tau}
 
-    def wrap(one: Planned) -> Wrap:
-        return lambda strategy: BeforeAveraging(strategy, one.directory, rounds)
+    def wrap(planned: Planned) -> Wrap:
+        return lambda strategy: BeforeAveraging(strategy, planned.directory, rounds)
 
     what = plan(BASE, settings(tau, arm), seeds=seeds, directory=directory)
-    if all(one.finished for one in what.federations):
+    if all(planned.finished for planned in what.federations):
         return
     with timed(directory):
         sweep(what, command="scripts/bench pubswap", wrap=wrap).check()

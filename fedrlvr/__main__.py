@@ -1,4 +1,4 @@
-"""`python -m fedrlvr`."""
+"""Entry point of `python -m fedrlvr`, the same as the command `fedrlvr`."""
 
 from fedrlvr.cli.main import main
 

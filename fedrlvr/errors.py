@@ -56,7 +56,7 @@ class CheckpointError(FedrlvrError, OSError):
 
 
 class ReleaseError(CheckpointError):
-    """What lies on disk was written by another release of fedrlvr, and this one cannot go on with it."""
+    """A file was written by another release of fedrlvr, and this release cannot continue with it."""
 
 
 class LedgerError(FedrlvrError, ValueError):
@@ -64,7 +64,7 @@ class LedgerError(FedrlvrError, ValueError):
 
 
 class RoundError(FedrlvrError, RuntimeError):
-    """A round cannot be completed."""
+    """A round of the run cannot be completed."""
 
 
 class MissingExtraError(FedrlvrError, ImportError):
@@ -94,7 +94,7 @@ def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def validation_text(error: ValidationError, most: int | None = None) -> str:
-    """What pydantic found wrong, by the dotted names of the fields."""
+    """Pydantic's findings as text, with the dotted names of the fields."""
     texts = []
     for item in error.errors(include_url=False)[:most]:
         field, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")

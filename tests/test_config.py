@@ -16,7 +16,6 @@ from fedrlvr.config import (
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
-    describe,
     load_config,
     load_resolved,
     parse_config,
@@ -99,6 +98,8 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
         ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
+        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_steps"),
+        (care(trust_above=0.5), "supervision.trust_above is now called supervision.min_reliability"),
         (care(bugdet=0.1), "unknown key 'supervision.bugdet' (did you mean 'supervision.budget'?)"),
         ({"train": {"budget": 0.1}}, "unknown key 'train.budget' (did you mean 'supervision.budget'?)"),
         ({"supervision": {"type": "oracle", "ledgers": "x"}}, "'supervision.ledgers' (did you mean 'run.ledgers'?)"),
@@ -183,7 +184,7 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         (drawn(budget_per_day=0), "supervision.budget_per_day: input should be greater than or equal to 1 (got 0)"),
         (care(trusted=1.01), "supervision.trusted: input should be less than or equal to 1"),
         (care(trusted=-0.01), "supervision.trusted: input should be greater than or equal to 0"),
-        (care(warm_up=-1), "supervision.warm_up: input should be greater than or equal to 0"),
+        (care(vote_free_steps=-1), "supervision.vote_free_steps: input should be greater than or equal to 0"),
         (care(probe_learning_rate=0), "supervision.probe_learning_rate: input should be greater than 0"),
         (care(probe_steps=0), "supervision.probe_steps: input should be greater than or equal to 1"),
         (care(probe_steps=65), "supervision.probe_steps: input should be less than or equal to 64"),
@@ -281,7 +282,7 @@ def test_labels_that_can_be_had() -> None:
         parse_config({**tree, "run": {"ledgers": "here"}})
         parse_config({**tree, **fgrpo()})
     parse_config({**care(share_probes=True, audit=True, budget=1), "federation": {"clients": 2, "fraction": 0.5}})
-    parse_config({**care(trusted=0, warm_up=0, probe_steps=64), "sampling": {"group_size": 64}})
+    parse_config({**care(trusted=0, vote_free_steps=0, probe_steps=64), "sampling": {"group_size": 64}})
     parse_config({**drawn(rest="pseudo"), "sampling": {"group_size": 65}})
     parse_config({**care(), "federation": {"arm": "central"}})
     parse_config({**pubswap(), "supervision": {"type": "majority", "audit": True}})
@@ -388,16 +389,6 @@ def test_every_shipped_file_parses_and_is_short(path: Path) -> None:
     config = load_config(path)
     assert config != Config()
     assert len(path.read_text("utf-8").splitlines()) <= 40
-
-
-def test_every_setting_has_a_default_and_a_docstring() -> None:
-    settings = list(describe())
-    assert len({key for key, _, _ in settings}) > 50
-    assert "train.rounds" in {key for key, _, _ in settings}
-    for key, default, text in settings:
-        if not key.endswith(".type"):
-            assert text, f"{key} has no docstring"
-            assert default, f"{key} has no default"
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

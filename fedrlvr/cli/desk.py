@@ -1,4 +1,4 @@
-"""`fedrlvr desk`: where experts give labels, as a web page or through a spreadsheet."""
+"""`fedrlvr desk`: experts give labels, on a web page or through a spreadsheet."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def find_ledger(
             raise ConfigError(f"--ledger {ledger}: there is no such file.")
         return ledger, client or ledger.stem
     if run_directory is None:
-        raise ConfigError("Say which labels: fedrlvr desk RUN_DIRECTORY, or --ledger FILE.")
+        raise ConfigError("Name the labels: fedrlvr desk RUN_DIRECTORY, or --ledger FILE.")
     settings = load_resolved(run_directory / "config.json")
     supervision = settings.supervision
     if not isinstance(supervision, Asking):
@@ -163,7 +163,7 @@ def _serve(
     key: Path | None,
 ) -> None:
     if (certificate is None) != (key is None):
-        raise ConfigError("--certificate and --key go together.")
+        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
     if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
         raise ConfigError(
             f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "

@@ -88,7 +88,7 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Address to use this time instead of the one in site.toml.")
     ] = None,
 ) -> None:
-    """Run this organisation's SuperNode, which fetches what a server asks. Ctrl-C ends it."""
+    """Run this organisation's SuperNode, which fetches the server's requests. Ctrl-C ends it."""
     org = load_site(directory)
     if superlink is not None:
         org = Organisation(_validated(org.config.model_dump() | {"superlink": superlink}), org.path)
@@ -117,7 +117,7 @@ def run(
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
     echo(f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}")
-    echo(f"What is asked and sent is in {org.log}; what is allowed is in {org.path}.")
+    echo(f"Requests and answers are logged in {org.log}; the limits are in {org.path}.")
     echo(shlex.join(command))
     os.execvpe(command[0], command, environment)
 
@@ -127,7 +127,7 @@ def check(
     directory: Directory,
     skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
 ) -> None:
-    """Try everything that a run will need, and say what is wrong before anybody waits."""
+    """Check everything that a run needs, and report what is wrong before a run starts."""
     from fedrlvr.deployment.site.check import examine_site
 
     wrong = 0
@@ -143,7 +143,7 @@ def check(
 
 @site.command()
 def status(directory: Directory) -> None:
-    """Show whether the worker runs, what it holds, and what was last asked and sent."""
+    """Show whether the worker runs, the models in its memory, and the last requests and answers."""
     org = load_site(directory)
     from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel
@@ -175,7 +175,7 @@ def stop(directory: Directory) -> None:
 
 
 def supernode_command(org: Organisation) -> list[str]:
-    """The plain command of Flower's that `site run` amounts to.
+    """The Flower command that `site run` executes.
 
     Raises:
         ConfigError: site.toml lies where Flower could not be told of it.
@@ -253,7 +253,7 @@ def _deactivate_crashed(org: Organisation) -> None:
         return
     authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
     if flowerparts.let_go(org.config.superlink, authority, certificates.read_node_key(org.key), node):
-        echo("The SuperNode before this one ended without saying so; the SuperLink has let go of it.")
+        echo("The previous SuperNode crashed; the SuperLink has deactivated it.")
 
 
 def _refuse(finding: Finding) -> None:
@@ -284,15 +284,15 @@ def _say_next(org: Organisation, authority: Path) -> None:
     from fedrlvr.deployment import certificates
 
     place = shlex.quote(str(org.directory))
-    lines = [f"{org.path} says what a server may ask {org.name} for: look through it first.", ""]
+    lines = [f"{org.path} limits what a server may ask of {org.name}: read it first.", ""]
     if not org.config.insecure:
         mark = certificates.key_fingerprint(certificates.read_node_key(org.key).public_key())
         lines += [
             f"Send {org.key}.pub to the SuperLink's operator, by any channel: it is public. Compare by telephone its",
             f"fingerprint: {mark}",
-            "The operator lets it in with:",
+            "The operator registers it with:",
             f"  fedrlvr superlink register DIRECTORY {org.key.name}.pub --name {org.name}",
-            f"Keep {org.key} to yourself: who has it can pass for {org.name}.",
+            f"Keep {org.key} private: anyone who has it can pose as {org.name}.",
         ]
         if authority.exists():
             mark = certificates.certificate_fingerprint(certificates.read_certificate(authority))

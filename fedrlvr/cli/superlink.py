@@ -1,4 +1,4 @@
-"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and who may."""
+"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and its registered organisations."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def renew(directory: Directory, name: ExtraNames = None) -> None:
     fresh = certificates.read_certificate(directory / "server.crt")
     until = fresh.not_valid_after_utc.date()
     echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
-    echo("The SuperLink takes it when it is started again.")
+    echo("The SuperLink uses it after its next start.")
 
 
 @superlink.command()
@@ -147,7 +147,7 @@ def register(
 
     link = load_superlink(directory)
     if link.insecure:
-        raise ConfigError(f"{directory} is without keys (--insecure): whoever is on this machine may connect.")
+        raise ConfigError(f"{directory} is without keys (--insecure): every user of this machine may connect.")
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"--name {name!r}: letters, digits, - and _ only, at most 64.")
     key = read_public_key(public_key)
@@ -183,7 +183,7 @@ def members(directory: Directory) -> None:
     link = load_superlink(directory)
     registered = _members(directory, link)
     if not registered:
-        echo("nobody is registered")
+        echo("no organisation is registered")
     width = max((len(member.name) for member in registered), default=0)
     for member in registered:
         echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
@@ -201,7 +201,7 @@ def unregister(
         raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
     for member in matching:
         _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
-    echo(f"{name} can connect no more; to come back it needs a new key")
+    echo(f"{name} can no longer connect; to come back, it needs a new key")
 
 
 def load_superlink(directory: Path) -> SuperLink:
@@ -245,7 +245,7 @@ def _flwr(directory: Path, *arguments: str) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         output = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
-        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {output}")
+        raise ConfigError(f"Flower's command failed (flwr {' '.join(arguments[:2])}): {output}")
 
 
 def _fingerprint(public_key: bytes) -> str:
@@ -265,7 +265,7 @@ def _say_next(directory: Path, link: SuperLink) -> None:
     place = shlex.quote(str(directory))
     lines = [f"A SuperLink in {directory}, for {link.address}, listening on {link.host} port {link.port}.", ""]
     if link.insecure:
-        lines += ["It has no TLS and no keys: whoever is on this machine can use it.", ""]
+        lines += ["It has no TLS and no keys: every user of this machine can use it.", ""]
     else:
         from fedrlvr.deployment.certificates import certificate_fingerprint, read_certificate
 
@@ -273,12 +273,12 @@ def _say_next(directory: Path, link: SuperLink) -> None:
         lines += [
             f"Give every organisation {directory / 'ca.crt'}; it is public. Have them compare, by telephone, its",
             f"fingerprint (SHA-256): {mark}",
-            "Keep ca.key and server.key to yourself: who has ca.key can pass for this SuperLink.",
+            "Keep ca.key and server.key private: anyone who has ca.key can pose as this SuperLink.",
             "",
         ]
     lines += ["Start it:", f"  fedrlvr superlink run {place}"]
     if not link.insecure:
-        lines += ["Let an organisation in that sent you its public key, and see who is there:"]
+        lines += ["Register an organisation that sent you its public key, and list those registered:"]
         lines += [f"  fedrlvr superlink register {place} NAME.key.pub --name NAME"]
         lines += [f"  fedrlvr superlink members {place}"]
     lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]

@@ -145,8 +145,8 @@ def _care(setting: Setting, section: CareSupervision) -> ClientSupervision:
         judge,
         budget=section.budget,
         trusted=section.trusted,
-        warm_up=section.warm_up,
-        trust_above=section.trust_above,
+        vote_free_steps=section.vote_free_steps,
+        min_reliability=section.min_reliability,
     )
     disk, ledger = setting.ledger(section)
     return ClientSupervision(method, ledger, disk, judge)

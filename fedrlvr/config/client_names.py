@@ -1,4 +1,4 @@
-"""Which client names may stand together: a reader must be able to tell each from every other.
+"""Rules for client names: a reader must be able to tell each name from every other.
 
 Refused are characters other than letters, digits, - and _; letters of several scripts, within a name or among the
 names of a federation, since whole alphabets look alike (Latin a, Cyrillic а); and two names that are the same to the
@@ -19,7 +19,8 @@ _PAIRS = (("rn", "m"), ("vv", "w"), ("cl", "d"))
 
 
 def check_client_names(names: Sequence[str]) -> None:
-    """
+    """Check that a reader can tell each client name from every other.
+
     Raises:
         ValueError: a name cannot be used, or two could be taken for each other; the text names them.
     """

@@ -33,18 +33,21 @@ from fedrlvr.files import read_json
 
 
 class Config(Section):
-    """A whole experiment."""
+    """A whole experiment, as its TOML file describes it."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     partition: Partition = SourcePartition()
+    """Method that divides the problems among the clients."""
     federation: FederationConfig = FederationConfig()
     sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
     supervision: Supervision = LabelsSupervision()
+    """Method that gives the rewards for training: true labels, votes, or some of both."""
     coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
+    """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
@@ -58,7 +61,9 @@ class Config(Section):
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
-        model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
+        model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
+        if (path := self.model.local) is not None:
+            model["name"] = str(path.absolute())
         changed = {
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),
@@ -159,6 +164,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree[parts[-1]] = value.strip()
 
 
+_RENAMED = {
+    "supervision.warm_up": "supervision.vote_free_steps",
+    "supervision.trust_above": "supervision.min_reliability",
+}
+"""Settings of earlier versions and their names today."""
 _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswap"}
 """Sections that are one of several by their `type`, and one of these types."""
 
@@ -171,7 +181,9 @@ def _explain(error: ValidationError, where: str) -> str:
         if len(location) > 1 and location[0] in _UNIONS:
             del location[1:2]  # pydantic names the member of the union there, the file does not
         dotted = ".".join(location)
-        if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
+        if item["type"] == "extra_forbidden" and dotted in _RENAMED:
+            parts.append(f"{dotted} is now called {_RENAMED[dotted]}")
+        elif item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {dotted!r} ({_hint(location)})")

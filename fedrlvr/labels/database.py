@@ -20,7 +20,7 @@ from fedrlvr.files import private_directory, private_file
 
 VERSION = 1
 APPLICATION = 0x66726C76
-"""What marks a SQLite file as a label ledger."""
+"""SQLite application id that marks a file as a label ledger."""
 PATIENCE = 30.0
 """Seconds to wait for another process that is writing."""
 
@@ -58,7 +58,7 @@ CREATE TABLE used (
 
 
 class Database:
-    """One ledger file.
+    """One ledger file, as a SQLite database with transactions.
 
     Raises (and every transaction on it):
         LedgerError: it cannot be opened or read, is damaged, is no ledger, or one of a newer fedrlvr.

@@ -277,7 +277,7 @@ class _Batch:
             self.replay()
             return
         self._step()
-        if self.captures:  # what ran just now was the graph's warm-up and a token as well
+        if self.captures:  # the step just taken was the graph's trial run and a token as well
             self.replay = capture(self._step, self.base.name)
 
     def keep(self, rows: Tensor) -> None:

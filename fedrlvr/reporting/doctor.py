@@ -1,4 +1,4 @@
-"""What this machine has for fedrlvr, what is missing, and what would be slow and why.
+"""Diagnosis of this machine for fedrlvr: its hardware and software, missing parts, and causes of slowness.
 
 Nothing is changed and nothing is sent anywhere. Torch is the one heavy import; other packages are asked by their
 metadata.
@@ -37,7 +37,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis.
+    """One line of the diagnosis, with advice where there is something to do.
 
     status: `problem` is what a run would fail on; `note` is what would be slow, or is not there and may be wanted.
     advice: what to do; empty where nothing need be done.
@@ -50,7 +50,7 @@ class Finding:
 
 
 def examine(directory: Path = Path(".")) -> list[Finding]:
-    """Look at this machine; takes some seconds, most of them to start torch.
+    """Examine this machine; takes some seconds, most of them to start torch.
 
     directory: where runs would be written.
     """

@@ -1,4 +1,4 @@
-"""The events of a run, and what listens to them.
+"""The events of a run, and the observers that receive them.
 
 An observer overrides `notify` and matches the events it needs. A run has a list of observers
 (`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same events with the
@@ -29,7 +29,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class SweepStarted(Event):
-    """A sweep starts.
+    """A sweep starts, with its arms and seeds.
 
     federations: of the whole sweep. finished: those of an earlier sweep, which are kept. rounds, local_steps: summed
     over the federations that are not finished.
@@ -44,7 +44,7 @@ class SweepStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """A run starts or resumes.
+    """A run starts, or resumes from its last checkpoint.
 
     first_round: the first round that is not done; 0 in a new run. local_steps: of each round.
     """
@@ -178,7 +178,7 @@ class Listeners(Observer):
         self._each(lambda observer: observer.notify(event))
 
     def close(self) -> None:
-        """Close every observer."""
+        """Close every observer, also after one of them failed."""
         self._each(lambda observer: observer.close())
 
     def _each(self, call: Callable[[Observer], None]) -> None:

@@ -120,7 +120,7 @@ class LiveProgress(Observer):
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4)
 
     def notify(self, event: Event) -> None:
-        """Update what is drawn."""
+        """Update the live display by an event of the run."""
         match event:
             case SweepStarted():
                 self._begin(sweep_opening(event), event.rounds, event.local_steps)
@@ -181,7 +181,7 @@ class LiveProgress(Observer):
         return steps * step + self.evaluation_seconds - min(self.clock() - self.lap_started, current)
 
     def render(self) -> RenderableType:
-        """What is drawn now."""
+        """The live display as it should look now."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -61,14 +61,14 @@ from fedrlvr.wire.public_messages import (
 _log = logger("server")
 
 DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished", *SCREENED)
-"""Why a response is dropped; `unreadable` counts replies, since what is in them cannot be."""
+"""Reasons for dropping a response; `unreadable` counts replies, since their responses cannot be counted."""
 REPORTED = frozenset(SwapMetrics().summary())
 """Numbers a client may report of an exchange."""
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """The public problems, and what the server judges responses to them by.
+    """The public problems, with the data to check and grade responses to them.
 
     decode: token ids -> text. reward: (completion, problem) -> the true reward.
     model_id, tokenizer_id, vocabulary, eos_ids, special_ids: of the run's model.
@@ -85,7 +85,7 @@ class PublicSet:
 
 
 class Exchange:
-    """One exchange of a round.
+    """One exchange of public responses within a round.
 
     number: counted from 1 within the round. clients: who takes part.
     """
@@ -289,7 +289,7 @@ class Exchange:
         numbers["bytes_down"] = numbers.get("bytes_down", 0) + sum(r.count_bytes() for r in content.values())
 
     def took(self, client: str, content: RecordDict) -> None:
-        """Note what a client reports of its public steps: numbers of known names within float32's range."""
+        """Store a client's report on its public steps: numbers of known names within float32's range."""
         record = content.get(EXCHANGE)
         if client in self.numbers and isinstance(record, MetricRecord):
             for name, value in record.items():
@@ -318,8 +318,8 @@ def trade(
     grid: Grid,
     timeout: float,
 ) -> Exchange | None:
-    """A round's local steps with an exchange after each stretch of them; the last one, whose shares are still to be
-    dealt. Not a hook: Flower's strategies know nothing of it, so none needs to wrap it.
+    """Run a round's local steps with an exchange after each stretch; returns the last exchange, whose shares are still
+    to be dealt. It is no hook: Flower's strategies have none for it, so none needs to wrap it.
 
     arrays: the global adapter, which the first stretch brings to the clients.
 

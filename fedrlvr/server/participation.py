@@ -1,4 +1,4 @@
-"""The clients of a run as the server meets them: who takes part, what each is sent, and whether its reply counts."""
+"""Participation in a round: the clients that are asked, the content that each is sent, and the check of its reply."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reply:
 
 @dataclass
 class Participation:
-    """Who takes part in the rounds of a run.
+    """Selects the clients of a round, and decides whether their replies count.
 
     clients: the organisations by Flower node id. record: of the round that is under way. asked: clients that were asked
     in this phase of the round; the quorum is of them.
@@ -173,7 +173,7 @@ class Participation:
         read: Callable[[Reply], T],
         unread: Callable[[str, FedrlvrError], None] | None = None,
     ) -> Iterator[T]:
-        """What `read` makes of each client's first reply, as they come.
+        """Results of `read` for each client's first reply, in the order of arrival.
 
         A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
         else's, and must not end a run that keeps its quorum.
@@ -233,7 +233,8 @@ class Participation:
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:
-    """The error that a client is left out with: ours as it is, of any other the class alone, which is no foreign text.
+    """Error that leaves a client out: an error of ours as it is, of any other error only its class, which holds no
+    foreign text.
 
     place: round and client.
     """

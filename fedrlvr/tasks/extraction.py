@@ -1,4 +1,4 @@
-r"""Which part of a completion is the answer: strict, documented, linear in the completion's length.
+r"""Extraction of the answer from a completion: strict, documented, linear in the completion's length.
 
 Reasoning between `<think>` and `</think>` is no answer: what counts is the text after the last `</think>`, up to a
 `<think>` that opens after it, and of that the last 20,000 characters. Where the prompt itself opened the thought,
@@ -123,7 +123,7 @@ def wrap(answer: str, kind: Kind) -> str:
 
 
 def instruction(kind: Kind) -> str:
-    """What to append to a prompt so that a chat model marks its answer as `extract` expects.
+    """Text to append to a prompt, so that a chat model marks its answer as `extract` expects.
 
     Its own markers are empty, so that a response which repeats the prompt gives no answer.
     """
@@ -169,10 +169,10 @@ def _agreed(text: str, marked: list[Mark], kind: Kind) -> str | None:
         return None if an_option and len(set(_OPTION_LINE.findall(text))) > 1 else led
     everywhere = [text[box.start : box.end] for box in _boxes(text)]
     everywhere += [match[1] for match in re.finditer(r"<answer>([^<]{1,200})</answer>", text)]
-    said = {read(answer) for answer in (*(mark.answer for mark in marked if mark.answer), *everywhere[-50:])}
+    readings = {read(answer) for answer in (*(mark.answer for mark in marked if mark.answer), *everywhere[-50:])}
     behind = _behind_marks(text)
-    said |= {led, *(read(line, led=True) for line in behind)}
-    answers = [answer for answer in said if answer is not None]
+    readings |= {led, *(read(line, led=True) for line in behind)}
+    answers = [answer for answer in readings if answer is not None]
     if len(answers) > 1 or (kind == "choice" and any(offers_another(line, *answers) for line in behind if answers)):
         return None
     return marked[0].answer
@@ -212,8 +212,8 @@ def _side_by_side(text: str, boxes: list[Box]) -> list[Box]:
     return joined
 
 
-def _same(one: str, other: str) -> bool:
-    return matches(one, other) or matches(other, one)
+def _same(left: str, right: str) -> bool:
+    return matches(left, right) or matches(right, left)
 
 
 def _unboxed(text: str) -> str:

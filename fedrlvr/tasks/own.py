@@ -45,7 +45,7 @@ class OwnTask(Task):
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
-        """As `Task.load`. A single file is split by content."""
+        """Load an organisation's own problems. A single file is split by content."""
         check_options(self.name, options, {"kind"})
         kind = options.get("kind", "math")
         if kind not in KINDS:
@@ -175,7 +175,7 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
-    """One row to a problem; raises DataError as `read_own` does."""
+    """Convert one row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
     prompt = _prompt(data, where)
     stated = data.get("kind") or kind

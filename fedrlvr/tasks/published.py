@@ -50,7 +50,7 @@ class PublishedTask(Task):
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
-        """As `Task.load`; every row has an answer or is left out, so `unlabelled` changes nothing."""
+        """Load a published data set. Every row has an answer or is dropped, so that `unlabelled` changes nothing."""
         side, to_problem = int(split == "test"), self.reader(path, options)
         if path is not None and "hub" in options:
             raise ConfigError(

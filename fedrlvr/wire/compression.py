@@ -1,4 +1,4 @@
-"""What a client sends up in fewer bytes than float32: its change, rounded, with error feedback.
+"""Compression of a client's change below float32: rounding with error feedback.
 
     x = adapter - start + lost        sent = round(x)        lost' = x - sent        the server's: start + sent
 
@@ -37,7 +37,7 @@ STEPS = 127
 def pack(
     adapter: Adapter, start: Adapter, lost: ArrayRecord | None, precision: Rounded, halves: Halves = "AB"
 ) -> tuple[ArrayRecord, ArrayRecord]:
-    """What travels, and what rounding has lost: to be kept, and given here the next time.
+    """Round a client's change; returns the message's arrays, and the rounding error to keep for the next call.
 
     start: the adapter the client's round began with, as the server has it. lost: None before the first time.
     halves: what travels; what was lost of the other half earlier stays lost, to be made up for when that half travels.

@@ -1,4 +1,5 @@
-"""What travels, and its checks. Every message's content is made and read here and in what is named below.
+"""Messages between server and clients, and their checks. Every content is made and read here, and in the modules named
+below.
 
     train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
                    up    arrays: the adapter           metrics: numbers               probes: the client's
@@ -38,15 +39,16 @@ from fedrlvr.errors import AdapterError, MessageError, printable, validation_tex
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 500
-"""Sources of an evaluation's scores."""
+"""Largest number of sources in an evaluation's scores."""
 MOST_REASON = 500
-"""Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
+"""Largest number of characters kept of the reason why a client was left out or a message refused; part of it may be
+foreign text."""
 BINS = 10
-"""Of a calibration: P1 by tenths."""
+"""Number of bins of P1 in a calibration table: tenths."""
 
 
 class Request(BaseModel):
-    """Base of all requests.
+    """Base of all requests, with the settings of sampling.
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
@@ -61,7 +63,7 @@ class Request(BaseModel):
 
 
 class StretchRequest(Request):
-    """Base of what asks for training.
+    """Base of the requests that ask for training.
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
@@ -115,7 +117,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDict:
-    """A request's content.
+    """Content of the message that carries a request.
 
     records: what else travels with it, by name.
     """
@@ -123,7 +125,7 @@ def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDi
 
 
 def read_request(message: Message, kind: type[R]) -> R:
-    """The request in a message.
+    """Read and check the request in a message.
 
     Raises:
         MessageError: there is none, or a field of it does not fit.
@@ -207,7 +209,7 @@ def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tup
 
 
 def probes_record(probes: Tensor) -> ArrayRecord:
-    """CARE's probes [N] as they travel, whole and in float32."""
+    """Weights [N] of CARE's probes as a record, whole and in float32."""
     return ArrayRecord({PROBES: Array(probes.detach().to("cpu", torch.float32).flatten().numpy())})
 
 
@@ -232,7 +234,7 @@ def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor
 
 
 def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
-    """The `count` numbers of an array that somebody else has sent, of one of `types`.
+    """Read `count` numbers from a foreign array, whose type must be one of `types`.
 
     Raises:
         AdapterError: another shape or type, too many bytes, or bytes that are no array; `what` begins the text.
@@ -256,7 +258,7 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
 
 _COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
 SINGLE = 3.5e38
-"""No float32 is larger."""
+"""A bound above every finite float32 number."""
 _SINGLE = (-SINGLE, SINGLE)
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "num-examples": (0, 1e9),
@@ -299,7 +301,7 @@ def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
 
 
 Calibration = dict[str, list[int] | list[float]]
-"""Of P1 by tenths: n problems, the sum of their P1, and how many majorities were right."""
+"""Calibration of P1 by tenths: n problems, the sum of their P1, and the number of majorities that were right."""
 
 
 def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]:
@@ -340,7 +342,7 @@ class SourceScores(BaseModel):
 
 
 def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int]) -> RecordDict:
-    """An evaluation's reply."""
+    """Content of the reply to an evaluation."""
     return RecordDict(
         {
             METRICS: metrics_record(

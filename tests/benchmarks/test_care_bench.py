@@ -67,7 +67,7 @@ def test_every_cell_is_a_configuration_whose_arm_is_named_for_it(setting: str, a
         assert one.rest == ("pseudo" if "pseudo" in arm else "masked")
     if isinstance(one, CareSupervision):
         assert one.trusted == (0 if "untrusted" in arm else 0.25)
-        assert one.trust_above == (0.5 if "floor" in arm else 0)
+        assert one.min_reliability == (0.5 if "floor" in arm else 0)
         assert one.share_probes == ("shared" in arm)
 
 
@@ -90,7 +90,7 @@ def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervisio
     dealt = deal(one)
     assert all(len(site.train) >= drawn for site in dealt.clients)
     assert {problem.source for site in dealt.clients for problem in site.train} == set(FAMILIES["all"])
-    assert one.train.rounds * one.train.local_steps > CareSupervision().warm_up
+    assert one.train.rounds * one.train.local_steps > CareSupervision().vote_free_steps
     for place, arm in CELLS:
         if place == setting:
             assert config(setting, arm).model_copy(update={"supervision": one.supervision}) == one

@@ -174,7 +174,7 @@ def test_a_supernode_that_is_killed_is_started_again_and_is_back_in_the_next_rou
 ) -> None:
     assert (1, "cyd") in second.missed
     assert deployment["cyd"].log.count(f"run {second.run}, round 1: sent") == 1  # its worker was not struck
-    assert "the SuperLink has let go of it" in text(deployment["cyd"].console)
+    assert "the SuperLink has deactivated it" in text(deployment["cyd"].console)
     assert (2, "cyd") not in second.missed
     assert second.records[1]["seconds"]["train"] <= SLOW_DEADLINE_S + MORE_S
 

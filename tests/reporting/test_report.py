@@ -144,9 +144,20 @@ def test_client_weights_are_drawn_where_they_change() -> None:
     records = run_records()
     for alpha, record in ((0.5, records[1]), (0.5, records[2])):
         record["clients"]["alpha"]["weight"], record["clients"]["beta"]["weight"] = alpha, 1 - alpha
-    assert "What a client's adapter counts" not in page(records).words
+    assert "Weight of each client's adapter" not in page(records).words
     records[2]["clients"]["alpha"]["weight"] = 0.7
-    assert "What a client's adapter counts" in page(records).words
+    assert "Weight of each client's adapter" in page(records).words
+
+
+def test_the_servers_step_is_drawn_where_there_is_one() -> None:
+    records = run_records()
+    assert "The server's step" not in page(records).words
+    records[1]["server_step"] = {"learning_rate": 1.8, "mean_cosine": 0.1, "norms": {"alpha": 1.0, "beta": 2.0}}
+    records[2]["server_step"] = {"learning_rate": 1.0, "norms": {"alpha": 1.0}}  # one client was left
+    assert "The server's step" in page(records).words
+    how = {"server_learning_rate": "auto", "server_optimizer": "nesterov"}
+    method = page(records, parse_config({"aggregation": how})).words
+    assert "aggregation fedit (server step auto, server optimizer nesterov)" in method
 
 
 def test_the_method_names_what_differs_in_the_aggregation() -> None:
@@ -216,7 +227,7 @@ def test_write_report_takes_the_holdings_in_its_directory(tmp_path: Path) -> Non
     (tmp_path / "holdings.json").write_text(json.dumps(FILE), "utf-8")
     path = write_report(tmp_path, Config(), run_records())
     assert path == tmp_path / "report.html"
-    assert "Who holds what" in path.read_text("utf-8")
+    assert "Problems by client" in path.read_text("utf-8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["holdings.json", "report.html"]
 
 

@@ -79,7 +79,7 @@ def paid(directory: Path) -> set[str]:
     return found
 
 
-CARE = {"type": "care", "budget": 0.25, "warm_up": 2, "trusted": 0.25}
+CARE = {"type": "care", "budget": 0.25, "vote_free_steps": 2, "trusted": 0.25}
 
 
 @pytest.fixture(scope="module")

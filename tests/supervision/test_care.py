@@ -36,8 +36,8 @@ class FakeJudge:
         return {"reliability_loss": 0.5}
 
 
-def care(judge: FakeJudge, *, budget: float = 0.25, trusted: float = 0.25, warm_up: int = 20) -> Care:
-    return Care(judge, budget=budget, trusted=trusted, warm_up=warm_up)  # type: ignore[arg-type]
+def care(judge: FakeJudge, *, budget: float = 0.25, trusted: float = 0.25, vote_free_steps: int = 20) -> Care:
+    return Care(judge, budget=budget, trusted=trusted, vote_free_steps=vote_free_steps)  # type: ignore[arg-type]
 
 
 def seen(letters: Sequence[str], hidden: int = 2) -> Features:
@@ -82,10 +82,12 @@ def test_the_query_says_what_the_probes_said() -> None:
     assert ledger.asked[0].responses == ("0: a", "2: b")
 
 
-@pytest.mark.parametrize(("number", "warm_up", "trusts"), [(0, 20, 0), (19, 20, 0), (20, 20, 2), (2, 3, 0), (0, 0, 2)])
-def test_nobody_is_trusted_while_the_probes_warm_up(number: int, warm_up: int, trusts: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "vote_free_steps", "trusts"), [(0, 20, 0), (19, 20, 0), (20, 20, 2), (2, 3, 0), (0, 0, 2)]
+)
+def test_no_vote_is_trusted_in_the_vote_free_steps(number: int, vote_free_steps: int, trusts: int) -> None:
     ledger = FakeLedger("b")
-    found = care(FakeJudge(), warm_up=warm_up).supervise(of(EIGHT, number), ledger)
+    found = care(FakeJudge(), vote_free_steps=vote_free_steps).supervise(of(EIGHT, number), ledger)
     assert sum(one.fate is Fate.TRUSTED for one in found) == trusts
     assert ledger.names == (["p6", "p3"] if trusts else ["p6", "p0"])
 
@@ -140,7 +142,7 @@ def test_the_share_to_trust_is_a_setting(trusted: float, who: list[int]) -> None
 
 def test_a_vote_below_the_bar_is_not_trusted_and_may_be_asked_about() -> None:
     ledger = FakeLedger("b")
-    method = Care(FakeJudge(), budget=0.25, trusted=0.5, warm_up=20, trust_above=0.75)  # type: ignore[arg-type]
+    method = Care(FakeJudge(), budget=0.25, trusted=0.5, vote_free_steps=20, min_reliability=0.75)  # type: ignore[arg-type]
     found = method.supervise(of(EIGHT, 20), ledger)
     assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
     assert ledger.names == ["p6", "p3"]
@@ -222,7 +224,7 @@ def test_a_label_that_arrives_between_steps_teaches_in_the_next_in_which_its_pro
 def test_real_probes_judge_and_learn() -> None:
     rng = torch.Generator().manual_seed(0)
     judge = Judge(4, 3, rng)
-    method = Care(judge, budget=0.25, trusted=0.25, warm_up=0)
+    method = Care(judge, budget=0.25, trusted=0.25, vote_free_steps=0)
     mine, ledger = of(EIGHT, 0, hidden=4), FakeLedger("b")
     assert mine.features is not None
     before = judge.judge(mine.features)

@@ -50,7 +50,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
     yield (
         up
-        + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
+        + "; numbers (rewards, losses, token counts, seconds; docs/report.md lists them)"
         + ("; CARE's probes" if config.supervision.shares_probes else "")
     )
     if public is not None and public.swap_rule.trades:

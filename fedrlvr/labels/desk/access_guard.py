@@ -1,4 +1,4 @@
-"""What stands before every request to the desk: whose name it came by, the token, and what a browser is told.
+"""The guard before every request to the desk: it checks host name and token, and sets the browser's security headers.
 
 A page from elsewhere can make a browser talk to an address of its own choosing under its own name (DNS rebinding), so
 a name that nobody gave this desk is refused. All but the page's own files, which hold no data, needs the token.
@@ -38,7 +38,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests without the right host name or token.
 
     names: host names it answers to, besides loopback's. open_paths: what needs no token.
     """
@@ -99,7 +99,7 @@ class Guard:
 
 
 def error_response(status: int, text: str) -> JSONResponse:
-    """What every refusal looks like: {"error": text}."""
+    """Response to a refused request: the JSON {"error": text}."""
     return JSONResponse({"error": printable(text)}, status)
 
 
