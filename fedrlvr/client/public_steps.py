@@ -234,6 +234,8 @@ class PublicSteps:
             ended = foreign.token_ids[-1] in base.eos_ids
             response = Response(foreign.token_ids, foreign.logps, text, ended, Origin.FOREIGN, reward)
             shares[foreign.problem].append((response, foreign.age))
+        if metrics.refused:
+            _log.warning("%s: refused %d of the %d responses of its share", request.place, metrics.refused, len(sent))
         return shares
 
     def _score(self, mixed: Mapping[str, Sequence[Group]]) -> dict[int, Sequence[float]]:
