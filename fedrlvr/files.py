@@ -143,7 +143,7 @@ class RoundDirectories:
             return make(files, note)
         except ReleaseError:
             raise
-        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{directory} is damaged ({error}). {remedy}".rstrip()) from None
 
     def remove(self, round_: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +438,28 @@ def test_a_name_of_several_scripts_or_strange_digits_is_refused(name: str) -> No
 )
 def test_names_that_differ_are_taken(names: list[str]) -> None:
     assert parse_config({"federation": {"clients": names}}).federation.names == names
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("train.learning_rate", 1e300),
+        ("train.learning_rate", 1e-300),
+        ("train.weight_decay", 1e39),
+        ("train.kl_beta", 1e300),
+        ("train.proximal_mu", 1e-39),
+        ("train.max_grad_norm", 1e300),
+        ("train.clip_high", 1e300),
+        ("train.beta2", 1e-300),
+        ("sampling.temperature", 1e-300),
+        ("evaluate.temperature", 1e-300),
+        ("lora.alpha", 1e300),
+        ("aggregation.change_bound", 1e300),
+        ("train.learning_rate", math.inf),
+        ("train.learning_rate", math.nan),
+    ],
+)
+def test_a_number_that_float32_does_not_hold_is_refused_by_name(setting: str, value: float) -> None:
+    section, name = setting.split(".")
+    with pytest.raises(ConfigError, match=rf"{section}\.{name}"):
+        parse_config({section: {name: value}})

@@ -23,6 +23,7 @@ from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
 EMBEDDED = embedded_config()
@@ -107,7 +108,7 @@ def sweep(
         result = engine.sweep(planned, command=shlex.join(words), apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
-        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+        echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
     result.check()
 
 
@@ -147,7 +148,7 @@ def evaluate(
         else:
             round_, scores = engine.evaluate_run(run)
             if round_ is not None:
-                typer.echo(f"round {round_} of {settings.train.rounds}")
+                echo(f"round {round_} of {settings.train.rounds}")
     scores_table(scores_json(scores))
 
 
@@ -175,7 +176,7 @@ def tasks(
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
     if write is not None and (stated := written_instruction(settings.data)) is not None:
         # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
-        typer.echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
+        echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
 
 
 @app.command()
@@ -195,11 +196,11 @@ def validate(
     for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
+        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
-            typer.echo(f"  {failure.id}: {failure.reason}")
+            echo(f"  {failure.id}: {failure.reason}")
         for note in verdict.notes[:10]:
-            typer.echo(f"  note: {note.id}: {note.reason}")
+            echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)
@@ -241,8 +242,8 @@ def export(
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
     comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
-    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
-    typer.echo(str(comparison))
+    echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    echo(str(comparison))
 
 
 @app.command()
@@ -284,8 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        echo_lines(traceback.format_exc(), err=True)
+    echo(message, err=True)
     sys.exit(code)
 
 

@@ -160,7 +160,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = child
     try:
         tree[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         tree[parts[-1]] = value.strip()
 
 

@@ -36,10 +36,22 @@ FEDERATED = OnlyWith("federation.arm", ("federated",))
 """Marks a setting of what passes between clients."""
 
 
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The smallest normal and the largest number of float32."""
+
+
 class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _held_by_float32(cls, value: Any) -> Any:
+        """Tensors are float32: another number would become infinite, or zero, in the middle of a run."""
+        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+            raise ValueError(f"{value:g} is not within {SMALLEST:.3g} to {LARGEST:.3g}, the numbers that float32 holds")
+        return value
 
     @model_validator(mode="after")
     def _settings_without_effect(self) -> Self:

@@ -6,6 +6,7 @@ named by import path. That function runs in this process with this process's rig
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import numbers
@@ -73,12 +74,16 @@ def _own(path: str) -> Reward:
             value = function(completion, problem.answer, **problem.info)
         except Exception as error:
             raise GradingError(f"The reward {path} raised {type(error).__name__} on problem {problem.id!r}.") from error
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        number = math.nan
+        if isinstance(value, numbers.Real):
+            with contextlib.suppress(OverflowError):  # a whole number beyond every float
+                number = float(value)
+        if not math.isfinite(number):
             raise GradingError(
                 f"The reward {path} returned {type(value).__name__} on problem {problem.id!r}. It must return a finite "
                 "number."
             )
-        return float(value)
+        return number
 
     return reward
 

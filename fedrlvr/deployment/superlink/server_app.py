@@ -22,6 +22,7 @@ from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import CheckpointError, FedrlvrError
 from fedrlvr.files import atomic_text
+from fedrlvr.output import echo
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
@@ -164,4 +165,4 @@ def _digest(public: list[Problem]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    echo(line)
