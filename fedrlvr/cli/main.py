@@ -16,7 +16,7 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.interrupts import Interrupted, exit_code, install, interruptible, received, resumable
+from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
 from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
@@ -267,7 +267,6 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
-        install()
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
@@ -287,6 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
         traceback.print_exc()
+    if received():
+        end(message)
     print(message, file=sys.stderr)
     sys.exit(code)
 

@@ -57,7 +57,10 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        names = ("directory", "ledgers", "started_in")
+        run = {name: _absolute(getattr(self.run, name)) for name in names}
+        if self.data.reward is not None and run["started_in"] is None:
+            run["started_in"] = Path.cwd()
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
             model["name"] = str(path.absolute())
@@ -78,7 +81,7 @@ class Config(Section):
 
 
 def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
+    return None if path is None else path.absolute()
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -134,12 +137,14 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         tree = read_json(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: there is no such file, so {path.parent} is not a run directory.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")
+    if not tree.keys() & Config.model_fields.keys():
+        raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))

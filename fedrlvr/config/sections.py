@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
@@ -88,6 +88,17 @@ def _first_difference(value: Any, default: Any) -> str:
     return f".{name} = {getattr(value, name)!r}"
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(str(error)) from None
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+"""A path in which ~ stands for the home directory."""
+
+
 class RunConfig(Section):
     """One run and where it lies."""
 
@@ -95,9 +106,12 @@ class RunConfig(Section):
     """Shown in the report."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
-    directory: Path | None = None
+    directory: UserPath | None = None
     """Run directory; None makes runs/<name>-<date>-<time>."""
-    ledgers: Annotated[Path | None, OnlyWith("supervision.labels_from", ("desk",))] = None
+    started_in: UserPath | None = None
+    """Directory in which the module of data.reward is looked for, after the import path. None: the working directory;
+    a run writes it into its config.json, so that it goes on from anywhere."""
+    ledgers: Annotated[UserPath | None, OnlyWith("supervision.labels_from", ("desk",))] = None
     """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
     labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
     keep_checkpoints: int = Field(3, ge=2)
@@ -114,7 +128,7 @@ class ModelConfig(Section):
 
     name: str = "embedded"
     """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
-    adapter: Path | None = None
+    adapter: UserPath | None = None
     """Directory of the adapter that the run starts from: PEFT's, a run's, or a checkpoint's; its rank may be up to
     lora.rank. None starts from the model as it is. The reference policy of train.kl_beta is the model without it."""
     dtype: Dtype = "auto"
@@ -199,7 +213,7 @@ class DataConfig(Section):
 
     name: str = "embedded"
     """embedded | gsm8k | math | svamp | medqa | medmcqa | pubmedqa | jsonl | reasoning_gym:<family>."""
-    path: Path | None = None
+    path: UserPath | None = None
     """File or directory; None takes the hub (extra `hub`) where the data set has one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the loader, e.g. {hub = "..."} or {families = ["sum"], levels = ["easy"]} for the embedded problems."""

@@ -20,6 +20,7 @@ MOST_FEDERATIONS = 4096
 AS_GIVEN = "as-given"
 """The arm of a sweep that varies nothing but the seed."""
 _LONGEST_VALUE, _LONGEST_NAME = 60, 180  # of a directory's name
+_PLACES = {("run", "directory"), ("run", "started_in")}
 _NEVER = {"run", "run.seed", "run.directory"}
 
 
@@ -193,14 +194,14 @@ def _planned(arm: Arm, seed: int, place: Path) -> Planned:
 def _difference(mine: Config, theirs: Config) -> str | None:
     """The first setting that is not the same, with both values; None where all are.
 
-    Not the directory, which may have moved, nor threads that only the run settled.
+    Not the directory, which may have moved, nor what only the run settled.
     """
     ours, stored = (config.with_absolute_paths().model_dump(mode="json") for config in (mine, theirs))
     for section in ours:
         for key in [*ours[section], *(key for key in stored[section] if key not in ours[section])]:
             here, there = _shown(ours[section], key), _shown(stored[section], key)
             settled = (section, key) == ("engine", "threads") and mine.engine.threads is None
-            if here != there and (section, key) != ("run", "directory") and not settled:
+            if here != there and (section, key) not in _PLACES and not settled:
                 return f"{section}.{key} is {there} there and {here} here"
     return None
 
