@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.sections import (
     FEDERATED,
+    NO_EFFECT,
     DataConfig,
     EngineConfig,
     EvaluateConfig,
@@ -182,6 +183,9 @@ def _explain(error: ValidationError, where: str) -> str:
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {dotted!r} ({_hint(location)})")
+        elif item["type"] == NO_EFFECT and dotted:  # within one section, which knows no name of its own
+            names = item["ctx"]
+            parts.append(f"{dotted}.{names['setting']} has no effect {names['word']} {dotted}.{names['other']}")
         elif item["type"] == "union_tag_not_found":
             parts.append(f"{dotted}: say which type it is, for example {dotted}.type = {_UNIONS[dotted]!r}")
         elif item["type"] == "union_tag_invalid":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
@@ -32,6 +33,8 @@ class OnlyWith:
     values: Collection[Any]
 
 
+NO_EFFECT = "no_effect"
+"""The type of pydantic's error about a setting that has no effect; its context holds both settings."""
 FEDERATED = OnlyWith("federation.arm", ("federated",))
 """Marks a setting of what passes between clients."""
 
@@ -66,10 +69,13 @@ class Section(BaseModel):
                 for part in path:
                     other = getattr(other, part, None)
                 if other not in mark.values:
-                    stated = f"{prefix}{name}" + _first_difference(value, default)
-                    how = f"without {mark.setting} = {next(iter(mark.values))!r}"
-                    how = how if other is None else f"with {mark.setting} = {other!r}"
-                    raise ValueError(f"{stated} has no effect {how}")
+                    word, needed = ("with", other) if other is not None else ("without", next(iter(mark.values)))
+                    names = {"setting": f"{prefix}{name}{_first_difference(value, default)}", "word": word}
+                    raise PydanticCustomError(
+                        NO_EFFECT,
+                        "{setting} has no effect {word} {other}",
+                        {**names, "other": f"{mark.setting} = {needed!r}"},
+                    )
 
     def check(self, config: Any) -> None:
         """Refuse what does not go together with the other sections of `config`, a `Config`.
