@@ -54,6 +54,7 @@ _SINCE = """
 0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
 0.8.0 aggregation server_agreement
 0.8.0 model adapter
+0.8.0 run started_in
 0.8.0 coordination pool_tail pool_length
 """
 SINCE = {

@@ -83,12 +83,14 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
     terms = terms_of(config, cohort, run_id(directory))
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)
+    data = config.data
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     server = Server(
         config,
         directory,
         cohort.base,
         begin,
-        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
+        public_set(public, cohort.base, reward),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
