@@ -36,6 +36,7 @@ from fedrlvr.deployment.terms import terms_record
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.server.checkpoint import MEMORY
 from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.wire.messages import adapter_to_arrays
 from fedrlvr.wire.serialization import pack, unpack
 
 Worker = Callable[[Organisation], Answering]
@@ -330,7 +331,7 @@ def test_a_disk_that_is_full_fails_one_message_and_the_next_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (CheckpointError); the log there says why"}
     after = trained(ann, content, "m3")
-    shutil.rmtree(ann.org.state)
+    shutil.rmtree(ann.org.state / "runs")
     fresh = answering(ann.org)
     trained(fresh, train_content(config, cohort, said, 1), "m1")
     assert trained(fresh, content, "m2") == after
@@ -461,9 +462,9 @@ def test_a_missed_floor_keeps_everything_back_and_the_next_round_begins_without_
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:
     give_problems(config, tmp_path / "sites")  # 8 to train on; a message takes 2 steps x 2 of them
-    said = terms(config, cohort)
+    said, reset = terms(config, cohort), config.train.model_copy(update={"optimizer_state": "reset"})
     one = floored(organisation, least_tokens=10_000)
-    first = train_content(config, cohort, said)
+    first = train_content(config, cohort, said, train=reset)
     reason = withheld(one, first, "m1")
     assert "limits.least_tokens" in reason
     assert told(one)[-1] == f"run run, round 1: withheld: {reason}"
@@ -476,11 +477,11 @@ def test_a_missed_floor_keeps_everything_back_and_the_next_round_begins_without_
     assert set(unpack((memory / MEMORY).read_bytes())) == {"fedrlvr"}, "its cursor and steps alone"
     # The next round draws the next problems, as that of a client whose first round was answered does.
     allowed = floored(organisation)
-    after = trained(allowed, train_content(config, cohort, said, 2), "m2")
+    after = trained(allowed, train_content(config, cohort, said, 2, train=reset), "m2")
     shutil.rmtree(one.org.state / "runs")
     honest = floored(organisation)
     trained(honest, first, "m1")
-    assert trained(honest, train_content(config, cohort, said, 2), "m2") == after
+    assert trained(honest, train_content(config, cohort, said, 2, train=reset), "m2") == after
 
 
 def test_responses_of_a_policy_that_was_trained_on_too_little_stay(
@@ -554,3 +555,25 @@ def test_another_secret_or_one_setting_changed_draws_other_responses(
     assert answer("e", forget=True) != first
     secret = tmp_path / "sites" / "ann" / "state" / "sampling.secret"
     assert (len(secret.read_bytes()), secret.stat().st_mode & 0o777) == (32, 0o600)
+
+
+def test_another_adapter_with_the_same_request_draws_other_responses(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    """Adapters whose B is zero are one policy: with the same random numbers it would give the same responses."""
+    give_problems(config, tmp_path / "sites")
+
+    def rewards(name: str, adapter: int, run_: str) -> tuple[object, ...]:
+        content = train_content(config, cohort, terms(config, cohort, run=run_), steps=1)
+        content["arrays"] = adapter_to_arrays(cohort.fresh_adapter(adapter))
+        reply, data = answering(organisation()).reply(header(message_id=name), pack(content))
+        assert reply == {"ok": True}
+        numbers = unpack(data)["metrics"]
+        return tuple(numbers[key] for key in ("reward", "response_length", "tokens_sampled", "zero_variance_groups"))
+
+    first = rewards("a", 1, "run-a")
+    assert rewards("b", 1, "run-b") == first, "all is the same"
+    second = rewards("c", 2, "run-c")
+    assert second != first
+    assert rewards("d", 2, "run-d") == second, "as often as it is asked"
+    assert rewards("e", 1, "run-e") == first

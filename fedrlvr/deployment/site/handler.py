@@ -168,7 +168,7 @@ class Answering:
         self._count(kind, terms, request)
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        release = SiteRelease(allowed, terms.task)
+        release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
@@ -189,7 +189,7 @@ class Answering:
         limited = self.org.config.limits.labels is not None
         labels = section.budget_total if limited and isinstance(section, Asking) else None
         AnsweredCounts(state_directory(self.org)).count(
-            self.org.config.limits, self.org.name, terms.task, terms.run, adapter=kind == "train", labels=labels
+            self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels
         )
 
     def _check_terms(self, terms: Terms) -> None:
