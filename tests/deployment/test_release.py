@@ -206,12 +206,12 @@ def test_positions_are_different_beginnings_before_a_token_that_counts() -> None
     made.prompt_ids = [7, 7, 7]
     made.responses = [
         response([1, 2, 3], [0.5, 0.5, 0.5]),  # after 1 and after 1 2
-        response([1, 2, 4, 5], [0.5, 0.5, 0.5, 0.98]),  # the same: 0.02 of the last is below 0.05 x 0.5
-        response([6, 2, 4], [0.5, 0.98, 0.98]),  # none
+        response([1, 2, 4, 5], [0.5, 0.5, 0.5, 0.995]),  # the same: 1 - 0.995 is below 0.02 x 0.5
+        response([6, 2, 4], [0.5, 0.995, 0.995]),  # none
         response([8, 9, 9], [0.5, 0.5, 0.5]),  # without an advantage
     ]
     assert memory((0.1, [made])).positions == 3 + 2
-    assert memory((0.1, [made])).tokens == 3 + 3 + 1
+    assert memory((0.1, [made])).tokens == 3 + 4 + 3
     assert memory((0.1, [made]), (0.1, [made])).positions == 3 + 2 + 2, "its prompt counts once"
     assert memory((0.0, [made])).positions == 0, "without a rate nothing is learnt"
     certain = group("b", [1.0, -1.0])
@@ -225,7 +225,7 @@ def test_long_responses_of_little_weight_do_not_count_beside_short_ones() -> Non
     made.responses = [response([1], [0.5]), response([2] * 100, [0.9999] * 99 + [0.5])]
     assert memory((0.1, [made])).positions == 1 + 99
     assert memory((0.1, [made]), by_response=True).positions == 1
-    weak = group("b", [1.0, -0.04])
+    weak = group("b", [1.0, -0.01])
     weak.responses = made.responses
     assert memory((0.1, [weak])).positions == 1
 
