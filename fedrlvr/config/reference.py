@@ -151,6 +151,8 @@ def _type_text(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ", ".join(filter(None, ("whole number" if kind == "integer" else "number", _range_text(schema))))
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(map(_type_text, schema['prefixItems']))}]"
     if kind == "array":
         return f"list of {_type_text(schema['items'])}"
     names = {"boolean": "true or false", "string": "path" if schema.get("format") == "path" else "text"}
