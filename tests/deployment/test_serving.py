@@ -109,6 +109,28 @@ def test_it_ends_with_the_adapter_and_the_numbers_of_the_local_engine(
     assert "connected: ann, bob, cyd" in said
 
 
+@pytest.mark.parametrize("rule", ["fedit", "ffa", "rolora", "flora", "fedex"])
+def test_a_given_adapter_reaches_organisations_that_have_only_the_model(
+    rule: str, place: tuple[Path, Path], tmp_path: Path
+) -> None:
+    fedrlvr.run(settings(*place, tmp_path / "first", train={"rounds": 1}))
+    changes = {"train": {"rounds": 2}, "aggregation": {"type": rule}}
+
+    def given(directory: Path) -> dict[str, Any]:
+        tree = settings(*place, directory, **changes)
+        tree["model"]["adapter"] = str(tmp_path / "first" / "checkpoints" / "round-0001")
+        return tree
+
+    fedrlvr.run(given(tmp_path / "local"))
+    grid = prepared(place, tmp_path / "deployed", changes)
+    config = settled(parse_config(given(tmp_path / "deployed")), tmp_path / "deployed")
+    atomic_text(tmp_path / "deployed" / "config.json", config.model_dump_json() + "\n")
+    serve(grid, {"directory": str(tmp_path / "deployed"), "wait": 1.0})
+    assert largest_difference(tmp_path / "local", tmp_path / "deployed") < 2e-4, "a step is 1e-2"
+    first, local = adapter(tmp_path / "first"), adapter(tmp_path / "local")
+    assert any(local[name].shape != first[name].shape or bool((local[name] != first[name]).any()) for name in first)
+
+
 def test_every_message_says_the_same_run_its_receiver_and_the_servers_model(
     place: tuple[Path, Path], tmp_path: Path
 ) -> None:
