@@ -76,3 +76,9 @@ def test_docstrings_of_settings_functions_and_classes_are_read() -> None:
     names = [sentence.name for sentence in words.sentences(source, "file.py")]
     assert names == ["file.py:1", "file.py:2 x", "file.py:5 A.b"]
     assert len(list(words.problems(source, "file.py"))) >= 3
+
+
+def test_variables_parameters_and_attributes_are_checked_for_vague_names() -> None:
+    source = "def f(whose, *, rows):\n    self.own = rows\n    return [one for one in rows if one.found]\n"
+    flagged = {line.split(": ")[0] for line in words.vague_names(source, "a.py")}
+    assert flagged == {"a.py:1 whose", "a.py:2 own", "a.py:3 one"}
