@@ -37,7 +37,7 @@ def test_what_a_setting_says_of_its_type_default_and_conditions() -> None:
     rows = {f"{setting.section}.{setting.name}": setting for setting in EVERYTHING}
     assert rows["train.rounds"].type == "whole number, at least 1"
     assert rows["aggregation.robust_trim"].type == "number, above 0, below 0.5"
-    assert rows["limits.message_types"].type == "list of `train` or `query.respond` or `evaluate`"
+    assert rows["limits.message_types"].type == "list of `train`, `query.respond` or `evaluate`"
     assert (rows["run.directory"].type, rows["run.directory"].default) == ("path", "unset")
     assert rows["site.superlink"].default == "required"
     assert rows["partition.type"].default == '"source"'
