@@ -60,9 +60,9 @@ def test_what_a_setting_says_of_its_type_default_and_conditions() -> None:
 )
 def test_a_sentence_that_leans_on_another_is_flagged(text: str, reason: str) -> None:
     before = "Maximum number of rounds in one run." if reason == "repeats" else ""
-    found = list(words.faults(words.Sentence("x", text), before))
-    assert bool(found) == bool(reason)
-    assert all(reason in fault for fault in found[:1])
+    faults = list(words.faults(words.Sentence("x", text), before))
+    assert bool(faults) == bool(reason)
+    assert all(reason in fault for fault in faults[:1])
 
 
 def test_whether_begins_the_sentence_of_a_yes_or_no_question() -> None:
