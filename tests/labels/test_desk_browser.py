@@ -323,12 +323,12 @@ def write_sums(directory: Path) -> Path:
     """Twelve sums without an answer to train on, four with one held out."""
     directory.mkdir()
     for split in ("train", "test"):
-        found = load(
+        result = load(
             "embedded", None, split, size=12 if split == "train" else 4, seed=0, families=["sum"], levels=["easy"]
         )
-        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in found]
+        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in result]
         if split == "test":
-            rows = [{**row, "answer": p.answer} for row, p in zip(rows, found, strict=True)]
+            rows = [{**row, "answer": p.answer} for row, p in zip(rows, result, strict=True)]
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return directory
 

@@ -50,8 +50,8 @@ def test_the_lists_come_into_the_line_of_metrics_by_client() -> None:
     trained(strategy, {1: reply(**GOOD), 2: reply(**GOOD, **AUDIT)})
     clients = json.loads(json.dumps(strategy.record.to_json()))["clients"]
     labelled, everything = {"n": N, "sum": SUM, "right": RIGHT}, {"n": N, "sum": SUM, "right": N}
-    found = {name: {k: v for k, v in clients[name].items() if "calibration" in k} for name in NAMES.values()}
-    assert found == {
+    result = {name: {k: v for k, v in clients[name].items() if "calibration" in k} for name in NAMES.values()}
+    assert result == {
         "ann": {"calibration": labelled},
         "bob": {"calibration": labelled, "audit_calibration": everything},
         "cyd": {},

@@ -375,11 +375,11 @@ def test_public_responses_are_drawn_from_the_whole_distribution(
     real = Cohort.sample
 
     def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any, *states: Any) -> Any:
-        found = real(self, prompts, decoding, seeds, *states)
-        group = next(iter(found.values()))[0]
+        result = real(self, prompts, decoding, seeds, *states)
+        group = next(iter(result.values()))[0]
         different = len({tuple(r.token_ids) for r in group})
         drawn.append((decoding.responses, decoding.temperature, decoding.top_k, different))
-        return found
+        return result
 
     monkeypatch.setattr(Cohort, "sample", sample)
     sampling = {"top_k": 1, "top_p": 0.5, "temperature": 0.9}

@@ -33,10 +33,10 @@ def test_every_combination_at_every_seed(planned: Planner, tmp_path: Path) -> No
         "loss=dapo,learning_rate=0.01",
     ]
     assert made.arms[1].settings == {"train.loss": "grpo", "train.learning_rate": "0.01"}
-    found = [(one.name, one.config.train.loss, one.config.train.learning_rate, one.seed) for one in made.federations]
-    assert found[1] == ("loss=grpo,learning_rate=1e-3/seed-8", "grpo", 1e-3, 8)
-    assert found[6] == ("loss=dapo,learning_rate=0.01/seed-7", "dapo", 0.01, 7)
-    assert len(set(found)) == 8
+    result = [(one.name, one.config.train.loss, one.config.train.learning_rate, one.seed) for one in made.federations]
+    assert result[1] == ("loss=grpo,learning_rate=1e-3/seed-8", "grpo", 1e-3, 8)
+    assert result[6] == ("loss=dapo,learning_rate=0.01/seed-7", "dapo", 0.01, 7)
+    assert len(set(result)) == 8
     for one in made.federations:
         assert one.directory == tmp_path / "sweep" / one.name
         assert one.config.run.seed == one.seed

@@ -85,12 +85,12 @@ def test_the_right_way_is_within_reach(card):
 @pytest.mark.parametrize("family", ["sum", "unit"])
 def test_the_card_is_reproduced(card, embedded, family):
     said = next(one for one in read_scores(card) if (one.family, one.level) == (family, "easy"))
-    found = score(*embedded, family, "easy", size=50, seed=0)
+    result = score(*embedded, family, "easy", size=50, seed=0)
     # Four standard errors of 400 samples; of 50 problems for the others.
-    assert found.sampled == pytest.approx(said.sampled, abs=4 * (0.25 / 400) ** 0.5)
-    assert found.greedy == pytest.approx(said.greedy, abs=4 * (0.25 / 50) ** 0.5)
-    assert found.majority == pytest.approx(said.majority, abs=4 * (0.25 / 50) ** 0.5)
-    assert found.error == said.error
+    assert result.sampled == pytest.approx(said.sampled, abs=4 * (0.25 / 400) ** 0.5)
+    assert result.greedy == pytest.approx(said.greedy, abs=4 * (0.25 / 50) ** 0.5)
+    assert result.majority == pytest.approx(said.majority, abs=4 * (0.25 / 50) ** 0.5)
+    assert result.error == said.error
 
 
 def test_responses_keep_the_order_of_their_prompts(embedded):
