@@ -189,9 +189,9 @@ def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() 
     clients = {1: "honest", 2: HOSTILE}
 
     def aggregate_train(server_round: int, replies: list[Any]) -> tuple[None, None]:
-        for one in replies:
-            name = clients[one.metadata.src_node_id]
-            seen[name] = arrays_to_adapter(one.content.array_records[ARRAYS], adapter(0), whose=name)
+        for reply in replies:
+            name = clients[reply.metadata.src_node_id]
+            seen[name] = arrays_to_adapter(reply.content.array_records[ARRAYS], adapter(0), whose=name)
         return None, None
 
     inner: Any = SimpleNamespace(adapter=adapter(1.0), clients=clients, aggregate_train=aggregate_train)

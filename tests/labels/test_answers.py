@@ -66,7 +66,7 @@ def test_nobody_else_is_handed_a_clients_answers() -> None:
 
 
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:
-    graded = {file: {one for one in values if one.endswith("answers")} for file, values in where("grade").items()}
+    graded = {file: {value for value in values if value.endswith("answers")} for file, values in where("grade").items()}
     assert {file for file, values in graded.items() if values} == {"labels/client_ledger.py"}
 
 

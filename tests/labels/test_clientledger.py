@@ -96,7 +96,7 @@ def test_an_answer_is_unknown_until_it_is_paid_for_and_then_there_at_once(disk: 
     assert ledger.grade(P2, [TWO, FOUR]) is None
     (entry,) = disk.entries()
     assert (entry.problem, entry.step, entry.asked_at, entry.label) == ("p1", 3, 1_000_000.0, "2")
-    assert [(one.expert, one.answer) for one in entry.opinions] == [("dataset", "2")]
+    assert [(opinion.expert, opinion.answer) for opinion in entry.opinions] == [("dataset", "2")]
 
 
 def test_an_answer_is_bought_once(disk: LabelLedger, clock: Clock) -> None:
@@ -134,7 +134,7 @@ def test_what_people_say_counts_and_not_what_the_data_set_says(disk: LabelLedger
     ledger.ask(query("p1", majority="2"))
     disk.answer("p1", "correct", "8/2", expert="eve", at=1.0)
     assert ledger.grade(P1, [TWO, FOUR]) == [0.0, 1.0]
-    assert [one.expert for one in disk.entries()[0].opinions] == ["eve"]
+    assert [opinion.expert for opinion in disk.entries()[0].opinions] == ["eve"]
 
 
 def test_two_experts_who_write_one_answer_differently_agree(disk: LabelLedger, clock: Clock) -> None:

@@ -217,10 +217,10 @@ def test_equal_policies_have_a_behaviour_ratio_of_1(configured: Configs, tmp_pat
     fedrlvr.run(configured(tmp_path / "run", **changes))
     numbers = [n for e in lines(tmp_path / "run")[1]["exchanges"] for n in e["clients"].values() if n["swapped_in"]]
     assert numbers
-    for one in numbers:
-        assert one["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_clip_fraction"] == 0.0
+    for report in numbers:
+        assert report["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_clip_fraction"] == 0.0
 
 
 def test_together_with_fgrpo_clients_are_weighed_by_their_private_rewards(configured: Configs, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def seen(letters: Sequence[str], hidden: int = 2) -> Features:
     prompts = torch.arange(len(letters) * hidden, dtype=torch.float32).reshape(-1, hidden)
     responses = torch.arange(len(letters) * group * hidden, dtype=torch.float32).reshape(-1, group, hidden)
     lengths = [[1] * group for _ in letters]
-    return features(prompts, responses, [voted(one) for one in letters], lengths, 4)
+    return features(prompts, responses, [voted(letter) for letter in letters], lengths, 4)
 
 
 def of(drawn: Mapping[str, str], number: int, hidden: int = 2) -> Step:

@@ -63,11 +63,13 @@ def test_the_weights_are_an_ordinary_model_of_about_a_million_parameters():
 
 def test_the_card_covers_every_cell_and_all_but_one_are_on_target(card):
     scores = read_scores(card)
-    assert [(one.family, one.level) for one in scores] == [(family, level) for family in FAMILIES for level in LEVELS]
-    missed = [one for one in scores if not one.on_target]
+    assert [(score.family, score.level) for score in scores] == [
+        (family, level) for family in FAMILIES for level in LEVELS
+    ]
+    missed = [score for score in scores if not score.on_target]
     # Known and on the card: the majority of eight is right on 88 of 100 where 90 is the aim.
     assert [(one.family, one.level, one.majority) for one in missed] == [("product", "easy", 0.88)]
-    assert all(one.n >= 200 for one in scores)
+    assert all(score.n >= 200 for score in scores)
     assert table(scores) in card
 
 
