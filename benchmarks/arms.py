@@ -23,7 +23,7 @@ from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
 from fedrlvr.reporting.sweep_table import t95
-from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.server.metrics_log import read_metrics, scores_json
 from fedrlvr.simulation.evaluate import evaluate
 from fedrlvr.simulation.run import resume, run
 
@@ -53,8 +53,8 @@ def on_all_families(seed: int) -> float:
         config = load_resolved(directory / "config.json")
         means = []
         for client in config.federation.names:
-            scores = evaluate(config, directory / "adapter" / client)
-            means.append(statistics.fmean(score.total / score.n for score in scores))
+            scores = scores_json(evaluate(config, directory / "adapter" / client))
+            means.append(evaluations([{"round": 0, "evaluate": scores}])[0][0].mean)
         kept.write_text(json.dumps(means), "utf-8")
     return statistics.fmean(json.loads(kept.read_text("utf-8")))
 

@@ -147,11 +147,17 @@ class RoundDirectories:
             raise CheckpointError(f"{directory} is damaged ({error}). {remedy}".rstrip()) from None
 
     def remove(self, round_: int) -> None:
-        """Delete the directory of one round."""
-        shutil.rmtree(self.path(round_), ignore_errors=True)
+        """Delete the directory of one round. It vanishes as a whole, so that no other process reads a part of it."""
+        removed = self.root / f".{self.path(round_).name}.old"
+        shutil.rmtree(removed, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path(round_).rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest rounds."""
+        """Delete all but the newest rounds, and what an interrupted deletion left."""
+        for removed in self.root.glob(".round-*.old"):
+            shutil.rmtree(removed, ignore_errors=True)
         for round_ in self.rounds()[:-keep]:
             self.remove(round_)
 

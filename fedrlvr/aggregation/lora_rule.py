@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 Pairs = Iterable[tuple["Adapter", float]]
 """Adapters with their weights, one client after another."""
+Delta = Mapping[str, "Tensor"]
+"""A change of an adapter, by the names of its factors (delta_space.py)."""
+StepSpace = Literal["factors", "products"]
+"""What a server step scales the change of: the factors A and B, or their products."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,18 @@ class Result:
 
     adapter: Adapter | None
     change: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class ServerUpdate:
+    """The update U = of_mean D + of_memory V of the global model, D being the round's mean change (server_step.py).
+
+    memory: V; None: zero.
+    """
+
+    of_mean: float
+    of_memory: float = 0.0
+    memory: Delta | None = None
 
 
 class LoraAggregation(ABC):
@@ -54,6 +70,16 @@ class LoraAggregation(ABC):
             ValueError: no adapters, a weight that is negative or not finite, weights whose sum is zero or not finite,
                 or adapters that the rule cannot aggregate.
         """
+
+    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
+        """The round's model moved by `update`, for a rule whose entry has server_step = "products".
+
+        before: the round's adapter, of this rank; a client of a lower rank began with the first of its components.
+
+        Raises:
+            ValueError: as `aggregate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no server step on products")
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that the rule remembers between rounds, for the checkpoint. A rule without a state has none."""
@@ -81,6 +107,8 @@ class LoraRule:
     mixes_ranks: the rule takes adapters of different ranks.
     changes_base: the rule adds an update to the base weights of every client.
     restarts: every round begins with a fresh adapter, drawn from the run's seed.
+    server_step: what a server step scales the mean change of (server_step.py); None: the rule has none. With "factors"
+        the rule's result is the weighted mean of the factors; with "products" the rule has `stepped`.
     new_components: an adapter's components after a round are not those before it, so that optimizer moments and
         rounding errors of the old components do not apply to the new ones.
     """
@@ -93,6 +121,7 @@ class LoraRule:
     changes_base: bool = False
     restarts: bool = False
     new_components: bool = False
+    server_step: StepSpace | None = None
 
     def trains(self, round_: int) -> Halves:
         """The half of the adapter that clients train and send in a round; rounds count from 1."""
@@ -122,14 +151,14 @@ class LoraRule:
 RULES: dict[str, LoraRule] = {
     rule.name: rule
     for rule in (
-        LoraRule("fedit", "averaging.FedIT", is_linear=True),
-        LoraRule("ffa", "averaging.FFALoRA", turns=("B",), is_linear=True),
+        LoraRule("fedit", "averaging.FedIT", is_linear=True, server_step="factors"),
+        LoraRule("ffa", "averaging.FFALoRA", turns=("B",), is_linear=True, server_step="factors"),
         # B first: it is zero at the start, so that A would have no gradient.
-        LoraRule("rolora", "averaging.RoLoRA", turns=("B", "A"), is_linear=True),
+        LoraRule("rolora", "averaging.RoLoRA", turns=("B", "A"), is_linear=True, server_step="factors"),
         LoraRule("flora", "flora.FLoRA", mixes_ranks=True, changes_base=True, restarts=True, new_components=True),
-        LoraRule("fedex", "fedex.FedExLoRA", changes_base=True),
+        LoraRule("fedex", "fedex.FedExLoRA", changes_base=True, server_step="products"),
         LoraRule("hetlora", "hetlora.HetLoRA", mixes_ranks=True),
-        LoraRule("flexlora", "flexlora.FlexLoRA", mixes_ranks=True, new_components=True),
+        LoraRule("flexlora", "flexlora.FlexLoRA", mixes_ranks=True, new_components=True, server_step="products"),
     )
 }
 

@@ -15,13 +15,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import Pairs, shape
+from fedrlvr.aggregation.lora_rule import Delta, Pairs, shape
 
 
 def of_scale_1(layers: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
     """An update B A, as float32, whose rank is also its alpha."""
     made = {name: Factors(a.float(), b.float()) for name, (a, b) in layers.items()}
     return Adapter(made, float(next(iter(made.values())).A.shape[0]))
+
+
+def of_delta(delta: Delta) -> Adapter:
+    """A change of products as an update of scale 1."""
+    return Adapter.from_tensors(delta, float(len(next(tensor for name, tensor in delta.items() if name[-1] == "A"))))
 
 
 def stacked(pairs: Pairs) -> dict[str, tuple[Tensor, Tensor]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,27 +28,6 @@ ExtraNames = Annotated[
     list[str] | None,
     typer.Option("--name", help="A further name or IP address that the certificate is for; may be repeated."),
 ]
-
-
-class Interrupted(Exception):
-    """Interruption by Ctrl-C, with the last line of the command's output."""
-
-
-@contextlib.contextmanager
-def resumable(directory: Path, again: Sequence[str]) -> Iterator[None]:
-    """Turn Ctrl-C into `Interrupted`, whose line names the run's directory and the command `again` that continues it.
-
-    Raises:
-        Interrupted: Ctrl-C was pressed.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if any(directory.rglob("config.json")):
-            kept = f"finished rounds are kept in {directory}; go on with: {shlex.join(again)}"
-        else:
-            kept = f"nothing was written to {directory} yet; give the same command again"
-        raise Interrupted(f"interrupted; {kept}") from None
 
 
 def toml_value(value: Any) -> str:

@@ -61,7 +61,9 @@ class Config(Section):
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
-        model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
+        model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
+        if (path := self.model.local) is not None:
+            model["name"] = str(path.absolute())
         changed = {
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from fedrlvr.aggregation.client_weights import Baseline, Gain, Shape, Weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.aggregation.robust import HOSTILE, ROBUST_MEANS, TRIM, check_enough
+from fedrlvr.aggregation.server_step import SERVER_OPTIMIZERS, Agreement, ServerStep
 from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
 from fedrlvr.coordination.ratio import RATIO_RULES, RatioRule
 from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule
@@ -196,6 +197,13 @@ class PubSwapCoordination(Section):
     """Number of optimizer steps on the groups of one exchange."""
     pool_size: int = Field(64, ge=1, le=65536)
     """Largest number of correct responses that the pool of an exchange keeps for each public problem."""
+    pool_tail: int = Field(200, ge=0, le=2000)
+    """Largest number of characters behind the answer of a response that enters the pool. Raise it if honest responses
+    end later (`dropped_tail` in metrics.jsonl). It has no effect with a reward function of your own."""
+    pool_length: float = Field(4.0, ge=1, le=16)
+    """Largest number of tokens of a response that enters the pool, as a multiple of the usual number: the median over
+    the other clients of each client's median in the exchange. Raise it if honest responses are left out
+    (`dropped_unusual` in metrics.jsonl)."""
 
     @property
     def swap_rule(self) -> SwapRule:
@@ -228,6 +236,16 @@ Precision = Literal["float32", "float16", "int8"]
 FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
+def _server_rate(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or value <= 0):
+        raise ValueError("should be a number above 0, or 'auto'")
+    return value
+
+
+WITH_MOMENTUM = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.has_momentum]
+ADAPTIVE = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.adaptive]
+
+
 class AggregationConfig(Section):
     """Aggregation of the clients' adapters into one (docs/choosing.md says which method to choose)."""
 
@@ -258,6 +276,29 @@ class AggregationConfig(Section):
     """Share of the clients that `trimmed_mean` drops at each end, for every number. Unset: 0.2."""
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
     """Number of hostile clients that `krum` withstands; it needs at least 2 x this + 3 clients in a round. Unset: 1."""
+    server_learning_rate: Annotated[float | str, AfterValidator(_server_rate)] = 1.0
+    """Length of the server's step, as a multiple of the clients' mean change in a round (with the server optimizers
+    `adam` and `yogi`, the size of a number's change). The default 1 makes the mean of the clients the global model. Set
+    a number up to the square root of the number of clients where clients hold different problems and synchronise
+    rarely, and choose it on validation problems. `auto` is experimental: it chooses between 1 and that square root in
+    each round, by how much averaging shortens the changes and by how far their directions agree with the last round's
+    (docs/methods.md, section 5)."""
+    server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
+    """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
+    `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
+    small server_learning_rate. The others need many rounds, and a learning rate chosen on validation problems."""
+    server_momentum: Annotated[float | None, OnlyWith("server_optimizer", WITH_MOMENTUM)] = Field(None, gt=0, lt=1)
+    """Share of the last round's velocity that the server optimizers `momentum` and `nesterov` keep. Unset: 0.9."""
+    server_beta1: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the first moment of the server optimizers `adam` and `yogi`. Unset: 0.9."""
+    server_beta2: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the second moment of the server optimizers `adam` and `yogi`. Unset: 0.99."""
+    server_epsilon: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, gt=0)
+    """Number added to the square root of the second moment by the server optimizers `adam` and `yogi`: numbers that
+    change by less than this in a round move less than server_learning_rate. Unset: 0.001."""
+    server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
+    """What `server_learning_rate = "auto"` compares with the last round: the mean change (`mean`), or each client's own
+    change (`clients`), for which the server's checkpoint keeps the last change of every client. Unset: mean."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
     rewards. Unset: relative."""
@@ -287,8 +328,51 @@ class AggregationConfig(Section):
         options = {name.removeprefix("fgrpo_"): value for name, value in self if name.startswith("fgrpo_")}
         return {name: value for name, value in options.items() if value is not None}
 
+    @property
+    def server_step(self) -> ServerStep | None:
+        """A new server step for one run; None where the global model is the mean itself."""
+        if (self.server_learning_rate == 1 and self.server_optimizer == "sgd") or self.rule.server_step is None:
+            return None
+        options = {name.removeprefix("server_"): value for name, value in self if name.startswith("server_")}
+        return ServerStep(self.rule.server_step, **{n: value for n, value in options.items() if value is not None})
+
+    def _check_server_step(self, clients: int) -> None:
+        """
+        Raises:
+            ValueError: the rule, the optimizer, the robust mean or the clients of a round have no such server step.
+        """
+        rate, optimizer = self.server_learning_rate, self.server_optimizer
+        stated = f"aggregation.server_learning_rate = {rate!r}"
+        if optimizer != "sgd":
+            stated = f"aggregation.server_optimizer = {optimizer!r}"
+        elif rate == 1:
+            return
+        if self.rule.server_step is None:
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step))
+            raise ValueError(
+                f"{stated} needs a common step of all clients, which aggregation.type = {self.type!r} does not have; "
+                f"{able} have one"
+            )
+        if rate == "auto" and (self.robust == "krum" or clients == 1):
+            reason = "robust = 'krum', which takes one client" if clients > 1 else "one client a round (federation)"
+            raise ValueError(f"aggregation.server_learning_rate = 'auto' has no effect with {reason}")
+        if optimizer not in ADAPTIVE:
+            return
+        if self.rule.server_step == "products":
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step == "factors"))
+            raise ValueError(
+                f"{stated} scales each number of the adapter by itself, which aggregation.type = {self.type!r} cannot "
+                f"do with products; {able} can"
+            )
+        if isinstance(rate, str) or rate >= 1:
+            raise ValueError(
+                f"{stated} moves each number by up to about aggregation.server_learning_rate in a round, which is "
+                f"{rate!r}: set a number below 1 that is of the size of a number's change, such as 0.001"
+            )
+
     def check(self, config: Any) -> None:
-        """Client weights and robust means suit the rule, the supervision and the number of clients."""
+        """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
+        self._check_server_step(config.federation.clients_per_round)
         if self.weights == "fgrpo" and not config.supervision.verified:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "

@@ -51,6 +51,10 @@ _SINCE = """
 0.7.0 train unfinished
 0.7.0 aggregation change_bound
 0.8.0 supervision vote_free_steps min_reliability
+0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
+0.8.0 aggregation server_agreement
+0.8.0 model adapter
+0.8.0 coordination pool_tail pool_length
 """
 SINCE = {
     f"{section}.{name}": version

@@ -117,6 +117,10 @@ class ModelConfig(Section):
 
     name: str = "embedded"
     """Base model: `embedded` (the small reasoner inside the package), a local directory, or a Hugging Face hub id."""
+    adapter: Path | None = None
+    """Directory of the adapter that the run starts from: PEFT's, a run's, or a checkpoint's; its rank may be up to
+    lora.rank. Unset: the run starts from the model as it is. The reference policy of train.kl_beta is the model without
+    this adapter."""
     dtype: Dtype = "auto"
     """Number format of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that supports it,
     else float32."""

@@ -4,8 +4,8 @@ With p the receiver's policy as it is trained, p_old the receiver's policy befor
 
     local_old  rho = p / p_old                        known for PubSwap (2604.12160), by a third party's note
     behaviour  rho = p / q                            importance sampling; needs the sender's log-probs
-    truncated  rho = p / p_old, weight min(p_old / q, cap)     truncated importance sampling (F-TIS, 2605.22537,
-                                                             also filters)
+    truncated  rho = p / p_old, weight min(p_old / q, cap)     truncated importance sampling; F-TIS (2605.22537)
+                                                      also filters samples, which is not built
     shaped     rho = p / (p + gamma)                  LUFFY (2504.14945), gamma = 0.1 there
 
 `local_old` starts at 1 and corrects for nothing: the foreign response counts as if the receiver had sampled it. That

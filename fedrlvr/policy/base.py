@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
-from fedrlvr.errors import AdapterError, DataError, ModelError
-from fedrlvr.files import atomic_directory, read_json
+from fedrlvr.errors import DataError, ModelError
+from fedrlvr.files import read_json
 from fedrlvr.machine import cores
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import can_pack, has_plain_head
@@ -57,6 +56,11 @@ class Base:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @cached_property
+    def fused_experts(self) -> bool:
+        """Whether routed experts are stacked parameters, which no adapter reaches, rather than linear layers."""
+        return any(expert_parameters(self.model))
+
+    @cached_property
     def tokenizer_id(self) -> str:
         """A digest of what each token id means."""
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
@@ -86,6 +90,12 @@ class Base:
         if not all(encoded):
             raise DataError("a prompt has no tokens under this model's tokenizer")
         return [list(ids) for ids in encoded]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that `decode` leaves out of a text, such as those of the chat template."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(self.tokenizer.all_special_ids) | {token for token, entry in added if entry.special}
 
     @cached_property
     def opened_thought(self) -> str:
@@ -184,29 +194,13 @@ def load_base(config: ModelConfig) -> Base:
     )
 
 
-def save_merged(adapter: Adapter, model: ModelConfig, directory: Path) -> None:
-    """Write W0 + (alpha / r) B A for every adapted layer, with the tokenizer, as an ordinary model directory.
-
-    The sum is taken in float32 and stored in the base weights' type.
-
-    Raises:
-        ModelError: the base model cannot be loaded.
-        AdapterError: the adapter has a layer the model does not have, or factors that do not fit it.
-        CheckpointError: the directory cannot be written.
-    """
-    base = load_base(model.model_copy(update={"device": "cpu", "gradient_checkpointing": False}))
-    scale = adapter.alpha / adapter.rank
-    modules = dict(base.model.named_modules())
-    for name, factors in adapter.layers.items():
-        layer = modules.get(name)
-        weight = getattr(layer, "weight", None)
-        if weight is None or weight.shape != (factors.B.shape[0], factors.A.shape[1]):
-            raise AdapterError(f"the adapter's layer {name} does not fit the model {model.name}")
-        with torch.no_grad():
-            weight.copy_((weight.float() + scale * factors.B.float() @ factors.A.float()).to(weight.dtype))
-    with atomic_directory(directory) as temporary:
-        base.model.save_pretrained(temporary, safe_serialization=True)
-        base.tokenizer.save_pretrained(temporary)
+def expert_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Names and weights of routed experts that are stacked: matrices with one more axis, but no convolutions."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.modules.conv._ConvNd):
+            for last, parameter in module.named_parameters(prefix=name, recurse=False):
+                if parameter.dim() == 3 and min(parameter.shape) > 1:
+                    yield last, parameter
 
 
 def _model_id(model: Any) -> str:

@@ -206,6 +206,7 @@ class LoraStack:
         self.enabled = True
         self.spans: list[Span] | None = None
         """Whose the tokens of the batch at hand are, at most one span a client; None: equal blocks of all K clients."""
+        self._model = model
         names = _target_names(model, config)
         self.layers: dict[str, StackedLinear] = {}
         for name in names:
@@ -219,6 +220,12 @@ class LoraStack:
         """The rank of each adapter seated, which may be less than that of the stack."""
         self._alphas: list[float] = []
         self.scales = _Scales([self.alpha / self.rank], self.device)
+
+    def remove(self) -> None:
+        """Give the model its own layers back."""
+        for name, layer in self.layers.items():
+            parent, _, last = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), last, layer.base)
 
     @property
     def clients(self) -> int:

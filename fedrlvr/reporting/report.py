@@ -31,6 +31,7 @@ from fedrlvr.reporting.scores import (
     Totals,
     calibration,
     calibration_points,
+    dropped_responses,
     evaluations,
     label_lines,
     mean_shares,
@@ -75,6 +76,7 @@ _LABEL_CURVES = (
     Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
 )
 """Curves about labels; those that need every answer (true pass@1, all and trusted majorities, S) only with audit."""
+_STEP_CURVE = Curve("learning_rate", "Applied learning rate; mean cosine of two clients' changes dashed", floor=False)
 _FATES = (
     ("asked about", 1),
     ("labelled before", 3),
@@ -153,9 +155,11 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         method=_method(config),
         held_out=_evaluation_figure(records),
         figures=_training_figures(records, _CURVES),
+        server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),
         left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
+        dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
         settings=_settings(config),
@@ -194,6 +198,8 @@ def _method(config: Config) -> str:
     options = [f"weights {how.weights}"] if how.weights != "examples" else []
     options += [f"robust {how.robust}"] if how.robust != "none" else []
     options += [f"sent in {how.precision}"] if how.precision != "float32" else []
+    options += [f"server step {how.server_learning_rate}"] if how.server_learning_rate != 1 else []
+    options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
     return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
 
@@ -267,6 +273,18 @@ def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[Cur
         named = {client: lines.get(client, []) for client in order}
         figures.append({"title": curve.title, "svg": Markup(draw_curves(curve, named, dashed))})
     return figures
+
+
+def _server_step_figure(records: Sequence[Mapping[str, Any]]) -> Any:
+    """The curve of the server's step over the rounds; None without one."""
+    from markupsafe import Markup
+
+    steps = [(record["round"], step) for record in records if (step := record.get("server_step"))]
+    if not steps:
+        return None
+    rates = {"server": [(round_, step["learning_rate"]) for round_, step in steps]}
+    cosines = {"server": [(round_, step["mean_cosine"]) for round_, step in steps if "mean_cosine" in step]}
+    return Markup(draw_curves(_STEP_CURVE, rates, cosines))
 
 
 def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

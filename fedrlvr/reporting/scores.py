@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -199,6 +200,21 @@ def mean_reward(record: Mapping[str, Any]) -> float | None:
     """Mean over the clients that trained in this round; None if none did."""
     rewards = [n["reward"] for n in record.get("clients", {}).values() if n.get("reward") is not None]
     return sum(rewards) / len(rewards) if rewards else None
+
+
+def dropped_responses(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, dict[str, int]]]:
+    """(client, responses it sent, how many were dropped by reason) over all exchanges; no line for a client of which
+    none was. A reply that could not be read counts as one response, `unreadable`."""
+    sent: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
+    for record in records:
+        for exchange in record.get("exchanges", ()):
+            for client, numbers in exchange["clients"].items():
+                sent[client] += int(numbers.get("sent", 0))
+                for name, count in numbers.items():
+                    if name.startswith("dropped_"):
+                        dropped.setdefault(client, Counter())[name.removeprefix("dropped_")] += int(count)
+    return [(client, sent[client], dict(sorted(dropped[client].items()))) for client in sorted(dropped, key=natural)]
 
 
 def totals(records: Sequence[Mapping[str, Any]]) -> Totals:

@@ -13,9 +13,7 @@ from fedrlvr.reporting.scores import (
     LabelLine,
     Scores,
     Totals,
-    estimate,
     label_lines,
-    macro_mean,
     natural,
     summarise,
     totals,
@@ -60,19 +58,35 @@ def final_table(
     console.print(_where_table(directory))
 
 
-def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print pass@1 by source, from `{"source", "n", "total", "squares"}` each, and the mean over sources."""
+def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print pass@1 by client and source, and the mean over sources.
+
+    evaluated: as `evaluate` in a line of metrics.jsonl.
+    """
     from rich.console import Console
     from rich.text import Text
 
-    rows = [(str(s["source"]), estimate(int(s["n"]), float(s["total"]), float(s["squares"]))) for s in scores if s["n"]]
-    table = new_table("pass@1, with 95 % intervals", ["family"], ["problems", "pass@1"])
-    for source, value in sorted(rows):
-        table.add_row(plain(source), units.count(value.n), Text(units.with_interval(value)))
-    if rows:
-        overall = macro_mean([value for _, value in rows])
+    table = new_table("pass@1, with 95 % intervals", ["client", "family"], ["problems", "pass@1"])
+    scores = summarise([{"round": 0, "evaluate": evaluated}])
+
+    def add(client: str, source: str, line: Comparison, style: str | None = None) -> None:
+        if line.before is not None:
+            n = units.count(line.before.n)
+            table.add_row(plain(client), plain(source), n, Text(units.with_interval(line.before)), style=style)
+
+    if scores is not None:
+        last = None
+        for line in scores.lines:
+            if last not in (None, line.client):
+                table.add_section()
+            add("" if line.client == last else str(line.client), str(line.source), line)
+            last = line.client
         table.add_section()
-        table.add_row("mean over families", units.count(overall.n), Text(units.with_interval(overall)), style="bold")
+        if len(scores.lines) > len(scores.sources):  # a family in several hands
+            for line in scores.sources:
+                add("all", str(line.source), line)
+            table.add_section()
+        add("all", "mean", scores.overall, "bold")
     (console or Console()).print(table)
 
 

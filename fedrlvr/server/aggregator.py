@@ -1,7 +1,8 @@
-"""Filters, weights and aggregates a round's client adapters, as `aggregation` in the config says.
+"""Filters, weights and aggregates a round's client adapters, then takes the server's step, as [aggregation] says.
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
-What looks at all of them together (`largest_change`, `robust`) holds them all, and is off unless it is asked for.
+What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean) holds them all,
+and is off unless it is asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
+from fedrlvr.aggregation.server_step import ServerStep, moved
 from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.global_model import GlobalModel
@@ -35,6 +37,8 @@ class Combiner:
         self.rule = config.rule.aggregation()
         self.verified = verified
         self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
+        self.step = config.server_step
+        """The server's step; None: the global model is the mean itself."""
         self.middle = 0.0
         """The last median length of a change that was not zero; `largest_change` goes by it where a round's is."""
 
@@ -49,7 +53,7 @@ class Combiner:
         """Filter, weight and aggregate the round's adapters.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
-        gains and how much of a change was kept. leave_out: called with a client and the reason.
+        gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.
 
         Raises:
             RoundError: no adapter has come, or those that have cannot be made one.
@@ -62,6 +66,8 @@ class Combiner:
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
+            if self.step is not None:
+                return self._stepped(self.step, dict(sorted(dict(taken).items())), examples, model, record)
             if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
@@ -118,6 +124,39 @@ class Combiner:
             for client in adapters:
                 record.client(client)["weight"] = float(client in chosen)
         return Result(adapter, None)
+
+    def _stepped(
+        self,
+        step: ServerStep,
+        adapters: Mapping[str, Adapter],
+        examples: Mapping[str, int],
+        model: GlobalModel,
+        record: RoundRecord,
+    ) -> Result:
+        """The round's model moved by the server's step.
+
+        Raises:
+            ValueError: too few adapters for a robust mean.
+        """
+        rule, before = self.config.rule, model.adapter
+        robust, halves = self.config.robust in ROBUST_MEANS, rule.trains(record.round)
+        changes = {c: step.space.change(a, model.start_of(a.rank), halves) for c, a in adapters.items()}
+        if robust:
+            replaced = self._robust(adapters, model, record).adapter
+            assert replaced is not None
+            mean = step.space.change(replaced, before, halves)
+            shares = {client: record.client(client).get("weight", 1 / len(adapters)) for client in adapters}
+        else:
+            shares = self._weights(examples, record)
+            for client, weight in shares.items():
+                record.client(client)["weight"] = weight
+            mean = step.space.total([(change, shares[client]) for client, change in changes.items()])
+        number = (record.round - 1) // len(rule.turns) + 1
+        update, record.server_step = step.take(changes, mean, shares, number=number, robust=robust)
+        if rule.server_step == "factors":
+            return Result(moved(before, mean, update))
+        pairs = ((adapter, shares[client]) for client, adapter in adapters.items())
+        return self.rule.stepped(pairs, update, rank=before.rank, before=before)
 
     def _weight(self, client: str, examples: Mapping[str, int], record: RoundRecord) -> float:
         """How much a client counts, known before the others have answered: of any sum."""

@@ -33,6 +33,10 @@ class DeltaModel(GlobalModel):
         self.last: Adapter | None = None
         self.held: dict[str, int] = {}
 
+    def begin_with(self, change: Adapter | None) -> None:
+        """Send what clients cannot draw: both halves of the adapter, and the change."""
+        self.halves, self.change = "AB", change
+
     def bring(self, client: str, rank: int, arrays: ArrayRecord) -> dict[str, ArrayRecord | ConfigRecord]:
         """Records of a message: the model delta, with the tensors of adapter and change that the client still needs."""
         rule, held = self.rule, self.held.get(client)
@@ -40,7 +44,7 @@ class DeltaModel(GlobalModel):
         halves: Halves | None = "AB"
         seeded, sent = None, self.change if behind is None else self.last if behind else None
         if rule.freezes_a:
-            halves, seeded = "B", 0
+            halves, seeded = self.halves, 0 if self.halves == "B" else None
         elif rule.restarts:
             halves, seeded = None, self.version
         elif rule.alternates and behind is not None:

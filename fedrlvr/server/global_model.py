@@ -32,6 +32,13 @@ class GlobalModel:
         self.version = 0
         self._encoded: dict[tuple[int, str], ArrayRecord] = {}
 
+    def begin_with(self, change: Adapter | None) -> None:
+        """The adapter is a given one, which clients cannot draw from the run's seed.
+
+        change: an update of scale 1 that is added to the base weights from the start.
+        """
+        assert change is None, "this rule leaves the base weights as they are"
+
     def start_of(self, rank: int) -> Adapter:
         """The adapter a client of this rank begins with."""
         return self.adapter.at_rank(rank)

@@ -21,6 +21,7 @@ from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.shared_probes import SharedProbes
 from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
+from fedrlvr.wire.public_messages import RESPOND
 
 _log = logging.getLogger("fedrlvr.server")
 
@@ -150,7 +151,8 @@ class Participation:
             self.leave_out(client, RoundError(late))
 
     def _counted(self, client: str, reply: Message) -> bool:
-        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out.
+        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out. A reply of an
+        exchange is given on uncounted: whoever reads it leaves its client out of that exchange alone.
 
         Raises:
             FedrlvrError: as `leave_out`.
@@ -158,15 +160,26 @@ class Participation:
         try:
             self.record.add_bytes(client, up=nbytes(reply))
         except Exception as error:  # Flower's count fails in several ways on values that are empty
+            if reply.metadata.message_type == RESPOND:
+                return True
             self.leave_out(client, unusable(f"round {self.record.round}, {client}", error))
             return False
         return True
 
-    def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
+    def accepted(
+        self,
+        round_: int,
+        messages: Iterable[Message],
+        read: Callable[[Reply], T],
+        unread: Callable[[str, FedrlvrError], None] | None = None,
+    ) -> Iterator[T]:
         """Results of `read` for each client's first reply, in the order of arrival.
 
         A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
         else's, and must not end a run that keeps its quorum.
+
+        unread: is given a client and why its reply cannot be read, and the client stays in the round; None: the client
+            is left out of the round. A client that failed is left out in either case.
 
         Raises:
             MessageError: a reply from a stranger.
@@ -182,15 +195,17 @@ class Participation:
                 _log.warning("%s: a second reply, which does not count", reply.place)
                 continue
             seen.add(client)
+            if not message.has_content():
+                empty = "an empty reply"
+                reason = message.error.reason if message.has_error() else None
+                failed = f"{reply.place}: the client failed ({printable(str(reason or empty))})"
+                self.leave_out(client, RoundError(failed))
+                continue
+            self.model.answered(client)
             try:
-                if not message.has_content():
-                    empty = "an empty reply"
-                    reason = message.error.reason if message.has_error() else None
-                    raise RoundError(f"{reply.place}: the client failed ({printable(reason or empty)})")
-                self.model.answered(client)
                 value = read(reply)
             except Exception as error:
-                self.leave_out(client, unusable(reply.place, error))
+                (unread or self.leave_out)(client, unusable(reply.place, error))
                 continue
             yield value
 

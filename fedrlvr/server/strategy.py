@@ -242,6 +242,8 @@ class FederatedRLVR(Strategy):
         try:
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
+            if self.combiner.step is not None:
+                self.combiner.step.load_state(checkpoint.step)
             self.model.restore(checkpoint)
             self.bound.usual = float(state.get("usual_change", 0.0))
             for part, counts in state.get("declared", {}).items():
@@ -298,8 +300,9 @@ class FederatedRLVR(Strategy):
         return self.adapter
 
     def _checkpoint(self, round_: int) -> Checkpoint:
-        rule = self.combiner.rule.state()
-        return Checkpoint(round_, self.adapter, self.state(), self.model.updates(), self.probes.average, rule)
+        rule, step = self.combiner.rule.state(), self.combiner.step
+        kept = {} if step is None else step.state()
+        return Checkpoint(round_, self.adapter, self.state(), self.model.updates(), self.probes.average, rule, kept)
 
     @contextlib.contextmanager
     def _timed_aggregation(self) -> Iterator[None]:
@@ -317,6 +320,12 @@ class FederatedRLVR(Strategy):
             raise RoundError(
                 f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
                 f"{rule.name!r} has no place for; use {others} with it"
+            )
+        if self.combiner.step is not None:
+            raise RoundError(
+                f"round {round_}: a strategy around this one changed the aggregate, and its noise or clipping does not "
+                "count the length of the server's step; use aggregation.server_learning_rate = 1 and "
+                "aggregation.server_optimizer = 'sgd' with it"
             )
         halves = self.model.halves
         whose = f"round {round_}, the aggregate"

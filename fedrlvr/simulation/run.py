@@ -12,15 +12,14 @@ from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_resolved
-from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
-from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
-from fedrlvr.server.run_directory import check_unused, locked, new_directory
+from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
+from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
@@ -56,9 +55,7 @@ def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer
     here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
     config = config.model_copy(update={"run": here})
     with locked(directory):
-        done = max(Checkpoints(directory, config.run.keep_checkpoints).rounds(), default=0)
-        if config.train.rounds < done:
-            raise ConfigError(f"train.rounds = {config.train.rounds}: {directory} has done {done} rounds already.")
+        check_rounds(directory, config)
         return _alone(config, directory, observer, resume=True)
 
 
@@ -107,14 +104,15 @@ class Federation:
         self.cohort = cohort
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         check_dealt(self.dealt, config.data)
-        self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+        begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
+        self.initial = begin.adapter
         clients = dict(enumerate(self.dealt.clients, start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,
             directory,
             cohort.base,
-            self.initial,
+            begin,
             self._public_set(),
             observer,
             asks=self._effective(),

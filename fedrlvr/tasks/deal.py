@@ -150,9 +150,9 @@ def written_instruction(data: DataConfig) -> str | None:
     """
     here, default = instruction_of(data), task_of("jsonl").instruction
     kinds = get_args(Kind)
-    return (
-        None if all(here(kind) == default(kind) for kind in kinds) else json.dumps(here(kinds[0]), ensure_ascii=False)
-    )
+    if all(here(kind) == default(kind) for kind in kinds):
+        return None
+    return json.dumps(here(kinds[0]), ensure_ascii=False)
 
 
 def _ledger(config: Config, client: str) -> Path | None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from fedrlvr.errors import GradingError
+from fedrlvr.tasks import extraction
 from fedrlvr.tasks.grading import grade
 from fedrlvr.tasks.problem import Problem
 
@@ -42,6 +43,14 @@ def grader_for(path: str | None, *, arithmetic: bool = False) -> Reward:
 def grades_by_kind(reward: Reward) -> bool:
     """Whether a reward of `grader_for` is the grader of each problem's kind, and not a function of the user's own."""
     return getattr(reward, "func", reward) is _grade_by_kind
+
+
+def behind_answer(reward: Reward, completion: str, problem: Problem) -> int:
+    """Characters of a correct completion behind its answer; 0 with a user's own function, which does not say where in
+    the text the answer stands."""
+    if not grades_by_kind(reward):
+        return 0
+    return extraction.behind_answer(completion, "exact" if "reasoning_gym" in problem.info else problem.kind)
 
 
 def _grade_by_kind(completion: str, problem: Problem, *, arithmetic: bool) -> float:

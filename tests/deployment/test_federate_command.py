@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedrlvr.cli import federate as federate_command
+from fedrlvr.cli.interrupts import Interrupted
 from fedrlvr.cli.main import app
 from fedrlvr.config import load_resolved
 from fedrlvr.deployment.superlink.disclosure import travels
@@ -163,7 +164,7 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
         ((), "Give a configuration"),
         (("exp.toml",), "--superlink"),
         (("exp.toml", "--resume", "x"), "Give a configuration"),
-        (("--resume", "x", "--set", "train.rounds=2", "--superlink", "hub"), "leave out --set"),
+        (("--resume", "x", "--set", "run.seed=2", "--superlink", "hub"), "run.seed"),
         (("exp.toml", "--superlink", "nowhere"), "there is no such directory"),
         (("exp.toml", "--superlink", "."), "is no directory that `fedrlvr superlink init` made"),
         (("exp.toml", "--superlink", "hub", "--insecure"), "a directory says both"),
@@ -223,8 +224,12 @@ def test_ctrl_c_stops_following_and_says_how_to_follow_end_or_resume(
     flower: Flower, exp: Path, hub: Path, tmp_path: Path
 ) -> None:
     flower.interrupt = True
-    said, _, code = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
-    assert code == 130
+    run = tmp_path / "run"
+    result = CliRunner().invoke(app, ["federate", str(exp), "--superlink", str(hub), "--set", f"run.directory={run}"])
+    said, last = result.output, str(result.exception)
+    assert isinstance(result.exception, Interrupted)
+    assert f"the run goes on in {run}" in last
+    assert last.endswith(f"fedrlvr federate --resume {run} --superlink {hub}")
     assert "The run goes on." in said
     assert "flwr log 77 fedrlvr" in said
     assert "flwr stop 77 fedrlvr" in said

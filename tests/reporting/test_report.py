@@ -15,6 +15,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.figures import COLOURS, Curve, draw_curves
 from fedrlvr.reporting.report import _read_holdings, render, write_report
+from fedrlvr.reporting.scores import dropped_responses
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HELD = {"train": {("alpha", "sum"): 70, ("beta", "dose"): 30}, "test": {("alpha", "sum"): 7}}
@@ -130,6 +131,15 @@ def test_who_was_left_out_is_said_with_the_reason_and_escaped() -> None:
     assert "blink" not in result.tags
 
 
+def test_public_responses_that_were_dropped_are_counted_by_client_and_reason() -> None:
+    records = run_records()
+    for record in records[1:]:
+        exchanged = {"alpha": {"sent": 8, "dropped_tail": 2, "dropped_hidden": 1}, "beta": {"sent": 8}}
+        record["exchanges"] = [{"exchange": 1, "clients": exchanged}] * 2
+    assert dropped_responses(records) == [("alpha", 32, {"hidden": 4, "tail": 8})]
+    assert "hidden 4, tail 8" in page(records).words
+
+
 def test_client_weights_are_drawn_where_they_change() -> None:
     records = run_records()
     for alpha, record in ((0.5, records[1]), (0.5, records[2])):
@@ -137,6 +147,17 @@ def test_client_weights_are_drawn_where_they_change() -> None:
     assert "Weight of each client's adapter" not in page(records).words
     records[2]["clients"]["alpha"]["weight"] = 0.7
     assert "Weight of each client's adapter" in page(records).words
+
+
+def test_the_servers_step_is_drawn_where_there_is_one() -> None:
+    records = run_records()
+    assert "The server's step" not in page(records).words
+    records[1]["server_step"] = {"learning_rate": 1.8, "mean_cosine": 0.1, "norms": {"alpha": 1.0, "beta": 2.0}}
+    records[2]["server_step"] = {"learning_rate": 1.0, "norms": {"alpha": 1.0}}  # one client was left
+    assert "The server's step" in page(records).words
+    how = {"server_learning_rate": "auto", "server_optimizer": "nesterov"}
+    method = page(records, parse_config({"aggregation": how})).words
+    assert "aggregation fedit (server step auto, server optimizer nesterov)" in method
 
 
 def test_the_method_names_what_differs_in_the_aggregation() -> None:

@@ -161,7 +161,8 @@ def passed(scores: Mapping[str, Any]) -> dict[str, tuple[int, float, float]]:
 
 
 def evaluated(ran: Ran, adapter: Path | None) -> dict[str, tuple[int, float, float]]:
-    return {s.source: (s.n, s.total, s.squares) for s in evaluate(ran.config, adapter)}
+    scores = evaluate(ran.config, adapter)
+    return {s.source: (s.n, s.total, s.squares) for of_client in scores.values() for s in of_client}
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -223,7 +223,7 @@ class Answering:
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if loaded.cohort is None or loaded.lora != lora:
             if loaded.cohort is not None:
-                _take_off(loaded.cohort)
+                loaded.cohort.stack.remove()
             loaded.cohort, loaded.checked = None, False
             loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
         # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
@@ -318,13 +318,6 @@ def _memory(states: RoundStates, request: ClientRequest) -> Past:
     if isinstance(request.asked, EvaluateRequest):
         return states.look(round_)
     return states.go_on(round_) if request.under_way else states.begin(round_)
-
-
-def _take_off(cohort: Cohort) -> None:
-    """Give a model its own layers back, so that another cohort can sit on it."""
-    for name, layer in cohort.stack.layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(cohort.base.model.get_submodule(parent), last, layer.base)
 
 
 def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:

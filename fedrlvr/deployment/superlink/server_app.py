@@ -27,7 +27,8 @@ from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.run import RunResult, Server, public_set
-from fedrlvr.server.run_directory import locked, new_directory
+from fedrlvr.server.run_directory import RUN_ID_FILE, locked, new_directory
+from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.run import new_cohort, settled
 from fedrlvr.tasks import grader_for
 from fedrlvr.tasks.deal import public_problems
@@ -35,9 +36,6 @@ from fedrlvr.tasks.problem import Problem
 from fedrlvr.zoo import embedded_config
 
 app = ServerApp()
-
-RUN_ID = "run-id"
-"""The file of a run directory that says what the run is called in messages; the same after a resume."""
 
 
 @app.main()
@@ -75,8 +73,10 @@ def serve(grid: Grid, settings: Mapping[str, Any]) -> RunResult:
 def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: bool) -> RunResult:
     cohort = new_cohort(config)
     public = public_problems(config, cohort.base) if isinstance(config.coordination, PubSwapCoordination) else []
-    initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
-    for line in travels(config, sum(t.numel() for _, t in initial.tensors()), config.aggregation.rule.changes_base):
+    begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
+    for line in travels(
+        config, sum(t.numel() for _, t in begin.adapter.tensors()), config.aggregation.rule.changes_base
+    ):
         _say(line)
     names = config.federation.names
     terms = terms_of(config, cohort, run_id(directory))
@@ -86,7 +86,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
         config,
         directory,
         cohort.base,
-        initial,
+        begin,
         public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
         PlainProgress(),
     )
@@ -126,7 +126,7 @@ def run_id(directory: Path) -> str:
     Raises:
         CheckpointError: the file cannot be read or written, or holds something else.
     """
-    path = directory / RUN_ID
+    path = directory / RUN_ID_FILE
     if not path.exists():
         plain = re.sub(r"[^A-Za-z0-9_-]", "-", directory.name)[:60] or "run"
         atomic_text(path, f"{plain}-{uuid.uuid4().hex[:12]}\n")
