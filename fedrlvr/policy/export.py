@@ -1,4 +1,4 @@
-"""What a run trained, written for other software, and compared with the policy that was trained.
+"""Export of a run's adapter for other software, with a check against the policy that was trained.
 
 Another loader may read a directory differently: PEFT renames target layers of some architectures, and a tied output
 head shares its weight with the input embeddings. So what was written is loaded again by the software it is for, and
@@ -35,7 +35,7 @@ _HALF = 0.25
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """What was written against the trained policy.
+    """Differences between the files that were written and the trained policy.
 
     difference: the largest one of any token's log-prob at any position of the prompt. tokens: of the prompt.
     reader: the software that loaded what was written. untied: whether the output head was given a weight of its own.

@@ -36,7 +36,7 @@ class StackedAdamW:
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop the gradients of all clients' parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -83,7 +83,7 @@ class StackedAdamW:
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore a client's moments and steps, which `state` gave."""
         self.steps[client] = state["steps"]
         for name, kind in self._moments(client):
             parts = state[name].split([moment.numel() for moment in kind])

@@ -222,7 +222,7 @@ def in_model_order(adapter: Adapter, like: Adapter, *, whose: str) -> Adapter:
 
 
 def base_reference(name: str) -> str:
-    """What an exported adapter names as its base model: the path of the embedded weights, or the model's own name."""
+    """Base model that an exported adapter names: the path of the embedded weights, or the model's own name."""
     if name == "embedded":
         from fedrlvr.zoo import weights_dir
 
