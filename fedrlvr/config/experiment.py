@@ -60,7 +60,11 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        run = {
+            "directory": _absolute(self.run.directory),
+            "ledgers": _absolute(self.run.ledgers),
+            "secrets": _absolute(self.run.secrets),
+        }
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
             model["name"] = str(path.absolute())

@@ -52,6 +52,8 @@ class Combiner:
     ) -> Result:
         """Filter, weight and aggregate the round's adapters.
 
+        If every client's own floor kept its adapter back, the model stays as it was.
+
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.
 
@@ -62,6 +64,8 @@ class Combiner:
         if self.config.largest_change is not None or self.config.robust == "clip":
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
+            if record.withheld:
+                return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
             raise RoundError(f"round {record.round}: no client answered")
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come

@@ -4,6 +4,7 @@ is in server/run.py."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
+from fedrlvr.client.request import Release
 from fedrlvr.config import Config, load_resolved
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
@@ -21,6 +24,7 @@ from fedrlvr.server.run import RunResult, Server, Wrap, public_set
 from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
+from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
@@ -84,6 +88,24 @@ def _alone(config: Config, directory: Path, observer: Observer | None, *, resume
     return federation.go(resume=resume)
 
 
+def _with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[ClientData]:
+    """Clients that mix the secrets in a directory into their streams.
+
+    Raises:
+        ConfigError: a client's secret is missing, or empty.
+    """
+    if directory is None:
+        return list(clients)
+    secrets = {client.name: directory / f"{client.name}.secret" for client in clients}
+    try:
+        read = {name: path.read_bytes() for name, path in secrets.items()}
+    except OSError as error:
+        raise ConfigError(f"run.secrets: {error.filename} cannot be read ({error.strerror}).") from None
+    if empty := [name for name, secret in read.items() if not 0 < len(secret) <= 64]:
+        raise ConfigError(f"run.secrets: {secrets[empty[0]]} does not hold 1 to 64 bytes.")
+    return [replace(client, secret=read[client.name]) for client in clients]
+
+
 class Federation:
     """All parts of a run, put together. Several federations may share one cohort, each with a name of its own (a
     sweep).
@@ -106,7 +128,7 @@ class Federation:
         check_dealt(self.dealt, config.data)
         begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
         self.initial = begin.adapter
-        clients = dict(enumerate(self.dealt.clients, start=1))
+        clients = dict(enumerate(_with_secrets(self.dealt.clients, config.run.secrets), start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,
@@ -118,7 +140,9 @@ class Federation:
             asks=self._effective(),
             wrap=wrap,
         )
-        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
+        # With their secrets, organisations are repeated as they train.
+        release = Release(scale_free=config.run.secrets is not None)
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
 
     def self_check(self) -> None:
         """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
