@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class FedrlvrError(Exception):
-    """Root of all errors raised on purpose by fedrlvr."""
+    """Root of all errors raised on purpose by fedrlvr. The text is one line of printable characters, whatever foreign
+    names, keys or reasons it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(FedrlvrError, ValueError):
@@ -71,15 +75,17 @@ class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Foreign text as it may reach a terminal, log or page: what no terminal prints stands as its escape sequence.
 
     That is control and format characters (terminal escapes, new lines, text direction, zero width), unusual spaces and
     lone surrogates.
+
+    keep: characters that stay as they are.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:

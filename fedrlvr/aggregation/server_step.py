@@ -121,8 +121,8 @@ class ServerStep:
                 agreement = self._agreement_of_clients(changes, shares)
             else:
                 agreement = float(cosines[-2, -1]) if previous else 1.0
-            if has_moved:
-                self.remember("previous", mean)
+                if has_moved:
+                    self.remember("previous", mean)
             rate = 1.0 + (ratio - 1.0) * max(0.0, agreement)
             numbers |= {"ratio": ratio, "agreement": agreement}
         return self.optimizer.update(self, mean, rate, number), {"learning_rate": rate, **numbers}

@@ -19,12 +19,13 @@ from typing import Annotated
 import typer
 
 from fedrlvr.cli.interrupts import interruptible
-from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
+from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, warn_of_schedule, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
+from fedrlvr.output import echo
 
 APP = """\
 [project]
@@ -98,6 +99,7 @@ def federate(
         settings = load_config(config, overrides or ())
     else:
         settings = load_resolved(resume / "config.json", overrides or ())
+        warn_of_schedule(settings, overrides or ())
     from fedrlvr.deployment.superlink.disclosure import check, travels
 
     check(settings)
@@ -105,9 +107,9 @@ def federate(
         with _link(superlink, root_certificates, insecure) as link:
             directory = _prepared(settings, resume, overrides or ())
             for line in travels(settings, change=settings.aggregation.rule.changes_base):
-                print(line)
-            print(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
-            print(f"Run directory: {directory}", flush=True)
+                echo(line)
+            echo(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
+            echo(f"Run directory: {directory}")
             connection = ["--root-certificates", str(root_certificates)] if root_certificates is not None else []
             connection += ["--insecure"] * insecure
             words = ["fedrlvr", "federate", "--resume", str(directory), "--superlink", superlink, *connection]
@@ -213,8 +215,9 @@ def _follow(link: Link, run: str, directory: Path, again: str) -> None:
         try:
             link.follow("log", run, CONNECTION, "--stream")
         except KeyboardInterrupt:
-            print(f"\nThe run goes on. {home} flwr log {run} {CONNECTION} --stream  follows it again,")
-            print(f"{home} flwr stop {run} {CONNECTION}  ends it.", flush=True)
+            echo()
+            echo(f"The run goes on. {home} flwr log {run} {CONNECTION} --stream  follows it again,")
+            echo(f"{home} flwr stop {run} {CONNECTION}  ends it.")
             raise
     status = _status(link, run)
     if status is None:

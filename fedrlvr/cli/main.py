@@ -16,13 +16,14 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.interrupts import Interrupted, exit_code, install, interruptible, received, resumable
-from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
+from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
+from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
 EMBEDDED = embedded_config()
@@ -50,6 +51,7 @@ def run(
         settings = _configured(config, overrides)
     else:
         settings = load_resolved(resume / "config.json", overrides or ())
+        warn_of_schedule(settings, overrides or ())
     with interruptible("nothing was written; give the same command again"):
         from fedrlvr.reporting.progress import progress
         from fedrlvr.reporting.tables import final_table
@@ -83,7 +85,10 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Directory of all runs; an earlier sweep's directory continues that sweep.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of all runs; an earlier sweep's directory continues that sweep."
+        ),
     ] = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="Run one federation after another, for comparison or where memory is short.")
@@ -107,15 +112,21 @@ def sweep(
         result = engine.sweep(planned, command=shlex.join(words), apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
-        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+        echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
     result.check()
 
 
 @app.command(name="eval")
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="A run directory, one of its checkpoints, or a TOML configuration.")],
+    source: Annotated[
+        Path,
+        typer.Argument(callback=expanded, help="A run directory, one of its checkpoints, or a TOML configuration."),
+    ],
     adapter: Annotated[
-        Path | None, typer.Option(help="Directory of an adapter: PEFT's, a run's or a checkpoint's; by default SOURCE.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of an adapter: PEFT's, a run's or a checkpoint's; by default SOURCE."
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
     overrides: Overrides = None,
@@ -147,7 +158,7 @@ def evaluate(
         else:
             round_, scores = engine.evaluate_run(run)
             if round_ is not None:
-                typer.echo(f"round {round_} of {settings.train.rounds}")
+                echo(f"round {round_} of {settings.train.rounds}")
     scores_table(scores_json(scores))
 
 
@@ -163,20 +174,19 @@ def tasks(
     """Load a configuration's problems and show how many each client holds. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.reporting.tables import holdings_table
-    from fedrlvr.tasks.deal import deal
+    from fedrlvr.tasks.deal import deal, written_instruction
 
     dealt = deal(settings)
     if write is not None:
-        from fedrlvr.tasks.deal import written_instruction
         from fedrlvr.tasks.own import write_own
 
         for client in dealt.clients:
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
-        if (stated := written_instruction(settings.data)) is not None:
-            # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
-            typer.echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+    if write is not None and (stated := written_instruction(settings.data)) is not None:
+        # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
+        echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
 
 
 @app.command()
@@ -196,11 +206,11 @@ def validate(
     for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
+        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
-            typer.echo(f"  {failure.id}: {failure.reason}")
+            echo(f"  {failure.id}: {failure.reason}")
         for note in verdict.notes[:10]:
-            typer.echo(f"  note: {note.id}: {note.reason}")
+            echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)
@@ -214,8 +224,10 @@ app.add_typer(superlink, name="superlink")
 
 @app.command()
 def export(
-    run_directory: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
+    run_directory: Annotated[
+        Path, typer.Argument(callback=expanded, help="A run directory, or one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Argument(callback=expanded, help="Directory to write; it must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
     client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
@@ -242,8 +254,8 @@ def export(
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
     comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
-    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
-    typer.echo(str(comparison))
+    echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    echo(str(comparison))
 
 
 @app.command()
@@ -266,7 +278,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command line. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
-        install()
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
@@ -285,8 +296,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        echo_lines(traceback.format_exc(), err=True)
+    if received():
+        end(message)
+    echo(message, err=True)
     sys.exit(code)
 
 

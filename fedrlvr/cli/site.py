@@ -19,6 +19,8 @@ from fedrlvr.config.reference import summary
 from fedrlvr.config.sections import NAME, EngineConfig, Section
 from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import private_directory
+from fedrlvr.output import echo, echo_lines
 
 if TYPE_CHECKING:
     from fedrlvr.reporting.doctor import Finding
@@ -58,7 +60,7 @@ def init(
     text = site_toml(settings, task, None if data is None else data.absolute(), {model_name: place or model_name})
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"No site.toml can be made of these options: {error}.") from None
     _validated(tree)
     _quotable(directory)
@@ -71,7 +73,7 @@ def init(
             raise ConfigError(f"{authority} exists already and is another one. Move it away if it is to be replaced.")
     if data is not None and not data.exists():
         raise ConfigError(f"--data {data}: there is no such file or directory.")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     if not insecure:
         certificates.make_node_key(key)
     if root_certificates is not None and not authority.exists():
@@ -106,7 +108,7 @@ def run(
         _refuse(checks.key_pair(org))
         reached = checks.server_certificate(org.config.superlink, org.root_certificates)
         if reached.name == checks.UNREACHED:  # may be there later: the SuperNode waits for it
-            typer.echo(f"{reached.value}. The SuperNode will try until it answers.", err=True)
+            echo(f"{reached.value}. The SuperNode will try until it answers.", err=True)
         else:
             _refuse(reached)
             _refuse(checks.registration(org))
@@ -115,11 +117,9 @@ def run(
             _deactivate_crashed(org)
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
-    typer.echo(
-        f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}"
-    )
-    typer.echo(f"Requests and answers are logged in {org.log}; the limits are in {org.path}.")
-    typer.echo(shlex.join(command))
+    echo(f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}")
+    echo(f"Requests and answers are logged in {org.log}; the limits are in {org.path}.")
+    echo(shlex.join(command))
     os.execvpe(command[0], command, environment)
 
 
@@ -133,11 +133,11 @@ def check(
 
     wrong = 0
     for finding in examine_site(directory, skip_model=skip_model):
-        typer.echo(f"{finding.status:<8} {finding.name}: {finding.value}")
+        echo(f"{finding.status:<8} {finding.name}: {finding.value}")
         if finding.advice:
-            typer.echo(f"         {finding.advice}")
+            echo(f"         {finding.advice}")
         wrong += finding.status == "problem"
-    typer.echo(f"{wrong} of these must be mended before a run." if wrong else "Nothing stands in the way of a run.")
+    echo(f"{wrong} of these must be mended before a run." if wrong else "Nothing stands in the way of a run.")
     if wrong:
         raise typer.Exit(1)
 
@@ -150,20 +150,20 @@ def status(directory: Directory) -> None:
     from fedrlvr.deployment.site import socket as channel
 
     pid = checks.supernode(org)
-    typer.echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
+    echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
     worker = channel.status(org)
     if worker is None:
-        typer.echo("worker does not run; the next message starts it")
+        echo("worker does not run; the next message starts it")
     else:
         fields = (f"{key} {_shown(key, value)}" for key, value in worker.items() if key != "ok")
-        typer.echo(f"worker runs: {', '.join(fields)}")
+        echo(f"worker runs: {', '.join(fields)}")
     try:
         lines = org.log.read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
-    typer.echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
+    echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
     for line in lines[-LAST_LINES:]:
-        typer.echo(f"  {line}")
+        echo(f"  {line}")
 
 
 @site.command()
@@ -172,7 +172,7 @@ def stop(directory: Directory) -> None:
     org = load_site(directory)
     from fedrlvr.deployment.site import socket as channel
 
-    typer.echo("the worker has ended" if channel.stop(org) else "no worker was running")
+    echo("the worker has ended" if channel.stop(org) else "no worker was running")
 
 
 def supernode_command(org: Organisation) -> list[str]:
@@ -260,7 +260,7 @@ def _deactivate_crashed(org: Organisation) -> None:
         return
     authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
     if flowerparts.let_go(org.config.superlink, authority, certificates.read_node_key(org.key), node):
-        typer.echo("The previous SuperNode crashed; the SuperLink has deactivated it.")
+        echo("The previous SuperNode crashed; the SuperLink has deactivated it.")
 
 
 def _refuse(finding: Finding) -> None:
@@ -313,4 +313,4 @@ def _say_next(org: Organisation, authority: Path) -> None:
         "which runs, with state/bin first in PATH so that no code of a server is ever started:",
         f"  {shlex.join(supernode_command(org))}",
     ]
-    typer.echo("\n".join(lines))
+    echo_lines("\n".join(lines))

@@ -17,9 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from fedrlvr.cli.options import CONNECTION, Directory, ExtraNames, Insecure, toml_lines, write_connection
+from fedrlvr.config.client_names import check_client_names
 from fedrlvr.config.sections import NAME
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import private_directory
 from fedrlvr.hosts import LOOPBACK, WILDCARDS, is_loopback, split_address
+from fedrlvr.output import echo, echo_lines
 
 SETTINGS = "superlink.toml"
 
@@ -74,7 +77,7 @@ def init(
     for file in (directory / SETTINGS, flower / "config.toml"):
         if file.exists():
             raise ConfigError(f"{file} exists already and is never overwritten. Give another directory.")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     if not insecure:
         from fedrlvr.deployment import certificates
 
@@ -129,8 +132,8 @@ def renew(directory: Directory, name: ExtraNames = None) -> None:
     certificates.renew_server_certificate(directory, name or [])
     fresh = certificates.read_certificate(directory / "server.crt")
     until = fresh.not_valid_after_utc.date()
-    typer.echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
-    typer.echo("The SuperLink uses it after its next start.")
+    echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
+    echo("The SuperLink uses it after its next start.")
 
 
 @superlink.command()
@@ -151,6 +154,11 @@ def register(
     mark = key_fingerprint(key)
     for member in _members(directory, link):
         fingerprint = _fingerprint(member.public_key)
+        if member.name not in ("", name):
+            try:
+                check_client_names([member.name, name])
+            except ValueError as error:
+                raise ConfigError(f"--name {name}: {error}. {member.name} is registered already.") from None
         if member.name == name or fingerprint == mark:
             raise ConfigError(
                 f"{member.name} is registered already, with the key {fingerprint}. Each organisation has its own "
@@ -166,7 +174,7 @@ def register(
             f"{public_key} was unregistered here before, and Flower does not take such a key again. Have {name} make a "
             "new pair (move the old one away, then ssh-keygen -t ecdsa -b 384 -N '' -f NAME.key)."
         ) from None
-    typer.echo(f"registered {name}, whose key has the fingerprint {mark}")
+    echo(f"registered {name}, whose key has the fingerprint {mark}")
 
 
 @superlink.command()
@@ -175,10 +183,10 @@ def members(directory: Directory) -> None:
     link = load_superlink(directory)
     registered = _members(directory, link)
     if not registered:
-        typer.echo("no organisation is registered")
+        echo("no organisation is registered")
     width = max((len(member.name) for member in registered), default=0)
     for member in registered:
-        typer.echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
+        echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
 
 
 @superlink.command()
@@ -193,7 +201,7 @@ def unregister(
         raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
     for member in matching:
         _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
-    typer.echo(f"{name} can no longer connect; to come back, it needs a new key")
+    echo(f"{name} can no longer connect; to come back, it needs a new key")
 
 
 def load_superlink(directory: Path) -> SuperLink:
@@ -210,7 +218,7 @@ def load_superlink(directory: Path) -> SuperLink:
             raise ValueError(f"it must hold {', '.join(asdict(link))} and nothing else")
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr superlink init` makes one.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be used: {error}.") from None
     if link.insecure and not is_loopback(link.host):
         raise ConfigError(f"{file}: insecure is for loopback only, and host is {link.host}.")
@@ -274,7 +282,7 @@ def _say_next(directory: Path, link: SuperLink) -> None:
         lines += [f"  fedrlvr superlink register {place} NAME.key.pub --name NAME"]
         lines += [f"  fedrlvr superlink members {place}"]
     lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]
-    typer.echo("\n".join(lines))
+    echo_lines("\n".join(lines))
 
 
 def _utc() -> logging.Formatter:

@@ -8,7 +8,6 @@ public_steps.py.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from itertools import chain
@@ -25,6 +24,7 @@ from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
 from fedrlvr.errors import AdapterError, FloorError
+from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
@@ -49,7 +49,7 @@ from fedrlvr.wire.messages import (
 )
 from fedrlvr.wire.public_messages import EXCHANGE
 
-_log = logging.getLogger("fedrlvr.client")
+_log = logger("client")
 
 
 class LocalTraining:

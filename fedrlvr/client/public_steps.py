@@ -6,7 +6,6 @@ others' correct responses take the slots that the swap rule says, and the public
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory
 from fedrlvr.config import PubSwapCoordination
 from fedrlvr.coordination import Sent, flaw, reference, swap, usual_length
+from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
@@ -37,7 +37,7 @@ from fedrlvr.wire.public_messages import (
     stamp_record,
 )
 
-_log = logging.getLogger("fedrlvr.client")
+_log = logger("client")
 
 Shared = list[tuple[Response, int]]
 """Others' responses to one problem, each with its age in optimizer steps."""
@@ -234,6 +234,8 @@ class PublicSteps:
             ended = foreign.token_ids[-1] in base.eos_ids
             response = Response(foreign.token_ids, foreign.logps, text, ended, Origin.FOREIGN, reward)
             shares[foreign.problem].append((response, foreign.age))
+        if metrics.refused:
+            _log.warning("%s: refused %d of the %d responses of its share", request.place, metrics.refused, len(sent))
         return shares
 
     def _score(self, mixed: Mapping[str, Sequence[Group]]) -> dict[int, Sequence[float]]:

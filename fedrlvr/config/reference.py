@@ -54,7 +54,7 @@ _SINCE = """
 0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
 0.8.0 aggregation server_agreement
 0.8.0 model adapter
-0.8.0 run secrets
+0.8.0 run secrets started_in
 0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate beta1
 0.8.0 limits beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu temperature top_p
 0.8.0 limits lora_scale factor_value update_norm least_group_size least_new_tokens least_learned least_tokens

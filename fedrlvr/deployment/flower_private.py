@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import logging
 import os
 import shlex
 import ssl
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedrlvr.errors import ConfigError
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.superlink")
+_log = logger("superlink")
 
 CLIENT_APP = "flwr-clientapp"
 TOO_OFTEN = 0.0

@@ -10,7 +10,7 @@ import json
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr.config.sections import MAX_RANK, Name, Targets
+from fedrlvr.config.sections import LARGEST, MAX_RANK, SMALLEST, Name, Targets
 from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
@@ -48,7 +48,7 @@ class Terms(BaseModel):
     chat_template: bool
     rank: int = Field(ge=1, le=MAX_RANK)
     largest: int = Field(ge=1, le=MAX_RANK)
-    alpha: float = Field(gt=0)
+    alpha: float = Field(ge=SMALLEST, le=LARGEST)
     targets: Targets = "all-linear"
     max_prompt_tokens: int | None = Field(None, ge=1)
 

@@ -5,15 +5,15 @@ A model that cannot take a saving goes its own way, which costs time and changes
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedrlvr.output import logger
 from fedrlvr.policy.attention import Packing, no_mask
 
-_log = logging.getLogger("fedrlvr.policy")
+_log = logger("policy")
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedrlvr import machine
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.version import __version__
 from fedrlvr.zoo import weights_dir
@@ -70,11 +71,10 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print findings, then the advice that goes with them."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or new_console()
     styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
     table = Table.grid(padding=(0, 2))
     for finding in findings:

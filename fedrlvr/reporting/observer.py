@@ -8,12 +8,13 @@ name of the federation that each of them comes from.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-_log = logging.getLogger("fedrlvr.reporting")
+from fedrlvr.output import logger
+
+_log = logger("reporting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

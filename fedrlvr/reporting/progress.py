@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO
 
+from fedrlvr.output import console as new_console
+from fedrlvr.output import echo
 from fedrlvr.reporting import units
 from fedrlvr.reporting.observer import (
     Evaluated,
@@ -34,9 +36,8 @@ def progress(quiet: bool = False) -> Observer:
     """The observer for this terminal: live, or plain lines if `quiet` or if standard output is no terminal."""
     if quiet or not sys.stdout.isatty():
         return PlainProgress()
-    from rich.console import Console
 
-    return LiveProgress(Console())
+    return LiveProgress(new_console())
 
 
 class PlainProgress(Observer):
@@ -80,7 +81,7 @@ class PlainProgress(Observer):
         self._round_started[event.federation] = now
 
     def _print(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        echo(line, file=self.out)
 
 
 def sweep_opening(event: SweepStarted) -> str:

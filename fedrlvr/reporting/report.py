@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
-from fedrlvr.errors import CheckpointError
+from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
 from fedrlvr.reporting import units
@@ -45,6 +45,8 @@ from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
+_SPACES = "\n\t\u00a0\u2009\u202f"
+"""What the page itself holds of characters that are not printable."""
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
 """Packages whose versions can change a result."""
 
@@ -145,7 +147,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         environment.filters[function.__name__] = function
     scores = summarise(records)
     sums = totals(records)
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         config=config,
         scores=scores,
         sums=sums,
@@ -166,6 +168,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         versions=_versions(),
         many=COLOURS,
     )
+    return printable(page, keep=_SPACES)
 
 
 def _read_holdings(path: Path) -> Holdings | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import evaluations, totals
 from fedrlvr.reporting.tables import WIDE, new_table, plain
@@ -181,10 +182,9 @@ def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
 
 def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:
     """Print the table of a sweep's results."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = console or Console()
+    console = console or new_console()
     between = " " if console.width >= WIDE else "\n"
     numbers = ("n", *(title.replace(" ", between) for title, *_ in _COLUMNS))
     table = new_table("arms of the sweep", ["arm"], numbers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Config
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import (
     Comparison,
@@ -41,9 +42,8 @@ def final_table(
     records: Sequence[Mapping[str, Any]], config: Config, directory: Path, console: Console | None = None
 ) -> None:
     """Print how a run ended: pass@1 before and after, bytes by client, and where everything lies."""
-    from rich.console import Console
 
-    console = console or Console()
+    console = console or new_console()
     scores, sums = summarise(records), totals(records)
     console.print()
     if scores is None:
@@ -63,7 +63,6 @@ def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -
 
     evaluated: as `evaluate` in a line of metrics.jsonl.
     """
-    from rich.console import Console
     from rich.text import Text
 
     table = new_table("pass@1, with 95 % intervals", ["client", "family"], ["problems", "pass@1"])
@@ -87,7 +86,7 @@ def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -
                 add("all", str(line.source), line)
             table.add_section()
         add("all", "mean", scores.overall, "bold")
-    (console or Console()).print(table)
+    (console or new_console()).print(table)
 
 
 def holdings_table(
@@ -98,7 +97,6 @@ def holdings_table(
     console: Console | None = None,
 ) -> None:
     """Print the number of training and held-out problems by client and source."""
-    from rich.console import Console
 
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
@@ -115,7 +113,7 @@ def holdings_table(
         last = client
     table.add_section()
     table.add_row("all", "", units.count(sum(train.values())), units.count(sum(test.values())), style="bold")
-    console = console or Console()
+    console = console or new_console()
     console.print(table)
     if public_count:
         console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")

@@ -71,7 +71,7 @@ class Combiner:
         del first  # or it would be held as long as the others come
         try:
             if self.step is not None:
-                return self._stepped(self.step, dict(sorted(dict(taken).items())), examples, model, record)
+                return self._stepped(self.step, dict(taken), examples, model, record)
             if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
@@ -142,6 +142,8 @@ class Combiner:
         Raises:
             ValueError: too few adapters for a robust mean.
         """
+        # Replies come in any order, and sums made in one order have the same bits.
+        adapters = {client: adapters[client] for client in sorted(adapters)}
         rule, before = self.config.rule, model.adapter
         robust, halves = self.config.robust in ROBUST_MEANS, rule.trains(record.round)
         changes = {c: step.space.change(a, model.start_of(a.rank), halves) for c, a in adapters.items()}

@@ -11,7 +11,6 @@ synchronisation only if the reply with its adapter is malformed too, or if it fa
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import random
 from collections import Counter
@@ -36,6 +35,7 @@ from fedrlvr.coordination import (
     wanted,
 )
 from fedrlvr.errors import FedrlvrError, MessageError, printable
+from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
@@ -58,7 +58,7 @@ from fedrlvr.wire.public_messages import (
     responses_record,
 )
 
-_log = logging.getLogger("fedrlvr.server")
+_log = logger("server")
 
 DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished", *SCREENED)
 """Reasons for dropping a response; `unreadable` counts replies, since their responses cannot be counted."""

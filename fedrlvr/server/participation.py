@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -15,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
+from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
@@ -24,7 +24,7 @@ from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
 from fedrlvr.wire.public_messages import RESPOND
 
-_log = logging.getLogger("fedrlvr.server")
+_log = logger("server")
 
 R = TypeVar("R", bound=StretchRequest)
 T = TypeVar("T")

@@ -248,7 +248,7 @@ class FederatedRLVR(Strategy):
             self.bound.usual = float(state.get("usual_change", 0.0))
             for part, counts in state.get("declared", {}).items():
                 self.participation.declared[part] |= {str(client): int(count) for client, count in counts.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
         self.probes.restore(checkpoint.probes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.golds import check_golds
@@ -26,7 +26,7 @@ from fedrlvr.tasks.task import Instruction, prompt_text
 if TYPE_CHECKING:
     from fedrlvr.policy.base import Base
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 CENTRAL = "central"
 _PUBLIC = "the public set"
@@ -74,7 +74,7 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward, arithmetic=data.arithmetic)
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [

@@ -8,18 +8,18 @@ answer without it.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 from fedrlvr.errors import DataError, GradingError
+from fedrlvr.output import logger
 from fedrlvr.tasks.extraction import last_box, wrap
 from fedrlvr.tasks.grading import grade
 from fedrlvr.tasks.problem import Kind, Problem
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 _TAGS = re.compile(r"<(\w+)>\s*(.*?)\s*</\1>", re.DOTALL)
 _MARKDOWN = re.compile(r"(\*\*|__|\*|`+)(.+?)\1\.?|#{1,6} +(.+)", re.DOTALL)

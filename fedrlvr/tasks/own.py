@@ -15,7 +15,6 @@ if their answers agree, and an error if not.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from fedrlvr.errors import ConfigError, DataError, GradingError
+from fedrlvr.output import logger
 from fedrlvr.tasks.conversation import question_text
 from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.files import DataRow, answer_text, read_rows, text_field
@@ -31,7 +31,7 @@ from fedrlvr.tasks.problem import KINDS, Kind, Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 _PROMPTS = ("prompt", "question", "problem", "messages")
 _DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
 _HELD_OUT = " Held-out problems need one, whoever gives the labels."

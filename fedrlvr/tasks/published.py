@@ -6,19 +6,19 @@ and any single file, is split by content (`splits.in_split`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedrlvr.errors import ConfigError, DataError, MissingExtraError
+from fedrlvr.output import logger
 from fedrlvr.tasks.files import DataRow, read_rows
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 
 class ToProblem(Protocol):

@@ -184,12 +184,16 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str, halves:
         count = sum(tensor.numel() for _, tensor in factors)
         floats = (np.float32, np.float16, np.float64)
         values = decoded(arrays[f"{half}.{like.layout}"], count, floats, what=f"{whose}: its {half} factors")
-        whole = torch.from_numpy(values.astype(np.float32, copy=False))
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused below
+            whole = torch.from_numpy(values.astype(np.float32, copy=False))
         parts = torch.split(whole, [tensor.numel() for _, tensor in factors])
         # A sum of finite numbers is finite or has overflowed; only then each is looked at, which costs five times it.
         if not math.isfinite(float(whole.sum())) and not bool(torch.isfinite(whole).all()):
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
-            raise AdapterError(f"{whose}: {bad} holds values that are not finite.")
+            raise AdapterError(
+                f"{whose}: {bad} holds values that are not finite. Lower train.learning_rate, train.weight_decay, "
+                "train.kl_beta or train.proximal_mu, whichever is large."
+            )
         for (name, tensor), part in zip(factors, parts, strict=True):
             tensors[name] = part.view(tensor.shape)
     return like.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers})

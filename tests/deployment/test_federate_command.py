@@ -197,6 +197,17 @@ def test_a_directory_that_holds_a_run_is_not_begun_anew_and_resume_goes_on_with_
     assert (error, code) == (None, 0), said
     assert run_settings(flower.calls[-3])["directory"] == str(run)
     assert (run / "config.json").read_bytes() == before
+    said, error, code = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=41")
+    assert (error, code) == (None, 0), said
+    longer = json.loads((run / "config.json").read_bytes())
+    assert longer["train"].pop("rounds") == 41
+    shorter = json.loads(before)
+    assert shorter["train"].pop("rounds") == 2
+    assert longer == shorter
+    (run / "checkpoints" / "round-0041").mkdir(parents=True)
+    _, error, _ = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=40")
+    assert "has done 41 rounds" in str(error)
+    assert load_resolved(run / "config.json").train.rounds == 41
 
 
 @pytest.mark.parametrize(

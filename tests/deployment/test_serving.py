@@ -15,11 +15,12 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.deployment.superlink.server_app import RUN_ID, run_id, serve
+from fedrlvr.deployment.superlink.server_app import run_id, serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.run_directory import RUN_ID_FILE
 from fedrlvr.simulation.grid import RUN_ID as FLOWERS_RUN
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.simulation.run import Federation, new_cohort, settled
@@ -189,7 +190,7 @@ def test_a_runs_id_is_made_once_and_has_nothing_in_it_that_a_path_could_not(tmp_
     first = run_id(directory)
     assert first == run_id(directory)
     assert set(first) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    (directory / RUN_ID).write_text("../../etc", "utf-8")
+    (directory / RUN_ID_FILE).write_text("../../etc", "utf-8")
     with pytest.raises(CheckpointError, match="does not hold a run's id"):
         run_id(directory)
 

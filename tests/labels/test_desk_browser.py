@@ -390,3 +390,23 @@ def rounds_of(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line)["clients"]["clinic"] for line in lines[1:]]
+
+
+def test_characters_that_nobody_sees_are_shown_as_their_escapes(browser: Browser, run: Path) -> None:
+    ask(
+        ledger_of(run),
+        "p1",
+        "What\u202e is\u200b 1?\x1b[2J\n\tNow.",
+        majority="4\u202e2",
+        responses=("\ue000 42", "\u2066"),
+    )
+    served = start(run)
+    try:
+        page = enter(browser, served.url, "Dr. Ruiz")
+        assert problem_of(page) == "p1"
+        assert page.text_content("#prompt") == "What\\u{202e} is\\u{200b} 1?\\u{1b}[2J\n\tNow."
+        assert page.text_content("#majority") == "4\\u{202e}2"
+        assert page.text_content("#response-1") == "\\u{e000} 42"
+        assert page.text_content("#response-2") == "\\u{2066}"
+    finally:
+        served.kill()

@@ -43,6 +43,10 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "fedit int8": {"aggregation": {"type": "fedit", "precision": "int8"}},
     "rolora int8": {"aggregation": {"type": "rolora", "precision": "int8"}},
     "fedex int8": {"aggregation": {"type": "fedex", "precision": "int8"}},
+    "fedex step": {
+        "train": {"rounds": 3},
+        "aggregation": {"type": "fedex", "server_learning_rate": "auto", "server_optimizer": "momentum"},
+    },
     "flora mixed": {"train": {"rounds": 5}, "lora": {"rank": RANKS}, "aggregation": {"type": "flora"}},
     "hetlora mixed": {"lora": {"rank": RANKS}, "aggregation": {"type": "hetlora"}},
     "flexlora mixed": {"lora": {"rank": RANKS}, "aggregation": {"type": "flexlora", "precision": "int8"}},

@@ -101,7 +101,7 @@ def test_names_of_arms_are_safe_and_differ(vary: list[str], names: list[str], pl
         (["train.ronuds=1,2"], "unknown key 'train.ronuds' .did you mean 'train.rounds'"),
         (["train.rounds=1,many"], "train.rounds: .*'many'"),
         (["train.rounds=1,0"], "train.rounds: .*greater than or equal to 1"),
-        (["federation.fraction=0.5,1.0", "federation.arm=local,federated"], "fraction has no effect with arm"),
+        (["federation.fraction=0.5,1.0", "federation.arm=local,federated"], "federation.fraction has no effect"),
         (["train.rounds"], "--vary 'train.rounds': write section.key=value,value"),
         (["train.rounds="], "--vary 'train.rounds=': write section.key=value,value"),
         (["train.rounds=1,,2"], "write section.key=value,value"),

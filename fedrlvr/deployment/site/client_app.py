@@ -7,7 +7,6 @@ the SuperNode's own configuration, never the message.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import get_args
 
@@ -16,7 +15,8 @@ from flwr.clientapp import ClientApp
 
 from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, printable
+from fedrlvr.output import echo
 from fedrlvr.version import __version__
 from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
@@ -100,8 +100,8 @@ def _remember(org: Organisation, node: int) -> None:
 
 
 def _error(message: Message, code: int, reason: str) -> Message:
-    return Message(Error(code, reason), reply_to=message)
+    return Message(Error(code, printable(reason)), reply_to=message)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, err=True)

@@ -299,7 +299,7 @@ def load_site(path: Path | str) -> Organisation:
         tree = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr site init` makes one.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # UTF-8, TOML, or a number of thousands of digits
         raise ConfigError(f"{file} cannot be read as TOML: {error}.") from None
     try:
         return Organisation(SiteConfig.model_validate(tree), file)

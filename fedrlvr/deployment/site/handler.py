@@ -6,7 +6,6 @@ knows of a run is on disk (round_states.py), so another worker in its place goes
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
+from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
@@ -50,7 +50,7 @@ from fedrlvr.wire.messages import (
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
 from fedrlvr.wire.serialization import pack, unpack
 
-_log = logging.getLogger("fedrlvr.deployment")
+_log = logger("deployment")
 
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
@@ -352,7 +352,7 @@ def _read(header: Mapping[str, Any], data: bytes) -> Message:
         )
     except MessageError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # a number in JSON may be infinite
         raise MessageError(f"a message with a header that cannot be used ({type(error).__name__})") from None
 
 

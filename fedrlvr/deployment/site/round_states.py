@@ -145,7 +145,7 @@ class RoundStates:
 
         def remembered(files: dict[str, bytes], note: Mapping[str, Any]) -> dict[str, bytes]:
             self._notes[number] = Saved(number, int(note["of"]), str(note["message"]), int(note["origin"]))
-            return files
+            return {name: files[name] for name in (MEMORY, REPLY)}
 
         self._notes[number] = None
         try:
@@ -153,6 +153,7 @@ class RoundStates:
         except ReleaseError:
             raise
         except CheckpointError as error:
+            self._notes[number] = None
             self.warn(f"a memory that cannot be read is passed over: {error}")
             return None
 

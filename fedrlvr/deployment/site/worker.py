@@ -25,10 +25,11 @@ from typing import Any, NoReturn
 
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.socket import Frames, receive, secret, send, socket_path, state_directory
-from fedrlvr.errors import FedrlvrError, MessageError
+from fedrlvr.errors import FedrlvrError, MessageError, printable
 from fedrlvr.files import file_lock
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.deployment")
+_log = logger("deployment")
 
 Answer = Callable[[dict[str, Any], bytes], Frames]
 
@@ -53,7 +54,7 @@ class SiteLog:
         """Write a line. A disk that is full loses lines, never an answer."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"{now} {' '.join(line.split())}\n")
+            file.write(f"{now} {printable(' '.join(line.split()))}\n")
 
 
 class Worker:

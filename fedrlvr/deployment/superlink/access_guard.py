@@ -9,13 +9,14 @@ are for this machine alone.
 from __future__ import annotations
 
 import ipaddress
-import logging
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_log = logging.getLogger("fedrlvr.superlink")
+from fedrlvr.output import logger
+
+_log = logger("superlink")
 
 FLEET = "/v1/fleet/"
 HEALTH = "/health"

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.errors import RoundError, printable
 from fedrlvr.reporting import units
-from fedrlvr.wire.messages import nbytes
+from fedrlvr.wire.messages import nbytes, record_in
 
 LOST = 1
 """Code of the errors made here; the strategy reads their reason alone."""
@@ -68,10 +68,15 @@ class Roster:
             for message_id, node in list(sent.items()):
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
-                    hello = reply.content.get("hello") if reply.has_content() else None
-                    self._said[node] = str(hello.get("name", ""))[:64] if isinstance(hello, ConfigRecord) else ""
+                    self._said[node] = read_hello(reply.content) if reply.has_content() else ""
                     break
             self.sleep(self.poll)
+
+
+def read_hello(content: RecordDict) -> str:
+    """What a SuperNode says it is called, as printable text; "" if it says nothing that can be a name."""
+    name = (record_in(content, "hello", ConfigRecord) or ConfigRecord()).get("name")
+    return printable(name[:64]) if isinstance(name, str) else ""
 
 
 def names_here(grid: Grid, seconds: float, *, ask_names: bool) -> list[str]:

@@ -22,6 +22,7 @@ from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import CheckpointError, FedrlvrError
 from fedrlvr.files import atomic_text
+from fedrlvr.output import echo
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
@@ -82,12 +83,14 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
     terms = terms_of(config, cohort, run_id(directory))
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)
+    data = config.data
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     server = Server(
         config,
         directory,
         cohort.base,
         begin,
-        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
+        public_set(public, cohort.base, reward),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
@@ -164,4 +167,4 @@ def _digest(public: list[Problem]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    echo(line)

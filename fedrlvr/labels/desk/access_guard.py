@@ -7,7 +7,6 @@ Nothing here or in the log repeats what a request or an answer said.
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import traceback
@@ -17,9 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedrlvr.errors import printable
 from fedrlvr.hosts import LOOPBACK
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.desk")
+_log = logger("desk")
 
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
 HEADERS = {
@@ -99,7 +100,7 @@ class Guard:
 
 def error_response(status: int, text: str) -> JSONResponse:
     """Response to a refused request: the JSON {"error": text}."""
-    return JSONResponse({"error": text}, status)
+    return JSONResponse({"error": printable(text)}, status)
 
 
 def _plain(host: str) -> str:
