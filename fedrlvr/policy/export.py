@@ -71,7 +71,7 @@ def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direc
             written = _logps(_peft_model(base.model, directory), base)
         else:
             reader = "the adapter, as fedrlvr reads it (PEFT is not installed),"
-            stack.seat([in_model_order(load_peft(directory), adapter, whose=str(directory))])
+            stack.seat([in_model_order(load_peft(directory), adapter, place=str(directory))])
             written = _logps(base.model, base)
         return _compared(trained, written, base, reader, "Write whole weights with --merged.")
 
@@ -105,7 +105,7 @@ def _policy(adapter: Adapter, model: ModelConfig, lora: LoraConfig) -> tuple[Bas
     """The base model, the adapter on it, and the log-probs they give."""
     base = load_base(model.model_copy(update={"device": "cpu", "gradient_checkpointing": False}))
     stack = LoraStack(base.model, lora.model_copy(update={"rank": adapter.rank, "alpha": adapter.alpha}))
-    stack.seat([in_model_order(adapter, stack.fresh(0), whose="the run's adapter")])
+    stack.seat([in_model_order(adapter, stack.fresh(0), place="the run's adapter")])
     return base, stack, _logps(base.model, base)
 
 

@@ -30,7 +30,7 @@ class StackedAdamW:
 
     EPS = 1e-8
     SMALLEST = 1e-16
-    """Of the gradients that count where the optimizer is free of scale."""
+    """Smallest absolute value of a gradient that counts where the optimizer is free of scale."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)

@@ -123,7 +123,7 @@ class SavedRun:
         context = Context(0, 0, {}, self.checkpoints.load_memory(checkpoint.round, client), {})
         like = checkpoint.adapter.at_rank(self.config.lora.rank_of(client))
         arrays = arrays_in(context, OWN_ADAPTER)
-        return like if arrays is None else arrays_to_adapter(arrays, like, whose=client)
+        return like if arrays is None else arrays_to_adapter(arrays, like, place=client)
 
 
 def open_run(path: Path) -> SavedRun:

@@ -50,7 +50,7 @@ def beginning(config: Config, directory: Path, fresh: Adapter) -> Beginning:
     try:
         given = load_peft(kept) if kept.is_dir() else load_adapter(place)
         like = Adapter(fresh.at_rank(given.rank).layers, given.alpha)
-        given = in_model_order(given, like, whose=str(place))
+        given = in_model_order(given, like, place=str(place))
     except AdapterError as error:
         raise AdapterError(f"model.adapter: {error}") from None
     rule = config.aggregation.rule

@@ -74,7 +74,7 @@ def _own_adapters(run: SavedRun, checkpoint: Checkpoint) -> dict[str, Adapter]:
     return {client: run.own_adapter(checkpoint, client) for client in run.config.federation.names}
 
 
-def _of_everybody(config: Config, loaded: Adapter | None, whose: str) -> ClientScores:
+def _of_everybody(config: Config, loaded: Adapter | None, place: str) -> ClientScores:
     """Scores of every client with this adapter, of whatever rank and alpha."""
     lora = config.lora.model_copy(update={"rank": config.lora.largest})
     if loaded is not None:
@@ -86,7 +86,7 @@ def _of_everybody(config: Config, loaded: Adapter | None, whose: str) -> ClientS
     evaluation = _Evaluation(config.model_copy(update=alone))
     if loaded is None:
         return evaluation.scores()
-    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, whose=whose), {}))
+    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, place=place), {}))
 
 
 class _Evaluation:
@@ -111,13 +111,13 @@ class _Evaluation:
         if self.config.model.adapter is not None:
             strategy.model.begin_with(None)
         if checkpoint is not None:
-            checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+            checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
             strategy.model.restore(replace(checkpoint, strategy={}))  # no client remembers a part of it
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in clients}
         for node, name in names.items():
             if adapters and name in adapters:
                 like = self.initial.at_rank(self.config.lora.rank_of(name))
-                adapter = in_model_order(adapters[name], like, whose=f"the adapter of {name}")
+                adapter = in_model_order(adapters[name], like, place=f"the adapter of {name}")
                 contexts[node].state[OWN_ADAPTER] = adapter_to_arrays(adapter)
         app = CohortApp(self.cohort, clients, self.initial, Observer())
         grid = LocalGrid(app, contexts)

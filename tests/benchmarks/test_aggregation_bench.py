@@ -191,7 +191,7 @@ def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() 
     def aggregate_train(server_round: int, replies: list[Any]) -> tuple[None, None]:
         for reply in replies:
             name = clients[reply.metadata.src_node_id]
-            seen[name] = arrays_to_adapter(reply.content.array_records[ARRAYS], adapter(0), whose=name)
+            seen[name] = arrays_to_adapter(reply.content.array_records[ARRAYS], adapter(0), place=name)
         return None, None
 
     inner: Any = SimpleNamespace(adapter=adapter(1.0), clients=clients, aggregate_train=aggregate_train)

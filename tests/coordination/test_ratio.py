@@ -62,9 +62,9 @@ def test_missing_log_probs_are_refused_by_the_rules_that_need_them(rule: str, gi
         ("receiver", RATIO_RULES[rule].needs_local, {"local_logps": others, "sender_logps": SENDER}),
         ("sender", RATIO_RULES[rule].needs_sender, {"local_logps": LOCAL, "sender_logps": others}),
     ]
-    for whose, needs, given_logps in cases:
+    for party, needs, given_logps in cases:
         if needs:
-            with pytest.raises(ValueError, match=f"'{rule}' .*{whose}'s log-probs of 3 tokens.* {given}"):
+            with pytest.raises(ValueError, match=f"'{rule}' .*{party}'s log-probs of 3 tokens.* {given}"):
                 reference(rule, tokens=3, **given_logps)
         else:
             assert reference(rule, tokens=3, **given_logps) == reference(rule, **BOTH)

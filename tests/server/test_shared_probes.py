@@ -72,7 +72,7 @@ def trained(strategy: FederatedRLVR, round_: int, replies: Mapping[str, RecordDi
 def brought(messages: Sequence[Message]) -> list[list[float] | None]:
     """The probes in each message."""
     return [
-        read_probes(m.content.array_records[PROBES], THREE, whose="the server").tolist()
+        read_probes(m.content.array_records[PROBES], THREE, place="the server").tolist()
         if PROBES in m.content
         else None
         for m in messages
