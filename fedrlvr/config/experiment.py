@@ -61,7 +61,7 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        names = ("directory", "ledgers", "secrets", "started_in")
+        names = ("directory", "ledgers", "started_in", "secrets")
         run = {name: _absolute(getattr(self.run, name)) for name in names}
         if self.data.reward is not None and run["started_in"] is None:
             run["started_in"] = Path.cwd()

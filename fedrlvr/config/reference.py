@@ -54,11 +54,11 @@ _SINCE = """
 0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
 0.8.0 aggregation server_agreement
 0.8.0 model adapter
-0.8.0 run secrets started_in
-0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate beta1
-0.8.0 limits beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu temperature top_p
-0.8.0 limits lora_scale factor_value update_norm least_group_size least_new_tokens least_learned least_tokens
-0.8.0 limits least_positions largest_ratio problem_share least_scored round_numbers
+0.8.0 run started_in secrets
+0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate
+0.8.0 limits beta1 beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu
+0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens
+0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length
 """
 SINCE = {
@@ -153,8 +153,10 @@ def _type_text(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ", ".join(filter(None, ("whole number" if kind == "integer" else "number", _range_text(schema))))
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(map(_type_text, schema['prefixItems']))}]"
     if kind == "array":
-        return "two numbers" if "prefixItems" in schema else f"list of {_type_text(schema['items'])}"
+        return f"list of {_type_text(schema['items'])}"
     names = {"boolean": "true or false", "string": "path" if schema.get("format") == "path" else "text"}
     return names.get(str(kind), "table")
 

@@ -134,10 +134,10 @@ class RunConfig(Section):
     """Directory of the clients' label ledgers (`<client>.sqlite`), which never leave the machine. Unset: each ledger
     lies in the run directory, as `clients/<client>/ledger.sqlite`. Set it to use people's labels in more than one
     run."""
-    secrets: Path | None = None
-    """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' files
-    state/sampling.secret, which never leave the machine. Set it to repeat on one machine what organisations computed;
-    AdamW's epsilon is then relative, as theirs is. Unset: no secret is mixed into the random streams."""
+    secrets: UserPath | None = None
+    """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
+    state/sampling.secret, to repeat on one machine what organisations computed. AdamW's epsilon is then relative, as at
+    the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"

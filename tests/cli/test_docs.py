@@ -28,7 +28,7 @@ SYSTEM = {"pip", "cp", "systemctl", "git"}
 """Commands of the system, which only need to be allowed here."""
 CONFIGURED = {"run", "sweep", "tasks", "validate", "federate", "eval"}
 """Commands of `fedrlvr` that take a configuration and `--set`."""
-AT_THE_MERGE = {"own-model.md", "privacy.md", "fuzz.md"}
+AT_THE_MERGE = {"own-model.md"}
 """Pages that other branches bring."""
 
 

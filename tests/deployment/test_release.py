@@ -24,6 +24,7 @@ from fedrlvr.deployment.site.release import (
     pooled,
     rounded_scores,
     rounded_share,
+    rounded_to_size,
     share_step,
     two_digits,
 )
@@ -63,6 +64,18 @@ def test_the_step_of_a_share(n: int, step: float) -> None:
 )
 def test_shares_and_rewards_are_multiples_of_their_step(value: float, n: int, rounded: float) -> None:
     assert rounded_share(value, n) == rounded
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "chance", "rounded"),
+    # steps of 0.2 (n = 8) and 0.05 (n = 100), of 100, 1 and 0.01
+    [(64, 8, 0.1, 60), (64, 8, 0.9, 80), (0.47, 100, 0.5, 0.45), (-0.47, 100, 0.5, -0.45), (0.0047, 8, 0.5, 0.004)],
+)
+def test_numbers_that_labels_decide_are_rounded_relative_to_their_size(
+    value: float, n: int, chance: float, rounded: float
+) -> None:
+    result = rounded_to_size(value, n, chance)
+    assert (result, type(result)) == (pytest.approx(rounded), type(value))
 
 
 def test_other_numbers_keep_two_digits_and_their_type() -> None:
@@ -284,7 +297,7 @@ def test_numbers_over_too_few_problems_stay(nearest: None) -> None:
     assert dict(RELEASE.trained(request(train=steps), made, sent)["metrics"]) == {
         "num-examples": 123,
         "reward": 0.6,
-        "grad_norm": 0.12,
+        "grad_norm": 0.2,
         **counts,
     }, "the KL is of the four problems of the last step"
 
@@ -297,7 +310,7 @@ def test_numbers_over_enough_labels_leave_rounded(nearest: None) -> None:
         "num-examples": 123,
         "verified_reward": 0.4,
         "majority_right": 0.6,
-        "reliability_loss": 0.35,
+        "reliability_loss": 0.4,
         "kl_to_base": 0.012,
     }
 

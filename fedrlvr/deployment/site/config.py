@@ -67,7 +67,7 @@ class Limits(Section):
     """Largest number of messages answered in a day (UTC), over all runs and all servers."""
     evaluations_per_day: int = Field(50, ge=1)
     """Largest number of evaluations of a task in a day (UTC), over all runs and all servers. Every score of chosen
-    responses tells something of the held-out answers."""
+    responses reveals something about the held-out answers."""
     rounds: int = Field(1000, ge=1)
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
     new run does not reset the count."""
@@ -112,15 +112,15 @@ class Limits(Section):
     """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
     run across organisations never needs it."""
     prompt_filter: bool = False
-    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. False refuses such a run:
-    numbers over two choices of problems that differ by one problem would describe that problem. Set the task's own
-    max_prompt_tokens instead."""
+    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. If false, such a run is
+    refused: numbers over two sets of problems that differ by one problem would describe that problem. Set the task's
+    own max_prompt_tokens instead."""
     learning_rate: Range = (0.0, 0.01)
     """Least and largest learning rate that is accepted."""
     probe_learning_rate: Range = (0.0, 0.01)
     """Least and largest learning rate of CARE's probes."""
     beta1: Range = (0.5, 0.999)
-    """Least and largest decay of AdamW's first moment. With 0 a reply is a function of the last gradient alone."""
+    """Least and largest decay of AdamW's first moment. With 0 a reply would show the last gradient alone."""
     beta2: Range = (0.5, 0.9999)
     """Least and largest decay rate of AdamW's second moment, the running mean of squared gradients. With 0 a reply
     would give the last gradient away."""
@@ -133,12 +133,13 @@ class Limits(Section):
     clip_high: Range = (0.01, 10.0)
     """Range of the upper clipping bound that a server may set (train.clip_high), as a distance from 1."""
     scale_free: bool = True
-    """Whether AdamW's epsilon is relative to the gradient. False lets a server return gradients instead of steps, by
-    sending factors so small that their gradients are far below epsilon."""
+    """Whether AdamW's epsilon is relative to the gradient. If false, a server could obtain gradients instead of steps,
+    by sending factors so small that their gradients are far below epsilon."""
     kl_beta: Range = (0.0, 0.2)
-    """Least and largest weight of the KL term. A large weight drowns the rewards, so that a reply describes prompts."""
+    """Least and largest weight of the KL term. A large weight outweighs the rewards, so that a reply describes the
+    prompts."""
     proximal_mu: Range = (0.0, 1.0)
-    """Least and largest weight of FedProx. A large weight keeps every step but the first from counting."""
+    """Least and largest weight of FedProx. With a large weight only the first step of a round counts."""
     temperature: Range = (0.1, 2.0)
     """Least and largest sampling temperature in training."""
     top_p: Range = (0.1, 1.0)
@@ -152,7 +153,7 @@ class Limits(Section):
     Euclidean."""
     least_clients: int = Field(2, ge=1)
     """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
-    number is the server's word: nothing here can prove it."""
+    server states the number, and this machine cannot verify it."""
     least_problems: int = Field(8, ge=1)
     """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
     response that leaves after local steps. A task with fewer is not trained on."""
@@ -180,10 +181,11 @@ class Limits(Section):
     """Privacy floor: least number of private problems behind a number that leaves. Sources of held-out problems with
     fewer are pooled; other numbers over fewer are left out."""
     source_names: bool = True
-    """Whether scores may leave under the names of their sources. False sums all scores under the name of the task."""
+    """Whether scores may leave under the names of their sources. If false, all scores are summed under the name of the
+    task."""
     round_numbers: bool = True
-    """Whether numbers are rounded before they leave: rewards, shares and scores, up or down at random, to what their
-    number of problems supports, others to two significant digits."""
+    """Whether numbers are rounded before they leave: rewards, shares and scores at random, up or down, to the precision
+    that their number of problems supports; others to two significant digits."""
 
 
 class SiteConfig(Section):
