@@ -45,7 +45,7 @@ Shared = list[tuple[Response, int]]
 
 @dataclass
 class PublicSteps:
-    """The public half of what one batch of messages asks.
+    """The public steps that one batch of messages asks for.
 
     memory: by row of the cohort, as the requests. swaps: by row the numbers of the public steps that were taken.
 
@@ -70,7 +70,7 @@ class PublicSteps:
 
     @property
     def coordination(self) -> PubSwapCoordination:
-        """The exchange's settings; there are some wherever public problems are answered or waited with."""
+        """Settings of the exchange, which exist wherever public problems are answered or awaited."""
         assert self.asked.coordination is not None
         return self.asked.coordination
 
@@ -145,7 +145,7 @@ class PublicSteps:
         self._took(started)
 
     def responses(self, row: str) -> RecordDict:
-        """What a reply to `query.respond` carries besides numbers: a stamp, and the responses if they are asked for."""
+        """Records of a reply to `query.respond` besides numbers: a stamp, and the responses if they are asked for."""
         assert isinstance(self.asked, RespondRequest)
         memory, base = self.memory[row], self.cohort.base
         stamp = Stamp(

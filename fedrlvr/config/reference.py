@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def describe(section: str, field: FieldInfo) -> Iterator[SettingRow]:
         if name == "type" and len(classes) > 1:
             schema = {"enum": [value for member in classes for value in types(member)]}
             default, sentence = json.dumps(field.default.type), field.description
-        elif len(holders) < len(classes):
+        elif len(holders) < len(classes) and not any(mark.startswith("`type`") for mark in marks):
             marks.insert(0, f"`type` = {_values([value for member in holders for value in types(member)])}")
         sentence = " ".join([*(sentence or "").split(), *([f"Only with {' and '.join(marks)}."] if marks else [])])
         yield SettingRow(section, name, _type_text(schema), default, sentence, SINCE[f"{section}.{name}"])
@@ -138,8 +138,10 @@ def _default(info: FieldInfo) -> str:
     return "unset" if default is None else json.dumps(default, default=str)
 
 
-def _values(values: Any) -> str:
-    return " or ".join("unset" if value is None else f"`{value}`" for value in values)
+def _values(values: Iterable[Any]) -> str:
+    """`a`, `b` or `c`."""
+    *others, last = ("unset" if value is None else f"`{value}`" for value in values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _type_text(schema: dict[str, Any]) -> str:
@@ -147,7 +149,7 @@ def _type_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type_text(part) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema or "const" in schema:
-        return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        return _values(schema.get("enum", [schema.get("const")]))
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ", ".join(filter(None, ("whole number" if kind == "integer" else "number", _range_text(schema))))

@@ -30,7 +30,7 @@ NAME = "fedrlvr"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token of a packed micro-batch stands: B prompts of at most P tokens, R responses of at most T.
+    """Layout of a packed micro-batch: B prompts of at most P tokens, R responses of at most T.
 
     prompt_BP, response_RT: the token in each slot of the padded blocks; an unused slot names token 0.
     slot_N: the slot of each token, counted over prompt_BP and then response_RT.
@@ -76,7 +76,7 @@ class Packing:
 
     @cached_property
     def allowed_RTS(self) -> Tensor:
-        """Which of its prompt's P and its own T slots each response slot attends to."""
+        """Attention mask of the response slots: each attends to some of its prompt's P and its own T slots."""
         prompts, width = self.prompt_BP.shape[1], self.response_RT.shape[1]
         device = self.slot_N.device
         real_RP = torch.arange(prompts, device=device) < self.lengths_B[self.group_R].unsqueeze(1)
@@ -225,7 +225,7 @@ class SharedPrompts:
         )
 
     def seat(self, prompt_R: Tensor) -> None:
-        """Say which prompt each row follows; rows of a prompt are found wherever they are."""
+        """Set the prompt that each row follows; rows of one prompt need not stand together."""
         prompts = len(self.bias_B1P)
         counts = torch.bincount(prompt_R, minlength=prompts)
         self.most = int(counts.max())
@@ -280,7 +280,7 @@ def attention(
     shared_prompts: SharedPrompts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention interface: [rows, H, tokens, D] in, [rows, tokens, H, D] out."""
+    """Attention in the interface of transformers: [rows, H, tokens, D] in, [rows, tokens, H, D] out."""
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if shared_prompts is not None:
@@ -295,12 +295,12 @@ def attention(
 
 
 def no_mask(ids: Tensor) -> Tensor:
-    """A mask of four dimensions, which transformers passes on as it is: who attends to whom is said elsewhere."""
+    """Four-dimensional mask that transformers passes on as it is; the packing says which tokens attend to which."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
 
 
 def use_own_attention(model: Any) -> bool:
-    """Let a model that would use `sdpa` use ours; whether it does. Others keep theirs."""
+    """Replace a model's `sdpa` attention by ours; returns whether that was done. Other implementations stay."""
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return False
     AttentionInterface.register(NAME, attention)

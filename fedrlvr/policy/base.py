@@ -26,7 +26,7 @@ SMALL = 1 << 12
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model with what the sampler and the learner need to know of it.
+    """A frozen model with its tokenizer, and the properties that sampler and learner need.
 
     eos_ids: every token that ends a response.
     max_length: prompt and response together, in tokens.
@@ -62,7 +62,7 @@ class Base:
 
     @cached_property
     def tokenizer_id(self) -> str:
-        """A digest of what each token id means."""
+        """Digest of the tokenizer: what each token id means."""
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
@@ -75,7 +75,7 @@ class Base:
         return self.encode_all([prompt])[0]
 
     def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each prompt.
+        """Token ids of several prompts, each as `encode` gives them.
 
         Raises:
             DataError: a prompt has no tokens.
@@ -121,7 +121,7 @@ class Base:
 
 
 def load_base(config: ModelConfig) -> Base:
-    """Load and freeze the model.
+    """Load the base model and freeze its weights.
 
     Only safetensors weights are read and no code from the model's repository is run.
 
@@ -261,7 +261,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 def threads_here(model: ModelConfig) -> int:
-    """Torch threads where `engine.threads` does not say.
+    """Number of Torch threads where `engine.threads` is unset.
 
     OMP_NUM_THREADS if it is set; else one for a small model, whose products are too short to be shared out (on the
     embedded reasoner two threads take nearly twice as long as one), and one per core we may use for any other.

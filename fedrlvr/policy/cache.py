@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from fedrlvr.errors import ModelError
 
 ROOM = 16
-"""Positions by which `OwnLayer` grows."""
+"""Number of positions by which `OwnLayer` grows."""
 
 
 class FilledLayer(CacheLayerMixin):
@@ -54,11 +54,11 @@ class FilledLayer(CacheLayerMixin):
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions filled so far."""
+        """Number of positions filled so far."""
         return self.length
 
     def get_max_length(self) -> int:
-        """Positions there is room for."""
+        """Number of positions that fit in all."""
         return int(self.keys.shape[2])
 
 
@@ -82,7 +82,7 @@ class OwnLayer(FilledLayer):
 
 
 class StaticLayer(FilledLayer):
-    """The same at fixed shapes, one token a step: written at the index `at`, handed back whole.
+    """Keys and values at fixed shapes, one token a step: written at the index `at`, returned whole.
 
     at: [1], int64, on the device; one for all layers. Whoever runs the steps moves it on.
     """

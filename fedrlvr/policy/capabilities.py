@@ -1,4 +1,4 @@
-"""What a model and its device can take of what the engine saves, found out by computation or read from its config.
+"""Savings of the engine that a model and its device support, tested by computation or read from the model's config.
 
 A model that cannot take a saving goes its own way, which costs time and changes no result.
 """
@@ -27,11 +27,11 @@ def has_plain_head(model: Any, name: str) -> bool:
         head, decoder = model.get_output_embeddings(), model.get_decoder()
         if type(head) is not nn.Linear or decoder is model:
             return False
-        ours, theirs = head(decoder(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
+        apart, whole = head(decoder(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
     except Exception as error:  # a foreign architecture may fail here in any way, and then it just has no such head
         _log.info("%s: logits cannot be made apart from the model (%s)", name, error)
         return False
-    return _alike(ours, theirs)
+    return _alike(apart, whole)
 
 
 @torch.no_grad()
@@ -82,10 +82,10 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    scale = float(theirs.float().abs().max().clamp(min=1e-6))
-    limit = 1e-4 if theirs.dtype == torch.float32 else 3e-2
-    return bool((ours.float() - theirs.float()).abs().max() < limit * scale)
+def _alike(logits: Tensor, reference: Tensor) -> bool:
+    scale = float(reference.float().abs().max().clamp(min=1e-6))
+    limit = 1e-4 if reference.dtype == torch.float32 else 3e-2
+    return bool((logits.float() - reference.float()).abs().max() < limit * scale)
 
 
 def _rope_looks_at_positions(config: Any) -> bool:

@@ -152,7 +152,7 @@ class Cohort:
         return dict(zip(self.clients, self.stack.unseat(), strict=True)) if self.clients else {}
 
     def moments(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The seated clients' optimizer states."""
+        """Optimizer states of the seated clients, by name."""
         optimizer = self._training().optimizer
         return {client: optimizer.state(i) for i, client in enumerate(self.clients)}
 

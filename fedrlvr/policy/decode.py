@@ -37,7 +37,7 @@ from fedrlvr.policy.sampler import ClientSamples, Decoding, SampledResponse, Sam
 BLOCK = 128
 """Entries of a vocabulary that a draw adds up at once."""
 BELOW_ONE = 1 - 2**-53
-"""The largest quantile."""
+"""Largest quantile at which a token is drawn."""
 COMPACT_AT, COMPACT_EQUAL_AT = 0.8, 0.5
 """Rows leave when this share or less would stay. Equal blocks wait for the client with the most living rows: there
 shares from 0.5 to 0.95 cost the same within 3 % on the embedded reasoner, and fewer compactions are fewer captures.
@@ -59,7 +59,7 @@ class DecodeSampler:
         self.base, self.stack, self.engine = base, stack, engine
 
     def sample(self, request: SampleRequest) -> dict[str, ClientSamples]:
-        """As `Sampler.sample`.
+        """Draw the responses by the decode loop, for all clients at once.
 
         Raises:
             DataError: a prompt and its longest response do not fit the model.
@@ -386,8 +386,8 @@ def _invert(weights_RV: Tensor, u_R: Tensor) -> Tensor:
     target = u_R * cumulative[:, -1]
     block_R = _passes(cumulative, target)
     at = block_R.unsqueeze(1)
-    mine = sums_RN.gather(1, at).squeeze(1)
-    inside = (target - cumulative.gather(1, at).squeeze(1) + mine) / mine
+    block_sum = sums_RN.gather(1, at).squeeze(1)
+    inside = (target - cumulative.gather(1, at).squeeze(1) + block_sum) / block_sum
     entries_RB = blocks_RNB.gather(1, at.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
     return block_R * BLOCK + _invert(entries_RB, inside.clamp(0, BELOW_ONE))
 

@@ -89,11 +89,13 @@ class RowStates:
 
     def hand_out(self, states: Sequence[HiddenStates], starts: Sequence[int]) -> None:
         """Write to each client's `HiddenStates`, whose rows begin at `starts`."""
-        for mine, start in zip(states, starts, strict=True):
-            problems, responses, width = mine.response_PGH.shape
+        for client_states, start in zip(states, starts, strict=True):
+            problems, responses, width = client_states.response_PGH.shape
             first = start // responses
-            mine.prompt_PH.copy_(self.prompt_PH[first : first + problems])
-            mine.response_PGH.copy_(self.all_RH[start : start + problems * responses].view(problems, responses, width))
+            client_states.prompt_PH.copy_(self.prompt_PH[first : first + problems])
+            client_states.response_PGH.copy_(
+                self.all_RH[start : start + problems * responses].view(problems, responses, width)
+            )
 
     def _see(self, _head: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._seen = inputs[0] if inputs else None
@@ -107,7 +109,7 @@ class RowStates:
 
 
 def width(base: Base) -> int:
-    """Numbers H of a hidden state.
+    """Number H of values in a hidden state.
 
     Raises:
         ModelError: the model has no output head of which the input could be read.

@@ -33,7 +33,7 @@ KL_RESPONSES = 2
 
 @dataclass(frozen=True)
 class StepStats:
-    """One client's numbers of one update.
+    """Statistics of one update of one client.
 
     ratios: of all trained tokens. foreign: of the tokens of other clients' responses alone; None where there were none.
     """
@@ -135,8 +135,11 @@ class Learner:
         for i, client in enumerate(packs):
             responses = [row.response for pack in client for row in pack.rows]
             tokens = sum(len(response.token_ids) for response in responses)
-            theirs = sum(len(r.token_ids) for r in responses if r.origin is Origin.FOREIGN)
-            ratios, foreign_ratios = _ratios(every[i], tokens), _ratios(foreign[i], theirs) if theirs else None
+            foreign_tokens = sum(len(r.token_ids) for r in responses if r.origin is Origin.FOREIGN)
+            ratios, foreign_ratios = (
+                _ratios(every[i], tokens),
+                _ratios(foreign[i], foreign_tokens) if foreign_tokens else None,
+            )
             stats.append(StepStats(float(losses_K[i]), float(grad_norms_K[i]), ratios, foreign_ratios))
         return stats
 

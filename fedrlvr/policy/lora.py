@@ -42,7 +42,7 @@ class StackedLinear(nn.Module):
         self.changes: list[Change | None] | None = None  # None where no client has one
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., k]; flattened to tokens, the stack's spans say whose they are, or they are K equal blocks."""
+        """Apply the layer to x [..., k]: flattened to tokens, whose spans name their clients, or in K equal blocks."""
         stack: LoraStack = self.__dict__["_stack"]
         if self.A is None or self.B is None or not stack.enabled:
             y: Tensor = self.base(x)
@@ -154,7 +154,7 @@ class Change:
         self._held = {torch.float32: exact}
 
     def at(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The matrices in this type; each type is made once."""
+        """The matrices in this type; each type is computed once."""
         if dtype not in self._held:
             with torch.inference_mode(False):  # a tensor made while sampling could not be trained through
                 self._held[dtype] = tuple(matrix.to(dtype) for matrix in self._held[torch.float32])
@@ -290,13 +290,13 @@ class LoraStack:
             assert layer.A is not None
             assert layer.B is not None
             halves = (half.detach().to("cpu", copy=True).unbind() for half in (layer.A, layer.B))
-            for own, rank, a, b in zip(layers, self.ranks, *halves, strict=True):
-                own[name] = Factors(a[:rank], b[:, :rank].contiguous())
+            for factors, rank, a, b in zip(layers, self.ranks, *halves, strict=True):
+                factors[name] = Factors(a[:rank], b[:, :rank].contiguous())
         firsts: dict[tuple[int, float], Adapter] = {}  # what has the layout of another is spared its digest
         adapters = []
-        for own, rank, alpha in zip(layers, self.ranks, self._alphas, strict=True):
+        for factors, rank, alpha in zip(layers, self.ranks, self._alphas, strict=True):
             first = firsts.get((rank, alpha))
-            adapters.append(Adapter(own, alpha) if first is None else first.alike(own))
+            adapters.append(Adapter(factors, alpha) if first is None else first.alike(factors))
             firsts.setdefault((rank, alpha), adapters[-1])
         return adapters
 

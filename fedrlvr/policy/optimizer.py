@@ -30,7 +30,7 @@ class StackedAdamW:
 
     EPS = 1e-8
     SMALLEST = 1e-16
-    """Of the gradients that count where the optimizer is free of scale."""
+    """Smallest absolute value of a gradient that counts where the optimizer is free of scale."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
@@ -43,7 +43,7 @@ class StackedAdamW:
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop the gradients of all clients' parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -97,7 +97,7 @@ class StackedAdamW:
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore a client's moments and steps, which `state` gave."""
         self.steps[client] = state["steps"]
         for name, kind in self._moments(client):
             parts = state[name].split([moment.numel() for moment in kind])

@@ -52,7 +52,7 @@ class Combiner:
     ) -> Result:
         """Filter, weight and aggregate the round's adapters.
 
-        The model stays as it was if every client's own floor kept its adapter back.
+        If every client's own floor kept its adapter back, the model stays as it was.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.

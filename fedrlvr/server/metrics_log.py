@@ -17,7 +17,7 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; the server's step; and who was left out of it, with the reason. withheld: those of them whose
+    probes are calibrated; the server's step; and who was left out of it, with the reason. withheld: the clients whose
     own floor kept their reply back."""
 
     def __init__(self, round_: int) -> None:

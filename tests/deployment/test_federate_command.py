@@ -66,12 +66,12 @@ class Flower:
 
 @pytest.fixture
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
-    found = Flower()
-    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: found.flwr(link, *a))
-    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: found.follow(link, *a))
+    result = Flower()
+    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: result.flwr(link, *a))
+    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: result.follow(link, *a))
     monkeypatch.setattr("fedrlvr.reporting.tables.final_table", lambda *_: print("the table"))
     monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: [])
-    return found
+    return result
 
 
 @pytest.fixture

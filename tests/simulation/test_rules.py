@@ -88,7 +88,7 @@ class Listening(WrappingStrategy):
                 now.names |= {name[0] for name in arrays}
                 start = model.start_of(inner.participation.rank(client))
                 halves = model.rule.trains(server_round)
-                now.sent[client] = arrays_to_adapter(arrays, start, whose=client, halves=halves)
+                now.sent[client] = arrays_to_adapter(arrays, start, place=client, halves=halves)
         made = inner.aggregate_train(server_round, kept)
         now.after, now.change = model.adapter, model.updates().get("change")
         now.weights = {client: inner.record.clients[client]["weight"] for client in CLIENTS}

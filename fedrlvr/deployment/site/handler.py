@@ -1,4 +1,4 @@
-"""What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
+"""The worker's handling of a message: check against terms and limits, compute, remember, answer.
 
 It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
 knows of a run is on disk (round_states.py), so another worker in its place goes on where it was.
@@ -63,7 +63,7 @@ SAMPLING_SECRET = "sampling.secret"
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
+    """A model in memory, and its one cohort. checked: the self-check has passed."""
 
     base: Base
     lora: LoraConfig | None = None
@@ -73,7 +73,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class RunData:
-    """An organisation's problems for one run.
+    """Problems of an organisation for one run.
 
     key: what they were made for. answered: each for training has an answer.
     """
@@ -99,7 +99,7 @@ class StepLog(Observer):
 
 
 class Answering:
-    """An organisation's answers.
+    """One organisation's answers to messages, and the model that it keeps in memory.
 
     tell: takes a line for the site's log.
     """
@@ -111,7 +111,7 @@ class Answering:
         self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """The answer to a message, or why there is none: its header and its content. Raises nothing."""
+        """Reply to a message, or the reason for refusing it, as header and content. It raises nothing."""
         where = "a message"
         try:
             message = _read(header, data)
@@ -237,15 +237,15 @@ class Answering:
             self.tell(line)
             _log.info("%s", line)
         loaded = self.models[name]
-        for what, theirs, ours in (
+        for what, expected, actual in (
             ("model", terms.model_id, loaded.base.model_id),
             ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
             ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
         ):
-            if theirs != ours:
+            if expected != actual:
                 raise MessageError(
-                    f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
-                    f"{ours}): take the same files at both"
+                    f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
+                    f"{actual}): take the same files at both"
                 )
         torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)

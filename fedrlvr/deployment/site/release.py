@@ -1,4 +1,4 @@
-"""What leaves an organisation after a message is computed: floors, numbers over enough problems, and their rounding.
+"""Release of the results of a message: floors, numbers over enough problems, and their rounding.
 
 Every reply passes through `SiteRelease` before it is packed. The rules, with n the number of different private problems
 that a number is about:
