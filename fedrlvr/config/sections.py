@@ -136,7 +136,7 @@ class RunConfig(Section):
     run."""
     secrets: UserPath | None = None
     """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
-    state/sampling.secret, to repeat on one machine what organisations computed. AdamW's epsilon is then relative, as at
+    state/sampling.secret, to repeat on one machine what organisations computed. AdamW then has no epsilon, as at
     the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
