@@ -1,0 +1,221 @@
+"""A site with private problems, and a server that sends it legal messages and reads nothing but the replies.
+
+Messages take the site's own path: bytes through `Answering.reply`, which checks limits, trains and packs the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from factories import make_request, make_site, make_terms
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig
+from fedrlvr.deployment.site.config import Limits
+from fedrlvr.deployment.site.handler import Answering
+from fedrlvr.deployment.terms import TERMS, terms_record
+from fedrlvr.policy.base import Base, load_base
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.wire.compression import unpack as unpack_change
+from fedrlvr.wire.messages import (
+    ARRAYS,
+    CONFIG,
+    DELTA,
+    METRICS,
+    EvaluateRequest,
+    adapter_to_arrays,
+    arrays_to_adapter,
+    content,
+    record_in,
+)
+from fedrlvr.wire.model_delta import CHANGE, ModelDelta
+from fedrlvr.wire.serialization import pack, unpack
+
+SITE = "ann"
+ALPHA = 16.0
+
+Rows = Sequence[Mapping[str, Any]]
+"""Problems as in a user's own JSONL file."""
+
+
+class Refused(Exception):
+    """The site's answer to a message that it does not compute."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What comes back. adapter: the one trained, if one was sent. numbers: of the reply's metrics. sources: names."""
+
+    adapter: Adapter | None
+    numbers: Mapping[str, Any]
+    sources: Sequence[str]
+
+
+class Victim:
+    """A site `ann` with one task for each set of problems, and the server that asks it.
+
+    tasks: by name training rows; `tests`: by name held-out rows, else two rows that nobody asks for.
+    limits: of the site's [limits] that differ from the defaults.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tasks: Mapping[str, Rows],
+        *,
+        tests: Mapping[str, Rows] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        model: Path | None = None,
+    ) -> None:
+        for name, rows in tasks.items():
+            folder = directory / SITE / name
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "train.jsonl", rows)
+            _write(folder / "test.jsonl", (tests or {}).get(name) or [{"prompt": "7 mod 4?", "answer": "3"}])
+        place = "embedded" if model is None else str(model)
+        org = make_site(
+            directory / SITE,
+            tasks={name: {"name": "jsonl", "path": name, "instruction": ""} for name in tasks},
+            models={"embedded": place},
+            machine={"device": "cpu"},
+            engine={"threads": 1},
+            limits=dict(limits or {}),
+        )
+        self.log: list[str] = []
+        self.site = Answering(org, self.log.append)
+        self.home: Base = load_base(ModelConfig(name=place, device="cpu"))
+        """The server's copy of the base model."""
+        self.sent = 0
+
+    def cohort(self, rank: int, alpha: float = ALPHA) -> Cohort:
+        """A cohort on the server's copy of the model; a later call takes its layers off the earlier cohort."""
+        from fedrlvr.deployment.site.handler import _take_off
+
+        before = getattr(self, "_cohort", None)
+        if before is not None:
+            _take_off(before)
+        self._cohort = Cohort(self.home, LoraConfig(rank=rank, alpha=alpha), EngineConfig())
+        return self._cohort
+
+    def train(
+        self,
+        task: str,
+        adapter: Adapter,
+        *,
+        run: str | None = None,
+        change: Adapter | None = None,
+        train: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        terms: Mapping[str, Any] | None = None,
+        **request: Any,
+    ) -> Reply:
+        """The reply to a `train` message of one round.
+
+        change: of the base weights, of scale 1, sent along. train, sampling, terms: settings of these; `request`: of
+        the request itself.
+
+        Raises:
+            Refused: with the site's reason.
+        """
+        from fedrlvr.config import TrainConfig
+
+        settings = TrainConfig.model_validate({"rounds": 1, "local_steps": 1, "problems_per_step": 1, **(train or {})})
+        asked = make_request(
+            sampling=SamplingConfig.model_validate({"group_size": 2, "max_new_tokens": 1, **(sampling or {})}),
+            train=settings,
+            **{"steps": settings.local_steps, **request},
+        )
+        records: dict[str, Any] = {ARRAYS: adapter_to_arrays(adapter)}
+        if change is not None:
+            records[CHANGE] = adapter_to_arrays(change)
+            records[DELTA] = ModelDelta(version=0, change_rank=change.rank).record()
+        reply = self._ask("train", task, content(asked, **records), adapter, run, terms or {})
+        arrays = record_in(reply, ARRAYS, ArrayRecord)
+        trained = None
+        if arrays is not None and asked.precision != "float32" and not list(arrays)[0].startswith(asked.trains[0] + "." + adapter.layout):
+            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, whose=SITE)
+        elif arrays is not None:
+            trained = arrays_to_adapter(arrays, adapter, whose=SITE, halves=asked.trains)
+        return Reply(trained, dict(record_in(reply, METRICS, MetricRecord) or {}), ())
+
+    def evaluate(
+        self,
+        task: str,
+        adapter: Adapter,
+        *,
+        run: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        evaluate: Mapping[str, Any] | None = None,
+        terms: Mapping[str, Any] | None = None,
+        **request: Any,
+    ) -> Reply:
+        """The reply to an `evaluate` message.
+
+        Raises:
+            Refused: with the site's reason.
+        """
+        asked = EvaluateRequest(
+            **{"round": 0, "seed": 0, **request},
+            sampling=SamplingConfig.model_validate({"group_size": 2, "max_new_tokens": 1, **(sampling or {})}),
+            evaluate=EvaluateConfig.model_validate(evaluate or {}),
+        )
+        records = {ARRAYS: adapter_to_arrays(adapter)}
+        reply = self._ask("evaluate", task, content(asked, **records), adapter, run, terms or {})
+        names = (record_in(reply, CONFIG, ConfigRecord) or ConfigRecord()).get("sources", [])
+        return Reply(None, dict(record_in(reply, METRICS, MetricRecord) or {}), list(names))  # type: ignore[call-overload]
+
+    def _ask(
+        self, kind: str, task: str, message: RecordDict, adapter: Adapter, run: str | None, terms: Mapping[str, Any]
+    ) -> RecordDict:
+        self.sent += 1
+        of_run = {
+            "run": run or f"run-{self.sent}",
+            "rounds": 1,
+            "task": task,
+            "model": "embedded",
+            "model_id": self.home.model_id,
+            "weights_id": self.home.weights_id,
+            "tokenizer_id": self.home.tokenizer_id,
+            "chat_template": self.home.chat_template,
+            "rank": adapter.rank,
+            "largest": adapter.rank,
+            "alpha": adapter.alpha,
+            **terms,
+        }
+        message[TERMS] = terms_record(make_terms(SITE, **of_run))
+        header = {
+            "type": "message",
+            "message_type": kind,
+            "run_id": 1,
+            "node_id": 7,
+            "group_id": "1",
+            "message_id": f"m{self.sent}",
+        }
+        threads = torch.get_num_threads()
+        try:
+            told, data = self.site.reply(header, pack(message))
+        finally:
+            torch.set_num_threads(threads)
+        if not told["ok"]:
+            raise Refused(told["reason"])
+        return unpack(data)
+
+
+def limits_off() -> dict[str, Any]:
+    """[limits] without floors: what a site would let be done that has given all of them up."""
+    return {}
+
+
+def floors() -> dict[str, Any]:
+    """The default floors, by their names in [limits]."""
+    return {name: Limits.model_fields[name].get_default() for name in limits_off()}
+
+
+def _write(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), "utf-8")
