@@ -10,19 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.local_training import LocalTraining
-from fedrlvr.client.request import Client, ClientRequest, batches, by_federation
+from fedrlvr.client.request import Client, ClientRequest, Release, batches, by_federation
 from fedrlvr.client.state import HELD
 from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Evaluated, Observer
 from fedrlvr.rl import CORRECT, Response
-from fedrlvr.seeds import stream
+from fedrlvr.seeds import private_seed, stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.wire.messages import (
     DELTA,
@@ -77,6 +77,7 @@ class CohortApp:
     initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
         shapes.
     federation: tells its clients from those of other federations on the same cohort; "" if there are none.
+    release: what the clients accept and let out.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class CohortApp:
         initial: Adapter,
         observer: Observer,
         federation: str = "",
+        release: Release | None = None,
     ) -> None:
         self.cohort = cohort
         self.initial = initial
@@ -93,7 +95,9 @@ class CohortApp:
         ranks = {client.rank or initial.rank for client in data.values()}
         initials = {rank: initial.at_rank(rank) for rank in ranks}
         self.clients = {
-            node: Client(federation, client, initials[client.rank or initial.rank], initial, observer)
+            node: Client(
+                federation, client, initials[client.rank or initial.rank], initial, observer, release or Release()
+            )
             for node, client in data.items()
         }
 
@@ -129,20 +133,28 @@ class CohortApp:
     def compute(self, batch: Sequence[ClientRequest]) -> list[Message]:
         """Replies to one batch of `batches`, which may hold messages of other federations on the same cohort.
 
-        A client's memory changes only after everything was computed, so a batch that fails can be computed again.
+        A client's memory changes only after everything was computed, so a batch that fails can be computed again. An
+        error in a reply's place has the code WITHHELD: a floor of the client's was missed.
+
+        Raises:
+            LimitError: what a message begins with is beyond a client's limits.
         """
         requests = {request.row: request for request in batch}
         asked = batch[0].asked
         reading = Reading()
         starts = {row: start_of(reading, request) for row, request in requests.items()}
+        for row, start in starts.items():
+            requests[row].client.release.accept(start.adapter, start.change, requests[row].place)
         changes = {row: start.change for row, start in starts.items() if start.change is not None}
         self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
+        answers: Sequence[RecordDict | Error]
         if isinstance(asked, StretchRequest):
             answers = LocalTraining(self.cohort, asked, requests, starts).run()
         else:
             answers = self._evaluate(asked, requests)
-        for row, request in requests.items():
-            starts[row].remember(request.context)
+        for request, answer in zip(batch, answers, strict=True):
+            if not isinstance(answer, Error):
+                starts[request.row].remember(request.context)
         return [Message(answer, reply_to=request.message) for request, answer in zip(batch, answers, strict=True)]
 
     def _evaluate(self, asked: EvaluateRequest, requests: Mapping[str, ClientRequest]) -> list[RecordDict]:
@@ -154,9 +166,14 @@ class CohortApp:
         )
         prompts = {row: request.encode(self.cohort.base, request.data.test) for row, request in requests.items()}
         # One stream for every evaluation: before and after are compared on the same random numbers.
-        seeds = {row: stream(request.asked.seed, request.client.name, "evaluate") for row, request in requests.items()}
+        seeds = {
+            row: stream(private_seed(request.asked.seed, request.data.secret), request.client.name, "evaluate")
+            for row, request in requests.items()
+        }
         drawn = self.cohort.sample(prompts, decoding, seeds)
-        scores = {row: _scores(request.data, drawn[row]) for row, request in requests.items()}
+        scores = {
+            row: request.client.release.scores(_scores(request.data, drawn[row])) for row, request in requests.items()
+        }
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Start
@@ -24,7 +24,7 @@ from fedrlvr.client.request import ClientRequest, by_federation
 from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
-from fedrlvr.errors import AdapterError
+from fedrlvr.errors import AdapterError, FloorError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
@@ -32,6 +32,7 @@ from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import StepEnded
 from fedrlvr.rl import Group, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
+from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.compression import pack
 from fedrlvr.wire.messages import (
     ARRAYS,
@@ -97,8 +98,11 @@ class LocalTraining:
         cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
 
-    def run(self) -> list[RecordDict]:
-        """Do what is asked, and give each client's reply. Memories change only at the very end."""
+    def run(self) -> list[RecordDict | Error]:
+        """Do what is asked, and give each client's reply, or an error where a floor keeps it back.
+
+        Memories change only at the very end.
+        """
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
@@ -125,7 +129,7 @@ class LocalTraining:
         prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
         # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
         seeds = {
-            row: stream(request.asked.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
+            row: stream(request.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
             for row, request in requests.items()
         }
         states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
@@ -148,6 +152,8 @@ class LocalTraining:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl
         rates = self._rates()
+        for row in requests:
+            memory[row].influences(groups[row], rates[row])
         for _ in range(train.updates_per_batch):
             stats = cohort.learn(groups, rates)
             for row in requests:
@@ -180,7 +186,7 @@ class LocalTraining:
             step, steps = self.memory[row].round_steps, self.asked.train.local_steps
             first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))
 
-    def _pause(self) -> list[RecordDict]:
+    def _pause(self) -> list[RecordDict | Error]:
         """Answer the public problems from the policies as they are now, and remember the round under way."""
         assert isinstance(self.asked, RespondRequest)
         self.public.respond()
@@ -189,12 +195,13 @@ class LocalTraining:
         replies = []
         for row, request in self.requests.items():
             anchor = adapter_to_arrays(self.starts[row]) if needs_anchor else None
-            replies.append(self._reply(row, self.public.responses(row)))
             self.supervising.settle(row)
-            self.memory[row].pause(request.context, adapter_to_arrays(adapters[row]), anchor, moments[row])
+            replies.append(reply := self._released(row, self._reply(row, self.public.responses(row))))
+            if not isinstance(reply, Error):
+                self.memory[row].pause(request.context, adapter_to_arrays(adapters[row]), anchor, moments[row])
         return replies
 
-    def _finish(self) -> list[RecordDict]:
+    def _finish(self) -> list[RecordDict | Error]:
         """End the round: give adapters and numbers, and remember what lasts."""
         adapters = self.cohort.adapters()
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
@@ -207,7 +214,9 @@ class LocalTraining:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
-            replies.append(self._reply(row, rest, **numbers))
+            replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
+            if isinstance(reply, Error):
+                continue
             memory.finish(request.context, moments.get(row))
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
@@ -223,6 +232,15 @@ class LocalTraining:
             reply[EXCHANGE] = metrics_record(self.public.swaps[row].summary())
         reply.update(rest)
         return reply
+
+    def _released(self, row: str, reply: RecordDict) -> RecordDict | Error:
+        """The reply as the client lets it out; an error if it does not, and then the round leaves no trace."""
+        request, memory = self.requests[row], self.memory[row]
+        try:
+            return request.client.release.trained(request, memory, reply)
+        except FloorError as error:
+            memory.abandon(request.context)
+            return Error(WITHHELD, str(error))
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""

@@ -123,7 +123,7 @@ class PublicSteps:
         cohort, sampling = self.cohort, self.asked.sampling
         prompts = {row: request.encode(cohort.base, self.problems[row]) for row, request in self.requests.items()}
         seeds = {
-            row: stream(request.asked.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
+            row: stream(request.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
             for row, request in self.requests.items()
         }
         # Nothing is cut from the distribution, or a ratio against these log-probs would carry what was left of it.
@@ -173,7 +173,7 @@ class PublicSteps:
         shares = self._share(request, waiting, metrics)
         # The exchange is over before this message's own begins, so its stream is named by the steps taken.
         steps = self.memory[row].round_steps
-        rng = random.Random(stream(request.asked.seed, request.client.name, "swap", request.asked.round, steps))
+        rng = random.Random(stream(request.seed, request.client.name, "swap", request.asked.round, steps))
         swaps = swap([group.rewards for group in waiting], shares, rule=self.coordination.swap, rng=rng)
         mixed = []
         for group, share, slots in zip(waiting, shares, swaps, strict=True):

@@ -1,4 +1,4 @@
-"""One message at the client it is for: what is asked, of whom, and what that client remembers.
+"""One message at the client it is for: what is asked, of whom, what that client remembers, and what it lets out.
 
 A batch holds messages to clients of one or several federations, which share a cohort and nothing else. So each request
 carries its own client, and computing a batch needs nothing but the cohort and the requests.
@@ -8,16 +8,49 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client.state import Memory
 from fedrlvr.policy.base import Base
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.seeds import private_seed
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
-from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, StretchRequest
+from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, SourceScores, StretchRequest
+
+
+class Release:
+    """What a client accepts from a server and lets out: everything, as in a simulation.
+
+    An organisation's own rules are in deployment/site/release.py.
+    """
+
+    def accept(self, adapter: Adapter, change: Adapter | None, place: str) -> None:
+        """Check the model that a message begins with.
+
+        change: of the base weights, of scale 1. place: client and round, for errors.
+
+        Raises:
+            LimitError: it is beyond the client's limits.
+        """
+
+    def trained(self, request: ClientRequest, memory: Memory, reply: RecordDict) -> RecordDict:
+        """The reply to a request for training as it may leave.
+
+        memory: of the round that the reply is about.
+
+        Raises:
+            FloorError: too little was trained on for anything to leave.
+        """
+        return reply
+
+    def scores(self, scores: list[SourceScores]) -> list[SourceScores]:
+        """The scores of an evaluation as they may leave."""
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +59,7 @@ class Client:
 
     federation: tells its federation from others on the same cohort; "" where there is only one.
     initial: the adapter the client starts from, of its own rank. largest: the same of the federation's largest rank.
-    observer: is told how the federation's work goes.
+    observer: is told how the federation's work goes. release: what may come in and leave.
     """
 
     federation: str
@@ -34,6 +67,7 @@ class Client:
     initial: Adapter
     largest: Adapter
     observer: Observer
+    release: Release = field(default_factory=Release)
 
     @property
     def name(self) -> str:
@@ -67,6 +101,15 @@ class ClientRequest:
     def data(self) -> ClientData:
         """The client's own data."""
         return self.client.data
+
+    @cached_property
+    def seed(self) -> int:
+        """Seed of the private streams of this message's training.
+
+        With a secret it depends on everything that is asked, so a message that is sent again with one setting changed
+        draws other responses, and the two replies cannot be subtracted.
+        """
+        return private_seed(self.asked.seed, self.data.secret, self.asked.model_dump_json())
 
     @property
     def under_way(self) -> bool:

@@ -11,6 +11,7 @@ of their own (`fedrlvr.labels`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -47,6 +48,8 @@ class Progress:
 
     round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
     waiting: the own groups on public problems whose pool has not come yet.
+    influence: by id of each private problem that the round's local steps have drawn, an estimate of its part in the
+    round's update. tokens: of responses to private problems that had an advantage.
     labels: numbers of the round, where labels are not there for everything.
     """
 
@@ -56,7 +59,26 @@ class Progress:
     updates: int = 0
     metrics: StepMetrics = field(default_factory=StepMetrics)
     waiting: list[Group] = field(default_factory=list)
+    influence: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
     labels: LabelMetrics | None = None
+
+    def influences(self, groups: Sequence[Group], rate: float) -> None:
+        """Count what one local step is about to learn from.
+
+        A step counts by its learning rate, since the optimizer takes the gradient's size away; within a step a problem
+        counts by its responses' advantages and tokens.
+        """
+        sizes = [
+            sum(abs(a) * len(r.token_ids) for a, r in zip(group.advantages, group.responses, strict=True))
+            for group in groups
+        ]
+        total = sum(sizes)
+        for group, size in zip(groups, sizes, strict=True):
+            share = rate * size / total if total else 0.0
+            self.influence[group.problem.id] = self.influence.get(group.problem.id, 0.0) + share
+            pairs = zip(group.advantages, group.responses, strict=True)
+            self.tokens += sum(len(response.token_ids) for advantage, response in pairs if advantage)
 
 
 _PROGRESS = TypeAdapter(Progress)
@@ -115,11 +137,25 @@ class Memory(Progress):
 
         moments: where they are kept from round to round.
         """
-        for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES):
-            context.state.pop(name, None)
+        _end_round(context)
         self._remember(context, MEMORY, PROBES, {"cursor": self.cursor, "steps": self.steps})
         if moments is not None:
             context.state[MOMENTS] = ArrayRecord(moments)
+
+    def abandon(self, context: Context) -> None:
+        """The round is over and nothing learnt in it is kept.
+
+        Its problems count as drawn and its steps as taken, so the next round draws other problems.
+        """
+        _end_round(context)
+        record = context.state.get(MEMORY)
+        kept = dict(record) if isinstance(record, ConfigRecord) else {}
+        context.state[MEMORY] = ConfigRecord({**kept, "cursor": self.cursor, "steps": self.steps})
+
+
+def _end_round(context: Context) -> None:
+    for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES):
+        context.state.pop(name, None)
 
 
 def arrays_in(context: Context, name: str) -> ArrayRecord | None:

@@ -109,8 +109,9 @@ class Setting:
         """
         request, kept = self.request, self.memory.probes
         # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
-        name = "" if section.share_probes else request.data.name
-        rng = torch.Generator().manual_seed(stream(request.asked.seed, name, "probes"))
+        shared = section.share_probes
+        seed, name = (request.asked.seed, "") if shared else (request.seed, request.data.name)
+        rng = torch.Generator().manual_seed(stream(seed, name, "probes"))
         settings = Settings(lr=section.probe_learning_rate, steps=section.probe_steps)
         group = self.asked.sampling.group_size
         judge = TimedJudge(width(self.base), group, rng, settings, str(self.base.device))
@@ -205,7 +206,7 @@ class Supervising:
             lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
             longest = self.asked.sampling.max_new_tokens
             seen = features(states.prompt_PH, states.response_PGH, votes, lengths, longest)
-        rng = random.Random(stream(request.asked.seed, request.data.name, "labels", memory.steps))
+        rng = random.Random(stream(request.seed, request.data.name, "labels", memory.steps))
         verdicts = client.method.supervise(Step(memory.steps, groups, votes, seen, rng), client.ledger)
         for group, verdict in zip(groups, verdicts, strict=True):
             for response, reward in zip(group.responses, verdict.rewards, strict=True):

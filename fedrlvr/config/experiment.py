@@ -57,7 +57,11 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        run = {
+            "directory": _absolute(self.run.directory),
+            "ledgers": _absolute(self.run.ledgers),
+            "secrets": _absolute(self.run.secrets),
+        }
         model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
         changed = {
             "run": self.run.model_copy(update=run),

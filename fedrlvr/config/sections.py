@@ -100,6 +100,11 @@ class RunConfig(Section):
     ledgers: Annotated[Path | None, OnlyWith("supervision.labels_from", ("desk",))] = None
     """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
     labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
+    secrets: Path | None = None
+    """Directory of the clients' sampling secrets, <secrets>/<client>.secret, to repeat on one machine what
+    organisations computed: copies of their files state/sampling.secret. None: no secret is mixed into the random
+    streams. Never sent.
+    """
     keep_checkpoints: int = Field(3, ge=2)
     """How many of the newest rounds stay on disk."""
     tracker: Literal["none", "tensorboard"] = "none"

@@ -52,6 +52,11 @@ class Terms(BaseModel):
     targets: Targets = "all-linear"
     max_prompt_tokens: int | None = Field(None, ge=1)
 
+    @property
+    def scale(self) -> float:
+        """What the product B A of the receiver's adapter counts in a layer's weight."""
+        return self.alpha / self.rank
+
 
 def terms_record(terms: Terms) -> ConfigRecord:
     """The terms as they travel."""

@@ -16,7 +16,8 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; and who was left out of it, with the reason."""
+    probes are calibrated; and who was left out of it, with the reason. withheld: those of them whose own floor kept
+    their reply back."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -26,6 +27,7 @@ class RoundRecord:
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
+        self.withheld: set[str] = set()
 
     def client(self, name: str) -> dict[str, float]:
         """A client's numbers, to add to."""

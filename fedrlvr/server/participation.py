@@ -20,6 +20,7 @@ from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.shared_probes import SharedProbes
+from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
 
 _log = logging.getLogger("fedrlvr.server")
@@ -182,6 +183,9 @@ class Participation:
                 _log.warning("%s: a second reply, which does not count", reply.place)
                 continue
             seen.add(client)
+            if message.has_error() and message.error.code == WITHHELD:
+                self._withheld(client, f"{reply.place}: {printable(message.error.reason or '')}")
+                continue
             try:
                 if not message.has_content():
                     empty = "an empty reply"
@@ -204,17 +208,26 @@ class Participation:
         quorum, left_out = self.config.federation.quorum, self.record.left_out
         if quorum == 1.0:
             raise error
-        self.model.lost(client)
-        left_out[client] = reason = printable(str(error))[:MOST_REASON]
-        self.observer.notify(ClientLeftOut(self.record.round, client, reason))
-        _log.warning("left out: %s", reason)
-        needed = math.ceil(quorum * self.asked)
-        if self.asked - len(left_out) < needed:
+        self._note(client, printable(str(error)))
+        asked = self.asked - len(self.record.withheld)
+        needed, failed = math.ceil(quorum * asked), len(left_out) - len(self.record.withheld)
+        if asked - failed < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise RoundError(
-                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
-                f"clients, and {len(left_out)} are left out. {reasons}"
+                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {asked} "
+                f"clients, and {failed} are left out. {reasons}"
             ) from error
+
+    def _withheld(self, client: str, reason: str) -> None:
+        """Go on with the round without a client whose own floor keeps its reply back, as if it had not been asked."""
+        self.record.withheld.add(client)
+        self._note(client, reason)
+
+    def _note(self, client: str, reason: str) -> None:
+        self.model.lost(client)
+        self.record.left_out[client] = reason = reason[:MOST_REASON]
+        self.observer.notify(ClientLeftOut(self.record.round, client, reason))
+        _log.warning("left out: %s", reason)
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:

@@ -4,6 +4,7 @@ is in server/run.py."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
 from fedrlvr.server.run_directory import check_unused, locked, new_directory
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
+from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
@@ -87,6 +89,24 @@ def _alone(config: Config, directory: Path, observer: Observer | None, *, resume
     return federation.go(resume=resume)
 
 
+def _with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[ClientData]:
+    """Clients that mix the secrets in a directory into their streams.
+
+    Raises:
+        ConfigError: a client's secret is missing, or empty.
+    """
+    if directory is None:
+        return list(clients)
+    secrets = {client.name: directory / f"{client.name}.secret" for client in clients}
+    try:
+        read = {name: path.read_bytes() for name, path in secrets.items()}
+    except OSError as error:
+        raise ConfigError(f"run.secrets: {error.filename} cannot be read ({error.strerror}).") from None
+    if empty := [name for name, secret in read.items() if not 0 < len(secret) <= 64]:
+        raise ConfigError(f"run.secrets: {secrets[empty[0]]} does not hold 1 to 64 bytes.")
+    return [replace(client, secret=read[client.name]) for client in clients]
+
+
 class Federation:
     """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep).
 
@@ -107,7 +127,7 @@ class Federation:
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         check_dealt(self.dealt, config.data)
         self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
-        clients = dict(enumerate(self.dealt.clients, start=1))
+        clients = dict(enumerate(_with_secrets(self.dealt.clients, config.run.secrets), start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,

@@ -286,11 +286,11 @@ def test_limits_on_problems_hold_once_these_are_known(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:
     give_problems(config, tmp_path / "sites")  # 8 to train on, 4 held out
-    content = train_content(config, cohort, terms(config, cohort))
-    assert trained(answering(organisation(limits={"least_problems": 8})), content, "m1")
-    assert "no fewer than 9 problems" in refusal(
-        answering(organisation(limits={"least_problems": 9})), content, message_id="m2"
-    )
+    content = train_content(config, cohort, terms(config, cohort))  # 2 steps x 2 problems
+    assert trained(answering(organisation(limits={"least_problems": 4})), content, "m1")
+    for least, why in ((5, "the round's steps draw 4"), (9, "this task has fewer")):
+        reason = refusal(answering(organisation(limits={"least_problems": least})), content, message_id="m2")
+        assert f"no fewer than {least} problems (limits.least_problems), and {why}" in reason
     asks = {"round": 0, "seed": 3, "sampling": config.sampling.model_dump(), "evaluate": {"samples": 2}}
     content["config"] = ConfigRecord({"request": json.dumps(asks)})
     # 4 problems x 2 responses x 8 tokens

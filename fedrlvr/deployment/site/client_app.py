@@ -18,10 +18,8 @@ from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
 from fedrlvr.errors import ConfigError
 from fedrlvr.version import __version__
+from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
-
-REFUSED, FAILED = 100, 101
-"""Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""
 
 ANSWERED = (*get_args(MessageType), "query.hello")
 
@@ -65,9 +63,9 @@ def answer(message: Message, context: Context) -> Message:
         _say(f"{name}: {kind} of round {message.metadata.group_id} failed: {error}")
         return _error(message, FAILED, f"failed at {name} ({type(error).__name__}); the log there says why")
     if content is None:
-        refused, reason = answer_header.get("kind") == "refused", str(answer_header.get("reason", ""))
-        _say(f"{name}: {kind} of round {message.metadata.group_id}: {'refused: ' if refused else ''}{reason}")
-        return _error(message, REFUSED if refused else FAILED, reason)
+        why, reason = str(answer_header.get("kind")), str(answer_header.get("reason", ""))
+        _say(f"{name}: {kind} of round {message.metadata.group_id}: {'' if why == 'failed' else f'{why}: '}{reason}")
+        return _error(message, {"refused": REFUSED, "withheld": WITHHELD}.get(why, FAILED), reason)
     seconds = time.perf_counter() - began
     _say(f"{name}: {kind} of round {message.metadata.group_id} answered after {seconds:.1f} s")
     return Message(content, reply_to=message)

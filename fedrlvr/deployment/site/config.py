@@ -9,9 +9,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
 from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
@@ -42,54 +42,130 @@ class MachineConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the least value, {value[0]:g}, is above the largest, {value[1]:g}")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""The least and the largest value that are accepted."""
+
+
 class Limits(Section):
-    """The most a server may ask for. What is beyond it is refused, with the reason, and nothing is computed."""
+    """Limits of what a server may ask for, and floors below which nothing leaves. A request beyond a limit is refused
+    with the reason before anything is computed. A reply that misses a floor after training stays here."""
 
     message_types: tuple[MessageType, ...] = get_args(MessageType)
-    """What may be asked at all. Without "query.respond" no response to a public problem leaves; without "evaluate" no
-    score does."""
+    """Types of messages that are answered. Without "query.respond" no response to a public problem leaves; without
+    "evaluate" no score leaves."""
+    messages_per_day: int = Field(500, ge=1)
+    """Largest number of messages answered in a day (UTC), over all runs and all servers."""
     rounds: int = Field(1000, ge=1)
-    """Of a run."""
+    """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
+    new run does not reset the count."""
     local_steps: int = Field(100, ge=1)
-    """Of a round."""
+    """Largest number of local steps in a round."""
     problems_per_step: int = Field(256, ge=1)
-    """Of a local step."""
+    """Largest number of problems in a local step."""
     group_size: int = Field(64, ge=2)
-    """Responses to a problem."""
+    """Largest number of responses to a problem."""
     max_new_tokens: int = Field(4096, ge=1)
-    """Of a response."""
+    """Largest accepted length of a response, in tokens."""
     tokens_per_message: int = Field(100_000_000, ge=1)
-    """Sampled for one message at most: steps x problems x responses x longest response, public problems included."""
+    """Largest number of tokens sampled for one message: steps x problems x responses x longest response, with
+    the public problems."""
     public_problems: int = Field(256, ge=0)
-    """Of an exchange."""
+    """Largest number of public problems in an exchange."""
     public_steps: int = Field(16, ge=1)
-    """Optimizer steps on an exchange's groups."""
+    """Largest number of optimizer steps on the groups of an exchange."""
     updates_per_batch: int = Field(8, ge=1)
-    """Optimizer steps on a sampled batch."""
+    """Largest number of optimizer steps on a sampled batch."""
     evaluate_samples: int = Field(64, ge=1)
-    """Responses to each held-out problem."""
+    """Largest number of responses to each held-out problem."""
     lora_rank: int = Field(64, ge=1)
-    """Of this organisation's adapter, and of anybody's."""
+    """Largest rank of this organisation's adapter, and of any other client's."""
     change_rank: int = Field(1024, ge=0)
-    """Of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0: none."""
+    """Largest rank of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0
+    refuses every such change."""
     supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
-    """Where rewards may come from. "oracle" reads every answer to choose; it is for experiments."""
+    """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
     labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
-    """Who may be asked for labels, where supervision asks."""
+    """Who may be asked for labels, where the supervision asks for some."""
     label_share: float = Field(1.0, ge=0, le=1)
-    """Share of a step's problems whose label may be asked for (supervision.budget)."""
+    """Largest share of a step's problems whose label may be asked for (supervision.budget)."""
     labels: int | None = Field(None, ge=1)
-    """Labels in all that a run may ask for; a server must then state a budget_total up to it. None: no limit."""
+    """Largest number of labels that all runs of a task may ask for together. A server must then state a
+    supervision.budget_total, which is reserved for its run. None sets no limit."""
     audit: bool = False
-    """Whether a server may have accuracies measured that only all answers together give; for experiments."""
+    """Whether a server may measure accuracies that only all answers together give. This is for experiments."""
     share_probes: bool = True
     """Whether CARE's probes may leave."""
+    own_adapter: bool = False
+    """Whether a server may train an adapter that stays here between rounds (federation.arm = "local"). A run across
+    organisations never needs it."""
+    prompt_filter: bool = False
+    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. False refuses such a run:
+    numbers over two choices of problems that differ by one problem would describe that problem. Set the task's own
+    max_prompt_tokens instead."""
+    learning_rate: Range = (0.0, 0.01)
+    """Least and largest learning rate."""
+    probe_learning_rate: Range = (0.0, 0.01)
+    """Least and largest learning rate of CARE's probes."""
+    beta1: Range = (0.5, 0.999)
+    """Least and largest decay of AdamW's first moment. With 0 a reply is a function of the last gradient alone."""
+    beta2: Range = (0.5, 0.9999)
+    """Least and largest decay of AdamW's second moment. With 0 a reply is a function of the last gradient alone."""
+    weight_decay: Range = (0.0, 0.1)
+    """Least and largest weight decay."""
+    max_grad_norm: Range = (0.01, 100.0)
+    """Least and largest norm that a gradient is clipped to. With a tiny norm AdamW returns the exact gradient."""
+    clip_low: Range = (0.01, 1.0)
+    """Least and largest lower clipping bound of the policy ratio."""
+    clip_high: Range = (0.01, 10.0)
+    """Least and largest upper clipping bound of the policy ratio."""
+    kl_beta: Range = (0.0, 0.2)
+    """Least and largest weight of the KL term. A large weight drowns the rewards, so that a reply describes prompts."""
+    proximal_mu: Range = (0.0, 1.0)
+    """Least and largest weight of FedProx. A large weight keeps every step but the first from counting."""
+    temperature: Range = (0.1, 2.0)
+    """Least and largest sampling temperature in training."""
+    top_p: Range = (0.1, 1.0)
+    """Least and largest share of the probability that nucleus sampling keeps in training."""
+    lora_scale: Range = (0.0, 16.0)
+    """Least and largest scale alpha / rank of an adapter's update."""
+    factor_value: float = Field(10.0, gt=0)
+    """Largest absolute value of a number in an adapter, or in a change of the base weights, that the server sends."""
+    update_norm: float = Field(1000.0, gt=0)
+    """Largest size of one layer's update that the server sends: scale x norm of A x norm of B, where the norms are
+    Euclidean."""
     least_clients: int = Field(2, ge=1)
-    """Privacy floor: fewer organisations than this, and the server's average would tell of this one alone."""
+    """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
+    number is the server's word: nothing here can prove it."""
+    least_problems: int = Field(8, ge=1)
+    """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
+    response that leaves after local steps. A task with fewer is not trained on."""
+    least_group_size: int = Field(4, ge=2)
+    """Privacy floor: least number of responses to a problem."""
+    least_new_tokens: int = Field(8, ge=1)
+    """Privacy floor: least accepted value of sampling.max_new_tokens."""
+    least_learned: int = Field(4, ge=0)
+    """Privacy floor: least number of different private problems with a gradient behind an adapter, and behind any
+    response that leaves after local steps. A problem has no gradient where all its responses get the same reward."""
+    least_tokens: int = Field(256, ge=0)
+    """Privacy floor: least number of tokens of responses to private problems that were trained on behind an adapter, or
+    behind any response that leaves after local steps."""
+    problem_share: float = Field(0.5, gt=0, le=1)
+    """Privacy floor: largest share that a single private problem may have in a round's update, estimated from learning
+    rates, advantages and tokens."""
+    least_scored: int = Field(8, ge=1)
+    """Privacy floor: least number of private problems behind a number that leaves. Sources of held-out problems with
+    fewer are pooled; other numbers over fewer are left out."""
     source_names: bool = True
-    """Whether scores may leave under the names of their sources. False: all are summed under the name of the task."""
-    least_problems: int = Field(1, ge=1)
-    """Privacy floor: with fewer training problems nothing is trained, lest the adapter tell of single ones."""
+    """Whether scores may leave under the names of their sources. False sums all scores under the name of the task."""
+    round_numbers: bool = True
+    """Whether numbers are rounded before they leave: rewards, shares and scores to what their number of problems
+    supports, others to two significant digits."""
 
 
 class SiteConfig(Section):

@@ -21,7 +21,10 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.counts import AnsweredCounts
+from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
+from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
 from fedrlvr.policy.base import Base, load_base, threads_here
@@ -52,6 +55,10 @@ _log = logging.getLogger("fedrlvr.deployment")
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
+_WITHHELD = b"withheld: "
+"""Begins what is kept in a reply's place where a floor was missed, before the reason. No packed reply begins so."""
+SAMPLING_SECRET = "sampling.secret"
+"""The file in the state directory that holds the secret which is mixed into the organisation's private streams."""
 
 
 @dataclass
@@ -112,7 +119,10 @@ class Answering:
             del message.content[TERMS]
             request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
-            return {"ok": True}, self._answer(where, message, terms, request)
+            answer = self._answer(where, message, terms, request)
+            if answer.startswith(_WITHHELD):
+                return {"ok": False, "kind": "withheld", "reason": answer.removeprefix(_WITHHELD).decode()}, b""
+            return {"ok": True}, answer
         except (LimitError, MessageError, AdapterError) as error:
             reason = printable(str(error))[:MOST_REASON]
             self.tell(f"{where}: refused: {reason}")
@@ -125,7 +135,8 @@ class Answering:
             return {"ok": False, "kind": "failed", "reason": reason}, b""
 
     def _answer(self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest) -> bytes:
-        """The reply's content. The same message again gets the same reply, and is not computed again.
+        """The reply's content, or the reason why it is withheld. The same message again gets the same reply, and is
+        neither computed nor counted again.
 
         Raises:
             LimitError: more is asked than is allowed.
@@ -142,7 +153,8 @@ class Answering:
             from fedrlvr.wire.model_delta import read_delta
 
             delta = read_delta(message)
-        limits.check(self.org.config.limits, kind, terms, request, public, delta)
+        allowed = self.org.config.limits
+        limits.check(allowed, kind, terms, request, public, delta)
         states = self._states_of(terms)
         if (before := states.reply_to(message_id)) is not None:
             self.tell(f"{where}: the same message again, so the same answer is sent")
@@ -150,19 +162,35 @@ class Answering:
         cohort = self._cohort(terms)
         client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
-            limits.check_evaluation(self.org.config.limits, self.org.name, request, len(client.test))
+            limits.check_evaluation(allowed, self.org.name, request, len(client.test))
         else:
-            limits.check_problems(self.org.config.limits, len(client.train), name=self.org.name)
+            limits.check_problems(allowed, request, len(client.train), name=self.org.name)
+        self._count(kind, terms, request)
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
+        release = SiteRelease(allowed, terms.task)
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
         (reply,) = app([message], [context])
-        answer = pack(reply.content)
+        withheld = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else ""
+        answer = _WITHHELD + withheld.encode() if withheld else pack(reply.content)
         states.save(request.round, past, context, message_id, answer)
-        self.tell(f"{where}: sent: {_sent(reply.content)}")
+        self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {_sent(reply.content)}")
         return answer
+
+    def _count(self, kind: str, terms: Terms, request: StretchRequest | EvaluateRequest) -> None:
+        """Count a message that is about to be computed.
+
+        Raises:
+            LimitError, CheckpointError: as `AnsweredCounts.count`.
+        """
+        section = request.supervision if isinstance(request, StretchRequest) else None
+        limited = self.org.config.limits.labels is not None
+        labels = section.budget_total if limited and isinstance(section, Asking) else None
+        AnsweredCounts(state_directory(self.org)).count(
+            self.org.config.limits, self.org.name, terms.task, terms.run, adapter=kind == "train", labels=labels
+        )
 
     def _check_terms(self, terms: Terms) -> None:
         """
@@ -273,8 +301,18 @@ class Answering:
                 instruction=instruction_of(task),
                 rank=terms.rank,
                 run=terms.run,
+                secret=secret(state_directory(self.org), SAMPLING_SECRET),
             )
-            kept = RunData(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            fitted = fit_client(data, base, limit, longest)
+            if limit != task.max_prompt_tokens and not self.org.config.limits.prompt_filter:
+                own = fit_client(data, base, task.max_prompt_tokens, longest)
+                if (len(own.train), len(own.test)) != (len(fitted.train), len(fitted.test)):
+                    raise LimitError(
+                        f"{self.org.name} lets no server leave out problems by the length of their prompts "
+                        f"(limits.prompt_filter): data.max_prompt_tokens = {terms.max_prompt_tokens} would. Set "
+                        f"max_prompt_tokens of the task {terms.task} in site.toml, or raise the server's"
+                    )
+            kept = RunData(key, fitted, all(problem.answer for problem in train))
             self._run_data = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none

@@ -119,13 +119,15 @@ def node_file(org: Organisation) -> Path:
     return org.state / "node-id"
 
 
-def secret(state: Path) -> bytes:
-    """What client apps and worker know each other by; made if it is not there.
+def secret(state: Path, name: str = "worker.secret") -> bytes:
+    """A secret in the state directory, random bytes; made if it is not there.
+
+    name: of its file. "worker.secret" is what client apps and worker know each other by.
 
     Raises:
         CheckpointError: it can be neither read nor made, or others may read it.
     """
-    path = state / "worker.secret"
+    path = state / name
     try:
         with contextlib.suppress(FileExistsError):  # another process was quicker: its secret it is
             if not path.exists():

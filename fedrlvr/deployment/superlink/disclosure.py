@@ -24,6 +24,8 @@ def check(config: Config) -> None:
         )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
+    if config.run.secrets is not None:
+        raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
