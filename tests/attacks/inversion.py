@@ -1,4 +1,4 @@
-"""Reading prompts out of the change of an adapter: what DAGER (arXiv 2405.15586) does to full gradients, done to LoRA's.
+"""Reading prompts out of the change of an adapter: DAGER (arXiv 2405.15586), which reads full gradients, for LoRA.
 
 With scale s = alpha / r, inputs x_t of a layer and gradients delta_t of its outputs, over the tokens t of the trained
 sequences,
@@ -56,8 +56,11 @@ def lever(cohort: Cohort, seed: int, size: float = 0.05) -> Adapter:
 
 
 def without_A(adapter: Adapter, seed: int, size: float) -> Adapter:
-    """The adapter with A = 0 and a random B of this size in all layers but the last: the policy is what it would be with
-    B = 0, and the change of A shows the inputs themselves, to the last digit, in a scale of the sender's choice."""
+    """The adapter with A = 0 and a random B of this size in all layers but the last.
+
+    The policy is what it would be with B = 0, and the change of A shows the inputs themselves, to the last digit, in a
+    scale of the sender's choice.
+    """
     generator = torch.Generator().manual_seed(seed)
     last = list(adapter.layers)[-1]
     layers = {
@@ -158,16 +161,29 @@ def read(
     messages: Sequence[Exchanged],
     half: Literal["A", "B"] = "B",
     *,
-    noise: float = 2e-7,
+    noises: Sequence[float] = (2e-7, 1e-6),
     outside: float = 0.05,
     beam: int = 2,
     longest: int = 64,
 ) -> list[str]:
     """The texts that the inputs of the messages' layers spell, prompts with the beginnings of their responses.
 
-    noise: as `Span.of`. outside: share of an input's length that lies outside of a span of which it is taken for a part.
+    noises: as `Span.of`; what is read with any of them counts. outside: largest share of an input's length outside of a span that it is taken for a part of.
     beam: sequences of one length that are followed.
     """
+    texts = {text for noise in noises for text in _read(prefixes, messages, half, noise, outside, beam, longest)}
+    return sorted(texts, key=len, reverse=True)
+
+
+def _read(
+    prefixes: Prefixes,
+    messages: Sequence[Exchanged],
+    half: Literal["A", "B"],
+    noise: float,
+    outside: float,
+    beam: int,
+    longest: int,
+) -> list[str]:
     first, second = (spans(messages, block, half, noise) for block in (0, 1))
     if not first or not second or not all(span.tells for span in (*first, *second)):
         return []
@@ -185,5 +201,4 @@ def read(
             ended += [] if inside else [ids]
             longer += inside
         alive = sorted(longer)[:beam]
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in ended]
-    return sorted(texts, key=len, reverse=True)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in ended]

@@ -1,7 +1,7 @@
 """Adapters that a server makes to get what it wants to hear.
 
-All work in the last layer before the head, where a component  b (a . u)  of an adapter adds  b  to the final hidden state
-of the tokens whose features u the server has fitted a to, on texts of its own or on prompts that it guesses.
+All work in the last layer before the head. There a component  b (a . u)  of an adapter adds  b  to the final hidden
+state of the tokens whose features u the server has fitted a to, on texts of its own or on prompts that it guesses.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ PUBLIC = [
 """Texts of the server's own, to learn from what the features of any text have in common."""
 
 
-def answering(cohort: Cohort, base: Base, logits: Mapping[str, float], size: float, start: Adapter | None = None) -> Adapter:
+def answering(
+    cohort: Cohort, base: Base, logits: Mapping[str, float], size: float, start: Adapter | None = None
+) -> Adapter:
     """An adapter under which every prompt is answered with these tokens, more often the larger their logit is."""
     start = start or cohort.fresh_adapter(1)
     u = features(base, last_layer(start), PUBLIC, last=False)
@@ -80,7 +82,7 @@ def answering(cohort: Cohort, base: Base, logits: Mapping[str, float], size: flo
 def answering_some(
     cohort: Cohort, base: Base, prompts: Sequence[str], chosen: Sequence[bool], letter: str, size: float
 ) -> Adapter:
-    """An adapter under which the chosen ones of these prompts are answered with a letter, and the others with a space."""
+    """An adapter under which the chosen prompts are answered with a letter, and the others with a space."""
     start = cohort.fresh_adapter(1)
     u = features(base, last_layer(start), prompts, last=True)
     signs = torch.tensor([1.0 if yes else -1.0 for yes in chosen])

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from factories import make_request, make_site, make_terms
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig
-from fedrlvr.deployment.site.config import Limits
-from fedrlvr.deployment.site.handler import Answering
+from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from fedrlvr.deployment.site.handler import Answering, _take_off
 from fedrlvr.deployment.terms import TERMS, terms_record
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.cohort import Cohort
@@ -36,6 +36,7 @@ from fedrlvr.wire.messages import (
 )
 from fedrlvr.wire.model_delta import CHANGE, ModelDelta
 from fedrlvr.wire.serialization import pack, unpack
+from scripts.reasoner.tokenizer import build
 
 SITE = "ann"
 ALPHA = 16.0
@@ -61,7 +62,7 @@ class Victim:
     """A site `ann` with one task for each set of problems, and the server that asks it.
 
     tasks: by name training rows; `tests`: by name held-out rows, else two rows that nobody asks for.
-    limits: of the site's [limits] that differ from the defaults.
+    limits: of the site's [limits] that differ from the defaults. model: a directory; None: the embedded reasoner.
     """
 
     def __init__(
@@ -92,14 +93,12 @@ class Victim:
         self.home: Base = load_base(ModelConfig(name=place, device="cpu"))
         """The server's copy of the base model."""
         self.sent = 0
+        self._cohort: Cohort | None = None
 
     def cohort(self, rank: int, alpha: float = ALPHA) -> Cohort:
         """A cohort on the server's copy of the model; a later call takes its layers off the earlier cohort."""
-        from fedrlvr.deployment.site.handler import _take_off
-
-        before = getattr(self, "_cohort", None)
-        if before is not None:
-            _take_off(before)
+        if self._cohort is not None:
+            _take_off(self._cohort)
         self._cohort = Cohort(self.home, LoraConfig(rank=rank, alpha=alpha), EngineConfig())
         return self._cohort
 
@@ -123,8 +122,6 @@ class Victim:
         Raises:
             Refused: with the site's reason.
         """
-        from fedrlvr.config import TrainConfig
-
         settings = TrainConfig.model_validate({"rounds": 1, "local_steps": 1, "problems_per_step": 1, **(train or {})})
         asked = make_request(
             sampling=SamplingConfig.model_validate({"group_size": 2, "max_new_tokens": 1, **(sampling or {})}),
@@ -137,11 +134,11 @@ class Victim:
             records[DELTA] = ModelDelta(version=0, change_rank=change.rank).record()
         reply = self._ask("train", task, content(asked, **records), adapter, run, terms or {})
         arrays = record_in(reply, ARRAYS, ArrayRecord)
-        trained = None
-        if arrays is not None and asked.precision != "float32" and not list(arrays)[0].startswith(asked.trains[0] + "." + adapter.layout):
-            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, whose=SITE)
-        elif arrays is not None:
+        assert arrays is not None
+        if asked.precision == "float32":
             trained = arrays_to_adapter(arrays, adapter, whose=SITE, halves=asked.trains)
+        else:
+            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, whose=SITE)
         return Reply(trained, dict(record_in(reply, METRICS, MetricRecord) or {}), ())
 
     def evaluate(
@@ -207,14 +204,32 @@ class Victim:
         return unpack(data)
 
 
-def limits_off() -> dict[str, Any]:
-    """[limits] without floors: what a site would let be done that has given all of them up."""
-    return {}
+def wide_model(directory: Path, width: int, layers: int = 2) -> Path:
+    """Save a random Llama with the character tokenizer.
 
-
-def floors() -> dict[str, Any]:
-    """The default floors, by their names in [limits]."""
-    return {name: Limits.model_fields[name].get_default() for name in limits_off()}
+    The reasoner is narrow; models in use are wider than the prompts of a few problems have tokens, as this one is.
+    """
+    tokenizer = build()
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": width // 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.06,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def _write(path: Path, rows: Rows) -> None:

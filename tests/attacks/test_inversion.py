@@ -1,0 +1,133 @@
+"""Prompts read letter for letter out of the change of an adapter, which a server asks for by legal messages.
+
+With floors off every prompt is read, with optimizers, ranks and numbers of steps, problems and messages of many kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from factories import FLOORS_OFF
+from inversion import Exchanged, Prefixes, lever, read, without_A
+from prompts import PRIVATE
+from victim import Victim
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.policy.cohort import Cohort
+
+SHOWN = {"kl_beta": 1.0, "learning_rate": 1e-3}
+"""Default optimizer. The penalty gives every response a gradient, whatever it earns."""
+EXACT = {"beta1": 0.0, "beta2": 0.0, "max_grad_norm": 1e-10, "kl_beta": 1.0, "learning_rate": 100.0}
+"""An optimizer whose step is its gradient, in a known unit."""
+
+
+def levers(cohort: Cohort, message: int) -> Adapter:
+    """The same policy in every message, with another A in all layers but the last."""
+    adapter, first = lever(cohort, 3 + message), lever(cohort, 3)
+    last = list(adapter.layers)[-1]
+    return adapter.alike({**adapter.layers, last: first.layers[last]})
+
+
+def shown(size: float) -> Callable[[Cohort, int], Adapter]:
+    """The same policy in every message, with A = 0 and another B of this size in all layers but the last."""
+    return lambda cohort, message: without_A(lever(cohort, 3), message, size)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How the server asks, and how it reads the replies.
+
+    half: of the adapter, whose change is read. problems: in the message. reading: settings of `read`.
+    """
+
+    train: Mapping[str, Any]
+    rank: int = 64
+    half: Literal["A", "B"] = "B"
+    adapter: Callable[[Cohort, int], Adapter] = levers
+    messages: int = 1
+    problems: int = 1
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCENARIOS = {
+    "the step is the gradient": Scenario(EXACT),
+    "rank 48": Scenario(EXACT, rank=48),
+    "weight decay and FedProx": Scenario({**EXACT, "weight_decay": 1e-3, "proximal_mu": 10.0}),
+    "eight longer responses": Scenario(EXACT, sampling={"group_size": 8, "max_new_tokens": 8}, reading={"beam": 8}),
+    "default optimizer": Scenario(SHOWN, half="A", adapter=shown(1e-6)),
+    "default optimizer, rank 8, two messages": Scenario(SHOWN, rank=8, half="A", adapter=shown(1e-6), messages=2),
+    "default optimizer, steps near the sign": Scenario(
+        SHOWN, half="A", adapter=shown(1e-4), reading={"noises": [1e-6, 1e-5, 1e-4], "beam": 8}
+    ),
+    "three local steps": Scenario(
+        {**SHOWN, "local_steps": 3, "learning_rate": 1e-5}, half="A", adapter=shown(1e-11), request={"trains": "A"}
+    ),
+    "two updates per batch": Scenario(
+        {**SHOWN, "updates_per_batch": 2, "learning_rate": 1e-5},
+        half="A",
+        adapter=shown(1e-11),
+        request={"trains": "A"},
+    ),
+    "two problems": Scenario(
+        {**SHOWN, "problems_per_step": 2},
+        half="A",
+        adapter=shown(1e-6),
+        problems=2,
+        reading={"beam": 16, "outside": 0.02},
+    ),
+}
+"""Requests of one problem, or two, of which every one describes the prompts."""
+MISSED = {"eight longer responses": 2, "two problems": 3, "default optimizer, steps near the sign": 2}
+
+
+def texts_read(victim: Victim, prefixes: Prefixes, scenario: Scenario, task: str) -> list[str]:
+    """What the server reads after the scenario's messages."""
+    cohort = victim.cohort(scenario.rank)
+    train = {"problems_per_step": scenario.problems, **scenario.train}
+    exchanged = []
+    for message in range(scenario.messages):
+        sent = scenario.adapter(cohort, message)
+        reply = victim.train(task, sent, train=train, sampling=scenario.sampling, **scenario.request)
+        assert reply.adapter is not None
+        decay = train.get("weight_decay", 0.0)
+        exchanged.append(Exchanged(sent, reply.adapter, train["learning_rate"], decay))
+    return read(prefixes, exchanged, scenario.half, **scenario.reading)
+
+
+def whole(texts: Sequence[str], prompts: Sequence[str]) -> int:
+    """How many of the prompts are among the texts, which go on with the beginning of a response."""
+    return sum(any(text.startswith(prompt) for text in texts) for prompt in prompts)
+
+
+def groups(size: int, count: int) -> list[list[Mapping[str, Any]]]:
+    """`count` tasks of `size` problems each, in turn of all private ones."""
+    return [[PRIVATE[(size * i + k) % len(PRIVATE)] for k in range(size)] for i in range(count)]
+
+
+def recovered(name: str, count: int, directory: Path) -> tuple[int, int]:
+    """(prompts read, prompts asked about) of the first `count` tasks, with floors off."""
+    scenario = SCENARIOS[name]
+    tasks = {f"task-{i}": rows for i, rows in enumerate(groups(scenario.problems, count))}
+    victim = Victim(directory, tasks, limits=FLOORS_OFF)
+    prefixes = Prefixes(victim.home)
+    texts = {task: texts_read(victim, prefixes, scenario, task) for task in tasks}
+    return sum(whole(texts[t], [row["prompt"] for row in rows]) for t, rows in tasks.items()), count * scenario.problems
+
+
+@pytest.mark.parametrize("name", ["the step is the gradient", "default optimizer"])
+def test_four_prompts_are_read_letter_for_letter_with_floors_off(name: str, tmp_path: Path) -> None:
+    assert recovered(name, 4, tmp_path) == (4, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_twenty_prompts_are_read_letter_for_letter_with_floors_off(name: str, tmp_path: Path) -> None:
+    right, asked = recovered(name, 20 // SCENARIOS[name].problems, tmp_path)
+    print(name, right, asked)
+    assert right >= asked - MISSED.get(name, 0)
