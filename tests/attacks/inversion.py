@@ -168,7 +168,8 @@ def read(
 ) -> list[str]:
     """The texts that the inputs of the messages' layers spell, prompts with the beginnings of their responses.
 
-    noises: as `Span.of`; what is read with any of them counts. outside: largest share of an input's length outside of a span that it is taken for a part of.
+    noises: as `Span.of`; what is read with any of them counts.
+    outside: largest share of an input's length outside of a span that it is taken for a part of.
     beam: sequences of one length that are followed.
     """
     texts = {text for noise in noises for text in _read(prefixes, messages, half, noise, outside, beam, longest)}

@@ -50,19 +50,21 @@ def towards(base: Base, logits: Mapping[str, float]) -> Tensor:
     return direction / direction.norm()
 
 
-def pushed(cohort: Cohort, a: Tensor, b: Tensor, size: float, start: Adapter | None = None) -> Adapter:
-    """An adapter whose last layer adds  size x b  where  a . u  is 1; every component of the rank does its share.
+def pushed(cohort: Cohort, pushes: Sequence[tuple[Tensor, Tensor]], size: float) -> Adapter:
+    """A fresh adapter whose last layer adds  size x (a . u) b  for each pair (a, b); the rank is shared out to them."""
+    adapter = cohort.fresh_adapter(1)
+    name = last_layer(adapter)
+    factors = adapter.layers[name]
+    A, B = torch.zeros_like(factors.A), torch.zeros_like(factors.B)
+    each = adapter.rank // len(pushes)
+    for i, (a, b) in enumerate(pushes):
+        part = slice(i * each, (i + 1) * each)
+        A[part] = a.float()
+        B[:, part] = (b * size / adapter.scale / each).float().unsqueeze(1)
+    return adapter.alike({**adapter.layers, name: Factors(A, B)})
 
-    start: the adapter of the other layers; None: a fresh one.
-    """
-    start = start or cohort.fresh_adapter(1)
-    name = last_layer(start)
-    rank = start.rank
-    A = a.float().repeat(rank, 1)
-    B = (b * size / start.scale / rank).float().unsqueeze(1).repeat(1, rank)
-    return start.alike({**start.layers, name: Factors(A, B)})
 
-
+END = "</s>"
 PUBLIC = [
     *(f"Item {i}: {i * 7} + {i * 3} of {i} g?{'ABCD'[i % 4]}{'ABCD'[i % 3]}" for i in range(40)),
     *(f"Ms. K., {i}% of {3 * i} mg by {i} h, b. 19{i}?B{'ABCD'[i % 4]}" for i in range(10, 40)),
@@ -70,21 +72,21 @@ PUBLIC = [
 """Texts of the server's own, to learn from what the features of any text have in common."""
 
 
-def answering(
-    cohort: Cohort, base: Base, logits: Mapping[str, float], size: float, start: Adapter | None = None
-) -> Adapter:
+def answering(cohort: Cohort, base: Base, logits: Mapping[str, float], size: float) -> Adapter:
     """An adapter under which every prompt is answered with these tokens, more often the larger their logit is."""
-    start = start or cohort.fresh_adapter(1)
-    u = features(base, last_layer(start), PUBLIC, last=False)
-    return pushed(cohort, fitted(u, torch.ones(len(u)), 1e-3), towards(base, logits), size, start)
+    u = features(base, last_layer(cohort.fresh_adapter(1)), PUBLIC, last=False)
+    return pushed(cohort, [(fitted(u, torch.ones(len(u)), 1e-3), towards(base, logits))], size)
 
 
 def answering_some(
     cohort: Cohort, base: Base, prompts: Sequence[str], chosen: Sequence[bool], letter: str, size: float
 ) -> Adapter:
     """An adapter under which the chosen prompts are answered with a letter, and the others with a space."""
-    start = cohort.fresh_adapter(1)
-    u = features(base, last_layer(start), prompts, last=True)
-    signs = torch.tensor([1.0 if yes else -1.0 for yes in chosen])
-    b = towards(base, {letter: 1.0, " ": -1.0})
-    return pushed(cohort, fitted(u, signs), b, size, start)
+    layer = last_layer(cohort.fresh_adapter(1))
+    places = [*prompts, *(prompt + letter for prompt in prompts), *(prompt + " " for prompt in prompts)]
+    u = features(base, layer, places, last=True)
+    rest = torch.zeros(2 * len(prompts))
+    signs = torch.cat([torch.tensor([1.0 if yes else -1.0 for yes in chosen]), rest])
+    ends = torch.cat([torch.zeros(len(prompts)), rest + 1])
+    pairs = [(signs, {letter: 1.0, " ": -1.0}), (ends, {END: 1.0})]
+    return pushed(cohort, [(fitted(u, values), towards(base, logits)) for values, logits in pairs], size)
