@@ -29,6 +29,7 @@ Shapes = Mapping[str, tuple[int, int]]
 EVERYTHING = [0.0, 1e9]
 FLOORS_OFF: dict[str, Any] = {
     "messages_per_day": 1_000_000,
+    "evaluations_per_day": 1_000_000,
     "own_adapter": True,
     "prompt_filter": True,
     **dict.fromkeys(("learning_rate", "probe_learning_rate", "beta1", "beta2", "weight_decay"), EVERYTHING),
@@ -40,6 +41,8 @@ FLOORS_OFF: dict[str, Any] = {
     "least_new_tokens": 1,
     "least_learned": 0,
     "least_tokens": 0,
+    "least_positions": 0.0,
+    "largest_ratio": 1e30,
     "problem_share": 1.0,
     "least_scored": 1,
     "round_numbers": False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flwr.app import Context, Error, Message, RecordDict
 
@@ -143,8 +144,10 @@ class CohortApp:
         asked = batch[0].asked
         reading = Reading()
         starts = {row: start_of(reading, request) for row, request in requests.items()}
-        for row, start in starts.items():
-            requests[row].client.release.accept(start.adapter, start.change, requests[row].place)
+        for row, request in list(requests.items()):
+            start = starts[row]
+            variation = request.client.release.accept(request, start.adapter, start.change)
+            requests[row] = replace(request, variation=variation)
         changes = {row: start.change for row, start in starts.items() if start.change is not None}
         self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
         answers: Sequence[RecordDict | Error]
@@ -172,7 +175,8 @@ class CohortApp:
         }
         drawn = self.cohort.sample(prompts, decoding, seeds)
         scores = {
-            row: request.client.release.scores(_scores(request.data, drawn[row])) for row, request in requests.items()
+            row: request.client.release.scores(request, _scores(request.data, drawn[row]))
+            for row, request in requests.items()
         }
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):

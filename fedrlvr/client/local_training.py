@@ -95,7 +95,8 @@ class LocalTraining:
             if kept is not None:
                 moments[row] = dict(kept.to_torch_state_dict())
         anchors = self.starts if asked.train.proximal_mu else None
-        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains)
+        scale_free = any(request.client.release.scale_free for request in requests.values())
+        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
 
     def run(self) -> list[RecordDict | Error]:
@@ -153,7 +154,7 @@ class LocalTraining:
                 memory[row].metrics.kl = kl
         rates = self._rates()
         for row in requests:
-            memory[row].influences(groups[row], rates[row])
+            memory[row].influences(groups[row], rates[row], by_response=train.loss == "grpo")
         for _ in range(train.updates_per_batch):
             stats = cohort.learn(groups, rates)
             for row in requests:

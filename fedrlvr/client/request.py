@@ -27,16 +27,22 @@ class Release:
     """What a client accepts from a server and lets out: everything, as in a simulation.
 
     An organisation's own rules are in deployment/site/release.py.
+
+    scale_free: whether the optimizer's steps are free of the gradient's scale (policy/optimizer.py).
     """
 
-    def accept(self, adapter: Adapter, change: Adapter | None, place: str) -> None:
-        """Check the model that a message begins with.
+    def __init__(self, *, scale_free: bool = False) -> None:
+        self.scale_free = scale_free
 
-        change: of the base weights, of scale 1. place: client and round, for errors.
+    def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
+        """Check the model that a message begins with; the text that its private streams depend on besides the request.
+
+        change: of the base weights, of scale 1.
 
         Raises:
             LimitError: it is beyond the client's limits.
         """
+        return ""
 
     def trained(self, request: ClientRequest, memory: Memory, reply: RecordDict) -> RecordDict:
         """The reply to a request for training as it may leave.
@@ -48,7 +54,7 @@ class Release:
         """
         return reply
 
-    def scores(self, scores: list[SourceScores]) -> list[SourceScores]:
+    def scores(self, request: ClientRequest, scores: list[SourceScores]) -> list[SourceScores]:
         """The scores of an evaluation as they may leave."""
         return scores
 
@@ -84,13 +90,15 @@ class Client:
 class ClientRequest:
     """A message at its client.
 
-    asked: what the message asks. context: the client's memory between messages.
+    asked: what the message asks. context: the client's memory between messages. variation: what its private streams
+    depend on besides what is asked.
     """
 
     message: Message
     asked: StretchRequest | EvaluateRequest
     client: Client
     context: Context
+    variation: str = ""
 
     @property
     def row(self) -> str:
@@ -109,7 +117,7 @@ class ClientRequest:
         With a secret it depends on everything that is asked, so a message that is sent again with one setting changed
         draws other responses, and the two replies cannot be subtracted.
         """
-        return private_seed(self.asked.seed, self.data.secret, self.asked.model_dump_json())
+        return private_seed(self.asked.seed, self.data.secret, self.asked.model_dump_json() + self.variation)
 
     @property
     def under_way(self) -> bool:

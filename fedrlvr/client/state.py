@@ -11,6 +11,7 @@ of their own (`fedrlvr.labels`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
@@ -34,6 +35,10 @@ ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
 )
 
 
+LEAST_WEIGHT = 0.05
+"""Share of the largest weight of a step's tokens from which on a token counts."""
+
+
 @dataclass(frozen=True)
 class Probes:
     """CARE's judge as `Judge.state` gives it."""
@@ -49,7 +54,8 @@ class Progress:
     round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
     waiting: the own groups on public problems whose pool has not come yet.
     influence: by id of each private problem that the round's local steps have drawn, an estimate of its part in the
-    round's update. tokens: of responses to private problems that had an advantage.
+    round's update. tokens: of responses to private problems that had an advantage. positions: different beginnings of
+    prompts with responses that the round's gradients are sums over.
     labels: numbers of the round, where labels are not there for everything.
     """
 
@@ -61,24 +67,33 @@ class Progress:
     waiting: list[Group] = field(default_factory=list)
     influence: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
+    positions: int = 0
     labels: LabelMetrics | None = None
 
-    def influences(self, groups: Sequence[Group], rate: float) -> None:
+    def influences(self, groups: Sequence[Group], rate: float, *, by_response: bool) -> None:
         """Count what one local step is about to learn from.
 
-        A step counts by its learning rate, since the optimizer takes the gradient's size away; within a step a problem
-        counts by its responses' advantages and tokens.
+        A token's weight is |advantage| x (1 - probability): about the size of the gradient of its logits. A problem's
+        part in the step is its share of the weights, times the learning rate, since the optimizer takes the gradient's
+        size away. A token counts, as the positions before it do, if its weight is LEAST_WEIGHT of the largest or more.
+
+        by_response: token losses are averaged over each response (the loss `grpo`), and weights with them.
         """
-        sizes = [
-            sum(abs(a) * len(r.token_ids) for a, r in zip(group.advantages, group.responses, strict=True))
-            for group in groups
-        ]
-        total = sum(sizes)
-        for group, size in zip(groups, sizes, strict=True):
-            share = rate * size / total if total else 0.0
-            self.influence[group.problem.id] = self.influence.get(group.problem.id, 0.0) + share
-            pairs = zip(group.advantages, group.responses, strict=True)
-            self.tokens += sum(len(response.token_ids) for advantage, response in pairs if advantage)
+        weights = [_weights(group, by_response) for group in groups]
+        sizes = [sum(map(sum, group)) for group in weights]
+        total, least = sum(sizes), LEAST_WEIGHT * max((w for group in weights for r in group for w in r), default=0.0)
+        for group, size, of_group in zip(groups, sizes, weights, strict=True):
+            share, before = rate * size / total if total else 0.0, self.influence.get(group.problem.id, 0.0)
+            self.influence[group.problem.id] = before + share
+            if not share:
+                continue
+            beginnings: set[tuple[int, ...]] = set()
+            for response, of_response in zip(group.responses, of_group, strict=True):
+                counted = [i for i, weight in enumerate(of_response) if weight >= least > 0]
+                self.tokens += len(counted)
+                beginnings |= {tuple(response.token_ids[:i]) for i in range(counted[-1] + 1 if counted else 0)}
+            if beginnings:  # the empty one is the end of the prompt
+                self.positions += len(beginnings) - 1 + (0 if before else len(group.prompt_ids))
 
 
 _PROGRESS = TypeAdapter(Progress)
@@ -151,6 +166,14 @@ class Memory(Progress):
         record = context.state.get(MEMORY)
         kept = dict(record) if isinstance(record, ConfigRecord) else {}
         context.state[MEMORY] = ConfigRecord({**kept, "cursor": self.cursor, "steps": self.steps})
+
+
+def _weights(group: Group, by_response: bool) -> list[list[float]]:
+    """About the size of the gradient of each token's logits, by response."""
+    return [
+        [abs(a) * -math.expm1(min(p, 0.0)) / (len(r.token_ids) if by_response else 1) for p in r.logps]
+        for a, r in zip(group.advantages, group.responses, strict=True)
+    ]
 
 
 def _end_round(context: Context) -> None:

@@ -63,12 +63,14 @@ class Cohort:
         moments: Mapping[str, dict[str, torch.Tensor]] | None = None,
         anchors: Mapping[str, Adapter] | None = None,
         trains: Halves = "AB",
+        *,
+        scale_free: bool = False,
     ) -> None:
         """Train the seated clients from their adapters on.
 
         moments: optimizer states to go on with, by client. anchors: the adapters the round began with (FedProx), if
         they are not those seated now. trains: both factors, or one of them while the other is frozen: it has no
-        gradient, decay or pull, and its moments stay as they are.
+        gradient, decay or pull, and its moments stay as they are. scale_free: as for `StackedAdamW`.
         """
         self.stack.train(trains)
         self._learner = Learner(
@@ -80,6 +82,7 @@ class Cohort:
             max_tokens=sampling.max_new_tokens,
             anchors=self.stack.stacked([anchors[client] for client in self.clients]) if anchors else (),
         )
+        self._learner.optimizer.scale_free = scale_free
         for client, state in (moments or {}).items():
             self._learner.optimizer.restore(self.clients.index(client), state)
 

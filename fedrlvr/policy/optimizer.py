@@ -22,15 +22,22 @@ class StackedAdamW:
 
     ranks: of each client, where the parameters are LoRA factors A [K, r, k] and B [K, d, r] in turn. A client's state
     is then of the components it has, whatever the rank of the stack it sits in.
+
+    scale_free: epsilon is relative to a tensor's largest root of the second moment, and gradients too small for a
+    second moment in float32 count as zero. Otherwise a step is a multiple of a gradient that is far below epsilon, and
+    whoever chooses the size of the other factor can make it so small.
     """
 
     EPS = 1e-8
+    SMALLEST = 1e-16
+    """Of the gradients that count where the optimizer is free of scale."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
         self.config = config
         self.ranks = list(ranks)
         clients = self.parameters[0].shape[0]
+        self.scale_free = False
         self.steps = torch.zeros(clients, len(self.parameters), dtype=torch.int64)
         self.m = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -70,11 +77,18 @@ class StackedAdamW:
                 corrections[counts] = 1 - config.beta1**steps_K11, 1 - config.beta2**steps_K11
             correct1_K11, correct2_K11 = corrections[counts]
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            if self.scale_free:
+                grad = grad.masked_fill(grad.abs() < self.SMALLEST, 0.0)
             if config.weight_decay:
                 parameter.mul_(1 - rates_K11 * config.weight_decay)
             m.lerp_(grad, 1 - config.beta1)
             v.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-            denominator = (v / correct2_K11).sqrt_().add_(self.EPS)
+            root = (v / correct2_K11).sqrt_()
+            # The largest and not the mean: components that a client lacks are zero. A tensor of zeros stays as it is.
+            epsilon = (
+                root.amax(dim=(1, 2), keepdim=True).mul_(self.EPS).clamp_(min=1e-30) if self.scale_free else self.EPS
+            )
+            denominator = root.add_(epsilon)
             parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
 
     def state(self, client: int) -> dict[str, Tensor]:

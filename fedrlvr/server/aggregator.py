@@ -47,7 +47,7 @@ class Combiner:
         record: RoundRecord,
         leave_out: Callable[[str, str], None],
     ) -> Result:
-        """What the round's adapters come to.
+        """What the round's adapters come to: the model as it was, if every client's own floor kept its adapter back.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains and how much of a change was kept. leave_out: called with a client and the reason.
@@ -59,6 +59,8 @@ class Combiner:
         if self.config.largest_change is not None or self.config.robust == "clip":
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
+            if record.withheld:
+                return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
             raise RoundError(f"round {record.round}: no client answered")
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come

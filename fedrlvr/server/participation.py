@@ -205,29 +205,33 @@ class Participation:
             FedrlvrError: the error itself, if everybody is needed.
             RoundError: too few are left; the text names them and their reasons.
         """
-        quorum, left_out = self.config.federation.quorum, self.record.left_out
-        if quorum == 1.0:
+        if self.config.federation.quorum == 1.0:
             raise error
-        self._note(client, printable(str(error)))
-        asked = self.asked - len(self.record.withheld)
-        needed, failed = math.ceil(quorum * asked), len(left_out) - len(self.record.withheld)
+        self._leave_out(client, printable(str(error)), error)
+
+    def _withheld(self, client: str, reason: str) -> None:
+        """Go on with the round without a client whose own floor keeps its reply back, as if it had not been asked.
+
+        Raises:
+            RoundError: as `leave_out`.
+        """
+        self.record.withheld.add(client)
+        self._leave_out(client, reason, None)
+
+    def _leave_out(self, client: str, reason: str, cause: Exception | None) -> None:
+        quorum, left_out, withheld = self.config.federation.quorum, self.record.left_out, self.record.withheld
+        self.model.lost(client)
+        left_out[client] = reason = reason[:MOST_REASON]
+        self.observer.notify(ClientLeftOut(self.record.round, client, reason))
+        _log.warning("left out: %s", reason)
+        asked, failed = self.asked - len(withheld), len(left_out) - len(withheld)
+        needed = math.ceil(quorum * asked)
         if asked - failed < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise RoundError(
                 f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {asked} "
                 f"clients, and {failed} are left out. {reasons}"
-            ) from error
-
-    def _withheld(self, client: str, reason: str) -> None:
-        """Go on with the round without a client whose own floor keeps its reply back, as if it had not been asked."""
-        self.record.withheld.add(client)
-        self._note(client, reason)
-
-    def _note(self, client: str, reason: str) -> None:
-        self.model.lost(client)
-        self.record.left_out[client] = reason = reason[:MOST_REASON]
-        self.observer.notify(ClientLeftOut(self.record.round, client, reason))
-        _log.warning("left out: %s", reason)
+            ) from cause
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:

@@ -128,7 +128,7 @@ class FederatedRLVR(Strategy):
                 pass
         else:
             result = self.combiner.combine(taken, self.examples, self.model, self.record, self._leave_out)
-        if not self.examples:
+        if not self.examples and not self.record.withheld:
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
             self.exchange.end(self.record, self.observer)

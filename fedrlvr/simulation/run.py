@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
+from fedrlvr.client.request import Release
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
@@ -139,7 +140,9 @@ class Federation:
             asks=self._effective(),
             wrap=wrap,
         )
-        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
+        # With their secrets, organisations are repeated as they train.
+        release = Release(scale_free=config.run.secrets is not None)
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
 
     def self_check(self) -> None:
         """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.

@@ -26,7 +26,7 @@ class Clock:
 
 
 def count(state: Path, limits: Limits, clock: Clock | None = None, run: str = "r", **changes: Any) -> None:
-    told: dict[str, Any] = {"adapter": False, "labels": None, "task": "main", **changes}
+    told: dict[str, Any] = {"kind": "query.respond", "labels": None, "task": "main", **changes}
     AnsweredCounts(state, clock or Clock()).count(limits, "ann", told.pop("task"), run, **told)
 
 
@@ -45,17 +45,40 @@ def test_messages_of_a_day_whatever_the_run_and_task(tmp_path: Path) -> None:
 def test_adapters_of_a_task_over_all_runs(tmp_path: Path) -> None:
     limits, clock = Limits(rounds=2), Clock()
     for run in ("a", "b"):
-        count(tmp_path, limits, clock, run, adapter=True)
+        count(tmp_path, limits, clock, run, kind="train")
         clock.now += DAY
     count(tmp_path, limits, clock, "c")  # no adapter is asked for
-    count(tmp_path, limits, clock, "c", adapter=True, task="other")
+    count(tmp_path, limits, clock, "c", kind="train", task="other")
     with pytest.raises(LimitError, match=r"limits\.rounds"):
-        count(tmp_path, limits, clock, "c", adapter=True)
+        count(tmp_path, limits, clock, "c", kind="train")
     clock.now = NOON + (DAYS - 1) * DAY
     with pytest.raises(LimitError, match=r"limits\.rounds"):
-        count(tmp_path, limits, clock, "c", adapter=True)
+        count(tmp_path, limits, clock, "c", kind="train")
     clock.now = NOON + DAYS * DAY  # the first of them is too long ago
-    count(tmp_path, limits, clock, "c", adapter=True)
+    count(tmp_path, limits, clock, "c", kind="train")
+
+
+def test_evaluations_of_a_task_in_a_day(tmp_path: Path) -> None:
+    limits, clock = Limits(evaluations_per_day=2), Clock()
+    for run in ("a", "b"):
+        count(tmp_path, limits, clock, run, kind="evaluate")
+    with pytest.raises(LimitError, match=r"limits\.evaluations_per_day"):
+        count(tmp_path, limits, clock, "c", kind="evaluate")
+    count(tmp_path, limits, clock, "c", kind="evaluate", task="other")
+    count(tmp_path, limits, clock, "c", kind="train")
+    clock.now += DAY
+    count(tmp_path, limits, clock, "c", kind="evaluate")
+
+
+def test_the_first_message_with_a_request_is_remembered(tmp_path: Path) -> None:
+    clock = Clock()
+    counts = AnsweredCounts(tmp_path, clock)
+    assert counts.first("request", "one") == "one"
+    clock.now += (DAYS - 1) * DAY
+    assert AnsweredCounts(tmp_path, clock).first("request", "two") == "one"
+    assert counts.first("other", "two") == "two"
+    clock.now += DAY
+    assert counts.first("request", "three") == "three"
 
 
 def test_labels_are_reserved_for_a_run_and_all_runs_share_the_limit(tmp_path: Path) -> None:
@@ -74,9 +97,9 @@ def test_labels_are_reserved_for_a_run_and_all_runs_share_the_limit(tmp_path: Pa
 
 def test_all_that_is_exceeded_is_named(tmp_path: Path) -> None:
     limits = Limits(messages_per_day=1, rounds=1)
-    count(tmp_path, limits, adapter=True)
+    count(tmp_path, limits, kind="train")
     with pytest.raises(LimitError, match=r"limits\.messages_per_day.*limits\.rounds"):
-        count(tmp_path, limits, adapter=True)
+        count(tmp_path, limits, kind="train")
 
 
 def _count_many(state: Path, times: int) -> None:
@@ -100,9 +123,16 @@ def test_two_processes_lose_no_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[]", "{}", "[" * 100_000, '{"days": {"x": {"messages": 1, "tasks": {}}}, "labels": {}}', "\xff"),
         *(
-            '{"days": {"2026-01-01": {"messages": -1, "tasks": {}}}, "labels": {}}',
+            "",
+            "[]",
+            "{}",
+            "[" * 100_000,
+            '{"days": {"x": {"messages": 1, "requests": {}, "tasks": {}}}, "labels": {}}',
+            "\xff",
+        ),
+        *(
+            '{"days": {"2026-01-01": {"messages": -1, "requests": {}, "tasks": {}}}, "labels": {}}',
             '{"days": {}, "labels": {"a": [1]}}',
         ),
     ],

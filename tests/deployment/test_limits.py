@@ -149,6 +149,7 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     ({"least_group_size": 5}, TERMS, train(), 0, ("limits.least_group_size", "4")),
     ({"least_group_size": 5}, TERMS, respond(), 6, ("limits.least_group_size", "4")),
     ({"least_new_tokens": 17}, TERMS, train(), 0, ("limits.least_new_tokens", "16")),
+    ({"least_new_tokens": 17}, TERMS, evaluate(), 0, ("limits.least_new_tokens", "16")),
     ({}, TERMS, train(own_adapter=True), 0, ("limits.own_adapter",)),
     ({}, TERMS, evaluate(own_adapter=True), 0, ("limits.own_adapter",)),
     ({"lora_scale": (0, 1.9)}, TERMS, evaluate(), 0, ("limits.lora_scale", "2.0")),
@@ -199,10 +200,11 @@ def test_every_limit_is_enforced_somewhere_here() -> None:
     assert set(Limits.model_fields) - tried == {
         "message_types",  # below
         "least_problems",
-        "messages_per_day",  # test_counts.py
+        *("messages_per_day", "evaluations_per_day"),  # test_counts.py
         "prompt_filter",  # needs problems: test_answering.py
-        *("factor_value", "update_norm", "least_learned", "least_tokens", "problem_share"),  # test_release.py
-        *("source_names", "least_scored", "round_numbers"),  # nothing is refused for them: test_release.py
+        *("factor_value", "update_norm"),  # here and below: test_release.py
+        *("least_learned", "least_tokens", "least_positions", "largest_ratio", "problem_share"),
+        *("source_names", "least_scored", "round_numbers"),  # nothing is refused for them
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.release import (
     POOLED,
     SiteRelease,
+    _Chances,
     pooled,
     rounded_scores,
     rounded_share,
@@ -99,28 +101,32 @@ def test_rounded_scores_are_those_of_some_problems(n: int, total: float, squares
     assert abs(square - squares / n) <= share_step(n)
 
 
-def test_an_evaluation_leaves_pooled_and_rounded() -> None:
+def test_an_evaluation_leaves_pooled_and_rounded(nearest: None) -> None:
     release = SiteRelease(Limits(), "main")
     # 0.47 in steps of 0.2 (n = 9) and 0.05 (n = 100)
-    kept = release.scores([source("a", 100, 47), source("b", 9, 4.23)])
+    kept = release.scores(request(), [source("a", 100, 47), source("b", 9, 4.23)])
     assert [(s.source, s.n, s.total) for s in kept] == [("a", 100, pytest.approx(45)), ("b", 9, pytest.approx(3.6))]
     exact = SiteRelease(Limits(round_numbers=False), "main")
-    assert exact.scores([source("a", 100, 47)]) == [source("a", 100, 47)]
+    assert exact.scores(request(), [source("a", 100, 47)]) == [source("a", 100, 47)]
 
 
 # Training.
 
 
+def response(tokens: list[int], probabilities: list[float]) -> Response:
+    return Response(tokens, [math.log(p) for p in probabilities], "", True, reward=0.0)
+
+
 def group(problem: str, advantages: list[float], length: int = 8) -> Group:
-    responses = [Response([1] * length, [0.0] * length, "", True, reward=0.0) for _ in advantages]
+    responses = [response([1] * length, [0.5] * length) for _ in advantages]
     return Group(Question(id=problem, prompt="p", kind="number", source="s"), [1], responses, advantages=advantages)
 
 
-def memory(*steps: tuple[float, list[Group]], labels: LabelMetrics | None = None) -> Memory:
+def memory(*steps: tuple[float, list[Group]], labels: LabelMetrics | None = None, by_response: bool = False) -> Memory:
     """A client's memory after local steps, each of a learning rate and groups."""
     made = Memory(labels=labels)
     for rate, groups in steps:
-        made.influences(groups, rate)
+        made.influences(groups, rate, by_response=by_response)
     return made
 
 
@@ -134,7 +140,9 @@ def request(kind: str = "train", **changes: Any) -> ClientRequest:
     if kind == "respond":
         told = asked.model_dump() | {"coordination": {"type": "pubswap", "public_problems": 6}, "exchange": 1}
         asked = RespondRequest.model_validate(told)
-    return cast(ClientRequest, SimpleNamespace(asked=asked.model_copy(update=changes), place="ann: round 1"))
+    fields = {"asked": asked.model_copy(update=changes), "place": "ann: round 1", "seed": 5}
+    data, client = SimpleNamespace(name="ann", secret=b""), SimpleNamespace(initial=make_adapter())
+    return cast(ClientRequest, SimpleNamespace(**fields, data=data, client=client))
 
 
 def reply(**numbers: float | list[int] | list[float]) -> RecordDict:
@@ -144,6 +152,12 @@ def reply(**numbers: float | list[int] | list[float]) -> RecordDict:
 RELEASE = SiteRelease(Limits(), "main")
 
 
+@pytest.fixture
+def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are rounded to the nearest multiple."""
+    monkeypatch.setattr(_Chances, "__call__", lambda *_: 0.5)
+
+
 def missed(made: Memory, kind: str = "train", release: SiteRelease = RELEASE, sent: RecordDict | None = None) -> str:
     with pytest.raises(FloorError) as error:
         release.trained(request(kind), made, sent or reply())
@@ -151,7 +165,7 @@ def missed(made: Memory, kind: str = "train", release: SiteRelease = RELEASE, se
 
 
 def test_what_one_step_learns_from_is_shared_among_its_problems() -> None:
-    # |advantages| x tokens: 2 x 10, 1 x 10, 0; a learning rate of 0.3
+    # |advantages| x tokens, all of one probability: 2 x 10, 1 x 10, 0; a learning rate of 0.3
     made = memory((0.3, [group("a", [1.0, -1.0], 10), group("b", [0.5, -0.5], 10), group("c", [0.0, 0.0], 10)]))
     assert made.influence == {"a": pytest.approx(0.2), "b": pytest.approx(0.1), "c": 0.0}
     assert made.tokens == 40
@@ -187,6 +201,55 @@ def test_a_missed_floor_is_named_and_no_count_is(kind: str, steps: list[Any], fl
     assert text.startswith("ann: round 1: ")
 
 
+def test_positions_are_different_beginnings_before_a_token_that_counts() -> None:
+    made = group("a", [1.0, -1.0, 1.0, 0.0])
+    made.prompt_ids = [7, 7, 7]
+    made.responses = [
+        response([1, 2, 3], [0.5, 0.5, 0.5]),  # after 1 and after 1 2
+        response([1, 2, 4, 5], [0.5, 0.5, 0.5, 0.98]),  # the same: 0.02 of the last is below 0.05 x 0.5
+        response([6, 2, 4], [0.5, 0.98, 0.98]),  # none
+        response([8, 9, 9], [0.5, 0.5, 0.5]),  # without an advantage
+    ]
+    assert memory((0.1, [made])).positions == 3 + 2
+    assert memory((0.1, [made])).tokens == 3 + 3 + 1
+    assert memory((0.1, [made]), (0.1, [made])).positions == 3 + 2 + 2, "its prompt counts once"
+    assert memory((0.0, [made])).positions == 0, "without a rate nothing is learnt"
+    certain = group("b", [1.0, -1.0])
+    certain.responses = [response([1, 2], [1.0, 1.0])] * 2
+    assert memory((0.1, [certain])).positions == 0
+
+
+def test_long_responses_of_little_weight_do_not_count_beside_short_ones() -> None:
+    """A response of 1 token and one of 100, whose last alone is uncertain: with `grpo` its weight is 1/100."""
+    made = group("a", [1.0, -1.0])
+    made.responses = [response([1], [0.5]), response([2] * 100, [0.9999] * 99 + [0.5])]
+    assert memory((0.1, [made])).positions == 1 + 99
+    assert memory((0.1, [made]), by_response=True).positions == 1
+    weak = group("b", [1.0, -0.04])
+    weak.responses = made.responses
+    assert memory((0.1, [weak])).positions == 1
+
+
+@pytest.mark.parametrize(("width", "leaves"), [(64, True), (65, False)])
+def test_an_adapter_needs_as_many_positions_as_its_widest_layer_has_inputs(width: int, leaves: bool) -> None:
+    # 8 problems: a prompt of one token and 7 beginnings each
+    asked = request()
+    asked.client.__dict__["initial"] = make_adapter(shapes={"up": (4, 3), "down": (3, width)})
+    if leaves:
+        assert RELEASE.trained(asked, memory((0.1, eight())), reply())
+        return
+    with pytest.raises(FloorError, match=r"limits\.least_positions = 1\.0"):
+        RELEASE.trained(asked, memory((0.1, eight())), reply())
+
+
+def test_a_token_that_makes_up_the_update_keeps_it_back() -> None:
+    made = memory((0.1, eight()))
+    made.metrics.ratio_max = 20.0
+    assert RELEASE.trained(request(), made, reply())
+    made.metrics.ratio_max = 20.1
+    assert "limits.largest_ratio" in missed(made)
+
+
 def test_responses_of_a_policy_without_local_steps_leave() -> None:
     sent = reply()
     assert RELEASE.trained(request("respond"), Memory(), sent) is sent
@@ -211,7 +274,7 @@ def test_with_floors_off_everything_leaves_as_it_is() -> None:
     assert dict(release.trained(request(), memory((0.1, eight(1)[:1])), sent)["metrics"]) == before
 
 
-def test_numbers_over_too_few_problems_stay() -> None:
+def test_numbers_over_too_few_problems_stay(nearest: None) -> None:
     labels = LabelMetrics(used=9, total=7)
     counts = {"labels_asked": 3, "labels_used": 9, "labels_total": 7}
     of_labels = {"verified_reward": 0.5, "majority_right": 1.0, "reliability_loss": 0.3}
@@ -226,7 +289,7 @@ def test_numbers_over_too_few_problems_stay() -> None:
     }, "the KL is of the four problems of the last step"
 
 
-def test_numbers_over_enough_labels_leave_rounded() -> None:
+def test_numbers_over_enough_labels_leave_rounded(nearest: None) -> None:
     sent = reply(verified_reward=0.47, majority_right=0.55, reliability_loss=0.3456, kl_to_base=0.01234)
     made = memory((0.1, eight()), labels=LabelMetrics(used=9, total=9))
     numbers = RELEASE.trained(request(), made, sent)["metrics"]
@@ -239,7 +302,7 @@ def test_numbers_over_enough_labels_leave_rounded() -> None:
     }
 
 
-def test_a_calibrations_small_bins_are_emptied() -> None:
+def test_a_calibrations_small_bins_are_emptied(nearest: None) -> None:
     n, right = [7, 8, 100] + [0] * 7, [7, 3, 47] + [0] * 7
     sent = reply(p1_n=n, p1_sum=[0.3, 1.2, 23.0] + [0.0] * 7, p1_right=right)
     numbers: Any = RELEASE.trained(request(), memory((0.1, eight())), sent)["metrics"]
@@ -250,7 +313,7 @@ def test_a_calibrations_small_bins_are_emptied() -> None:
     assert set(RELEASE.trained(request(), memory((0.1, eight())), small)["metrics"]) == {"num-examples"}
 
 
-def test_numbers_of_an_exchange_are_rounded_by_its_public_problems() -> None:
+def test_numbers_of_an_exchange_are_rounded_by_its_public_problems(nearest: None) -> None:
     sent = reply()
     sent["exchange"] = MetricRecord({"own_correct": 0.47, "foreign_logp": -1.2345, "swapped_in": 17, "rescued": 1})
     numbers = RELEASE.trained(request("respond"), memory((0.1, eight())), sent)["exchange"]
@@ -263,22 +326,40 @@ def test_no_number_leaves_with_more_digits_than_its_rule_says() -> None:
     names = [name for name in NUMBERS if name not in ("num-examples", "labels_asked", "labels_used", "labels_total")]
     made = memory((0.1, eight()), labels=LabelMetrics(used=9, total=9))
     numbers: Any = RELEASE.trained(request(), made, reply(**dict.fromkeys(names, 0.12345678)))["metrics"]
-    assert {value for name, value in numbers.items() if name in names} <= {0.2, 0.12}
+    assert {value for name, value in numbers.items() if name in names} == {0.0, 0.2, 0.12}
+
+
+def test_the_remainder_is_the_chance_of_rounding_up() -> None:
+    """0.45 in steps of 0.2 is 2.25 of them: a quarter of the chances gives 3."""
+    assert [rounded_share(0.45, 8, chance) for chance in (0.0, 0.5, 0.74, 0.76, 0.99)] == [0.4, 0.4, 0.4, 0.6, 0.6]
+    assert [rounded_share(0.4, 8, chance) for chance in (0.0, 0.5, 0.99)] == [0.4] * 3
+    assert [rounded_share(1.0, 8, chance) for chance in (0.0, 0.99)] == [1.0] * 2
+
+
+def test_chances_are_the_messages_own_and_uniform() -> None:
+    one, same = _Chances(request()), _Chances(request())
+    other = _Chances(cast(ClientRequest, SimpleNamespace(seed=6)))
+    drawn = [one(str(i)) for i in range(1000)]
+    assert drawn == [same(str(i)) for i in range(1000)]
+    assert not set(drawn) & {other(str(i)) for i in range(1000)}
+    assert 0 <= min(drawn) < 0.01
+    assert 0.99 < max(drawn) < 1
+    assert sum(drawn) / 1000 == pytest.approx(0.5, abs=0.03)
 
 
 # What comes in.
 
 
 def test_factors_within_the_bounds_are_accepted() -> None:
-    RELEASE.accept(make_adapter(0.1), None, "ann: round 1")
-    RELEASE.accept(make_adapter(0.1), make_adapter(0.1), "ann: round 1")
+    RELEASE.accept(request(), make_adapter(0.1), None)
+    RELEASE.accept(request(), make_adapter(0.1), make_adapter(0.1))
 
 
 @pytest.mark.parametrize("what", ["adapter", "change"])
 def test_factors_beyond_the_bounds_are_refused_by_name(what: str) -> None:
     def accept(limits: Limits, part: Adapter) -> None:
         parts = (part, None) if what == "adapter" else (make_adapter(0.0), part)
-        SiteRelease(limits, "main").accept(*parts, "ann: round 1")
+        SiteRelease(limits, "main").accept(request(), *parts)
 
     # A and B of ones, 2 x 2 numbers each: norms of 2, and a scale of 3 / 2 x 2 x 2 = 6
     ones = Adapter({"q": Factors(torch.ones(2, 2), torch.ones(2, 2))}, 3.0)

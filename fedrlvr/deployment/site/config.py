@@ -61,6 +61,9 @@ class Limits(Section):
     "evaluate" no score leaves."""
     messages_per_day: int = Field(500, ge=1)
     """Largest number of messages answered in a day (UTC), over all runs and all servers."""
+    evaluations_per_day: int = Field(50, ge=1)
+    """Largest number of evaluations of a task in a day (UTC), over all runs and all servers. Every score of chosen
+    responses tells something of the held-out answers."""
     rounds: int = Field(1000, ge=1)
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
     new run does not reset the count."""
@@ -124,6 +127,9 @@ class Limits(Section):
     """Least and largest lower clipping bound of the policy ratio."""
     clip_high: Range = (0.01, 10.0)
     """Least and largest upper clipping bound of the policy ratio."""
+    scale_free: bool = True
+    """Whether AdamW's epsilon is relative to the gradient. False lets a server return gradients instead of steps, by
+    sending factors so small that their gradients are far below epsilon."""
     kl_beta: Range = (0.0, 0.2)
     """Least and largest weight of the KL term. A large weight drowns the rewards, so that a reply describes prompts."""
     proximal_mu: Range = (0.0, 1.0)
@@ -153,8 +159,16 @@ class Limits(Section):
     """Privacy floor: least number of different private problems with a gradient behind an adapter, and behind any
     response that leaves after local steps. A problem has no gradient where all its responses get the same reward."""
     least_tokens: int = Field(256, ge=0)
-    """Privacy floor: least number of tokens of responses to private problems that were trained on behind an adapter, or
-    behind any response that leaves after local steps."""
+    """Privacy floor: least number of tokens of responses to private problems that were trained on behind an adapter,
+    and behind any response that leaves after local steps. A token counts if its weight in its step is at least 1/20 of
+    the largest."""
+    least_positions: float = Field(1.0, ge=0)
+    """Privacy floor: least number of different token positions behind an adapter, and behind any response that leaves
+    after local steps, as a multiple of the widest input of an adapted layer. With fewer the change of a layer spans
+    only the inputs that it was made from, and prompts can be read from it."""
+    largest_ratio: float = Field(20.0, gt=1)
+    """Privacy floor: largest policy ratio of a trained token. With a larger one a single token may be the whole update.
+    """
     problem_share: float = Field(0.5, gt=0, le=1)
     """Privacy floor: largest share that a single private problem may have in a round's update, estimated from learning
     rates, advantages and tokens."""
@@ -164,8 +178,8 @@ class Limits(Section):
     source_names: bool = True
     """Whether scores may leave under the names of their sources. False sums all scores under the name of the task."""
     round_numbers: bool = True
-    """Whether numbers are rounded before they leave: rewards, shares and scores to what their number of problems
-    supports, others to two significant digits."""
+    """Whether numbers are rounded before they leave: rewards, shares and scores, up or down at random, to what their
+    number of problems supports, others to two significant digits."""
 
 
 class SiteConfig(Section):

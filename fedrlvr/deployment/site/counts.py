@@ -1,6 +1,8 @@
 """What an organisation has answered over all runs and all servers, counted on its own disk (state/answered.json).
 
-    {"days": {"2026-11-28": {"messages": 12, "tasks": {"main": 3}}}, "labels": {"main": {RUN: 40}}}
+    {"days": {"2026-11-28": {"messages": 12, "requests": {DIGEST: DIGEST},
+                             "tasks": {"main": {"train": 3, "evaluate": 1}}}},
+     "labels": {"main": {RUN: 40}}}
 
 A message is counted before it is computed, so a worker that is killed has counted it. A run's budget of labels is
 reserved when it is first asked for. Nothing that a server sends makes a count smaller.
@@ -8,10 +10,11 @@ reserved when it is first asked for. Nothing that a server sends makes a count s
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +37,30 @@ class AnsweredCounts:
     def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock = state / "answered.json", clock
 
-    def count(self, limits: Limits, name: str, task: str, run: str, *, adapter: bool, labels: int | None) -> None:
+    def count(self, limits: Limits, name: str, task: str, run: str, kind: str, labels: int | None) -> None:
         """Count a message that is about to be computed.
 
-        name: of the organisation. adapter: whether the message asks for the task's adapter. labels: that its run may
-        ask for in all; None if they are not limited, or nobody is asked.
+        name: of the organisation. kind: type of the message. labels: that its run may ask for in all; None if they are
+        not limited, or nobody is asked.
 
         Raises:
             LimitError: a count would exceed its limit; nothing is counted then.
             CheckpointError: the file is damaged, or cannot be written or locked.
         """
-        end = time.monotonic() + WAIT_S
-        while (lock := self._lock()) is None:
-            if time.monotonic() > end:
-                raise CheckpointError(f"{self.path}: another process has held its lock for {WAIT_S:.0f} s.")
-            time.sleep(0.05)
-        with lock:
-            tree = self._read()
-            today = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).date()
-            first = today - datetime.timedelta(days=DAYS - 1)
-            days = {day: entry for day, entry in tree["days"].items() if day >= first.isoformat()}
-            entry = days.setdefault(today.isoformat(), {"messages": 0, "tasks": {}})
+        with self._locked() as tree:
+            days, entry = self._days(tree)
             entry["messages"] += 1
-            entry["tasks"][task] = entry["tasks"].get(task, 0) + adapter
+            of_task = entry["tasks"].setdefault(task, {"train": 0, "evaluate": 0})
+            if kind in of_task:
+                of_task[kind] += 1
             reserved = tree["labels"].setdefault(task, {})
             if labels is not None:
                 reserved[run] = max(labels, reserved.get(run, 0))
-            tree["days"] = days
+            adapters = sum(day["tasks"][task]["train"] for day in days.values() if task in day["tasks"])
             counted: list[tuple[str, int | None, int, str]] = [
                 ("messages_per_day", limits.messages_per_day, entry["messages"], "messages in a day"),
-                ("rounds", limits.rounds, sum(d["tasks"].get(task, 0) for d in days.values()), _ADAPTERS),
+                ("evaluations_per_day", limits.evaluations_per_day, of_task["evaluate"], "evaluations in a day"),
+                ("rounds", limits.rounds, adapters, f"adapters of a task in {DAYS} days"),
             ]
             if labels is not None:
                 counted.append(("labels", limits.labels, sum(reserved.values()), "labels for all runs of a task"))
@@ -74,6 +71,41 @@ class AnsweredCounts:
             ]
             if reasons:
                 raise LimitError(f"{name} allows {'; '.join(reasons)}")
+
+    def first(self, request: str, rest: str) -> str:
+        """The digest of the rest of the first message with this request in the last days; now `rest` if there was none.
+
+        request: digest of what is asked. rest: digest of everything else in the message.
+
+        Raises:
+            CheckpointError: as `count`.
+        """
+        with self._locked() as tree:
+            days, entry = self._days(tree)
+            for day in days.values():
+                if (seen := day["requests"].get(request)) is not None:
+                    return str(seen)
+            entry["requests"][request] = rest
+        return rest
+
+    def _days(self, tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The days that count, and today's entry."""
+        today = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).date()
+        oldest = today - datetime.timedelta(days=DAYS - 1)
+        tree["days"] = days = {day: entry for day, entry in tree["days"].items() if day >= oldest.isoformat()}
+        return days, days.setdefault(today.isoformat(), {"messages": 0, "tasks": {}, "requests": {}})
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[dict[str, Any]]:
+        """What the file holds, to change; written at the end unless an error is raised."""
+        end = time.monotonic() + WAIT_S
+        while (lock := self._lock()) is None:
+            if time.monotonic() > end:
+                raise CheckpointError(f"{self.path}: another process has held its lock for {WAIT_S:.0f} s.")
+            time.sleep(0.05)
+        with lock:
+            tree = self._read()
+            yield tree
             atomic_text(self.path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
 
     def _lock(self) -> Any:
@@ -95,9 +127,6 @@ class AnsweredCounts:
         return dict(tree)
 
 
-_ADAPTERS = f"adapters of a task in {DAYS} days"
-
-
 def _check(tree: Any) -> None:
     """
     Raises:
@@ -106,6 +135,10 @@ def _check(tree: Any) -> None:
     counts = [n for runs in tree["labels"].values() for n in runs.values()]
     for day, entry in tree["days"].items():
         datetime.date.fromisoformat(day)
-        counts += [entry["messages"], *entry["tasks"].values()]
+        counts += [
+            entry["messages"],
+            *(n for kinds in entry["tasks"].values() for n in (kinds["train"], kinds["evaluate"])),
+        ]
+        entry["requests"].items()
     if any(type(n) is not int or n < 0 for n in counts):
         raise ValueError("a count that is none")

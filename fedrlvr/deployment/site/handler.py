@@ -168,7 +168,7 @@ class Answering:
         self._count(kind, terms, request)
         self._check_cohort(terms, client, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        release = SiteRelease(allowed, terms.task)
+        release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
@@ -189,7 +189,7 @@ class Answering:
         limited = self.org.config.limits.labels is not None
         labels = section.budget_total if limited and isinstance(section, Asking) else None
         AnsweredCounts(state_directory(self.org)).count(
-            self.org.config.limits, self.org.name, terms.task, terms.run, adapter=kind == "train", labels=labels
+            self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels
         )
 
     def _check_terms(self, terms: Terms) -> None:
@@ -303,15 +303,12 @@ class Answering:
                 run=terms.run,
                 secret=secret(state_directory(self.org), SAMPLING_SECRET),
             )
-            fitted = fit_client(data, base, limit, longest)
-            if limit != task.max_prompt_tokens and not self.org.config.limits.prompt_filter:
-                own = fit_client(data, base, task.max_prompt_tokens, longest)
-                if (len(own.train), len(own.test)) != (len(fitted.train), len(fitted.test)):
-                    raise LimitError(
-                        f"{self.org.name} lets no server leave out problems by the length of their prompts "
-                        f"(limits.prompt_filter): data.max_prompt_tokens = {terms.max_prompt_tokens} would. Set "
-                        f"max_prompt_tokens of the task {terms.task} in site.toml, or raise the server's"
-                    )
+            if self.org.config.limits.prompt_filter:
+                fitted = fit_client(data, base, limit, longest)
+            else:
+                fitted = fit_client(data, base, task.max_prompt_tokens, longest)
+                if limit is not None and limit != task.max_prompt_tokens:
+                    self._check_lengths(fitted, base, limit, terms.task)
             kept = RunData(key, fitted, all(problem.answer for problem in train))
             self._run_data = {terms.run: kept}
         if answers and not kept.answered:
@@ -321,6 +318,19 @@ class Answering:
             desk = section.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
         return replace(kept.data, ledger=ledger)
+
+    def _check_lengths(self, data: ClientData, base: Base, limit: int, task: str) -> None:
+        """
+        Raises:
+            LimitError: a prompt is longer than a server's limit, which would so choose among this site's problems.
+        """
+        texts = [data.prompt_text(problem) for problems in (data.train, data.test) for problem in problems]
+        if any(len(prompt) > limit for prompt in base.encode_all(texts)):
+            raise LimitError(
+                f"{self.org.name} lets no server leave out problems by the length of their prompts "
+                f"(limits.prompt_filter), as data.max_prompt_tokens = {limit} would. Set max_prompt_tokens of the task "
+                f"{task} in site.toml, or raise the server's"
+            )
 
 
 def _read(header: Mapping[str, Any], data: bytes) -> Message:

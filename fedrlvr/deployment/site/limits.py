@@ -58,6 +58,7 @@ BOUNDS = (
     FieldLimit("least_clients", least, ("terms.clients",), "organisations in a run"),
     FieldLimit("change_rank", most, ("delta.change_rank",), "as the rank of a change of the base weights"),
     FieldLimit("max_new_tokens", most, ("sampling.max_new_tokens",), "tokens in a response"),
+    FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),
     FieldLimit("evaluate_samples", most, ("evaluate.samples",), "responses to each held-out problem"),
     FieldLimit("local_steps", most, ("steps", "train.local_steps"), "local steps"),
     FieldLimit("problems_per_step", most, ("train.problems_per_step",), "problems in a local step"),
@@ -80,7 +81,6 @@ BOUNDS = (
 TRAINING_BOUNDS = (
     FieldLimit("group_size", most, ("sampling.group_size",), "responses to a problem"),
     FieldLimit("least_group_size", least, ("sampling.group_size",), "responses to a problem"),
-    FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),
     FieldLimit("temperature", within, ("sampling.temperature",), "as the sampling temperature"),
     FieldLimit("top_p", within, ("sampling.top_p",), "as top_p"),
 )
