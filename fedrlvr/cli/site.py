@@ -209,7 +209,8 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
     lines += [*_comment(SiteConfig, "models"), "[models]"]
     lines += [*(f"{toml_value(name)} = {toml_value(place)}" for name, place in models.items()), ""]
     for name, section in (("machine", MachineConfig), ("limits", Limits)):
-        lines += [f"# {(section.__doc__ or '').strip()}", f"[{name}]", *_settings(section, {})]
+        about = textwrap.wrap(" ".join((section.__doc__ or "").split()), _WIDTH)
+        lines += [*(f"# {line}" for line in about), f"[{name}]", *_settings(section, {})]
     return "\n".join(lines).rstrip() + "\n"
 
 

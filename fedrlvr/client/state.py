@@ -35,8 +35,8 @@ ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
 )
 
 
-LEAST_WEIGHT = 0.05
-"""Share of the largest weight of a step's tokens from which on a token counts."""
+LEAST_WEIGHT = 0.02
+"""Share of the largest weight of a step's tokens from which on the positions before a token count."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Progress:
 
         A token's weight is |advantage| x (1 - probability): about the size of the gradient of its logits. A problem's
         part in the step is its share of the weights, times the learning rate, since the optimizer takes the gradient's
-        size away. A token counts, as the positions before it do, if its weight is LEAST_WEIGHT of the largest or more.
+        size away. Positions count that are before a token whose weight is at least LEAST_WEIGHT of the largest.
 
         by_response: token losses are averaged over each response (the loss `grpo`), and weights with them.
         """
@@ -88,9 +88,9 @@ class Progress:
             if not share:
                 continue
             beginnings: set[tuple[int, ...]] = set()
-            for response, of_response in zip(group.responses, of_group, strict=True):
+            for advantage, response, of_response in zip(group.advantages, group.responses, of_group, strict=True):
+                self.tokens += len(response.token_ids) if advantage else 0
                 counted = [i for i, weight in enumerate(of_response) if weight >= least > 0]
-                self.tokens += len(counted)
                 beginnings |= {tuple(response.token_ids[:i]) for i in range(counted[-1] + 1 if counted else 0)}
             if beginnings:  # the empty one is the end of the prompt
                 self.positions += len(beginnings) - 1 + (0 if before else len(group.prompt_ids))

@@ -24,6 +24,7 @@ from fedrlvr.deployment.site.release import (
     pooled,
     rounded_scores,
     rounded_share,
+    rounded_to_size,
     share_step,
     two_digits,
 )
@@ -63,6 +64,18 @@ def test_the_step_of_a_share(n: int, step: float) -> None:
 )
 def test_shares_and_rewards_are_multiples_of_their_step(value: float, n: int, rounded: float) -> None:
     assert rounded_share(value, n) == rounded
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "chance", "rounded"),
+    # steps of 0.2 (n = 8) and 0.05 (n = 100), of 100, 1 and 0.01
+    [(64, 8, 0.1, 60), (64, 8, 0.9, 80), (0.47, 100, 0.5, 0.45), (-0.47, 100, 0.5, -0.45), (0.0047, 8, 0.5, 0.004)],
+)
+def test_numbers_that_labels_decide_are_rounded_relative_to_their_size(
+    value: float, n: int, chance: float, rounded: float
+) -> None:
+    result = rounded_to_size(value, n, chance)
+    assert (result, type(result)) == (pytest.approx(rounded), type(value))
 
 
 def test_other_numbers_keep_two_digits_and_their_type() -> None:
@@ -206,12 +219,12 @@ def test_positions_are_different_beginnings_before_a_token_that_counts() -> None
     made.prompt_ids = [7, 7, 7]
     made.responses = [
         response([1, 2, 3], [0.5, 0.5, 0.5]),  # after 1 and after 1 2
-        response([1, 2, 4, 5], [0.5, 0.5, 0.5, 0.98]),  # the same: 0.02 of the last is below 0.05 x 0.5
-        response([6, 2, 4], [0.5, 0.98, 0.98]),  # none
+        response([1, 2, 4, 5], [0.5, 0.5, 0.5, 0.995]),  # the same: 1 - 0.995 is below 0.02 x 0.5
+        response([6, 2, 4], [0.5, 0.995, 0.995]),  # none
         response([8, 9, 9], [0.5, 0.5, 0.5]),  # without an advantage
     ]
     assert memory((0.1, [made])).positions == 3 + 2
-    assert memory((0.1, [made])).tokens == 3 + 3 + 1
+    assert memory((0.1, [made])).tokens == 3 + 4 + 3
     assert memory((0.1, [made]), (0.1, [made])).positions == 3 + 2 + 2, "its prompt counts once"
     assert memory((0.0, [made])).positions == 0, "without a rate nothing is learnt"
     certain = group("b", [1.0, -1.0])
@@ -225,7 +238,7 @@ def test_long_responses_of_little_weight_do_not_count_beside_short_ones() -> Non
     made.responses = [response([1], [0.5]), response([2] * 100, [0.9999] * 99 + [0.5])]
     assert memory((0.1, [made])).positions == 1 + 99
     assert memory((0.1, [made]), by_response=True).positions == 1
-    weak = group("b", [1.0, -0.04])
+    weak = group("b", [1.0, -0.01])
     weak.responses = made.responses
     assert memory((0.1, [weak])).positions == 1
 
@@ -284,7 +297,7 @@ def test_numbers_over_too_few_problems_stay(nearest: None) -> None:
     assert dict(RELEASE.trained(request(train=steps), made, sent)["metrics"]) == {
         "num-examples": 123,
         "reward": 0.6,
-        "grad_norm": 0.12,
+        "grad_norm": 0.2,
         **counts,
     }, "the KL is of the four problems of the last step"
 
@@ -297,7 +310,7 @@ def test_numbers_over_enough_labels_leave_rounded(nearest: None) -> None:
         "num-examples": 123,
         "verified_reward": 0.4,
         "majority_right": 0.6,
-        "reliability_loss": 0.35,
+        "reliability_loss": 0.4,
         "kl_to_base": 0.012,
     }
 

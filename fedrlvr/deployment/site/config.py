@@ -105,8 +105,8 @@ class Limits(Section):
     share_probes: bool = True
     """Whether CARE's probes may leave."""
     own_adapter: bool = False
-    """Whether a server may train an adapter that stays here between rounds (federation.arm = "local"). A run across
-    organisations never needs it."""
+    """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
+    run across organisations never needs it."""
     prompt_filter: bool = False
     """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. False refuses such a run:
     numbers over two choices of problems that differ by one problem would describe that problem. Set the task's own
@@ -160,12 +160,11 @@ class Limits(Section):
     response that leaves after local steps. A problem has no gradient where all its responses get the same reward."""
     least_tokens: int = Field(256, ge=0)
     """Privacy floor: least number of tokens of responses to private problems that were trained on behind an adapter,
-    and behind any response that leaves after local steps. A token counts if its weight in its step is at least 1/20 of
-    the largest."""
+    and behind any response that leaves after local steps."""
     least_positions: float = Field(1.0, ge=0)
-    """Privacy floor: least number of different token positions behind an adapter, and behind any response that leaves
-    after local steps, as a multiple of the widest input of an adapted layer. With fewer the change of a layer spans
-    only the inputs that it was made from, and prompts can be read from it."""
+    """Privacy floor: least number of different token positions with a part in the update behind an adapter, and behind
+    any response that leaves after local steps, as a multiple of the widest input of an adapted layer. With fewer
+    positions the change of a layer spans only the inputs that it was made from, and prompts can be read from it."""
     largest_ratio: float = Field(20.0, gt=1)
     """Privacy floor: largest policy ratio of a trained token. With a larger one a single token may be the whole update.
     """

@@ -5,7 +5,9 @@ that a number is about:
 
     n below limits.least_scored            the number stays here; small sources of an evaluation are pooled
     rewards, shares, scores                rounded to a multiple of share_step(n), up or down at random
-    losses, norms, lengths, tokens, ...    rounded to two significant digits
+    trained tokens, losses, norms          the same, relative to their size: which problems had a gradient follows from
+                                           them for whoever can compute what each label would give
+    lengths, sampled tokens, seconds, ...  rounded to two significant digits
     numbers of problems and of labels      as they are
 
 A number that is rounded to the nearest multiple would tell for certain when it crosses the middle of two, which a
@@ -40,6 +42,8 @@ SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfini
 SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
 """Numbers that are means of values between 0 and 1, or of rewards."""
+OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}
+"""Numbers of any size that depend on which responses were right."""
 EXACT = {"num-examples", "labels_asked", "labels_used", "labels_total", "swapped_in", "rescued", "refused"}
 """Counts. Those of swaps are about responses that have left already."""
 PROBE_LOSSES = ("reliability_loss", "response_loss", "correction_loss")
@@ -63,8 +67,23 @@ def rounded_share(value: float, n: int, chance: float = 0.5) -> float:
     """
     if not math.isfinite(value):
         return value
-    scale = 10.0 ** max(0, math.ceil(math.log10(abs(value)))) if value else 1.0
-    step = share_step(n) * scale
+    return _to_multiple(value, share_step(n) * max(1.0, _power(value)), chance)
+
+
+def rounded_to_size(value: float, n: int, chance: float = 0.5) -> float:
+    """A number about n problems to a multiple of its step relative to the next power of ten; a whole number stays one.
+
+    chance: as for `rounded_share`.
+    """
+    return type(value)(_to_multiple(value, share_step(n) * _power(value), chance)) if math.isfinite(value) else value
+
+
+def _power(value: float) -> float:
+    """The smallest power of ten that is not below |value|."""
+    return 10.0 ** math.ceil(math.log10(abs(value))) if value else 1.0
+
+
+def _to_multiple(value: float, step: float, chance: float) -> float:
     return float(f"{math.floor(value / step + chance + 1e-9) * step:.12g}")
 
 
@@ -244,7 +263,9 @@ def _counts(asked: StretchRequest, memory: Memory) -> dict[str, int]:
 def _rounded(name: str, value: Any, n: int, chance: float) -> Any:
     if name in EXACT or isinstance(value, list):
         return value
-    return rounded_share(value, n, chance) if name in SHARES else two_digits(value)
+    if name in SHARES:
+        return rounded_share(value, n, chance)
+    return rounded_to_size(value, n, chance) if name in OF_LABELS else two_digits(value)
 
 
 def _bins(prefix: str, numbers: Mapping[str, Any], least: int, chances: _Chances | None) -> dict[str, list[Any]]:
