@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from answers import Scored, on_the_edge, one_answer, replay, replayed_score
-from factories import FLOORS_OFF
 from prompts import CHOICES
-from victim import Victim, wide_model
+from victim import OPEN, Victim, wide_model
 
 from fedrlvr.deployment.site import handler
 
@@ -54,7 +53,7 @@ def one_by_one(directory: Path, model: Path, held_out: bool, limits: dict[str, o
 @pytest.mark.usefixtures("no_secret")
 @pytest.mark.parametrize("name", ["replay of a step", "replay of a score", "gradient norm"])
 def test_four_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
-    victim = one_by_one(tmp_path, wide, name == "replay of a score", FLOORS_OFF)
+    victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
     assert concluded(name, victim, 4) == 4
 
 
@@ -62,13 +61,13 @@ def test_four_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: 
 @pytest.mark.usefixtures("no_secret")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_twenty_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
-    victim = one_by_one(tmp_path, wide, name == "replay of a score", FLOORS_OFF)
+    victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
     assert concluded(name, victim, 20) == 20
 
 
 @pytest.mark.slow
 def test_held_out_answers_are_read_off_scores_of_chosen_sets_with_floors_off(wide: Path, tmp_path: Path) -> None:
     train = [{"prompt": "9 mod 5?", "answer": "B", "kind": "choice"}]
-    victim = Victim(tmp_path, {"main": train}, tests={"main": CHOICES}, limits=FLOORS_OFF, model=wide)
+    victim = Victim(tmp_path, {"main": train}, tests={"main": CHOICES}, limits=OPEN, model=wide)
     right = on_the_edge(Scored(victim, "main", [row["prompt"] for row in CHOICES], "A"), len(CHOICES))
     assert right == [row["answer"] == "A" for row in CHOICES]

@@ -1,20 +1,22 @@
 """Prompts read letter for letter out of the change of an adapter, which a server asks for by legal messages.
 
 With floors off every prompt is read, with optimizers, ranks and numbers of steps, problems and messages of many kinds.
+Under the defaults such a request is refused, its reply is withheld, or nothing can be read from it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from factories import FLOORS_OFF
 from inversion import Exchanged, Prefixes, lever, read, without_A
-from prompts import PRIVATE
-from victim import Victim
+from policies import END, answering
+from prompts import CHOICES, PRIVATE
+from victim import OPEN, Refused, Victim, wide_model
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.policy.cohort import Cohort
@@ -114,7 +116,7 @@ def recovered(name: str, count: int, directory: Path) -> tuple[int, int]:
     """(prompts read, prompts asked about) of the first `count` tasks, with floors off."""
     scenario = SCENARIOS[name]
     tasks = {f"task-{i}": rows for i, rows in enumerate(groups(scenario.problems, count))}
-    victim = Victim(directory, tasks, limits=FLOORS_OFF)
+    victim = Victim(directory, tasks, limits=OPEN)
     prefixes = Prefixes(victim.home)
     texts = {task: texts_read(victim, prefixes, scenario, task) for task in tasks}
     return sum(whole(texts[t], [row["prompt"] for row in rows]) for t, rows in tasks.items()), count * scenario.problems
@@ -131,3 +133,101 @@ def test_twenty_prompts_are_read_letter_for_letter_with_floors_off(name: str, tm
     right, asked = recovered(name, 20 // SCENARIOS[name].problems, tmp_path)
     print(name, right, asked)
     assert right >= asked - MISSED.get(name, 0)
+
+
+# Batches, and a model that is wider than the prompts have tokens, as models in use are.
+
+BATCH = {"learning_rate": 0.01, "problems_per_step": 8}
+"""Eight problems with the default optimizer."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wide_model(tmp_path_factory.mktemp("wide"), 512)
+
+
+def batch_read(victim: Victim, task: str, ends: float, messages: int, **settings: Any) -> list[str]:
+    """What is read of steps of several problems, under a policy that gives short answers.
+
+    ends: logit of the end of a response, as a multiple of that of a letter; the larger, the shorter.
+    """
+    policy = answering(victim.cohort(64), victim.home, {END: ends, **dict.fromkeys("ABCD", 1.0)}, 300)
+    exchanged = []
+    for message in range(messages):
+        sent = without_A(policy, message, 1e-6)
+        reply = victim.train(task, sent, **settings)
+        assert reply.adapter is not None
+        exchanged.append(Exchanged(sent, reply.adapter, settings["train"]["learning_rate"]))
+    return read(Prefixes(victim.home), exchanged, "A", noises=[1e-6], outside=0.02, beam=100, longest=40)
+
+
+def batches_read(directory: Path, model: Path, count: int) -> int:
+    """How many prompts are read of `count` batches of four, with floors off."""
+    tasks = {f"task-{i}": CHOICES[4 * i : 4 * i + 4] for i in range(count)}
+    victim = Victim(directory, tasks, limits=OPEN, model=model)
+    train = {**BATCH, "problems_per_step": 4, "kl_beta": 0.2}
+    sampling = {"group_size": 8, "max_new_tokens": 8}
+    texts = {task: batch_read(victim, task, 1.1, 2, train=train, sampling=sampling) for task in tasks}
+    return sum(whole(texts[task], [str(row["prompt"]) for row in rows]) for task, rows in tasks.items())
+
+
+def test_a_batch_of_four_prompts_is_read_letter_for_letter_with_floors_off(wide: Path, tmp_path: Path) -> None:
+    assert batches_read(tmp_path, wide, 1) == 4
+
+
+@pytest.mark.slow
+def test_five_batches_of_four_prompts_are_read_letter_for_letter_with_floors_off(wide: Path, tmp_path: Path) -> None:
+    assert batches_read(tmp_path, wide, 5) == 20
+
+
+# The defaults.
+
+NAMED = {
+    "the step is the gradient": {"learning_rate", "beta1", "beta2", "max_grad_norm", "kl_beta"},
+    "default optimizer": {"kl_beta", "least_group_size", "least_new_tokens"},
+    "three local steps": {"kl_beta"},
+    "two updates per batch": {"kl_beta"},
+}
+"""Limits that a scenario's request is refused by; the others by those of the first two."""
+
+
+def named(refusal: pytest.ExceptionInfo[Refused]) -> set[str]:
+    """The limits that a refusal names."""
+    return set(re.findall(r"limits\.(\w+)", str(refusal.value)))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_requests_that_read_single_prompts_are_refused_by_default(name: str, tmp_path: Path) -> None:
+    victim = Victim(tmp_path, {"main": PRIVATE})
+    exact = SCENARIOS[name].train["learning_rate"] == EXACT["learning_rate"]
+    with pytest.raises(Refused) as refusal:
+        texts_read(victim, Prefixes(victim.home), SCENARIOS[name], "main")
+    expected = NAMED["the step is the gradient" if exact else "default optimizer"]
+    assert NAMED.get(name, expected) <= named(refusal)
+
+
+def test_one_problem_is_too_few_by_default_whatever_the_optimizer(tmp_path: Path) -> None:
+    victim = Victim(tmp_path, {"main": PRIVATE})
+    inside = {"learning_rate": 0.01, "kl_beta": 0.2, "problems_per_step": 7}
+    with pytest.raises(Refused) as refusal:
+        victim.train(
+            "main",
+            shown(1e-6)(victim.cohort(64), 0),
+            train=inside,
+            sampling={"group_size": 64, "max_new_tokens": 8},
+        )
+    assert named(refusal) == {"least_problems"}
+
+
+def default_batches(directory: Path, model: Path, ends: float, **limits: Any) -> list[list[str] | set[str]]:
+    """For three seeds what is read of a batch of eight under a policy with short or longer answers, or what names why
+    nothing leaves."""
+    victim = Victim(directory, {"main": CHOICES}, limits=limits, model=model)
+    sampling = {"group_size": 64, "max_new_tokens": 8}
+    outcomes: list[list[str] | set[str]] = []
+    for seed in range(3):
+        try:
+            outcomes.append(batch_read(victim, "main", ends, 2, train=BATCH, sampling=sampling, seed=seed))
+        except Refused as refusal:
+            outcomes.append(set(re.findall(r"limits\.(\w+)", str(refusal))))
+    return outcomes

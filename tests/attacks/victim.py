@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from factories import make_request, make_site, make_terms
+from factories import FLOORS_OFF, make_request, make_site, make_terms, write_secret
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from fedrlvr.deployment.site.handler import Answering, _take_off
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering, _take_off
 from fedrlvr.deployment.terms import TERMS, terms_record
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.cohort import Cohort
@@ -39,6 +39,8 @@ from fedrlvr.wire.serialization import pack, unpack
 from scripts.reasoner.tokenizer import build
 
 SITE = "ann"
+OPEN = {**FLOORS_OFF, "scale_free": False}
+"""[limits] of a site without any floor."""
 ALPHA = 16.0
 
 Rows = Sequence[Mapping[str, Any]]
@@ -88,6 +90,7 @@ class Victim:
             engine={"threads": 1},
             limits=dict(limits or {}),
         )
+        write_secret(org.state / SAMPLING_SECRET, SITE)  # one that no server knows, and the same in every test run
         self.log: list[str] = []
         self.site = Answering(org, self.log.append)
         self.home: Base = load_base(ModelConfig(name=place, device="cpu"))
