@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -200,6 +202,7 @@ def test_every_limit_is_enforced_somewhere_here() -> None:
     assert set(Limits.model_fields) - tried == {
         "message_types",  # below
         "least_problems",
+        "scale_free",  # test_optimizer.py
         *("messages_per_day", "evaluations_per_day"),  # test_counts.py
         "prompt_filter",  # needs problems: test_answering.py
         *("factor_value", "update_norm"),  # here and below: test_release.py
@@ -297,3 +300,10 @@ def test_an_evaluation_samples_for_every_held_out_problem() -> None:
     check_evaluation(Limits(tokens_per_message=10 * 3 * 16), "clinic-a", evaluate(), 10)
     with pytest.raises(LimitError, match=r"^clinic-a .* 479 .*tokens_per_message.* 480$"):
         check_evaluation(Limits(tokens_per_message=479), "clinic-a", evaluate(), 10)
+
+
+def test_the_page_on_privacy_names_every_limit_and_every_field_without_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)}
+    assert set(Limits.model_fields) | HARMLESS <= named
