@@ -6,10 +6,9 @@ Each attack takes a victim whose task of the given name has the questions, and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from policies import END, answering, answering_some
 from victim import SITE, Victim
@@ -66,6 +65,8 @@ def replayed_score(victim: Victim, task: str, prompt: str) -> str:
         sampling = {"max_new_tokens": 8}
         reply = victim.evaluate(task, adapter, evaluate={"samples": SAMPLES}, sampling=sampling, seed=seed)
         texts = redrawn(victim, adapter, prompt, 8, stream(seed, SITE, "evaluate"))
+        if not reply.sources:
+            return "?"
         (mean,) = (total / n for total, n in zip(reply.numbers["total"], reply.numbers["n"], strict=True))
         left = fitting(texts, mean, left)
         if len(left) <= 1:
@@ -73,12 +74,12 @@ def replayed_score(victim: Victim, task: str, prompt: str) -> str:
     return left if len(left) == 1 else "?"
 
 
-def one_answer(victim: Victim, task: str, number: Callable[[Mapping[str, Any]], float]) -> str:
+def one_answer(victim: Victim, task: str, number: str) -> str:
     """Ask four times with a policy that gives one letter or nothing; the number is largest for the right letter."""
     values = {}
     for letter in ABCD:
         reply = victim.train(task, saying(victim, letter), sampling={"group_size": 16, "max_new_tokens": 8})
-        values[letter] = number(reply.numbers)
+        values[letter] = reply.numbers[number]
     best = max(values, key=lambda letter: values[letter])
     return best if sum(value == values[best] for value in values.values()) == 1 else "?"
 

@@ -161,10 +161,10 @@ def batch_read(victim: Victim, task: str, ends: float, messages: int, **settings
     return read(Prefixes(victim.home), exchanged, "A", noises=[1e-6], outside=0.02, beam=100, longest=40)
 
 
-def batches_read(directory: Path, model: Path, count: int) -> int:
-    """How many prompts are read of `count` batches of four, with floors off."""
+def batches_read(directory: Path, model: Path, count: int, **limits: Any) -> int:
+    """How many prompts are read of `count` batches of four, with floors off but for these."""
     tasks = {f"task-{i}": CHOICES[4 * i : 4 * i + 4] for i in range(count)}
-    victim = Victim(directory, tasks, limits=OPEN, model=model)
+    victim = Victim(directory, tasks, limits={**OPEN, **limits}, model=model)
     train = {**BATCH, "problems_per_step": 4, "kl_beta": 0.2}
     sampling = {"group_size": 8, "max_new_tokens": 8}
     texts = {task: batch_read(victim, task, 1.1, 2, train=train, sampling=sampling) for task in tasks}
@@ -219,15 +219,37 @@ def test_one_problem_is_too_few_by_default_whatever_the_optimizer(tmp_path: Path
     assert named(refusal) == {"least_problems"}
 
 
-def default_batches(directory: Path, model: Path, ends: float, **limits: Any) -> list[list[str] | set[str]]:
-    """For three seeds what is read of a batch of eight under a policy with short or longer answers, or what names why
-    nothing leaves."""
-    victim = Victim(directory, {"main": CHOICES}, limits=limits, model=model)
+def default_batches(directory: Path, model: Path, ends: float, seeds: int) -> list[list[str] | set[str]]:
+    """By seed what is read of a batch of eight of twenty problems, or the names of the limits that keep it.
+
+    ends: as for `batch_read`.
+    """
+    victim = Victim(directory, {"main": CHOICES}, model=model)
     sampling = {"group_size": 64, "max_new_tokens": 8}
     outcomes: list[list[str] | set[str]] = []
-    for seed in range(3):
+    for seed in range(seeds):
         try:
             outcomes.append(batch_read(victim, "main", ends, 2, train=BATCH, sampling=sampling, seed=seed))
         except Refused as refusal:
             outcomes.append(set(re.findall(r"limits\.(\w+)", str(refusal))))
     return outcomes
+
+
+def test_short_answers_to_eight_problems_leave_nothing_by_default(wide: Path, tmp_path: Path) -> None:
+    outcomes = default_batches(tmp_path, wide, 1.1, seeds=1)
+    assert outcomes == [{"least_positions"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [1.1, 1.05, 1.0])
+def test_no_prompt_is_read_by_default_however_short_the_answers_are(ends: float, wide: Path, tmp_path: Path) -> None:
+    for outcome in default_batches(tmp_path, wide, ends, seeds=3):
+        if isinstance(outcome, set):
+            assert outcome <= {"least_positions", "least_tokens", "least_learned", "problem_share"}
+        else:
+            assert whole(outcome, [str(row["prompt"]) for row in CHOICES]) == 0
+
+
+@pytest.mark.slow
+def test_steps_without_a_scale_alone_keep_batches_of_four_unread(wide: Path, tmp_path: Path) -> None:
+    assert batches_read(tmp_path, wide, 2, scale_free=True) == 0
