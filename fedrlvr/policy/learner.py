@@ -206,13 +206,20 @@ class Learner:
                 row.response.logps = logps[: len(row.token_ids)]
 
     @torch.no_grad()
-    def logp_gap(self, responses: Sequence[Sequence[Response]], prompt_ids: Sequence[int]) -> float:
-        """Largest difference between the log-probs taken at sampling and those of the training pass."""
-        packs = [Pack(i, prompt_ids, [Row(r, 0.0) for r in client]) for i, client in enumerate(responses)]
+    def logp_gap(self, responses: Sequence[Sequence[Sequence[Response]]], prompts: Sequence[Sequence[int]]) -> float:
+        """Largest difference between the log-probs taken at sampling and those of the training pass.
+
+        responses: by client, prompt and draw. prompts: token ids, the same for every client.
+        """
+        packs = [
+            Pack(i, ids, [Row(response, 0.0) for response in group])
+            for i, client in enumerate(responses)
+            for ids, group in zip(prompts, client, strict=True)
+        ]
         gap = 0.0
         for batch in self._batches(packs):
             difference_RT = (self._logps(batch) - batch.behaviour_RT) * batch.mask_RT
-            gap = max(gap, float(difference_RT.abs().max()))
+            gap = max(gap, float(difference_RT.abs().max())) if not bool(difference_RT.isnan().any()) else math.nan
         return gap
 
 

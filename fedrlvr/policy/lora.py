@@ -11,7 +11,7 @@ federation have the same change, which is held once and multiplied once for all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -331,13 +331,28 @@ class LoraStack:
 
 
 def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """The layers to adapt: ordinary linear layers that the model calls.
+
+    A subclass with a forward pass of its own (a router) gives something else than W x, and a layer of which only the
+    weight is read would leave its adapter without effect, though merging would change it.
+    """
     if any(isinstance(module, StackedLinear) for module in model.modules()):
         raise ModelError("this model has stacked adapters already; load it afresh")
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    }
+    bypassed = _bypassed(model, linear)
     output_embeddings: Any = getattr(model, "get_output_embeddings", None)
     head = output_embeddings() if output_embeddings else None
     if config.targets == "all-linear":
-        names = [name for name, module in linear.items() if module is not head]
+        without_peft = _NOT_IN_PEFT.get(getattr(getattr(model, "config", None), "model_type", ""), frozenset())
+        names = [
+            name
+            for name, module in linear.items()
+            if module is not head and name not in bypassed and name.rpartition(".")[2] not in without_peft
+        ]
     else:
         names = [name for name in linear if name.rpartition(".")[2] in config.targets]
         lasts = {name.rpartition(".")[2] for name in names}
@@ -348,6 +363,53 @@ def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
                 f"lora.targets: the model has no linear layer named {', '.join(missing)}. Its linear layers are "
                 f"{', '.join(known)}."
             )
+        if unreached := [name for name in names if name in bypassed]:
+            raise ModelError(
+                f"lora.targets: {type(model).__name__} reads the weight of {unreached[0]} without calling the layer, "
+                "so an adapter on it would have no effect. Leave it out."
+            )
     if not names:
         raise ModelError("lora.targets: the model has no linear layer (torch.nn.Linear) to adapt")
     return names
+
+
+_NOT_IN_PEFT = {
+    kind: frozenset({"out_proj", "conv1d"}) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+}
+"""Layers that PEFT 0.21 refuses to adapt, since fused kernels read their weights, by model type."""
+
+
+class _Watched(nn.Linear):
+    """A linear layer that writes down whether it is called and whether others read its weight."""
+
+    called = False
+    read = False
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        self.__dict__["read"] = True
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.__dict__["called"] = True
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return nn.functional.linear(input, weight, self._parameters["bias"])
+
+
+@torch.no_grad()
+def _bypassed(model: nn.Module, linear: Mapping[str, nn.Linear]) -> set[str]:
+    """Names of the linear layers whose weight a forward pass reads, but which it does not call."""
+    kinds = {name: type(module) for name, module in linear.items()}
+    try:
+        for module in linear.values():
+            module.__class__ = _Watched
+        model(input_ids=torch.tensor([[3, 4, 5]], device=next(model.parameters()).device), use_cache=False)
+        return {name for name, module in linear.items() if vars(module).get("read") and not vars(module).get("called")}
+    finally:
+        for name, module in linear.items():
+            module.__class__ = kinds[name]
+            for mark in ("read", "called"):
+                module.__dict__.pop(mark, None)
