@@ -234,8 +234,11 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Sweep, or write the table."""
+    import peft  # noqa: F401  # imported once, here, for all children
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
+    import fedrlvr.policy.cohort
+    import fedrlvr.policy.export  # noqa: F401
     from benchmarks.measure import machine
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

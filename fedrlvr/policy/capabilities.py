@@ -119,7 +119,7 @@ def _decoded(
     ids = torch.tensor([[0] * n + prompt for n, prompt in zip(pads, prompts, strict=True)], device=device)
     mask = torch.tensor([[0] * n + [1] * (width - n) for n in pads], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = prompt_cache(model, way)
+    cache: Any = prompt_cache(model, way)
     output = model(
         input_ids=ids,
         attention_mask=mask,

@@ -246,7 +246,7 @@ class _Batch:
             repeats = 1
         ids, mask = left_pad(prompts, base.pad_id, base.device)
         stack.spans = _spans(owners, stack.clients, ids.shape[1])
-        empty = prompt_cache(base.model, base.decoding)
+        empty: Any = prompt_cache(base.model, base.decoding)
         output = base.model(
             input_ids=ids,
             attention_mask=mask,

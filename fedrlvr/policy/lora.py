@@ -41,6 +41,16 @@ class StackedLinear(nn.Module):
         self.B: nn.Parameter | None = None
         self.changes: list[Change | None] | None = None  # None where no client has one
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for code that asks for its type or device (what multiplies by it is not adapted)."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., k]; flattened to tokens, the stack's spans say whose they are, or they are K equal blocks."""
         stack: LoraStack = self.__dict__["_stack"]
