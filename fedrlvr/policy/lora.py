@@ -349,9 +349,7 @@ def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
     if any(isinstance(module, StackedLinear) for module in model.modules()):
         raise ModelError("this model has stacked adapters already; load it afresh")
     linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_linear(module)
     }
     bypassed = _bypassed(model, linear)
     output_embeddings: Any = getattr(model, "get_output_embeddings", None)
@@ -381,6 +379,20 @@ def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
     if not names:
         raise ModelError("lora.targets: the model has no linear layer (torch.nn.Linear) to adapt")
     return names
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Linear) -> bool:
+    """Whether a layer gives W x + b: by its class, or for a class with a forward pass of its own by trying."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    x = torch.linspace(-1, 1, module.in_features).to(module.weight).unsqueeze(0)
+    try:
+        y: Any = module(x)
+    except Exception:  # it wants other inputs
+        return False
+    expected = nn.functional.linear(x, module.weight, module.bias)
+    return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-5)
 
 
 _NOT_IN_PEFT = {
