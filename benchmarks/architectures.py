@@ -107,8 +107,8 @@ def gaps(cohort: Any, adapters: Any, policies: Any) -> dict[str, Any]:
     prompts = {client: cohort.base.encode_all(texts) for client, texts in TEXTS.items()}
     cohort.seat(adapters)
     seeds = dict.fromkeys(adapters, 0)
-    drawn = cohort.sample(prompts, Decoding(responses=2, max_new_tokens=12), seeds)
-    greedy = cohort.sample(prompts, Decoding(responses=1, max_new_tokens=8, temperature=0.0), seeds)
+    drawn = cohort.sample(prompts, Decoding(responses=2, max_new_tokens=12, past_end=True), seeds)
+    greedy = cohort.sample(prompts, Decoding(responses=1, max_new_tokens=8, temperature=0.0, past_end=True), seeds)
     alone = {
         client: [[logps(policies[client], ids, r.token_ids) for r in group] for ids, group in zip(*pair, strict=True)]
         for client, pair in ((client, (prompts[client], drawn[client])) for client in adapters)

@@ -222,11 +222,26 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML configuration to check; without one, this machine alone.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why.
+
+    With a configuration also at its model, its data and the memory it will need.
+    """
+    if config is None and overrides:
+        raise ConfigError("--set changes a configuration; name one.")
+    settings = None if config is None else load_config(config, overrides or ())
     from fedrlvr.reporting.doctor import examine, show
 
     findings = examine()
+    if settings is not None:
+        from fedrlvr.simulation.doctor import examine as examine_run
+
+        findings += examine_run(settings)
     show(findings)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)

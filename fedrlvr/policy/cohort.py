@@ -192,9 +192,8 @@ class Cohort:
             self.seat({"plain": plain, "moved": moved})
             self.begin_training(TrainConfig(), SamplingConfig())
             of_client = dict.fromkeys(self.clients, prompts)
-            drawn = self.sample(
-                of_client, Decoding(responses=2, max_new_tokens=CHECK_TOKENS), dict.fromkeys(self.clients, seed)
-            )
+            decoding = Decoding(responses=2, max_new_tokens=CHECK_TOKENS, past_end=True)
+            drawn = self.sample(of_client, decoding, dict.fromkeys(self.clients, seed))
             if drawn["plain"][0][0].logps == drawn["moved"][0][0].logps:
                 raise ModelError(
                     f"{base.name}: a perturbed adapter does not change what the model samples, so training would have "

@@ -165,7 +165,7 @@ class DecodeSampler:
         batch.write(tokens, logps)
 
         # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
-        ends = torch.isin(tokens, torch.tensor(sorted(base.eos_ids)))
+        ends = torch.isin(tokens, _end_ids(base, decoding))
         finished = ends.any(dim=1).tolist()
         lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
         ids, lps = tokens.tolist(), logps.tolist()
@@ -178,6 +178,10 @@ class DecodeSampler:
             firsts = [start + p * responses for p in range(len(client))]
             out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
         return out, starts
+
+
+def _end_ids(base: Base, decoding: Decoding) -> Tensor:
+    return torch.tensor([] if decoding.past_end else sorted(base.eos_ids), dtype=torch.int64)
 
 
 def _static(base: Base, engine: EngineConfig) -> bool:
@@ -275,7 +279,7 @@ class _Batch:
         self.last = self.tokens[:, 0].clone()
         self.drawn = torch.zeros(1, dtype=torch.int64, device=base.device)
         self.at = torch.full_like(self.drawn, ids.shape[1])
-        self.eos = torch.tensor(sorted(base.eos_ids), device=base.device)
+        self.eos = _end_ids(base, decoding).to(base.device)
         prompts_mask = mask.bool()
         mask = prompts_mask.repeat_interleave(repeats, dim=0)
         self.positions = mask.sum(dim=1)

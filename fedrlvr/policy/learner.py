@@ -142,7 +142,7 @@ class Learner:
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
         """Micro-batches one after another; the stack knows whose the tokens of the one at hand are."""
-        budget = self.engine.micro_batch_tokens or _suitable_tokens(self.base)
+        budget = self.engine.micro_batch_tokens or suitable_tokens(self.base)
         if self.engine.response_logits and not heads_apart(self.base):
             budget = min(budget, MAX_LOGITS // self.base.model.get_input_embeddings().num_embeddings)
         for batch in micro_batches(
@@ -236,7 +236,7 @@ def _ratios(sums: Sequence[float], tokens: int) -> Ratios:
     return Ratios(tokens, sums[0] / tokens, sums[1], sums[2] / tokens)
 
 
-def _suitable_tokens(base: Base) -> int:
+def suitable_tokens(base: Base) -> int:
     """Tokens of a micro-batch where the config does not say."""
     if base.device.type != "cpu":
         return 16384

@@ -11,6 +11,7 @@ federation have the same change, which is held once and multiplied once for all 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 from fedrlvr.adapter import Adapter, Factors, Halves, fresh
 from fedrlvr.config import LoraConfig
 from fedrlvr.errors import AdapterError, ModelError
+from fedrlvr.policy.cache import cache_argument, prompt_cache
 
 Span = tuple[int, int, int]
 """(client, first row, row after the last): which rows of a batch, flattened to tokens, are a client's."""
@@ -423,15 +425,31 @@ class _Watched(nn.Linear):
 
 @torch.no_grad()
 def _bypassed(model: nn.Module, linear: Mapping[str, nn.Linear]) -> set[str]:
-    """Names of the linear layers whose weight a forward pass reads, but which it does not call."""
+    """Names of the linear layers whose weight some pass reads without calling the layer.
+
+    Latent attention, for one, calls a projection for a whole text and multiplies by its weight in a decode step.
+    """
+    device = next(model.parameters()).device
     kinds = {name: type(module) for name, module in linear.items()}
+    bypassed: set[str] = set()
+
+    def passed(tokens: Sequence[int], **inputs: Any) -> None:
+        for module in linear.values():
+            module.__dict__.update(read=False, called=False)
+        model(input_ids=torch.tensor([tokens], device=device), **inputs)
+        bypassed.update(name for name, m in linear.items() if m.__dict__["read"] and not m.__dict__["called"])
+
     try:
         for module in linear.values():
             module.__class__ = _Watched
-        model(input_ids=torch.tensor([[3, 4, 5]], device=next(model.parameters()).device), use_cache=False)
-        return {name for name, module in linear.items() if vars(module).get("read") and not vars(module).get("called")}
+        passed([3, 4, 5], use_cache=False)
+        with contextlib.suppress(Exception):  # a model without this cache has a way of its own, or is refused
+            how = {cache_argument(model): prompt_cache(model, "own"), "use_cache": True}
+            passed([3, 4, 5], **how)
+            passed([6], **how)
     finally:
         for name, module in linear.items():
             module.__class__ = kinds[name]
             for mark in ("read", "called"):
                 module.__dict__.pop(mark, None)
+    return bypassed
