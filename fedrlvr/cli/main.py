@@ -259,11 +259,26 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML configuration to check; without one, this machine alone.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness.
+
+    With a configuration, check also its model, its data and the memory that the run will need.
+    """
+    if config is None and overrides:
+        raise ConfigError("--set changes a configuration; name one.")
+    settings = None if config is None else load_config(config, overrides or ())
     from fedrlvr.reporting.doctor import examine, show
 
     findings = examine()
+    if settings is not None:
+        from fedrlvr.simulation.doctor import examine as examine_run
+
+        findings += examine_run(settings)
     show(findings)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)

@@ -175,7 +175,11 @@ class ModelConfig(Section):
         """The model's directory; None for the embedded model and a hub id."""
         path = Path(self.name).expanduser()
         written_as_path = self.name.startswith((".", "/", "~"))
-        return path if self.name != "embedded" and (written_as_path or path.exists()) else None
+        try:
+            exists = path.exists()
+        except OSError:  # it is there, and may not be looked into: loading it says so
+            exists = True
+        return path if self.name != "embedded" and (written_as_path or exists) else None
 
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"

@@ -14,7 +14,7 @@ Everything else goes to transformers' own `sdpa`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,7 @@ class Packing:
     slot_N: the slot of each token, counted over prompt_BP and then response_RT.
     group_R: which prompt each response follows.
     lengths_B: tokens of each prompt. counts: how many responses each has.
+    windows: the sliding window of each attention layer that was computed with it, in order.
     """
 
     prompt_BP: Tensor
@@ -44,6 +45,7 @@ class Packing:
     group_R: Tensor
     lengths_B: Tensor
     counts: list[int]
+    windows: list[int | None] = field(default_factory=list)
 
     @staticmethod
     def of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Packing:
@@ -207,7 +209,7 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     if mask is not None:
         scores.masked_fill_(~mask.view(rows, 1, length), -torch.inf)
     probs = scores.softmax(dim=-1).view(rows * kv, heads // kv, length)
-    return torch.bmm(probs, value.flatten(0, 1)).view(rows, 1, heads, size)
+    return torch.bmm(probs, value.flatten(0, 1)).view(rows, 1, heads, value.shape[-1])
 
 
 class SharedPrompts:
@@ -265,7 +267,7 @@ class SharedPrompts:
         probs = torch.cat([by_row(of_prompt), of_row], dim=2).softmax(dim=2, dtype=torch.float32).to(query.dtype)
         at_prompt = by_row(torch.bmm(by_prompt(probs[:, :, :length]), prompt_values.flatten(0, 1)))
         at_row = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))
-        return at_prompt.add_(at_row.view(rows, heads, size)).unsqueeze(1)
+        return at_prompt.add_(at_row.view(rows, heads, value.shape[-1])).unsqueeze(1)
 
 
 def attention(
@@ -287,6 +289,7 @@ def attention(
         layer: Any = module.layer_idx
         return shared_prompts.attend(layer, query, key, value, scaling), None
     if packing is not None:
+        packing.windows.append(kwargs.get("sliding_window"))
         return _packed(query, key, value, packing, scaling, kwargs.get("sliding_window")), None
     single = query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
     if single and not torch.is_grad_enabled() and (attention_mask is None or attention_mask.dtype == torch.bool):

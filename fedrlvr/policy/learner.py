@@ -145,7 +145,7 @@ class Learner:
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
         """Micro-batches one after another; the stack knows whose the tokens of the one at hand are."""
-        budget = self.engine.micro_batch_tokens or _suitable_tokens(self.base)
+        budget = self.engine.micro_batch_tokens or suitable_tokens(self.base)
         if self.engine.response_logits and not heads_apart(self.base):
             budget = min(budget, MAX_LOGITS // self.base.model.get_input_embeddings().num_embeddings)
         for batch in micro_batches(
@@ -209,13 +209,20 @@ class Learner:
                 row.response.logps = logps[: len(row.token_ids)]
 
     @torch.no_grad()
-    def logp_gap(self, responses: Sequence[Sequence[Response]], prompt_ids: Sequence[int]) -> float:
-        """Largest difference between the log-probs taken at sampling and those of the training pass."""
-        packs = [Pack(i, prompt_ids, [Row(r, 0.0) for r in client]) for i, client in enumerate(responses)]
+    def logp_gap(self, responses: Sequence[Sequence[Sequence[Response]]], prompts: Sequence[Sequence[int]]) -> float:
+        """Largest difference between the log-probs taken at sampling and those of the training pass.
+
+        responses: by client, prompt and draw. prompts: token ids, the same for every client.
+        """
+        packs = [
+            Pack(i, ids, [Row(response, 0.0) for response in group])
+            for i, client in enumerate(responses)
+            for ids, group in zip(prompts, client, strict=True)
+        ]
         gap = 0.0
         for batch in self._batches(packs):
             difference_RT = (self._logps(batch) - batch.behaviour_RT) * batch.mask_RT
-            gap = max(gap, float(difference_RT.abs().max()))
+            gap = max(gap, float(difference_RT.abs().max())) if not bool(difference_RT.isnan().any()) else math.nan
         return gap
 
 
@@ -232,7 +239,7 @@ def _ratios(sums: Sequence[float], tokens: int) -> Ratios:
     return Ratios(tokens, sums[0] / tokens, sums[1], sums[2] / tokens)
 
 
-def _suitable_tokens(base: Base) -> int:
+def suitable_tokens(base: Base) -> int:
     """Tokens of a micro-batch where the config does not say."""
     if base.device.type != "cpu":
         return 16384

@@ -17,13 +17,14 @@ from fedrlvr.policy.hidden_states import HiddenStates
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings of decoding. A temperature of 0 is greedy."""
+    """Settings of decoding. A temperature of 0 is greedy. past_end: go on after an end token, to compare log-probs."""
 
     responses: int
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    past_end: bool = False
 
     @staticmethod
     def of(config: SamplingConfig) -> Decoding:

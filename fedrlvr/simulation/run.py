@@ -73,18 +73,19 @@ def settled(config: Config, directory: Path) -> Config:
 
 
 def new_cohort(config: Config) -> Cohort:
-    """The base model and the cohort that sits on it, unchecked (`Federation.self_check`); sets torch's threads.
+    """The base model and the cohort that sits on it, checked before any data is read; sets torch's threads.
 
     Raises:
-        ModelError: as `load_base`.
+        ModelError: as `load_base` and `Cohort.self_check`.
     """
     torch.set_num_threads(config.engine.threads or threads_here(config.model))
-    return Cohort(load_base(config.model), config.lora, config.engine)
+    cohort = Cohort(load_base(config.model), config.lora, config.engine)
+    cohort.self_check(config.run.seed)
+    return cohort
 
 
 def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
     federation = Federation(config, directory, new_cohort(config), observer or Observer())
-    federation.self_check()
     return federation.go(resume=resume)
 
 
@@ -143,16 +144,6 @@ class Federation:
         # With their secrets, organisations are repeated as they train.
         release = Release(scale_free=config.run.secrets is not None)
         self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
-
-    def self_check(self) -> None:
-        """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
-
-        Raises:
-            ModelError: as `Cohort.self_check`.
-        """
-        first = self.dealt.clients[0]
-        prompt = self.cohort.base.encode(first.prompt_text(first.train[0]))
-        self.cohort.self_check(prompt, self.config.run.seed)
 
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
         """Run all rounds that are not done, and return the result.

@@ -353,9 +353,9 @@ def test_the_client_code_is_given_no_terms_and_a_cohort_that_was_checked_once(
     monkeypatch.setattr("fedrlvr.deployment.site.handler.CohortApp", Spy)
     check = Cohort.self_check
 
-    def counted(self: Cohort, prompt_ids: Sequence[int], seed: int) -> None:
+    def counted(self: Cohort, seed: int) -> None:
         checked.append(self)
-        check(self, prompt_ids, seed)
+        check(self, seed)
 
     monkeypatch.setattr(Cohort, "self_check", counted)
     monkeypatch.setattr("torch.set_num_threads", threads.append)

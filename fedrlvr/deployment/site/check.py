@@ -251,7 +251,7 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
         # What organisations compare, and a message is refused by.
         ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
-        Cohort(base, LoraConfig(), org.config.engine).self_check(base.encode("1 + 1 ="), 0)
+        Cohort(base, LoraConfig(), org.config.engine).self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
         for task_name, texts in prompts.items():
             yield _prompts(base, f"{title}, task {task_name}", texts, org.task(task_name).max_prompt_tokens)

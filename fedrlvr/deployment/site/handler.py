@@ -166,7 +166,7 @@ class Answering:
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
         self._count(kind, terms, request)
-        self._check_cohort(terms, client, request.seed)
+        self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
@@ -260,7 +260,7 @@ class Answering:
             loaded.cohort.base = replace(loaded.base, chat_template=wanted)
         return loaded.cohort
 
-    def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
+    def _check_cohort(self, terms: Terms, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
 
         Raises:
@@ -269,7 +269,7 @@ class Answering:
         loaded = self.models[terms.model]
         assert loaded.cohort is not None
         if not loaded.checked:
-            loaded.cohort.self_check(loaded.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            loaded.cohort.self_check(seed)
             loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
