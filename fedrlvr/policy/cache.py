@@ -112,13 +112,13 @@ class StaticLayer(FilledLayer):
 
 
 Decodes = Literal["filled", "own", "own-unpadded"]
-"""How a model is sampled from: with our cache of keys and values, whose rows share prompts (policy/cache.py); with the
-cache that transformers makes for it, which may hold recurrent states; or so, without padding, prompts of one length at
-a time."""
+"""Ways to sample from a model. `filled`: with our cache of keys and values, whose rows share prompts. `own`: with the
+cache that transformers makes for the model, which may hold recurrent states. `own-unpadded`: with that cache and
+without padding, prompts of one length at a time."""
 
 
 def cache_argument(model: Any) -> str:
-    """What a model's forward pass and its output call the cache."""
+    """Name of the cache in a model's forward pass and in its output."""
     return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 

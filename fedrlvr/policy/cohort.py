@@ -28,7 +28,7 @@ from fedrlvr.tasks import Question
 _log = logger("policy")
 CHECK_PROMPTS = ("1 + 1 =", "What is 12 + 345? Add the ones first, then the tens, then the hundreds.")
 CHECK_TOKENS = 4
-"""What `Cohort.self_check` has answered, and by how many tokens."""
+"""Number of tokens with which `Cohort.self_check` has each of the prompts above answered."""
 
 
 class Cohort:

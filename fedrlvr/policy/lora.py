@@ -50,7 +50,7 @@ class StackedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias."""
+        """Frozen bias of the layer, if it has one."""
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a run will take, from the model itself and the settings; what `fedrlvr doctor CONFIG` shows.
+"""Estimate of the memory that a run needs, from the model itself and the settings; `fedrlvr doctor CONFIG` shows it.
 
     peak = program + weights + adapters + max(sampling, training)
 
@@ -60,7 +60,7 @@ class MemoryEstimate:
 
 
 def estimate(cohort: Cohort, config: Config, *, longest_prompt: int, test_problems: int) -> MemoryEstimate:
-    """What a run of this configuration will take on the cohort's device.
+    """Estimate the memory that a run of this configuration needs on the cohort's device.
 
     longest_prompt: tokens. test_problems: most held-out problems of a client.
     """

@@ -1,4 +1,4 @@
-"""What a model's directory, weights, tokenizer and chat template must be, checked before any data is read.
+"""Checks of a model's directory, weights, tokenizer and chat template, before any data is read.
 
 `load_base` runs these checks, so that every command that loads a model does; each fault is one sentence. Whether the
 model then samples what it trains is `Cohort.self_check`. Cost: `check_weights` reads every weight once, the rest a few
@@ -44,7 +44,7 @@ def reason(error: BaseException) -> str:
 
 
 def directory_of(model: ModelConfig) -> str:
-    """Where transformers finds the model: its directory, or its hub id.
+    """Place where transformers finds the model: its directory, or its hub id.
 
     Raises:
         ModelError: a directory that is none, cannot be read, has no config.json, or holds an adapter.
@@ -151,7 +151,7 @@ def appended(tokenizer: Any) -> list[int]:
 
 
 def check_prompt(base: Any) -> None:
-    """Whether a question comes through the tokenizer and, if it is used, the chat template. base: a `Base`.
+    """Check that a question comes through the tokenizer and, if it is used, the chat template. base: a `Base`.
 
     Raises:
         ModelError: the template raises or loses the question, or the prompt is empty or ends in an end token.

@@ -93,7 +93,7 @@ class Limits(Section):
     lora_rank: int = Field(64, ge=1)
     """Largest rank of this organisation's adapter, and of any other client's."""
     change_rank: int = Field(1024, ge=0)
-    """Largest rank of a change of the base weights that the server sends, as aggregation.type = "flora" and "fedex" do.
+    """Largest rank of a change of the base weights that the server sends, as the aggregation rules flora and fedex do.
     0 refuses every change."""
     supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
     """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
