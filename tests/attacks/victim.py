@@ -139,9 +139,9 @@ class Victim:
         arrays = record_in(reply, ARRAYS, ArrayRecord)
         assert arrays is not None
         if asked.precision == "float32":
-            trained = arrays_to_adapter(arrays, adapter, whose=SITE, halves=asked.trains)
+            trained = arrays_to_adapter(arrays, adapter, place=SITE, halves=asked.trains)
         else:
-            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, whose=SITE)
+            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, place=SITE)
         return Reply(trained, dict(record_in(reply, METRICS, MetricRecord) or {}), ())
 
     def evaluate(
