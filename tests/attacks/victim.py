@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering, _take_off
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering
 from fedrlvr.deployment.terms import TERMS, terms_record
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.cohort import Cohort
@@ -101,7 +101,7 @@ class Victim:
     def cohort(self, rank: int, alpha: float = ALPHA) -> Cohort:
         """A cohort on the server's copy of the model; a later call takes its layers off the earlier cohort."""
         if self._cohort is not None:
-            _take_off(self._cohort)
+            self._cohort.stack.remove()
         self._cohort = Cohort(self.home, LoraConfig(rank=rank, alpha=alpha), EngineConfig())
         return self._cohort
 
