@@ -133,8 +133,9 @@ class Limits(Section):
     clip_high: Range = (0.01, 10.0)
     """Range of the upper clipping bound that a server may set (train.clip_high), as a distance from 1."""
     scale_free: bool = True
-    """Whether AdamW runs without its epsilon, so that a first step tells signs only. If false, a server could obtain
-    gradients instead of steps, by sending factors so small that their gradients are far below epsilon."""
+    """Whether AdamW runs without its epsilon, so that a first step reveals only the signs of gradients. If false, a
+    server could obtain gradients instead of steps, by sending factors so small that their gradients are far below
+    epsilon."""
     kl_beta: Range = (0.0, 0.2)
     """Least and largest weight of the KL term. A large weight outweighs the rewards, so that a reply describes the
     prompts."""

@@ -40,7 +40,7 @@ def within(limit: tuple[float, float], value: float) -> str:
 
 @dataclass(frozen=True)
 class FieldLimit:
-    """A setting of [limits], what it is compared with, and in which words.
+    """A setting of [limits], with the fields that it bounds, their comparison, and its words in an error.
 
     fields: of the request, or of what else `Asked` has. A field that a request does not have is not checked.
     """
