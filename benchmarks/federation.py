@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -79,8 +80,8 @@ public_problems = 4
 
 [train]
 rounds = {rounds}
-local_steps = 2
-problems_per_step = 4
+local_steps = 3
+problems_per_step = 8
 learning_rate = 3e-3
 
 [evaluate]
@@ -154,8 +155,13 @@ def main() -> None:
                 busy[name] = others()
 
         # The same run by the local engine: all clients in one batch, as it comes, and one after another.
-        machines.fedrlvr(SERVER, "run", "exp.toml", "--set", "run.directory=local")
-        one_by_one = ["--set", "run.directory=one-by-one", "--set", "engine.cohort=false"]
+        # The clinics' secrets, which nobody else has in life, give it their random numbers.
+        (work / "secrets").mkdir()
+        for clinic in CLIENTS:
+            shutil.copy(work / clinic / "state" / "sampling.secret", work / "secrets" / f"{clinic}.secret")
+        secrets = ["--set", "run.secrets=secrets"]
+        machines.fedrlvr(SERVER, "run", "exp.toml", "--set", "run.directory=local", *secrets)
+        one_by_one = ["--set", "run.directory=one-by-one", "--set", "engine.cohort=false", *secrets]
         machines.fedrlvr(SERVER, "run", "exp.toml", *one_by_one)
 
     claims, logs = Claims(), {clinic: site_log(work / clinic) for clinic in CLIENTS}

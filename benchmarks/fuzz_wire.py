@@ -232,28 +232,28 @@ def wire() -> dict[str, Reader]:
     made["numbers and calibrations"] = Reader(
         altered_records(reply),
         lambda body: (
-            messages.read_numbers(message(body), whose="ann"),
-            messages.read_calibrations(message(body), whose="ann"),
+            messages.read_numbers(message(body), place="ann"),
+            messages.read_calibrations(message(body), place="ann"),
         ),
     )
-    made["scores"] = Reader(altered_records(scores), lambda body: messages.read_scores(message(body), whose="ann"))
+    made["scores"] = Reader(altered_records(scores), lambda body: messages.read_scores(message(body), place="ann"))
     made["adapter"] = Reader(
         altered_records(reply),
-        lambda body: arrays_to_adapter(record_in(body, ARRAYS, ArrayRecord) or ArrayRecord(), LIKE, whose="ann"),
+        lambda body: arrays_to_adapter(record_in(body, ARRAYS, ArrayRecord) or ArrayRecord(), LIKE, place="ann"),
     )
     for precision in ("float16", "int8"):
         packed = compression.pack(adapter_of(1), LIKE, None, precision)[0]  # type: ignore[arg-type]
         made[f"adapter in {precision}"] = Reader(
             altered_records(lambda packed=packed: RecordDict({ARRAYS: ArrayRecord(dict(packed))})),  # type: ignore[misc]
             lambda body, precision=precision: compression.unpack(  # type: ignore[misc]
-                record_in(body, ARRAYS, ArrayRecord) or ArrayRecord(), LIKE, precision=precision, whose="ann"
+                record_in(body, ARRAYS, ArrayRecord) or ArrayRecord(), LIKE, precision=precision, place="ann"
             ),
         )
     for name, count in (("probes", None), ("probes of a known size", 4)):
         made[name] = Reader(
             altered_records(lambda: RecordDict({PROBES: probes_record(torch.ones(4))})),
             lambda body, count=count: messages.read_probes(  # type: ignore[misc]
-                record_in(body, PROBES, ArrayRecord) or ArrayRecord(), count, whose="ann"
+                record_in(body, PROBES, ArrayRecord) or ArrayRecord(), count, place="ann"
             ),
         )
     made["public problems"] = Reader(

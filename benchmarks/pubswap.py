@@ -48,7 +48,7 @@ class BeforeAveraging(WrappingStrategy):
         if server_round in self.rounds:
             for reply in replies:
                 client = self.inner.clients[reply.metadata.src_node_id]
-                adapter = arrays_to_adapter(reply.content.array_records[ARRAYS], self.inner.adapter, whose=client)
+                adapter = arrays_to_adapter(reply.content.array_records[ARRAYS], self.inner.adapter, place=client)
                 save_peft(adapter, self.directory / "local" / f"round-{server_round}" / client, base_name="embedded")
         return self.inner.aggregate_train(server_round, replies)
 

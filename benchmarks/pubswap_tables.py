@@ -330,7 +330,7 @@ class Looking:
         """Mean over clients of distance to the average, and of pass@1 on own and on others' families."""
         adapters: dict[str, Adapter] = {}
         for name in self.own_families:
-            adapters[name] = in_model_order(load_peft(directory / name), self.initial, whose=str(directory / name))
+            adapters[name] = in_model_order(load_peft(directory / name), self.initial, place=str(directory / name))
         self.cohort.seat(adapters)
         ids = self.cohort.base.encode_all([problem.prompt for problem in self.problems])
         seeds = {name: stream(0, name, "drift") for name in adapters}

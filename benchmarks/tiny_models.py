@@ -118,7 +118,23 @@ SIZES: dict[str, Any] = {
 }
 """What a size is, under each of its names."""
 
-PARTICULAR: dict[str, dict[str, Any]] = {}
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "layers_block_type": ["mamba", "attention"]},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "dots3_note": {"adapter_in_dim": 32},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention"], "hybrid_override_pattern": "M*"},
+    "reformer": {"axial_pos_embds": False},
+    "roc_bert": {"pronunciation_vocab_size": 100, "shape_vocab_size": 100},
+    "zaya": {"num_experts_per_tok": 1},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gemma4": {"vocab_size_per_layer_input": 100, "hidden_size_per_layer_input": 8},
+    "gemma4_text": {"vocab_size_per_layer_input": 100, "hidden_size_per_layer_input": 8},
+}
 """What a model type needs besides."""
 
 PARTS = ("text_config", "decoder", "decoder_config", "vision_config", "audio_config")

@@ -133,7 +133,7 @@ class Adapter:
             raise AdapterError("The factors are not matrices of one common rank.")
         return adapter
 
-    def check_like(self, other: Adapter, *, whose: str) -> None:
+    def check_like(self, other: Adapter, *, place: str) -> None:
         """Check a foreign adapter before anything is computed with it.
 
         Raises:
@@ -142,17 +142,17 @@ class Adapter:
         if list(self.layers) != list(other.layers):
             strange = next(iter(set(self.layers) ^ set(other.layers)), "their order")
             raise AdapterError(
-                f"{whose}: its layers are not those of this run's adapters (first difference: {strange})."
+                f"{place}: its layers are not those of this run's adapters (first difference: {strange})."
             )
         if self.alpha != other.alpha:
-            raise AdapterError(f"{whose}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
+            raise AdapterError(f"{place}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
         for (name, tensor), (_, expected) in zip(self.tensors(), other.tensors(), strict=True):
             if tensor.shape != expected.shape:
                 raise AdapterError(
-                    f"{whose}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}."
+                    f"{place}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}."
                 )
             if not bool(torch.isfinite(tensor).all()):
-                raise AdapterError(f"{whose}: {name} holds values that are not finite.")
+                raise AdapterError(f"{place}: {name} holds values that are not finite.")
 
 
 def fresh(shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int) -> Adapter:

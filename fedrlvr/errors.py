@@ -51,6 +51,10 @@ class LimitError(FedrlvrError, ValueError):
     """A server asks for more than an organisation's own limits allow."""
 
 
+class FloorError(FedrlvrError, ValueError):
+    """A client has trained on too little for anything to leave it."""
+
+
 class CheckpointError(FedrlvrError, OSError):
     """A checkpoint cannot be written or read."""
 

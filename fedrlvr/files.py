@@ -84,7 +84,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         sync(path.parent)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from error
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error  # of a file written within
+        raise CheckpointError(f"{path} cannot be written ({getattr(cause, 'strerror', None) or error}).") from error
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ _PLAIN = _Plain()
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger `fedrlvr.<name>`."""
+    """The logger `fedrlvr.<name>` of a part of the package."""
     log = logging.getLogger(f"fedrlvr.{name}")
     log.addFilter(_PLAIN)
     return log

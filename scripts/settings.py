@@ -21,10 +21,14 @@ by `fedrlvr site init`) belongs to one organisation, never leaves it, and limits
 
 Give a setting in its section of the file, or on the command line, which overrides the file:
 
-    [train]
-    rounds = 20
+```toml
+[train]
+rounds = 20
+```
 
-    fedrlvr run exp.toml --set train.rounds=20
+```sh
+fedrlvr run exp.toml --set train.rounds=20
+```
 
 An unknown setting is an error that names the nearest known one. So is a setting that has no effect with the others.
 *Unset* means that the file does not name the setting, since TOML has no value for it. The column *file* says where a

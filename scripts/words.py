@@ -2,7 +2,7 @@
 
 A sentence is the docstring of a setting or of a public module, class, function or constant of the package. It is
 flagged if it is shorter than six words, begins with a word that leans on the line before it, or repeats the docstring
-before it. "Whether" may begin the sentence of a yes-or-no question only.
+before it. "Whether" may begin the sentence of a yes-or-no question only. A name is flagged if it is in `VAGUE`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("fedrlvr", "benchmarks", "examples", "scripts")
 LEAST_WORDS = 6
 ALIKE = 0.93
 """Share of two texts in common above which one repeats the other."""
@@ -28,7 +29,8 @@ without
 """
 LEANING = frozenset(_LEANING.split())
 """First words that need a noun before them."""
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+VAGUE = frozenset(("found", "mine", "one", "own", "theirs", "told", "whose"))
+"""Names of variables, parameters and attributes that say nothing of their value."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,17 @@ def _first_paragraph(text: str) -> str:
     return "" if paragraph.startswith("Raises:") else paragraph
 
 
+def vague_names(source: str, name: str) -> Iterator[str]:
+    """A line for every variable, parameter and attribute of a Python module that is named in `VAGUE`."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=key, ctx=ast.Store()) | ast.Attribute(attr=key, ctx=ast.Store()) | ast.arg(arg=key):
+                if key in VAGUE:
+                    yield f"{name}:{node.lineno} {key}: name the value by a noun"
+
+
 def problems(source: str, name: str) -> Iterator[str]:
-    """A line for everything that is wrong in a Python module."""
+    """A line for every sentence of a Python module that does not stand alone."""
     before = ""
     for sentence in sentences(source, name):
         yield from (f"{sentence.name}: {reason}: {sentence.text!r}" for reason in faults(sentence, before))
@@ -108,13 +119,12 @@ def problems(source: str, name: str) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print everything that is wrong in the package; 1 if there is something."""
-    lines = [
-        line
-        for path in sorted((ROOT / "fedrlvr").rglob("*.py"))
-        for line in problems(path.read_text("utf-8"), str(path.relative_to(ROOT)))
-    ]
-    print("\n".join(lines) if lines else "every sentence stands alone")
+    """Print everything that is wrong: sentences in the package, names also beside it. 1 if there is something."""
+    lines = []
+    for path in (path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))):
+        source, name = path.read_text("utf-8"), str(path.relative_to(ROOT))
+        lines += [*(problems(source, name) if name.startswith("fedrlvr") else ()), *vague_names(source, name)]
+    print("\n".join(lines) if lines else "every sentence stands alone, every name is a noun")
     return 1 if lines else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,36 @@ SHAPES = {"up": (4, 3), "down": (3, 4)}
 """d and k of each layer; the layers are not in alphabetical order."""
 
 Shapes = Mapping[str, tuple[int, int]]
+
+EVERYTHING = [0.0, 1e9]
+FLOORS_OFF: dict[str, Any] = {
+    "messages_per_day": 1_000_000,
+    "evaluations_per_day": 1_000_000,
+    "own_adapter": True,
+    "prompt_filter": True,
+    **dict.fromkeys(("learning_rate", "probe_learning_rate", "beta1", "beta2", "weight_decay"), EVERYTHING),
+    **dict.fromkeys(("max_grad_norm", "clip_low", "clip_high", "kl_beta", "proximal_mu"), EVERYTHING),
+    **dict.fromkeys(("temperature", "top_p", "lora_scale"), EVERYTHING),
+    **dict.fromkeys(("factor_value", "update_norm"), 1e30),
+    "least_problems": 1,
+    "least_group_size": 2,
+    "least_new_tokens": 1,
+    "least_learned": 0,
+    "least_tokens": 0,
+    "least_positions": 0.0,
+    "largest_ratio": 1e30,
+    "problem_share": 1.0,
+    "least_scored": 1,
+    "round_numbers": False,
+}
+"""[limits] of a site that lets everything leave as it is, for runs of two problems that must equal a simulation's."""
+
+
+def write_secret(path: Path, name: str) -> None:
+    """A client's sampling secret, the same wherever it is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(hashlib.sha256(name.encode()).digest())
+    path.chmod(0o600)
 
 
 def make_adapter(value: float = 0.0, rank: int = 2, alpha: float = 4.0, shapes: Shapes = SHAPES) -> Adapter:

@@ -210,8 +210,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         ({"partition": {"type": "iid", "alpha": 0.3}}, "partition.alpha has no effect"),
         ({"partition": {"type": "source", "alpha": 0.3}}, "partition.alpha has no effect"),
-        ({"federation": {"arm": "local", "fraction": 0.5}}, "fraction has no effect with arm"),
-        ({"federation": {"arm": "central", "fraction": 0.9}}, "fraction has no effect with arm"),
+        ({"federation": {"arm": "local", "fraction": 0.5}}, "federation.fraction has no effect with federation.arm"),
+        ({"federation": {"arm": "central", "fraction": 0.9}}, "federation.fraction has no effect with federation.arm"),
         ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
         (
             {"federation": {"arm": "central"}, "aggregation": {"largest_change": 5.0}},
@@ -219,25 +219,43 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
-        ({"aggregation": {"fgrpo_gain": "zscore"}}, "fgrpo_gain has no effect with weights = 'examples'"),
-        (fgrpo(floor=0.2), "fgrpo_floor has no effect without fgrpo_shape = 'positive'"),
-        (fgrpo(shape="positive", temperature=2.0), "fgrpo_temperature has no effect with fgrpo_shape = 'positive'"),
-        (fgrpo(window=3), "fgrpo_window has no effect without fgrpo_baseline"),
-        (fgrpo(baseline="window", beta=0.5), "fgrpo_beta has no effect with fgrpo_baseline = 'window'"),
+        (
+            {"aggregation": {"fgrpo_gain": "zscore"}},
+            "aggregation.fgrpo_gain has no effect with aggregation.weights",
+        ),
+        (fgrpo(floor=0.2), "aggregation.fgrpo_floor has no effect without aggregation.fgrpo_shape = 'positive'"),
+        (
+            fgrpo(shape="positive", temperature=2.0),
+            "aggregation.fgrpo_temperature has no effect with aggregation.fgrpo_shape",
+        ),
+        (fgrpo(window=3), "aggregation.fgrpo_window has no effect without aggregation.fgrpo_baseline"),
+        (
+            fgrpo(baseline="window", beta=0.5),
+            "aggregation.fgrpo_beta has no effect with aggregation.fgrpo_baseline",
+        ),
         ({**fgrpo(), "federation": {"arm": "local"}}, "aggregation.weights = 'fgrpo' has no effect"),
-        (pubswap(cap=3.0), "cap has no effect with ratio = 'local_old'"),
-        (pubswap(gamma=0.2, ratio="behaviour"), "gamma has no effect with ratio = 'behaviour'"),
-        (pubswap(swap="none", ratio="behaviour"), "ratio has no effect with swap = 'none'"),
+        (pubswap(cap=3.0), "coordination.cap has no effect with coordination.ratio = 'local_old'"),
+        (
+            pubswap(gamma=0.2, ratio="behaviour"),
+            "coordination.gamma has no effect with coordination.ratio",
+        ),
+        (pubswap(swap="none", ratio="behaviour"), "coordination.ratio has no effect with coordination.swap = 'none'"),
         ({**pubswap(), "federation": {"arm": "local"}}, "coordination.type = 'pubswap' has no effect"),
         ({**pubswap(), "federation": {"arm": "central"}}, "coordination.type = 'pubswap' has no effect"),
         ({"supervision": {"type": "labels", "budget": 0.1}}, "supervision.budget has no effect"),
         ({"supervision": {"type": "majority", "budget": 0.1}}, "supervision.budget has no effect"),
         (drawn(trusted=0.1), "supervision.trusted has no effect with this supervision.type"),
         (care(rest="pseudo"), "supervision.rest has no effect with this supervision.type"),
-        ({"aggregation": {"weights": "equal", "robust": "median"}}, "weights has no effect with robust = 'median'"),
-        (care(audit=True, labels_from="desk"), "audit has no effect with labels_from = 'desk'"),
-        (drawn(audit=True, labels_from="desk"), "audit has no effect with labels_from = 'desk'"),
-        ({"supervision": {"type": "oracle", "labels_from": "desk"}}, "labels_from has no effect with type = 'oracle'"),
+        (
+            {"aggregation": {"weights": "equal", "robust": "median"}},
+            "aggregation.weights has no effect with aggregation.robust",
+        ),
+        (care(audit=True, labels_from="desk"), "supervision.audit has no effect with supervision.labels_from"),
+        (drawn(audit=True, labels_from="desk"), "supervision.audit has no effect with supervision.labels_from"),
+        (
+            {"supervision": {"type": "oracle", "labels_from": "desk"}},
+            "supervision.labels_from has no effect with supervision.type",
+        ),
         ({**care(share_probes=True), "federation": {"arm": "local"}}, "share_probes has no effect with federation.arm"),
         ({**care(share_probes=True), "federation": {"arm": "central"}}, "no effect with federation.arm = 'central'"),
         ({**care(share_probes=True), "federation": {"clients": ["x"]}}, "share_probes has no effect with one client"),
@@ -378,7 +396,11 @@ def test_a_resolved_configuration_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(ConfigError, match="not a run directory"):
         load_resolved(path)
-    for text, told in (("{", "cannot be read"), ("[]", "does not hold a JSON object"), ('{"x": 1}', "unknown key 'x'")):
+    for text, told in (
+        ("{", "cannot be read"),
+        ("[]", "does not hold a JSON object"),
+        ('{"x": 1}', "not a run directory"),
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=told):
             load_resolved(path)

@@ -37,7 +37,7 @@ def test_what_a_setting_says_of_its_type_default_and_conditions() -> None:
     rows = {f"{setting.section}.{setting.name}": setting for setting in EVERYTHING}
     assert rows["train.rounds"].type == "whole number, at least 1"
     assert rows["aggregation.robust_trim"].type == "number, above 0, below 0.5"
-    assert rows["limits.message_types"].type == "list of `train` or `query.respond` or `evaluate`"
+    assert rows["limits.message_types"].type == "list of `train`, `query.respond` or `evaluate`"
     assert (rows["run.directory"].type, rows["run.directory"].default) == ("path", "unset")
     assert rows["site.superlink"].default == "required"
     assert rows["partition.type"].default == '"source"'
@@ -60,9 +60,9 @@ def test_what_a_setting_says_of_its_type_default_and_conditions() -> None:
 )
 def test_a_sentence_that_leans_on_another_is_flagged(text: str, reason: str) -> None:
     before = "Maximum number of rounds in one run." if reason == "repeats" else ""
-    found = list(words.faults(words.Sentence("x", text), before))
-    assert bool(found) == bool(reason)
-    assert all(reason in fault for fault in found[:1])
+    faults = list(words.faults(words.Sentence("x", text), before))
+    assert bool(faults) == bool(reason)
+    assert all(reason in fault for fault in faults[:1])
 
 
 def test_whether_begins_the_sentence_of_a_yes_or_no_question() -> None:
@@ -76,3 +76,9 @@ def test_docstrings_of_settings_functions_and_classes_are_read() -> None:
     names = [sentence.name for sentence in words.sentences(source, "file.py")]
     assert names == ["file.py:1", "file.py:2 x", "file.py:5 A.b"]
     assert len(list(words.problems(source, "file.py"))) >= 3
+
+
+def test_variables_parameters_and_attributes_are_checked_for_vague_names() -> None:
+    source = "def f(whose, *, rows):\n    self.own = rows\n    return [one for one in rows if one.found]\n"
+    flagged = {line.split(": ")[0] for line in words.vague_names(source, "a.py")}
+    assert flagged == {"a.py:1 whose", "a.py:2 own", "a.py:3 one"}

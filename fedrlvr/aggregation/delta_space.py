@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Space(ABC):
-    """What a change is, and how changes are compared and added."""
+    """Representation of a change of the model, with the operations that a server step needs."""
 
     @abstractmethod
     def change(self, adapter: Adapter, start: Adapter, halves: Halves) -> Delta:
@@ -43,12 +43,12 @@ class FactorSpace(Space):
     """Changes of the factors A and B."""
 
     def change(self, adapter: Adapter, start: Adapter, halves: Halves) -> Delta:
-        """As `Space.change`, of the trained halves alone."""
+        """Change of the factors in the trained halves alone."""
         pairs = zip(adapter.tensors(), start.tensors(), strict=True)
         return {name: new.double() - old.double() for (name, new), (_, old) in pairs if name[-1] in halves}
 
     def gram(self, changes: Sequence[Delta]) -> Tensor:
-        """As `Space.gram`."""
+        """Inner products of changes of the factors, [n, n] in float64."""
         import torch
 
         products = torch.zeros(len(changes), len(changes), dtype=torch.float64)
@@ -58,7 +58,7 @@ class FactorSpace(Space):
         return products
 
     def total(self, terms: Sequence[tuple[Delta, float]]) -> Delta:
-        """As `Space.total`, in float64."""
+        """Weighted sum of changes of the factors, in float64."""
         total = {name: tensor.double() * terms[0][1] for name, tensor in terms[0][0].items()}
         for change, weight in terms[1:]:
             for name, tensor in total.items():
@@ -70,7 +70,7 @@ class ProductSpace(Space):
     """Changes of the weights s B A."""
 
     def change(self, adapter: Adapter, start: Adapter, halves: Halves) -> Delta:
-        """As `Space.change`, of twice the adapter's rank."""
+        """Change of the products B A, as factors of twice the adapter's rank."""
         import torch
 
         factors: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ class ProductSpace(Space):
         return factors
 
     def gram(self, changes: Sequence[Delta]) -> Tensor:
-        """As `Space.gram`: <B1 A1, B2 A2> is the sum of (B1^T B2) * (A1 A2^T)."""
+        """Inner products of changes of the products: <B1 A1, B2 A2> is the sum of (B1^T B2) * (A1 A2^T)."""
         import torch
 
         products = torch.zeros(len(changes), len(changes), dtype=torch.float64)
@@ -94,7 +94,7 @@ class ProductSpace(Space):
         return products
 
     def total(self, terms: Sequence[tuple[Delta, float]]) -> Delta:
-        """As `Space.total`, in float32, of a rank that is at most the largest min(d, k)."""
+        """Weighted sum of changes of the products, in float32, of a rank that is at most the largest min(d, k)."""
         from fedrlvr.aggregation.stacking import compact, of_delta, stack
 
         return dict(compact(stack((of_delta(change), weight) for change, weight in terms)).tensors())

@@ -26,7 +26,7 @@ Pairs = Iterable[tuple["Adapter", float]]
 Delta = Mapping[str, "Tensor"]
 """A change of an adapter, by the names of its factors (delta_space.py)."""
 StepSpace = Literal["factors", "products"]
-"""What a server step scales the change of: the factors A and B, or their products."""
+"""Space in which a server step scales the change: the factors A and B, or their products."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ MOST_COSINES = 32
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """A server optimizer.
+    """One optimizer of the server step, with its properties.
 
     update: (step, mean change D, g, t) -> U; it reads and renews the memory of the step.
     has_momentum: it reads the setting m.
@@ -121,8 +121,8 @@ class ServerStep:
                 agreement = self._agreement_of_clients(changes, shares)
             else:
                 agreement = float(cosines[-2, -1]) if previous else 1.0
-            if has_moved:
-                self.remember("previous", mean)
+                if has_moved:
+                    self.remember("previous", mean)
             rate = 1.0 + (ratio - 1.0) * max(0.0, agreement)
             numbers |= {"ratio": ratio, "agreement": agreement}
         return self.optimizer.update(self, mean, rate, number), {"learning_rate": rate, **numbers}
@@ -143,7 +143,7 @@ class ServerStep:
         return total / weight if weight else 1.0
 
     def recall(self, key: str, like: Delta) -> Delta | None:
-        """What is remembered of the names of `like`, in their order; None where there is nothing yet."""
+        """Remembered tensors under the names of `like`, in their order; None where there are none yet."""
         kept = self.memory.get(key, {})
         return {name: kept[name] for name in like} if all(name in kept for name in like) else None
 
@@ -152,11 +152,11 @@ class ServerStep:
         self.memory[key] = {**self.memory.get(key, {}), **{name: tensor.float() for name, tensor in change.items()}}
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors for the checkpoint."""
+        """Tensors that the optimizer remembers, for the checkpoint."""
         return {f"{key}/{name}": tensor for key, change in self.memory.items() for name, tensor in change.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the tensors that `state` gave, after a checkpoint is read."""
         self.memory = {}
         for path, tensor in state.items():
             key, _, name = path.rpartition("/")

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from fedrlvr.cli.interrupts import interruptible
-from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
+from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, warn_of_schedule, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
@@ -99,6 +99,7 @@ def federate(
         settings = load_config(config, overrides or ())
     else:
         settings = load_resolved(resume / "config.json", overrides or ())
+        warn_of_schedule(settings, overrides or ())
     from fedrlvr.deployment.superlink.disclosure import check, travels
 
     check(settings)

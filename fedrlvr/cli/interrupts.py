@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 _last_lines: list[Callable[[], str]] = []
 """What makes the last line; the innermost `interruptible` counts."""
@@ -75,6 +76,15 @@ def received() -> bool:
 def exit_code() -> int:
     """The exit code of an interrupted command: 128 and the signal's number."""
     return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def end(line: str = "interrupted") -> NoReturn:
+    """End the process with this line, at once: another signal while the interpreter ends would have no handler."""
+    print(line, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code())
 
 
 def _handle(number: int, _: FrameType | None) -> None:

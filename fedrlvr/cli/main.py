@@ -16,8 +16,8 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.interrupts import Interrupted, exit_code, install, interruptible, received, resumable
-from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume
+from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
+from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
@@ -51,6 +51,7 @@ def run(
         settings = _configured(config, overrides)
     else:
         settings = load_resolved(resume / "config.json", overrides or ())
+        warn_of_schedule(settings, overrides or ())
     with interruptible("nothing was written; give the same command again"):
         from fedrlvr.reporting.progress import progress
         from fedrlvr.reporting.tables import final_table
@@ -84,7 +85,10 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Directory of all runs; an earlier sweep's directory continues that sweep.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of all runs; an earlier sweep's directory continues that sweep."
+        ),
     ] = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="Run one federation after another, for comparison or where memory is short.")
@@ -114,9 +118,15 @@ def sweep(
 
 @app.command(name="eval")
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="A run directory, one of its checkpoints, or a TOML configuration.")],
+    source: Annotated[
+        Path,
+        typer.Argument(callback=expanded, help="A run directory, one of its checkpoints, or a TOML configuration."),
+    ],
     adapter: Annotated[
-        Path | None, typer.Option(help="Directory of an adapter: PEFT's, a run's or a checkpoint's; by default SOURCE.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of an adapter: PEFT's, a run's or a checkpoint's; by default SOURCE."
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
     overrides: Overrides = None,
@@ -164,20 +174,19 @@ def tasks(
     """Load a configuration's problems and show how many each client holds. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.reporting.tables import holdings_table
-    from fedrlvr.tasks.deal import deal
+    from fedrlvr.tasks.deal import deal, written_instruction
 
     dealt = deal(settings)
     if write is not None:
-        from fedrlvr.tasks.deal import written_instruction
         from fedrlvr.tasks.own import write_own
 
         for client in dealt.clients:
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
-        if (stated := written_instruction(settings.data)) is not None:
-            # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
-            echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+    if write is not None and (stated := written_instruction(settings.data)) is not None:
+        # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
+        echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
 
 
 @app.command()
@@ -215,8 +224,10 @@ app.add_typer(superlink, name="superlink")
 
 @app.command()
 def export(
-    run_directory: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
+    run_directory: Annotated[
+        Path, typer.Argument(callback=expanded, help="A run directory, or one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Argument(callback=expanded, help="Directory to write; it must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
     client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
@@ -248,11 +259,26 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML configuration to check; without one, this machine alone.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness.
+
+    With a configuration, check also its model, its data and the memory that the run will need.
+    """
+    if config is None and overrides:
+        raise ConfigError("--set changes a configuration; name one.")
+    settings = None if config is None else load_config(config, overrides or ())
     from fedrlvr.reporting.doctor import examine, show
 
     findings = examine()
+    if settings is not None:
+        from fedrlvr.simulation.doctor import examine as examine_run
+
+        findings += examine_run(settings)
     show(findings)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)
@@ -267,7 +293,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command line. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
-        install()
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
@@ -287,6 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
         echo_lines(traceback.format_exc(), err=True)
+    if received():
+        end(message)
     echo(message, err=True)
     sys.exit(code)
 

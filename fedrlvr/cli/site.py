@@ -15,7 +15,8 @@ import typer
 from pydantic import ValidationError
 
 from fedrlvr.cli.options import Directory, Insecure, toml_value
-from fedrlvr.config.sections import NAME, Section
+from fedrlvr.config.reference import summary
+from fedrlvr.config.sections import NAME, EngineConfig, Section
 from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
@@ -197,8 +198,10 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
     settings: keys outside of any table. task, data: the name and problems of its task; without data, generated ones.
     models: base models by name, and where each lies.
     """
-    lines = ["# An organisation in a federation of fedrlvr. Only this file decides what a server may ask for; relative"]
-    lines += ["# paths are relative to it. A line that begins with # is a comment, and shows the default.", ""]
+    lines = [
+        "# This file configures one organisation in a federation of fedrlvr, and only this file decides what a server"
+    ]
+    lines += ["# may ask for. Relative paths are relative to its directory. A setting behind # shows its default.", ""]
     lines += _settings(SiteConfig, settings, {"tasks", "models", "machine", "engine", "limits"})
     lines += [*_comment(SiteConfig, "tasks"), f"[tasks.{task if re.fullmatch(NAME, task) else toml_value(task)}]"]
     if data is None:
@@ -209,7 +212,8 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
     lines += [*_comment(SiteConfig, "models"), "[models]"]
     lines += [*(f"{toml_value(name)} = {toml_value(place)}" for name, place in models.items()), ""]
     for name, section in (("machine", MachineConfig), ("limits", Limits)):
-        lines += [f"# {(section.__doc__ or '').strip()}", f"[{name}]", *_settings(section, {})]
+        lines += [*_wrapped(summary(section)), f"[{name}]", *_settings(section, {})]
+    lines += [*_wrapped(f"{summary(EngineConfig)} docs/settings.md lists them."), "# [engine]"]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -227,8 +231,11 @@ def _settings(section: type[Section], given: dict[str, Any], omitted: Collection
 
 
 def _comment(section: type[Section], name: str) -> list[str]:
-    description = section.model_fields[name].description or ""
-    return [f"# {line}" for line in textwrap.wrap(description, _WIDTH, break_long_words=False)]
+    return _wrapped(section.model_fields[name].description or "")
+
+
+def _wrapped(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False)]
 
 
 def _validated(tree: dict[str, Any]) -> SiteConfig:

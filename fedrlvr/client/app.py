@@ -1,4 +1,4 @@
-"""Client code: what an organisation does with the messages it gets, written for a cohort of K.
+"""Client code: an organisation's answers to messages, written for a cohort of K.
 
 A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once, and a sweep those of
 several federations, which share a cohort and nothing else. Training is in local_training.py, and what a client
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.local_training import LocalTraining
-from fedrlvr.client.request import Client, ClientRequest, batches, by_federation
+from fedrlvr.client.request import Client, ClientRequest, Release, batches, by_federation
 from fedrlvr.client.state import HELD
 from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Evaluated, Observer
 from fedrlvr.rl import CORRECT, Response
-from fedrlvr.seeds import stream
+from fedrlvr.seeds import private_seed, stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.wire.messages import (
     DELTA,
@@ -41,11 +42,11 @@ REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateReq
     RESPOND: RespondRequest,
     "evaluate": EvaluateRequest,
 }
-"""What a message of each type asks."""
+"""Class of the request in a message, by the message's type."""
 
 
 def asked_in(message: Message) -> TrainRequest | RespondRequest | EvaluateRequest:
-    """What a message asks.
+    """Read the request of a message, by the message's type.
 
     Raises:
         MessageError: a message of a type that no client answers, or that cannot be read.
@@ -57,7 +58,7 @@ def asked_in(message: Message) -> TrainRequest | RespondRequest | EvaluateReques
 
 
 def start_of(reading: Reading, request: ClientRequest) -> Start:
-    """What a client begins a message with.
+    """Starting point of a client's work on a message: adapter and change of the base weights.
 
     Raises:
         MessageError, AdapterError: the message lacks something, or cannot be used.
@@ -77,6 +78,7 @@ class CohortApp:
     initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
         shapes.
     federation: tells its clients from those of other federations on the same cohort; "" if there are none.
+    release: what the clients accept and let out.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class CohortApp:
         initial: Adapter,
         observer: Observer,
         federation: str = "",
+        release: Release | None = None,
     ) -> None:
         self.cohort = cohort
         self.initial = initial
@@ -93,7 +96,9 @@ class CohortApp:
         ranks = {client.rank or initial.rank for client in data.values()}
         initials = {rank: initial.at_rank(rank) for rank in ranks}
         self.clients = {
-            node: Client(federation, client, initials[client.rank or initial.rank], initial, observer)
+            node: Client(
+                federation, client, initials[client.rank or initial.rank], initial, observer, release or Release()
+            )
             for node, client in data.items()
         }
 
@@ -110,7 +115,7 @@ class CohortApp:
         return [replies[request] for request in requests]
 
     def read(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[ClientRequest]:
-        """What these messages ask.
+        """Requests of these messages, each at its client.
 
         Raises:
             MessageError: as `__call__`.
@@ -118,7 +123,7 @@ class CohortApp:
         return [self.request(message, context) for message, context in zip(messages, contexts, strict=True)]
 
     def request(self, message: Message, context: Context) -> ClientRequest:
-        """What a message asks of its client.
+        """The request of a message, at its client.
 
         Raises:
             MessageError: as `__call__`.
@@ -129,20 +134,30 @@ class CohortApp:
     def compute(self, batch: Sequence[ClientRequest]) -> list[Message]:
         """Replies to one batch of `batches`, which may hold messages of other federations on the same cohort.
 
-        A client's memory changes only after everything was computed, so a batch that fails can be computed again.
+        A client's memory changes only after everything was computed, so a batch that fails can be computed again. An
+        error in a reply's place has the code WITHHELD: a floor of the client's was missed.
+
+        Raises:
+            LimitError: what a message begins with is beyond a client's limits.
         """
         requests = {request.row: request for request in batch}
         asked = batch[0].asked
         reading = Reading()
         starts = {row: start_of(reading, request) for row, request in requests.items()}
+        for row, request in list(requests.items()):
+            start = starts[row]
+            variation = request.client.release.accept(request, start.adapter, start.change)
+            requests[row] = replace(request, variation=variation)
         changes = {row: start.change for row, start in starts.items() if start.change is not None}
         self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
+        answers: Sequence[RecordDict | Error]
         if isinstance(asked, StretchRequest):
             answers = LocalTraining(self.cohort, asked, requests, starts).run()
         else:
             answers = self._evaluate(asked, requests)
-        for row, request in requests.items():
-            starts[row].remember(request.context)
+        for request, answer in zip(batch, answers, strict=True):
+            if not isinstance(answer, Error):
+                starts[request.row].remember(request.context)
         return [Message(answer, reply_to=request.message) for request, answer in zip(batch, answers, strict=True)]
 
     def _evaluate(self, asked: EvaluateRequest, requests: Mapping[str, ClientRequest]) -> list[RecordDict]:
@@ -154,9 +169,15 @@ class CohortApp:
         )
         prompts = {row: request.encode(self.cohort.base, request.data.test) for row, request in requests.items()}
         # One stream for every evaluation: before and after are compared on the same random numbers.
-        seeds = {row: stream(request.asked.seed, request.client.name, "evaluate") for row, request in requests.items()}
+        seeds = {
+            row: stream(private_seed(request.asked.seed, request.data.secret), request.client.name, "evaluate")
+            for row, request in requests.items()
+        }
         drawn = self.cohort.sample(prompts, decoding, seeds)
-        scores = {row: _scores(request.data, drawn[row]) for row, request in requests.items()}
+        scores = {
+            row: request.client.release.scores(request, _scores(request.data, drawn[row]))
+            for row, request in requests.items()
+        }
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))

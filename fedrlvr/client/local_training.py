@@ -1,4 +1,4 @@
-"""A client's training in one message, written for a cohort of K: local steps, and what surrounds them.
+"""A client's training for one message, written for a cohort of K: local steps, and the work before and after them.
 
 A round without exchanges is one `train` message: all local steps. With exchanges it is a `query.respond` for each,
 which takes public steps on the share of the last pool, then a stretch of local steps, and then answers the exchange's
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.initial_adapter import Start
@@ -23,7 +23,7 @@ from fedrlvr.client.request import ClientRequest, by_federation
 from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
-from fedrlvr.errors import AdapterError
+from fedrlvr.errors import AdapterError, FloorError
 from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.hidden_states import HiddenStates
@@ -32,6 +32,7 @@ from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import StepEnded
 from fedrlvr.rl import Group, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
+from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.compression import pack
 from fedrlvr.wire.messages import (
     ARRAYS,
@@ -88,17 +89,21 @@ class LocalTraining:
                 kept = arrays_in(request.context, ROUND_MOMENTS)
                 if (anchor := arrays_in(request.context, ROUND_ANCHOR)) is not None:
                     client = request.client
-                    self.starts[row] = arrays_to_adapter(anchor, client.initial, whose=client.name)
+                    self.starts[row] = arrays_to_adapter(anchor, client.initial, place=client.name)
             elif asked.train.optimizer_state == "keep":
                 kept = arrays_in(request.context, MOMENTS)
             if kept is not None:
                 moments[row] = dict(kept.to_torch_state_dict())
         anchors = self.starts if asked.train.proximal_mu else None
-        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains)
+        scale_free = any(request.client.release.scale_free for request in requests.values())
+        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
 
-    def run(self) -> list[RecordDict]:
-        """Do what is asked, and give each client's reply. Memories change only at the very end."""
+    def run(self) -> list[RecordDict | Error]:
+        """Train as the requests ask, and return each client's reply. Memories change only at the very end.
+
+        Memories change only at the very end.
+        """
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
@@ -111,7 +116,7 @@ class LocalTraining:
         shared = {}
         for row, request in self.requests.items():
             if (record := record_in(request.message.content, PROBES, ArrayRecord)) is not None:
-                shared[row] = read_probes(record, None, whose=f"round {request.asked.round}, the server")
+                shared[row] = read_probes(record, None, place=f"round {request.asked.round}, the server")
         return shared
 
     def _local_step(self) -> None:
@@ -125,7 +130,7 @@ class LocalTraining:
         prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
         # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
         seeds = {
-            row: stream(request.asked.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
+            row: stream(request.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
             for row, request in requests.items()
         }
         states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
@@ -148,6 +153,8 @@ class LocalTraining:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl
         rates = self._rates()
+        for row in requests:
+            memory[row].influences(groups[row], rates[row], by_response=train.loss == "grpo")
         for _ in range(train.updates_per_batch):
             stats = cohort.learn(groups, rates)
             for row in requests:
@@ -180,7 +187,7 @@ class LocalTraining:
             step, steps = self.memory[row].round_steps, self.asked.train.local_steps
             first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))
 
-    def _pause(self) -> list[RecordDict]:
+    def _pause(self) -> list[RecordDict | Error]:
         """Answer the public problems from the policies as they are now, and remember the round under way."""
         assert isinstance(self.asked, RespondRequest)
         self.public.respond()
@@ -189,12 +196,13 @@ class LocalTraining:
         replies = []
         for row, request in self.requests.items():
             anchor = adapter_to_arrays(self.starts[row]) if needs_anchor else None
-            replies.append(self._reply(row, self.public.responses(row)))
             self.supervising.settle(row)
-            self.memory[row].pause(request.context, adapter_to_arrays(adapters[row]), anchor, moments[row])
+            replies.append(reply := self._released(row, self._reply(row, self.public.responses(row))))
+            if not isinstance(reply, Error):
+                self.memory[row].pause(request.context, adapter_to_arrays(adapters[row]), anchor, moments[row])
         return replies
 
-    def _finish(self) -> list[RecordDict]:
+    def _finish(self) -> list[RecordDict | Error]:
         """End the round: give adapters and numbers, and remember what lasts."""
         adapters = self.cohort.adapters()
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
@@ -207,7 +215,9 @@ class LocalTraining:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
-            replies.append(self._reply(row, rest, **numbers))
+            replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
+            if isinstance(reply, Error):
+                continue
             memory.finish(request.context, moments.get(row))
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
@@ -223,6 +233,15 @@ class LocalTraining:
             reply[EXCHANGE] = metrics_record(self.public.swaps[row].summary())
         reply.update(rest)
         return reply
+
+    def _released(self, row: str, reply: RecordDict) -> RecordDict | Error:
+        """The reply as the client lets it out; an error if it does not, and then the round leaves no trace."""
+        request, memory = self.requests[row], self.memory[row]
+        try:
+            return request.client.release.trained(request, memory, reply)
+        except FloorError as error:
+            memory.abandon(request.context)
+            return Error(WITHHELD, str(error))
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""

@@ -45,7 +45,7 @@ Shared = list[tuple[Response, int]]
 
 @dataclass
 class PublicSteps:
-    """The public half of what one batch of messages asks.
+    """The public steps that one batch of messages asks for.
 
     memory: by row of the cohort, as the requests. swaps: by row the numbers of the public steps that were taken.
 
@@ -70,7 +70,7 @@ class PublicSteps:
 
     @property
     def coordination(self) -> PubSwapCoordination:
-        """The exchange's settings; there are some wherever public problems are answered or waited with."""
+        """Settings of the exchange, which exist wherever public problems are answered or awaited."""
         assert self.asked.coordination is not None
         return self.asked.coordination
 
@@ -124,7 +124,7 @@ class PublicSteps:
         cohort, sampling = self.cohort, self.asked.sampling
         prompts = {row: request.encode(cohort.base, self.problems[row]) for row, request in self.requests.items()}
         seeds = {
-            row: stream(request.asked.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
+            row: stream(request.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
             for row, request in self.requests.items()
         }
         # Nothing is cut from the distribution, or a ratio against these log-probs would carry what was left of it.
@@ -145,7 +145,7 @@ class PublicSteps:
         self._took(started)
 
     def responses(self, row: str) -> RecordDict:
-        """What a reply to `query.respond` carries besides numbers: a stamp, and the responses if they are asked for."""
+        """Records of a reply to `query.respond` besides numbers: a stamp, and the responses if they are asked for."""
         assert isinstance(self.asked, RespondRequest)
         memory, base = self.memory[row], self.cohort.base
         stamp = Stamp(
@@ -174,7 +174,7 @@ class PublicSteps:
         shares = self._share(request, waiting, metrics)
         # The exchange is over before this message's own begins, so its stream is named by the steps taken.
         steps = self.memory[row].round_steps
-        rng = random.Random(stream(request.asked.seed, request.client.name, "swap", request.asked.round, steps))
+        rng = random.Random(stream(request.seed, request.client.name, "swap", request.asked.round, steps))
         swaps = swap([group.rewards for group in waiting], shares, rule=self.coordination.swap, rng=rng)
         mixed = []
         for group, share, slots in zip(waiting, shares, swaps, strict=True):

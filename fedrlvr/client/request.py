@@ -1,4 +1,4 @@
-"""One message at the client it is for: what is asked, of whom, and what that client remembers.
+"""One message at its client: the request, the client, and the client's memory.
 
 A batch holds messages to clients of one or several federations, which share a cohort and nothing else. So each request
 carries its own client, and computing a batch needs nothing but the cohort and the requests.
@@ -8,25 +8,64 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client.state import Memory
 from fedrlvr.policy.base import Base
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.seeds import private_seed
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
-from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, StretchRequest
+from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, SourceScores, StretchRequest
+
+
+class Release:
+    """Rules for what a client accepts from a server and lets out; here everything, as in a simulation.
+
+    An organisation's own rules are in deployment/site/release.py.
+
+    scale_free: whether the optimizer's steps are free of the gradient's scale (policy/optimizer.py).
+    """
+
+    def __init__(self, *, scale_free: bool = False) -> None:
+        self.scale_free = scale_free
+
+    def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
+        """Check the model that a message begins with; the text that its private streams depend on besides the request.
+
+        change: of the base weights, of scale 1.
+
+        Raises:
+            LimitError: it is beyond the client's limits.
+        """
+        return ""
+
+    def trained(self, request: ClientRequest, memory: Memory, reply: RecordDict) -> RecordDict:
+        """The reply to a request for training as it may leave.
+
+        memory: of the round that the reply is about.
+
+        Raises:
+            FloorError: too little was trained on for anything to leave.
+        """
+        return reply
+
+    def scores(self, request: ClientRequest, scores: list[SourceScores]) -> list[SourceScores]:
+        """The scores of an evaluation as they may leave."""
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """One organisation in one federation.
+    """One organisation in one federation, with its data.
 
     federation: tells its federation from others on the same cohort; "" where there is only one.
     initial: the adapter the client starts from, of its own rank. largest: the same of the federation's largest rank.
-    observer: is told how the federation's work goes.
+    observer: is told how the federation's work goes. release: what may come in and leave.
     """
 
     federation: str
@@ -34,6 +73,7 @@ class Client:
     initial: Adapter
     largest: Adapter
     observer: Observer
+    release: Release = field(default_factory=Release)
 
     @property
     def name(self) -> str:
@@ -48,15 +88,17 @@ class Client:
 
 @dataclass(frozen=True, eq=False)
 class ClientRequest:
-    """A message at its client.
+    """A message with its request, client and memory.
 
-    asked: what the message asks. context: the client's memory between messages.
+    asked: what the message asks. context: the client's memory between messages. variation: what its private streams
+    depend on besides what is asked.
     """
 
     message: Message
     asked: StretchRequest | EvaluateRequest
     client: Client
     context: Context
+    variation: str = ""
 
     @property
     def row(self) -> str:
@@ -65,8 +107,17 @@ class ClientRequest:
 
     @property
     def data(self) -> ClientData:
-        """The client's own data."""
+        """Problems of the client that the message is for."""
         return self.client.data
+
+    @cached_property
+    def seed(self) -> int:
+        """Seed of the private streams of this message's training.
+
+        With a secret it depends on everything that is asked, so a message that is sent again with one setting changed
+        draws other responses, and the two replies cannot be subtracted.
+        """
+        return private_seed(self.asked.seed, self.data.secret, self.asked.model_dump_json() + self.variation)
 
     @property
     def under_way(self) -> bool:
@@ -75,7 +126,7 @@ class ClientRequest:
 
     @property
     def place(self) -> str:
-        """Client and round, for errors."""
+        """Name of client and round, for the text of errors."""
         return f"{self.client.name}: round {self.asked.round}"
 
     def encode(self, base: Base, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
@@ -84,7 +135,8 @@ class ClientRequest:
 
 
 def batches(requests: Sequence[ClientRequest], *, together: bool = True) -> list[list[ClientRequest]]:
-    """What can be computed at once: requests that ask the same of different clients, whatever their seeds and rounds.
+    """Batches of requests that can be computed at once: they ask the same of different clients, whatever their seeds
+    and rounds.
 
     together: off makes batches of one, in order.
     """

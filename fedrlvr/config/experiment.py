@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.sections import (
     FEDERATED,
+    NO_EFFECT,
     DataConfig,
     EngineConfig,
     EvaluateConfig,
@@ -60,7 +61,10 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        run = {"directory": _absolute(self.run.directory), "ledgers": _absolute(self.run.ledgers)}
+        names = ("directory", "ledgers", "started_in", "secrets")
+        run = {name: _absolute(getattr(self.run, name)) for name in names}
+        if self.data.reward is not None and run["started_in"] is None:
+            run["started_in"] = Path.cwd()
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
             model["name"] = str(path.absolute())
@@ -81,7 +85,7 @@ class Config(Section):
 
 
 def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
+    return None if path is None else path.absolute()
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -137,12 +141,14 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         tree = read_json(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: there is no such file, so {path.parent} is not a run directory.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")
+    if not tree.keys() & Config.model_fields.keys():
+        raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))
@@ -187,6 +193,9 @@ def _explain(error: ValidationError, where: str) -> str:
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {dotted!r} ({_hint(location)})")
+        elif item["type"] == NO_EFFECT and dotted:  # within one section, which knows no name of its own
+            names = item["ctx"]
+            parts.append(f"{dotted}.{names['setting']} has no effect {names['word']} {dotted}.{names['other']}")
         elif item["type"] == "union_tag_not_found":
             parts.append(f"{dotted}: say which type it is, for example {dotted}.type = {_UNIONS[dotted]!r}")
         elif item["type"] == "union_tag_invalid":

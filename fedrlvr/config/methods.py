@@ -290,15 +290,18 @@ class AggregationConfig(Section):
     server_momentum: Annotated[float | None, OnlyWith("server_optimizer", WITH_MOMENTUM)] = Field(None, gt=0, lt=1)
     """Share of the last round's velocity that the server optimizers `momentum` and `nesterov` keep. Unset: 0.9."""
     server_beta1: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
-    """Decay of the first moment of the server optimizers `adam` and `yogi`. Unset: 0.9."""
+    """Decay of the first moment, the running mean of changes, in the server optimizers `adam` and `yogi`. Unset: 0.9.
+    """
     server_beta2: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
-    """Decay of the second moment of the server optimizers `adam` and `yogi`. Unset: 0.99."""
+    """Decay of the second moment, the running mean of squared changes, in the server optimizers `adam` and `yogi`.
+    Unset: 0.99."""
     server_epsilon: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, gt=0)
     """Number added to the square root of the second moment by the server optimizers `adam` and `yogi`: numbers that
     change by less than this in a round move less than server_learning_rate. Unset: 0.001."""
     server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
-    """What `server_learning_rate = "auto"` compares with the last round: the mean change (`mean`), or each client's own
-    change (`clients`), for which the server's checkpoint keeps the last change of every client. Unset: mean."""
+    """Comparison with the last round that `server_learning_rate = "auto"` makes: of the mean change (`mean`), or of
+    each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client.
+    Unset: mean."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
     rewards. Unset: relative."""

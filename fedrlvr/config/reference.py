@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,11 @@ _SINCE = """
 0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
 0.8.0 aggregation server_agreement
 0.8.0 model adapter
+0.8.0 run started_in secrets
+0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate
+0.8.0 limits beta1 beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu
+0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens
+0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length
 """
 SINCE = {
@@ -115,7 +120,7 @@ def describe(section: str, field: FieldInfo) -> Iterator[SettingRow]:
         if name == "type" and len(classes) > 1:
             schema = {"enum": [value for member in classes for value in types(member)]}
             default, sentence = json.dumps(field.default.type), field.description
-        elif len(holders) < len(classes):
+        elif len(holders) < len(classes) and not any(mark.startswith("`type`") for mark in marks):
             marks.insert(0, f"`type` = {_values([value for member in holders for value in types(member)])}")
         sentence = " ".join([*(sentence or "").split(), *([f"Only with {' and '.join(marks)}."] if marks else [])])
         yield SettingRow(section, name, _type_text(schema), default, sentence, SINCE[f"{section}.{name}"])
@@ -133,8 +138,10 @@ def _default(info: FieldInfo) -> str:
     return "unset" if default is None else json.dumps(default, default=str)
 
 
-def _values(values: Any) -> str:
-    return " or ".join("unset" if value is None else f"`{value}`" for value in values)
+def _values(values: Iterable[Any]) -> str:
+    """`a`, `b` or `c`."""
+    *others, last = ("unset" if value is None else f"`{value}`" for value in values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _type_text(schema: dict[str, Any]) -> str:
@@ -142,10 +149,12 @@ def _type_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type_text(part) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema or "const" in schema:
-        return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        return _values(schema.get("enum", [schema.get("const")]))
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ", ".join(filter(None, ("whole number" if kind == "integer" else "number", _range_text(schema))))
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(map(_type_text, schema['prefixItems']))}]"
     if kind == "array":
         return f"list of {_type_text(schema['items'])}"
     names = {"boolean": "true or false", "string": "path" if schema.get("format") == "path" else "text"}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
@@ -32,6 +33,8 @@ class OnlyWith:
     values: Collection[Any]
 
 
+NO_EFFECT = "no_effect"
+"""The type of pydantic's error about a setting that has no effect; its context holds both settings."""
 FEDERATED = OnlyWith("federation.arm", ("federated",))
 """Marks a setting of what passes between clients."""
 
@@ -78,10 +81,13 @@ class Section(BaseModel):
                 for part in path:
                     other = getattr(other, part, None)
                 if other not in mark.values:
-                    stated = f"{prefix}{name}" + _first_difference(value, default)
-                    how = f"without {mark.setting} = {next(iter(mark.values))!r}"
-                    how = how if other is None else f"with {mark.setting} = {other!r}"
-                    raise ValueError(f"{stated} has no effect {how}")
+                    word, needed = ("with", other) if other is not None else ("without", next(iter(mark.values)))
+                    names = {"setting": f"{prefix}{name}{_first_difference(value, default)}", "word": word}
+                    raise PydanticCustomError(
+                        NO_EFFECT,
+                        "{setting} has no effect {word} {other}",
+                        {**names, "other": f"{mark.setting} = {needed!r}"},
+                    )
 
     def check(self, config: Any) -> None:
         """Refuse what does not go together with the other sections of `config`, a `Config`.
@@ -100,6 +106,17 @@ def _first_difference(value: Any, default: Any) -> str:
     return f".{name} = {getattr(value, name)!r}"
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(str(error)) from None
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+"""A path in which ~ stands for the home directory."""
+
+
 class RunConfig(Section):
     """The name, random seed and directory of one run."""
 
@@ -108,12 +125,19 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Root of every random stream. The same seed with the same settings on the same machine gives the same run; change
     it to repeat an experiment."""
-    directory: Path | None = None
+    directory: UserPath | None = None
     """Directory that the run writes to. Unset: a new directory `runs/<name>-<date>-<time>`."""
-    ledgers: Annotated[Path | None, OnlyWith("supervision.labels_from", ("desk",))] = None
+    started_in: UserPath | None = None
+    """Directory in which the module of data.reward is searched, after the import path. Unset: the working directory. A
+    run writes it into its config.json, so that the run can be resumed from anywhere."""
+    ledgers: Annotated[UserPath | None, OnlyWith("supervision.labels_from", ("desk",))] = None
     """Directory of the clients' label ledgers (`<client>.sqlite`), which never leave the machine. Unset: each ledger
     lies in the run directory, as `clients/<client>/ledger.sqlite`. Set it to use people's labels in more than one
     run."""
+    secrets: UserPath | None = None
+    """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
+    state/sampling.secret, to repeat on one machine what organisations computed. AdamW then has no epsilon, as at
+    the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"
@@ -129,7 +153,7 @@ class ModelConfig(Section):
 
     name: str = "embedded"
     """Base model: `embedded` (the small reasoner inside the package), a local directory, or a Hugging Face hub id."""
-    adapter: Path | None = None
+    adapter: UserPath | None = None
     """Directory of the adapter that the run starts from: PEFT's, a run's, or a checkpoint's; its rank may be up to
     lora.rank. Unset: the run starts from the model as it is. The reference policy of train.kl_beta is the model without
     this adapter."""
@@ -151,7 +175,11 @@ class ModelConfig(Section):
         """The model's directory; None for the embedded model and a hub id."""
         path = Path(self.name).expanduser()
         written_as_path = self.name.startswith((".", "/", "~"))
-        return path if self.name != "embedded" and (written_as_path or path.exists()) else None
+        try:
+            exists = path.exists()
+        except OSError:  # it is there, and may not be looked into: loading it says so
+            exists = True
+        return path if self.name != "embedded" and (written_as_path or exists) else None
 
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
@@ -224,7 +252,7 @@ class DataConfig(Section):
     name: str = "embedded"
     """Data set: embedded, gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl (your own files), or
     `reasoning_gym:<family>`."""
-    path: Path | None = None
+    path: UserPath | None = None
     """File or directory with the problems. Unset: the data set is downloaded from the Hugging Face hub (extra `hub`),
     if it is there."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""Which correct responses are passed on to other clients. Correct is not enough: a client could hide text in a correct
-response, append text to it, or make it as long as allowed, and every receiver would train on it.
+"""Screening of correct responses before other clients get them. A client could hide text in a correct response, append
+text to it, or make it as long as allowed, and every receiver would train on it.
 
     hidden    it has a token or a character that no reader sees, or a token behind its end token
     tail      more than `coordination.pool_tail` characters stand behind its answer
@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 SCREENED = ("hidden", "tail", "unusual")
-"""Why a correct response is not passed on."""
+"""Reasons for which a correct response is not passed on."""
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\ufffd")
 """Characters without a shape in categories that otherwise have one: joiners, fillers, blanks; and the sign for bytes
 that are no text."""
@@ -33,7 +33,7 @@ _EMOJI_STYLE = "\ufe0e\ufe0f"
 def flaw(
     text: str, behind: int, token_ids: Sequence[int], *, special: Collection[int], ends: Collection[int], tail: int
 ) -> str | None:
-    """Why a correct response is not passed on, by itself (`hidden`, `tail`); None if nothing is wrong.
+    """Name the flaw for which a correct response is not passed on (`hidden`, `tail`); None if there is none.
 
     text: of the response. behind: characters of it behind its answer. special: tokens that have no text. ends: end
     tokens, with which a response may end. tail: most characters behind an answer.
@@ -75,8 +75,8 @@ def usual_length(correct: Sequence[int], others: Sequence[int]) -> float:
 
 
 def usual_lengths(by_client: Mapping[str, float]) -> dict[str, float]:
-    """For each client the usual length that its responses are compared with: the median of the other clients', of an
-    even number the larger of the two in the middle; infinite where no other client has one.
+    """Usual length by client, to which its responses are compared: the median over the other clients (with an even
+    number, the larger of the two in the middle); infinite where no other client has one.
 
     by_client: `usual_length` of each.
     """

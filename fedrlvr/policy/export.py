@@ -1,4 +1,4 @@
-"""What a run trained, written for other software, and compared with the policy that was trained.
+"""Export of a run's adapter for other software, with a check against the policy that was trained.
 
 Another loader may read a directory differently: PEFT renames target layers of some architectures, and a tied output
 head shares its weight with the input embeddings. So what was written is loaded again by the software it is for, and
@@ -35,7 +35,7 @@ _HALF = 0.25
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """What was written against the trained policy.
+    """Differences between the files that were written and the trained policy.
 
     difference: the largest one of any token's log-prob at any position of the prompt. tokens: of the prompt.
     reader: the software that loaded what was written. untied: whether the output head was given a weight of its own.
@@ -71,7 +71,7 @@ def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direc
             written = _logps(_peft_model(base.model, directory), base)
         else:
             reader = "the adapter, as fedrlvr reads it (PEFT is not installed),"
-            stack.seat([in_model_order(load_peft(directory), adapter, whose=str(directory))])
+            stack.seat([in_model_order(load_peft(directory), adapter, place=str(directory))])
             written = _logps(base.model, base)
         return _compared(trained, written, base, reader, "Write whole weights with --merged.")
 
@@ -105,7 +105,7 @@ def _policy(adapter: Adapter, model: ModelConfig, lora: LoraConfig) -> tuple[Bas
     """The base model, the adapter on it, and the log-probs they give."""
     base = load_base(model.model_copy(update={"device": "cpu", "gradient_checkpointing": False}))
     stack = LoraStack(base.model, lora.model_copy(update={"rank": adapter.rank, "alpha": adapter.alpha}))
-    stack.seat([in_model_order(adapter, stack.fresh(0), whose="the run's adapter")])
+    stack.seat([in_model_order(adapter, stack.fresh(0), place="the run's adapter")])
     return base, stack, _logps(base.model, base)
 
 

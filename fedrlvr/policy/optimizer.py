@@ -22,21 +22,30 @@ class StackedAdamW:
 
     ranks: of each client, where the parameters are LoRA factors A [K, r, k] and B [K, d, r] in turn. A client's state
     is then of the components it has, whatever the rank of the stack it sits in.
+
+    scale_free: there is no epsilon, and gradients too small for a second moment in float32 count as zero. Otherwise a
+    step is a multiple of a gradient that is far below epsilon, and whoever chooses the size of the other factor can
+    make it so small. No epsilon relative to a tensor would do: one large component would hide others.
     """
 
     EPS = 1e-8
+    SMALLEST = 1e-16
+    """Smallest absolute value of a gradient that counts where the optimizer is free of scale."""
+    NOTHING = 1e-30
+    """Replacement of epsilon there: below every root of a second moment, and no step for a number without gradient."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
         self.config = config
         self.ranks = list(ranks)
         clients = self.parameters[0].shape[0]
+        self.scale_free = False
         self.steps = torch.zeros(clients, len(self.parameters), dtype=torch.int64)
         self.m = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop the gradients of all clients' parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -70,11 +79,13 @@ class StackedAdamW:
                 corrections[counts] = 1 - config.beta1**steps_K11, 1 - config.beta2**steps_K11
             correct1_K11, correct2_K11 = corrections[counts]
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            if self.scale_free:
+                grad = grad.masked_fill(grad.abs() < self.SMALLEST, 0.0)
             if config.weight_decay:
                 parameter.mul_(1 - rates_K11 * config.weight_decay)
             m.lerp_(grad, 1 - config.beta1)
             v.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-            denominator = (v / correct2_K11).sqrt_().add_(self.EPS)
+            denominator = (v / correct2_K11).sqrt_().add_(self.NOTHING if self.scale_free else self.EPS)
             parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
 
     def state(self, client: int) -> dict[str, Tensor]:
@@ -83,7 +94,7 @@ class StackedAdamW:
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore a client's moments and steps, which `state` gave."""
         self.steps[client] = state["steps"]
         for name, kind in self._moments(client):
             parts = state[name].split([moment.numel() for moment in kind])

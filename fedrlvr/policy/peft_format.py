@@ -204,7 +204,7 @@ def _pattern_of(patterns: dict[str, Any], layer: str) -> str:
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", layer)), layer)
 
 
-def in_model_order(adapter: Adapter, like: Adapter, *, whose: str) -> Adapter:
+def in_model_order(adapter: Adapter, like: Adapter, *, place: str) -> Adapter:
     """The adapter with its layers in the order of `like` and checked against it.
 
     Raises:
@@ -213,16 +213,16 @@ def in_model_order(adapter: Adapter, like: Adapter, *, whose: str) -> Adapter:
     if set(adapter.layers) != set(like.layers):
         strange = sorted(set(adapter.layers) ^ set(like.layers))[0]
         raise AdapterError(
-            f"{whose} is an adapter of another model, or of other layers than lora.targets (first difference: "
+            f"{place} is an adapter of another model, or of other layers than lora.targets (first difference: "
             f"{strange})."
         )
     ordered = Adapter({name: adapter.layers[name] for name in like.layers}, adapter.alpha)
-    ordered.check_like(like, whose=whose)
+    ordered.check_like(like, place=place)
     return ordered
 
 
 def base_reference(name: str) -> str:
-    """What an exported adapter names as its base model: the path of the embedded weights, or the model's own name."""
+    """Base model that an exported adapter names: the path of the embedded weights, or the model's own name."""
     if name == "embedded":
         from fedrlvr.zoo import weights_dir
 

@@ -62,7 +62,7 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
         *packages(importlib.metadata.requires("fedrlvr") or []),
         processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]),
         _threads(cores),
-        memory(_free_memory()),
+        memory(free_memory()),
         *accelerator(None if flags is None else frozenset(flags.split())),
         disk(directory),
         weights(weights_dir()),
@@ -248,7 +248,7 @@ def _quota(path: Path) -> float | None:
         return None
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes free on the machine or, if less, up to the container's limit."""
     import psutil
 

@@ -52,6 +52,8 @@ class Combiner:
     ) -> Result:
         """Filter, weight and aggregate the round's adapters.
 
+        If every client's own floor kept its adapter back, the model stays as it was.
+
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.
 
@@ -62,12 +64,14 @@ class Combiner:
         if self.config.largest_change is not None or self.config.robust == "clip":
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
+            if record.withheld:
+                return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
             raise RoundError(f"round {record.round}: no client answered")
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
             if self.step is not None:
-                return self._stepped(self.step, dict(sorted(dict(taken).items())), examples, model, record)
+                return self._stepped(self.step, dict(taken), examples, model, record)
             if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
@@ -138,6 +142,8 @@ class Combiner:
         Raises:
             ValueError: too few adapters for a robust mean.
         """
+        # Replies come in any order, and sums made in one order have the same bits.
+        adapters = {client: adapters[client] for client in sorted(adapters)}
         rule, before = self.config.rule, model.adapter
         robust, halves = self.config.robust in ROBUST_MEANS, rule.trains(record.round)
         changes = {c: step.space.change(a, model.start_of(a.rank), halves) for c, a in adapters.items()}

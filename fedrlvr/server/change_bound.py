@@ -40,7 +40,7 @@ class ChangeBound:
         """Prepare for the adapters of a new round."""
         self._sizes = []
 
-    def check(self, adapter: Adapter, start: Adapter, *, whose: str) -> None:
+    def check(self, adapter: Adapter, start: Adapter, *, place: str) -> None:
         """Check a client's adapter against the one that its round began with.
 
         Raises:
@@ -50,7 +50,7 @@ class ChangeBound:
         size = distance / math.sqrt(sum(tensor.numel() for _, tensor in start.tensors()))
         if not size <= self.limit:
             raise AdapterError(
-                f"{whose}: its adapter changed by {distance:.3g}, which is {size:.3g} in the root mean square, and "
+                f"{place}: its adapter changed by {distance:.3g}, which is {size:.3g} in the root mean square, and "
                 f"aggregation.change_bound allows {self.limit:.3g} in this round. Lower train.learning_rate there, or "
                 "raise the bound."
             )

@@ -17,7 +17,8 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; the server's step; and who was left out of it, with the reason."""
+    probes are calibrated; the server's step; and who was left out of it, with the reason. withheld: the clients whose
+    own floor kept their reply back."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -28,6 +29,7 @@ class RoundRecord:
         self.exchanges: list[dict[str, Any]] = []
         self.server_step: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
+        self.withheld: set[str] = set()
 
     def client(self, name: str) -> dict[str, float]:
         """A client's numbers, to add to."""

@@ -20,6 +20,7 @@ from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.shared_probes import SharedProbes
+from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
 from fedrlvr.wire.public_messages import RESPOND
 
@@ -195,6 +196,9 @@ class Participation:
                 _log.warning("%s: a second reply, which does not count", reply.place)
                 continue
             seen.add(client)
+            if message.has_error() and message.error.code == WITHHELD:
+                self._withheld(client, f"{reply.place}: {printable(message.error.reason or '')}")
+                continue
             if not message.has_content():
                 empty = "an empty reply"
                 reason = message.error.reason if message.has_error() else None
@@ -216,20 +220,33 @@ class Participation:
             FedrlvrError: the error itself, if everybody is needed.
             RoundError: too few are left; the text names them and their reasons.
         """
-        quorum, left_out = self.config.federation.quorum, self.record.left_out
-        if quorum == 1.0:
+        if self.config.federation.quorum == 1.0:
             raise error
+        self._leave_out(client, printable(str(error)), error)
+
+    def _withheld(self, client: str, reason: str) -> None:
+        """Go on with the round without a client whose own floor keeps its reply back, as if it had not been asked.
+
+        Raises:
+            RoundError: as `leave_out`.
+        """
+        self.record.withheld.add(client)
+        self._leave_out(client, reason, None)
+
+    def _leave_out(self, client: str, reason: str, cause: Exception | None) -> None:
+        quorum, left_out, withheld = self.config.federation.quorum, self.record.left_out, self.record.withheld
         self.model.lost(client)
-        left_out[client] = reason = printable(str(error))[:MOST_REASON]
+        left_out[client] = reason = reason[:MOST_REASON]
         self.observer.notify(ClientLeftOut(self.record.round, client, reason))
         _log.warning("left out: %s", reason)
-        needed = math.ceil(quorum * self.asked)
-        if self.asked - len(left_out) < needed:
+        asked, failed = self.asked - len(withheld), len(left_out) - len(withheld)
+        needed = math.ceil(quorum * asked)
+        if asked - failed < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise RoundError(
-                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
-                f"clients, and {len(left_out)} are left out. {reasons}"
-            ) from error
+                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {asked} "
+                f"clients, and {failed} are left out. {reasons}"
+            ) from cause
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:

@@ -127,7 +127,7 @@ class Server:
             checkpoint = checkpoints.load() if resume else None
             if checkpoint is not None:
                 first_round = checkpoint.round + 1
-                checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+                checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
                 for name, context in memories.items():
                     context.state = checkpoints.load_memory(checkpoint.round, name)
             self._write_down(holdings, same_problems=checkpoint is not None)
@@ -192,7 +192,7 @@ class Server:
                     like = self.initial.at_rank(self.config.lora.rank_of(name))
                     arrays = arrays_in(context, OWN_ADAPTER)
                     assert arrays is not None
-                    adapter = arrays_to_adapter(arrays, like, whose=name)
+                    adapter = arrays_to_adapter(arrays, like, place=name)
                     save_peft(adapter, directory / name, base_name=base_name, fused_experts=fused)
         except CheckpointError as error:
             raise CheckpointError(

@@ -84,12 +84,13 @@ def check_unused(directory: Path) -> None:
 
 
 def checkpoint_directories(run: Path) -> RoundDirectories:
-    """Where the server's checkpoints of a run lie."""
+    """Directories of the server's checkpoints of a run, one for each round."""
     return RoundDirectories(run / "checkpoints", STATE_FILE)
 
 
 def check_rounds(directory: Path, config: Config) -> None:
-    """
+    """Check that a run has done no more rounds than train.rounds.
+
     Raises:
         ConfigError: the run in the directory has done more rounds than train.rounds.
     """

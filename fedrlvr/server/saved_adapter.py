@@ -32,7 +32,7 @@ _ROUND = re.compile(r"round-(\d{4,9})")
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run's directory.
+    """The directory of a run, with its configuration.
 
     round: that of the checkpoint meant; None is the newest.
     """
@@ -43,7 +43,7 @@ class SavedRun:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of the run."""
+        """The checkpoints in the directory of the run."""
         return Checkpoints(self.directory, self.config.run.keep_checkpoints)
 
     @property
@@ -58,7 +58,7 @@ class SavedRun:
         return self.config.federation.arm == "local"
 
     def newest(self, read: Callable[[Checkpoint], T]) -> T | None:
-        """What `read` makes of the checkpoint; None where the run has none.
+        """Result of `read` for the checkpoint; None where the run has none.
 
         A run that is under way may delete the checkpoint at any moment. Then the next newest is read.
 
@@ -102,8 +102,8 @@ class SavedRun:
             arm = self.config.federation.arm
             raise ConfigError(f"{self.directory}: the arm {arm!r} has one adapter for all clients; leave out --client.")
         if not self.finished:
-            own = client
-            adapter = self.newest(lambda c: whole(c) if own is None else self.own_adapter(c, own))
+            name = client
+            adapter = self.newest(lambda c: whole(c) if name is None else self.own_adapter(c, name))
             if adapter is not None:
                 return adapter
         if not (self.directory / "adapter").is_dir():
@@ -123,7 +123,7 @@ class SavedRun:
         context = Context(0, 0, {}, self.checkpoints.load_memory(checkpoint.round, client), {})
         like = checkpoint.adapter.at_rank(self.config.lora.rank_of(client))
         arrays = arrays_in(context, OWN_ADAPTER)
-        return like if arrays is None else arrays_to_adapter(arrays, like, whose=client)
+        return like if arrays is None else arrays_to_adapter(arrays, like, place=client)
 
 
 def open_run(path: Path) -> SavedRun:

@@ -51,7 +51,7 @@ class SharedProbes:
         self._examples = 0
         self._held: dict[str, tuple[Tensor, int]] = {}
 
-    def read(self, reply: Message, whose: str) -> Tensor | None:
+    def read(self, reply: Message, place: str) -> Tensor | None:
         """The probes in a client's reply; None where they are not shared.
 
         Raises:
@@ -61,8 +61,8 @@ class SharedProbes:
             return None
         record = record_in(reply.content, PROBES, ArrayRecord)
         if record is None:
-            raise MessageError(f"{whose}: a train reply without probes")
-        return read_probes(record, self.count, whose=whose)
+            raise MessageError(f"{place}: a train reply without probes")
+        return read_probes(record, self.count, place=place)
 
     def add(self, client: str, probes: Tensor | None, examples: int) -> None:
         """Add a client's probes to the average of this round."""

@@ -1,4 +1,4 @@
-"""What a run begins with: a fresh adapter, or the one of `model.adapter`.
+"""The start of a run: a fresh adapter, or the one of `model.adapter`.
 
 A given adapter of lora.rank or less becomes the adapter that is trained; components that lora.rank has beyond it are
 fresh. Where the LoRA rule restarts the adapter in every round (flora), or changes the base weights and the given
@@ -25,7 +25,7 @@ START = "start"
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run begins with.
+    """The model that a run starts from.
 
     adapter: of the largest rank. change: an update of scale 1 on the base weights. given: the adapter that was given,
     whole; None where `adapter` is fresh.
@@ -37,7 +37,7 @@ class Beginning:
 
 
 def beginning(config: Config, directory: Path, fresh: Adapter) -> Beginning:
-    """What the run in this directory begins with.
+    """Prepare the model that the run in this directory starts from.
 
     fresh: an adapter that leaves the model as it is.
 
@@ -50,7 +50,7 @@ def beginning(config: Config, directory: Path, fresh: Adapter) -> Beginning:
     try:
         given = load_peft(kept) if kept.is_dir() else load_adapter(place)
         like = Adapter(fresh.at_rank(given.rank).layers, given.alpha)
-        given = in_model_order(given, like, whose=str(place))
+        given = in_model_order(given, like, place=str(place))
     except AdapterError as error:
         raise AdapterError(f"model.adapter: {error}") from None
     rule = config.aggregation.rule
@@ -65,9 +65,9 @@ def _check_rank(given: Adapter, config: Config) -> None:
     ranks = {client: lora.rank_of(client) for client in config.federation.names} if local else {"": lora.largest}
     for client, rank in ranks.items():
         if given.rank > rank:
-            whose = f" of {client}" if client and isinstance(lora.rank, dict) else ""
+            owner = f" of {client}" if client and isinstance(lora.rank, dict) else ""
             raise AdapterError(
-                f"model.adapter = {str(config.model.adapter)!r} has rank {given.rank}, and lora.rank{whose} is {rank}. "
+                f"model.adapter = {str(config.model.adapter)!r} has rank {given.rank}, and lora.rank{owner} is {rank}. "
                 "Raise lora.rank, or put the adapter into the weights (fedrlvr export --merged) and give these as "
                 "model.name."
             )

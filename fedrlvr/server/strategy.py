@@ -128,7 +128,7 @@ class FederatedRLVR(Strategy):
                 pass
         else:
             result = self.combiner.combine(taken, self.examples, self.model, self.record, self._leave_out)
-        if not self.examples:
+        if not self.examples and not self.record.withheld:
             raise RoundError(f"round {server_round}: no client answered")
         if self.exchange:
             self.exchange.end(self.record, self.observer)
@@ -149,8 +149,8 @@ class FederatedRLVR(Strategy):
             MessageError, AdapterError: a reply that cannot be used.
         """
         client, place, message = reply.client, reply.place, reply.message
-        numbers = read_numbers(message, whose=place)
-        calibrations = read_calibrations(message, whose=place)
+        numbers = read_numbers(message, place=place)
+        calibrations = read_calibrations(message, place=place)
         adapter = self._adapter_in(reply)
         probes = self.probes.read(message, place)
         if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
@@ -174,10 +174,10 @@ class FederatedRLVR(Strategy):
             raise MessageError(f"{reply.place}: a train reply without an adapter")
         halves, precision = self.model.rule.trains(reply.round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
-            adapter = arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
+            adapter = arrays_to_adapter(arrays, start, place=reply.place, halves=halves)
         else:
-            adapter = unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
-        self.bound.check(adapter, start, whose=reply.place)
+            adapter = unpack(arrays, start, precision=precision, halves=halves, place=reply.place)
+        self.bound.check(adapter, start, place=reply.place)
         return adapter
 
     def _leave_out(self, client: str, reason: str) -> None:
@@ -218,7 +218,7 @@ class FederatedRLVR(Strategy):
 
     def _evaluated(self, reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
         client, place, message = reply.client, reply.place, reply.message
-        numbers, scores = read_numbers(message, whose=place), read_scores(message, whose=place)
+        numbers, scores = read_numbers(message, place=place), read_scores(message, place=place)
         declared = self.participation.problems(client, "test", numbers["num-examples"])
         if (n := sum(score.n for score in scores)) > declared:
             raise MessageError(f"{place}: scores of {n} problems, where the client has declared {declared}")
@@ -328,8 +328,8 @@ class FederatedRLVR(Strategy):
                 "aggregation.server_optimizer = 'sgd' with it"
             )
         halves = self.model.halves
-        whose = f"round {round_}, the aggregate"
-        self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
+        place = f"round {round_}, the aggregate"
+        self.model.replace(arrays_to_adapter(arrays, self.adapter, place=place, halves=halves))
 
 
 class WrappingStrategy(Strategy):

@@ -30,7 +30,7 @@ from fedrlvr.tasks.deal import deal, fit_prompts
 from fedrlvr.wire.messages import SourceScores, adapter_to_arrays
 
 ClientScores = dict[str, list[SourceScores]]
-"""By client, pass@1 sums by source."""
+"""Sums of pass@1 by source, for each client."""
 
 
 def evaluate(config: Config, adapter: Path | None) -> ClientScores:
@@ -62,19 +62,19 @@ def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
     arm = config.federation.arm
     saved = run.newest(lambda c: (c, _own_adapters(run, c) if arm == "local" else {}))
     if saved is None and arm == "local":
-        own = {client: load_peft(run.directory / "adapter" / client) for client in config.federation.names}
-        return None, _Evaluation(config).scores(own=own)
+        adapters = {client: load_peft(run.directory / "adapter" / client) for client in config.federation.names}
+        return None, _Evaluation(config).scores(adapters=adapters)
     if saved is None:
         return None, _of_everybody(config, run.adapter(), str(run.directory / "adapter"))
-    checkpoint, own = saved
-    return checkpoint.round, _Evaluation(config).scores(checkpoint, own=own)
+    checkpoint, adapters = saved
+    return checkpoint.round, _Evaluation(config).scores(checkpoint, adapters=adapters)
 
 
 def _own_adapters(run: SavedRun, checkpoint: Checkpoint) -> dict[str, Adapter]:
     return {client: run.own_adapter(checkpoint, client) for client in run.config.federation.names}
 
 
-def _of_everybody(config: Config, loaded: Adapter | None, whose: str) -> ClientScores:
+def _of_everybody(config: Config, loaded: Adapter | None, place: str) -> ClientScores:
     """Scores of every client with this adapter, of whatever rank and alpha."""
     lora = config.lora.model_copy(update={"rank": config.lora.largest})
     if loaded is not None:
@@ -86,7 +86,7 @@ def _of_everybody(config: Config, loaded: Adapter | None, whose: str) -> ClientS
     evaluation = _Evaluation(config.model_copy(update=alone))
     if loaded is None:
         return evaluation.scores()
-    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, whose=whose), {}))
+    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, place=place), {}))
 
 
 class _Evaluation:
@@ -100,10 +100,10 @@ class _Evaluation:
         self.config = config.model_copy(update={"supervision": LabelsSupervision()})
         self.initial = self.cohort.fresh_adapter(stream(config.run.seed, "adapter"))
 
-    def scores(self, checkpoint: Checkpoint | None = None, own: dict[str, Adapter] | None = None) -> ClientScores:
+    def scores(self, checkpoint: Checkpoint | None = None, adapters: dict[str, Adapter] | None = None) -> ClientScores:
         """Scores with the model of a checkpoint; without one with that of a run that begins.
 
-        own: by client, in the arm `local`.
+        adapters: by client, in the arm `local`.
         """
         clients = dict(enumerate(self.dealt.clients, start=1))
         names = {node: client.name for node, client in clients.items()}
@@ -111,13 +111,13 @@ class _Evaluation:
         if self.config.model.adapter is not None:
             strategy.model.begin_with(None)
         if checkpoint is not None:
-            checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+            checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
             strategy.model.restore(replace(checkpoint, strategy={}))  # no client remembers a part of it
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in clients}
         for node, name in names.items():
-            if own and name in own:
+            if adapters and name in adapters:
                 like = self.initial.at_rank(self.config.lora.rank_of(name))
-                adapter = in_model_order(own[name], like, whose=f"the adapter of {name}")
+                adapter = in_model_order(adapters[name], like, place=f"the adapter of {name}")
                 contexts[node].state[OWN_ADAPTER] = adapter_to_arrays(adapter)
         app = CohortApp(self.cohort, clients, self.initial, Observer())
         grid = LocalGrid(app, contexts)

@@ -4,6 +4,7 @@ is in server/run.py."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedrlvr.client.app import CohortApp
+from fedrlvr.client.request import Release
 from fedrlvr.config import Config, load_resolved
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
@@ -21,6 +24,7 @@ from fedrlvr.server.run import RunResult, Server, Wrap, public_set
 from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
+from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
@@ -69,19 +73,38 @@ def settled(config: Config, directory: Path) -> Config:
 
 
 def new_cohort(config: Config) -> Cohort:
-    """The base model and the cohort that sits on it, unchecked (`Federation.self_check`); sets torch's threads.
+    """The base model and the cohort that sits on it, checked before any data is read; sets torch's threads.
 
     Raises:
-        ModelError: as `load_base`.
+        ModelError: as `load_base` and `Cohort.self_check`.
     """
     torch.set_num_threads(config.engine.threads or threads_here(config.model))
-    return Cohort(load_base(config.model), config.lora, config.engine)
+    cohort = Cohort(load_base(config.model), config.lora, config.engine)
+    cohort.self_check(config.run.seed)
+    return cohort
 
 
 def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
     federation = Federation(config, directory, new_cohort(config), observer or Observer())
-    federation.self_check()
     return federation.go(resume=resume)
+
+
+def _with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[ClientData]:
+    """Clients that mix the secrets in a directory into their streams.
+
+    Raises:
+        ConfigError: a client's secret is missing, or empty.
+    """
+    if directory is None:
+        return list(clients)
+    secrets = {client.name: directory / f"{client.name}.secret" for client in clients}
+    try:
+        read = {name: path.read_bytes() for name, path in secrets.items()}
+    except OSError as error:
+        raise ConfigError(f"run.secrets: {error.filename} cannot be read ({error.strerror}).") from None
+    if empty := [name for name, secret in read.items() if not 0 < len(secret) <= 64]:
+        raise ConfigError(f"run.secrets: {secrets[empty[0]]} does not hold 1 to 64 bytes.")
+    return [replace(client, secret=read[client.name]) for client in clients]
 
 
 class Federation:
@@ -106,7 +129,7 @@ class Federation:
         check_dealt(self.dealt, config.data)
         begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
         self.initial = begin.adapter
-        clients = dict(enumerate(self.dealt.clients, start=1))
+        clients = dict(enumerate(_with_secrets(self.dealt.clients, config.run.secrets), start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,
@@ -118,17 +141,9 @@ class Federation:
             asks=self._effective(),
             wrap=wrap,
         )
-        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name)
-
-    def self_check(self) -> None:
-        """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
-
-        Raises:
-            ModelError: as `Cohort.self_check`.
-        """
-        first = self.dealt.clients[0]
-        prompt = self.cohort.base.encode(first.prompt_text(first.train[0]))
-        self.cohort.self_check(prompt, self.config.run.seed)
+        # With their secrets, organisations are repeated as they train.
+        release = Release(scale_free=config.run.secrets is not None)
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
 
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
         """Run all rounds that are not done, and return the result.

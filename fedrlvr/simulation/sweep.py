@@ -195,7 +195,6 @@ def _run_alike(
         for planned in alike:
             fail(planned.name, error)
         return
-    checked = False
     for part in _parts(alike, apart):
         with contextlib.ExitStack() as locks:
             members = []
@@ -206,9 +205,6 @@ def _run_alike(
                         raise ConfigError(f"{planned.directory}: another process has run it since. Start again.")
                     forwarder, hooks = Forwarder(observer, planned.name), wrap(planned) if wrap else None
                     federation = Federation(planned.config, planned.directory, cohort, forwarder, planned.name, hooks)
-                    if not checked:
-                        federation.self_check()
-                        checked = True
                 except Exception as error:
                     fail(planned.name, error)
                 else:

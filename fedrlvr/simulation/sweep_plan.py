@@ -20,6 +20,7 @@ MOST_FEDERATIONS = 4096
 AS_GIVEN = "as-given"
 """The arm of a sweep that varies nothing but the seed."""
 _LONGEST_VALUE, _LONGEST_NAME = 60, 180  # of a directory's name
+_PLACES = {("run", "directory"), ("run", "started_in")}
 _NEVER = {"run", "run.seed", "run.directory"}
 
 
@@ -195,14 +196,14 @@ def _planned(arm: Arm, seed: int, place: Path) -> Planned:
 def _difference(config: Config, started: Config) -> str | None:
     """The first setting that is not the same, with both values; None where all are.
 
-    Not the directory, which may have moved, nor threads that only the run settled.
+    Not the directory, which may have moved, nor what only the run settled.
     """
     given, stored = (either.with_absolute_paths().model_dump(mode="json") for either in (config, started))
     for section in given:
         for key in [*given[section], *(key for key in stored[section] if key not in given[section])]:
             value, other_value = _shown(given[section], key), _shown(stored[section], key)
             settled = (section, key) == ("engine", "threads") and config.engine.threads is None
-            if value != other_value and (section, key) != ("run", "directory") and not settled:
+            if value != other_value and (section, key) not in _PLACES and not settled:
                 return f"{section}.{key} is {other_value} there and {value} here"
     return None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from fedrlvr.labels.answers import Answers, rewards
-from fedrlvr.seeds import stream
+from fedrlvr.seeds import private_seed, stream
 from fedrlvr.tasks.problem import Problem, Question
 from fedrlvr.tasks.rewards import Reward
 from fedrlvr.tasks.task import Instruction, no_instruction, prompt_text
@@ -26,6 +26,7 @@ class ClientData:
     rank: of the client's adapter; None is the run's.
     ledger: file of the labels the client has paid for; None for a client that pays for none.
     run: tells this run's uses of labels from those of other runs that share the ledger.
+    secret: mixed into the client's private random streams; empty in a simulation.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ClientData:
     rank: int | None = None
     ledger: Path | None = None
     run: str = ""
+    secret: bytes = field(default=b"", repr=False)
 
     @classmethod
     def of(cls, name: str, train: Sequence[Problem], test: Sequence[Problem], reward: Reward, **others: Any) -> Self:
@@ -62,6 +64,7 @@ class ClientData:
     def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""
         drawn: list[Question] = []
+        seed = private_seed(seed, self.secret)
         while len(drawn) < count:
             epoch, index = divmod(cursor + len(drawn), len(self.train))
             order = list(self.train)

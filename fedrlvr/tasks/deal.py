@@ -74,7 +74,7 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward, arithmetic=data.arithmetic)
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [

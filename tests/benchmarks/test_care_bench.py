@@ -141,11 +141,11 @@ def test_gains_and_differences_are_taken_seed_by_seed() -> None:
     # Gains of 40 and 50 of 50 and 50 points; then 30 of 60: 80, 100 and 50 %.
     full = {0: run((0.2, 0.2), (0.7, 0.7)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.7, 0.7))}
     mine = {0: run((0.2, 0.2), (0.6, 0.6)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.4, 0.4))}
-    found = recovered_over_seeds(mine, full, "all")
-    assert found is not None
-    assert found.by_seed == pytest.approx({0: 80, 1: 100, 2: 50})
+    result = recovered_over_seeds(mine, full, "all")
+    assert result is not None
+    assert result.by_seed == pytest.approx({0: 80, 1: 100, 2: 50})
     # Mean 230 / 3, standard deviation sqrt((3.33^2 + 23.33^2 + 26.67^2) / 2) = 25.17, t of two degrees 4.3027.
-    assert found.half == pytest.approx(4.3027 * 25.166 / 3**0.5, rel=1e-4)
+    assert result.half == pytest.approx(4.3027 * 25.166 / 3**0.5, rel=1e-4)
     assert recovered_over_seeds({7: mine[0]}, full, "all") is None
 
 

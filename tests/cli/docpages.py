@@ -39,15 +39,15 @@ def blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page."""
     text = page.read_text("utf-8")
     return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2].rstrip("\n") + "\n")
-        for found in FENCE.finditer(text)
+        Block(page, text.count("\n", 0, fence.start()) + 1, fence[1], fence[2].rstrip("\n") + "\n")
+        for fence in FENCE.finditer(text)
     ]
 
 
 def block(page: str, language: str, start: str) -> Block:
     """The one block of a page in a language whose text holds `start`."""
-    (found,) = (one for one in blocks(ROOT / page) if one.language == language and start in one.text)
-    return found
+    (match,) = (block for block in blocks(ROOT / page) if block.language == language and start in block.text)
+    return match
 
 
 def commands(shell: Block) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from fedrlvr.cli.main import app
 from fedrlvr.config import load_config, parse_config
 from fedrlvr.config.experiment import Config
 from fedrlvr.deployment.site.config import SiteConfig
+from fedrlvr.wire.messages import NUMBERS
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"sh", "python", "toml", "json", "text"}
@@ -27,7 +28,7 @@ SYSTEM = {"pip", "cp", "systemctl", "git"}
 """Commands of the system, which only need to be allowed here."""
 CONFIGURED = {"run", "sweep", "tasks", "validate", "federate", "eval"}
 """Commands of `fedrlvr` that take a configuration and `--set`."""
-AT_THE_MERGE = {"own-model.md", "privacy.md", "settings.md", "glossary.md", "fuzz.md"}
+AT_THE_MERGE = {"own-model.md"}
 """Pages that other branches bring."""
 
 
@@ -98,19 +99,19 @@ def test_no_command_hides_in_an_indented_block() -> None:
 @of("sh")
 def test_a_command_takes_its_options(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "middle", RULES["fedit"])  # the rule that docs/extending.md adds
-    found = list(commands(block))
-    assert found
-    for words in found:
+    listed = list(commands(block))
+    assert listed
+    for words in listed:
         check_command(words)
 
 
 def test_a_command_in_a_table_takes_its_options() -> None:
-    found = [
+    spans = [
         span
         for page in PAGES
         for span in re.findall(r"`(fedrlvr [^`]+|python examples/[^`]+)`", page.read_text("utf-8"))
     ]
-    full = [span for span in found if "..." not in span and "|" not in span]
+    full = [span for span in spans if "..." not in span and "|" not in span]
     assert len(full) > 10
     for span in full:
         words = span.split()
@@ -153,8 +154,8 @@ def test_a_snippet_compiles(block: Block) -> None:
 
 def targets(page: Path) -> list[tuple[Path, str]]:
     """Files and anchors that a page links to within the project."""
-    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    links = [link for link in found if not re.match(r"[a-z]+:", link)]
+    addresses = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    links = [link for link in addresses if not re.match(r"[a-z]+:", link)]
     return [
         ((page.parent / link.partition("#")[0]).resolve() if link[0] != "#" else page, link.partition("#")[2])
         for link in links
@@ -214,12 +215,20 @@ def test_every_interval_was_measured() -> None:
             if mean.startswith("0."):
                 measured.add((f"{100 * float(mean):.1f}", f"{100 * float(half):.1f}"))
     missing = [
-        f"{page.relative_to(ROOT)}: {found[0]}"
+        f"{page.relative_to(ROOT)}: {interval[0]}"
         for page in PAGES
-        for found in INTERVAL.finditer(FENCE.sub("", page.read_text("utf-8")))
-        if found.groups() not in measured
+        for interval in INTERVAL.finditer(FENCE.sub("", page.read_text("utf-8")))
+        if interval.groups() not in measured
     ]
     assert not missing
+
+
+def test_the_page_of_reports_lists_every_number_that_leaves_a_client() -> None:
+    text = (DOCS / "report.md").read_text("utf-8")
+    families = ("audit_", "seconds_")  # listed as `audit_*`, `seconds_*`
+    listed = set(re.findall(r"`([^`\n]+)`", text))
+    assert {f"{family}*" for family in families} <= listed
+    assert not [name for name in NUMBERS if not name.startswith(families) and name not in listed]
 
 
 def test_the_example_of_a_row_is_what_a_grader_takes() -> None:

@@ -88,14 +88,14 @@ def own_problems(directory: Path) -> None:
 
 def test_own_problems_are_loaded_and_validated_as_the_page_shows(here: Path, fedrlvr: Command) -> None:
     own_problems(here)
-    said = ""
+    output = ""
     for words in commands(block("docs/data.md", "sh", "fedrlvr tasks own.toml")):
         done = fedrlvr(*words[1:])
         assert done.code == 0, done.err
-        said += done.out
-    found = [" ".join(line.split()) for line in said.splitlines()]
+        output += done.out
+    lines = [" ".join(line.split()) for line in output.splitlines()]
     for line in printed("docs/data.md", "family"):
-        assert " ".join(line.split()) in found
+        assert " ".join(line.split()) in lines
 
 
 def test_grading_and_partition_from_python(here: Path) -> None:
@@ -186,7 +186,7 @@ def test_start_from_the_first_run_to_the_export(here: Path, fedrlvr: Command) ->
     first = sets(train__rounds=2)
     extra: dict[str, list[str]] = {"doctor": [], "export": [], "eval": []}
     seen = []
-    for shell in (one for one in blocks(ROOT / "docs" / "start.md") if one.language == "sh"):
+    for shell in (each for each in blocks(ROOT / "docs" / "start.md") if each.language == "sh"):
         for words in commands(shell):
             name, arguments = words[1], words[2:]
             more = extra.get(name, sets() if name == "sweep" else first)
@@ -263,9 +263,9 @@ def stopped() -> Iterator[list[subprocess.Popen[bytes]]]:
 @pytest.mark.slow
 def test_a_federation_on_one_machine(here: Path, fedrlvr: Command, stopped: list[subprocess.Popen[bytes]]) -> None:
     """docs/organisations.md, "Try it on one machine", for one organisation and with its hint about the instruction."""
-    port, own = free_port(), free_port()
+    superlink_port, site_port = free_port(), free_port()
     for words in commands(block("docs/organisations.md", "sh", "--insecure")):
-        words = [word.replace(":18000", f":{port}").replace("19001", str(own)) for word in words[1:]]
+        words = [word.replace(":18000", f":{superlink_port}").replace("19001", str(site_port)) for word in words[1:]]
         if words[1] == "run":
             stopped.append(background(words, here / f"{words[0]}.log"))
             until = time.monotonic() + 60

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from factories import make_site
-from organisations import Organisations, References, federation
+from factories import FLOORS_OFF, make_site, write_secret
+from organisations import Organisations, References, federation, give_secrets
 
 from fedrlvr.config import Config
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.simulation.run import new_cohort, run
 
@@ -43,7 +44,8 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
             root = tmp_path_factory.mktemp(variant)
             made[variant] = root / "run"
             # One after another, as organisations are: stacked clients round sums otherwise.
-            run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}))
+            secrets = {"secrets": str(give_secrets(root / "secrets"))}
+            run(federation(model, root / "problems", made[variant], variant, engine={"cohort": False}, run=secrets))
         return made[variant]
 
     return of
@@ -51,7 +53,8 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Referenc
 
 @pytest.fixture
 def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Organisations]:
-    """Makes organisations in <tmp_path>/sites; their workers find the tests' reward, and end with the test."""
+    """Makes organisations in <tmp_path>/sites with floors off; their workers find the tests' reward, and end with the
+    test."""
     tests = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]))
     made: list[Organisation] = []
@@ -66,7 +69,9 @@ def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
             "models": {"tiny": str(model)},
             "machine": {"device": "cpu"},
             "engine": {"threads": 1},
+            "limits": FLOORS_OFF,
         }
+        write_secret(directory / "state" / SAMPLING_SECRET, name)
         for key, value in changes.items():
             tree[key] = {**tree.get(key, {}), **value} if isinstance(value, Mapping) else value
         made.append(make_site(directory, **tree))

@@ -24,6 +24,7 @@ import torch
 from federations import Deployment, SuperLink, records, text, until
 from flwr.app import Context, Error, Message
 from models import tiny_model
+from organisations import give_secrets
 from small_runs import CLIENTS, settings, write_problems, write_toml
 
 from benchmarks.netns import Listening, Network, available
@@ -128,7 +129,8 @@ def locally(config: Config, directory: Path, misses: Misses, refuses: Sequence[s
     """The same run by the local engine, where clients miss the same rounds, and some refuse to be evaluated."""
     torch.set_num_threads(1)
     engine = config.engine.model_copy(update={"cohort": False, "threads": 1})
-    where = config.run.model_copy(update={"directory": directory})
+    secrets = give_secrets(directory.with_name("secrets"), CLIENTS)
+    where = config.run.model_copy(update={"directory": directory, "secrets": secrets})
     config = config.model_copy(update={"engine": engine, "run": where})
     federation = Federation(config, directory, new_cohort(config), Observer())
 

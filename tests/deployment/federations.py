@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import small_runs
-from factories import write_site
+from factories import FLOORS_OFF, write_secret, write_site
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -35,6 +35,7 @@ from fedrlvr.config import Config
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET
 
 TOKEN, GATES = "FEDRLVR_TEST_FEDERATION", "FEDRLVR_TEST_GATES"
 """In the environment of every process of a federation: which one it is of; and where an organisation's gates are."""
@@ -154,7 +155,8 @@ class Deployment:
     # How it begins.
 
     def organisations(self, config: Config, address: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Their keys, their site.toml and the problems that the local engine would deal to each.
+        """Their keys, their secrets, their site.toml with floors off, and the problems that the local engine would deal
+        to each.
 
         changes: by name, of their site.toml.
         """
@@ -169,7 +171,10 @@ class Deployment:
                 "machine": {"device": "cpu"},
                 "engine": {"threads": 1},
             }
-            write_site(member.directory, **{**tree, **changes.get(name, {})})
+            for key, value in {"limits": FLOORS_OFF, **changes.get(name, {})}.items():
+                tree[key] = {**FLOORS_OFF, **value} if key == "limits" else value
+            write_site(member.directory, **tree)
+            write_secret(member.directory / "state" / SAMPLING_SECRET, name)
             certificates.make_node_key(member.directory / f"{name}.key")
         give_problems(config, self.root / "sites")
 
@@ -284,12 +289,12 @@ class Deployment:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this federation that is there, whoever started it."""
-        found = [psutil.Process(fork.pid) for fork in self._forked if fork.is_alive()]
+        result = [psutil.Process(fork.pid) for fork in self._forked if fork.is_alive()]
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    result.append(process)
+        return result
 
 
 def _work(site: str, log: str, own: dict[str, str]) -> None:

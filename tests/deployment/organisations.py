@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from factories import make_request, make_terms
+from factories import make_request, make_terms, write_secret
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from small_runs import settings, write_problems
 
@@ -62,6 +62,13 @@ def give_problems(config: Config, sites: Path) -> None:
         root = sites / site.name / "problems"
         write_own(root / "train.jsonl", site.answers.everything())
         write_own(root / "test.jsonl", site.test)
+
+
+def give_secrets(directory: Path, names: Sequence[str] = NAMES) -> Path:
+    """Write what the organisations of these names mix into their streams, for a simulation; its directory."""
+    for name in names:
+        write_secret(directory / f"{name}.secret", name)
+    return directory
 
 
 def terms_of(config: Config, base: Base, client: str, run: str = "run", **changes: Any) -> Terms:

@@ -34,7 +34,9 @@ from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
 from fedrlvr.deployment.terms import terms_record
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.server.checkpoint import MEMORY
 from fedrlvr.server.metrics_log import RoundRecord
+from fedrlvr.wire.messages import adapter_to_arrays
 from fedrlvr.wire.serialization import pack, unpack
 
 Worker = Callable[[Organisation], Answering]
@@ -286,11 +288,11 @@ def test_limits_on_problems_hold_once_these_are_known(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:
     give_problems(config, tmp_path / "sites")  # 8 to train on, 4 held out
-    content = train_content(config, cohort, terms(config, cohort))
-    assert trained(answering(organisation(limits={"least_problems": 8})), content, "m1")
-    assert "no fewer than 9 problems" in refusal(
-        answering(organisation(limits={"least_problems": 9})), content, message_id="m2"
-    )
+    content = train_content(config, cohort, terms(config, cohort))  # 2 steps x 2 problems
+    assert trained(answering(organisation(limits={"least_problems": 4})), content, "m1")
+    for least, why in ((5, "the round's steps draw 4"), (9, "this task has fewer")):
+        reason = refusal(answering(organisation(limits={"least_problems": least})), content, message_id="m2")
+        assert f"no fewer than {least} problems (limits.least_problems), and {why}" in reason
     asks = {"round": 0, "seed": 3, "sampling": config.sampling.model_dump(), "evaluate": {"samples": 2}}
     content["config"] = ConfigRecord({"request": json.dumps(asks)})
     # 4 problems x 2 responses x 8 tokens
@@ -329,7 +331,7 @@ def test_a_disk_that_is_full_fails_one_message_and_the_next_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (CheckpointError); the log there says why"}
     after = trained(ann, content, "m3")
-    shutil.rmtree(ann.org.state)
+    shutil.rmtree(ann.org.state / "runs")
     fresh = answering(ann.org)
     trained(fresh, train_content(config, cohort, said, 1), "m1")
     assert trained(fresh, content, "m2") == after
@@ -351,9 +353,9 @@ def test_the_client_code_is_given_no_terms_and_a_cohort_that_was_checked_once(
     monkeypatch.setattr("fedrlvr.deployment.site.handler.CohortApp", Spy)
     check = Cohort.self_check
 
-    def counted(self: Cohort, prompt_ids: Sequence[int], seed: int) -> None:
+    def counted(self: Cohort, seed: int) -> None:
         checked.append(self)
-        check(self, prompt_ids, seed)
+        check(self, seed)
 
     monkeypatch.setattr(Cohort, "self_check", counted)
     monkeypatch.setattr("torch.set_num_threads", threads.append)
@@ -405,11 +407,11 @@ def test_without_answers_one_can_be_evaluated_and_vote_but_not_be_graded(
     assert trained(ann, votes, "m3")
 
 
-@pytest.mark.parametrize(("whose", "place"), [("dataset", "runs/run/ledger.sqlite"), ("desk", "ledger.sqlite")])
+@pytest.mark.parametrize(("labels_from", "place"), [("dataset", "runs/run/ledger.sqlite"), ("desk", "ledger.sqlite")])
 def test_labels_lie_with_the_run_and_what_people_answer_beside_it(
-    whose: str, place: str, config: Config, cohort: Cohort, ann: Answering
+    labels_from: str, place: str, config: Config, cohort: Cohort, ann: Answering
 ) -> None:
-    how = {"type": "random", "budget": 1.0, "rest": "masked", "labels_from": whose}
+    how = {"type": "random", "budget": 1.0, "rest": "masked", "labels_from": labels_from}
     trained(ann, train_content(config, cohort, terms(config, cohort), supervision=how))
     assert [str(path.relative_to(ann.org.state)) for path in ann.org.state.rglob("*.sqlite")] == [place]
 
@@ -440,3 +442,138 @@ def test_a_model_is_looked_for_beside_site_toml(
     assert trained(
         answering(organisation(models={"tiny": "base"})), train_content(config, cohort, terms(config, cohort))
     )
+
+
+# Floors, with real training.
+
+
+def floored(organisation: Organisations, **limits: Any) -> Answering:
+    """An organisation with all floors off but these."""
+    return answering(organisation(limits=limits))
+
+
+def withheld(one: Answering, content: RecordDict, message_id: str) -> str:
+    reply, data = one.reply(header(message_id=message_id), pack(content))
+    assert (reply["ok"], reply["kind"], data) == (False, "withheld", b"")
+    return str(reply["reason"])
+
+
+def test_a_missed_floor_keeps_everything_back_and_the_next_round_begins_without_it(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")  # 8 to train on; a message takes 2 steps x 2 of them
+    said, reset = terms(config, cohort), config.train.model_copy(update={"optimizer_state": "reset"})
+    one = floored(organisation, least_tokens=10_000)
+    first = train_content(config, cohort, said, train=reset)
+    reason = withheld(one, first, "m1")
+    assert "limits.least_tokens" in reason
+    assert told(one)[-1] == f"run run, round 1: withheld: {reason}"
+    counted = (one.org.state / "answered.json").read_bytes()
+    fresh = answering(one.org)
+    assert withheld(fresh, first, "m1") == reason, "the same message again, at another worker"
+    assert (one.org.state / "answered.json").read_bytes() == counted
+    assert len(told(fresh)) == 2, "asked and answered, but not computed"
+    (memory,) = (one.org.state / "runs" / "run" / "clients" / "ann").glob("round-*")
+    assert set(unpack((memory / MEMORY).read_bytes())) == {"fedrlvr"}, "its cursor and steps alone"
+    # The next round draws the next problems, as that of a client whose first round was answered does.
+    allowed = floored(organisation)
+    after = trained(allowed, train_content(config, cohort, said, 2, train=reset), "m2")
+    shutil.rmtree(one.org.state / "runs")
+    honest = floored(organisation)
+    trained(honest, first, "m1")
+    assert trained(honest, train_content(config, cohort, said, 2, train=reset), "m2") == after
+
+
+def test_responses_of_a_policy_that_was_trained_on_too_little_stay(
+    model: Path, organisation: Organisations, workers: dict[str, Answering], tmp_path: Path
+) -> None:
+    config = federation(model, tmp_path / "problems", tmp_path / "run", "pubswap")  # everybody is needed
+    give_problems(config, tmp_path / "sites")
+    bob = organisation("bob", limits={"least_tokens": 10_000})
+    Deployed(config, {"ann": organisation("ann"), "bob": bob}).go()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [list(line.get("left_out", {})) for line in lines] == [[], ["bob"], ["bob"]]
+    assert "limits.least_tokens" in lines[1]["left_out"]["bob"]
+    sent = [line for line in told(workers["bob"]) if "sent: " in line]
+    assert len(sent) == 1, "the evaluation before the first round"
+
+
+def test_a_prompt_filter_of_a_server_is_refused_where_it_would_leave_out_a_problem(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    rows = tmp_path / "sites" / "ann" / "problems" / "train.jsonl"
+    rows.write_text(rows.read_text("utf-8").replace("train 3 of ann?", "train 3 of ann, please?"), "utf-8")
+    length = len(cohort.base.encode("train 3 of ann, please?"))
+    one = floored(organisation, prompt_filter=False)
+    short = terms(config, cohort, run="a", max_prompt_tokens=length - 1)
+    assert "limits.prompt_filter" in refusal(one, train_content(config, cohort, short))
+    shorter = terms(config, cohort, run="b", max_prompt_tokens=1)
+    assert "limits.prompt_filter" in refusal(one, train_content(config, cohort, shorter), message_id="m2")
+    enough = terms(config, cohort, run="c", max_prompt_tokens=length)
+    assert trained(one, train_content(config, cohort, enough), "m3")
+
+
+def test_counts_hold_over_runs_and_workers(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    limits = {"messages_per_day": 2}
+    for run_ in ("a", "b"):
+        trained(floored(organisation, **limits), train_content(config, cohort, terms(config, cohort, run=run_)), run_)
+    content = train_content(config, cohort, terms(config, cohort, run="c"))
+    assert "limits.messages_per_day" in refusal(floored(organisation, **limits), content, message_id="c")
+    assert "limits.rounds" in refusal(floored(organisation, rounds=2), content, message_id="d")
+
+
+def test_an_adapter_that_is_too_large_is_refused(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    content = train_content(config, cohort, terms(config, cohort))  # a fresh one: A is within +-1/sqrt(k), B zero
+    assert "limits.factor_value" in refusal(floored(organisation, factor_value=1e-3), content)
+    assert trained(floored(organisation, factor_value=1.0), content, "m2")
+
+
+def test_another_secret_or_one_setting_changed_draws_other_responses(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+
+    def answer(name: str, *, forget: bool = False, **request: Any) -> list[bytes]:
+        one = floored(organisation)
+        shutil.rmtree(one.org.state / "runs", ignore_errors=True)
+        if forget:
+            (one.org.state / "sampling.secret").unlink()
+        return trained(one, train_content(config, cohort, terms(config, cohort), **request), name)
+
+    first = answer("a")
+    assert answer("b") == first, "the same is asked"
+    assert answer("c", seed=config.run.seed + 1) != first
+    unused = config.train.model_copy(update={"clip_high": 0.3})  # one on-policy update clips nothing
+    assert answer("d", train=unused) != first
+    assert answer("e", forget=True) != first
+    secret = tmp_path / "sites" / "ann" / "state" / "sampling.secret"
+    assert (len(secret.read_bytes()), secret.stat().st_mode & 0o777) == (32, 0o600)
+
+
+def test_another_adapter_with_the_same_request_draws_other_responses(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    """Adapters whose B is zero are one policy: with the same random numbers it would give the same responses."""
+    give_problems(config, tmp_path / "sites")
+
+    def rewards(name: str, adapter: int, run_: str) -> tuple[object, ...]:
+        content = train_content(config, cohort, terms(config, cohort, run=run_), steps=1)
+        content["arrays"] = adapter_to_arrays(cohort.fresh_adapter(adapter))
+        reply, data = answering(organisation()).reply(header(message_id=name), pack(content))
+        assert reply == {"ok": True}
+        numbers = unpack(data)["metrics"]
+        return tuple(numbers[key] for key in ("reward", "response_length", "tokens_sampled", "zero_variance_groups"))
+
+    first = rewards("a", 1, "run-a")
+    assert rewards("b", 1, "run-b") == first, "all is the same"
+    second = rewards("c", 2, "run-c")
+    assert second != first
+    assert rewards("d", 2, "run-d") == second, "as often as it is asked"
+    assert rewards("e", 1, "run-e") == first

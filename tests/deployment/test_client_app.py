@@ -10,10 +10,11 @@ from organisations import Organisations
 
 from fedrlvr import __version__
 from fedrlvr.deployment.site import client_app
-from fedrlvr.deployment.site.client_app import FAILED, REFUSED, app
+from fedrlvr.deployment.site.client_app import app
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError
 from fedrlvr.simulation.grid import delivered
+from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
 
 CONTENT = RecordDict({"config": ConfigRecord({"k": 1})})
@@ -48,7 +49,7 @@ def test_messages_go_to_the_worker_and_its_answer_comes_back(
     assert capsys.readouterr().err.startswith(f"ann: {kind} of round 3 answered after ")
 
 
-@pytest.mark.parametrize(("kind", "code"), [("refused", REFUSED), ("failed", FAILED)])
+@pytest.mark.parametrize(("kind", "code"), [("refused", REFUSED), ("failed", FAILED), ("withheld", WITHHELD)])
 def test_a_reason_of_the_worker_is_passed_on(
     kind: str,
     code: int,
@@ -60,7 +61,8 @@ def test_a_reason_of_the_worker_is_passed_on(
     reply = app(message("train"), context(organisation("ann")))
     assert not reply.has_content()
     assert (reply.error.code, reply.error.reason) == (code, "too much")
-    assert capsys.readouterr().err == f"ann: train of round 3: {'refused: ' if code == REFUSED else ''}too much\n"
+    prefix = "" if kind == "failed" else f"{kind}: "
+    assert capsys.readouterr().err == f"ann: train of round 3: {prefix}too much\n"
 
 
 def test_what_goes_wrong_here_is_told_here_only(

@@ -41,8 +41,8 @@ def rewards(directory: Path) -> list[dict[str, float]]:
 
 def checkpoints(directory: Path) -> dict[str, bytes]:
     """The global adapter after each round."""
-    found = sorted((directory / "checkpoints").glob("*/adapter.safetensors"))
-    return {path.parent.name: path.read_bytes() for path in found}
+    result = sorted((directory / "checkpoints").glob("*/adapter.safetensors"))
+    return {path.parent.name: path.read_bytes() for path in result}
 
 
 def assert_as_local(traces: Traces, deployment: Deployment, struck: Misses) -> None:

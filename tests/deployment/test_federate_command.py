@@ -66,12 +66,12 @@ class Flower:
 
 @pytest.fixture
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
-    found = Flower()
-    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: found.flwr(link, *a))
-    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: found.follow(link, *a))
+    result = Flower()
+    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: result.flwr(link, *a))
+    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: result.follow(link, *a))
     monkeypatch.setattr("fedrlvr.reporting.tables.final_table", lambda *_: print("the table"))
     monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: [])
-    return found
+    return result
 
 
 @pytest.fixture
@@ -171,6 +171,7 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
         (("exp.toml", "--superlink", "127.0.0.1:1", "--root-certificates", "no.crt"), "there is no such file"),
         (("alone.toml", "--superlink", "hub"), "nothing travels"),
         (("exp.toml", "--superlink", "hub", "--set", "run.ledgers=/x"), "run.ledgers"),
+        (("exp.toml", "--superlink", "hub", "--set", "run.secrets=/x"), "run.secrets"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_started(
@@ -197,6 +198,17 @@ def test_a_directory_that_holds_a_run_is_not_begun_anew_and_resume_goes_on_with_
     assert (error, code) == (None, 0), said
     assert run_settings(flower.calls[-3])["directory"] == str(run)
     assert (run / "config.json").read_bytes() == before
+    said, error, code = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=41")
+    assert (error, code) == (None, 0), said
+    longer = json.loads((run / "config.json").read_bytes())
+    assert longer["train"].pop("rounds") == 41
+    shorter = json.loads(before)
+    assert shorter["train"].pop("rounds") == 2
+    assert longer == shorter
+    (run / "checkpoints" / "round-0041").mkdir(parents=True)
+    _, error, _ = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=40")
+    assert "has done 41 rounds" in str(error)
+    assert load_resolved(run / "config.json").train.rounds == 41
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from factories import make_site
+from factories import FLOORS_OFF, make_site
 from federations import free_port, records, text, until
 from organisations import NAMES, federation, give_problems
 from small_runs import write_toml
@@ -40,10 +41,14 @@ def shows(log: Path, words: str) -> bool:
     return words in text(log)
 
 
-def test_flwr_run_in_a_clone_trains_a_federation(model: Path, tmp_path: Path) -> None:
+def test_flwr_run_in_a_clone_trains_a_federation_and_both_sides_name_what_a_site_keeps_back(
+    model: Path, tmp_path: Path
+) -> None:
     address = f"127.0.0.1:{free_port()}"
     config = federation(model, tmp_path / "problems", tmp_path / "run", train={"rounds": 1})
-    experiment = write_toml(tmp_path / "exp.toml", config.model_dump(mode="json", exclude_unset=True))
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    tree["federation"]["quorum"] = 0.5
+    experiment = write_toml(tmp_path / "exp.toml", tree)
     give_problems(config, tmp_path / "sites")
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -59,6 +64,7 @@ def test_flwr_run_in_a_clone_trains_a_federation(model: Path, tmp_path: Path) ->
             models={model.name: str(model)},
             machine={"device": "cpu"},
             engine={"threads": 1},
+            limits=FLOORS_OFF | ({} if name == "ann" else {"message_types": ["train"], "least_tokens": 10_000}),
         )
         for name in NAMES
     ]
@@ -83,5 +89,12 @@ def test_flwr_run_in_a_clone_trains_a_federation(model: Path, tmp_path: Path) ->
             timeout=300,
         )
         said = done.stdout + done.stderr + text(log)
-        assert [record["round"] for record in records(tmp_path / "run")] == [0, 1], said
+        rounds = records(tmp_path / "run")
+        assert [record["round"] for record in rounds] == [0, 1], said
+        # What bob refuses and what it keeps back is named in its log, in the server's, and in the record.
+        for record, how, limit in zip(rounds, ("refused", "withheld"), ("message_types", "least_tokens"), strict=True):
+            (client,) = record["left_out"]
+            assert (client, f"limits.{limit}" in record["left_out"]["bob"]) == ("bob", True), said
+            assert f"limits.{limit}" in said
+            assert re.search(rf"round {record['round']}: {how}: .*limits\.{limit}", text(sites[1].log))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from factories import make_request, make_terms
+from pydantic import BaseModel
 
 from fedrlvr.deployment.site.config import Limits
-from fedrlvr.deployment.site.limits import check, check_evaluation, check_problems
+from fedrlvr.deployment.site.limits import BOUNDS, TRAINING_BOUNDS, check, check_evaluation, check_problems
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
 from fedrlvr.wire.messages import EvaluateRequest, RespondRequest, TrainRequest
@@ -145,6 +148,38 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     ({"labels": 10}, TERMS, train(supervision=ASKS), 0, ("limits.labels", "supervision.budget_total")),
     ({"labels": 10}, TERMS, train(supervision={**ASKS, "budget_total": 11}), 0, ("limits.labels", "11")),
     ({"least_clients": 4}, TERMS, evaluate(), 0, ("limits.least_clients", "3")),
+    ({"least_group_size": 5}, TERMS, train(), 0, ("limits.least_group_size", "4")),
+    ({"least_group_size": 5}, TERMS, respond(), 6, ("limits.least_group_size", "4")),
+    ({"least_new_tokens": 17}, TERMS, train(), 0, ("limits.least_new_tokens", "16")),
+    ({"least_new_tokens": 17}, TERMS, evaluate(), 0, ("limits.least_new_tokens", "16")),
+    ({}, TERMS, train(own_adapter=True), 0, ("limits.own_adapter",)),
+    ({}, TERMS, evaluate(own_adapter=True), 0, ("limits.own_adapter",)),
+    ({"lora_scale": (0, 1.9)}, TERMS, evaluate(), 0, ("limits.lora_scale", "2.0")),
+    (
+        {"probe_learning_rate": (0, 1e-4)},
+        TERMS,
+        train(supervision={**CARE, "probe_learning_rate": 2e-4}),
+        0,
+        ("limits.probe_learning_rate", "0.0002"),
+    ),
+    *[
+        ({name: range_}, TERMS, train(**{section: {name: value}}), 0, (f"limits.{name}", str(value)))
+        for section, name, range_, value in (
+            ("train", "learning_rate", (0.0, 1e-2), 100.0),
+            ("train", "learning_rate", (1e-4, 1e-2), 1e-5),
+            ("train", "beta1", (0.5, 0.999), 0.0),
+            ("train", "beta2", (0.5, 0.999), 0.0),
+            ("train", "weight_decay", (0.0, 0.1), 0.2),
+            ("train", "max_grad_norm", (0.01, 100.0), 1e-10),
+            ("train", "max_grad_norm", (0.01, 100.0), 1e10),
+            ("train", "clip_low", (0.01, 1.0), 0.001),
+            ("train", "clip_high", (0.01, 10.0), 11.0),
+            ("train", "kl_beta", (0.0, 0.2), 1.0),
+            ("train", "proximal_mu", (0.0, 1.0), 1e9),
+            ("sampling", "temperature", (0.1, 2.0), 0.01),
+            ("sampling", "top_p", (0.1, 1.0), 0.05),
+        )
+    ],
 ]
 
 
@@ -163,11 +198,16 @@ def test_one_beyond_its_limit_is_refused_by_name(
 
 
 def test_every_limit_is_enforced_somewhere_here() -> None:
-    tried = {name for changes, *_ in BEYOND for name in changes} | {"audit"}
+    tried = {name for changes, *_ in BEYOND for name in changes} | {"audit", "own_adapter"}
     assert set(Limits.model_fields) - tried == {
         "message_types",  # below
         "least_problems",
-        "source_names",  # nothing is refused for it: test_answering.py
+        "scale_free",  # test_optimizer.py
+        *("messages_per_day", "evaluations_per_day"),  # test_counts.py
+        "prompt_filter",  # needs problems: test_answering.py
+        *("factor_value", "update_norm"),  # here and below: test_release.py
+        *("least_learned", "least_tokens", "least_positions", "largest_ratio", "problem_share"),
+        *("source_names", "least_scored", "round_numbers"),  # nothing is refused for them
     }
 
 
@@ -193,18 +233,77 @@ def test_all_that_is_beyond_is_said_at_once() -> None:
     with pytest.raises(LimitError) as error:
         check(limits(local_steps=1, group_size=2, least_clients=9), "train", TERMS, train(), 0)
     assert str(error.value) == (
-        "clinic-a allows no run of fewer than 9 organisations (limits.least_clients), this has 3; at most 1 local "
+        "clinic-a allows at least 9 organisations in a run (limits.least_clients), asked for 3; at most 1 local "
         "steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked for 4"
     )
 
 
 def test_too_few_problems_to_train_on() -> None:
-    check_problems(Limits(least_problems=50), 50)
-    with pytest.raises(LimitError, match=r"^clinic-a .* 50 .*limits\.least_problems"):
-        check_problems(Limits(least_problems=50), 49, name="clinic-a")
+    asked = train(train={"problems_per_step": 20})  # 3 steps
+    check_problems(Limits(least_problems=50), asked, 50)
+    for request, problems in ((asked, 49), (train(train={"problems_per_step": 16}), 1000)):
+        with pytest.raises(LimitError, match=r"^clinic-a .* 50 .*limits\.least_problems"):
+            check_problems(Limits(least_problems=50), request, problems, name="clinic-a")
+
+
+def test_the_problems_of_a_round_with_exchanges_are_those_of_all_its_steps() -> None:
+    check_problems(Limits(least_problems=15), respond(), 100)  # 3 steps x 5 problems, whatever this message takes
+    check_problems(Limits(least_problems=15), respond().model_copy(update={"steps": 1}), 100)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "beta1", "kl_beta"])
+def test_a_range_that_is_upside_down_is_no_range(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Limits.model_validate({name: (2.0, 1.0)})
+
+
+HARMLESS = {
+    *("seed", "exchange", "send", "trains", "precision", "feedback", "own_adapter"),
+    *("sampling.top_k", "evaluate.every", "evaluate.temperature"),
+    *("train.rounds", "train.loss", "train.scale_by_std", "train.schedule", "train.warmup_steps"),
+    *("train.unfinished", "train.optimizer_state"),
+    *("supervision.type", "supervision.audit", "supervision.share_probes", "supervision.labels_from"),
+    *("supervision.budget_total", "supervision.budget_per_day", "supervision.rest", "supervision.trusted"),
+    *("supervision.vote_free_steps", "supervision.min_reliability", "supervision.probe_steps"),
+    *("coordination.type", "coordination.swap", "coordination.ratio", "coordination.cap", "coordination.gamma"),
+    *("coordination.exchanges", "coordination.pool_size", "coordination.pool_tail", "coordination.pool_length"),
+    *("terms.protocol", "terms.version", "terms.run", "terms.client", "terms.task", "terms.model"),
+    *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.chat_template", "terms.alpha"),
+    *("terms.targets", "terms.max_prompt_tokens"),
+    *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep"),
+}
+"""Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""
+
+
+def fields_of(model: Any, prefix: str = "") -> set[str]:
+    """Every field of a model and of the models in it, by its dotted name."""
+    names = set()
+    for name, info in model.model_fields.items():
+        parts = [info.annotation, *get_args(info.annotation)]
+        sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        for section in sections:
+            names |= fields_of(section, f"{prefix}{name}.")
+        if not sections:
+            names.add(prefix + name)
+    return names
+
+
+def test_every_field_that_a_server_may_fill_is_bounded_or_known_to_be_harmless() -> None:
+    asked = set().union(*(fields_of(kind) for kind in (TrainRequest, RespondRequest, EvaluateRequest)))
+    asked |= fields_of(Terms, "terms.") | fields_of(ModelDelta, "delta.")
+    bounded = {field for limit in (*BOUNDS, *TRAINING_BOUNDS) for field in limit.fields} - {"public", "terms.scale"}
+    assert asked == bounded | HARMLESS
+    assert not bounded & HARMLESS
 
 
 def test_an_evaluation_samples_for_every_held_out_problem() -> None:
     check_evaluation(Limits(tokens_per_message=10 * 3 * 16), "clinic-a", evaluate(), 10)
     with pytest.raises(LimitError, match=r"^clinic-a .* 479 .*tokens_per_message.* 480$"):
         check_evaluation(Limits(tokens_per_message=479), "clinic-a", evaluate(), 10)
+
+
+def test_the_page_on_privacy_names_every_limit_and_every_field_without_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)}
+    assert set(Limits.model_fields) | HARMLESS <= named

@@ -261,9 +261,9 @@ def test_status_shows_the_last_of_what_was_asked_and_stop_ends_the_worker(organi
     assert told("stop", org.path) == "no worker was running\n"
     channel.ask(org, {"type": "status"}, b"")
     said = told("status", org.path)
-    found = channel.status(org)
-    assert found is not None
-    assert f"pid {found['pid']}" in said
+    result = channel.status(org)
+    assert result is not None
+    assert f"pid {result['pid']}" in said
     for number in range(30):
         with org.log.open("a") as log:
             log.write(f"line {number}\n")

@@ -107,7 +107,8 @@ def test_twenty_problems_are_labelled_by_keyboard_and_a_kill_in_the_middle_loses
         served.kill()
     assert seen == [f"p{rank:02}" for rank in range(1, 21)]  # each once, the most wanted first
     said = {
-        entry.problem: [(one.expert, one.verdict, one.answer) for one in entry.opinions] for entry in ledger.entries()
+        entry.problem: [(opinion.expert, opinion.verdict, opinion.answer) for opinion in entry.opinions]
+        for entry in ledger.entries()
     }
     assert said == {problem: [("Dr. Ruiz", *word)] for problem, word in expected.items()}
 
@@ -135,7 +136,7 @@ def test_a_kill_after_the_answer_was_stored_does_not_ask_again(browser: Browser,
         after(page, 1)
         assert lost
         assert problem_of(page) == "p2"
-    assert [[(one.verdict, one.answer) for one in entry.opinions] for entry in ledger.entries()] == [
+    assert [[(opinion.verdict, opinion.answer) for opinion in entry.opinions] for entry in ledger.entries()] == [
         [("accept", "42")],
         [],
     ]
@@ -271,7 +272,7 @@ def test_an_expert_goes_back_corrects_asks_a_second_opinion_and_skips(browser: B
         page.wait_for_selector("#earlier", state="hidden")
         assert problem_of(page) == "p1"
     said = {
-        entry.problem: ([(one.verdict, one.answer) for one in entry.opinions], entry.wanted)
+        entry.problem: ([(opinion.verdict, opinion.answer) for opinion in entry.opinions], entry.wanted)
         for entry in ledger.entries()
     }
     assert said == {"p1": ([("skip", None)], 1), "p2": ([("correct", "b")], 1), "p3": ([("correct", "7")], 2)}
@@ -323,12 +324,12 @@ def write_sums(directory: Path) -> Path:
     """Twelve sums without an answer to train on, four with one held out."""
     directory.mkdir()
     for split in ("train", "test"):
-        found = load(
+        result = load(
             "embedded", None, split, size=12 if split == "train" else 4, seed=0, families=["sum"], levels=["easy"]
         )
-        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in found]
+        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in result]
         if split == "test":
-            rows = [{**row, "answer": p.answer} for row, p in zip(rows, found, strict=True)]
+            rows = [{**row, "answer": p.answer} for row, p in zip(rows, result, strict=True)]
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return directory
 

@@ -127,3 +127,30 @@ def test_the_schedule_by_hand() -> None:
 
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
     assert learning_rate(TrainConfig(learning_rate=0.3, schedule="linear"), 0) == 0.3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-12])
+def test_free_of_scale_a_first_step_is_the_sign_of_the_gradient_whatever_its_size(scale: float) -> None:
+    # Of the second client one component is loud, and the other near float32's end.
+    gradient = torch.tensor([[[1.0, -0.3], [0.01, 0.0]], [[1e-3, 1e-3], [1.0, 1.0]]]) * scale
+    gradient[1, 1] *= 1e9
+    steps = {}
+    for scale_free in (True, False):
+        parameter = nn.Parameter(torch.zeros(2, 2, 2))
+        optimizer = StackedAdamW([parameter], TrainConfig())
+        optimizer.scale_free = scale_free
+        parameter.grad = gradient.clone()
+        optimizer.step([0.5, 0.5])
+        steps[scale_free] = parameter.detach().clone()
+    torch.testing.assert_close(steps[True], -0.5 * gradient.sign(), atol=1e-5, rtol=1e-5)
+    assert (steps[False][0].abs().amax() > 0.4) == (scale == 1.0)
+
+
+def test_free_of_scale_gradients_too_small_for_float32_are_none() -> None:
+    """Their second moment would be zero, and the step again a multiple of the gradient."""
+    parameter = nn.Parameter(torch.zeros(1, 1, 3))
+    optimizer = StackedAdamW([parameter], TrainConfig())
+    optimizer.scale_free = True
+    parameter.grad = torch.tensor([[[1e-17, -1e-25, 0.0]]])
+    optimizer.step([0.5])
+    assert not parameter.detach().any()

@@ -85,9 +85,9 @@ def test_a_clear_rise_is_called_one() -> None:
 
 
 def test_nothing_comes_from_elsewhere_and_no_script_runs() -> None:
-    found = page(run_records(rounds=3, evaluated=(0, 1, 3)), holdings=HELD)
-    assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
-    for name, value in found.attributes:
+    result = page(run_records(rounds=3, evaluated=(0, 1, 3)), holdings=HELD)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(result.tags)
+    for name, value in result.attributes:
         assert not name.startswith("on")
         if name in ("href", "xlink:href", "src"):
             assert str(value).startswith("#")
@@ -98,10 +98,10 @@ def test_nothing_comes_from_elsewhere_and_no_script_runs() -> None:
 
 
 def test_ids_are_unique_and_colours_belong_to_the_page() -> None:
-    found = page(run_records(rounds=3, evaluated=(0, 1, 3)))
-    assert found.ids
-    assert len(found.ids) == len(set(found.ids))
-    style = " ".join(str(value) for name, value in found.attributes if name in ("style", "fill", "stroke"))
+    result = page(run_records(rounds=3, evaluated=(0, 1, 3)))
+    assert result.ids
+    assert len(result.ids) == len(set(result.ids))
+    style = " ".join(str(value) for name, value in result.attributes if name in ("style", "fill", "stroke"))
     assert "var(--line-1)" in style
     assert not re.findall(r"(?:fill|stroke): #", style)  # each colour is the style sheet's, for light and dark
 
@@ -117,18 +117,18 @@ def test_names_are_escaped() -> None:
     for record in records:
         for sources in record.get("evaluate", {}).values():
             sources[evil] = score(4, 1)
-    found = page(records, parse_config({"run": {"name": evil}}), {"train": {("alpha", evil): 1}, "test": {}})
-    assert "script" not in found.tags
-    assert found.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
+    result = page(records, parse_config({"run": {"name": evil}}), {"train": {("alpha", evil): 1}, "test": {}})
+    assert "script" not in result.tags
+    assert result.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
 
 
 def test_who_was_left_out_is_said_with_the_reason_and_escaped() -> None:
     records = run_records()
     assert "Left out" not in page(records).words
     records[2]["left_out"] = {"beta": "round 2, beta: <blink>no</blink> adapter"}
-    found = page(records)
-    assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(found.words.split()))
-    assert "blink" not in found.tags
+    result = page(records)
+    assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(result.words.split()))
+    assert "blink" not in result.tags
 
 
 def test_public_responses_that_were_dropped_are_counted_by_client_and_reason() -> None:
@@ -199,10 +199,10 @@ def test_many_clients_are_drawn_as_a_bundle_and_folded() -> None:
         }
         for r in (0, 1, 2)
     ]
-    found = page(records)
-    assert found.tags.count("details") == 2
-    assert "each of 60 clients" in found.words
-    style = " ".join(str(value) for name, value in found.attributes if name == "style")
+    result = page(records)
+    assert result.tags.count("details") == 2
+    assert "each of 60 clients" in result.words
+    style = " ".join(str(value) for name, value in result.attributes if name == "style")
     assert "var(--accent)" in style
 
 

@@ -175,7 +175,7 @@ def test_any_exception_while_a_reply_is_read_is_named_by_its_class_alone(
 ) -> None:
     from fedrlvr.server import strategy as module
 
-    def fails(message: Message, *, whose: str) -> dict[str, float]:
+    def fails(message: Message, *, place: str) -> dict[str, float]:
         if message.metadata.src_node_id == CYD:
             raise KeyError("\x1b[2J foreign")
         return {"num-examples": 1, "reward": 0.5}

@@ -17,10 +17,11 @@ from small_runs import Configs
 import fedrlvr
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
-from fedrlvr.server.metrics_log import MetricsLog
+from fedrlvr.server.metrics_log import MetricsLog, RoundRecord
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
+from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.messages import adapter_to_arrays
 
 Answer = Callable[[Message], RecordDict | Error]
@@ -54,6 +55,38 @@ def test_one_of_three_is_left_out_by_name_and_the_others_are_averaged(kind: str)
     (reason,) = strategy.record.to_json()["left_out"].values()
     assert reason.startswith("round 1, bob: ")
     assert {c for c, n in strategy.record.clients.items() if "weight" in n} == {"ann", "cyd"}
+
+
+KEPT_BACK = Error(WITHHELD, "cyd: round 1: too little was trained on (limits.least_learned = 4)\x1b[31m")
+
+
+@pytest.mark.parametrize("quorum", [1.0, 0.6])
+def test_a_client_whose_floor_was_missed_is_left_out_and_does_not_count_against_the_quorum(quorum: float) -> None:
+    strategy = make_strategy(quorum=quorum)
+    trained(strategy, {2: train_reply(3.0), 3: KEPT_BACK})
+    assert all(bool((tensor == 2.0).all()) for _, tensor in strategy.adapter.tensors()), "of 1 and 3"
+    (reason,) = strategy.record.to_json()["left_out"].values()
+    assert reason.startswith("round 1, cyd: ")
+    assert "limits.least_learned" in reason
+    assert reason.isprintable()
+
+
+def test_the_quorum_is_of_the_clients_that_could_answer() -> None:
+    strategy = make_strategy(quorum=0.6)  # of two it needs both
+    with pytest.raises(RoundError, match=r"asks for 2 of 2 clients, and 1 are left out\. .*bob.*cyd"):
+        trained(strategy, {2: bad("failed"), 3: KEPT_BACK})
+    half = make_strategy(quorum=0.5)  # of two it needs one
+    trained(half, {2: bad("failed"), 3: KEPT_BACK})
+    assert list(half.record.to_json()["left_out"]) == ["bob", "cyd"]
+
+
+def test_a_round_in_which_every_floor_was_missed_changes_nothing() -> None:
+    strategy = make_strategy(quorum=0.6, start=make_adapter(7.0))
+    trained(strategy, dict.fromkeys(NAMES, KEPT_BACK))
+    assert all(bool((tensor == 7.0).all()) for _, tensor in strategy.adapter.tensors())
+    strategy.participation.record = RoundRecord(2)
+    trained(strategy, {}, round_=2)
+    assert all(bool((tensor == 1.0).all()) for _, tensor in strategy.adapter.tensors())
 
 
 def test_too_few_are_an_error_that_names_everybody_left_out() -> None:

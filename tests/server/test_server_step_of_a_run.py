@@ -254,7 +254,7 @@ def test_only_the_agreement_of_clients_keeps_their_changes_on_disk(tmp_path: Pat
         assert checkpoint is not None
         kept[form] = {path.rpartition("/")[0] for path in checkpoint.step}
     assert kept["mean"] == {"previous"}
-    assert kept["clients"] == {"previous", *(f"previous/{name}" for name in NAMES.values())}
+    assert kept["clients"] == {f"previous/{name}" for name in NAMES.values()}
 
 
 def test_a_wrapper_that_changes_the_aggregate_is_refused_with_a_step(tmp_path: Path) -> None:

@@ -228,10 +228,10 @@ def test_equal_policies_have_a_behaviour_ratio_of_1(configured: Configs, tmp_pat
     fedrlvr.run(configured(tmp_path / "run", **changes))
     numbers = [n for e in lines(tmp_path / "run")[1]["exchanges"] for n in e["clients"].values() if n["swapped_in"]]
     assert numbers
-    for one in numbers:
-        assert one["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_clip_fraction"] == 0.0
+    for report in numbers:
+        assert report["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_clip_fraction"] == 0.0
 
 
 def test_together_with_fgrpo_clients_are_weighed_by_their_private_rewards(configured: Configs, tmp_path: Path) -> None:
@@ -394,11 +394,11 @@ def test_public_responses_are_drawn_from_the_whole_distribution(
     real = Cohort.sample
 
     def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any, *states: Any) -> Any:
-        found = real(self, prompts, decoding, seeds, *states)
-        group = next(iter(found.values()))[0]
+        result = real(self, prompts, decoding, seeds, *states)
+        group = next(iter(result.values()))[0]
         different = len({tuple(r.token_ids) for r in group})
         drawn.append((decoding.responses, decoding.temperature, decoding.top_k, different))
-        return found
+        return result
 
     monkeypatch.setattr(Cohort, "sample", sample)
     sampling = {"top_k": 1, "top_p": 0.5, "temperature": 0.9}

@@ -41,7 +41,7 @@ ARMS: dict[str, Changes] = {
     "local": {"federation": {"arm": "local"}},
     "local mixed": {"federation": {"arm": "local"}, "lora": {"rank": RANKS}},
     "central": {"federation": {"arm": "central"}},
-    "care": {"supervision": {"type": "care", "share_probes": True, "warm_up": 0}},
+    "care": {"supervision": {"type": "care", "share_probes": True, "vote_free_steps": 0}},
 }
 Sources = Callable[[str], Path]
 
@@ -109,10 +109,17 @@ def distance(one: Adapter, other: Adapter) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("start", ["fedit", "fedex", "hetlora mixed"])
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "local mixed"])
+STARTS = [("fedit", arm) for arm in ("fedit", "ffa", "flora", "rolora int8", "local")]
+STARTS += [("fedex", "fedex"), ("fedex", "flora mixed"), ("hetlora mixed", "hetlora mixed")]
+ALL_STARTS = [(start, arm) for start in ("fedit", "fedex", "hetlora mixed") for arm in ARMS if arm != "local mixed"]
+
+
+@pytest.mark.parametrize(
+    ("start", "arm"),
+    [pytest.param(*pair, marks=[] if pair in STARTS else [pytest.mark.slow]) for pair in ALL_STARTS],
+)
 def test_another_run_starts_from_a_checkpoint(
-    arm: str, start: str, source: Sources, configured: Configs, tmp_path: Path
+    start: str, arm: str, source: Sources, configured: Configs, tmp_path: Path
 ) -> None:
     """Its round 0 is the checkpoint's model, and so is what clients and exports are given."""
     checkpoint = tmp_path / "source" / "checkpoints" / "round-0002"
@@ -202,6 +209,14 @@ def test_a_run_before_its_first_checkpoint_has_no_adapter(source: Sources, tmp_p
     for read in (saved.adapter, lambda: evaluate_run(saved)):
         with pytest.raises(AdapterError, match="no adapter yet"):
             read()
+
+
+def test_a_run_with_organisations_elsewhere_has_no_problems_here(source: Sources, tmp_path: Path) -> None:
+    shutil.copytree(source("fedit"), tmp_path / "run")
+    (tmp_path / "run" / "run-id").write_text("run-1\n", "utf-8")
+    with pytest.raises(ConfigError, match="--adapter"):
+        evaluate_run(open_run(tmp_path / "run"))
+    assert scores_json(evaluate(open_run(source("fedit")).config, tmp_path / "run")) == written(source("fedit"), 3)
 
 
 def test_a_copied_checkpoint_is_an_adapter_but_no_run(source: Sources, tmp_path: Path) -> None:

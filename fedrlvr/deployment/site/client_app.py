@@ -18,16 +18,14 @@ from fedrlvr.deployment.site.socket import ask, node_file, state_directory
 from fedrlvr.errors import ConfigError, printable
 from fedrlvr.output import echo
 from fedrlvr.version import __version__
+from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
-
-REFUSED, FAILED = 100, 101
-"""Codes of errors: more was asked than is allowed, or in a way that cannot be used; or it went wrong here."""
 
 ANSWERED = (*get_args(MessageType), "query.hello")
 
 
 class SiteApp(ClientApp):
-    """Flower's, but for messages that it has no handler for: they are refused as others are."""
+    """Flower's ClientApp, which refuses messages without a handler in the same way as others."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply to a message."""
@@ -45,7 +43,7 @@ app = SiteApp()
 @app.evaluate()
 @app.query("respond")
 def answer(message: Message, context: Context) -> Message:
-    """What the worker says to a message."""
+    """Pass a message to the worker, and return its answer."""
     kind, name, began = message.metadata.message_type, "the organisation", time.perf_counter()
     try:
         org = _organisation(context)
@@ -65,9 +63,9 @@ def answer(message: Message, context: Context) -> Message:
         _say(f"{name}: {kind} of round {message.metadata.group_id} failed: {error}")
         return _error(message, FAILED, f"failed at {name} ({type(error).__name__}); the log there says why")
     if content is None:
-        refused, reason = answer_header.get("kind") == "refused", str(answer_header.get("reason", ""))
-        _say(f"{name}: {kind} of round {message.metadata.group_id}: {'refused: ' if refused else ''}{reason}")
-        return _error(message, REFUSED if refused else FAILED, reason)
+        why, reason = str(answer_header.get("kind")), str(answer_header.get("reason", ""))
+        _say(f"{name}: {kind} of round {message.metadata.group_id}: {'' if why == 'failed' else f'{why}: '}{reason}")
+        return _error(message, {"refused": REFUSED, "withheld": WITHHELD}.get(why, FAILED), reason)
     seconds = time.perf_counter() - began
     _say(f"{name}: {kind} of round {message.metadata.group_id} answered after {seconds:.1f} s")
     return Message(content, reply_to=message)
@@ -75,7 +73,7 @@ def answer(message: Message, context: Context) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who this is, for a server whose SuperLink has no registered names."""
+    """Tell the organisation's name to a server whose SuperLink has no registered names."""
     try:
         name = _organisation(context).name
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""An organisation's own configuration, `site.toml`: who it is, what it lets be trained on, and how far.
+"""An organisation's own configuration, `site.toml`: its name, its problems and models, and its limits.
 
 Only this file decides what a server may ask for; no message changes it. Relative paths in it mean relative to it.
 """
@@ -9,9 +9,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
 from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
@@ -22,7 +22,8 @@ MessageType = Literal["train", "query.respond", "evaluate"]
 
 
 class TaskConfig(DataConfig):
-    """Problems a server may ask this organisation to train on; they never leave it. Settings as in [data]."""
+    """Problems that a server may ask this organisation to train on; they never leave it. The settings are those of
+    [data]."""
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
@@ -32,89 +33,188 @@ class TaskConfig(DataConfig):
 
 
 class MachineConfig(Section):
-    """How the model is held on this machine."""
+    """The hardware on which this organisation runs the model."""
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    """Device that computes: `auto`, `cpu`, `cuda`, or one GPU, such as `cuda:1`. `auto` takes a GPU where there is one.
+    """
     dtype: Dtype = "auto"
-    """Of the base weights. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that supports it,
+    else float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Whether activations are recomputed in the backward pass: less memory, about a third more time. Turn it on if
+    training runs out of GPU memory."""
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the least value, {value[0]:g}, is above the largest, {value[1]:g}")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""The least and the largest value that are accepted."""
 
 
 class Limits(Section):
-    """The most a server may ask for. What is beyond it is refused, with the reason, and nothing is computed."""
+    """Limits of what a server may ask for, and floors below which nothing leaves. A request beyond a limit is refused
+    with the reason before anything is computed. A reply that misses a floor after training stays here."""
 
     message_types: tuple[MessageType, ...] = get_args(MessageType)
-    """What may be asked at all. Without "query.respond" no response to a public problem leaves; without "evaluate" no
-    score does."""
+    """Types of messages that are answered. Without "query.respond" no response to a public problem leaves; without
+    "evaluate" no score leaves."""
+    messages_per_day: int = Field(500, ge=1)
+    """Largest number of messages answered in a day (UTC), over all runs and all servers."""
+    evaluations_per_day: int = Field(50, ge=1)
+    """Largest number of evaluations of a task in a day (UTC), over all runs and all servers. Every score of chosen
+    responses reveals something about the held-out answers."""
     rounds: int = Field(1000, ge=1)
-    """Of a run."""
+    """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
+    new run does not reset the count."""
     local_steps: int = Field(100, ge=1)
-    """Of a round."""
+    """Largest number of local steps in a round."""
     problems_per_step: int = Field(256, ge=1)
-    """Of a local step."""
+    """Largest number of problems in a local step."""
     group_size: int = Field(64, ge=2)
-    """Responses to a problem."""
+    """Largest number of responses to a problem."""
     max_new_tokens: int = Field(4096, ge=1)
-    """Of a response."""
+    """Largest accepted length of a response, in tokens."""
     tokens_per_message: int = Field(100_000_000, ge=1)
-    """Sampled for one message at most: steps x problems x responses x longest response, public problems included."""
+    """Largest number of tokens sampled for one message: steps x problems x responses x longest response, with
+    the public problems."""
     public_problems: int = Field(256, ge=0)
-    """Of an exchange."""
+    """Largest number of public problems in an exchange."""
     public_steps: int = Field(16, ge=1)
-    """Optimizer steps on an exchange's groups."""
+    """Largest number of optimizer steps on the groups of an exchange."""
     updates_per_batch: int = Field(8, ge=1)
-    """Optimizer steps on a sampled batch."""
+    """Largest number of optimizer steps on a sampled batch."""
     evaluate_samples: int = Field(64, ge=1)
-    """Responses to each held-out problem."""
+    """Largest number of responses to each held-out problem."""
     lora_rank: int = Field(64, ge=1)
-    """Of this organisation's adapter, and of anybody's."""
+    """Largest rank of this organisation's adapter, and of any other client's."""
     change_rank: int = Field(1024, ge=0)
-    """Of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0: none."""
+    """Largest rank of a change of the base weights that the server sends, as aggregation.type = "flora" and "fedex" do.
+    0 refuses every change."""
     supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
-    """Where rewards may come from. "oracle" reads every answer to choose; it is for experiments."""
+    """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
     labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
-    """Who may be asked for labels, where supervision asks."""
+    """Sources of labels that a server may choose: the data set's own answers, or people at the desk."""
     label_share: float = Field(1.0, ge=0, le=1)
-    """Share of a step's problems whose label may be asked for (supervision.budget)."""
+    """Largest share of a step's problems whose label may be asked for (supervision.budget)."""
     labels: int | None = Field(None, ge=1)
-    """Labels in all that a run may ask for; a server must then state a budget_total up to it. None: no limit."""
+    """Largest number of labels that all runs of a task may ask for together. A server must then state a
+    supervision.budget_total, which is reserved for its run. Unset: no limit."""
     audit: bool = False
-    """Whether a server may have accuracies measured that only all answers together give; for experiments."""
+    """Whether a server may measure accuracies that only all answers together give. This is for experiments."""
     share_probes: bool = True
-    """Whether CARE's probes may leave."""
+    """Whether the weights of CARE's probes may leave this organisation."""
+    own_adapter: bool = False
+    """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
+    run across organisations never needs it."""
+    prompt_filter: bool = False
+    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. If false, such a run is
+    refused: numbers over two sets of problems that differ by one problem would describe that problem. Set the task's
+    own max_prompt_tokens instead."""
+    learning_rate: Range = (0.0, 0.01)
+    """Least and largest learning rate that is accepted."""
+    probe_learning_rate: Range = (0.0, 0.01)
+    """Least and largest learning rate of CARE's probes."""
+    beta1: Range = (0.5, 0.999)
+    """Least and largest decay of AdamW's first moment. With 0 a reply would show the last gradient alone."""
+    beta2: Range = (0.5, 0.9999)
+    """Least and largest decay rate of AdamW's second moment, the running mean of squared gradients. With 0 a reply
+    would give the last gradient away."""
+    weight_decay: Range = (0.0, 0.1)
+    """Least and largest weight decay that is accepted."""
+    max_grad_norm: Range = (0.01, 100.0)
+    """Least and largest norm that a gradient is clipped to. With a tiny norm AdamW returns the exact gradient."""
+    clip_low: Range = (0.01, 1.0)
+    """Least and largest lower clipping bound of the policy ratio (train.clip_low), as a distance from 1."""
+    clip_high: Range = (0.01, 10.0)
+    """Range of the upper clipping bound that a server may set (train.clip_high), as a distance from 1."""
+    scale_free: bool = True
+    """Whether AdamW runs without its epsilon, so that a first step tells signs only. If false, a server could obtain
+    gradients instead of steps, by sending factors so small that their gradients are far below epsilon."""
+    kl_beta: Range = (0.0, 0.2)
+    """Least and largest weight of the KL term. A large weight outweighs the rewards, so that a reply describes the
+    prompts."""
+    proximal_mu: Range = (0.0, 1.0)
+    """Least and largest weight of FedProx. With a large weight only the first step of a round counts."""
+    temperature: Range = (0.1, 2.0)
+    """Least and largest sampling temperature in training."""
+    top_p: Range = (0.1, 1.0)
+    """Least and largest share of the probability that nucleus sampling keeps in training."""
+    lora_scale: Range = (0.0, 16.0)
+    """Least and largest scale alpha / rank of an adapter's update."""
+    factor_value: float = Field(10.0, gt=0)
+    """Largest absolute value of a number in an adapter, or in a change of the base weights, that the server sends."""
+    update_norm: float = Field(1000.0, gt=0)
+    """Largest size of one layer's update that the server sends: scale x norm of A x norm of B, where the norms are
+    Euclidean."""
     least_clients: int = Field(2, ge=1)
-    """Privacy floor: fewer organisations than this, and the server's average would tell of this one alone."""
+    """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
+    server states the number, and this machine cannot verify it."""
+    least_problems: int = Field(8, ge=1)
+    """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
+    response that leaves after local steps. A task with fewer is not trained on."""
+    least_group_size: int = Field(4, ge=2)
+    """Privacy floor: least number of responses to a problem."""
+    least_new_tokens: int = Field(8, ge=1)
+    """Privacy floor: least accepted value of sampling.max_new_tokens."""
+    least_learned: int = Field(4, ge=0)
+    """Privacy floor: least number of different private problems with a gradient behind an adapter, and behind any
+    response that leaves after local steps. A problem has no gradient where all its responses get the same reward."""
+    least_tokens: int = Field(256, ge=0)
+    """Privacy floor: least number of tokens of responses to private problems that were trained on behind an adapter,
+    and behind any response that leaves after local steps."""
+    least_positions: float = Field(1.0, ge=0)
+    """Privacy floor: least number of different token positions with a part in the update behind an adapter, and behind
+    any response that leaves after local steps, as a multiple of the widest input of an adapted layer. With fewer
+    positions the change of a layer spans only the inputs that it was made from, and prompts can be read from it."""
+    largest_ratio: float = Field(20.0, gt=1)
+    """Privacy floor: largest policy ratio of a trained token. With a larger one a single token may be the whole update.
+    """
+    problem_share: float = Field(0.5, gt=0, le=1)
+    """Privacy floor: largest share that a single private problem may have in a round's update, estimated from learning
+    rates, advantages and tokens."""
+    least_scored: int = Field(8, ge=1)
+    """Privacy floor: least number of private problems behind a number that leaves. Sources of held-out problems with
+    fewer are pooled; other numbers over fewer are left out."""
     source_names: bool = True
-    """Whether scores may leave under the names of their sources. False: all are summed under the name of the task."""
-    least_problems: int = Field(1, ge=1)
-    """Privacy floor: with fewer training problems nothing is trained, lest the adapter tell of single ones."""
+    """Whether scores may leave under the names of their sources. If false, all scores are summed under the name of the
+    task."""
+    round_numbers: bool = True
+    """Whether numbers are rounded before they leave: rewards, shares and scores at random, up or down, to the precision
+    that their number of problems supports; others to two significant digits."""
 
 
 class SiteConfig(Section):
-    """An organisation."""
+    """One organisation: its name, its server, its data and its models."""
 
     name: Name
-    """As it is registered with the SuperLink."""
+    """Name of this organisation, as the SuperLink's operator registers it."""
     superlink: str
-    """host:port."""
+    """Address of the SuperLink, the federation's server, as host:port."""
     root_certificates: Path | None = Path("ca.crt")
-    """PEM file of the authority that signed the SuperLink's certificate."""
+    """PEM file of the authority that signed the SuperLink's certificate. The operator sends it."""
     key: Path | None = None
-    """This organisation's private key, which its registered public key belongs to. None: <name>.key beside the file."""
+    """File of this organisation's private key, whose public key is registered with the SuperLink. Unset: the file
+    `<name>.key` beside this one."""
     insecure: bool = False
-    """No TLS and no keys: only with a SuperLink on this very machine, to try things out."""
+    """Whether the connection has no TLS and no keys. It is allowed only with a SuperLink on this machine, for trials.
+    """
     port: int = Field(9094, ge=1, le=65535)
-    """Of the SuperNode's own interface, on 127.0.0.1 only."""
+    """Port of the SuperNode's own interface, which listens on 127.0.0.1 only. Each SuperNode on a machine needs its
+    own."""
     idle_minutes: float = Field(10.0, gt=0)
-    """The worker, and the model in its memory, goes after so long without a message."""
+    """Minutes without a message after which the worker ends and frees the model's memory. The next message starts
+    another worker."""
     keep_runs: int = Field(5, ge=1)
-    """States of so many of the newest runs stay on disk. What people answered always stays."""
+    """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
-    """What may be trained on, by the name a server asks for it by."""
+    """Problems that a server may ask to train on, by the name of their task."""
     models: dict[str, str] = Field(min_length=1)
-    """Base models that may be asked for, and where each lies here: a directory, a hub id, or `embedded`."""
+    """Base models that a server may ask for, and the place of each: a directory, a hub id, or `embedded`."""
     machine: MachineConfig = MachineConfig()
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
@@ -135,7 +235,7 @@ class SiteConfig(Section):
 
 @dataclass(frozen=True)
 class Organisation:
-    """An organisation's configuration and where its own files lie.
+    """An organisation's configuration, and the places of its files.
 
     path: of its site.toml, absolute.
     """
@@ -145,40 +245,40 @@ class Organisation:
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """Name of the organisation, as it is registered."""
         return self.config.name
 
     @property
     def directory(self) -> Path:
-        """Where site.toml is; paths in it are relative to this."""
+        """Directory of site.toml, to which the paths in it are relative."""
         return self.path.parent
 
     @property
     def state(self) -> Path:
-        """What it remembers, its logs and its worker's socket; nobody else's business."""
+        """Directory of the organisation's memory, its logs and its worker's socket; private to its user."""
         return self.directory / "state"
 
     @property
     def log(self) -> Path:
-        """What was asked of it and what it sent, a line each."""
+        """Log with one line for each request and each answer."""
         return self.state / "site.log"
 
     def resolve(self, path: Path) -> Path:
-        """A path of the configuration."""
+        """Path of the configuration, relative to site.toml."""
         return path if path.is_absolute() else self.directory / path
 
     @cached_property
     def key(self) -> Path:
-        """Its private key."""
+        """Path of the organisation's private key."""
         return self.resolve(self.config.key or Path(f"{self.name}.key"))
 
     @cached_property
     def root_certificates(self) -> Path | None:
-        """The authority's certificate."""
+        """Path of the authority's certificate, if there is one."""
         return None if self.config.root_certificates is None else self.resolve(self.config.root_certificates)
 
     def task(self, name: str) -> TaskConfig:
-        """A task with its paths resolved.
+        """A task of this name, with its paths resolved.
 
         Raises:
             KeyError: there is none of this name.
@@ -199,7 +299,7 @@ class Organisation:
 
 
 def load_site(path: Path | str) -> Organisation:
-    """Read a site.toml, or that of a directory.
+    """Read a site.toml, or the one in a directory.
 
     Raises:
         ConfigError: the file is missing, not TOML, or a key or value does not fit; the text names file and key.

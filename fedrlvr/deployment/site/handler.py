@@ -1,4 +1,4 @@
-"""What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
+"""The worker's handling of a message: check against terms and limits, compute, remember, answer.
 
 It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
 knows of a run is on disk (round_states.py), so another worker in its place goes on where it was.
@@ -20,7 +20,10 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.counts import AnsweredCounts
+from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
+from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
 from fedrlvr.output import logger
@@ -52,11 +55,15 @@ _log = logger("deployment")
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
 _NODE = 1
+_WITHHELD = b"withheld: "
+"""Begins what is kept in a reply's place where a floor was missed, before the reason. No packed reply begins so."""
+SAMPLING_SECRET = "sampling.secret"
+"""The file in the state directory that holds the secret which is mixed into the organisation's private streams."""
 
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
+    """A model in memory, and its one cohort. checked: the self-check has passed."""
 
     base: Base
     lora: LoraConfig | None = None
@@ -66,7 +73,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class RunData:
-    """An organisation's problems for one run.
+    """Problems of an organisation for one run.
 
     key: what they were made for. answered: each for training has an answer.
     """
@@ -92,7 +99,7 @@ class StepLog(Observer):
 
 
 class Answering:
-    """An organisation's answers.
+    """One organisation's answers to messages, and the model that it keeps in memory.
 
     tell: takes a line for the site's log.
     """
@@ -104,7 +111,7 @@ class Answering:
         self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """The answer to a message, or why there is none: its header and its content. Raises nothing."""
+        """Reply to a message, or the reason for refusing it, as header and content. It raises nothing."""
         where = "a message"
         try:
             message = _read(header, data)
@@ -112,7 +119,10 @@ class Answering:
             del message.content[TERMS]
             request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
-            return {"ok": True}, self._answer(where, message, terms, request)
+            answer = self._answer(where, message, terms, request)
+            if answer.startswith(_WITHHELD):
+                return {"ok": False, "kind": "withheld", "reason": answer.removeprefix(_WITHHELD).decode()}, b""
+            return {"ok": True}, answer
         except (LimitError, MessageError, AdapterError) as error:
             reason = printable(str(error))[:MOST_REASON]
             self.tell(f"{where}: refused: {reason}")
@@ -125,7 +135,8 @@ class Answering:
             return {"ok": False, "kind": "failed", "reason": reason}, b""
 
     def _answer(self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest) -> bytes:
-        """The reply's content. The same message again gets the same reply, and is not computed again.
+        """The reply's content, or the reason why it is withheld. The same message again gets the same reply, and is
+        neither computed nor counted again.
 
         Raises:
             LimitError: more is asked than is allowed.
@@ -142,7 +153,8 @@ class Answering:
             from fedrlvr.wire.model_delta import read_delta
 
             delta = read_delta(message)
-        limits.check(self.org.config.limits, kind, terms, request, public, delta)
+        allowed = self.org.config.limits
+        limits.check(allowed, kind, terms, request, public, delta)
         states = self._states_of(terms)
         if (before := states.reply_to(message_id)) is not None:
             self.tell(f"{where}: the same message again, so the same answer is sent")
@@ -150,19 +162,35 @@ class Answering:
         cohort = self._cohort(terms)
         client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
-            limits.check_evaluation(self.org.config.limits, self.org.name, request, len(client.test))
+            limits.check_evaluation(allowed, self.org.name, request, len(client.test))
         else:
-            limits.check_problems(self.org.config.limits, len(client.train), name=self.org.name)
-        self._check_cohort(terms, client, request.seed)
+            limits.check_problems(allowed, request, len(client.train), name=self.org.name)
+        self._count(kind, terms, request)
+        self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
-        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run))
+        release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
         (reply,) = app([message], [context])
-        answer = pack(reply.content)
+        withheld = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else ""
+        answer = _WITHHELD + withheld.encode() if withheld else pack(reply.content)
         states.save(request.round, past, context, message_id, answer)
-        self.tell(f"{where}: sent: {_sent(reply.content)}")
+        self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {_sent(reply.content)}")
         return answer
+
+    def _count(self, kind: str, terms: Terms, request: StretchRequest | EvaluateRequest) -> None:
+        """Count a message that is about to be computed.
+
+        Raises:
+            LimitError, CheckpointError: as `AnsweredCounts.count`.
+        """
+        section = request.supervision if isinstance(request, StretchRequest) else None
+        limited = self.org.config.limits.labels is not None
+        labels = section.budget_total if limited and isinstance(section, Asking) else None
+        AnsweredCounts(state_directory(self.org)).count(
+            self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels
+        )
 
     def _check_terms(self, terms: Terms) -> None:
         """
@@ -209,15 +237,15 @@ class Answering:
             self.tell(line)
             _log.info("%s", line)
         loaded = self.models[name]
-        for what, theirs, ours in (
+        for what, expected, actual in (
             ("model", terms.model_id, loaded.base.model_id),
             ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
             ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
         ):
-            if theirs != ours:
+            if expected != actual:
                 raise MessageError(
-                    f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
-                    f"{ours}): take the same files at both"
+                    f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
+                    f"{actual}): take the same files at both"
                 )
         torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
@@ -232,7 +260,7 @@ class Answering:
             loaded.cohort.base = replace(loaded.base, chat_template=wanted)
         return loaded.cohort
 
-    def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
+    def _check_cohort(self, terms: Terms, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
 
         Raises:
@@ -241,7 +269,7 @@ class Answering:
         loaded = self.models[terms.model]
         assert loaded.cohort is not None
         if not loaded.checked:
-            loaded.cohort.self_check(loaded.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            loaded.cohort.self_check(seed)
             loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
@@ -273,8 +301,15 @@ class Answering:
                 instruction=instruction_of(task),
                 rank=terms.rank,
                 run=terms.run,
+                secret=secret(state_directory(self.org), SAMPLING_SECRET),
             )
-            kept = RunData(key, fit_client(data, base, limit, longest), all(problem.answer for problem in train))
+            if self.org.config.limits.prompt_filter:
+                fitted = fit_client(data, base, limit, longest)
+            else:
+                fitted = fit_client(data, base, task.max_prompt_tokens, longest)
+                if limit is not None and limit != task.max_prompt_tokens:
+                    self._check_lengths(fitted, base, limit, terms.task)
+            kept = RunData(key, fitted, all(problem.answer for problem in train))
             self._run_data = {terms.run: kept}
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
@@ -283,6 +318,19 @@ class Answering:
             desk = section.labels_from == "desk"
             ledger = (self.org.state if desk else self.org.state / "runs" / terms.run) / "ledger.sqlite"
         return replace(kept.data, ledger=ledger)
+
+    def _check_lengths(self, data: ClientData, base: Base, limit: int, task: str) -> None:
+        """
+        Raises:
+            LimitError: a prompt is longer than a server's limit, which would so choose among this site's problems.
+        """
+        texts = [data.prompt_text(problem) for problems in (data.train, data.test) for problem in problems]
+        if any(len(prompt) > limit for prompt in base.encode_all(texts)):
+            raise LimitError(
+                f"{self.org.name} lets no server leave out problems by the length of their prompts "
+                f"(limits.prompt_filter), as data.max_prompt_tokens = {limit} would. Set max_prompt_tokens of the task "
+                f"{task} in site.toml, or raise the server's"
+            )
 
 
 def _read(header: Mapping[str, Any], data: bytes) -> Message:

@@ -1,12 +1,14 @@
-"""Whether an organisation lets be done what a server asks: every setting of its [limits], before anything is computed.
+"""Checks a request against the site's [limits] before any work is done.
 
-All that is beyond them is said at once, so that a server's operator need not find out one by one.
+Every limit that a request exceeds is named at once, so that a server's operator need not find out one by one. Floors
+after training, and the precision of what leaves, are in release.py; what is counted over runs is in counts.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Asking
 from fedrlvr.deployment.site.config import Limits
@@ -17,6 +19,92 @@ from fedrlvr.wire.messages import EvaluateRequest, StretchRequest
 if TYPE_CHECKING:
     from fedrlvr.wire.model_delta import ModelDelta
 
+Compare = Callable[[Any, Any], str]
+"""(limit, value) -> how an allowed value relates to the limit; "" if this one is allowed."""
+
+
+def most(limit: float, value: float) -> str:
+    """Values up to the limit are allowed."""
+    return "" if value <= limit else f"at most {limit}"
+
+
+def least(limit: float, value: float) -> str:
+    """Values from the limit on are allowed."""
+    return "" if value >= limit else f"at least {limit}"
+
+
+def within(limit: tuple[float, float], value: float) -> str:
+    """Values between the two are allowed."""
+    return "" if limit[0] <= value <= limit[1] else f"{limit[0]:g} to {limit[1]:g}"
+
+
+@dataclass(frozen=True)
+class FieldLimit:
+    """A setting of [limits], what it is compared with, and in which words.
+
+    fields: of the request, or of what else `Asked` has. A field that a request does not have is not checked.
+    """
+
+    setting: str
+    compare: Compare
+    fields: tuple[str, ...]
+    words: str
+
+
+BOUNDS = (
+    FieldLimit("rounds", most, ("round", "terms.rounds"), "rounds"),
+    FieldLimit("lora_rank", most, ("terms.rank", "terms.largest"), "as the rank of an adapter"),
+    FieldLimit("lora_scale", within, ("terms.scale",), "as the scale alpha / rank of an adapter"),
+    FieldLimit("least_clients", least, ("terms.clients",), "organisations in a run"),
+    FieldLimit("change_rank", most, ("delta.change_rank",), "as the rank of a change of the base weights"),
+    FieldLimit("max_new_tokens", most, ("sampling.max_new_tokens",), "tokens in a response"),
+    FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),
+    FieldLimit("evaluate_samples", most, ("evaluate.samples",), "responses to each held-out problem"),
+    FieldLimit("local_steps", most, ("steps", "train.local_steps"), "local steps"),
+    FieldLimit("problems_per_step", most, ("train.problems_per_step",), "problems in a local step"),
+    FieldLimit("updates_per_batch", most, ("train.updates_per_batch",), "optimizer steps on a sampled batch"),
+    FieldLimit("public_problems", most, ("public", "coordination.public_problems"), "public problems in an exchange"),
+    FieldLimit("public_steps", most, ("coordination.public_steps",), "optimizer steps on an exchange's groups"),
+    FieldLimit("label_share", most, ("supervision.budget",), "as the share of a step's problems to ask labels for"),
+    FieldLimit("learning_rate", within, ("train.learning_rate",), "as the learning rate"),
+    FieldLimit("probe_learning_rate", within, ("supervision.probe_learning_rate",), "as the probes' learning rate"),
+    FieldLimit("beta1", within, ("train.beta1",), "as beta1"),
+    FieldLimit("beta2", within, ("train.beta2",), "as beta2"),
+    FieldLimit("weight_decay", within, ("train.weight_decay",), "as the weight decay"),
+    FieldLimit("max_grad_norm", within, ("train.max_grad_norm",), "as the norm that gradients are clipped to"),
+    FieldLimit("clip_low", within, ("train.clip_low",), "as the lower clipping bound"),
+    FieldLimit("clip_high", within, ("train.clip_high",), "as the upper clipping bound"),
+    FieldLimit("kl_beta", within, ("train.kl_beta",), "as the weight of the KL term"),
+    FieldLimit("proximal_mu", within, ("train.proximal_mu",), "as the weight of FedProx"),
+)
+"""Limits that hold for every message, with the values they bound."""
+TRAINING_BOUNDS = (
+    FieldLimit("group_size", most, ("sampling.group_size",), "responses to a problem"),
+    FieldLimit("least_group_size", least, ("sampling.group_size",), "responses to a problem"),
+    FieldLimit("temperature", within, ("sampling.temperature",), "as the sampling temperature"),
+    FieldLimit("top_p", within, ("sampling.top_p",), "as top_p"),
+)
+"""Limits of training, whose fields an evaluation has too but does not use."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The request in a message. public: problems that it brings. delta: its metadata on the model that it brings."""
+
+    terms: Terms
+    request: StretchRequest | EvaluateRequest
+    public: int
+    delta: ModelDelta | None
+
+    def values(self, field: str) -> Iterator[float]:
+        """The value of a field; none where there is no such field."""
+        first, _, rest = field.partition(".")
+        value: Any = getattr(self if first in ("terms", "delta", "public") else self.request, first, None)
+        if rest:
+            value = getattr(value, rest, None)
+        if value is not None:
+            yield value
+
 
 def check(
     limits: Limits,
@@ -26,94 +114,78 @@ def check(
     public_problems: int,
     delta: ModelDelta | None = None,
 ) -> None:
-    """Whether a message asks for no more than is allowed.
+    """Check a message against the limits.
 
-    kind: of the message. public_problems: how many it brings. delta: its notes on the model that it brings.
+    kind: type of the message. public_problems: how many it brings. delta: its notes on the model that it brings.
 
     Raises:
-        LimitError: it asks for more; the text names every limit that is in the way.
+        LimitError: the request exceeds a limit; the text names every limit that is in the way.
     """
     if kind not in limits.message_types:
         raise LimitError(f"{terms.client} answers no {kind} messages (limits.message_types)")
-    _refuse(terms.client, [*_of_the_run(limits, terms, request, delta), *_of(limits, request, public_problems)])
+    asked = Asked(terms, request, public_problems, delta)
+    reasons = list(_beyond(limits, BOUNDS, asked))
+    if isinstance(request, StretchRequest):
+        reasons += [*_beyond(limits, TRAINING_BOUNDS, asked), *_of_training(limits, asked, request)]
+    reasons += _of_every_message(limits, asked)
+    if reasons:
+        raise LimitError(f"{terms.client} allows {'; '.join(reasons)}")
 
 
-def check_problems(limits: Limits, problems: int, *, name: str = "this organisation") -> None:
-    """Whether there are enough training problems to let an adapter be trained on them.
+def check_problems(limits: Limits, request: StretchRequest, problems: int, *, name: str = "this organisation") -> None:
+    """Check that there are enough training problems for training to be allowed.
 
     Raises:
-        LimitError: there are not.
+        LimitError: they do not.
     """
-    if problems < limits.least_problems:
+    steps = request.steps if request.coordination is None else request.train.local_steps
+    touched = min(problems, steps * request.train.problems_per_step)
+    if touched < limits.least_problems:
+        why = "this task has fewer" if problems < limits.least_problems else f"the round's steps draw {touched}"
         raise LimitError(
-            f"{name} trains on no fewer than {limits.least_problems} problems (limits.least_problems), and this task "
-            "has fewer"
+            f"{name} trains on no fewer than {limits.least_problems} problems (limits.least_problems), and {why}"
         )
 
 
 def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, problems: int) -> None:
-    """Whether evaluating on so many held-out problems samples no more than is allowed.
+    """Check that an evaluation samples no more tokens than is allowed.
 
     Raises:
         LimitError: it does.
     """
     tokens = problems * request.evaluate.samples * request.sampling.max_new_tokens
-    _refuse(name, _most(limits, "tokens_per_message", tokens, "tokens sampled for one message"))
+    if reason := _reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message"):
+        raise LimitError(f"{name} allows {reason}")
 
 
-def _refuse(name: str, beyond: Sequence[str] | Iterator[str]) -> None:
-    if reasons := list(beyond):
-        raise LimitError(f"{name} allows {'; '.join(reasons)}")
+def _beyond(limits: Limits, bounds: tuple[FieldLimit, ...], asked: Asked) -> Iterator[str]:
+    """A reason for each bound that is exceeded, with the first value that exceeds it."""
+    for bound in bounds:
+        values = (value for field in bound.fields for value in asked.values(field))
+        reasons = (_reason(limits, bound.setting, bound.compare, value, bound.words) for value in values)
+        yield from [reason for reason in reasons if reason][:1]
 
 
-def _most(limits: Limits, setting: str, asked: int | float, what: str) -> Iterator[str]:
-    most = getattr(limits, setting)
-    if asked > most:
-        yield f"at most {most} {what} (limits.{setting}), asked for {asked}"
+def _reason(limits: Limits, setting: str, compare: Compare, value: float, words: str) -> str:
+    allowed = compare(getattr(limits, setting), value)
+    return allowed and f"{allowed} {words} (limits.{setting}), asked for {value}"
 
 
-def _of_the_run(
-    limits: Limits, terms: Terms, request: StretchRequest | EvaluateRequest, delta: ModelDelta | None
-) -> Iterator[str]:
-    yield from _most(limits, "rounds", max(terms.rounds, request.round), "rounds")
+def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
+    terms, request, delta = asked.terms, asked.request, asked.delta
     if request.round > terms.rounds:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.round}"
-    yield from _most(limits, "lora_rank", max(terms.rank, terms.largest), "as the rank of an adapter")
-    least = limits.least_clients
-    if terms.clients < least:
-        yield f"no run of fewer than {least} organisations (limits.least_clients), this has {terms.clients}"
-    if (
-        delta is not None
-        and not limits.change_rank
-        and (delta.change_rank or (delta.keep == "change" and delta.since is not None))
-    ):
+    if request.own_adapter and not limits.own_adapter:
+        yield "no adapter that stays here (limits.own_adapter)"
+    if delta is not None and not limits.change_rank and delta.keep == "change" and delta.since is not None:
         yield "no change of the base weights (limits.change_rank = 0)"
-    elif delta is not None:
-        yield from _most(limits, "change_rank", delta.change_rank, "as the rank of a change of the base weights")
-    yield from _most(limits, "max_new_tokens", request.sampling.max_new_tokens, "tokens in a response")
 
 
-def _of(limits: Limits, request: StretchRequest | EvaluateRequest, public_problems: int) -> Iterator[str]:
-    if isinstance(request, EvaluateRequest):
-        yield from _most(limits, "evaluate_samples", request.evaluate.samples, "responses to each held-out problem")
-        return
-    train, sampling, exchange = request.train, request.sampling, request.coordination
-    yield from _most(limits, "local_steps", max(request.steps, train.local_steps), "local steps")
-    yield from _most(limits, "problems_per_step", train.problems_per_step, "problems in a local step")
-    yield from _most(limits, "group_size", sampling.group_size, "responses to a problem")
-    yield from _most(limits, "updates_per_batch", train.updates_per_batch, "optimizer steps on a sampled batch")
-    announced = exchange.public_problems if exchange else 0
-    yield from _most(limits, "public_problems", max(public_problems, announced), "public problems in an exchange")
-    if exchange is not None:
-        yield from _most(limits, "public_steps", exchange.public_steps, "optimizer steps on an exchange's groups")
-    problems = request.steps * train.problems_per_step + public_problems
+def _of_training(limits: Limits, asked: Asked, request: StretchRequest) -> Iterator[str]:
+    sampling, section = request.sampling, request.supervision
+    problems = request.steps * request.train.problems_per_step + asked.public
     tokens = problems * sampling.group_size * sampling.max_new_tokens
-    yield from _most(limits, "tokens_per_message", tokens, "tokens sampled for one message")
-    yield from _of_supervision(limits, request)
-
-
-def _of_supervision(limits: Limits, request: StretchRequest) -> Iterator[str]:
-    section = request.supervision
+    yield from filter(None, [_reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message")])
     if section.type not in limits.supervision:
         yield f"no rewards from {section.type!r} (limits.supervision)"
     if section.audits and not limits.audit:
@@ -124,8 +196,7 @@ def _of_supervision(limits: Limits, request: StretchRequest) -> Iterator[str]:
         return
     if section.labels_from not in limits.labels_from:
         yield f"no labels to be asked of the {section.labels_from} (limits.labels_from)"
-    yield from _most(limits, "label_share", section.budget, "as the share of a step's problems to ask labels for")
     total = section.budget_total
     if limits.labels is not None and (total is None or total > limits.labels):
-        asked = "no supervision.budget_total is given" if total is None else f"asked for {total}"
-        yield f"at most {limits.labels} labels in a run (limits.labels), {asked}"
+        stated = "no supervision.budget_total is given" if total is None else f"asked for {total}"
+        yield f"at most {limits.labels} labels (limits.labels), {stated}"

@@ -45,7 +45,7 @@ class _Waiting:
 
 
 class SiteLog:
-    """What was asked of an organisation and what it sent: lines of plain text, each with its time (UTC)."""
+    """Log of an organisation's requests and answers: lines of plain text, each with its time (UTC)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class SiteLog:
 
 
 class Worker:
-    """Listens, and has one message answered at a time.
+    """Listens for messages, and answers one at a time.
 
     tell: takes a line for the site's log.
     """
@@ -77,7 +77,7 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def serve(self, answer: Answer, models: Callable[[], list[str]]) -> None:
-        """Answer messages until there was none for `idle_minutes`.
+        """Answer messages until none has come for `idle_minutes`.
 
         models: those in memory.
         """
@@ -166,7 +166,7 @@ class Worker:
 
 
 def main(site_toml: Path | str) -> None:
-    """Be the worker of an organisation, if it has none.
+    """Run the worker of an organisation, unless one runs already.
 
     Raises:
         ConfigError: the organisation's configuration cannot be used.

@@ -1,4 +1,4 @@
-"""What travels in a run, in words: said before it starts, and again with sizes once the model is there."""
+"""Description of all that travels in a run: shown before it starts, and again with sizes once the model is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 def check(config: Config) -> None:
-    """Whether a configuration can be run by organisations on their own machines.
+    """Check that a configuration can be run by organisations on their own machines.
 
     Raises:
         ConfigError: it cannot; the text names the setting.
@@ -24,10 +24,12 @@ def check(config: Config) -> None:
         )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
+    if config.run.secrets is not None:
+        raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
-    """Lines: what goes to each organisation, what comes from it, and what never does.
+    """Lines of text: the data that go to each organisation, those that come from it, and those that never travel.
 
     numbers: of an adapter of the largest rank, where known. change: rules send a change of the base weights too.
     """

@@ -1,4 +1,4 @@
-"""The ServerApp: what Flower starts at the SuperLink for a run, and what it does there.
+"""The ServerApp: the program that Flower starts at the SuperLink for each run.
 
 The run lies in a directory of the SuperLink's machine, like a run of the local engine; `fedrlvr federate` makes it.
 """
@@ -83,12 +83,14 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
     terms = terms_of(config, cohort, run_id(directory))
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)
+    data = config.data
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     server = Server(
         config,
         directory,
         cohort.base,
         begin,
-        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
+        public_set(public, cohort.base, reward),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
@@ -97,7 +99,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
 
 
 def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
-    """What each client's messages say of the run."""
+    """Terms of the run that each client's messages carry."""
     base, name = cohort.base, config.model.name
     return {
         client: Terms(
@@ -122,7 +124,7 @@ def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
 
 
 def run_id(directory: Path) -> str:
-    """What a run is called in messages: its directory's name and something of its own, made when it starts.
+    """Identifier of a run in messages: its directory's name and a random part, made when it starts.
 
     Raises:
         CheckpointError: the file cannot be read or written, or holds something else.

@@ -1,0 +1,144 @@
+"""Counts of an organisation's answers over all runs and all servers, on its own disk (state/answered.json).
+
+    {"days": {"2026-11-28": {"messages": 12, "requests": {DIGEST: DIGEST},
+                             "tasks": {"main": {"train": 3, "evaluate": 1}}}},
+     "labels": {"main": {RUN: 40}}}
+
+A message is counted before it is computed, so a worker that is killed has counted it. A run's budget of labels is
+reserved when it is first asked for. Nothing that a server sends makes a count smaller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedrlvr.deployment.site.config import Limits
+from fedrlvr.errors import CheckpointError, LimitError
+from fedrlvr.files import atomic_text, file_lock, read_json
+
+DAYS = 30
+"""Days over which a task's adapters are counted, the current one included."""
+WAIT_S = 10.0
+"""Seconds to wait for the lock; it is held for one write."""
+
+
+class AnsweredCounts:
+    """The counts of one organisation, by day and task.
+
+    state: its state directory. clock: unix seconds.
+    """
+
+    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._clock = state / "answered.json", clock
+
+    def count(self, limits: Limits, name: str, task: str, run: str, kind: str, labels: int | None) -> None:
+        """Count a message that is about to be computed.
+
+        name: of the organisation. kind: type of the message. labels: that its run may ask for in all; None if they are
+        not limited, or nobody is asked.
+
+        Raises:
+            LimitError: a count would exceed its limit; nothing is counted then.
+            CheckpointError: the file is damaged, or cannot be written or locked.
+        """
+        with self._locked() as tree:
+            days, entry = self._days(tree)
+            entry["messages"] += 1
+            of_task = entry["tasks"].setdefault(task, {"train": 0, "evaluate": 0})
+            if kind in of_task:
+                of_task[kind] += 1
+            reserved = tree["labels"].setdefault(task, {})
+            if labels is not None:
+                reserved[run] = max(labels, reserved.get(run, 0))
+            adapters = sum(day["tasks"][task]["train"] for day in days.values() if task in day["tasks"])
+            counted: list[tuple[str, int | None, int, str]] = [
+                ("messages_per_day", limits.messages_per_day, entry["messages"], "messages in a day"),
+                ("evaluations_per_day", limits.evaluations_per_day, of_task["evaluate"], "evaluations in a day"),
+                ("rounds", limits.rounds, adapters, f"adapters of a task in {DAYS} days"),
+            ]
+            if labels is not None:
+                counted.append(("labels", limits.labels, sum(reserved.values()), "labels for all runs of a task"))
+            reasons = [
+                f"at most {most} {what} (limits.{setting}), over all runs and servers"
+                for setting, most, number, what in counted
+                if most is not None and number > most
+            ]
+            if reasons:
+                raise LimitError(f"{name} allows {'; '.join(reasons)}")
+
+    def first(self, request: str, rest: str) -> str:
+        """The digest of the rest of the first message with this request in the last days; now `rest` if there was none.
+
+        request: digest of what is asked. rest: digest of everything else in the message.
+
+        Raises:
+            CheckpointError: as `count`.
+        """
+        with self._locked() as tree:
+            days, entry = self._days(tree)
+            for day in days.values():
+                if (seen := day["requests"].get(request)) is not None:
+                    return str(seen)
+            entry["requests"][request] = rest
+        return rest
+
+    def _days(self, tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The days that count, and today's entry."""
+        today = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).date()
+        oldest = today - datetime.timedelta(days=DAYS - 1)
+        tree["days"] = days = {day: entry for day, entry in tree["days"].items() if day >= oldest.isoformat()}
+        return days, days.setdefault(today.isoformat(), {"messages": 0, "tasks": {}, "requests": {}})
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[dict[str, Any]]:
+        """What the file holds, to change; written at the end unless an error is raised."""
+        end = time.monotonic() + WAIT_S
+        while (lock := self._lock()) is None:
+            if time.monotonic() > end:
+                raise CheckpointError(f"{self.path}: another process has held its lock for {WAIT_S:.0f} s.")
+            time.sleep(0.05)
+        with lock:
+            tree = self._read()
+            yield tree
+            atomic_text(self.path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
+
+    def _lock(self) -> Any:
+        try:
+            return file_lock(self.path.with_suffix(".lock"))
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be locked ({error.strerror}).") from error
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            tree = read_json(self.path)
+            _check(tree)
+        except FileNotFoundError:
+            return {"days": {}, "labels": {}}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged ({error}). It holds what was answered so far; delete it to count anew."
+            ) from None
+        return dict(tree)
+
+
+def _check(tree: Any) -> None:
+    """
+    Raises:
+        ValueError, TypeError, AttributeError, KeyError: it is not what `count` writes.
+    """
+    counts = [n for runs in tree["labels"].values() for n in runs.values()]
+    for day, entry in tree["days"].items():
+        datetime.date.fromisoformat(day)
+        counts += [
+            entry["messages"],
+            *(n for kinds in entry["tasks"].values() for n in (kinds["train"], kinds["evaluate"])),
+        ]
+        entry["requests"].items()
+    if any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError("a count that is none")

@@ -1,0 +1,122 @@
+"""Reading private answers off numbers: four attacks on choice questions whose prompts the server guesses.
+
+Each attack takes a victim whose task of the given name has the questions, and gives the letters that it concludes;
+"?" where it concludes nothing. A guess is right one time in four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from policies import END, answering, answering_some
+from victim import SITE, Victim
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.rl import CORRECT
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.grading import grade
+
+ABCD = "ABCD"
+SAMPLES = 64
+TOLERANCE = 1e-6
+RANK = 8
+
+
+@lru_cache(maxsize=8)
+def saying(victim: Victim, letters: str) -> Adapter:
+    """A policy that gives these letters or nothing, to whatever it is asked."""
+    return answering(victim.cohort(RANK), victim.home, {END: 1.0, **dict.fromkeys(letters, 0.97)}, 300)
+
+
+def redrawn(victim: Victim, adapter: Adapter, prompt: str, tokens: int, seed: int) -> list[str]:
+    """What the site's policy answers to a prompt if nothing but the stream's seed decides."""
+    cohort = victim.cohort(adapter.rank)
+    cohort.seat({SITE: adapter})
+    ids = victim.home.encode(prompt)
+    (group,) = cohort.sample({SITE: [ids]}, Decoding(SAMPLES, tokens), {SITE: seed})[SITE]
+    return [response.text for response in group]
+
+
+def fitting(texts: Sequence[str], mean: float, letters: str) -> str:
+    """The letters with which these responses would earn that mean reward."""
+    means = {x: sum(grade(text, x, "choice") >= CORRECT for text in texts) / len(texts) for x in letters}
+    return "".join(x for x, value in means.items() if abs(value - mean) < TOLERANCE)
+
+
+def replay(victim: Victim, task: str, prompt: str) -> str:
+    """Redraw the responses of a step of one problem, and find the letter that explains the mean reward."""
+    adapter, left = saying(victim, ABCD), ABCD
+    for seed in range(8):
+        reply = victim.train(task, adapter, sampling={"group_size": SAMPLES, "max_new_tokens": 8}, seed=seed)
+        texts = redrawn(victim, adapter, prompt, 8, stream(seed, SITE, "sample", 1, 0))
+        left = fitting(texts, reply.numbers["reward"], left)
+        if len(left) <= 1:
+            break
+    return left if len(left) == 1 else "?"
+
+
+def replayed_score(victim: Victim, task: str, prompt: str) -> str:
+    """The same for a source of one held-out problem."""
+    adapter, left = saying(victim, ABCD), ABCD
+    for seed in range(8):
+        sampling = {"max_new_tokens": 8}
+        reply = victim.evaluate(task, adapter, evaluate={"samples": SAMPLES}, sampling=sampling, seed=seed)
+        texts = redrawn(victim, adapter, prompt, 8, stream(seed, SITE, "evaluate"))
+        if not reply.sources:
+            return "?"
+        (mean,) = (total / n for total, n in zip(reply.numbers["total"], reply.numbers["n"], strict=True))
+        left = fitting(texts, mean, left)
+        if len(left) <= 1:
+            break
+    return left if len(left) == 1 else "?"
+
+
+def one_answer(victim: Victim, task: str, number: str) -> str:
+    """Ask four times with a policy that gives one letter or nothing; the number is largest for the right letter."""
+    values = {}
+    for letter in ABCD:
+        reply = victim.train(task, saying(victim, letter), sampling={"group_size": 16, "max_new_tokens": 8})
+        values[letter] = reply.numbers[number]
+    best = max(values, key=lambda letter: values[letter])
+    return best if sum(value == values[best] for value in values.values()) == 1 else "?"
+
+
+@dataclass
+class Scored:
+    """The mean score of a policy that gives a letter to the chosen ones of a task's held-out prompts."""
+
+    victim: Victim
+    task: str
+    prompts: Sequence[str]
+    letter: str
+
+    def __call__(self, chosen: Sequence[bool]) -> float:
+        adapter = answering_some(self.victim.cohort(RANK), self.victim.home, self.prompts, chosen, self.letter, 300)
+        reply = self.victim.evaluate(
+            self.task, adapter, evaluate={"samples": 1, "temperature": 0.0}, sampling={"max_new_tokens": 8}
+        )
+        return sum(reply.numbers["total"]) / sum(reply.numbers["n"])
+
+
+def on_the_edge(score: Callable[[Sequence[bool]], float], problems: int) -> list[bool]:
+    """Which problems have the letter for their answer, from scores of chosen sets that may be rounded.
+
+    One problem after another is added until the score rises; from there each other one is added alone.
+    """
+    chosen = [False] * problems
+    lowest = score(chosen)
+    for place in range(problems):
+        chosen[place] = True
+        if score(chosen) > lowest:
+            chosen[place] = False
+            break
+    else:
+        return [False] * problems
+    right = [False] * problems
+    for place in range(problems):
+        if not chosen[place]:
+            right[place] = score([*chosen[:place], True, *chosen[place + 1 :]]) > lowest
+    return right

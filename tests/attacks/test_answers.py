@@ -1,0 +1,114 @@
+"""Private answers read off numbers that a server asks for by legal messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from answers import Scored, on_the_edge, one_answer, replay, replayed_score, saying
+from prompts import CHOICES
+from victim import OPEN, Refused, Victim, wide_model
+
+from fedrlvr.deployment.site import handler
+
+OTHER = [{"prompt": "9 mod 5?", "answer": "B", "kind": "choice"}]
+"""A problem that nobody asks about."""
+ATTACKS: dict[str, Callable[[Victim, str, str], str]] = {
+    "replay of a step": replay,
+    "replay of a score": replayed_score,
+    "rewards": lambda victim, task, prompt: one_answer(victim, task, "reward"),
+    "tokens trained": lambda victim, task, prompt: one_answer(victim, task, "tokens_trained"),
+    "gradient norms": lambda victim, task, prompt: one_answer(victim, task, "grad_norm"),
+}
+"""What the server concludes of a task of one problem, trained on and held out, whose prompt it guesses."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wide_model(tmp_path_factory.mktemp("wide"), 256)
+
+
+@pytest.fixture
+def no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are named by the server's seed alone."""
+    monkeypatch.setattr(handler, "secret", lambda *_: b"")
+
+
+def concluded(name: str, victim: Victim, count: int) -> int:
+    """How many of the first `count` answers the server concludes rightly."""
+    letters = [ATTACKS[name](victim, f"task-{i}", CHOICES[i]["prompt"]) for i in range(count)]
+    return sum(letter == row["answer"] for letter, row in zip(letters, CHOICES, strict=False))
+
+
+def one_by_one(directory: Path, model: Path, held_out: bool, limits: dict[str, object]) -> Victim:
+    """A site with a task for each problem, which is trained on or held out."""
+    rows = {f"task-{i}": [row] for i, row in enumerate(CHOICES)}
+    other = dict.fromkeys(rows, OTHER)
+    tasks, tests = (other, rows) if held_out else (rows, other)
+    return Victim(directory, tasks, tests=tests, limits=limits, model=model)
+
+
+@pytest.mark.usefixtures("no_secret")
+@pytest.mark.parametrize("name", ["replay of a step", "replay of a score", "gradient norms"])
+def test_three_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
+    victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
+    assert concluded(name, victim, 3) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_secret")
+@pytest.mark.parametrize("name", ATTACKS)
+def test_twenty_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
+    victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
+    assert concluded(name, victim, 20) == 20
+
+
+@pytest.mark.slow
+def test_held_out_answers_are_read_off_scores_of_chosen_sets_with_floors_off(wide: Path, tmp_path: Path) -> None:
+    victim = Victim(tmp_path, {"main": OTHER}, tests={"main": CHOICES}, limits=OPEN, model=wide)
+    right = on_the_edge(Scored(victim, "main", [row["prompt"] for row in CHOICES], "A"), len(CHOICES))
+    assert right == [row["answer"] == "A" for row in CHOICES]
+
+
+# The defaults.
+
+
+@pytest.mark.parametrize("name", ["replay of a step", "gradient norms"])
+def test_a_step_of_one_problem_is_refused_by_default(name: str, wide: Path, tmp_path: Path) -> None:
+    victim = one_by_one(tmp_path, wide, False, {})
+    with pytest.raises(Refused, match=r"limits\.least_problems"):
+        concluded(name, victim, 1)
+
+
+def test_the_score_of_a_single_held_out_problem_stays_by_default(wide: Path, tmp_path: Path) -> None:
+    victim = one_by_one(tmp_path, wide, True, {})
+    assert [ATTACKS["replay of a score"](victim, f"task-{i}", CHOICES[i]["prompt"]) for i in range(4)] == ["?"] * 4
+
+
+def test_scores_of_sources_with_a_problem_each_are_pooled_by_default(wide: Path, tmp_path: Path) -> None:
+    rows = [{**row, "source": f"source-{i}"} for i, row in enumerate(CHOICES)]
+    victim = Victim(tmp_path, {"main": OTHER}, tests={"main": rows}, model=wide)
+    reply = victim.evaluate("main", saying(victim, "A"), evaluate={"samples": 64}, sampling={"max_new_tokens": 8})
+    assert (len(reply.sources), reply.numbers["n"]) == (1, [20])
+
+
+def test_a_replay_is_a_guess_where_the_secret_is_the_only_defence(wide: Path, tmp_path: Path) -> None:
+    victim = one_by_one(tmp_path, wide, False, OPEN)  # with a secret, which nothing in this test takes away
+    assert concluded("replay of a step", victim, 4) <= 1
+
+
+@pytest.mark.slow
+def test_scores_of_chosen_sets_tell_little_by_default(wide: Path, tmp_path: Path) -> None:
+    victim = Victim(tmp_path, {"main": OTHER}, tests={"main": CHOICES}, model=wide)
+    prompts = [row["prompt"] for row in CHOICES]
+    hits = []
+    for letter in "AB":
+        right = on_the_edge(Scored(victim, "main", prompts, letter), len(CHOICES))
+        truth = [row["answer"] == letter for row in CHOICES]
+        hits += [guess == actual for guess, actual in zip(right, truth, strict=True)]
+    assert sum(hits) <= 0.75 * len(hits) + 1  # who always says no is right three times in four
+    more = iter(lambda: Scored(victim, "main", prompts, "C")([False] * len(CHOICES)), None)
+    with pytest.raises(Refused, match=r"limits\.evaluations_per_day"):
+        list(islice(more, 51 - victim.sent))
