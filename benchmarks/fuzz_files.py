@@ -5,8 +5,10 @@ inputs that are altered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from benchmarks.fuzz_inputs import json_of, scrambled, text_of, tree_of
-from benchmarks.fuzz_wire import LIKE, Make, Reader, altered_bytes, altered_tree
+from benchmarks.fuzz_wire import LIKE, Make, Reader, altered_tree
 from fedrlvr.cli.superlink import SETTINGS, load_superlink
 from fedrlvr.config import Config, load_config, load_resolved, parse_config
 from fedrlvr.deployment.site.config import load_site
@@ -189,15 +191,39 @@ def labels(root: Path) -> dict[str, Reader]:
         (root / "own.json").write_bytes(data.encode("utf-8", "surrogatepass"))
         return load("jsonl", root / "own.json", "train", unlabelled=True)
 
-    ledger = LabelLedger(root / "ledger.sqlite", durable=False)
-    for rank in range(1, 4):
-        question = Question(f"What is {rank}?", f"p{rank}", "sums", "math")
-        ledger.ask(Query(question, 1, rank, 0.5, 0.4, "42", 5, 8, ("42.", "41.")), at=1.0)
+    def asked_of(path: Path) -> LabelLedger:
+        made = LabelLedger(path, durable=False)
+        for rank in range(1, 4):
+            question = Question(f"What is {rank}?", f"p{rank}", "sums", "math")
+            made.ask(Query(question, 1, rank, 0.5, 0.4, "42", 5, 8, ("42.", "41.")), at=1.0)
+        made.answer("p3", "correct", "7", expert="f", at=1.0)
+        return made
+
+    ledger = asked_of(root / "ledger.sqlite")
     header = ",".join(COLUMNS)
     csv = f'{header}\r\np1,"What is 1?",math,42,5,8,a,b,0.5,2026-01-01,43,correct,\r\n'
     stored = root / "stored.sqlite"
-    LabelLedger(stored).close()
+    asked_of(stored).close()
     sqlite = stored.read_bytes()
+
+    def ledger_bytes(rng: random.Random | None) -> bytes:
+        if rng is None or rng.random() < 0.4:
+            return sqlite if rng is None else scrambled(sqlite, rng)
+        path = root / "altered.sqlite"
+        path.write_bytes(sqlite)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("PRAGMA ignore_check_constraints = ON")
+            database.execute("PRAGMA foreign_keys = OFF")
+            for _ in range(rng.randint(1, 3)):
+                table = rng.choice(["question", "opinion", "shown", "used"])
+                column = rng.choice([row[1] for row in database.execute(f"PRAGMA table_info({table})")])
+                value = rng.choice(
+                    [None, 0, -1, 2**63 - 1, 1.5, 1e308, "[1]", "{}", "x" * 10_000, b"\xff", "\x00", "[" * 9999]
+                )
+                with contextlib.suppress(sqlite3.Error):
+                    database.execute(f"UPDATE {table} SET {column} = ?", (value,))
+            database.execute(f"PRAGMA user_version = {rng.choice([0, 1, 2, 2, 2, 99])}") if rng.random() < 0.1 else None
+        return path.read_bytes()
 
     def opened(data: bytes) -> None:
         for path in root.glob("fuzzed.sqlite*"):
@@ -208,6 +234,7 @@ def labels(root: Path) -> dict[str, Reader]:
         try:
             opened_ledger.entries()
             opened_ledger.counts()
+            opened_ledger.next_open("e", at=2.0, lease=60.0)
         finally:
             opened_ledger.close()
 
@@ -290,6 +317,6 @@ def labels(root: Path) -> dict[str, Reader]:
             lambda rng: csv.encode() if rng is None else text_of(csv, rng).encode("utf-8", "surrogatepass"),
             lambda data: read_csv(data, ledger, "e", 2.0),
         ),
-        "label ledger": Reader(altered_bytes(sqlite), opened, (), 2),
+        "label ledger": Reader(ledger_bytes, opened, (), 2),
         "requests to the desk": Reader(http, asked, (), 2),
     }

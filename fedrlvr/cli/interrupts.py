@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from fedrlvr.output import echo
+
 _last_lines: list[Callable[[], str]] = []
 """What makes the last line; the innermost `interruptible` counts."""
 _received: list[int] = []
@@ -80,7 +82,8 @@ def exit_code() -> int:
 
 def end(line: str = "interrupted") -> NoReturn:
     """End the process with this line, at once: another signal while the interpreter ends would have no handler."""
-    print(line, file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        echo(line, err=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperArgument
 
 from fedrlvr.config import Config
+from fedrlvr.output import echo
 
 CONNECTION = "fedrlvr"
 """Name of the SuperLink in Flower's own configuration."""
@@ -45,7 +46,7 @@ ExtraNames = Annotated[
 def warn_of_schedule(settings: Config, overrides: Sequence[str]) -> None:
     """Say that a run which is made longer is no run of that length from the start, where its learning rate falls."""
     if overrides and settings.train.schedule != "constant":
-        typer.echo(
+        echo(
             f"train.schedule = {settings.train.schedule!r} goes by train.rounds: from the next round on the learning "
             f"rate is that of a run of {settings.train.rounds} rounds. Earlier rounds had that of a shorter run.",
             err=True,

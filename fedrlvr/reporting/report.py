@@ -45,8 +45,6 @@ from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
-_SPACES = "\n\t\u00a0\u2009\u202f"
-"""What the page itself holds of characters that are not printable."""
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
 """Packages whose versions can change a result."""
 
@@ -168,7 +166,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         versions=_versions(),
         many=COLOURS,
     )
-    return printable(page, keep=_SPACES)
+    return printable(page, keep="\n\t")
 
 
 def _read_holdings(path: Path) -> Holdings | None:
