@@ -108,7 +108,8 @@ def test_scores_of_chosen_sets_tell_little_by_default(wide: Path, tmp_path: Path
         right = on_the_edge(Scored(victim, "main", prompts, letter), len(CHOICES))
         truth = [row["answer"] == letter for row in CHOICES]
         hits += [guess == actual for guess, actual in zip(right, truth, strict=True)]
-    assert sum(hits) <= 0.75 * len(hits) + 1  # who always says no is right three times in four
+    # Without floors all 40 are right. Who always says no is right 30 times; chance decides about a few more.
+    assert sum(hits) <= 37
     more = iter(lambda: Scored(victim, "main", prompts, "C")([False] * len(CHOICES)), None)
     with pytest.raises(Refused, match=r"limits\.evaluations_per_day"):
         list(islice(more, 51 - victim.sent))
