@@ -102,8 +102,8 @@ class RunConfig(Section):
     labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
     secrets: Path | None = None
     """Directory of the clients' sampling secrets, <secrets>/<client>.secret, to repeat on one machine what
-    organisations computed: copies of their files state/sampling.secret. AdamW's epsilon is then relative, as
-    theirs is. None: no secret is mixed into the random streams. Never sent.
+    organisations computed: copies of their files state/sampling.secret. AdamW then has no epsilon, as theirs
+    has none. None: no secret is mixed into the random streams. Never sent.
     """
     keep_checkpoints: int = Field(3, ge=2)
     """How many of the newest rounds stay on disk."""

@@ -23,14 +23,16 @@ class StackedAdamW:
     ranks: of each client, where the parameters are LoRA factors A [K, r, k] and B [K, d, r] in turn. A client's state
     is then of the components it has, whatever the rank of the stack it sits in.
 
-    scale_free: epsilon is relative to a tensor's largest root of the second moment, and gradients too small for a
-    second moment in float32 count as zero. Otherwise a step is a multiple of a gradient that is far below epsilon, and
-    whoever chooses the size of the other factor can make it so small.
+    scale_free: there is no epsilon, and gradients too small for a second moment in float32 count as zero. Otherwise a
+    step is a multiple of a gradient that is far below epsilon, and whoever chooses the size of the other factor can
+    make it so small. No epsilon relative to a tensor would do: one large component would hide others.
     """
 
     EPS = 1e-8
     SMALLEST = 1e-16
     """Of the gradients that count where the optimizer is free of scale."""
+    NOTHING = 1e-30
+    """In the place of epsilon there: below every root of a second moment, and no step of what has no gradient."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
@@ -83,12 +85,7 @@ class StackedAdamW:
                 parameter.mul_(1 - rates_K11 * config.weight_decay)
             m.lerp_(grad, 1 - config.beta1)
             v.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-            root = (v / correct2_K11).sqrt_()
-            # The largest and not the mean: components that a client lacks are zero. A tensor of zeros stays as it is.
-            epsilon = (
-                root.amax(dim=(1, 2), keepdim=True).mul_(self.EPS).clamp_(min=1e-30) if self.scale_free else self.EPS
-            )
-            denominator = root.add_(epsilon)
+            denominator = (v / correct2_K11).sqrt_().add_(self.NOTHING if self.scale_free else self.EPS)
             parameter.sub_(rates_K11 * (m / correct1_K11) / denominator)
 
     def state(self, client: int) -> dict[str, Tensor]:

@@ -142,8 +142,8 @@ def macro_mean(parts: Sequence[Estimate]) -> Estimate:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
-    """Pass@1 before and after; None if no round was evaluated."""
-    evaluated = {int(record["round"]): _sums(record) for record in records if record.get("evaluate")}
+    """Pass@1 before and after; None if no round was evaluated, or clients let no score out."""
+    evaluated = {int(record["round"]): sums for record in records if (sums := _sums(record))}
     if not evaluated:
         return None
     after_round = max((round_ for round_ in evaluated if round_ > 0), default=None)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from organisations import (
+    NAMES,
     VARIANTS,
     Deployed,
     Organisations,
@@ -577,3 +578,29 @@ def test_another_adapter_with_the_same_request_draws_other_responses(
     assert second != first
     assert rewards("d", 2, "run-d") == second, "as often as it is asked"
     assert rewards("e", 1, "run-e") == first
+
+
+@pytest.mark.report
+def test_a_federation_goes_through_under_the_default_floors(
+    model: Path, organisation: Organisations, workers: dict[str, Answering], tmp_path: Path
+) -> None:
+    config = federation(
+        model,
+        tmp_path / "problems",
+        tmp_path / "run",
+        train={"local_steps": 8},  # 16 draws of 8 problems, 4 responses of up to 8 tokens to each
+        lora={"targets": ["q_proj", "v_proj"]},
+    )
+    give_problems(config, tmp_path / "sites")
+    Deployed(config, {n: organisation(n, limits=None) for n in NAMES}, targets=["q_proj", "v_proj"]).go()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert not any("left_out" in line for line in lines)
+    for line in lines[1:]:
+        for numbers in line["clients"].values():
+            assert numbers["num-examples"] == 8
+            # Steps of 0.2 for 8 problems; no largest ratio, no KL of the last step's two problems.
+            assert numbers["reward"] == pytest.approx(round(numbers["reward"] * 5) / 5)
+            assert not {"ratio_max", "kl_to_base"} & {name for name, value in numbers.items() if value is not None}
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    assert not any(line.get("evaluate", {}).get(name) for line in lines for name in NAMES), "4 held-out problems"

@@ -170,6 +170,7 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
         (("exp.toml", "--superlink", "127.0.0.1:1", "--root-certificates", "no.crt"), "there is no such file"),
         (("alone.toml", "--superlink", "hub"), "nothing travels"),
         (("exp.toml", "--superlink", "hub", "--set", "run.ledgers=/x"), "run.ledgers"),
+        (("exp.toml", "--superlink", "hub", "--set", "run.secrets=/x"), "run.secrets"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_started(

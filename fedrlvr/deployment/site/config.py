@@ -128,8 +128,8 @@ class Limits(Section):
     clip_high: Range = (0.01, 10.0)
     """Least and largest upper clipping bound of the policy ratio."""
     scale_free: bool = True
-    """Whether AdamW's epsilon is relative to the gradient. False lets a server return gradients instead of steps, by
-    sending factors so small that their gradients are far below epsilon."""
+    """Whether AdamW does without its epsilon, so that a first step tells signs only. False lets a server get gradients
+    instead of steps, by sending factors so small that their gradients are far below epsilon."""
     kl_beta: Range = (0.0, 0.2)
     """Least and largest weight of the KL term. A large weight drowns the rewards, so that a reply describes prompts."""
     proximal_mu: Range = (0.0, 1.0)
