@@ -67,7 +67,10 @@ def rounded_share(value: float, n: int, chance: float = 0.5) -> float:
     """
     if not math.isfinite(value):
         return value
-    return _to_multiple(value, share_step(n) * max(1.0, _power(value)), chance)
+    step = share_step(n) * max(1.0, _power(value))
+    if 0 <= value <= 1:  # at the very ends rounding would be certain: none right, or one
+        value = min(max(value, step / 2), 1 - step / 2)
+    return _to_multiple(value, step, chance)
 
 
 def rounded_to_size(value: float, n: int, chance: float = 0.5) -> float:
