@@ -23,6 +23,8 @@ ABCD = "ABCD"
 SAMPLES = 64
 TOLERANCE = 1e-6
 RANK = 8
+ONE_ANSWER = ("reward", "tokens_trained", "grad_norm")
+"""Numbers of a reply that are above 0 only if a response was right."""
 
 
 @lru_cache(maxsize=8)
@@ -74,14 +76,18 @@ def replayed_score(victim: Victim, task: str, prompt: str) -> str:
     return left if len(left) == 1 else "?"
 
 
-def one_answer(victim: Victim, task: str, number: str) -> str:
-    """Ask four times with a policy that gives one letter or nothing; the number is largest for the right letter."""
-    values = {}
+def one_answer(victim: Victim, task: str) -> str:
+    """Ask four times with a policy that gives one letter or nothing; the numbers are largest for the right letter.
+
+    Each number tells it alone: the letter counts if all three say the same.
+    """
+    replies = {}
     for letter in ABCD:
-        reply = victim.train(task, saying(victim, letter), sampling={"group_size": 16, "max_new_tokens": 8})
-        values[letter] = reply.numbers[number]
-    best = max(values, key=lambda letter: values[letter])
-    return best if sum(value == values[best] for value in values.values()) == 1 else "?"
+        sampling = {"group_size": 16, "max_new_tokens": 8}
+        replies[letter] = victim.train(task, saying(victim, letter), sampling=sampling).numbers
+    told = {max(ABCD, key=lambda letter: replies[letter][number]) for number in ONE_ANSWER}
+    clear = all(sum(replies[letter][number] > 0 for letter in ABCD) == 1 for number in ONE_ANSWER)
+    return told.pop() if clear and len(told) == 1 else "?"
 
 
 @dataclass

@@ -18,9 +18,7 @@ OTHER = [{"prompt": "9 mod 5?", "answer": "B", "kind": "choice"}]
 ATTACKS: dict[str, Callable[[Victim, str, str], str]] = {
     "replay of a step": replay,
     "replay of a score": replayed_score,
-    "rewards": lambda victim, task, prompt: one_answer(victim, task, "reward"),
-    "tokens trained": lambda victim, task, prompt: one_answer(victim, task, "tokens_trained"),
-    "gradient norms": lambda victim, task, prompt: one_answer(victim, task, "grad_norm"),
+    "one answer": lambda victim, task, prompt: one_answer(victim, task),
 }
 """What the server concludes of a task of one problem, trained on and held out, whose prompt it guesses."""
 
@@ -51,7 +49,7 @@ def one_by_one(directory: Path, model: Path, held_out: bool, limits: dict[str, o
 
 
 @pytest.mark.usefixtures("no_secret")
-@pytest.mark.parametrize("name", ["replay of a step", "replay of a score", "gradient norms"])
+@pytest.mark.parametrize("name", ["replay of a step", "replay of a score", "one answer"])
 def test_three_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
     victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
     assert concluded(name, victim, 3) == 3
@@ -75,7 +73,7 @@ def test_held_out_answers_are_read_off_scores_of_chosen_sets_with_floors_off(wid
 # The defaults.
 
 
-@pytest.mark.parametrize("name", ["replay of a step", "gradient norms"])
+@pytest.mark.parametrize("name", ["replay of a step", "one answer"])
 def test_a_step_of_one_problem_is_refused_by_default(name: str, wide: Path, tmp_path: Path) -> None:
     victim = one_by_one(tmp_path, wide, False, {})
     with pytest.raises(Refused, match=r"limits\.least_problems"):
@@ -108,7 +106,8 @@ def test_scores_of_chosen_sets_tell_little_by_default(wide: Path, tmp_path: Path
         right = on_the_edge(Scored(victim, "main", prompts, letter), len(CHOICES))
         truth = [row["answer"] == letter for row in CHOICES]
         hits += [guess == actual for guess, actual in zip(right, truth, strict=True)]
-    assert sum(hits) <= 0.75 * len(hits) + 1  # who always says no is right three times in four
+    # Without floors all 40 are right. Who always says no is right 30 times; chance decides about a few more.
+    assert sum(hits) <= 37
     more = iter(lambda: Scored(victim, "main", prompts, "C")([False] * len(CHOICES)), None)
     with pytest.raises(Refused, match=r"limits\.evaluations_per_day"):
         list(islice(more, 51 - victim.sent))
