@@ -90,12 +90,12 @@ def run_cell(part: str, cell: str, seeds: int) -> None:
     directory = RUNS / part / cell
     attack = attack_of(part, cell)
 
-    def wrap(one: Planned) -> Wrap:
+    def wrap(planned: Planned) -> Wrap:
         return lambda strategy: strategy if attack is None else Hostile(strategy, HOSTILE, attack)
 
     what = plan(BASE, PARTS[part][cell], seeds=seeds, directory=directory)
     ended = failed(directory)
-    if all(one.finished or one.seed in ended for one in what.federations):
+    if all(planned.finished or planned.seed in ended for planned in what.federations):
         return
     with timed(directory):
         result = sweep(what, command="scripts/bench aggregation", wrap=wrap)

@@ -97,15 +97,15 @@ def mislabelled(given: Iterable[Problem], families: Iterable[str]) -> list[Probl
     held = list(given)
     wrong: dict[str, str] = {}
     for family in families:
-        own = [problem for problem in held if problem.source == family]
+        of_family = [problem for problem in held if problem.source == family]
         rng = Random(f"wrong {family}")
-        for problem in rng.sample(own, len(own) // 2):
+        for problem in rng.sample(of_family, len(of_family) // 2):
             wrong[problem.id] = _wrong_answer(problem, rng)
     return [replace(problem, answer=wrong.get(problem.id, problem.answer)) for problem in held]
 
 
 def _wrong_answer(problem: Problem, rng: Random) -> str:
-    family = next(one for one in ALL if one.name == problem.source)
+    family = next(candidate for candidate in ALL if candidate.name == problem.source)
     if family.error == "systematic":
         operands = tuple(int(number) for number in re.findall(r"\d+", problem.prompt))
         return family.solution(operands, Pen(misconceived=True)).rsplit(" ", 1)[1]

@@ -61,9 +61,9 @@ def write(seeds: int | None = None) -> None:
     cells: Cells = {}
     for part, names in PARTS.items():
         for cell in names:
-            found = {seed: _found(RUNS / part / cell, seed) for seed in range(seeds or SEEDS[part])}
-            kept = {seed: run for seed, run in found.items() if run is not None}
-            if len(kept) == len(found):
+            by_seed = {seed: _found(RUNS / part / cell, seed) for seed in range(seeds or SEEDS[part])}
+            kept = {seed: run for seed, run in by_seed.items() if run is not None}
+            if len(kept) == len(by_seed):
                 cells[part, cell] = kept
     if not cells:
         raise SystemExit("no cell is finished yet")
@@ -131,7 +131,7 @@ def summary(records: list[dict[str, Any]]) -> Run:
         if "evaluate" in record:
             overall, by_source = evaluations([record])[record["round"]]
             by_client = {
-                client: fmean(one["total"] / one["n"] for one in sources.values() if one["n"])
+                client: fmean(sums["total"] / sums["n"] for sums in sources.values() if sums["n"])
                 for client, sources in sorted(record["evaluate"].items(), key=lambda item: natural(item[0]))
                 if sources
             }
@@ -181,16 +181,16 @@ def honest_score(run: Run) -> float:
 
 def over_seeds(runs: Mapping[int, Run], value: Callable[[Run], float]) -> Spread:
     """A number's mean and interval."""
-    found = spread({seed: value(run) for seed, run in runs.items()})
-    assert found is not None
-    return found
+    result = spread({seed: value(run) for seed, run in runs.items()})
+    assert result is not None
+    return result
 
 
-def paired(mine: Mapping[int, Run], theirs: Mapping[int, Run], value: Callable[[Run], float]) -> Spread:
+def paired(runs: Mapping[int, Run], others: Mapping[int, Run], value: Callable[[Run], float]) -> Spread:
     """Points by which one cell is ahead of another, seed by seed."""
-    found = spread({seed: value(run) - value(theirs[seed]) for seed, run in mine.items()})
-    assert found is not None
-    return found
+    result = spread({seed: value(run) - value(others[seed]) for seed, run in runs.items()})
+    assert result is not None
+    return result
 
 
 def shown(value: Spread, sign: bool = False, digits: int = 1) -> str:
@@ -264,7 +264,7 @@ def ranks_table(cells: Cells) -> list[str]:
         if (runs := cells.get(("b", cell))) is not None:
             clients = list(runs[0]["weight"])
             ranks, rule = cell.split("/")
-            own = [shown(over_seeds(runs, lambda run, c=c: client_score(run, c))) for c in clients]  # type: ignore[misc]
+            client_scores = [shown(over_seeds(runs, lambda run, c=c: client_score(run, c))) for c in clients]  # type: ignore[misc]
             ahead = [_minus(cells, ("b", cell), ("b", other), mean_score) for other in ("2/fedit", "16/fedit")]
             ways = [
                 " / ".join(_kilobytes(runs, way, client) for client in clients)
@@ -272,8 +272,18 @@ def ranks_table(cells: Cells) -> list[str]:
                 else _kilobytes(runs, way)
                 for way in ("bytes_up", "bytes_down")
             ]
-            told = "2, 4, 8, 16" if ranks == "mixed" else f"{ranks} for all"
-            rows.append([told, rule, shown(over_seeds(runs, mean_score)), *ahead, *own, *ways, _milliseconds(runs)])
+            ranks_text = "2, 4, 8, 16" if ranks == "mixed" else f"{ranks} for all"
+            rows.append(
+                [
+                    ranks_text,
+                    rule,
+                    shown(over_seeds(runs, mean_score)),
+                    *ahead,
+                    *client_scores,
+                    *ways,
+                    _milliseconds(runs),
+                ]
+            )
     header = ["ranks", "rule", "pass@1", "minus rank 2, fedit", "minus rank 16, fedit", *clients, "kB up", "kB down"]
     title = "(b) Ranks 2, 4, 8 and 16 in one federation (in the clients' order); lora.alpha is 16 throughout"
     return _table(title, [*header, "server ms a round"], rows)
@@ -302,8 +312,8 @@ def weights_tables(cells: Cells) -> list[str]:
             row = [NAMES[weights]]
             for value in (mean_score, worst_score):
                 row += [shown(over_seeds(runs, value)), _minus(cells, key, base, value)]
-            own = [shown(over_seeds(runs, lambda run, c=c: client_score(run, c))) for c in clients]  # type: ignore[misc]
-            rows.append([*row, *own])
+            client_scores = [shown(over_seeds(runs, lambda run, c=c: client_score(run, c))) for c in clients]  # type: ignore[misc]
+            rows.append([*row, *client_scores])
         if rows:
             header = ["weights", "mean over sources", "minus examples", "worst client", "minus examples", *clients]
             lines += [*_table(f"(c) {federation}", header, rows), ""]
@@ -315,11 +325,11 @@ def _weight_table(cells: Cells) -> list[str]:
     for federation, weightings in WEIGHTS.items():
         for weights in weightings:
             if weights in FGRPO and (runs := cells.get(("c", f"{federation}/{weights}"))) is not None:
-                told = []
+                texts = []
                 for client in runs[0]["weight"]:
                     values = [w for run in runs.values() for w in run["weight"][client][1:] if w is not None]
-                    told.append(f"{client} {fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-                rows.append([federation, NAMES[weights], "; ".join(told)])
+                    texts.append(f"{client} {fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+                rows.append([federation, NAMES[weights], "; ".join(texts)])
     title = f"(c) Weights in rounds 2 to {ROUNDS}: mean, smallest and largest over rounds and seeds"
     return _table(title, ["federation", "weights", "clients"], rows)
 
@@ -327,7 +337,7 @@ def _weight_table(cells: Cells) -> list[str]:
 def raw_shares(run: Run, client: str) -> list[float]:
     """What a client would weigh in each round if clients were weighed by their mean rewards as they are."""
     rewards = [dict(zip(run["reward"], row, strict=True)) for row in zip(*run["reward"].values(), strict=True)]
-    return [one[client] / sum(one.values()) for one in rewards if sum(one.values())]
+    return [by_client[client] / sum(by_client.values()) for by_client in rewards if sum(by_client.values())]
 
 
 def _scales(cells: Cells) -> list[str]:
@@ -354,9 +364,9 @@ def _scales(cells: Cells) -> list[str]:
         )
     largest = max(SCALES, key=lambda client: SCALES[client])
     shares = {name: [s for run in cells[key].values() for s in raw_shares(run, largest)] for name, key in keys.items()}
-    mine, usual = (fmean(shares[name]) for name in ("scales", "even"))
+    scaled, usual = (fmean(shares[name]) for name in ("scales", "even"))
     lines.append(
-        f"- Weighed by its mean reward as it is, {largest} (scale {SCALES[largest]}) would weigh {mine:.3f} in "
+        f"- Weighed by its mean reward as it is, {largest} (scale {SCALES[largest]}) would weigh {scaled:.3f} in "
         f"`scales`, mean over rounds and seeds (smallest {min(shares['scales']):.3f}), and {usual:.3f} in `even`. "
         "Arithmetic from the rewards of the runs by examples, not a run."
     )
@@ -373,16 +383,16 @@ def goal_table(cells: Cells) -> list[str]:
         missed: list[str] = []
         kept = None
         for federation in WEIGHTS:
-            mine, base = (cells.get(("c", f"{federation}/{name}")) for name in (weights, "examples"))
-            if mine is None or base is None:
+            weighted, base = (cells.get(("c", f"{federation}/{name}")) for name in (weights, "examples"))
+            if weighted is None or base is None:
                 row.append("")
                 continue
-            ahead = [paired(mine, base, value) for value in (mean_score, worst_score)]
-            row.append(" / ".join(shown(one, sign=True) for one in ahead))
+            ahead = [paired(weighted, base, value) for value in (mean_score, worst_score)]
+            row.append(" / ".join(shown(difference, sign=True) for difference in ahead))
             if federation == "even":
                 kept = ahead[0].mean >= WORST_ALLOWED
             else:
-                (reached if max(one.mean for one in ahead) >= BEST_WANTED else missed).append(federation)
+                (reached if max(difference.mean for difference in ahead) >= BEST_WANTED else missed).append(federation)
         if any(row[1:]):
             first = "" if kept is None else "yes" if kept else "no"
             rows.append([*row, first, ", ".join(reached) or "none", ", ".join(missed) or "none"])
@@ -404,8 +414,8 @@ def robust_table(cells: Cells) -> list[str]:
         row = [attack, DEFENDED.get(defence, f"robust = {defence}")]
         if runs:
             base = cells.get(("d", "nobody/none"))
-            own = base is None or cell == "nobody/none"
-            ahead = "" if own or base is None else shown(paired(runs, base, honest_score), sign=True)
+            is_baseline = base is None or cell == "nobody/none"
+            ahead = "" if is_baseline or base is None else shown(paired(runs, base, honest_score), sign=True)
             everybody = all(HOSTILE in run["pass@1"][str(ROUNDS)]["clients"] for run in runs.values())
             row += [shown(over_seeds(runs, honest_score)), ahead]
             row += [shown(over_seeds(runs, mean_score)) if everybody else "not evaluated", _left_out(runs)]

@@ -23,7 +23,7 @@ from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
 from fedrlvr.reporting.sweep_table import t95
-from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.server.metrics_log import read_metrics, scores_json
 from fedrlvr.simulation.evaluate import evaluate
 from fedrlvr.simulation.run import resume, run
 
@@ -51,11 +51,11 @@ def on_all_families(seed: int) -> float:
     kept = directory / "on_all_families.json"
     if not kept.exists():
         config = load_resolved(directory / "config.json")
-        found = []
+        means = []
         for client in config.federation.names:
-            scores = evaluate(config, directory / "adapter" / client)
-            found.append(statistics.fmean(score.total / score.n for score in scores))
-        kept.write_text(json.dumps(found), "utf-8")
+            scores = scores_json(evaluate(config, directory / "adapter" / client))
+            means.append(evaluations([{"round": 0, "evaluate": scores}])[0][0].mean)
+        kept.write_text(json.dumps(means), "utf-8")
     return statistics.fmean(json.loads(kept.read_text("utf-8")))
 
 
@@ -78,17 +78,17 @@ def main() -> None:
     for seed in seeds:
         for arm in ARMS:
             records = one(arm, seed)
-            found = evaluations(records)
-            for round_, (overall, by_source) in found.items():
+            scores = evaluations(records)
+            for round_, (overall, by_source) in scores.items():
                 curves[arm].setdefault(round_, []).append(overall.mean)
-                if round_ in (0, max(found)):
+                if round_ in (0, max(scores)):
                     for source, value in by_source.items():
                         key = f"{source} {'before' if round_ == 0 else 'after'}"
                         sources[arm].setdefault(key, []).append(value.mean)
             total = totals(records)
             sampled[arm].append(total.tokens_sampled)
             bytes_up[arm].append(max(total.bytes_up.values()))
-            print(f"seed {seed}  {arm}: {curves[arm][0][-1]:.3f} -> {curves[arm][max(found)][-1]:.3f}", flush=True)
+            print(f"seed {seed}  {arm}: {curves[arm][0][-1]:.3f} -> {curves[arm][max(scores)][-1]:.3f}", flush=True)
     abroad = []
     for seed in seeds:
         abroad.append(on_all_families(seed))
@@ -134,7 +134,7 @@ def write(
     for arm in ARMS:
         before, after = mean_interval(curves[arm][0]), mean_interval(curves[arm][last])
         pairs = zip(curves[arm][last], curves["federated"][last], strict=True)
-        gap = mean_interval([mine - theirs for mine, theirs in pairs])
+        gap = mean_interval([score - other for score, other in pairs])
         shown = "" if arm == "federated" else f"{gap[0]:+.3f} ± {gap[1]:.3f}"
         lines.append(
             f"| {arm} | {before[0]:.3f} ± {before[1]:.3f} | {after[0]:.3f} ± {after[1]:.3f} | {shown} | "

@@ -106,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    found = measure(chosen.case, chosen.rounds)
-    found["share"] = statistics.median(found["replayed"]) / statistics.median(found["real"])
-    print(json.dumps(found))
+    result = measure(chosen.case, chosen.rounds)
+    result["share"] = statistics.median(result["replayed"]) / statistics.median(result["real"])
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run_cell(setting: str, arm: str, seeds: int) -> None:
 
     directory = directory_of(setting, arm)
     what = plan(BASE, overrides(setting, arm), seeds=seeds, directory=directory)
-    if all(one.finished for one in what.federations):
+    if all(planned.finished for planned in what.federations):
         return
     with timed(directory):
         sweep(what, command="scripts/bench care").check()

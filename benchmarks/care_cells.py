@@ -34,8 +34,8 @@ BUDGETS = (5, 10, 20, 40)
 
 
 def _asking(kind: str, budget: int = 20, **more: str) -> list[str]:
-    told = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
-    return [f"supervision.{key}={value}" for key, value in told.items()]
+    settings = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
+    return [f"supervision.{key}={value}" for key, value in settings.items()]
 
 
 ARMS: dict[str, list[str]] = {
@@ -45,7 +45,7 @@ ARMS: dict[str, list[str]] = {
     **{f"{kind}-20": _asking(kind) for kind in ("oracle", "entropy", "probability")},
     **{f"{kind}-pseudo-20": _asking(kind, rest="pseudo") for kind in ("random", "entropy")},
     "care-untrusted-20": _asking("care", trusted="0"),
-    "care-floor-20": _asking("care", trust_above="0.5"),
+    "care-floor-20": _asking("care", min_reliability="0.5"),
     "care-shared-20": _asking("care", share_probes="true"),
 }
 """Settings of each arm; its name ends with its budget."""

@@ -45,15 +45,15 @@ def summary(records: Sequence[Mapping[str, Any]], arm: str, local_steps: int) ->
     """
     rounds = [record for record in records if record["round"]]
     scores = {
-        str(round_ * local_steps): {source: one.mean for source, one in by_source.items()}
+        str(round_ * local_steps): {source: score.mean for source, score in by_source.items()}
         for round_, (_, by_source) in sorted(evaluations(records).items())
     }
-    told = [numbers for record in rounds for numbers in record["clients"].values()]
+    reports = [numbers for record in rounds for numbers in record["clients"].values()]
 
     def total(key: str) -> float:
-        return sum(numbers.get(key) or 0 for numbers in told)
+        return sum(numbers.get(key) or 0 for numbers in reports)
 
-    drawn = BATCH * local_steps * len(told)
+    drawn = BATCH * local_steps * len(reports)
     run: Run = {
         "pass@1": scores,
         "steps": [record["round"] * local_steps for record in rounds],
@@ -61,17 +61,17 @@ def summary(records: Sequence[Mapping[str, Any]], arm: str, local_steps: int) ->
         "labels": drawn if arm == "labels" else int(total("labels_asked")),
         "tokens_sampled": int(total("tokens_sampled")),
         "tokens_trained": int(total("tokens_trained")),
-        "seconds_step": sum(map(total, _PHASES)) / (local_steps * len(told)),
+        "seconds_step": sum(map(total, _PHASES)) / (local_steps * len(reports)),
     }
     if total("seconds_probes"):
-        run["seconds_probes"] = total("seconds_probes") / (local_steps * len(told))
+        run["seconds_probes"] = total("seconds_probes") / (local_steps * len(reports))
     # `pass@1` is taken: what training samples truly came to is `audited`.
     for key, named in {"audited": "pass@1", **{key: key for key in _SERIES}}.items():
         means = [_mean(numbers.get(named) for numbers in record["clients"].values()) for record in rounds]
         if any(mean is not None for mean in means):
             run[key] = means
     for key in ("calibration", "audit_calibration"):
-        tables = [numbers[key] for numbers in told if key in numbers]
+        tables = [numbers[key] for numbers in reports if key in numbers]
         if tables:
             run[key] = added(tables)
     return run
@@ -151,9 +151,9 @@ Table = dict[str, list[float]]
 
 def added(tables: Iterable[Mapping[str, Sequence[float]]]) -> Table:
     """Bin by bin."""
-    found = list(tables)
+    listed = list(tables)
     return {
-        key: [sum(column) for column in zip(*(t[key] for t in found), strict=True)] for key in ("n", "sum", "right")
+        key: [sum(column) for column in zip(*(t[key] for t in listed), strict=True)] for key in ("n", "sum", "right")
     }
 
 
@@ -161,7 +161,7 @@ def calibration_error(table: Mapping[str, Sequence[float]]) -> float | None:
     """By how much P1 and the share that is right differ, mean over problems, in points (Guo et al., arXiv 1706.04599);
     None without a problem."""
     many = sum(table["n"])
-    apart = sum(abs(told - right) for told, right in zip(table["sum"], table["right"], strict=True))
+    apart = sum(abs(expected - right) for expected, right in zip(table["sum"], table["right"], strict=True))
     return 100 * apart / many if many else None
 
 
@@ -170,22 +170,22 @@ def calibration_error(table: Mapping[str, Sequence[float]]) -> float | None:
 
 def over_seeds(runs: Runs, value: Callable[[Run], float | None]) -> Spread | None:
     """A number's mean and interval over the seeds that have it; None if none has."""
-    told = {seed: value(run) for seed, run in runs.items()}
-    return spread({seed: one for seed, one in told.items() if one is not None and math.isfinite(one)})
+    values = {seed: value(run) for seed, run in runs.items()}
+    return spread({seed: number for seed, number in values.items() if number is not None and math.isfinite(number)})
 
 
-def paired(mine: Runs, theirs: Runs, value: Callable[[Run], float]) -> Spread | None:
+def paired(runs: Runs, others: Runs, value: Callable[[Run], float]) -> Spread | None:
     """What one arm is ahead of another by, seed by seed, on the seeds that both have."""
-    return spread({seed: value(run) - value(theirs[seed]) for seed, run in mine.items() if seed in theirs})
+    return spread({seed: value(run) - value(others[seed]) for seed, run in runs.items() if seed in others})
 
 
-def recovered_over_seeds(mine: Runs, full: Runs, kind: str) -> Spread | None:
+def recovered_over_seeds(runs: Runs, full: Runs, kind: str) -> Spread | None:
     """`recovered`, seed by seed."""
-    told = {seed: recovered(run, full[seed], kind) for seed, run in mine.items() if seed in full}
-    return spread({seed: one for seed, one in told.items() if one is not None})
+    shares = {seed: recovered(run, full[seed], kind) for seed, run in runs.items() if seed in full}
+    return spread({seed: share for seed, share in shares.items() if share is not None})
 
 
 def collapsed(runs: Runs, kind: str, *, at_the_end: bool = False) -> dict[int, int]:
     """By seed the step of its collapse; seeds without one are left out."""
-    found = {seed: collapse_of(run, kind, at_the_end=at_the_end) for seed, run in runs.items()}
-    return {seed: step for seed, step in found.items() if step is not None}
+    steps = {seed: collapse_of(run, kind, at_the_end=at_the_end) for seed, run in runs.items()}
+    return {seed: step for seed, step in steps.items() if step is not None}

@@ -61,16 +61,16 @@ def _line(
     axes: Axes, runs: Runs, values: Callable[[Run], list[tuple[int, float]]], label: str, colour: str, style: str = "-"
 ) -> None:
     """The mean over seeds and its interval as a band."""
-    told = {seed: dict(values(run)) for seed, run in runs.items()}
-    steps = sorted({step for one in told.values() for step in one})
+    by_seed = {seed: dict(values(run)) for seed, run in runs.items()}
+    steps = sorted({step for curve in by_seed.values() for step in curve})
     points = [
         (step, over_seeds(runs, lambda run, step=step: dict(values(run)).get(step)))  # type: ignore[misc]
         for step in steps
     ]
-    known = [(step, one) for step, one in points if one is not None]
+    known = [(step, point) for step, point in points if point is not None]
     if known:
-        xs, means = [step for step, _ in known], [one.mean for _, one in known]
-        halves = [one.half or 0.0 for _, one in known]
+        xs, means = [step for step, _ in known], [point.mean for _, point in known]
+        halves = [point.half or 0.0 for _, point in known]
         axes.plot(xs, means, style, color=colour, linewidth=1.5, label=label)
         low, high = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -113,11 +113,11 @@ def draw_collapse(cells: Mapping[str, Mapping[str, Runs]]) -> None:
 
 def draw_calibration(cells: Mapping[str, Mapping[str, Runs]]) -> None:
     """P1 against the share of majorities that are right, by tenths; areas go by the number of problems."""
-    found = [(setting, arms[JUDGED]) for setting, arms in cells.items() if JUDGED in arms]
-    if not found:
+    judged = [(setting, arms[JUDGED]) for setting, arms in cells.items() if JUDGED in arms]
+    if not judged:
         return
-    figure = _figure(4 * len(found), 3.8)
-    for axes, (setting, runs) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+    figure = _figure(4 * len(judged), 3.8)
+    for axes, (setting, runs) in zip(figure.subplots(1, len(judged), squeeze=False)[0], judged, strict=True):
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
         for key, label, colour in (
             ("audit_calibration", "all problems", "tab:blue"),
@@ -172,8 +172,8 @@ def _points(
     mark: str = "o",
 ) -> None:
     """Means and intervals of some arms, joined; aside: so that they do not hide each other."""
-    found = [(int(arm.rpartition("-")[2]), arms[arm]) for arm in names if arm in arms]
-    gains = [(budget, recovered_over_seeds(runs, arms["labels"], kind)) for budget, runs in found]
+    by_budget = [(int(arm.rpartition("-")[2]), arms[arm]) for arm in names if arm in arms]
+    gains = [(budget, recovered_over_seeds(runs, arms["labels"], kind)) for budget, runs in by_budget]
     known = [(budget * aside, gain) for budget, gain in gains if gain is not None]
     if known:
         halves = [gain.half or 0.0 for _, gain in known]

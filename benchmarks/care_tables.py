@@ -91,8 +91,8 @@ def _collected(seeds: int) -> Cells:
             places = {seed: directory_of(setting, arm) / "as-given" / f"seed-{seed}" for seed in range(seeds)}
             if all((place / "report.html").exists() for place in places.values()):
                 steps = load_config(BASE, overrides(setting, arm)).train.local_steps
-                found = {seed: summary(read_metrics(place), arm, steps) for seed, place in places.items()}
-                cells.setdefault(setting, {})[arm] = found
+                by_seed = {seed: summary(read_metrics(place), arm, steps) for seed, place in places.items()}
+                cells.setdefault(setting, {})[arm] = by_seed
     return cells
 
 
@@ -218,7 +218,7 @@ def cost_table(setting: str, arms: Arms, cpu: Mapping[str, float]) -> list[str]:
         step = over_seeds(runs, lambda run: 1000 * run["seconds_step"])
         probes = over_seeds(runs, lambda run: 1000 * run["seconds_probes"] if "seconds_probes" in run else None)
         row = [name(arm), shown(paid, digits=0), shown(share).partition(" ")[0]]
-        row += [shown(one, digits=0).partition(" ")[0] for one in (*tokens, step)]
+        row += [shown(cost, digits=0).partition(" ")[0] for cost in (*tokens, step)]
         row += [shown(probes).partition(" ")[0], shown(over_seeds(runs, probes_share)), f"{cpu[arm] / len(runs):.0f}"]
         rows.append(row)
     header = ["arm", "labels paid", "% of the problems", "tokens sampled, k", "trained, k"]
@@ -233,26 +233,26 @@ def probes_share(run: Run) -> float | None:
 
 def goals(setting: str, arms: Arms) -> list[str]:
     """What was aimed at, and what came of it; from the numbers alone."""
-    mine = arms.get(JUDGED)
-    if mine is None:
+    care = arms.get(JUDGED)
+    if care is None:
         return [f"{name(JUDGED)} is not finished yet."]
     lines = []
     if "labels" in arms:
-        gain = recovered_over_seeds(mine, arms["labels"], "all")
+        gain = recovered_over_seeds(care, arms["labels"], "all")
         text = f"{name(JUDGED)} recovers {shown(gain)} % of the gain of all labels; aim: at least {GAIN_WANTED:g} %"
         lines.append(_verdict(text, gain is not None and gain.mean >= GAIN_WANTED))
     if "random-20" in arms:
-        ahead = paired(mine, arms["random-20"], _of(last, "all"))
+        ahead = paired(care, arms["random-20"], _of(last, "all"))
         text = f"{name(JUDGED)} minus random at 20 %: {shown(ahead, sign=True)} points; aim: at least {AHEAD_WANTED:+g}"
         lines.append(_verdict(f"{text} with an interval that excludes 0", _clearly_ahead(ahead)))
     if "majority" in arms:
-        lines += [_collapse_goal(kind, mine, arms["majority"]) for kind in FAMILIES]
-    share = over_seeds(mine, probes_share)
+        lines += [_collapse_goal(kind, care, arms["majority"]) for kind in FAMILIES]
+    share = over_seeds(care, probes_share)
     if share is not None:
         text = f"The probes take {shown(share)} % of a step's time; aim: at most {PROBES_ALLOWED:g} %"
         lines.append(_verdict(text, share.mean <= PROBES_ALLOWED))
     if "care-shared-20" in arms:
-        ahead = paired(arms["care-shared-20"], mine, _of(last, "all"))
+        ahead = paired(arms["care-shared-20"], care, _of(last, "all"))
         lines.append(f"- Averaged probes minus local ones: {shown(ahead, sign=True)} points.")
     return lines
 
@@ -262,18 +262,18 @@ def _clearly_ahead(ahead: Spread | None) -> bool:
     return ahead is not None and ahead.half is not None and ahead.mean >= AHEAD_WANTED and ahead.mean - ahead.half > 0
 
 
-def _collapse_goal(kind: str, mine: Runs, majority: Runs) -> str:
-    theirs = [seed for seed, run in majority.items() if collapse_of(run, kind) is not None]
-    ours = [seed for seed, run in mine.items() if collapse_of(run, kind) is not None]
+def _collapse_goal(kind: str, runs: Runs, majority: Runs) -> str:
+    collapsed = [seed for seed, run in majority.items() if collapse_of(run, kind) is not None]
+    ours = [seed for seed, run in runs.items() if collapse_of(run, kind) is not None]
     where = "all families" if kind == "all" else f"the {kind} families"
-    if not theirs:
+    if not collapsed:
         return (
             f"- On {where} the majority alone collapses in none of {len(majority)} seeds, so that nothing is shown; "
-            f"{name(JUDGED)} in {len(ours)} of {len(mine)}."
+            f"{name(JUDGED)} in {len(ours)} of {len(runs)}."
         )
     text = (
-        f"On {where} the majority alone collapses in {len(theirs)} of {len(majority)} seeds, {name(JUDGED)} in "
-        f"{len(ours)} of {len(mine)}; aim: none"
+        f"On {where} the majority alone collapses in {len(collapsed)} of {len(majority)} seeds, {name(JUDGED)} in "
+        f"{len(ours)} of {len(runs)}; aim: none"
     )
     return _verdict(text, not ours)
 

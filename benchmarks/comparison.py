@@ -90,14 +90,14 @@ def compare(
     splits = kept(f"{case}-splits", lambda: try_splits(baseline, plan, say))
     best = int(min(splits, key=lambda name: splits[name]["cpu"]))
     baseline = replace(baseline, per_device=best)
-    found: dict[str, Any] = {"case": case, "splits": splits, "per_device": best, "rows": {}}
+    result: dict[str, Any] = {"case": case, "splits": splits, "per_device": best, "rows": {}}
 
     def row(label: str, other: Work, rounds: int) -> None:
         def measure() -> Any:
             say(f"{case}: {label}")
             return pairs(other, ours, warm=plan.warm, rounds=rounds, apart=plan.apart)
 
-        found["rows"][label] = kept(f"{case}-{label}", measure)
+        result["rows"][label] = kept(f"{case}-{label}", measure)
 
     row(BASELINE, baseline, plan.rounds)
     if plan.documented_rounds:
@@ -112,15 +112,15 @@ def compare(
         say(f"{case}: floor of {work.side}")
         return alone(work, ["round"] * plan.warm + ["floor"])[-1]
 
-    found["floor"] = kept(f"{case}-floor", measure_floor)
+    result["floor"] = kept(f"{case}-floor", measure_floor)
     if plan.apart:  # the baseline's takes longer than it tells where a round takes minutes
-        found["baseline floor"] = kept(f"{case}-baseline-floor", lambda: measure_floor(baseline))
-    return found
+        result["baseline floor"] = kept(f"{case}-baseline-floor", lambda: measure_floor(baseline))
+    return result
 
 
 def try_splits(baseline: Work, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """CPU seconds and peak memory of the baseline's splits of a step into micro-batches, with few clients."""
-    found = {}
+    results = {}
     for per_device in SPLITS[baseline.case]:
         say(f"{baseline.case}: {BASELINE}, micro-batches of {per_device}")
         work = replace(baseline, per_device=per_device, clients=plan.split_clients)
@@ -130,5 +130,5 @@ def try_splits(baseline: Work, plan: Plan, say: Callable[[str], None]) -> dict[s
         else:
             timed = [memory] = alone(work, ["memory"])
         cpu = min(cost["cpu"] for cost in timed)
-        found[str(per_device)] = {"cpu": cpu, "clients": plan.split_clients, "memory": memory}
-    return found
+        results[str(per_device)] = {"cpu": cpu, "clients": plan.split_clients, "memory": memory}
+    return results

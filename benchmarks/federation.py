@@ -165,7 +165,7 @@ def main() -> None:
         machines.fedrlvr(SERVER, "run", "exp.toml", *one_by_one)
 
     claims, logs = Claims(), {clinic: site_log(work / clinic) for clinic in CLIENTS}
-    found = {
+    result = {
         "command": f"scripts/bench federation --rounds {chosen.rounds} --seed {chosen.seed}"
         + (" --loopback" if chosen.loopback else ""),
         "rounds": chosen.rounds,
@@ -185,7 +185,7 @@ def main() -> None:
         "packets_lost": packets.lost if packets else None,
         "left": left,
     }
-    write(found, claims, chosen.out)
+    write(result, claims, chosen.out)
     claims.end()
 
 

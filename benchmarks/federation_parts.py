@@ -219,25 +219,27 @@ class Machines:
     def left(self) -> list[str]:
         """Processes and open ports that are still there a while after everything was stopped, in words."""
         end = time.monotonic() + END_S
-        while (found := self._left()) and time.monotonic() < end:
+        while (processes := self._left()) and time.monotonic() < end:
             time.sleep(0.5)
-        return found
+        return processes
 
     def _left(self) -> list[str]:
-        found = []
-        ours = {PORT, *range(FIRST_PORT, FIRST_PORT + len(CLIENTS))}
+        processes = []
+        expected_ports = {PORT, *range(FIRST_PORT, FIRST_PORT + len(CLIENTS))}
         for host in self.hosts if self.network else [EVERYBODY]:
             ports = self.open(host)
-            found += [
-                f"{host}: {p.protocol} {p.address}:{p.port} is open" for p in ports if self.network or p.port in ours
+            processes += [
+                f"{host}: {p.protocol} {p.address}:{p.port} is open"
+                for p in ports
+                if self.network or p.port in expected_ports
             ]
             for pid in self.network.processes(host) if self.network else []:
-                found.append(f"{host}: process {pid}")
+                processes.append(f"{host}: process {pid}")
         for process in psutil.process_iter(["cmdline"]):
             command = " ".join(process.info["cmdline"] or ())
             if str(self.work) in command:
-                found.append(f"process {process.pid}: {command[:200]}")
-        return found
+                processes.append(f"process {process.pid}: {command[:200]}")
+        return processes
 
     def _until(self, host: str, else_say: str, true: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         end = time.monotonic() + seconds
@@ -307,7 +309,7 @@ class Others:
                         spent = process.cpu_times()
                         now[process.pid, process.create_time()] = spent.user + spent.system
             if not first:
-                self._seconds += sum(spent - before.get(one, 0.0) for one, spent in now.items())
+                self._seconds += sum(spent - before.get(pid, 0.0) for pid, spent in now.items())
             before, first = now, False
 
 

@@ -30,7 +30,7 @@ MORE_S = 2.0
 # What is read.
 
 
-def compare(ours: Path, theirs: Path) -> dict[str, Any]:
+def compare(run: Path, reference: Path) -> dict[str, Any]:
     """How far the adapters and the metrics of two run directories are apart.
 
     numbers: by name, the largest difference in any round and client; of seconds and bytes nothing is said.
@@ -39,24 +39,24 @@ def compare(ours: Path, theirs: Path) -> dict[str, Any]:
 
     from fedrlvr.server.metrics_log import read_metrics
 
-    pair = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (ours, theirs)]
+    pair = [load_file(directory / "adapter" / "adapter_model.safetensors") for directory in (run, reference)]
     if set(pair[0]) != set(pair[1]):
-        raise SystemExit(f"The adapters in {ours} and {theirs} do not have the same tensors.")
+        raise SystemExit(f"The adapters in {run} and {reference} do not have the same tensors.")
     difference = max(float((pair[0][name] - pair[1][name]).abs().max()) for name in pair[0])
     largest = max(float(tensor.abs().max()) for tensor in pair[1].values())
     moved = math.sqrt(sum(float((pair[0][name] - pair[1][name]).square().sum()) for name in pair[0]))
     norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in pair[1].values()))
     numbers: dict[str, float] = {}
     scores = 0
-    for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
-        for client in mine["clients"]:
-            a, b = mine["clients"][client], other["clients"][client]
+    for record, other in zip(read_metrics(run), read_metrics(reference), strict=True):
+        for client in record["clients"]:
+            a, b = record["clients"][client], other["clients"][client]
             for name in (set(a) | set(b)) - {n for n in (*a, *b) if n.startswith(("seconds", "bytes"))}:
                 apart = 0.0 if a.get(name) == b.get(name) else math.inf
                 if apart and None not in (a.get(name), b.get(name)):
                     apart = abs(a[name] - b[name])
                 numbers[name] = max(numbers.get(name, 0.0), apart)
-        scores += mine.get("evaluate") != other.get("evaluate")
+        scores += record.get("evaluate") != other.get("evaluate")
     return {
         "largest_difference": difference,
         "largest_number": largest,
@@ -76,15 +76,15 @@ def training_seconds(run: Path) -> list[float]:
     """Of the rounds from the first, the seconds that the slowest client sampled, graded and trained, and evaluated."""
     from fedrlvr.server.metrics_log import read_metrics
 
-    found = []
+    seconds = []
     for record in read_metrics(run)[1:]:
         evaluating = [client.get("seconds_evaluate", 0.0) for client in record["clients"].values()]
         training = [
             sum(value for name, value in client.items() if name.startswith("seconds_") and name != "seconds_evaluate")
             for client in record["clients"].values()
         ]
-        found.append(max(training) + max(evaluating))
-    return found
+        seconds.append(max(training) + max(evaluating))
+    return seconds
 
 
 def traffic(run: Path) -> dict[str, dict[str, float]]:
@@ -132,7 +132,10 @@ def seen(packets: Counter[Packet], names: Mapping[str, str], server: str, port: 
         if packet.protocol != "tcp":
             rows[packet.where, packet.device, told(packet.source), told(packet.destination), packet.protocol] += count
     opened = Counter(
-        {one: sum(n for p, n in packets.items() if p.opening and _same(one, p)) for one in connections(packets)}
+        {
+            connection: sum(n for p, n in packets.items() if p.opening and _same(connection, p))
+            for connection in connections(packets)
+        }
     )
     return {
         "packets": sum(packets.values()),
@@ -171,9 +174,9 @@ class Claims:
             sys.exit(f"{failed} of {len(self.said)} claims do not hold.")
 
 
-def check(found: Mapping[str, Any], claims: Claims) -> None:
+def check(result: Mapping[str, Any], claims: Claims) -> None:
     """Hold what was measured against what is claimed."""
-    same, batch = found["adapter"]["one-by-one"], found["adapter"]["local"]
+    same, batch = result["adapter"]["one-by-one"], result["adapter"]["local"]
     claims.say(
         same["largest_difference"] <= TOLERANCE,
         f"The adapter is the local engine's where that too takes one client after another: no number differs by more "
@@ -186,34 +189,34 @@ def check(found: Mapping[str, Any], claims: Claims) -> None:
         f"{batch['relative']:.1e} of their norm apart (tolerance {RELATIVE:.0e}), no number more than "
         f"{batch['largest_difference']:.1e}.",
     )
-    for one, engine in ((same, "one after another"), (batch, "in one batch")):
-        counted = {name: apart for name, apart in one["numbers"].items() if name in COUNTED}
+    for comparison, engine in ((same, "one after another"), (batch, "in one batch")):
+        counted = {name: apart for name, apart in comparison["numbers"].items() if name in COUNTED}
         other = sorted(name for name, apart in counted.items() if apart)
         claims.say(
-            len(counted) == len(COUNTED) and not other and not one["rounds_with_other_scores"],
+            len(counted) == len(COUNTED) and not other and not comparison["rounds_with_other_scores"],
             f"Clients {engine}: {', '.join(COUNTED)} are equal for every client in every round, and so are the scores "
             "of every evaluation" + (f"; but not {', '.join(other)}." if other else "."),
         )
-    beyond = statistics.fmean(overheads(found))
-    floor = statistics.fmean(found["floors"][HARDER])
+    beyond = statistics.fmean(overheads(result))
+    floor = statistics.fmean(result["floors"][HARDER])
     claims.say(
         beyond <= floor + MORE_S,
         f"A round takes {beyond:.2f} s beyond its training, {beyond - floor:+.2f} s against an app that does nothing "
         f"({HARDER}); at most {MORE_S:+.0f} s is the aim.",
     )
-    loads = found["loads"]
-    told = ", ".join(f"{client} {n}" for client, n in loads.items())
-    claims.say(set(loads.values()) == {1}, f"Each organisation has loaded the model once ({told}).")
-    if found["packets"] is not None:
-        strangers = found["packets"]["strangers"]
+    loads = result["loads"]
+    counts = ", ".join(f"{client} {n}" for client, n in loads.items())
+    claims.say(set(loads.values()) == {1}, f"Each organisation has loaded the model once ({counts}).")
+    if result["packets"] is not None:
+        strangers = result["packets"]["strangers"]
         claims.say(
-            not strangers and not found["packets_lost"] and bool(found["packets"]["connections"]),
-            f"Of {found['packets']['packets']:,} packets ({found['packets_lost']} missed), each is between a clinic "
+            not strangers and not result["packets_lost"] and bool(result["packets"]["connections"]),
+            f"Of {result['packets']['packets']:,} packets ({result['packets_lost']} missed), each is between a clinic "
             "and the SuperLink's port, or an ARP question between them, or stays on a machine's loopback"
             + (f"; but for these: {'; '.join(strangers)}" if strangers else "")
             + ".",
         )
-    left = [*found["left"], *(f"{site}: {line}" for site, line in found["last_lines"].items() if IDLE not in line)]
+    left = [*result["left"], *(f"{site}: {line}" for site, line in result["last_lines"].items() if IDLE not in line)]
     claims.say(
         not left,
         "Nothing is left: the workers ended by themselves, and with SuperNodes and SuperLink stopped there is no "
@@ -228,90 +231,92 @@ HARDER = "asking as often as fedrlvr"
 """The floor that the claim is about."""
 
 
-def overheads(found: Mapping[str, Any]) -> list[float]:
+def overheads(result: Mapping[str, Any]) -> list[float]:
     """Of each round, its seconds less the slowest client's own."""
-    return [wall - own for wall, own in zip(found["wall"], found["training"], strict=True)]
+    return [wall - training for wall, training in zip(result["wall"], result["training"], strict=True)]
 
 
 # What is written.
 
 
-def write(found: dict[str, Any], claims: Claims, out: Path) -> None:
+def write(result: dict[str, Any], claims: Claims, out: Path) -> None:
     """Write federation.md and federation.json."""
-    check(found, claims)
+    check(result, claims)
     about = {
-        "command": found.pop("command"),
+        "command": result.pop("command"),
         "date": today(),
         "machine": machine(),
         "versions": {name: version(name) for name in ("fedrlvr", "flwr", "torch")} | {"python": sys.version.split()[0]},
     }
-    told = {**about, **found, "claims": [{"holds": true, "claim": sentence} for true, sentence in claims.said]}
+    data = {**about, **result, "claims": [{"holds": true, "claim": sentence} for true, sentence in claims.said]}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "federation.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    (out / "federation.md").write_text(page(told), "utf-8")
+    (out / "federation.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    (out / "federation.md").write_text(page(data), "utf-8")
 
 
-def page(told: Mapping[str, Any]) -> str:
+def page(data: Mapping[str, Any]) -> str:
     """The report."""
-    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     where = (
         "each in a network namespace of its own"
-        if told["namespaces"]
-        else f"on loopback ({told['why_not']}), so no packets were captured"
+        if data["namespaces"]
+        else f"on loopback ({data['why_not']}), so no packets were captured"
     )
     parts = [
-        f"`{told['command']}`, seed {told['seed']}, {told['date']}, {told['machine']}; {versions}. A SuperLink and "
+        f"`{data['command']}`, seed {data['seed']}, {data['date']}, {data['machine']}; {versions}. A SuperLink and "
         f"three organisations, {where}, with TLS and keys; the embedded reasoner, PubSwap with one exchange a round, "
-        f"{told['rounds']} rounds, one torch thread each.",
-        "\n".join(f"- {'Holds' if one['holds'] else '**Does not hold**'}: {one['claim']}" for one in told["claims"]),
-        "### The adapter, against the local engine's\n\n" + _adapters(told["adapter"]),
-        "### Seconds a round\n\n" + _seconds(told),
+        f"{data['rounds']} rounds, one torch thread each.",
+        "\n".join(
+            f"- {'Holds' if claim['holds'] else '**Does not hold**'}: {claim['claim']}" for claim in data["claims"]
+        ),
+        "### The adapter, against the local engine's\n\n" + _adapters(data["adapter"]),
+        "### Seconds a round\n\n" + _seconds(data),
         "### Bytes of messages a round\n\n"
         + table(
             ["", "up", "down"],
-            [[c, f"{b['up']:,.0f}", f"{b['down']:,.0f}"] for c, b in told["bytes"].items()],
+            [[c, f"{b['up']:,.0f}", f"{b['down']:,.0f}"] for c, b in data["bytes"].items()],
         ),
         "### Open ports while it ran\n\n"
-        + table(["machine", "ports"], [[host, ", ".join(ports) or "none"] for host, ports in told["ports"].items()]),
+        + table(["machine", "ports"], [[host, ", ".join(ports) or "none"] for host, ports in data["ports"].items()]),
     ]
-    if told["packets"] is not None:
-        parts.append("### What went over the network\n\n" + _packets(told["packets"]))
+    if data["packets"] is not None:
+        parts.append("### What went over the network\n\n" + _packets(data["packets"]))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def _adapters(adapters: Mapping[str, Any]) -> str:
     names = {"local": "as it comes: all clients in one batch", "one-by-one": "one client after another"}
     rows = []
-    for kind, one in adapters.items():
-        apart = [name for name, value in one["numbers"].items() if value]
+    for kind, comparison in adapters.items():
+        apart = [name for name, value in comparison["numbers"].items() if value]
         rows.append(
             [
                 names[kind],
-                f"{one['largest_difference']:.1e}",
-                f"{one['relative']:.1e}",
-                f"{len(one['numbers']) - len(apart)} of {len(one['numbers'])}",
-                ", ".join(f"{name} {one['numbers'][name]:.0e}" for name in apart) or "none",
-                str(one["rounds_with_other_scores"]),
+                f"{comparison['largest_difference']:.1e}",
+                f"{comparison['relative']:.1e}",
+                f"{len(comparison['numbers']) - len(apart)} of {len(comparison['numbers'])}",
+                ", ".join(f"{name} {comparison['numbers'][name]:.0e}" for name in apart) or "none",
+                str(comparison["rounds_with_other_scores"]),
             ]
         )
     header = ["local engine", "largest difference", "relative (norm)", "equal metrics", "others, by at most"]
     return table([*header, "rounds with other scores"], rows)
 
 
-def _seconds(told: Mapping[str, Any]) -> str:
+def _seconds(data: Mapping[str, Any]) -> str:
     rows = [
-        _interval("fedrlvr: a round", told["wall"]),
-        _interval("of it the slowest client's sampling, grading, training, evaluating", told["training"]),
-        _interval("beyond that", overheads(told)),
-        *(_interval(f"an app that does nothing, {name}", values) for name, values in told["floors"].items()),
+        _interval("fedrlvr: a round", data["wall"]),
+        _interval("of it the slowest client's sampling, grading, training, evaluating", data["training"]),
+        _interval("beyond that", overheads(data)),
+        *(_interval(f"an app that does nothing, {name}", values) for name, values in data["floors"].items()),
     ]
     note = (
         "Three messages a round to three SuperNodes: query, train, evaluate. Flower looks for replies every 3 s at the "
         "server and for messages every second at a SuperNode; fedrlvr every 0.25 s and 0.2 s. The app that does "
         "nothing was run both ways, on SuperNodes of Flower's own at the same machines, in the same session.\n"
     )
-    if None not in told["others"].values():
-        busy = ", ".join(f"{cores:.2f} ({name})" for name, cores in told["others"].items())
+    if None not in data["others"].values():
+        busy = ", ".join(f"{cores:.2f} ({name})" for name, cores in data["others"].items())
         note += f"Cores that other programs of this machine kept busy meanwhile: {busy}.\n"
     return table(["", "rounds", "mean", "95 % interval"], rows) + "\n" + note
 
@@ -334,5 +339,5 @@ def _packets(packets: Mapping[str, Any]) -> str:
     text += "\nWhat else was sent or came, in packets: "
     text += ", ".join(f"{what} {count}" for what, count in sorted(others.items())) + ".\n"
     outside = {tuple(row[2:5]) for row in packets["connections"] if row[0] == HUB}
-    told = sorted(f"{source} to {to}:{port}" for source, to, port in outside)
-    return text + f"\nWhat the switch between them saw: {', '.join(told)}. IPv6 was off.\n"
+    routes = sorted(f"{source} to {to}:{port}" for source, to, port in outside)
+    return text + f"\nWhat the switch between them saw: {', '.join(routes)}. IPv6 was off.\n"

@@ -52,7 +52,7 @@ class OneByOneGrid(LocalGrid):
     def __init__(self, app: ClientApp, nodes: Iterable[int]) -> None:
         self.app = app
         contexts = {node: Context(1, node, {"partition-id": i}, RecordDict(), {}) for i, node in enumerate(nodes)}
-        super().__init__(lambda messages, own: [app(*pair) for pair in zip(messages, own, strict=True)], contexts)
+        super().__init__(lambda messages, states: [app(*pair) for pair in zip(messages, states, strict=True)], contexts)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Every client's reply, computed one after another."""

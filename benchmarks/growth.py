@@ -29,7 +29,7 @@ def measure(
 
     Returns point -> the baseline's (`first`) and our (`second`) rounds.
     """
-    found = {}
+    costs = {}
     for point in (CLIENTS if kind == "clients" else LENGTHS)[:points]:
         ours = Work("ours", "E1", clients=point) if kind == "clients" else Work("ours", "LENGTH", length=point)
         baseline = replace(ours, side="flower-trl", per_device=PER_DEVICE)
@@ -38,13 +38,13 @@ def measure(
             say(f"growth: {kind} {point}")
             return pairs(baseline, ours, warm=warm, rounds=rounds)
 
-        found[str(point)] = kept(f"growth-{kind}-{point}", measure_point)
-    return found
+        costs[str(point)] = kept(f"growth-{kind}-{point}", measure_point)
+    return costs
 
 
 def curve(points: Mapping[str, Any], side: str, value: Callable[[Mapping[str, Any]], float]) -> dict[int, Summary]:
     """A value of one side's rounds over the points."""
-    return {int(point): summary([value(cost) for cost in found[side]["rounds"]]) for point, found in points.items()}
+    return {int(point): summary([value(cost) for cost in costs[side]["rounds"]]) for point, costs in points.items()}
 
 
 def per_round(cost: Mapping[str, Any]) -> float:
@@ -72,15 +72,15 @@ def draw(path: Path, points: Mapping[str, Any], xlabel: str) -> None:
         (axes[1], per_token, "CPU µs a response token"),
     ):
         for side, label, colour in (("first", "Flower + TRL, tuned", "#b4552d"), ("second", "fedrlvr", "#2a6f97")):
-            found = curve(points, side, value)
-            xs, values = list(found), list(found.values())
+            by_point = curve(points, side, value)
+            xs, values = list(by_point), list(by_point.values())
             low = [v.median - v.low for v in values]
             high = [v.high - v.median for v in values]
             axis.errorbar(
                 xs, [v.median for v in values], yerr=[low, high], marker="o", ms=4, capsize=2, label=label, color=colour
             )
         axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
-        axis.set_xticks(list(found), [str(x) for x in found])
+        axis.set_xticks(list(by_point), [str(x) for x in by_point])
         axis.minorticks_off()
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

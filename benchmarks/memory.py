@@ -194,11 +194,11 @@ def measure(case: Case, shapes: Mapping[str, tuple[int, int]] = SEVEN_B) -> dict
     replies = Replies(case, strategy)
     adapters = Alive()
     combine = strategy.combiner.combine
-    own = {id(tensor) for _, tensor in strategy.adapter.tensors()}
+    base_tensors = {id(tensor) for _, tensor in strategy.adapter.tensors()}
 
     def noted(pair: tuple[str, Adapter]) -> tuple[str, Adapter]:
         # What a rule does not send is the server's own.
-        adapters.note([pair[1], *(tensor for _, tensor in pair[1].tensors() if id(tensor) not in own)])
+        adapters.note([pair[1], *(tensor for _, tensor in pair[1].tensors() if id(tensor) not in base_tensors)])
         return pair
 
     strategy.combiner.combine = lambda taken, *rest: combine(map(noted, taken), *rest)  # type: ignore[method-assign]
@@ -237,17 +237,17 @@ def apart(case: Case) -> dict[str, Any]:
 Found = list[tuple[Case, dict[str, Any]]]
 
 
-def report(found: Found, about: str) -> str:
+def report(result: Found, about: str) -> str:
     """The measurements in Markdown: what takes adapters as they come, and what holds them all."""
-    one = sum(RANK * (d + k) for d, k in SEVEN_B.values()) * 4
+    size = sum(RANK * (d + k) for d, k in SEVEN_B.values()) * 4
     sections = [
         about,
         "",
-        f"Peak: MiB above what was resident before the first reply. One adapter in float32 is {one / MEBI:.1f} MiB.",
+        f"Peak: MiB above what was resident before the first reply. One adapter in float32 is {size / MEBI:.1f} MiB.",
         "CPU seconds: of the largest number of clients measured, without the making of replies.",
         "",
         "A reply is made when it is asked for, as by a grid that hands them over one by one. Flower's HTTP grid (1.41) "
-        f"gathers all replies of a push in a list: of 256 clients {256 * one / MEBI / 1024:.0f} GiB before the first "
+        f"gathers all replies of a push in a list: of 256 clients {256 * size / MEBI / 1024:.0f} GiB before the first "
         "is looked at.",
         "",
     ]
@@ -255,18 +255,18 @@ def report(found: Found, about: str) -> str:
         ("### Rules that take adapters as they come", STREAMED),
         ("### Rules that hold them all, for contrast", HOLDING),
     ):
-        sections += [title, "", _tabulated([(case, cost) for case, cost in found if case in cases], one)]
+        sections += [title, "", _tabulated([(case, cost) for case, cost in result if case in cases], size)]
     return "\n".join(sections)
 
 
-def _tabulated(found: Found, one: int) -> str:
-    points = sorted({case.clients for case, _ in found})
+def _tabulated(result: Found, size: int) -> str:
+    points = sorted({case.clients for case, _ in result})
     rows = []
-    for label in dict.fromkeys(case.label for case, _ in found):
-        by_clients = {case.clients: cost for case, cost in found if case.label == label}
+    for label in dict.fromkeys(case.label for case, _ in result):
+        by_clients = {case.clients: cost for case, cost in result if case.label == label}
         peaks = {clients: cost["peak"] - cost["before"] for clients, cost in by_clients.items()}
         few, many = min(by_clients), max(by_clients)
-        more = (peaks[many] - peaks[few]) / (many - few) / one if many > few else math.nan
+        more = (peaks[many] - peaks[few]) / (many - few) / size if many > few else math.nan
         last = by_clients[many]
         rows.append(
             [
@@ -294,10 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fields = json.loads(given.case)
         print(json.dumps(measure(Case(**{**fields, "ranks": tuple(fields.get("ranks", (RANK,)))}))))
         return
-    found: Found = []
+    result: Found = []
     for case in [*STREAMED, *HOLDING]:
-        found.append((case, apart(case)))
-        peak = found[-1][1]["peak"] - found[-1][1]["before"]
+        result.append((case, apart(case)))
+        peak = result[-1][1]["peak"] - result[-1][1]["before"]
         print(f"{case.label}, {case.clients} clients: {mebi(peak)} MiB", file=sys.stderr, flush=True)
     spent = os.times()
     cpu = spent.children_user + spent.children_system
@@ -306,9 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{cpu / 60:.0f} CPU minutes. Random adapters of rank {RANK} for q, k, v, o, gate, up and down of 32 layers, "
         "shaped like those of a model of 7 billion parameters."
     )
-    results = {"about": about, "cases": [{**asdict(case), **cost} for case, cost in found]}
+    results = {"about": about, "cases": [{**asdict(case), **cost} for case, cost in result]}
     (RESULTS / "memory.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    text = report(found, about)
+    text = report(result, about)
     (RESULTS / "memory.md").write_text(text, "utf-8")
     print(text)
 

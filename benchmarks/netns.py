@@ -78,7 +78,7 @@ def available() -> str | None:
 
 def listening_here() -> set[Listening]:
     """The TCP and UDP ports that are open in the calling thread's namespace. IPv4 only."""
-    return {one for kind in ("tcp", "udp") for one in _listening(kind)}
+    return {entry for kind in ("tcp", "udp") for entry in _listening(kind)}
 
 
 class Network:
@@ -307,12 +307,12 @@ def _tap(device: str) -> int:
 
 def _listening(kind: str) -> set[Listening]:
     """The calling thread's namespace's open ports."""
-    found = set()
+    entries = set()
     for line in Path("/proc/thread-self/net", kind).read_text("ascii").splitlines()[1:]:
         _, local, remote, state = line.split()[:4]
         if state == _LISTEN if kind == "tcp" else remote == _UNBOUND:
             address, port = local.split(":")
             # The kernel prints the address as the number that it is on this machine.
             host = socket.inet_ntoa(int(address, 16).to_bytes(4, sys.byteorder))
-            found.add(Listening(kind, host, int(port, 16)))
-    return found
+            entries.add(Listening(kind, host, int(port, 16)))
+    return entries

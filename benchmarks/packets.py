@@ -102,7 +102,7 @@ class Capture:
     sockets: one for each machine, from `open_socket`.
     """
 
-    def __init__(self, sockets: Mapping[str, socket.socket], ended: Callable[[Capture], None] = lambda one: None):
+    def __init__(self, sockets: Mapping[str, socket.socket], ended: Callable[[Capture], None] = lambda capture: None):
         self.packets: Counter[Packet] = Counter()
         self.lost = 0
         """Packets that came faster than they were read. Known once it has stopped."""
@@ -124,8 +124,8 @@ class Capture:
             self._thread.join()
             for _, made in self._where.values():
                 with made:
-                    told = made.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-                self.lost += struct.unpack("II", told)[1]
+                    statistics = made.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+                self.lost += struct.unpack("II", statistics)[1]
             self._ended(self)
         return self.packets
 

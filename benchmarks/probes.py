@@ -85,8 +85,10 @@ def shares(setting: str) -> list[str]:
         short = ["train.rounds=2", "evaluate.every=0", "data.test_size=64", "supervision.audit=false"]
         where = [f"run.directory={directory}/run", "engine.threads=1"]
         records = run(load_config(BASE, [*overrides(setting, "care-20"), *short, *where])).records
-    told = [numbers for record in records if record["round"] for numbers in record["clients"].values()]
-    phases = {phase: sum(one[f"seconds_{phase}"] for one in told) for phase in ("sample", "grade", "train", "probes")}
+    reports = [numbers for record in records if record["round"] for numbers in record["clients"].values()]
+    phases = {
+        phase: sum(report[f"seconds_{phase}"] for report in reports) for phase in ("sample", "grade", "train", "probes")
+    }
     whole = sum(phases.values())
     return [setting, *(f"{100 * seconds / whole:.1f}" for seconds in phases.values())]
 

@@ -48,7 +48,7 @@ class BeforeAveraging(WrappingStrategy):
         if server_round in self.rounds:
             for reply in replies:
                 client = self.inner.clients[reply.metadata.src_node_id]
-                adapter = arrays_to_adapter(reply.content.array_records[ARRAYS], self.inner.adapter, whose=client)
+                adapter = arrays_to_adapter(reply.content.array_records[ARRAYS], self.inner.adapter, place=client)
                 save_peft(adapter, self.directory / "local" / f"round-{server_round}" / client, base_name="embedded")
         return self.inner.aggregate_train(server_round, replies)
 
@@ -58,11 +58,11 @@ def run_cell(tau: int, arm: str, seeds: int) -> None:
     directory = RUNS / f"tau-{tau}" / arm
     rounds = {HALF // tau, STEPS // tau}
 
-    def wrap(one: Planned) -> Wrap:
-        return lambda strategy: BeforeAveraging(strategy, one.directory, rounds)
+    def wrap(planned: Planned) -> Wrap:
+        return lambda strategy: BeforeAveraging(strategy, planned.directory, rounds)
 
     what = plan(BASE, settings(tau, arm), seeds=seeds, directory=directory)
-    if all(one.finished for one in what.federations):
+    if all(planned.finished for planned in what.federations):
         return
     with timed(directory):
         sweep(what, command="scripts/bench pubswap", wrap=wrap).check()

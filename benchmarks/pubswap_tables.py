@@ -73,9 +73,9 @@ def write(seeds: int) -> None:
     results = {
         "about": about,
         "runs": [
-            {"tau": tau, "arm": arm, "seed": seed, **found}
+            {"tau": tau, "arm": arm, "seed": seed, **run}
             for (tau, arm), runs in cells.items()
-            for seed, found in runs.items()
+            for seed, run in runs.items()
         ],
         "drift": drift,
     }
@@ -92,10 +92,10 @@ def _seconds(tau: int, arm: str) -> dict[str, float]:
 def _run(directory: Path, tau: int) -> dict[str, Any]:
     """One run's scores, tokens, bytes of a client, and sums of its exchanges."""
     records = read_metrics(directory)
-    found = evaluations(records)
+    curves = evaluations(records)
     clients = [numbers for record in records for numbers in record["clients"].values()]
-    exchanges = [one for record in records for one in record.get("exchanges", [])]
-    dealt = [numbers for one in exchanges for numbers in one["clients"].values()]
+    exchanges = [exchange for record in records for exchange in record.get("exchanges", [])]
+    dealt = [numbers for exchange in exchanges for numbers in exchange["clients"].values()]
 
     def total(key: str) -> float:
         return sum(numbers.get(key) or 0 for numbers in clients)
@@ -107,7 +107,7 @@ def _run(directory: Path, tau: int) -> dict[str, Any]:
     run = {
         "pass@1": {
             str(round_ * tau): {"mean": overall.mean, **{name: e.mean for name, e in by_family.items()}}
-            for round_, (overall, by_family) in found.items()
+            for round_, (overall, by_family) in curves.items()
         },
         "tokens_sampled": total("tokens_sampled") + total("public_tokens_sampled"),
         "tokens_trained": total("tokens_trained") + total("public_tokens_trained"),
@@ -117,22 +117,22 @@ def _run(directory: Path, tau: int) -> dict[str, Any]:
     if exchanges:
         run["exchanges"] = {
             "own_correct": of("own_correct") / len(dealt),
-            "swapped_in_per_group": of("swapped_in") / sum(one["problems"] * many for one in exchanges),
+            "swapped_in_per_group": of("swapped_in") / sum(exchange["problems"] * many for exchange in exchanges),
             "bytes_up": of("bytes_up") / len(dealt),
             "bytes_down": of("bytes_down") / len(dealt),
         }
         for half, part in (("first", exchanges[: len(exchanges) // 2]), ("second", exchanges[len(exchanges) // 2 :])):
-            rescued = sum(numbers.get("rescued", 0) for one in part for numbers in one["clients"].values())
-            run["exchanges"][f"rescued_{half}"] = rescued / sum(one["problems"] * many for one in part)
+            rescued = sum(numbers.get("rescued", 0) for exchange in part for numbers in exchange["clients"].values())
+            run["exchanges"][f"rescued_{half}"] = rescued / sum(exchange["problems"] * many for exchange in part)
         run["exchanges"]["course"] = [
             [_course(exchanges[start : start + BLOCK], key, many) for key in ("own_correct", "swapped_in", "rescued")]
             for start in range(0, len(exchanges), BLOCK)
         ]
         logps = [numbers["foreign_logp"] for numbers in dealt if "foreign_logp" in numbers]
-        pools = [one["pool"] / one["problems"] for one in exchanges if "pool" in one]
+        pools = [exchange["pool"] / exchange["problems"] for exchange in exchanges if "pool" in exchange]
         if pools:
             run["exchanges"]["pool_per_problem"] = sum(pools) / len(pools)
-            run["exchanges"]["unsolved"] = sum(one["unsolved"] for one in exchanges) / len(exchanges)
+            run["exchanges"]["unsolved"] = sum(exchange["unsolved"] for exchange in exchanges) / len(exchanges)
         if logps:
             run["exchanges"]["foreign_logp"] = sum(logps) / len(logps)
     return run
@@ -140,8 +140,10 @@ def _run(directory: Path, tau: int) -> dict[str, Any]:
 
 def _course(exchanges: list[dict[str, Any]], key: str, clients: int) -> float:
     """Mean of a number over some exchanges: own correct of responses, the others a group."""
-    total = sum(numbers.get(key) or 0 for one in exchanges for numbers in one["clients"].values())
-    return total / (clients * (len(exchanges) if key == "own_correct" else sum(one["problems"] for one in exchanges)))
+    total = sum(numbers.get(key) or 0 for exchange in exchanges for numbers in exchange["clients"].values())
+    return total / (
+        clients * (len(exchanges) if key == "own_correct" else sum(exchange["problems"] for exchange in exchanges))
+    )
 
 
 def _score(step: int) -> Callable[[dict[str, Any]], float]:
@@ -149,22 +151,22 @@ def _score(step: int) -> Callable[[dict[str, Any]], float]:
 
 
 def _over_seeds(runs: Mapping[int, dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> Spread:
-    found = spread({seed: value(run) for seed, run in runs.items()})
-    assert found is not None
-    return found
+    result = spread({seed: value(run) for seed, run in runs.items()})
+    assert result is not None
+    return result
 
 
 def _paired(
-    mine: Mapping[int, dict[str, Any]],
-    theirs: Mapping[int, dict[str, Any]],
+    runs: Mapping[int, dict[str, Any]],
+    others: Mapping[int, dict[str, Any]],
     at: int,
     their_at: int | None = None,
 ) -> Spread:
     """Points of pass@1 by which one arm is ahead of another, seed by seed."""
     value, other = _score(at), _score(at if their_at is None else their_at)
-    found = spread({seed: value(run) - other(theirs[seed]) for seed, run in mine.items()})
-    assert found is not None
-    return found
+    result = spread({seed: value(run) - other(others[seed]) for seed, run in runs.items()})
+    assert result is not None
+    return result
 
 
 def _shown(value: Spread, sign: bool = False) -> str:
@@ -206,25 +208,25 @@ def _differences(cells: Cells) -> list[str]:
 def _syncs(cells: Cells) -> list[str]:
     """Every arm against FedAvg with at least twice as many synchronisations behind it."""
     lines = ["### With at most half of FedAvg's synchronisations: minus FedAvg after its 120 steps, points", ""]
-    found = [
-        (tau, step, theirs)
+    pairs = [
+        (tau, step, other_tau)
         for tau in TAUS
         for step in (HALF, STEPS)
-        for theirs in TAUS
-        if tau >= theirs and 2 * (step // tau) <= STEPS // theirs
+        for other_tau in TAUS
+        if tau >= other_tau and 2 * (step // tau) <= STEPS // other_tau
     ]
     lines += ["| tau, steps, synchronisations | FedAvg's tau, synchronisations | " + " | ".join(NAMES.values()) + " |"]
     lines += ["|---|---|" + "---|" * len(NAMES)]
-    for tau, step, theirs in found:
-        if (theirs, "fedavg") not in cells:
+    for tau, step, other_tau in pairs:
+        if (other_tau, "fedavg") not in cells:
             continue
         shown = [
-            _shown(_paired(cells[tau, arm], cells[theirs, "fedavg"], step, STEPS), sign=True)
+            _shown(_paired(cells[tau, arm], cells[other_tau, "fedavg"], step, STEPS), sign=True)
             if (tau, arm) in cells
             else ""
             for arm in NAMES
         ]
-        lines.append(f"| {tau}, {step}, {step // tau} | {theirs}, {STEPS // theirs} | {' | '.join(shown)} |")
+        lines.append(f"| {tau}, {step}, {step // tau} | {other_tau}, {STEPS // other_tau} | {' | '.join(shown)} |")
     return lines
 
 
@@ -254,11 +256,11 @@ def _exchanges(cells: Cells) -> list[str]:
     lines = [f"### Exchanges, one every {STRETCH} local steps: means over clients, exchanges and seeds", ""]
     lines += [f"| tau | arm | {' | '.join(keys.values())} |", "|---|---|" + "---|" * len(keys)]
     for (tau, arm), runs in cells.items():
-        found = [run["exchanges"] for run in runs.values() if "exchanges" in run]
-        if found:
+        exchanges = [run["exchanges"] for run in runs.values() if "exchanges" in run]
+        if exchanges:
             shown = []
             for key in keys:
-                values = [one[key] * (100 if key in percent else 1) for one in found if key in one]
+                values = [exchange[key] * (100 if key in percent else 1) for exchange in exchanges if key in exchange]
                 digits = 0 if key.startswith("bytes") else 2 if key.endswith(("group", "logp", "problem")) else 1
                 shown.append(f"{sum(values) / len(values):,.{digits}f}" if values else "")
             lines.append(f"| {tau} | {NAMES[arm]} | {' | '.join(shown)} |")
@@ -273,12 +275,12 @@ def _course_table(cells: Cells) -> list[str]:
     lines += ["| arm | | " + " | ".join(f"{BLOCK * i + 1}-{BLOCK * (i + 1)}" for i in range(blocks)) + " |"]
     lines += ["|---|---|" + "---|" * blocks]
     for arm, name in NAMES.items():
-        found = [run["exchanges"]["course"] for run in cells.get((tau, arm), {}).values() if "exchanges" in run]
+        courses = [run["exchanges"]["course"] for run in cells.get((tau, arm), {}).values() if "exchanges" in run]
         for row, (what, scale, digits) in enumerate(
             (("own correct, %", 100, 0), ("swapped in a group", 1, 2), ("rescued, %", 100, 1))
         ):
-            if found:
-                means = [scale * sum(course[i][row] for course in found) / len(found) for i in range(blocks)]
+            if courses:
+                means = [scale * sum(course[i][row] for course in courses) / len(courses) for i in range(blocks)]
                 lines.append(f"| {name} | {what} | {' | '.join(f'{mean:.{digits}f}' for mean in means)} |")
     return lines
 
@@ -288,7 +290,7 @@ def _course_table(cells: Cells) -> list[str]:
 
 def _all_drift(cells: Cells, seeds: int) -> list[dict[str, Any]]:
     """Of each cell looked at: distance and accuracy before averaging, measured once and kept beside the runs."""
-    found = []
+    drifts = []
     looking: Looking | None = None
     for tau, arm in cells:
         if arm not in DRIFTING:
@@ -300,10 +302,10 @@ def _all_drift(cells: Cells, seeds: int) -> list[dict[str, Any]]:
                 if not kept.exists():
                     looking = looking or Looking(load_resolved(directory / "config.json"))
                     kept.write_text(json.dumps(looking.at(directory / "local" / f"round-{step // tau}")), "utf-8")
-                found.append(
+                drifts.append(
                     {"tau": tau, "arm": arm, "seed": seed, "step": step, **json.loads(kept.read_text("utf-8"))}
                 )
-    return found
+    return drifts
 
 
 class Looking:
@@ -313,11 +315,13 @@ class Looking:
         self.cohort = new_cohort(config.model_copy(update={"engine": config.engine.model_copy(update={"threads": 1})}))
         self.initial = self.cohort.fresh_adapter(0)
         sites = deal(config).clients
-        self.own = {site.name: {problem.source for problem in site.train} for site in sites}
+        self.own_families = {site.name: {problem.source for problem in site.train} for site in sites}
         everything = [problem for site in sites for problem in site.test]
         # Spread over each family's problems, which come level by level.
         self.problems = [
-            own[i * len(own) // LOOKED_AT] for own in by_source(everything).values() for i in range(LOOKED_AT)
+            of_family[i * len(of_family) // LOOKED_AT]
+            for of_family in by_source(everything).values()
+            for i in range(LOOKED_AT)
         ]
         self.reward = sites[0].reward
         self.length = config.sampling.max_new_tokens
@@ -325,21 +329,21 @@ class Looking:
     def at(self, directory: Path) -> dict[str, float]:
         """Mean over clients of distance to the average, and of pass@1 on own and on others' families."""
         adapters: dict[str, Adapter] = {}
-        for name in self.own:
-            adapters[name] = in_model_order(load_peft(directory / name), self.initial, whose=str(directory / name))
+        for name in self.own_families:
+            adapters[name] = in_model_order(load_peft(directory / name), self.initial, place=str(directory / name))
         self.cohort.seat(adapters)
         ids = self.cohort.base.encode_all([problem.prompt for problem in self.problems])
         seeds = {name: stream(0, name, "drift") for name in adapters}
         drawn = self.cohort.sample(dict.fromkeys(adapters, ids), Decoding(1, self.length), seeds)
-        own: list[bool] = []
+        on_own: list[bool] = []
         others: list[bool] = []
-        for name, families in self.own.items():
+        for name, families in self.own_families.items():
             for problem, (response,) in zip(self.problems, drawn[name], strict=True):
                 right = self.reward(response.text, problem) >= CORRECT
-                (own if problem.source in families else others).append(right)
+                (on_own if problem.source in families else others).append(right)
         return {
             "distance": _distance(list(adapters.values())),
-            "own": sum(own) / len(own),
+            "own": sum(on_own) / len(on_own),
             "others": sum(others) / len(others),
         }
 

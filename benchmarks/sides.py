@@ -124,21 +124,21 @@ def pairs(first: Work, second: Work, *, warm: int, rounds: int, apart: bool = Tr
     apart: peak memory is measured in one more round of each; else in every round.
     Returns {"first": ..., "second": ...}, each with `rounds` (costs), `memory` (a cost) and `resident`.
     """
-    found: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
     with Side(first) as a, Side(second) as b:
         sides = {"first": a, "second": b}
         for name, side in sides.items():
-            found[name] = {"resident": side.ready(), "rounds": [], "memory": None}
+            costs[name] = {"resident": side.ready(), "rounds": [], "memory": None}
         for i in range(warm + rounds):
             for name, side in sides.items():
                 cost = side.ask("round" if apart else "memory")
                 if i >= warm:
-                    found[name]["rounds"].append(cost)
+                    costs[name]["rounds"].append(cost)
         for name, side in sides.items():
-            found[name]["memory"] = (
-                side.ask("memory") if apart else max(found[name]["rounds"], key=lambda cost: int(cost["peak"]))
+            costs[name]["memory"] = (
+                side.ask("memory") if apart else max(costs[name]["rounds"], key=lambda cost: int(cost["peak"]))
             )
-    return found
+    return costs
 
 
 def alone(work: Work, commands: Sequence[str]) -> list[dict[str, Any]]:

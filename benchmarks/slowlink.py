@@ -37,10 +37,10 @@ class Line:
 
     def arrived(self, now: float) -> list[bytes]:
         """The frames that come out at the other end by now."""
-        found = []
+        frames = []
         while self._under_way and self._under_way[0][0] <= now:
-            found.append(heapq.heappop(self._under_way)[2])
-        return found
+            frames.append(heapq.heappop(self._under_way)[2])
+        return frames
 
     def next(self) -> float | None:
         """When the next frame comes out."""
@@ -55,11 +55,11 @@ def move(devices: tuple[int, int], commands: int, seed: str) -> None:
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
         for ready in select.select([*devices, commands], [], [], timeout)[0]:
             if ready == commands:
-                told = os.read(commands, FRAME).split()
-                if not told:
+                command = os.read(commands, FRAME).split()
+                if not command:
                     return
                 for line, _ in ways.values():
-                    line.delay_s, line.loss = map(float, told[-2:])
+                    line.delay_s, line.loss = map(float, command[-2:])
                 os.write(1, b"\n")
             else:
                 with contextlib.suppress(OSError):  # a device that is down

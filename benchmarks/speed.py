@@ -103,8 +103,8 @@ def measure(case: str, chosen: argparse.Namespace, kept: Keeper) -> Any:
         return kept("E4", lambda: one_json("benchmarks.bookkeeping", "--rounds", replayed))
     if case == "E5":
         settings = ("train.rounds=1", "train.local_steps=2", "data.test_size=64") if chosen.quick else SWEEP_SETTINGS
-        found = kept("E5", lambda: sweeps.measure(settings, 1 if chosen.quick else chosen.rounds or 2, say))
-        return {"settings": settings, "found": found}
+        result = kept("E5", lambda: sweeps.measure(settings, 1 if chosen.quick else chosen.rounds or 2, say))
+        return {"settings": settings, "found": result}
     rounds = 1 if chosen.quick else chosen.rounds or 2
     return growth.measure(case, points=3 if chosen.quick else None, warm=1, rounds=rounds, kept=kept, say=say)
 
@@ -114,24 +114,24 @@ def measure_vocabulary() -> Any:
     import psutil
 
     say("E3: logits in chunks")
-    found = {"in chunks": one_json("benchmarks.vocabulary")}
-    if psutil.virtual_memory().available > ROOM * found["in chunks"]["whole"]:
+    result = {"in chunks": one_json("benchmarks.vocabulary")}
+    if psutil.virtual_memory().available > ROOM * result["in chunks"]["whole"]:
         say("E3: all logits of a micro-batch at once")
-        found["a micro-batch at once"] = one_json("benchmarks.vocabulary", "--set", CHUNK_OFF)
-    return found
+        result["a micro-batch at once"] = one_json("benchmarks.vocabulary", "--set", CHUNK_OFF)
+    return result
 
 
-def shown(case: str, found: Any) -> str:
+def shown(case: str, result: Any) -> str:
     """One case's tables."""
     if case in ("E1", "E2", "TINY"):
-        return tables.comparison(found)
+        return tables.comparison(result)
     if case == "E3":
-        return tables.vocabulary(found)
+        return tables.vocabulary(result)
     if case == "E4":
-        return tables.bookkeeping(found)
+        return tables.bookkeeping(result)
     if case == "E5":
-        return tables.sweep(found["found"])
-    return tables.growth(found, "clients" if case == "clients" else "tokens a response")
+        return tables.sweep(result["found"])
+    return tables.growth(result, "clients" if case == "clients" else "tokens a response")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,17 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     texts = []
     for case in cases:
         kept.when.clear()
-        found = measure(case, chosen, kept)
-        results[case] = {"command": command, "measured": sorted(kept.when), "torch threads": 1, "found": found}
+        result = measure(case, chosen, kept)
+        results[case] = {"command": command, "measured": sorted(kept.when), "torch threads": 1, "found": result}
         title = TITLES.get(case, case)
         if case == "E5":
-            title = title.format(settings=", ".join(found["settings"]))
+            title = title.format(settings=", ".join(result["settings"]))
         about = f"`{command}`; {'; '.join(sorted(kept.when))}; one torch thread. Median (smallest to largest)."
-        texts.append(f"## {title}\n\n{about}\n\n{shown(case, found)}")
+        texts.append(f"## {title}\n\n{about}\n\n{shown(case, result)}")
         print(texts[-1], flush=True)
         if case in ("clients", "length"):
             label = "clients" if case == "clients" else "tokens of each response"
-            growth.draw(chosen.out / "figures" / f"growth_{case}.svg", found, label)
+            growth.draw(chosen.out / "figures" / f"growth_{case}.svg", result, label)
     write(chosen.out / "results", results, texts)
 
 

@@ -36,15 +36,15 @@ def spent(arguments: Sequence[str], directory: Path) -> dict[str, float]:
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        told = (directory / "output.txt").read_text("utf-8")[-2000:]
-        raise RuntimeError(f"fedrlvr {' '.join(arguments)} failed:\n{told}")
+        printed = (directory / "output.txt").read_text("utf-8")[-2000:]
+        raise RuntimeError(f"fedrlvr {' '.join(arguments)} failed:\n{printed}")
     return {"cpu": usage.ru_utime + usage.ru_stime, "wall": time.perf_counter() - started}
 
 
 def measure(settings: Sequence[str], repeats: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """`repeats` times in turn: a sweep, five runs, and the five in one process one after another (`--apart`)."""
     options = [part for setting in settings for part in ("--set", setting)]
-    found = []
+    pairs = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
@@ -61,5 +61,5 @@ def measure(settings: Sequence[str], repeats: int, say: Callable[[str], None]) -
             ]
             say("E5: five runs in one process")
             apart = spent([*sweep, "--directory", "apart", "--apart"], directory)
-        found.append({"sweep": together, "runs": runs, "apart": apart})
-    return found
+        pairs.append({"sweep": together, "runs": runs, "apart": apart})
+    return pairs

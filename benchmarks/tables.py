@@ -45,7 +45,7 @@ def _line(label: str, side: Found, against: Summary | None) -> list[str]:
     ]
 
 
-def comparison(found: Found) -> str:
+def comparison(result: Found) -> str:
     """A case's table. Each ratio is of pairs of rounds, the row's by ours beside it."""
     header = [
         "",
@@ -59,21 +59,21 @@ def comparison(found: Found) -> str:
         "above before the round",
     ]
     rows = []
-    for label, pair in found["rows"].items():
+    for label, pair in result["rows"].items():
         quotient = ratios(*([per_round(cost) for cost in pair[side]["rounds"]] for side in ("first", "second")))
         rows.append(_line(label, pair["first"], quotient))
         if label == BASELINE:
             rows.append(_line("fedrlvr", pair["second"], None))
-    return table(header, rows) + "\n" + floor_line(found) + "\n" + splits_line(found) + "\n" + phases(found)
+    return table(header, rows) + "\n" + floor_line(result) + "\n" + splits_line(result) + "\n" + phases(result)
 
 
-def gap(found: Found) -> Summary:
+def gap(result: Found) -> Summary:
     """CPU seconds of our rounds (all that were measured against the baseline) by the median floor."""
-    floor = summary(found["floor"]["seconds"]).median
-    return summary([per_round(cost) / floor for cost in found["rows"][BASELINE]["second"]["rounds"]])
+    floor = summary(result["floor"]["seconds"]).median
+    return summary([per_round(cost) / floor for cost in result["rows"][BASELINE]["second"]["rounds"]])
 
 
-def floor_line(found: Found) -> str:
+def floor_line(result: Found) -> str:
     """The floors and the gap to ours, in sentences."""
 
     def alone(floor: Found) -> str:
@@ -84,31 +84,31 @@ def floor_line(found: Found) -> str:
         )
 
     text = (
-        f"Floor: the matrix products of a round of ours ({alone(found['floor'])}). Our round is {gap(found).shown()} "
+        f"Floor: the matrix products of a round of ours ({alone(result['floor'])}). Our round is {gap(result).shown()} "
         "times that."
     )
-    if "baseline floor" in found:
-        text += f" Those of a round of {BASELINE}: {alone(found['baseline floor'])}."
+    if "baseline floor" in result:
+        text += f" Those of a round of {BASELINE}: {alone(result['baseline floor'])}."
     return text + "\n"
 
 
-def splits_line(found: Found) -> str:
+def splits_line(result: Found) -> str:
     """The trial of the baseline's micro-batches, in a sentence."""
     parts = [
         f"{name}: {split['cpu']:.2f} CPU-s, peak {mebi(split['memory']['peak'])} MiB"
-        for name, split in found["splits"].items()
+        for name, split in result["splits"].items()
     ]
-    clients = next(iter(found["splits"].values()))["clients"]
+    clients = next(iter(result["splits"].values()))["clients"]
     return (
         f"{BASELINE} was tried with micro-batches of these numbers of responses ({clients} client"
-        f"{'s' * (clients > 1)}): {'; '.join(parts)}. The fastest, {found['per_device']}, is in the table.\n"
+        f"{'s' * (clients > 1)}): {'; '.join(parts)}. The fastest, {result['per_device']}, is in the table.\n"
     )
 
 
-def phases(found: Found) -> str:
+def phases(result: Found) -> str:
     """Where the CPU seconds of a round go, median over the rounds of the first pair."""
     rows = []
-    pair = found["rows"][BASELINE]
+    pair = result["rows"][BASELINE]
     for label, side in ((BASELINE, pair["first"]), ("fedrlvr", pair["second"])):
         rounds = side["rounds"]
         total = summary([per_round(cost) for cost in rounds]).median
@@ -121,10 +121,10 @@ def phases(found: Found) -> str:
     return table(["", "phase", "CPU-s", "share"], rows)
 
 
-def vocabulary(found: Mapping[str, Found]) -> str:
+def vocabulary(result: Mapping[str, Found]) -> str:
     """E3: label -> the learning step's cost."""
     rows = []
-    for label, cost in found.items():
+    for label, cost in result.items():
         grown = cost["peak"] - cost["before"]
         rows.append(
             [
@@ -141,31 +141,31 @@ def vocabulary(found: Mapping[str, Found]) -> str:
     return table(header, rows)
 
 
-def bookkeeping(found: Found) -> str:
+def bookkeeping(result: Found) -> str:
     """E4."""
-    whole = summary(found["real"])
+    whole = summary(result["real"])
     rows = []
     for label, values in (
-        ("a round", found["real"]),
-        ("the same with the model's work and the grading replayed", found["replayed"]),
-        ("a checkpoint (not in the rounds above)", found["checkpoint"]),
+        ("a round", result["real"]),
+        ("the same with the model's work and the grading replayed", result["replayed"]),
+        ("a checkpoint (not in the rounds above)", result["checkpoint"]),
     ):
         seconds = summary([1000 * value for value in values])
         rows.append([label, str(seconds.n), seconds.shown(1), f"{seconds.median / whole.median / 10:.2f} %"])
     return table(["", "n", "CPU-ms", "of a round"], rows)
 
 
-def sweep(found: Sequence[Found]) -> str:
+def sweep(pairs: Sequence[Found]) -> str:
     """E5."""
-    together = [one["sweep"] for one in found]
-    runs = [{key: sum(run[key] for run in one["runs"]) for key in ("cpu", "wall")} for one in found]
-    apart = [one["apart"] for one in found]
+    together = [pair["sweep"] for pair in pairs]
+    runs = [{key: sum(run[key] for run in pair["runs"]) for key in ("cpu", "wall")} for pair in pairs]
+    apart = [pair["apart"] for pair in pairs]
     rows = []
     for label, side in (("one sweep", together), ("five runs", runs), ("five in one process", apart)):
-        cpu = [one["cpu"] for one in side]
-        quotient = "" if side is together else ratios(cpu, [one["cpu"] for one in together]).shown()
+        cpu = [pair["cpu"] for pair in side]
+        quotient = "" if side is together else ratios(cpu, [pair["cpu"] for pair in together]).shown()
         rows.append(
-            [label, str(len(cpu)), summary(cpu).shown(1), summary([one["wall"] for one in side]).shown(1), quotient]
+            [label, str(len(cpu)), summary(cpu).shown(1), summary([pair["wall"] for pair in side]).shown(1), quotient]
         )
     return table(["", "n", "CPU-s", "wall-s", "CPU by the sweep's"], rows)
 

@@ -41,7 +41,7 @@ for round_ in range(ROUNDS):
 
     for step in range(LOCAL_STEPS):
         cursor = (round_ * LOCAL_STEPS + step) * PROBLEMS
-        problems = {name: own[cursor : cursor + PROBLEMS] for name, own in clients.items()}
+        problems = {name: held[cursor : cursor + PROBLEMS] for name, held in clients.items()}
         prompts = {name: [base.encode(p.prompt) for p in ps] for name, ps in problems.items()}
         seeds = {name: stream(0, name, round_, step) for name in clients}
 
@@ -53,16 +53,16 @@ for round_ in range(ROUNDS):
             name: [Group(*item) for item in zip(problems[name], prompts[name], responses[name], strict=True)]
             for name in clients
         }
-        for own in groups.values():
-            for group in own:
+        for client_groups in groups.values():
+            for group in client_groups:
                 for response in group.responses:
                     response.reward = grade(response.text, group.problem.answer, group.problem.kind)
-            assign_advantages(own)
+            assign_advantages(client_groups)
 
         # One clipped policy-gradient step per client, on its own responses.
         cohort.learn(groups, dict.fromkeys(clients, RATE))
 
-        rewards = {name: sum(sum(g.rewards) for g in own) / (PROBLEMS * 8) for name, own in groups.items()}
+        rewards = {name: sum(sum(g.rewards) for g in groups[name]) / (PROBLEMS * 8) for name in clients}
         print(f"round {round_ + 1} step {step + 1}  " + "  ".join(f"{n} {r:.2f}" for n, r in rewards.items()))
 
     # Up: the clients' adapters, and nothing else. FedIT: average the factors, here with equal weights.

@@ -1,5 +1,18 @@
-"""`python -m fedrlvr`."""
+"""Entry point of `python -m fedrlvr`, the same as the command `fedrlvr`."""
 
-from fedrlvr.cli.main import main
+from fedrlvr.cli.interrupts import end, install
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C and SIGTERM end with a line, also while it is imported."""
+    install()
+    try:
+        from fedrlvr.cli.main import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        end()
+
+
+if __name__ == "__main__":
+    main()

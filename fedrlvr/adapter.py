@@ -19,7 +19,7 @@ from fedrlvr.errors import AdapterError
 
 Half = Literal["A", "B"]
 Halves = Literal["AB", "A", "B"]
-"""Which factors of an adapter are meant: both, or one of them."""
+"""Factors of an adapter: both, or one of them."""
 
 
 class Factors(NamedTuple):
@@ -47,7 +47,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """What the product B A counts in the layer's weight."""
+        """Factor of the product B A in the layer's weight: alpha / rank."""
         return self.alpha / self.rank
 
     def at_rank(self, rank: int) -> Adapter:
@@ -72,7 +72,7 @@ class Adapter:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Each layer's (d, k)."""
+        """Output and input size (d, k) of each layer."""
         return {name: (factors.B.shape[0], factors.A.shape[1]) for name, factors in self.layers.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -115,7 +115,7 @@ class Adapter:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], alpha: float) -> Adapter:
-        """The inverse of `tensors()`.
+        """Build an adapter from the tensors that `tensors()` gave.
 
         Raises:
             AdapterError: a factor without its other half, or shapes that are no factors of one matrix.
@@ -133,7 +133,7 @@ class Adapter:
             raise AdapterError("The factors are not matrices of one common rank.")
         return adapter
 
-    def check_like(self, other: Adapter, *, whose: str) -> None:
+    def check_like(self, other: Adapter, *, place: str) -> None:
         """Check a foreign adapter before anything is computed with it.
 
         Raises:
@@ -142,15 +142,17 @@ class Adapter:
         if list(self.layers) != list(other.layers):
             strange = next(iter(set(self.layers) ^ set(other.layers)), "their order")
             raise AdapterError(
-                f"{whose}: its layers are not those of this run's adapters (first difference: {strange})."
+                f"{place}: its layers are not those of this run's adapters (first difference: {strange})."
             )
         if self.alpha != other.alpha:
-            raise AdapterError(f"{whose}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
-        for (name, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
-            if mine.shape != theirs.shape:
-                raise AdapterError(f"{whose}: {name} has shape {tuple(mine.shape)}, expected {tuple(theirs.shape)}.")
-            if not bool(torch.isfinite(mine).all()):
-                raise AdapterError(f"{whose}: {name} holds values that are not finite.")
+            raise AdapterError(f"{place}: its alpha is {self.alpha:g}, but this run's lora.alpha is {other.alpha:g}.")
+        for (name, tensor), (_, expected) in zip(self.tensors(), other.tensors(), strict=True):
+            if tensor.shape != expected.shape:
+                raise AdapterError(
+                    f"{place}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise AdapterError(f"{place}: {name} holds values that are not finite.")
 
 
 def fresh(shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int) -> Adapter:

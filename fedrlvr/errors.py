@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class FedrlvrError(Exception):
-    """Root of all errors raised on purpose by fedrlvr."""
+    """Root of all errors raised on purpose by fedrlvr. The text is one line of printable characters, whatever foreign
+    names, keys or reasons it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(FedrlvrError, ValueError):
@@ -56,7 +60,7 @@ class CheckpointError(FedrlvrError, OSError):
 
 
 class ReleaseError(CheckpointError):
-    """What lies on disk was written by another release of fedrlvr, and this one cannot go on with it."""
+    """A file was written by another release of fedrlvr, and this release cannot continue with it."""
 
 
 class LedgerError(FedrlvrError, ValueError):
@@ -64,22 +68,24 @@ class LedgerError(FedrlvrError, ValueError):
 
 
 class RoundError(FedrlvrError, RuntimeError):
-    """A round cannot be completed."""
+    """A round of the run cannot be completed."""
 
 
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Foreign text as it may reach a terminal, log or page: what no terminal prints stands as its escape sequence.
 
     That is control and format characters (terminal escapes, new lines, text direction, zero width), unusual spaces and
     lone surrogates.
+
+    keep: characters that stay as they are.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
@@ -92,7 +98,7 @@ def suggestion(word: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def validation_text(error: ValidationError, most: int | None = None) -> str:
-    """What pydantic found wrong, by the dotted names of the fields."""
+    """Pydantic's findings as text, with the dotted names of the fields."""
     texts = []
     for item in error.errors(include_url=False)[:most]:
         field, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")

@@ -21,7 +21,7 @@ from fedrlvr.errors import CheckpointError, ReleaseError
 T = TypeVar("T")
 
 FORMAT = 2
-"""Of a round's directory. Releases up to 0.6.0 wrote none."""
+"""Version of the format of a round's directory. Releases up to 0.6.0 wrote none."""
 
 
 def atomic_bytes(path: Path, data: bytes) -> None:
@@ -84,7 +84,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         sync(path.parent)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from error
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error  # of a file written within
+        raise CheckpointError(f"{path} cannot be written ({getattr(cause, 'strerror', None) or error}).") from error
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class RoundDirectories:
     note: str
 
     def path(self, round_: int) -> Path:
-        """The directory of a round."""
+        """Path of the directory of a round."""
         return self.root / f"round-{round_:04d}"
 
     def rounds(self) -> list[int]:
@@ -119,7 +120,7 @@ class RoundDirectories:
                 (directory / name).write_bytes(data)
 
     def read(self, round_: int, make: Callable[[dict[str, bytes], dict[str, Any]], T], remedy: str = "") -> T:
-        """What `make` makes of a round's files and its note. remedy: a sentence that ends the text of an error.
+        """Read a round's files and its note by `make`. remedy: a sentence that ends the text of an error.
 
         Raises:
             ReleaseError: another release of fedrlvr has written them.
@@ -143,21 +144,27 @@ class RoundDirectories:
             return make(files, note)
         except ReleaseError:
             raise
-        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{directory} is damaged ({error}). {remedy}".rstrip()) from None
 
     def remove(self, round_: int) -> None:
-        """Delete a round's directory."""
-        shutil.rmtree(self.path(round_), ignore_errors=True)
+        """Delete the directory of one round. It vanishes as a whole, so that no other process reads a part of it."""
+        removed = self.root / f".{self.path(round_).name}.old"
+        shutil.rmtree(removed, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path(round_).rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest rounds."""
+        """Delete all but the newest rounds, and what an interrupted deletion left."""
+        for removed in self.root.glob(".round-*.old"):
+            shutil.rmtree(removed, ignore_errors=True)
         for round_ in self.rounds()[:-keep]:
             self.remove(round_)
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read the value in a JSON file.
 
     Raises:
         OSError: the file cannot be read.
@@ -167,7 +174,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text; too deep nesting is an error.
 
     Raises:
         ValueError: it is not JSON, or is nested too deeply.

@@ -1,4 +1,4 @@
-"""Host names and addresses: which of them are this machine's own, and `host:port` in its parts."""
+"""Host names and addresses: the names of this machine, and `host:port` in its parts."""
 
 from __future__ import annotations
 

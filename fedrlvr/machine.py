@@ -1,4 +1,4 @@
-"""What this machine is, in words for tables and results. Nothing heavy is imported."""
+"""Description of this machine for tables and results. Nothing heavy is imported."""
 
 from __future__ import annotations
 

@@ -83,10 +83,10 @@ def leaks(secrets: Secrets, haystack: bytes) -> list[str]:
 
 def contents(messages: Iterable[Message]) -> list[RecordDict]:
     """The contents of messages that have one; an error's reason counts as text."""
-    found = []
+    result = []
     for message in messages:
         if message.has_content():
-            found.append(message.content)
+            result.append(message.content)
         elif message.has_error():
-            found.append(RecordDict({"error": ConfigRecord({"reason": message.error.reason or ""})}))
-    return found
+            result.append(RecordDict({"error": ConfigRecord({"reason": message.error.reason or ""})}))
+    return result

@@ -47,10 +47,30 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "coordination": {"type": "pubswap", "exchanges": 1, "public_problems": 2},
         "aggregation": {"type": "fedex", "precision": "float16"},
     },
+    "step": {
+        "train": {"rounds": 5},
+        "federation": {"fraction": 0.6},
+        "aggregation": {
+            "server_learning_rate": "auto",
+            "server_agreement": "clients",
+            "server_optimizer": "momentum",
+            "server_momentum": 0.3,
+        },
+    },
+    "step on products": {
+        "train": {"rounds": 5},
+        "lora": {"rank": {"ann": 2, "bob": 4, "cyd": 1}},
+        "aggregation": {
+            "type": "flexlora",
+            "server_learning_rate": 0.7,
+            "server_optimizer": "nesterov",
+            "server_momentum": 0.3,
+        },
+    },
 }
 """Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, weighed by
 FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small as it can
-be sent; a changed base with mixed ranks; and one with exchanges."""
+be sent; a changed base with mixed ranks; one with exchanges; and a server's step on factors and on products."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:

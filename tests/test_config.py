@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from fedrlvr.config import (
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
-    describe,
     load_config,
     load_resolved,
     parse_config,
@@ -98,6 +98,8 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
         ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
+        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_steps"),
+        (care(trust_above=0.5), "supervision.trust_above is now called supervision.min_reliability"),
         (care(bugdet=0.1), "unknown key 'supervision.bugdet' (did you mean 'supervision.budget'?)"),
         ({"train": {"budget": 0.1}}, "unknown key 'train.budget' (did you mean 'supervision.budget'?)"),
         ({"supervision": {"type": "oracle", "ledgers": "x"}}, "'supervision.ledgers' (did you mean 'run.ledgers'?)"),
@@ -182,7 +184,7 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         (drawn(budget_per_day=0), "supervision.budget_per_day: input should be greater than or equal to 1 (got 0)"),
         (care(trusted=1.01), "supervision.trusted: input should be less than or equal to 1"),
         (care(trusted=-0.01), "supervision.trusted: input should be greater than or equal to 0"),
-        (care(warm_up=-1), "supervision.warm_up: input should be greater than or equal to 0"),
+        (care(vote_free_steps=-1), "supervision.vote_free_steps: input should be greater than or equal to 0"),
         (care(probe_learning_rate=0), "supervision.probe_learning_rate: input should be greater than 0"),
         (care(probe_steps=0), "supervision.probe_steps: input should be greater than or equal to 1"),
         (care(probe_steps=65), "supervision.probe_steps: input should be less than or equal to 64"),
@@ -208,8 +210,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         ({"partition": {"type": "iid", "alpha": 0.3}}, "partition.alpha has no effect"),
         ({"partition": {"type": "source", "alpha": 0.3}}, "partition.alpha has no effect"),
-        ({"federation": {"arm": "local", "fraction": 0.5}}, "fraction has no effect with arm"),
-        ({"federation": {"arm": "central", "fraction": 0.9}}, "fraction has no effect with arm"),
+        ({"federation": {"arm": "local", "fraction": 0.5}}, "federation.fraction has no effect with federation.arm"),
+        ({"federation": {"arm": "central", "fraction": 0.9}}, "federation.fraction has no effect with federation.arm"),
         ({"federation": {"arm": "local"}, "train": {"proximal_mu": 0.1}}, "train.proximal_mu"),
         (
             {"federation": {"arm": "central"}, "aggregation": {"largest_change": 5.0}},
@@ -217,25 +219,43 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
-        ({"aggregation": {"fgrpo_gain": "zscore"}}, "fgrpo_gain has no effect with weights = 'examples'"),
-        (fgrpo(floor=0.2), "fgrpo_floor has no effect without fgrpo_shape = 'positive'"),
-        (fgrpo(shape="positive", temperature=2.0), "fgrpo_temperature has no effect with fgrpo_shape = 'positive'"),
-        (fgrpo(window=3), "fgrpo_window has no effect without fgrpo_baseline"),
-        (fgrpo(baseline="window", beta=0.5), "fgrpo_beta has no effect with fgrpo_baseline = 'window'"),
+        (
+            {"aggregation": {"fgrpo_gain": "zscore"}},
+            "aggregation.fgrpo_gain has no effect with aggregation.weights",
+        ),
+        (fgrpo(floor=0.2), "aggregation.fgrpo_floor has no effect without aggregation.fgrpo_shape = 'positive'"),
+        (
+            fgrpo(shape="positive", temperature=2.0),
+            "aggregation.fgrpo_temperature has no effect with aggregation.fgrpo_shape",
+        ),
+        (fgrpo(window=3), "aggregation.fgrpo_window has no effect without aggregation.fgrpo_baseline"),
+        (
+            fgrpo(baseline="window", beta=0.5),
+            "aggregation.fgrpo_beta has no effect with aggregation.fgrpo_baseline",
+        ),
         ({**fgrpo(), "federation": {"arm": "local"}}, "aggregation.weights = 'fgrpo' has no effect"),
-        (pubswap(cap=3.0), "cap has no effect with ratio = 'local_old'"),
-        (pubswap(gamma=0.2, ratio="behaviour"), "gamma has no effect with ratio = 'behaviour'"),
-        (pubswap(swap="none", ratio="behaviour"), "ratio has no effect with swap = 'none'"),
+        (pubswap(cap=3.0), "coordination.cap has no effect with coordination.ratio = 'local_old'"),
+        (
+            pubswap(gamma=0.2, ratio="behaviour"),
+            "coordination.gamma has no effect with coordination.ratio",
+        ),
+        (pubswap(swap="none", ratio="behaviour"), "coordination.ratio has no effect with coordination.swap = 'none'"),
         ({**pubswap(), "federation": {"arm": "local"}}, "coordination.type = 'pubswap' has no effect"),
         ({**pubswap(), "federation": {"arm": "central"}}, "coordination.type = 'pubswap' has no effect"),
         ({"supervision": {"type": "labels", "budget": 0.1}}, "supervision.budget has no effect"),
         ({"supervision": {"type": "majority", "budget": 0.1}}, "supervision.budget has no effect"),
         (drawn(trusted=0.1), "supervision.trusted has no effect with this supervision.type"),
         (care(rest="pseudo"), "supervision.rest has no effect with this supervision.type"),
-        ({"aggregation": {"weights": "equal", "robust": "median"}}, "weights has no effect with robust = 'median'"),
-        (care(audit=True, labels_from="desk"), "audit has no effect with labels_from = 'desk'"),
-        (drawn(audit=True, labels_from="desk"), "audit has no effect with labels_from = 'desk'"),
-        ({"supervision": {"type": "oracle", "labels_from": "desk"}}, "labels_from has no effect with type = 'oracle'"),
+        (
+            {"aggregation": {"weights": "equal", "robust": "median"}},
+            "aggregation.weights has no effect with aggregation.robust",
+        ),
+        (care(audit=True, labels_from="desk"), "supervision.audit has no effect with supervision.labels_from"),
+        (drawn(audit=True, labels_from="desk"), "supervision.audit has no effect with supervision.labels_from"),
+        (
+            {"supervision": {"type": "oracle", "labels_from": "desk"}},
+            "supervision.labels_from has no effect with supervision.type",
+        ),
         ({**care(share_probes=True), "federation": {"arm": "local"}}, "share_probes has no effect with federation.arm"),
         ({**care(share_probes=True), "federation": {"arm": "central"}}, "no effect with federation.arm = 'central'"),
         ({**care(share_probes=True), "federation": {"clients": ["x"]}}, "share_probes has no effect with one client"),
@@ -280,7 +300,7 @@ def test_labels_that_can_be_had() -> None:
         parse_config({**tree, "run": {"ledgers": "here"}})
         parse_config({**tree, **fgrpo()})
     parse_config({**care(share_probes=True, audit=True, budget=1), "federation": {"clients": 2, "fraction": 0.5}})
-    parse_config({**care(trusted=0, warm_up=0, probe_steps=64), "sampling": {"group_size": 64}})
+    parse_config({**care(trusted=0, vote_free_steps=0, probe_steps=64), "sampling": {"group_size": 64}})
     parse_config({**drawn(rest="pseudo"), "sampling": {"group_size": 65}})
     parse_config({**care(), "federation": {"arm": "central"}})
     parse_config({**pubswap(), "supervision": {"type": "majority", "audit": True}})
@@ -376,7 +396,11 @@ def test_a_resolved_configuration_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(ConfigError, match="not a run directory"):
         load_resolved(path)
-    for text, told in (("{", "cannot be read"), ("[]", "does not hold a JSON object"), ('{"x": 1}', "unknown key 'x'")):
+    for text, told in (
+        ("{", "cannot be read"),
+        ("[]", "does not hold a JSON object"),
+        ('{"x": 1}', "not a run directory"),
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=told):
             load_resolved(path)
@@ -387,16 +411,6 @@ def test_every_shipped_file_parses_and_is_short(path: Path) -> None:
     config = load_config(path)
     assert config != Config()
     assert len(path.read_text("utf-8").splitlines()) <= 40
-
-
-def test_every_setting_has_a_default_and_a_docstring() -> None:
-    settings = list(describe())
-    assert len({key for key, _, _ in settings}) > 50
-    assert "train.rounds" in {key for key, _, _ in settings}
-    for key, default, text in settings:
-        if not key.endswith(".type"):
-            assert text, f"{key} has no docstring"
-            assert default, f"{key} has no default"
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -446,3 +460,28 @@ def test_a_name_of_several_scripts_or_strange_digits_is_refused(name: str) -> No
 )
 def test_names_that_differ_are_taken(names: list[str]) -> None:
     assert parse_config({"federation": {"clients": names}}).federation.names == names
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("train.learning_rate", 1e300),
+        ("train.learning_rate", 1e-300),
+        ("train.weight_decay", 1e39),
+        ("train.kl_beta", 1e300),
+        ("train.proximal_mu", 1e-39),
+        ("train.max_grad_norm", 1e300),
+        ("train.clip_high", 1e300),
+        ("train.beta2", 1e-300),
+        ("sampling.temperature", 1e-300),
+        ("evaluate.temperature", 1e-300),
+        ("lora.alpha", 1e300),
+        ("aggregation.change_bound", 1e300),
+        ("train.learning_rate", math.inf),
+        ("train.learning_rate", math.nan),
+    ],
+)
+def test_a_number_that_float32_does_not_hold_is_refused_by_name(setting: str, value: float) -> None:
+    section, name = setting.split(".")
+    with pytest.raises(ConfigError, match=rf"{section}\.{name}"):
+        parse_config({section: {name: value}})

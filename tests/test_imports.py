@@ -26,7 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PURE = ("rl", "supervision", "coordination", "aggregation")
 STANDARD = {"__future__", "abc", "collections", "dataclasses", "enum", "functools", "hashlib", "importlib", "math"}
-STANDARD |= {"random", "typing"}
+STANDARD |= {"random", "statistics", "typing", "unicodedata"}
 """What the pure packages take from the standard library: nothing that reads, writes, logs or waits. Of `random` the
 generators, which callers seed (a test below); of `importlib` what finds a LoRA rule's file."""
 BELOW = (

@@ -49,7 +49,8 @@ class FedIT(LoraAggregation):
     """Factors (0: A, 1: B) of which one has to be the same for all clients; which one is seen from the adapters."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Average the factors A and B, each by the client weights.
+
         Raises:
             ValueError: as `LoraAggregation.aggregate`, for adapters of different layers, shapes, ranks or alpha, or
                 without the factor that all clients have to share.

@@ -1,4 +1,4 @@
-"""How much each client's adapter counts, whatever the LoRA rule.
+"""The weight of each client's adapter in a round, for any LoRA rule.
 
 examples   w_k = n_k / sum_j n_j      n_k problems at client k (FedAvg, arXiv 1602.05629)
 equal      w_k = 1 / K
@@ -170,11 +170,11 @@ class FGRPOWeights:
             history.square = (1 - self.beta) * (history.square + self.beta * ahead * ahead)
 
     def state(self) -> dict[str, Any]:
-        """All histories, in JSON types."""
+        """All clients' histories as a JSON object, for the checkpoint."""
         return {client: asdict(history) for client, history in self._histories.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`.
+        """Restore the histories that `state` gave.
 
         Raises:
             ValueError: something that is no such state.

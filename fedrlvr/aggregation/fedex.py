@@ -10,6 +10,9 @@ to zero, so that for any C, here the last client's A_K,
 
 which has rank (K - 1) r and factors of the size of the clients' differences.
 
+A server step g moves the factors by g (Abar - A) and g (Bbar - B) from the round's A and B. What the products lack then
+is g times the difference above, less g (g - 1) s (Bbar - B) (Abar - A), plus the optimizer's memory.
+
 Exactness: exact, adapter and change together add sum_k p_k s B_k A_k.
 Cost: r (d + k) numbers up and K r (d + k) down per client and layer (the change never has more than rank
 max min(d, k)); all adapters are held at once. Not a sum of adapters, so not for secure aggregation. Ranks cannot be
@@ -21,17 +24,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter
+from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation.averaging import mean
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, checked
-from fedrlvr.aggregation.stacking import compact, of_scale_1
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, ServerUpdate, check_before, checked, shape
+from fedrlvr.aggregation.stacking import compact, of_delta, of_scale_1, stack
 
 
 class FedExLoRA(LoraAggregation):
-    """FedIT's mean, and the residual as a change of the base: None if no two clients count."""
+    """The mean of FedIT, with the residual as a change of the base weights (None if no two clients count)."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Average the factors, and add the error of that average to the base weights.
+
         Raises:
             ValueError: as FedIT's.
         """
@@ -41,6 +45,23 @@ class FedExLoRA(LoraAggregation):
             return Result(averaged)
         layers = {name: _residual(kept, name) for name in averaged.layers}
         return Result(averaged, compact(of_scale_1(layers)))
+
+    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
+        """FedIT's mean moved by `of_mean`; everything else of the update is a change of the base."""
+        plain = self.aggregate(pairs)
+        assert plain.adapter is not None
+        check_before(before, shape(plain.adapter), rank)
+        g, adapter, crossed = update.of_mean, {}, {}
+        for name, (a, b) in before.layers.items():
+            mean_a, mean_b = plain.adapter.layers[name]
+            d_a, d_b = mean_a.double() - a.double(), mean_b.double() - b.double()
+            adapter[name] = Factors((a.double() + g * d_a).to(a.dtype), (b.double() + g * d_b).to(b.dtype))
+            crossed[name] = Factors(d_a, d_b)
+        terms = [(Adapter(crossed, before.alpha), -g * (g - 1))]
+        terms += [(plain.change, g)] if plain.change else []
+        terms += [(of_delta(update.memory), update.of_memory)] if update.memory is not None else []
+        terms = [(term, weight) for term, weight in terms if weight]
+        return Result(Adapter(adapter, before.alpha), compact(stack(terms)) if terms else None)
 
 
 def _residual(kept: list[tuple[Adapter, float]], name: str) -> tuple[Tensor, Tensor]:

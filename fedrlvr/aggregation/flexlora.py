@@ -22,15 +22,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, check_before, checked, shape
-from fedrlvr.aggregation.stacking import stacked
+from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, ServerUpdate, check_before, checked, shape
+from fedrlvr.aggregation.stacking import of_delta, stacked
 
 
 class FlexLoRA(LoraAggregation):
     """The mean update at one rank, largest components first, in the first adapter's type."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Decompose the mean update, and keep the components of one rank, largest first.
+
         rank: of the result; None: the largest given.
         before: the round's adapter at that rank. Where a layer has fewer components than `rank` (it has
             min(R, d, k)), the others take their A from it, with B zero; without it they are zero in A and in B, and a
@@ -46,16 +47,38 @@ class FlexLoRA(LoraAggregation):
         if before is not None:
             check_before(before, shape(first), rank)
         total = sum(weight for _, weight in kept)
-        layers = {}
-        for name, (a_s, b_s) in stacked((adapter, weight / total) for adapter, weight in kept).items():
-            left, right = decompose(a_s, b_s)
-            present = min(rank, len(right))
-            a = pad(right[:rank], (0, 0, 0, rank - present))
-            if before is not None:
-                a[present:] = before.layers[name].A[present:]
-            b = pad(left[:, :rank] * (rank / first.alpha), (0, rank - present))
-            layers[name] = Factors(a.to(first.layers[name].A.dtype), b.to(first.layers[name].B.dtype))
-        return Result(Adapter(layers, first.alpha))
+        return Result(_cut([(adapter, weight / total) for adapter, weight in kept], first, rank, before))
+
+    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
+        """The update is added to the products that the clients began with, and the sum is decomposed once.
+
+        sum_k p_k (g s_k B_k A_k + (1 - g) s_k B A) + of_memory V, where g is of_mean and B A the start of client k
+        """
+        kept = list(checked(pairs, rule="FlexLoRA", mixed_ranks=True))
+        first = kept[0][0]
+        check_before(before, shape(first), rank)
+        total = sum(weight for _, weight in kept)
+        terms = [(adapter, update.of_mean * weight / total) for adapter, weight in kept]
+        for start in sorted({adapter.rank for adapter, _ in kept}):
+            share = sum(weight for adapter, weight in kept if adapter.rank == start) / total
+            terms.append((before.at_rank(start), (1 - update.of_mean) * share))
+        if update.memory is not None:
+            terms.append((of_delta(update.memory), update.of_memory))
+        return Result(_cut(terms, first, rank, before))
+
+
+def _cut(terms: list[tuple[Adapter, float]], like: Adapter, rank: int, before: Adapter | None) -> Adapter:
+    """The sum of updates at one rank, with the alpha and types of `like`; `before` fills up missing components."""
+    layers = {}
+    for name, (a_s, b_s) in stacked(terms).items():
+        left, right = decompose(a_s, b_s)
+        present = min(rank, len(right))
+        a = pad(right[:rank], (0, 0, 0, rank - present))
+        if before is not None:
+            a[present:] = before.layers[name].A[present:]
+        b = pad(left[:, :rank] * (rank / like.alpha), (0, rank - present))
+        layers[name] = Factors(a.to(like.layers[name].A.dtype), b.to(like.layers[name].B.dtype))
+    return Adapter(layers, like.alpha)
 
 
 def decompose(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ class FLoRA(LoraAggregation):
     """No adapter, and the mean update as a change of the base, in which adapters of weight 0 take no room."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Stack all adapters into one change of the base weights, after which every client restarts.
+
         Raises:
             ValueError: as `LoraAggregation.aggregate`, for adapters of different layers, or shapes apart from rank.
         """

@@ -29,7 +29,8 @@ class HetLoRA(LoraAggregation):
     """The mean weighed by norms, summed in float64 and returned in the first adapter's type."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
-        """
+        """Average the zero-padded factors, each weighted by the norm of its update.
+
         rank: of the result; None: the largest given.
         before: the round's adapter at that rank. Components above the largest rank that counts are kept from it;
             without it they are zero in A and in B, and a component that is zero in both never learns again.

@@ -1,4 +1,4 @@
-"""A LoRA rule: how many adapters become one. `RULES` is the table of all rules by name.
+"""A LoRA rule aggregates the clients' adapters into one. `RULES` is the table of all rules by name.
 
 To add a rule, with state or without: write one file with a subclass of `LoraAggregation`, and add one entry to `RULES`.
 Configuration, server and clients ask the entry's properties, so nothing else names a rule.
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from fedrlvr.adapter import Adapter, Halves
 
 Pairs = Iterable[tuple["Adapter", float]]
-"""Adapters with their weights."""
+"""Adapters with their weights, one client after another."""
+Delta = Mapping[str, "Tensor"]
+"""A change of an adapter, by the names of its factors (delta_space.py)."""
+StepSpace = Literal["factors", "products"]
+"""Space in which a server step scales the change: the factors A and B, or their products."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one aggregation.
+    """The outcome of one aggregation: an adapter, a change of the base weights, or both.
 
     adapter: the next global adapter, at the result's rank; None: every client restarts from a fresh adapter.
     change: an update that is added to every client's base weights W0, as factors of scale 1 (alpha = rank); None: the
@@ -38,8 +42,20 @@ class Result:
     change: Adapter | None = None
 
 
+@dataclass(frozen=True)
+class ServerUpdate:
+    """The update U = of_mean D + of_memory V of the global model, D being the round's mean change (server_step.py).
+
+    memory: V; None: zero.
+    """
+
+    of_mean: float
+    of_memory: float = 0.0
+    memory: Delta | None = None
+
+
 class LoraAggregation(ABC):
-    """What a rule computes, and what it remembers between rounds. One object serves one run."""
+    """The computation of a rule, and its state between rounds. One object serves one run."""
 
     @abstractmethod
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:
@@ -55,12 +71,22 @@ class LoraAggregation(ABC):
                 or adapters that the rule cannot aggregate.
         """
 
+    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
+        """The round's model moved by `update`, for a rule whose entry has server_step = "products".
+
+        before: the round's adapter, of this rank; a client of a lower rank began with the first of its components.
+
+        Raises:
+            ValueError: as `aggregate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no server step on products")
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that the rule remembers between rounds, for the checkpoint. A rule without a state has none."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave.
+        """Restore the tensors that `state` gave, after a checkpoint is read.
 
         Raises:
             ValueError: a state of another rule.
@@ -71,7 +97,7 @@ class LoraAggregation(ABC):
 
 @dataclass(frozen=True)
 class LoraRule:
-    """One rule's properties.
+    """The properties of one LoRA rule, for configuration, server and clients.
 
     name: the rule's name in a configuration.
     implementation: the subclass of `LoraAggregation`, as "module.Class" within `fedrlvr.aggregation`.
@@ -81,6 +107,8 @@ class LoraRule:
     mixes_ranks: the rule takes adapters of different ranks.
     changes_base: the rule adds an update to the base weights of every client.
     restarts: every round begins with a fresh adapter, drawn from the run's seed.
+    server_step: what a server step scales the mean change of (server_step.py); None: the rule has none. With "factors"
+        the rule's result is the weighted mean of the factors; with "products" the rule has `stepped`.
     new_components: an adapter's components after a round are not those before it, so that optimizer moments and
         rounding errors of the old components do not apply to the new ones.
     """
@@ -93,6 +121,7 @@ class LoraRule:
     changes_base: bool = False
     restarts: bool = False
     new_components: bool = False
+    server_step: StepSpace | None = None
 
     def trains(self, round_: int) -> Halves:
         """The half of the adapter that clients train and send in a round; rounds count from 1."""
@@ -122,20 +151,20 @@ class LoraRule:
 RULES: dict[str, LoraRule] = {
     rule.name: rule
     for rule in (
-        LoraRule("fedit", "averaging.FedIT", is_linear=True),
-        LoraRule("ffa", "averaging.FFALoRA", turns=("B",), is_linear=True),
+        LoraRule("fedit", "averaging.FedIT", is_linear=True, server_step="factors"),
+        LoraRule("ffa", "averaging.FFALoRA", turns=("B",), is_linear=True, server_step="factors"),
         # B first: it is zero at the start, so that A would have no gradient.
-        LoraRule("rolora", "averaging.RoLoRA", turns=("B", "A"), is_linear=True),
+        LoraRule("rolora", "averaging.RoLoRA", turns=("B", "A"), is_linear=True, server_step="factors"),
         LoraRule("flora", "flora.FLoRA", mixes_ranks=True, changes_base=True, restarts=True, new_components=True),
-        LoraRule("fedex", "fedex.FedExLoRA", changes_base=True),
+        LoraRule("fedex", "fedex.FedExLoRA", changes_base=True, server_step="products"),
         LoraRule("hetlora", "hetlora.HetLoRA", mixes_ranks=True),
-        LoraRule("flexlora", "flexlora.FlexLoRA", mixes_ranks=True, new_components=True),
+        LoraRule("flexlora", "flexlora.FlexLoRA", mixes_ranks=True, new_components=True, server_step="products"),
     )
 }
 
 
 def lora_rule(name: str) -> LoraRule:
-    """The rule of this name.
+    """Look up a LoRA rule by its name.
 
     Raises:
         ValueError: there is none; the text names all.
@@ -146,7 +175,7 @@ def lora_rule(name: str) -> LoraRule:
 
 
 class Shape(NamedTuple):
-    """What adapters of different ranks have in common: alpha, and each layer's name, d and k."""
+    """Alpha and each layer's name, d and k, which adapters of different ranks have in common."""
 
     alpha: float
     layers: tuple[tuple[str, int, int], ...]
@@ -171,7 +200,7 @@ def shape(adapter: Adapter) -> Shape:
 def checked(
     pairs: Pairs, *, rule: str, mixed_ranks: bool = False, mixed_alphas: bool = False
 ) -> Iterator[tuple[Adapter, float]]:
-    """The same pairs, one at a time; of those that went by, only the first one's shape is kept.
+    """Check (adapter, weight) pairs one at a time and pass them on; only the first adapter's shape is kept in memory.
 
     Raises:
         ValueError: no adapters, a weight that is negative or not finite, weights whose sum is zero or not finite, or

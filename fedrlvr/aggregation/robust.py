@@ -35,8 +35,8 @@ ROBUST_MEANS: dict[str, Callable[[float, int], int]] = {
     "trimmed_mean": lambda trim, hostile: (least := math.ceil(1 / trim)) + (int(trim * least) < 1),
     "krum": lambda trim, hostile: 2 * hostile + 3,
 }
-"""What takes the place of a mean of adapters, each with the least number of clients for a share to trim and a number of
-hostile clients: fewer, and it is the plain mean or withstands nobody."""
+"""Robust means, each with the least number of clients that it needs for a share to trim and a number of hostile
+clients. Fewer clients make it the plain mean, or let one hostile client through."""
 CLIP, TRIM, HOSTILE = 1.0, 0.2, 1
 """Values of `robust_clip`, `robust_trim` and `robust_hostile` where the configuration does not set them."""
 PIECE = 1 << 22
@@ -51,7 +51,7 @@ def robust_mean(
     trim: float = TRIM,
     hostile: int = HOSTILE,
 ) -> tuple[Adapter, list[str]]:
-    """The aggregate, and the clients it was made from: Krum's one, else all.
+    """Aggregate adapters by a robust mean; returns the result and the clients it was made from (Krum: one, else all).
 
     rule: median, trimmed_mean or krum. start: what the round began with. trim: share of the clients dropped at either
     end. hostile: how many Krum expects.
@@ -105,7 +105,7 @@ def clipped(adapter: Adapter, start: Adapter, limit: float) -> Adapter:
 
 
 def check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
-    """Check that a rule has clients enough.
+    """Check that a robust mean has enough clients.
 
     Raises:
         ValueError: an unknown rule, too few clients for it, or a trim or number that makes no sense.

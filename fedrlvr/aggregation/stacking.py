@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import Pairs, shape
+from fedrlvr.aggregation.lora_rule import Delta, Pairs, shape
 
 
 def of_scale_1(layers: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
@@ -24,8 +24,14 @@ def of_scale_1(layers: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
     return Adapter(made, float(next(iter(made.values())).A.shape[0]))
 
 
+def of_delta(delta: Delta) -> Adapter:
+    """A change of products as an update of scale 1."""
+    return Adapter.from_tensors(delta, float(len(next(tensor for name, tensor in delta.items() if name[-1] == "A"))))
+
+
 def stacked(pairs: Pairs) -> dict[str, tuple[Tensor, Tensor]]:
-    """By layer, in float64: the A's on top of each other [R, k] and the w_k s_k B_k side by side [d, R], R = sum r_k.
+    """Stack the factors of all adapters, by layer, in float64: the A's above each other [R, k], and the w_k s_k B_k
+    side by side [d, R], R = sum r_k.
 
     Weights are taken as they are, and may be negative. Pairs of weight 0 are left out.
 
@@ -87,5 +93,5 @@ def compact(adapter: Adapter) -> Adapter:
 
 
 def update(adapter: Adapter) -> dict[str, Tensor]:
-    """What the adapter adds to the weights: scale B A [d, k] by layer, dense, in float64."""
+    """Change of the weights by an adapter: scale B A [d, k] by layer, dense, in float64."""
     return {name: adapter.scale * (b.double() @ a.double()) for name, (a, b) in adapter.layers.items()}

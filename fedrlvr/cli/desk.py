@@ -1,4 +1,4 @@
-"""`fedrlvr desk`: where experts give labels, as a web page or through a spreadsheet."""
+"""`fedrlvr desk`: experts give labels, on a web page or through a spreadsheet."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_file
 from fedrlvr.hosts import WILDCARDS, is_loopback
+from fedrlvr.output import echo
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
 SHORTEST_TOKEN = 16
@@ -92,7 +93,7 @@ def find_ledger(
             raise ConfigError(f"--ledger {ledger}: there is no such file.")
         return ledger, client or ledger.stem
     if run_directory is None:
-        raise ConfigError("Say which labels: fedrlvr desk RUN_DIRECTORY, or --ledger FILE.")
+        raise ConfigError("Name the labels: fedrlvr desk RUN_DIRECTORY, or --ledger FILE.")
     settings = load_resolved(run_directory / "config.json")
     supervision = settings.supervision
     if not isinstance(supervision, Asking):
@@ -135,7 +136,7 @@ def _export(path: Path, out: Path) -> None:
         raise ConfigError(f"{out} exists already; give a new file.") from None
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}.") from error
-    typer.echo(f"wrote {len(entries)} problems to {out}")
+    echo(f"wrote {len(entries)} problems to {out}")
 
 
 def _import(path: Path, source: Path, expert: str) -> None:
@@ -148,7 +149,7 @@ def _import(path: Path, source: Path, expert: str) -> None:
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
     stored = read_csv(text, LabelLedger(path), expert, time.time())
-    typer.echo(f"stored {stored} new answers of {expert}")
+    echo(f"stored {stored} new answers of {expert}")
 
 
 def _serve(
@@ -162,7 +163,7 @@ def _serve(
     key: Path | None,
 ) -> None:
     if (certificate is None) != (key is None):
-        raise ConfigError("--certificate and --key go together.")
+        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
     if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
         raise ConfigError(
             f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
@@ -182,11 +183,11 @@ def _serve(
         name = names[0] if names else default_name
         shown = f"[{name}]" if ":" in name else name
         scheme = "http" if certificate is None else "https"
-        typer.echo(f"The desk of {client} is open; its answers go to {path}")
-        typer.echo(f"  {scheme}://{shown}:{bound}/#token={token}")
-        typer.echo("Anybody with this address can read and answer. Ctrl-C closes the desk.")
+        echo(f"The desk of {client} is open; its answers go to {path}")
+        echo(f"  {scheme}://{shown}:{bound}/#token={token}")
+        echo("Anybody with this address can read and answer. Ctrl-C closes the desk.")
         if not is_loopback(host) and certificate is None:
-            typer.echo(
+            echo(
                 f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
                 "unencrypted. Give --certificate and --key, or let only a proxy with TLS reach it.",
                 err=True,
@@ -204,4 +205,4 @@ def _serve(
         )
     finally:
         store.close()
-    typer.echo("The desk is closed; every answer is stored.")
+    echo("The desk is closed; every answer is stored.")

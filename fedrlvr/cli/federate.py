@@ -6,10 +6,11 @@ Flower is used by its own command line, which is its public interface; what is o
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,20 @@ from typing import Annotated
 
 import typer
 
-from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, write_connection
+from fedrlvr.cli.interrupts import interruptible
+from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, warn_of_schedule, write_connection
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
+from fedrlvr.output import echo
 
 APP = """\
 [project]
 name = "fedrlvr-run"
 version = "{version}"
-description = "A run of fedrlvr. There is no code in here: everybody runs the release that is installed."
+description = "A run of fedrlvr. It contains no code: every organisation runs its own installed release."
 license = "Apache-2.0"
 dependencies = []
 
@@ -61,7 +64,7 @@ class Link:
     insecure: bool
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `flwr ARGUMENTS` quietly."""
+        """Run the command `flwr ARGUMENTS` and keep its output."""
         command = ["flwr", *arguments]
         return subprocess.run(command, env=environment(self.home), capture_output=True, text=True, check=False)
 
@@ -90,26 +93,34 @@ def federate(
     """
     if (config is None) == (resume is None):
         raise ConfigError("Give a configuration to start a run, or --resume DIRECTORY to continue one.")
-    if resume is not None and overrides:
-        raise ConfigError("--resume goes on with the configuration the run was started with; leave out --set.")
     if superlink is None:
-        raise ConfigError("Say which SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
-    settings = load_config(config, overrides or ()) if resume is None else load_resolved(resume / "config.json")
+        raise ConfigError("Name the SuperLink: --superlink DIRECTORY (of `fedrlvr superlink init`) or host:port.")
+    if resume is None:
+        settings = load_config(config, overrides or ())
+    else:
+        settings = load_resolved(resume / "config.json", overrides or ())
+        warn_of_schedule(settings, overrides or ())
     from fedrlvr.deployment.superlink.disclosure import check, travels
 
     check(settings)
-    with _link(superlink, root_certificates, insecure) as link:
-        directory = _prepared(settings) if resume is None else resume.absolute()
-        for line in travels(settings, change=settings.aggregation.rule.changes_base):
-            print(line)
-        print(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
-        print(f"Run directory: {directory}", flush=True)
-        run = _submit(link, directory, wait)
-        _follow(link, run, directory, superlink)
-    from fedrlvr.reporting.tables import final_table
-    from fedrlvr.server.metrics_log import read_metrics
+    with interruptible("nothing was started; give the same command again"):
+        with _link(superlink, root_certificates, insecure) as link:
+            directory = _prepared(settings, resume, overrides or ())
+            for line in travels(settings, change=settings.aggregation.rule.changes_base):
+                echo(line)
+            echo(f"Asked: {', '.join(settings.federation.names)}, for their task {settings.federation.task!r}")
+            echo(f"Run directory: {directory}")
+            connection = ["--root-certificates", str(root_certificates)] if root_certificates is not None else []
+            connection += ["--insecure"] * insecure
+            words = ["fedrlvr", "federate", "--resume", str(directory), "--superlink", superlink, *connection]
+            again = shlex.join(words)
+            with interruptible(f"the run in {directory} was not started; go on with: {again}"):
+                run = _submit(link, directory, wait)
+            _follow(link, run, directory, again)
+        from fedrlvr.reporting.tables import final_table
+        from fedrlvr.server.metrics_log import read_metrics
 
-    final_table(read_metrics(directory), settings, directory)
+        final_table(read_metrics(directory), settings, directory)
 
 
 @contextmanager
@@ -148,14 +159,24 @@ def _link(superlink: str, root_certificates: Path | None, insecure: bool) -> Ite
         yield Link(Path(place), insecure)
 
 
-def _prepared(settings: Config) -> Path:
-    """A run directory with the config that the server is to read."""
-    from fedrlvr.server.run_directory import check_unused, locked, new_directory
+def _prepared(settings: Config, resume: Path | None, overrides: Sequence[str]) -> Path:
+    """A run directory with the config that the server is to read.
+
+    Raises:
+        ConfigError: the directory holds a run that is to be started, or has done more rounds than train.rounds.
+        CheckpointError: another process is at work in it, or it cannot be written.
+    """
+    from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
     from fedrlvr.simulation.run import settled
 
-    directory = (settings.run.directory or new_directory(settings.run.name)).absolute()
+    directory = (resume or settings.run.directory or new_directory(settings.run.name)).absolute()
+    if resume is not None and not overrides:
+        return directory
     with locked(directory):
-        check_unused(directory)
+        if resume is None:
+            check_unused(directory)
+        else:
+            check_rounds(directory, settings)
         atomic_text(directory / "config.json", settled(settings, directory).model_dump_json(indent=2) + "\n")
     return directory
 
@@ -179,28 +200,31 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
         output = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink did not take the run. {PLACE} Flower says: {output}") from None
+        raise RoundError(f"the SuperLink rejected the run. {PLACE} Flower says: {output}") from None
 
 
-def _follow(link: Link, run: str, directory: Path, superlink: str) -> None:
-    """Show the run's log until it ends.
+def _follow(link: Link, run: str, directory: Path, again: str) -> None:
+    """Show the run's log until it ends. again: the command that goes on with the run.
 
     Raises:
-        RoundError: it has failed, or the SuperLink is gone.
+        Interrupted: Ctrl-C was pressed.
+        RoundError: the run has failed, or the SuperLink is gone.
     """
-    again = f"`fedrlvr federate --resume {directory} --superlink {superlink}`"
-    try:
-        link.follow("log", run, CONNECTION, "--stream")
-    except KeyboardInterrupt:
-        print(f"\nThe run goes on. FLWR_HOME={link.home} flwr log {run} {CONNECTION} --stream  follows it again,")
-        print(f"FLWR_HOME={link.home} flwr stop {run} {CONNECTION}  ends it; {again} goes on with it.")
-        raise typer.Exit(130) from None
+    home = f"FLWR_HOME={shlex.quote(str(link.home))}"
+    with interruptible(f"the run goes on in {directory}; once it has ended, go on with: {again}"):
+        try:
+            link.follow("log", run, CONNECTION, "--stream")
+        except KeyboardInterrupt:
+            echo()
+            echo(f"The run goes on. {home} flwr log {run} {CONNECTION} --stream  follows it again,")
+            echo(f"{home} flwr stop {run} {CONNECTION}  ends it.")
+            raise
     status = _status(link, run)
     if status is None:
-        raise RoundError(f"the SuperLink cannot be reached any more. Rounds that are done are kept: {again}.")
+        raise RoundError(f"the SuperLink cannot be reached any more. Rounds that are done are kept: `{again}`.")
     if status != "finished:completed":
         raise RoundError(
-            f"the run has ended as {status!r}; the reason is above. Rounds that are done are kept: {again}."
+            f"the run has ended as {status!r}; the reason is above. Rounds that are done are kept: `{again}`."
         )
 
 

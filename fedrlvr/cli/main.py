@@ -16,12 +16,14 @@ import typer
 
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.options import ConfigPath, Interrupted, Overrides, Quiet, Resume, resumable
+from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
+from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
 EMBEDDED = embedded_config()
@@ -49,23 +51,28 @@ def run(
         settings = _configured(config, overrides)
     else:
         settings = load_resolved(resume / "config.json", overrides or ())
-    from fedrlvr.reporting.progress import progress
-    from fedrlvr.reporting.tables import final_table
-    from fedrlvr.server.run_directory import new_directory
-    from fedrlvr.simulation import run as local
+        warn_of_schedule(settings, overrides or ())
+    with interruptible("nothing was written; give the same command again"):
+        from fedrlvr.reporting.progress import progress
+        from fedrlvr.reporting.tables import final_table
+        from fedrlvr.server.run_directory import new_directory
+        from fedrlvr.simulation import run as local
 
-    observer = progress(quiet=quiet)
-    if resume is None:
-        directory = settings.run.directory or new_directory(settings.run.name)
-        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"directory": directory})})
-    else:
-        directory = resume
-    with resumable(directory, ["fedrlvr", "run", "--resume", str(directory)]):
+        observer = progress(quiet=quiet)
         if resume is None:
-            result = local.run(settings, observer=observer)
+            directory = settings.run.directory or new_directory(settings.run.name)
+            settings = settings.model_copy(update={"run": settings.run.model_copy(update={"directory": directory})})
         else:
-            result = local.resume(resume, overrides or (), observer=observer)
-    final_table(result.records, result.config, result.directory)
+            directory = resume
+        again = ["fedrlvr", "run", "--resume", str(directory)]
+        for override in overrides or () if resume is not None else ():
+            again += ["--set", override]
+        with resumable(directory, again):
+            if resume is None:
+                result = local.run(settings, observer=observer)
+            else:
+                result = local.resume(resume, overrides or (), observer=observer)
+        final_table(result.records, result.config, result.directory)
 
 
 @app.command()
@@ -78,7 +85,10 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Directory of all runs; an earlier sweep's directory continues that sweep.")
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of all runs; an earlier sweep's directory continues that sweep."
+        ),
     ] = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="Run one federation after another, for comparison or where memory is short.")
@@ -89,42 +99,67 @@ def sweep(
     from fedrlvr.simulation.sweep_plan import plan
 
     planned = plan(config or EMBEDDED, overrides or (), vary or (), seeds=seeds, directory=directory)
-    from fedrlvr.reporting.progress import progress
-    from fedrlvr.reporting.sweep_table import show_sweep
-    from fedrlvr.simulation import sweep as engine
-
     words = ["fedrlvr", "sweep", *([str(config)] if config else []), "--seeds", str(seeds)]
     for option, values in (("--vary", vary), ("--set", overrides), ("--directory", [planned.directory])):
         for value in values or ():
             words += [option, str(value)]
     words += ["--apart"] * apart
     with resumable(planned.directory, words):
+        from fedrlvr.reporting.progress import progress
+        from fedrlvr.reporting.sweep_table import show_sweep
+        from fedrlvr.simulation import sweep as engine
+
         result = engine.sweep(planned, command=shlex.join(words), apart=apart, observer=progress(quiet=quiet))
     if any(line.seeds for line in result.lines):
         show_sweep(result.lines, planned.seeds)
-        typer.echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
+        echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
     result.check()
 
 
 @app.command(name="eval")
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="A run directory, or a TOML configuration.")],
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter directory; by default the run's.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(callback=expanded, help="A run directory, one of its checkpoints, or a TOML configuration."),
+    ],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            callback=expanded, help="Directory of an adapter: PEFT's, a run's or a checkpoint's; by default SOURCE."
+        ),
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate pass@1 of an adapter, or of the base model, on the held-out problems."""
+    """Evaluate pass@1 on the held-out problems of every client.
+
+    A run or checkpoint is evaluated on the problems and random numbers of the run's own evaluations.
+    """
     if base and adapter is not None:
         raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
-    settings = _config_of(source, overrides)
-    if not base and adapter is None:
-        if not source.is_dir():
-            raise ConfigError("Say which adapter to evaluate: --adapter DIR, or --base for none.")
-        adapter = source / "adapter"
-    from fedrlvr.reporting.tables import scores_table
-    from fedrlvr.simulation.evaluate import evaluate as evaluate_here
+    if source.is_file():
+        settings, run = load_config(source, overrides or ()), None
+        if not base and adapter is None:
+            raise ConfigError("Name the adapter to evaluate: --adapter DIR, or --base for none.")
+    elif overrides:
+        raise ConfigError("--set changes a TOML configuration; a run directory has its own, fixed one.")
+    else:
+        from fedrlvr.server.saved_adapter import open_run
 
-    scores_table([score.model_dump() for score in evaluate_here(settings, None if base else adapter)])
+        run = open_run(source)
+        settings = run.config
+    with interruptible("nothing was changed; give the same command again"):
+        from fedrlvr.reporting.tables import scores_table
+        from fedrlvr.server.metrics_log import scores_json
+        from fedrlvr.simulation import evaluate as engine
+
+        if run is None or base or adapter is not None:
+            scores = engine.evaluate(settings, adapter)
+        else:
+            round_, scores = engine.evaluate_run(run)
+            if round_ is not None:
+                echo(f"round {round_} of {settings.train.rounds}")
+    scores_table(scores_json(scores))
 
 
 @app.command()
@@ -136,10 +171,10 @@ def tasks(
         typer.Option(help="Write each client's problems to files in this directory, for organisations to try out."),
     ] = None,
 ) -> None:
-    """Load a configuration's problems and show who holds what. No model is loaded."""
+    """Load a configuration's problems and show how many each client holds. No model is loaded."""
     settings = _configured(config, overrides)
     from fedrlvr.reporting.tables import holdings_table
-    from fedrlvr.tasks.deal import deal
+    from fedrlvr.tasks.deal import deal, written_instruction
 
     dealt = deal(settings)
     if write is not None:
@@ -149,6 +184,9 @@ def tasks(
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
+    if write is not None and (stated := written_instruction(settings.data)) is not None:
+        # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
+        echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
 
 
 @app.command()
@@ -168,11 +206,11 @@ def validate(
     for name, problems in dealt.by_holder.items():
         verdict = validate_problems(problems, reward, attacked=attacked)
         without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        typer.echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
+        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
         for failure in verdict.failures[:10]:
-            typer.echo(f"  {failure.id}: {failure.reason}")
+            echo(f"  {failure.id}: {failure.reason}")
         for note in verdict.notes[:10]:
-            typer.echo(f"  note: {note.id}: {note.reason}")
+            echo(f"  note: {note.id}: {note.reason}")
         failures += len(verdict.failures)
     if failures:
         raise typer.Exit(1)
@@ -186,29 +224,28 @@ app.add_typer(superlink, name="superlink")
 
 @app.command()
 def export(
-    run_directory: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
+    run_directory: Annotated[
+        Path, typer.Argument(callback=expanded, help="A run directory, or one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Argument(callback=expanded, help="Directory to write; it must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
     client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
     """Write the adapter that a run trained as a PEFT directory, or as merged weights.
 
-    Rules that change the base weights (flora, fedex) end in an adapter whose rank has grown with the rounds.
+    A run that is not finished gives the adapter of its newest checkpoint. Rules that change the base weights (flora,
+    fedex) end in an adapter whose rank has grown with the rounds.
     """
-    settings = load_resolved(run_directory / "config.json")
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give a new directory.")
-    local_arm = settings.federation.arm == "local"
-    if local_arm != (client is not None):
-        hint = "name one with --client" if local_arm else "leave out --client"
-        raise ConfigError(f"The arm {settings.federation.arm!r} has one adapter {'per client' * local_arm}; {hint}.")
-    from fedrlvr.policy.base import save_merged
-    from fedrlvr.policy.peft_format import base_reference, load_peft, save_peft
-
-    adapter = load_peft(run_directory / "adapter" / (client or ""))
     if max_rank is not None and merged:
-        raise ConfigError("--max-rank is of adapters, and --merged writes none; leave one out.")
+        raise ConfigError("--max-rank limits the rank of an adapter, and --merged writes none. Leave one of them out.")
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{out} exists already; give a new directory.")
+    from fedrlvr.policy.export import export_adapter, export_merged
+    from fedrlvr.server.saved_adapter import open_run
+
+    run = open_run(run_directory)
+    settings, adapter = run.config, run.adapter(client)
     if max_rank is not None and adapter.rank > max_rank:
         rule = settings.aggregation.rule
         reason = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
@@ -216,19 +253,32 @@ def export(
             f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
-    if merged:
-        save_merged(adapter, settings.model, out)
-    else:
-        save_peft(adapter, out, base_name=base_reference(settings.model.name))
-    typer.echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
+    echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
+    echo(str(comparison))
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine: versions, cores, threads, GPU, disk, and what would be slow and why."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML configuration to check; without one, this machine alone.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check this machine: versions, cores, threads, GPU, disk, and causes of slowness.
+
+    With a configuration, check also its model, its data and the memory that the run will need.
+    """
+    if config is None and overrides:
+        raise ConfigError("--set changes a configuration; name one.")
+    settings = None if config is None else load_config(config, overrides or ())
     from fedrlvr.reporting.doctor import examine, show
 
     findings = examine()
+    if settings is not None:
+        from fedrlvr.simulation.doctor import examine as examine_run
+
+        findings += examine_run(settings)
     show(findings)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)
@@ -239,34 +289,32 @@ def _configured(config: Path | None, overrides: list[str] | None) -> Config:
     return load_config(config if config is not None else EMBEDDED, overrides or ())
 
 
-def _config_of(source: Path, overrides: list[str] | None) -> Config:
-    if source.is_dir():
-        if overrides:
-            raise ConfigError("--set changes a TOML configuration; a run directory has its own, fixed one.")
-        return load_resolved(source / "config.json")
-    return load_config(source, overrides or ())
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Errors raised on purpose are one paragraph on stderr and exit code 1."""
+    """Entry point of the command line. Errors raised on purpose are one paragraph on stderr and exit code 1."""
     if arguments is None:
         outlive_readers()
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"])
+    except SystemExit:
+        if not received():
+            raise
+        _fail("interrupted", debug, exit_code())  # outside of what says more
     except FedrlvrError as error:
         _fail(f"error: {error}", debug, 1)
     except Interrupted as stop:
-        _fail(str(stop), debug, 130)
+        _fail(str(stop), debug, exit_code())
     except Exception as error:  # a bug of ours: say so in one line, and how to see where
         _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
 
 
 def _fail(message: str, debug: bool, code: int) -> None:
     if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        echo_lines(traceback.format_exc(), err=True)
+    if received():
+        end(message)
+    echo(message, err=True)
     sys.exit(code)
 
 

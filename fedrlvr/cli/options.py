@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument
+
+from fedrlvr.config import Config
+from fedrlvr.output import echo
 
 CONNECTION = "fedrlvr"
 """Name of the SuperLink in Flower's own configuration."""
 
+
+def expanded(path: Path | None) -> Path | None:
+    """A path of the command line in which ~ stands for the home directory, also where the shell left it (--x=~/y)."""
+    try:
+        return None if path is None else path.expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 ConfigPath = Annotated[
-    Path | None, typer.Argument(help="A TOML configuration; without one, the embedded default runs.")
+    Path | None, typer.Argument(callback=expanded, help="A TOML configuration; without one, the embedded default runs.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
 ]
-Resume = Annotated[Path | None, typer.Option(help="Continue the run in this directory.")]
+Resume = Annotated[Path | None, typer.Option(callback=expanded, help="Continue the run in this directory.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print one line a round instead of live progress.")]
 Directory = Annotated[Path, typer.Argument(help="The directory that holds its settings, keys and state.")]
 Insecure = Annotated[
@@ -32,25 +43,25 @@ ExtraNames = Annotated[
 ]
 
 
-class Interrupted(Exception):
-    """Ctrl-C, with the line that the command ends with."""
+def warn_of_schedule(settings: Config, overrides: Sequence[str]) -> None:
+    """Say that a run which is made longer is no run of that length from the start, where its learning rate falls."""
+    if overrides and settings.train.schedule != "constant":
+        echo(
+            f"train.schedule = {settings.train.schedule!r} goes by train.rounds: from the next round on the learning "
+            f"rate is that of a run of {settings.train.rounds} rounds. Earlier rounds had that of a shorter run.",
+            err=True,
+        )
 
 
-@contextlib.contextmanager
-def resumable(directory: Path, again: Sequence[str]) -> Iterator[None]:
-    """Turn Ctrl-C into `Interrupted`. The line names the run's directory and the command `again` that goes on with it.
+class _Argument(TyperArgument):
+    """A positional argument that keeps its help, which click 8.5 overwrites in typer 0.20's."""
 
-    Raises:
-        Interrupted: Ctrl-C was pressed.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if any(directory.rglob("config.json")):
-            kept = f"finished rounds are kept in {directory}; go on with: {shlex.join(again)}"
-        else:
-            kept = f"nothing was written to {directory} yet; give the same command again"
-        raise Interrupted(f"interrupted; {kept}") from None
+    def __init__(self, *, help: str | None = None, **settings: Any) -> None:
+        super().__init__(help=help, **settings)
+        self.help = help
+
+
+typer.main.TyperArgument = _Argument  # type: ignore[misc]
 
 
 def toml_value(value: Any) -> str:

@@ -15,9 +15,12 @@ import typer
 from pydantic import ValidationError
 
 from fedrlvr.cli.options import Directory, Insecure, toml_value
-from fedrlvr.config.sections import NAME, Section
+from fedrlvr.config.reference import summary
+from fedrlvr.config.sections import NAME, EngineConfig, Section
 from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import private_directory
+from fedrlvr.output import echo, echo_lines
 
 if TYPE_CHECKING:
     from fedrlvr.reporting.doctor import Finding
@@ -57,7 +60,7 @@ def init(
     text = site_toml(settings, task, None if data is None else data.absolute(), {model_name: place or model_name})
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"No site.toml can be made of these options: {error}.") from None
     _validated(tree)
     _quotable(directory)
@@ -70,7 +73,7 @@ def init(
             raise ConfigError(f"{authority} exists already and is another one. Move it away if it is to be replaced.")
     if data is not None and not data.exists():
         raise ConfigError(f"--data {data}: there is no such file or directory.")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     if not insecure:
         certificates.make_node_key(key)
     if root_certificates is not None and not authority.exists():
@@ -86,7 +89,7 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Address to use this time instead of the one in site.toml.")
     ] = None,
 ) -> None:
-    """Run this organisation's SuperNode, which fetches what a server asks. Ctrl-C ends it."""
+    """Run this organisation's SuperNode, which fetches the server's requests. Ctrl-C ends it."""
     org = load_site(directory)
     if superlink is not None:
         org = Organisation(_validated(org.config.model_dump() | {"superlink": superlink}), org.path)
@@ -105,7 +108,7 @@ def run(
         _refuse(checks.key_pair(org))
         reached = checks.server_certificate(org.config.superlink, org.root_certificates)
         if reached.name == checks.UNREACHED:  # may be there later: the SuperNode waits for it
-            typer.echo(f"{reached.value}. The SuperNode will try until it answers.", err=True)
+            echo(f"{reached.value}. The SuperNode will try until it answers.", err=True)
         else:
             _refuse(reached)
             _refuse(checks.registration(org))
@@ -114,11 +117,9 @@ def run(
             _deactivate_crashed(org)
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
-    typer.echo(
-        f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}"
-    )
-    typer.echo(f"What is asked and sent is in {org.log}; what is allowed is in {org.path}.")
-    typer.echo(shlex.join(command))
+    echo(f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}")
+    echo(f"Requests and answers are logged in {org.log}; the limits are in {org.path}.")
+    echo(shlex.join(command))
     os.execvpe(command[0], command, environment)
 
 
@@ -127,42 +128,42 @@ def check(
     directory: Directory,
     skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
 ) -> None:
-    """Try everything that a run will need, and say what is wrong before anybody waits."""
+    """Check everything that a run needs, and report what is wrong before a run starts."""
     from fedrlvr.deployment.site.check import examine_site
 
     wrong = 0
     for finding in examine_site(directory, skip_model=skip_model):
-        typer.echo(f"{finding.status:<8} {finding.name}: {finding.value}")
+        echo(f"{finding.status:<8} {finding.name}: {finding.value}")
         if finding.advice:
-            typer.echo(f"         {finding.advice}")
+            echo(f"         {finding.advice}")
         wrong += finding.status == "problem"
-    typer.echo(f"{wrong} of these must be mended before a run." if wrong else "Nothing stands in the way of a run.")
+    echo(f"{wrong} of these must be mended before a run." if wrong else "Nothing stands in the way of a run.")
     if wrong:
         raise typer.Exit(1)
 
 
 @site.command()
 def status(directory: Directory) -> None:
-    """Show whether the worker runs, what it holds, and what was last asked and sent."""
+    """Show whether the worker runs, the models in its memory, and the last requests and answers."""
     org = load_site(directory)
     from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel
 
     pid = checks.supernode(org)
-    typer.echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
+    echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
     worker = channel.status(org)
     if worker is None:
-        typer.echo("worker does not run; the next message starts it")
+        echo("worker does not run; the next message starts it")
     else:
         fields = (f"{key} {_shown(key, value)}" for key, value in worker.items() if key != "ok")
-        typer.echo(f"worker runs: {', '.join(fields)}")
+        echo(f"worker runs: {', '.join(fields)}")
     try:
         lines = org.log.read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
-    typer.echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
+    echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
     for line in lines[-LAST_LINES:]:
-        typer.echo(f"  {line}")
+        echo(f"  {line}")
 
 
 @site.command()
@@ -171,11 +172,11 @@ def stop(directory: Directory) -> None:
     org = load_site(directory)
     from fedrlvr.deployment.site import socket as channel
 
-    typer.echo("the worker has ended" if channel.stop(org) else "no worker was running")
+    echo("the worker has ended" if channel.stop(org) else "no worker was running")
 
 
 def supernode_command(org: Organisation) -> list[str]:
-    """The plain command of Flower's that `site run` amounts to.
+    """The Flower command that `site run` executes.
 
     Raises:
         ConfigError: site.toml lies where Flower could not be told of it.
@@ -197,8 +198,10 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
     settings: keys outside of any table. task, data: the name and problems of its task; without data, generated ones.
     models: base models by name, and where each lies.
     """
-    lines = ["# An organisation in a federation of fedrlvr. Only this file decides what a server may ask for; relative"]
-    lines += ["# paths are relative to it. A line that begins with # is a comment, and shows the default.", ""]
+    lines = [
+        "# This file configures one organisation in a federation of fedrlvr, and only this file decides what a server"
+    ]
+    lines += ["# may ask for. Relative paths are relative to its directory. A setting behind # shows its default.", ""]
     lines += _settings(SiteConfig, settings, {"tasks", "models", "machine", "engine", "limits"})
     lines += [*_comment(SiteConfig, "tasks"), f"[tasks.{task if re.fullmatch(NAME, task) else toml_value(task)}]"]
     if data is None:
@@ -209,8 +212,8 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
     lines += [*_comment(SiteConfig, "models"), "[models]"]
     lines += [*(f"{toml_value(name)} = {toml_value(place)}" for name, place in models.items()), ""]
     for name, section in (("machine", MachineConfig), ("limits", Limits)):
-        about = textwrap.wrap(" ".join((section.__doc__ or "").split()), _WIDTH)
-        lines += [*(f"# {line}" for line in about), f"[{name}]", *_settings(section, {})]
+        lines += [*_wrapped(summary(section)), f"[{name}]", *_settings(section, {})]
+    lines += [*_wrapped(f"{summary(EngineConfig)} docs/settings.md lists them."), "# [engine]"]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -228,8 +231,11 @@ def _settings(section: type[Section], given: dict[str, Any], omitted: Collection
 
 
 def _comment(section: type[Section], name: str) -> list[str]:
-    description = section.model_fields[name].description or ""
-    return [f"# {line}" for line in textwrap.wrap(description, _WIDTH, break_long_words=False)]
+    return _wrapped(section.model_fields[name].description or "")
+
+
+def _wrapped(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False)]
 
 
 def _validated(tree: dict[str, Any]) -> SiteConfig:
@@ -254,7 +260,7 @@ def _deactivate_crashed(org: Organisation) -> None:
         return
     authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
     if flowerparts.let_go(org.config.superlink, authority, certificates.read_node_key(org.key), node):
-        typer.echo("The SuperNode before this one ended without saying so; the SuperLink has let go of it.")
+        echo("The previous SuperNode crashed; the SuperLink has deactivated it.")
 
 
 def _refuse(finding: Finding) -> None:
@@ -285,15 +291,15 @@ def _say_next(org: Organisation, authority: Path) -> None:
     from fedrlvr.deployment import certificates
 
     place = shlex.quote(str(org.directory))
-    lines = [f"{org.path} says what a server may ask {org.name} for: look through it first.", ""]
+    lines = [f"{org.path} limits what a server may ask of {org.name}: read it first.", ""]
     if not org.config.insecure:
         mark = certificates.key_fingerprint(certificates.read_node_key(org.key).public_key())
         lines += [
             f"Send {org.key}.pub to the SuperLink's operator, by any channel: it is public. Compare by telephone its",
             f"fingerprint: {mark}",
-            "The operator lets it in with:",
+            "The operator registers it with:",
             f"  fedrlvr superlink register DIRECTORY {org.key.name}.pub --name {org.name}",
-            f"Keep {org.key} to yourself: who has it can pass for {org.name}.",
+            f"Keep {org.key} private: anyone who has it can pose as {org.name}.",
         ]
         if authority.exists():
             mark = certificates.certificate_fingerprint(certificates.read_certificate(authority))
@@ -307,4 +313,4 @@ def _say_next(org: Organisation, authority: Path) -> None:
         "which runs, with state/bin first in PATH so that no code of a server is ever started:",
         f"  {shlex.join(supernode_command(org))}",
     ]
-    typer.echo("\n".join(lines))
+    echo_lines("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Standard streams whose reader is gone: what is written to them is dropped, and the command goes on.
+"""Standard streams that survive their reader: after it has ended, output is dropped and the command continues.
 
 A run takes hours. `fedrlvr run | head -1` and `fedrlvr run >&-` must neither end it nor cost a finished round.
 """

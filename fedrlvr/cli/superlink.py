@@ -1,4 +1,4 @@
-"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and who may."""
+"""`fedrlvr superlink`: the server that organisations connect to, its certificate, and its registered organisations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from fedrlvr.cli.options import CONNECTION, Directory, ExtraNames, Insecure, toml_lines, write_connection
+from fedrlvr.config.client_names import check_client_names
 from fedrlvr.config.sections import NAME
 from fedrlvr.errors import ConfigError
+from fedrlvr.files import private_directory
 from fedrlvr.hosts import LOOPBACK, WILDCARDS, is_loopback, split_address
+from fedrlvr.output import echo, echo_lines
 
 SETTINGS = "superlink.toml"
 
@@ -74,7 +77,7 @@ def init(
     for file in (directory / SETTINGS, flower / "config.toml"):
         if file.exists():
             raise ConfigError(f"{file} exists already and is never overwritten. Give another directory.")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     if not insecure:
         from fedrlvr.deployment import certificates
 
@@ -129,8 +132,8 @@ def renew(directory: Directory, name: ExtraNames = None) -> None:
     certificates.renew_server_certificate(directory, name or [])
     fresh = certificates.read_certificate(directory / "server.crt")
     until = fresh.not_valid_after_utc.date()
-    typer.echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
-    typer.echo("The SuperLink takes it when it is started again.")
+    echo(f"{directory / 'server.crt'} is good until {until}, for {', '.join(certificates.hosts_of(fresh))}")
+    echo("The SuperLink uses it after its next start.")
 
 
 @superlink.command()
@@ -144,13 +147,18 @@ def register(
 
     link = load_superlink(directory)
     if link.insecure:
-        raise ConfigError(f"{directory} is without keys (--insecure): whoever is on this machine may connect.")
+        raise ConfigError(f"{directory} is without keys (--insecure): every user of this machine may connect.")
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"--name {name!r}: letters, digits, - and _ only, at most 64.")
     key = read_public_key(public_key)
     mark = key_fingerprint(key)
     for member in _members(directory, link):
         fingerprint = _fingerprint(member.public_key)
+        if member.name not in ("", name):
+            try:
+                check_client_names([member.name, name])
+            except ValueError as error:
+                raise ConfigError(f"--name {name}: {error}. {member.name} is registered already.") from None
         if member.name == name or fingerprint == mark:
             raise ConfigError(
                 f"{member.name} is registered already, with the key {fingerprint}. Each organisation has its own "
@@ -166,7 +174,7 @@ def register(
             f"{public_key} was unregistered here before, and Flower does not take such a key again. Have {name} make a "
             "new pair (move the old one away, then ssh-keygen -t ecdsa -b 384 -N '' -f NAME.key)."
         ) from None
-    typer.echo(f"registered {name}, whose key has the fingerprint {mark}")
+    echo(f"registered {name}, whose key has the fingerprint {mark}")
 
 
 @superlink.command()
@@ -175,10 +183,10 @@ def members(directory: Directory) -> None:
     link = load_superlink(directory)
     registered = _members(directory, link)
     if not registered:
-        typer.echo("nobody is registered")
+        echo("no organisation is registered")
     width = max((len(member.name) for member in registered), default=0)
     for member in registered:
-        typer.echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
+        echo(f"{member.name:<{width}}  {member.status:<10}  {_fingerprint(member.public_key)}")
 
 
 @superlink.command()
@@ -193,7 +201,7 @@ def unregister(
         raise ConfigError(f"There is no organisation {name}; `fedrlvr superlink members` lists who is registered.")
     for member in matching:
         _flwr(directory, "supernode", "unregister", str(member.node_id), CONNECTION)
-    typer.echo(f"{name} can connect no more; to come back it needs a new key")
+    echo(f"{name} can no longer connect; to come back, it needs a new key")
 
 
 def load_superlink(directory: Path) -> SuperLink:
@@ -210,7 +218,7 @@ def load_superlink(directory: Path) -> SuperLink:
             raise ValueError(f"it must hold {', '.join(asdict(link))} and nothing else")
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr superlink init` makes one.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be used: {error}.") from None
     if link.insecure and not is_loopback(link.host):
         raise ConfigError(f"{file}: insecure is for loopback only, and host is {link.host}.")
@@ -237,7 +245,7 @@ def _flwr(directory: Path, *arguments: str) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         output = " ".join(re.sub("[─│╭╮╰╯]+", " ", done.stderr or done.stdout).split())[-400:]
-        raise ConfigError(f"Flower did not do it (flwr {' '.join(arguments[:2])}): {output}")
+        raise ConfigError(f"Flower's command failed (flwr {' '.join(arguments[:2])}): {output}")
 
 
 def _fingerprint(public_key: bytes) -> str:
@@ -257,7 +265,7 @@ def _say_next(directory: Path, link: SuperLink) -> None:
     place = shlex.quote(str(directory))
     lines = [f"A SuperLink in {directory}, for {link.address}, listening on {link.host} port {link.port}.", ""]
     if link.insecure:
-        lines += ["It has no TLS and no keys: whoever is on this machine can use it.", ""]
+        lines += ["It has no TLS and no keys: every user of this machine can use it.", ""]
     else:
         from fedrlvr.deployment.certificates import certificate_fingerprint, read_certificate
 
@@ -265,16 +273,16 @@ def _say_next(directory: Path, link: SuperLink) -> None:
         lines += [
             f"Give every organisation {directory / 'ca.crt'}; it is public. Have them compare, by telephone, its",
             f"fingerprint (SHA-256): {mark}",
-            "Keep ca.key and server.key to yourself: who has ca.key can pass for this SuperLink.",
+            "Keep ca.key and server.key private: anyone who has ca.key can pose as this SuperLink.",
             "",
         ]
     lines += ["Start it:", f"  fedrlvr superlink run {place}"]
     if not link.insecure:
-        lines += ["Let an organisation in that sent you its public key, and see who is there:"]
+        lines += ["Register an organisation that sent you its public key, and list those registered:"]
         lines += [f"  fedrlvr superlink register {place} NAME.key.pub --name NAME"]
         lines += [f"  fedrlvr superlink members {place}"]
     lines += ["Start a run, on this machine:", f"  fedrlvr federate exp.toml --superlink {place}"]
-    typer.echo("\n".join(lines))
+    echo_lines("\n".join(lines))
 
 
 def _utc() -> logging.Formatter:

@@ -1,1 +1,1 @@
-"""What an organisation does with the messages it gets, written for a cohort of K clients."""
+"""The client's side: an organisation's answers to messages, written for a cohort of K clients."""

@@ -1,4 +1,4 @@
-"""Client code: what an organisation does with the messages it gets, written for a cohort of K.
+"""Client code: an organisation's answers to messages, written for a cohort of K.
 
 A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once, and a sweep those of
 several federations, which share a cohort and nothing else. Training is in local_training.py, and what a client
@@ -42,11 +42,11 @@ REQUESTS: dict[str, type[TrainRequest] | type[RespondRequest] | type[EvaluateReq
     RESPOND: RespondRequest,
     "evaluate": EvaluateRequest,
 }
-"""What a message of each type asks."""
+"""Class of the request in a message, by the message's type."""
 
 
 def asked_in(message: Message) -> TrainRequest | RespondRequest | EvaluateRequest:
-    """What a message asks.
+    """Read the request of a message, by the message's type.
 
     Raises:
         MessageError: a message of a type that no client answers, or that cannot be read.
@@ -58,7 +58,7 @@ def asked_in(message: Message) -> TrainRequest | RespondRequest | EvaluateReques
 
 
 def start_of(reading: Reading, request: ClientRequest) -> Start:
-    """What a client begins a message with.
+    """Starting point of a client's work on a message: adapter and change of the base weights.
 
     Raises:
         MessageError, AdapterError: the message lacks something, or cannot be used.
@@ -115,7 +115,7 @@ class CohortApp:
         return [replies[request] for request in requests]
 
     def read(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[ClientRequest]:
-        """What these messages ask.
+        """Requests of these messages, each at its client.
 
         Raises:
             MessageError: as `__call__`.
@@ -123,7 +123,7 @@ class CohortApp:
         return [self.request(message, context) for message, context in zip(messages, contexts, strict=True)]
 
     def request(self, message: Message, context: Context) -> ClientRequest:
-        """What a message asks of its client.
+        """The request of a message, at its client.
 
         Raises:
             MessageError: as `__call__`.

@@ -1,4 +1,4 @@
-"""What a client begins a message with that has notes (model_delta.py): parts that are sent, drawn and remembered.
+"""Start of a client's work on a message with a model delta (model_delta.py): parts that are sent, drawn and remembered.
 
 What a client remembers of the global model lies in its own `context.state`, beside the rest of its memory, and changes
 only when the message has been answered.
@@ -22,7 +22,7 @@ from fedrlvr.wire.model_delta import CHANGE, ModelDelta, read_delta
 
 
 def start(reading: Reading, request: ClientRequest) -> Start:
-    """What this client begins with.
+    """Starting point of a client's work on a message with a model delta.
 
     reading: of the batch; what several clients have alike is one object.
 
@@ -91,8 +91,8 @@ def _sent_change(reading: Reading, request: ClientRequest, rank: int) -> Adapter
     arrays, largest = record_in(request.message.content, CHANGE, ArrayRecord), request.client.largest
     if arrays is None or not 1 <= rank <= max(min(shape) for shape in largest.shapes.values()):
         raise MessageError(f"{request.place}: a request without the change of the base weights that it announces")
-    whose = f"the change of the base weights sent to {request.client.name} in round {request.asked.round}"
-    return reading.adapter(arrays, _of_scale_1(largest, rank), whose)
+    place = f"the change of the base weights sent to {request.client.name} in round {request.asked.round}"
+    return reading.adapter(arrays, _of_scale_1(largest, rank), place)
 
 
 def _check_held(request: ClientRequest, since: int) -> None:

@@ -1,4 +1,4 @@
-"""What a client begins a message with: an adapter, and what has been added to its base weights.
+"""Start of a client's work on a message: an adapter, and the change of its base weights.
 
 A message that begins something brings the adapter; one in the middle of a round continues with the client's own. What a
 message brings with notes is put together in delta_start.py.
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Start:
-    """What a client begins a message with.
+    """Starting point of a client's work on one message.
 
     change: added to its base weights, of scale 1. keep: what the client is to remember of the global model, by name.
     """
@@ -33,19 +33,19 @@ class Start:
     keep: dict[str, ArrayRecord | ConfigRecord] = field(default_factory=dict)
 
     def remember(self, context: Context) -> None:
-        """Keep what later messages will not bring again."""
+        """Keep the parts of the global model that later messages will not bring again."""
         for name, record in self.keep.items():
             context.state[name] = record
 
 
 class Reading:
-    """Reads what a batch of messages brings. What several clients are sent alike is read once, and is one object."""
+    """Reads the contents of a batch of messages. Contents that are the same for several clients are read once."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
 
     def start(self, request: ClientRequest) -> Start:
-        """What this client begins with, where the message has no notes.
+        """Starting point of a client's work on a message without a model delta.
 
         Raises:
             MessageError: there is no adapter.
@@ -75,19 +75,19 @@ class Reading:
             arrays, like, f"the adapter sent to {request.client.name} in round {request.asked.round}", halves
         )
 
-    def adapter(self, arrays: ArrayRecord, like: Adapter, whose: str, halves: Halves = "AB") -> Adapter:
-        """The adapter in a record; one object for what is alike.
+    def adapter(self, arrays: ArrayRecord, like: Adapter, place: str, halves: Halves = "AB") -> Adapter:
+        """The adapter in a record; equal records give one object.
 
         Raises:
             AdapterError: it cannot be used.
         """
         key = (halves, like.layout, id(like) if halves != "AB" else 0, *arrays, *(a.data for a in arrays.values()))
         # `like` is kept too: a key holds its id, and so must not outlive it.
-        adapter, _ = self.once(key, lambda: (arrays_to_adapter(arrays, like, whose=whose, halves=halves), like))
+        adapter, _ = self.once(key, lambda: (arrays_to_adapter(arrays, like, place=place, halves=halves), like))
         return adapter
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for a key in this batch."""
+        """Result of `make`, computed once for a key in this batch."""
         if key not in self._made:
             self._made[key] = make()
         made: T = self._made[key]

@@ -1,4 +1,4 @@
-"""A client's training in one message, written for a cohort of K: local steps, and what surrounds them.
+"""A client's training for one message, written for a cohort of K: local steps, and the work before and after them.
 
 A round without exchanges is one `train` message: all local steps. With exchanges it is a `query.respond` for each,
 which takes public steps on the share of the last pool, then a stretch of local steps, and then answers the exchange's
@@ -8,7 +8,6 @@ public_steps.py.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from itertools import chain
@@ -25,6 +24,7 @@ from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
 from fedrlvr.errors import AdapterError, FloorError
+from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.optimizer import learning_rate
@@ -49,7 +49,7 @@ from fedrlvr.wire.messages import (
 )
 from fedrlvr.wire.public_messages import EXCHANGE
 
-_log = logging.getLogger("fedrlvr.client")
+_log = logger("client")
 
 
 class LocalTraining:
@@ -89,7 +89,7 @@ class LocalTraining:
                 kept = arrays_in(request.context, ROUND_MOMENTS)
                 if (anchor := arrays_in(request.context, ROUND_ANCHOR)) is not None:
                     client = request.client
-                    self.starts[row] = arrays_to_adapter(anchor, client.initial, whose=client.name)
+                    self.starts[row] = arrays_to_adapter(anchor, client.initial, place=client.name)
             elif asked.train.optimizer_state == "keep":
                 kept = arrays_in(request.context, MOMENTS)
             if kept is not None:
@@ -100,7 +100,7 @@ class LocalTraining:
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
 
     def run(self) -> list[RecordDict | Error]:
-        """Do what is asked, and give each client's reply, or an error where a floor keeps it back.
+        """Train as the requests ask, and return each client's reply. Memories change only at the very end.
 
         Memories change only at the very end.
         """
@@ -116,7 +116,7 @@ class LocalTraining:
         shared = {}
         for row, request in self.requests.items():
             if (record := record_in(request.message.content, PROBES, ArrayRecord)) is not None:
-                shared[row] = read_probes(record, None, whose=f"round {request.asked.round}, the server")
+                shared[row] = read_probes(record, None, place=f"round {request.asked.round}, the server")
         return shared
 
     def _local_step(self) -> None:

@@ -35,7 +35,7 @@ class Means:
         return self.sums[name] / weight if weight else math.nan
 
     def values(self) -> dict[str, float]:
-        """Every mean by its name."""
+        """Every mean, by the metric's name."""
         return {name: self[name] for name in self.sums}
 
 
@@ -55,7 +55,7 @@ class StepMetrics:
     public_tokens_trained: int = 0
 
     def sampled(self, groups: Sequence[Group]) -> None:
-        """Count one step's graded groups."""
+        """Add the graded groups of one local step."""
         rewards = [reward for group in groups for reward in group.rewards]
         responses = [response for group in groups for response in group.responses]
         self.last_reward = sum(rewards) / len(rewards)
@@ -68,7 +68,7 @@ class StepMetrics:
         self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
 
     def learned(self, stats: StepStats) -> None:
-        """Count one optimizer step."""
+        """Add the statistics of one optimizer step."""
         self.means.add("loss", stats.loss)
         self.means.add("grad_norm", stats.grad_norm)
         ratios = stats.ratios
@@ -79,7 +79,7 @@ class StepMetrics:
             self.ratio_max = ratios.largest if math.isnan(self.ratio_max) else max(self.ratio_max, ratios.largest)
 
     def took(self, **seconds: float) -> None:
-        """Add seconds to phases."""
+        """Add seconds to the time of each phase."""
         for phase, value in seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
 
@@ -102,7 +102,7 @@ class StepMetrics:
 
 @dataclass
 class SwapMetrics:
-    """One client's numbers of one exchange: what it answered, what it took of others, and what that did."""
+    """One client's numbers of one exchange: its own answers, the responses it took, and their effect."""
 
     means: Means = field(default_factory=Means)
     swapped_in: int = 0
@@ -113,7 +113,7 @@ class SwapMetrics:
     ratio_max: float = math.nan
 
     def swapped(self, own_rewards: Sequence[float], ages: Sequence[int]) -> None:
-        """Count one group: its own rewards, and the ages of what was swapped in."""
+        """Add one group: its own rewards, and the ages of the responses swapped in."""
         correct = sum(reward >= CORRECT for reward in own_rewards)
         self.means.add("own_correct", correct, len(own_rewards))
         self.means.add("staleness", sum(ages), len(ages))
@@ -121,13 +121,13 @@ class SwapMetrics:
         self.rescued += not correct and bool(ages)
 
     def scored(self, logps: Sequence[Sequence[float]]) -> None:
-        """The receiver's own log-probs of the foreign tokens."""
+        """Add the receiver's own log-probs of foreign tokens."""
         tokens = sum(map(len, logps))
         if tokens:
             self.logp = sum(map(sum, logps)) / tokens
 
     def learned(self, stats: StepStats) -> None:
-        """Count one public step."""
+        """Add the statistics of one public step."""
         self.tokens_trained += stats.ratios.tokens
         if (foreign := stats.foreign) is not None:
             self.means.add("foreign_ratio_mean", foreign.mean * foreign.tokens, foreign.tokens)
@@ -150,14 +150,14 @@ class SwapMetrics:
 
 @dataclass
 class Calibration:
-    """How often the majority is right, by what P1 said: problems, their P1 in sum, and those that are right."""
+    """Calibration of P1 in tenths: number of problems, sum of their P1, and number of correct majorities."""
 
     n: list[int] = field(default_factory=lambda: [0] * BINS)
     total: list[float] = field(default_factory=lambda: [0.0] * BINS)
     right: list[int] = field(default_factory=lambda: [0] * BINS)
 
     def add(self, reliable: float, right: bool) -> None:
-        """Count one problem."""
+        """Add one problem to its tenth of P1."""
         at = min(int(reliable * BINS), BINS - 1)
         self.n[at] += 1
         self.total[at] += reliable
@@ -182,7 +182,7 @@ class Pairs:
     xy: float = 0.0
 
     def add(self, x: float, y: float) -> None:
-        """Count one pair."""
+        """Add one pair of numbers to the correlation."""
         # About the means, or what does not vary would seem to, by its rounding (Welford's method).
         self.n += 1
         dx, dy = x - self.x, y - self.y
@@ -210,7 +210,7 @@ _SHARES = {
 
 @dataclass
 class LabelMetrics:
-    """Means and sums over a round's local steps."""
+    """Numbers about labels, as means and sums over a round's local steps."""
 
     means: Means = field(default_factory=Means)
     asked: int = 0
@@ -227,7 +227,7 @@ class LabelMetrics:
         reliable: Sequence[float] | None,
         learnt: Collection[int] = (),
     ) -> None:
-        """Count one step.
+        """Add the supervision of one local step.
 
         reliable: P1 of each problem, where there are probes. learnt: places of problems that these have learnt from
         before, on which their calibration would look better than it is.
@@ -253,7 +253,7 @@ class LabelMetrics:
         reliable: Sequence[float] | None,
         scores: Sequence[float] | None,
     ) -> None:
-        """Count what only experiments know of one step.
+        """Add the accuracies of one step that only experiments know.
 
         scores: S of each problem, where there are probes.
         """
@@ -269,7 +269,7 @@ class LabelMetrics:
                 self.gaps.add(scores[place], oracle_gap(clusters, rewards))
 
     def learned(self, losses: dict[str, float]) -> None:
-        """Count one update of the probes."""
+        """Add the losses of one update of the probes."""
         for name, loss in losses.items():
             self.means.add(name, loss)
 

@@ -6,7 +6,6 @@ others' correct responses take the slots that the swap rule says, and the public
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,14 @@ from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory
 from fedrlvr.config import PubSwapCoordination
-from fedrlvr.coordination import Sent, reference, swap
+from fedrlvr.coordination import Sent, flaw, reference, swap, usual_length
+from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.rewards import behind_answer
 from fedrlvr.wire.messages import RespondRequest, StretchRequest, record_in
 from fedrlvr.wire.public_messages import (
     RESPONSES,
@@ -36,7 +37,7 @@ from fedrlvr.wire.public_messages import (
     stamp_record,
 )
 
-_log = logging.getLogger("fedrlvr.client")
+_log = logger("client")
 
 Shared = list[tuple[Response, int]]
 """Others' responses to one problem, each with its age in optimizer steps."""
@@ -44,7 +45,7 @@ Shared = list[tuple[Response, int]]
 
 @dataclass
 class PublicSteps:
-    """The public half of what one batch of messages asks.
+    """The public steps that one batch of messages asks for.
 
     memory: by row of the cohort, as the requests. swaps: by row the numbers of the public steps that were taken.
 
@@ -69,7 +70,7 @@ class PublicSteps:
 
     @property
     def coordination(self) -> PubSwapCoordination:
-        """The exchange's settings; there are some wherever public problems are answered or waited with."""
+        """Settings of the exchange, which exist wherever public problems are answered or awaited."""
         assert self.asked.coordination is not None
         return self.asked.coordination
 
@@ -144,7 +145,7 @@ class PublicSteps:
         self._took(started)
 
     def responses(self, row: str) -> RecordDict:
-        """What a reply to `query.respond` carries besides numbers: a stamp, and the responses if they are asked for."""
+        """Records of a reply to `query.respond` besides numbers: a stamp, and the responses if they are asked for."""
         assert isinstance(self.asked, RespondRequest)
         memory, base = self.memory[row], self.cohort.base
         stamp = Stamp(
@@ -185,8 +186,8 @@ class PublicSteps:
     def _share(self, request: ClientRequest, waiting: Sequence[Group], metrics: SwapMetrics) -> list[Shared]:
         """For each waiting group the responses of the client's share that pass the client's own checks.
 
-        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded, or
-        not correct by this client's own grader.
+        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded, not
+        correct by this client's own grader, or not passed by the screening of the pool, which is done here once more.
 
         Raises:
             MessageError: the share cannot be read.
@@ -202,24 +203,39 @@ class PublicSteps:
             max_tokens=sampling.max_new_tokens,
             logps=self.coordination.ratio_rule.needs_sender,
         )
+        lengths: tuple[list[int], list[int]] = ([], [])
+        for group in waiting:
+            for response, reward in zip(group.responses, group.rewards, strict=True):
+                lengths[reward < CORRECT].append(len(response.token_ids))
+        longest = self.coordination.pool_length * usual_length(*lengths)
         for foreign in sent:
             usable = (
                 0 <= foreign.problem < len(waiting)
-                and 0 < len(foreign.token_ids) <= sampling.max_new_tokens
+                and 0 < len(foreign.token_ids) <= min(sampling.max_new_tokens, longest)
                 and min(foreign.token_ids) >= 0
                 and max(foreign.token_ids) < base.vocabulary
                 and (foreign.token_ids[-1] in base.eos_ids or self.asked.train.unfinished == "grade")
             )
             if usable:
                 text = base.decode(list(foreign.token_ids))
-                (reward,) = request.data.grade(_public(waiting[foreign.problem]), [text])
-                usable = reward >= CORRECT
+                problem = _public(waiting[foreign.problem])
+                (reward,) = request.data.grade(problem, [text])
+                usable = reward >= CORRECT and not flaw(
+                    text,
+                    behind_answer(request.data.reward, text, problem),
+                    foreign.token_ids,
+                    special=base.special_ids,
+                    ends=base.eos_ids,
+                    tail=self.coordination.pool_tail,
+                )
             if not usable:
                 metrics.refused += 1
                 continue
             ended = foreign.token_ids[-1] in base.eos_ids
             response = Response(foreign.token_ids, foreign.logps, text, ended, Origin.FOREIGN, reward)
             shares[foreign.problem].append((response, foreign.age))
+        if metrics.refused:
+            _log.warning("%s: refused %d of the %d responses of its share", request.place, metrics.refused, len(sent))
         return shares
 
     def _score(self, mixed: Mapping[str, Sequence[Group]]) -> dict[int, Sequence[float]]:

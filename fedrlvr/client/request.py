@@ -1,4 +1,4 @@
-"""One message at the client it is for: what is asked, of whom, what that client remembers, and what it lets out.
+"""One message at its client: the request, the client, and the client's memory.
 
 A batch holds messages to clients of one or several federations, which share a cohort and nothing else. So each request
 carries its own client, and computing a batch needs nothing but the cohort and the requests.
@@ -24,7 +24,7 @@ from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, Sourc
 
 
 class Release:
-    """What a client accepts from a server and lets out: everything, as in a simulation.
+    """Rules for what a client accepts from a server and lets out; here everything, as in a simulation.
 
     An organisation's own rules are in deployment/site/release.py.
 
@@ -61,7 +61,7 @@ class Release:
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """One organisation in one federation.
+    """One organisation in one federation, with its data.
 
     federation: tells its federation from others on the same cohort; "" where there is only one.
     initial: the adapter the client starts from, of its own rank. largest: the same of the federation's largest rank.
@@ -88,7 +88,7 @@ class Client:
 
 @dataclass(frozen=True, eq=False)
 class ClientRequest:
-    """A message at its client.
+    """A message with its request, client and memory.
 
     asked: what the message asks. context: the client's memory between messages. variation: what its private streams
     depend on besides what is asked.
@@ -107,7 +107,7 @@ class ClientRequest:
 
     @property
     def data(self) -> ClientData:
-        """The client's own data."""
+        """Problems of the client that the message is for."""
         return self.client.data
 
     @cached_property
@@ -126,7 +126,7 @@ class ClientRequest:
 
     @property
     def place(self) -> str:
-        """Client and round, for errors."""
+        """Name of client and round, for the text of errors."""
         return f"{self.client.name}: round {self.asked.round}"
 
     def encode(self, base: Base, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
@@ -135,7 +135,8 @@ class ClientRequest:
 
 
 def batches(requests: Sequence[ClientRequest], *, together: bool = True) -> list[list[ClientRequest]]:
-    """What can be computed at once: requests that ask the same of different clients, whatever their seeds and rounds.
+    """Batches of requests that can be computed at once: they ask the same of different clients, whatever their seeds
+    and rounds.
 
     together: off makes batches of one, in order.
     """

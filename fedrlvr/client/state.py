@@ -1,4 +1,4 @@
-"""What a client remembers between messages, in Flower's `context.state`: never on the server, never in a message.
+"""A client's memory between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
 kept, its own adapter in the arm `local`, its probes, the rounding error of what it sent, and what delta_start.py keeps
@@ -41,7 +41,7 @@ LEAST_WEIGHT = 0.02
 
 @dataclass(frozen=True)
 class Probes:
-    """CARE's judge as `Judge.state` gives it."""
+    """State of CARE's judge, as `Judge.state` gives it."""
 
     tensors: dict[str, torch.Tensor]
     plain: dict[str, int]
@@ -49,7 +49,7 @@ class Probes:
 
 @dataclass
 class Progress:
-    """How far a client is: problems drawn and local steps done; and the round that is under way.
+    """Progress of a client: problems drawn and local steps done; and the state of an unfinished round.
 
     round_steps: local steps of this round. updates: optimizer steps since the round's adapter, public ones included.
     waiting: the own groups on public problems whose pool has not come yet.
@@ -101,13 +101,13 @@ _PROGRESS = TypeAdapter(Progress)
 
 @dataclass
 class Memory(Progress):
-    """A client's past. probes: CARE's, where there are any."""
+    """A client's memory between messages. probes: CARE's, where there are any."""
 
     probes: Probes | None = None
 
     @staticmethod
     def of(context: Context, *, under_way: bool) -> Memory:
-        """The memory in a context.
+        """Read a client's memory from a message's context.
 
         under_way: go on with the round it is in the middle of, rather than begin one.
 
@@ -135,7 +135,7 @@ class Memory(Progress):
     def pause(
         self, context: Context, adapter: ArrayRecord, anchor: ArrayRecord | None, moments: dict[str, torch.Tensor]
     ) -> None:
-        """Remember the round under way.
+        """Store the state of a round that is not finished.
 
         anchor: the round's adapter where the end of the round needs it (FedProx, and what is sent as a change).
         """
@@ -148,7 +148,7 @@ class Memory(Progress):
             context.state[ROUND_ANCHOR] = anchor
 
     def finish(self, context: Context, moments: dict[str, torch.Tensor] | None) -> None:
-        """The round is over: remember what lasts.
+        """Finish the round: keep the memory that outlasts it.
 
         moments: where they are kept from round to round.
         """

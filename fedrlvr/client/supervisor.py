@@ -1,4 +1,4 @@
-"""Supervision at the clients of one batch: the method each has, its ledger, its probes, and what they come to.
+"""Supervision of the clients of one batch: each client's method, ledger, probes and results.
 
 Where the ledger is a data set's own, a client that goes back to a checkpoint forgets what it asked since, so that a
 round done again asks the same. What people answered is never forgotten.
@@ -45,19 +45,19 @@ from fedrlvr.wire.messages import StretchRequest
 
 
 class TimedJudge(Judge):
-    """A judge that knows how long it took. seconds: of judging and learning, since it was made."""
+    """A judge that measures its time. seconds: of judging and learning, since it was made."""
 
     seconds = 0.0
 
     def judge(self, seen: Features) -> Judgement:
-        """As `Judge.judge`."""
+        """Judge the problems, and add the seconds that it took."""
         started = time.perf_counter()
         opinion = super().judge(seen)
         self.seconds += time.perf_counter() - started
         return opinion
 
     def learn(self, new: Labelled | None) -> dict[str, float]:
-        """As `Judge.learn`."""
+        """Learn from labelled problems, and add the seconds that it took."""
         started = time.perf_counter()
         losses = super().learn(new)
         self.seconds += time.perf_counter() - started
@@ -66,7 +66,7 @@ class TimedJudge(Judge):
 
 @dataclass
 class ClientSupervision:
-    """One client's way to its rewards. disk: its ledger, where labels are asked for. judge: its probes, if any."""
+    """One client's supervision. disk: its ledger, where labels are asked for. judge: its probes, if any."""
 
     method: Supervision
     ledger: Ledger
@@ -76,7 +76,7 @@ class ClientSupervision:
 
 @dataclass
 class Setting:
-    """What a client's supervision is made from. shared: the probes' weights that came with the message, if any."""
+    """Inputs of a client's supervision. shared: the probes' weights that came with the message, if any."""
 
     base: Base
     asked: StretchRequest
@@ -146,8 +146,8 @@ def _care(setting: Setting, section: CareSupervision) -> ClientSupervision:
         judge,
         budget=section.budget,
         trusted=section.trusted,
-        warm_up=section.warm_up,
-        trust_above=section.trust_above,
+        vote_free_steps=section.vote_free_steps,
+        min_reliability=section.min_reliability,
     )
     disk, ledger = setting.ledger(section)
     return ClientSupervision(method, ledger, disk, judge)
@@ -159,11 +159,11 @@ SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] =
     SelectionSupervision: _selection,
     CareSupervision: _care,
 }
-"""By section of the config what makes a client's supervision."""
+"""Constructor of a client's supervision, by the class of its config section."""
 
 
 class Supervising:
-    """What decides over the rewards of one batch's clients.
+    """Supervision of all clients of one batch: it decides over their rewards.
 
     requests, memory: by row of the cohort. shared: by row the probes' weights that came with a message, if any.
 
@@ -231,12 +231,11 @@ class Supervising:
 
     @property
     def seconds(self) -> float:
-        """What all clients' probes have taken."""
+        """Seconds that all clients' probes have taken."""
         return sum(client.judge.seconds for client in self._clients.values() if client.judge is not None)
 
     def settle(self, row: str) -> torch.Tensor | None:
-        """Let the client's memory have its probes and the number of its labels; the weights to send, if they are
-        shared."""
+        """Store a client's probes and number of labels in its memory; returns the weights to send, if shared."""
         client, memory = self._clients[row], self.memory[row]
         if client.disk is not None and memory.labels is not None:
             memory.labels.total = client.disk.counts().labelled
@@ -268,7 +267,7 @@ def _used(disk: LabelLedger | None, step: int, groups: Sequence[Group], verdicts
 
 
 def shared_numbers(base: Base, config: Config) -> int | None:
-    """How many numbers a client's probes are; None where they are not shared."""
+    """Number of values in a client's probes; None where they are not shared."""
     if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()

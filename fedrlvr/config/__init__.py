@@ -1,7 +1,7 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` and `methods` hold its sections, `methods`
-those of the three seams; `reference` lists every setting.
+those of the three seams; `reference` describes every setting.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from fedrlvr.config.methods import (
     PubSwapCoordination,
     SelectionSupervision,
     Supervision,
-)
-from fedrlvr.config.reference import (
-    describe,
 )
 from fedrlvr.config.sections import (
     DataConfig,
@@ -52,7 +49,6 @@ __all__ = [
     "SelectionSupervision",
     "Supervision",
     "TrainConfig",
-    "describe",
     "load_config",
     "load_resolved",
     "parse_config",

@@ -1,8 +1,9 @@
-"""Which client names may stand together: a reader must be able to tell each from every other.
+"""Rules for client names: a reader must be able to tell each name from every other.
 
 Refused are characters other than letters, digits, - and _; letters of several scripts, within a name or among the
 names of a federation, since whole alphabets look alike (Latin a, Cyrillic а); and two names that are the same to the
-eye within one script: upper and lower case, accents and other marks, full width, 0 and O, 1 and l and I.
+eye within one script: upper and lower case, accents and other marks, full width, 0 and O, 1 and l and I, 5 and S, 8 and
+B, rn and m, vv and w, cl and d, - and _, a katakana and the ideograph of its shape.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 MOST_CLIENTS = 4096
 LONGEST_NAME = 64
 _TOGETHER = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO"), "East Asian")
-_ALIKE = str.maketrans("0O1I|", "oolll")
+_ALIKE = str.maketrans("0O1I5S8B_力口二八工夕卜才千又厶彡ヘベペ一日", "oollssbb-カロニハエタトオチヌムミへべぺー曰")
+_PAIRS = (("rn", "m"), ("vv", "w"), ("cl", "d"))
 
 
 def check_client_names(names: Sequence[str]) -> None:
-    """
+    """Check that a reader can tell each client name from every other.
+
     Raises:
         ValueError: a name cannot be used, or two could be taken for each other; the text names them.
     """
@@ -35,7 +38,10 @@ def check_client_names(names: Sequence[str]) -> None:
             raise ValueError(f"client name {name!r} mixes letters of several scripts ({', '.join(scripts)})")
         for script in scripts:
             written.setdefault(script, name)
-        for form in (_plain(name), _plain(name.translate(_ALIKE))):
+        shape = _plain(name.translate(_ALIKE))
+        for pair, letter in _PAIRS:
+            shape = shape.replace(pair, letter)
+        for form in (_plain(name), shape):
             if seen.setdefault(form, name) != name:
                 raise ValueError(f"client names {seen[form]!r} and {name!r} could be taken for each other; rename one")
     if len(written) > 1:

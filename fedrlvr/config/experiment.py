@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.sections import (
     FEDERATED,
+    NO_EFFECT,
     DataConfig,
     EngineConfig,
     EvaluateConfig,
@@ -33,18 +34,21 @@ from fedrlvr.files import read_json
 
 
 class Config(Section):
-    """A whole experiment."""
+    """A whole experiment, as its TOML file describes it."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     partition: Partition = SourcePartition()
+    """Method that divides the problems among the clients."""
     federation: FederationConfig = FederationConfig()
     sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
     supervision: Supervision = LabelsSupervision()
+    """Method that gives the rewards for training: true labels, votes, or some of both."""
     coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
+    """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
@@ -57,12 +61,13 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
-        run = {
-            "directory": _absolute(self.run.directory),
-            "ledgers": _absolute(self.run.ledgers),
-            "secrets": _absolute(self.run.secrets),
-        }
-        model = {"name": str(path.absolute())} if (path := self.model.local) is not None else {}
+        names = ("directory", "ledgers", "started_in", "secrets")
+        run = {name: _absolute(getattr(self.run, name)) for name in names}
+        if self.data.reward is not None and run["started_in"] is None:
+            run["started_in"] = Path.cwd()
+        model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
+        if (path := self.model.local) is not None:
+            model["name"] = str(path.absolute())
         changed = {
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),
@@ -80,7 +85,7 @@ class Config(Section):
 
 
 def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
+    return None if path is None else path.absolute()
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -136,12 +141,14 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         tree = read_json(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file, so this is not a run directory.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: there is no such file, so {path.parent} is not a run directory.") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object.")
+    if not tree.keys() & Config.model_fields.keys():
+        raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))
@@ -159,10 +166,15 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = child
     try:
         tree[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         tree[parts[-1]] = value.strip()
 
 
+_RENAMED = {
+    "supervision.warm_up": "supervision.vote_free_steps",
+    "supervision.trust_above": "supervision.min_reliability",
+}
+"""Settings of earlier versions and their names today."""
 _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswap"}
 """Sections that are one of several by their `type`, and one of these types."""
 
@@ -175,10 +187,15 @@ def _explain(error: ValidationError, where: str) -> str:
         if len(location) > 1 and location[0] in _UNIONS:
             del location[1:2]  # pydantic names the member of the union there, the file does not
         dotted = ".".join(location)
-        if item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
+        if item["type"] == "extra_forbidden" and dotted in _RENAMED:
+            parts.append(f"{dotted} is now called {_RENAMED[dotted]}")
+        elif item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":
             parts.append(f"unknown key {dotted!r} ({_hint(location)})")
+        elif item["type"] == NO_EFFECT and dotted:  # within one section, which knows no name of its own
+            names = item["ctx"]
+            parts.append(f"{dotted}.{names['setting']} has no effect {names['word']} {dotted}.{names['other']}")
         elif item["type"] == "union_tag_not_found":
             parts.append(f"{dotted}: say which type it is, for example {dotted}.type = {_UNIONS[dotted]!r}")
         elif item["type"] == "union_tag_invalid":

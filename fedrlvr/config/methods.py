@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from fedrlvr.aggregation.client_weights import Baseline, Gain, Shape, Weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.aggregation.robust import HOSTILE, ROBUST_MEANS, TRIM, check_enough
+from fedrlvr.aggregation.server_step import SERVER_OPTIMIZERS, Agreement, ServerStep
 from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
 from fedrlvr.coordination.ratio import RATIO_RULES, RatioRule
 from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule
@@ -21,12 +22,12 @@ from fedrlvr.supervision.selection import SELECTIONS
 
 
 class SupervisionSection(Section):
-    """What code that serves every supervision may ask of its section."""
+    """Base of the supervision sections, with the questions that code asks of all of them."""
 
     verified: ClassVar[bool] = True
-    """Some rewards come from labels."""
+    """Whether some rewards come from true labels."""
     largest_group: ClassVar[float] = math.inf
-    """Responses to a problem that it takes at most."""
+    """Largest number of responses to a problem that the method supports."""
     type: str
 
     @property
@@ -41,11 +42,12 @@ class SupervisionSection(Section):
 
     @property
     def shares_probes(self) -> bool:
-        """Whether probes travel."""
+        """Whether clients send the weights of their probes."""
         return bool(getattr(self, "share_probes", False))
 
     def check_group(self, size: int) -> None:
-        """
+        """Check that the method supports groups of `size` responses.
+
         Raises:
             ValueError: groups of `size` responses are too large.
         """
@@ -55,26 +57,26 @@ class SupervisionSection(Section):
             )
 
     def check(self, config: Any) -> None:
-        """It takes groups of the size that is sampled."""
+        """Check that the method supports groups of the size that is sampled."""
         self.check_group(config.sampling.group_size)
 
 
 class LabelsSupervision(SupervisionSection):
-    """Every problem's own answer decides."""
+    """Every problem's own answer decides its rewards (RLVR)."""
 
     type: Literal["labels"] = "labels"
 
 
 class Audited(SupervisionSection):
-    """What all supervisions have that do not know every answer."""
+    """Base of the supervisions that do not know every answer."""
 
     audit: Annotated[bool, OnlyWith("labels_from", ("dataset",))] = False
-    """In experiments, where all answers are known: also measure what a client could not. Never changes what is
-    trained."""
+    """Whether accuracies that need every answer are measured too, in experiments whose data has all answers. It never
+    changes what is trained."""
 
 
 class MajoritySupervision(Audited):
-    """The answer that most of a group's responses give counts as right (TTRL, arXiv 2504.16084). Needs no label."""
+    """The most frequent answer of a group counts as correct (TTRL, arXiv 2504.16084). No label is needed."""
 
     verified: ClassVar[bool] = False
     type: Literal["majority"] = "majority"
@@ -91,25 +93,26 @@ SPARING = ["care", *(name for name, by in SELECTIONS.items() if not by.peeks)]
 
 
 class Asking(Audited):
-    """What all supervisions have that ask for some of the labels. Each label is paid for once (docs/care.md)."""
+    """Base of the supervisions that ask for some of the labels; each label is paid for once (docs/labels.md)."""
 
     budget: float = Field(0.2, gt=0, le=1)
-    """Share of a step's problems whose label is asked for, rounded up."""
+    """Share of each local step's problems whose label is asked for, rounded up to whole problems."""
     budget_total: int | None = Field(None, ge=1)
-    """Most labels a client asks for in all; None: no limit."""
+    """Maximum number of labels that a client asks for in the whole run. Unset: no limit."""
     budget_per_day: int | None = Field(None, ge=1)
-    """Most labels a client asks for within 24 hours; None: no limit."""
+    """Maximum number of labels that a client asks for within 24 hours. Unset: no limit."""
     labels_from: Annotated[LabelSource, OnlyWith("type", SPARING)] = "dataset"
-    """The data's own answers, or people at each client (`fedrlvr desk`), for whom training does not wait."""
+    """Source of the labels: `dataset` takes the data's own answers; `desk` asks people at each client (`fedrlvr desk`),
+    and training does not wait for them."""
 
     @property
     def unlabelled(self) -> bool:
-        """Whether people give the answers."""
+        """Whether people give the answers, so that training problems may lack them."""
         return self.labels_from == "desk"
 
 
 class CareSupervision(Asking):
-    """Two probes say which majorities to trust and which labels to ask for (CARE, arXiv 2605.25864).
+    """Two probes choose the majority votes to trust and the labels to ask for (CARE, arXiv 2605.25864).
 
     docs/methods.md, section 3.
     """
@@ -117,18 +120,20 @@ class CareSupervision(Asking):
     largest_group: ClassVar[float] = 64
     type: Literal["care"] = "care"
     trusted: float = Field(0.25, ge=0, le=1)
-    """Share of a step's problems, rounded up, that are trained on as voted, the likeliest to be right first."""
-    warm_up: int = Field(20, ge=0)
-    """Local steps at the start of a run during which no majority vote is trusted."""
-    trust_above: float = Field(0.0, ge=0, le=1)
-    """Minimum estimated reliability for a majority vote to be trusted. 0 is the authors' rule; 0.5 is for clients whose
-    majorities are seldom right."""
+    """Share of each local step's problems, rounded up, that are trained on by majority vote; those with the most
+    reliable votes are taken."""
+    vote_free_steps: int = Field(20, ge=0)
+    """Local steps at the start of a run during which no majority vote is trusted, while the probes learn."""
+    min_reliability: float = Field(0.0, ge=0, le=1)
+    """Minimum estimated reliability for a majority vote to be trusted. 0 is the authors' rule; try 0.5 for clients
+    whose majority votes are seldom correct."""
     probe_learning_rate: float = Field(1e-4, gt=0)
-    """Of the probes' AdamW."""
+    """Learning rate of the AdamW optimizer that trains the probes."""
     probe_steps: int = Field(3, ge=1, le=64)
-    """Their optimizer steps after each update of the policy."""
+    """Optimizer steps of the probes after each update of the policy."""
     share_probes: Annotated[bool, FEDERATED] = False
-    """Average the clients' probes each round, as the adapters are; what they learnt from stays with each client."""
+    """Whether the clients' probes are averaged each round, as the adapters are. The data that the probes learn from
+    stays with each client."""
 
     def check(self, config: Any) -> None:
         """The probes take groups of this size, and are shared with somebody."""
@@ -138,13 +143,15 @@ class CareSupervision(Asking):
 
 
 class SelectionSupervision(Asking):
-    """Which labels to ask for is decided by one number, or by chance; what CARE is compared with."""
+    """One number for each problem, or chance, chooses the labels to ask for; a comparison for CARE."""
 
     type: Literal[tuple(SELECTIONS)]  # type: ignore[valid-type]  # here and below: of a table, which mypy does not evaluate
-    """Drawn by seed; the largest entropy of the votes; the lowest mean probability of the responses' tokens; the
-    largest true corrective advantage gap, which takes all answers to know."""
+    """Selection of the problems to ask about: `random` by chance, drawn by seed; `entropy` by the largest entropy of
+    the votes; `probability` by the lowest mean probability of the responses' tokens; `oracle` by the largest true
+    corrective advantage gap, which takes all answers to know."""
     rest: Rest = "masked"
-    """Other problems are not trained on, or as voted."""
+    """Treatment of the problems without a label: `masked` does not train on them; `pseudo` trains on them by majority
+    vote."""
 
 
 SupervisionType = Literal["labels", "majority", "care", *SELECTIONS]  # type: ignore[valid-type]
@@ -154,7 +161,7 @@ Supervision = Annotated[
 
 
 class NoCoordination(Section):
-    """Clients exchange nothing but adapters."""
+    """Clients exchange nothing except their adapters."""
 
     type: Literal["none"] = "none"
 
@@ -163,38 +170,49 @@ TRADING = [name for name, rule in SWAP_RULES.items() if rule.trades]
 
 
 class PubSwapCoordination(Section):
-    """On public problems, a client's incorrect responses are replaced by others' correct ones (arXiv 2604.12160).
+    """Clients exchange responses to public problems: others' correct ones replace a client's incorrect ones (PubSwap,
+    arXiv 2604.12160).
 
     docs/methods.md, section 4. Needs data.public_size.
     """
 
     type: Literal["pubswap"] = "pubswap"
     swap: Literal[tuple(SWAP_RULES)] = "balanced"  # type: ignore[valid-type]
-    """Which responses are replaced: incorrect ones up to half of the group, as many random ones, all incorrect ones,
-    or none at all, which leaves steps on public problems without any exchange."""
+    """Responses that are replaced: `balanced` replaces incorrect ones up to half of the group; `random` replaces as
+    many, at random positions; `full` replaces all incorrect ones; `none` replaces nothing, so that clients only take
+    steps on public problems."""
     ratio: Annotated[Literal[tuple(RATIO_RULES)], OnlyWith("swap", TRADING)] = "local_old"  # type: ignore[valid-type]
-    """What the policy ratio of others' tokens is taken against (docs/methods.md)."""
+    """Policy ratio of the tokens of another client's response: against the receiver's policy before the step
+    (`local_old`), against the sender's (`behaviour`), or weighted (`truncated`, `shaped`). The formulas are in
+    docs/methods.md, section 4."""
     cap: Annotated[float | None, OnlyWith("ratio", ("truncated",))] = Field(None, gt=0)
-    """Largest weight of a token with ratio = 'truncated'; None: 2."""
+    """Largest weight of a token with ratio = 'truncated'. Unset: 2."""
     gamma: Annotated[float | None, OnlyWith("ratio", ("shaped",))] = Field(None, gt=0)
-    """Of p / (p + gamma) with ratio = 'shaped'; None: 0.1."""
+    """Constant gamma of the ratio p / (p + gamma) with ratio = 'shaped'. Unset: 0.1."""
     exchanges: int = Field(1, ge=1)
-    """Exchanges a round, at equal stretches of its local steps."""
+    """Number of exchanges in a round; they divide its local steps into equal parts."""
     public_problems: int = Field(8, ge=1, le=4096)
-    """Public problems of an exchange, the same for all clients; each gets group_size responses."""
+    """Number of public problems in an exchange, the same for all clients; each gets sampling.group_size responses."""
     public_steps: int = Field(1, ge=1, le=64)
-    """Optimizer steps on an exchange's groups."""
+    """Number of optimizer steps on the groups of one exchange."""
     pool_size: int = Field(64, ge=1, le=65536)
-    """Correct responses kept of each public problem of an exchange."""
+    """Largest number of correct responses that the pool of an exchange keeps for each public problem."""
+    pool_tail: int = Field(200, ge=0, le=2000)
+    """Largest number of characters behind the answer of a response that enters the pool. Raise it if honest responses
+    end later (`dropped_tail` in metrics.jsonl). It has no effect with a reward function of your own."""
+    pool_length: float = Field(4.0, ge=1, le=16)
+    """Largest number of tokens of a response that enters the pool, as a multiple of the usual number: the median over
+    the other clients of each client's median in the exchange. Raise it if honest responses are left out
+    (`dropped_unusual` in metrics.jsonl)."""
 
     @property
     def swap_rule(self) -> SwapRule:
-        """The swap rule."""
+        """Swap rule that the setting `swap` names."""
         return SWAP_RULES[self.swap]
 
     @property
     def ratio_rule(self) -> RatioRule:
-        """The rule of foreign tokens' policy ratios."""
+        """Rule for the policy ratios of foreign tokens, by the setting `ratio`."""
         return RATIO_RULES[self.ratio]
 
     def check(self, config: Any) -> None:
@@ -209,58 +227,102 @@ class PubSwapCoordination(Section):
 Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
 
 
-RuleName = Annotated[str, AfterValidator(lambda name: lora_rule(name).name)]
-"""The name of a LoRA rule."""
+RuleName = Annotated[
+    str, AfterValidator(lambda name: lora_rule(name).name), Field(json_schema_extra={"enum": list(RULES)})
+]
+"""Name of a LoRA aggregation rule in the table `RULES`."""
 Precision = Literal["float32", "float16", "int8"]
-"""What clients send adapters in."""
+"""Number format in which clients send adapters."""
 FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
+def _server_rate(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or value <= 0):
+        raise ValueError("should be a number above 0, or 'auto'")
+    return value
+
+
+WITH_MOMENTUM = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.has_momentum]
+ADAPTIVE = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.adaptive]
+
+
 class AggregationConfig(Section):
-    """How many adapters become one (docs/aggregation.md says which to take when)."""
+    """Aggregation of the clients' adapters into one (docs/choosing.md says which method to choose)."""
 
     type: RuleName = "fedit"
-    """The LoRA rule (docs/methods.md, section 5)."""
+    """LoRA rule that aggregates the adapters. `fedit` averages the factors A and B; the other rules are in
+    docs/methods.md, section 5."""
     weights: Annotated[Weights, OnlyWith("robust", ("none", "clip"))] = "examples"
-    """`examples`: by each client's number of training problems. `fgrpo`: these times its gain over its own history
-    (FGRPO, arXiv 2606.03094; docs/methods.md, section 5)."""
+    """Weight of each client: `examples` is its number of training problems; `equal` is the same for all; `fgrpo`
+    multiplies the number of problems by a function of the client's gain over its own history (FGRPO, arXiv 2606.03094;
+    docs/methods.md, section 5)."""
     precision: Precision = "float32"
-    """What clients send adapters in. Below float32 it is their change in the round, rounded, and what rounding loses is
-    added to their next one. What the server sends is always float32."""
+    """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
+    adds the rounding error to its next one. The server always sends float32."""
     largest_change: float | None = Field(None, gt=1)
-    """Leave out a client whose adapter changed in the round by more than this multiple of the median; None: never."""
+    """Multiple of the median change above which a client's adapter is left out of the round. Unset: no adapter is left
+    out for this reason."""
     change_bound: float = Field(100.0, gt=0)
     """Largest change of an adapter in one round that the server accepts, as the root mean square over its numbers: this
     value itself until a round has changed something, afterwards this multiple of the largest median of earlier rounds.
-    The default refuses only what is absurd; raise it if an honest client is left out."""
+    The default refuses only absurd changes; raise it if an honest client is left out."""
     robust: Literal["none", "clip", *ROBUST_MEANS] = "none"  # type: ignore[valid-type]
-    """Against clients that are broken or hostile. `clip`: each change to a multiple of the median length. The others
-    take the place of the mean and know no client weights: coordinate-wise median, the mean without the extremes, or
-    the one adapter that is closest to the others."""
+    """Protection against broken or hostile clients. `clip` shortens large changes. The others replace the weighted mean
+    and ignore client weights: `median` of each number, `trimmed_mean` without the extremes, or the adapter closest to
+    the others (`krum`)."""
     robust_clip: Annotated[float | None, OnlyWith("robust", ("clip",))] = Field(None, gt=0)
-    """Clipping threshold of `clip`, as a multiple of the median length of the changes. None: 1."""
+    """Clipping threshold of `clip`, as a multiple of the median length of the clients' changes. Unset: 1."""
     robust_trim: Annotated[float | None, OnlyWith("robust", ("trimmed_mean",))] = Field(None, gt=0, lt=0.5)
-    """Share of the clients that `trimmed_mean` drops at either end. None: 0.2."""
+    """Share of the clients that `trimmed_mean` drops at each end, for every number. Unset: 0.2."""
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
-    """Hostile clients that `krum` expects; it needs at least 2 x this + 3 clients in a round. None: 1."""
+    """Number of hostile clients that `krum` withstands; it needs at least 2 x this + 3 clients in a round. Unset: 1."""
+    server_learning_rate: Annotated[float | str, AfterValidator(_server_rate)] = 1.0
+    """Length of the server's step, as a multiple of the clients' mean change in a round (with the server optimizers
+    `adam` and `yogi`, the size of a number's change). The default 1 makes the mean of the clients the global model. Set
+    a number up to the square root of the number of clients where clients hold different problems and synchronise
+    rarely, and choose it on validation problems. `auto` is experimental: it chooses between 1 and that square root in
+    each round, by how much averaging shortens the changes and by how far their directions agree with the last round's
+    (docs/methods.md, section 5)."""
+    server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
+    """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
+    `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
+    small server_learning_rate. The others need many rounds, and a learning rate chosen on validation problems."""
+    server_momentum: Annotated[float | None, OnlyWith("server_optimizer", WITH_MOMENTUM)] = Field(None, gt=0, lt=1)
+    """Share of the last round's velocity that the server optimizers `momentum` and `nesterov` keep. Unset: 0.9."""
+    server_beta1: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the first moment, the running mean of changes, in the server optimizers `adam` and `yogi`. Unset: 0.9.
+    """
+    server_beta2: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, ge=0, lt=1)
+    """Decay of the second moment, the running mean of squared changes, in the server optimizers `adam` and `yogi`.
+    Unset: 0.99."""
+    server_epsilon: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, gt=0)
+    """Number added to the square root of the second moment by the server optimizers `adam` and `yogi`: numbers that
+    change by less than this in a round move less than server_learning_rate. Unset: 0.001."""
+    server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
+    """Comparison with the last round that `server_learning_rate = "auto"` makes: of the mean change (`mean`), or of
+    each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client.
+    Unset: mean."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
-    """What a gain is measured by: the baseline itself, or the spread of earlier rewards. None: relative."""
+    """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
+    rewards. Unset: relative."""
     fgrpo_baseline: Annotated[Baseline | None, FGRPO] = None
-    """Of a client's earlier mean rewards. None: ema."""
+    """Baseline of a client's reward: `ema` is the moving average of its earlier mean rewards, `window` the mean of the
+    last few. Unset: ema."""
     fgrpo_shape: Annotated[Shape | None, FGRPO] = None
-    """exp(gain / temperature), or the positive part of the gain plus a floor. None: softmax."""
+    """Factor that a gain becomes: `softmax` is exp(gain / temperature); `positive` is the positive part of the gain
+    plus a floor. Unset: softmax."""
     fgrpo_temperature: Annotated[float | None, FGRPO, OnlyWith("fgrpo_shape", (None, "softmax"))] = Field(None, ge=0.01)
-    """Of `softmax`; the larger, the closer to `examples`. None: 1."""
+    """Temperature of the `softmax` shape. A larger value comes closer to weights by `examples`. Unset: 1."""
     fgrpo_beta: Annotated[float | None, FGRPO, OnlyWith("fgrpo_baseline", (None, "ema"))] = Field(None, gt=0, le=1)
-    """Share of the newest reward in an `ema`. None: 0.5."""
+    """Share of the newest reward in the moving average (`ema`). Unset: 0.5."""
     fgrpo_window: Annotated[int | None, FGRPO, OnlyWith("fgrpo_baseline", ("window",))] = Field(None, ge=1, le=1000)
-    """Rounds of a `window`. None: 5."""
+    """Number of rounds in the baseline `window`. Unset: 5."""
     fgrpo_floor: Annotated[float | None, FGRPO, OnlyWith("fgrpo_shape", ("positive",))] = Field(None, gt=0)
-    """What a client without a gain counts under `positive`. None: 0.1."""
+    """Factor of a client without a gain in the `positive` shape; a full relative gain adds 1. Unset: 0.1."""
 
     @property
     def rule(self) -> LoraRule:
-        """The LoRA rule."""
+        """LoRA rule that the setting `type` names."""
         return RULES[self.type]
 
     @property
@@ -269,8 +331,51 @@ class AggregationConfig(Section):
         options = {name.removeprefix("fgrpo_"): value for name, value in self if name.startswith("fgrpo_")}
         return {name: value for name, value in options.items() if value is not None}
 
+    @property
+    def server_step(self) -> ServerStep | None:
+        """A new server step for one run; None where the global model is the mean itself."""
+        if (self.server_learning_rate == 1 and self.server_optimizer == "sgd") or self.rule.server_step is None:
+            return None
+        options = {name.removeprefix("server_"): value for name, value in self if name.startswith("server_")}
+        return ServerStep(self.rule.server_step, **{n: value for n, value in options.items() if value is not None})
+
+    def _check_server_step(self, clients: int) -> None:
+        """
+        Raises:
+            ValueError: the rule, the optimizer, the robust mean or the clients of a round have no such server step.
+        """
+        rate, optimizer = self.server_learning_rate, self.server_optimizer
+        stated = f"aggregation.server_learning_rate = {rate!r}"
+        if optimizer != "sgd":
+            stated = f"aggregation.server_optimizer = {optimizer!r}"
+        elif rate == 1:
+            return
+        if self.rule.server_step is None:
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step))
+            raise ValueError(
+                f"{stated} needs a common step of all clients, which aggregation.type = {self.type!r} does not have; "
+                f"{able} have one"
+            )
+        if rate == "auto" and (self.robust == "krum" or clients == 1):
+            reason = "robust = 'krum', which takes one client" if clients > 1 else "one client a round (federation)"
+            raise ValueError(f"aggregation.server_learning_rate = 'auto' has no effect with {reason}")
+        if optimizer not in ADAPTIVE:
+            return
+        if self.rule.server_step == "products":
+            able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.server_step == "factors"))
+            raise ValueError(
+                f"{stated} scales each number of the adapter by itself, which aggregation.type = {self.type!r} cannot "
+                f"do with products; {able} can"
+            )
+        if isinstance(rate, str) or rate >= 1:
+            raise ValueError(
+                f"{stated} moves each number by up to about aggregation.server_learning_rate in a round, which is "
+                f"{rate!r}: set a number below 1 that is of the size of a number's change, such as 0.001"
+            )
+
     def check(self, config: Any) -> None:
-        """Client weights and robust means suit the rule, the supervision and the number of clients."""
+        """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
+        self._check_server_step(config.federation.clients_per_round)
         if self.weights == "fgrpo" and not config.supervision.verified:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "

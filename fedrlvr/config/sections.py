@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
@@ -32,14 +33,28 @@ class OnlyWith:
     values: Collection[Any]
 
 
+NO_EFFECT = "no_effect"
+"""The type of pydantic's error about a setting that has no effect; its context holds both settings."""
 FEDERATED = OnlyWith("federation.arm", ("federated",))
 """Marks a setting of what passes between clients."""
+
+
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The smallest normal and the largest number of float32."""
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _held_by_float32(cls, value: Any) -> Any:
+        """Tensors are float32: another number would become infinite, or zero, in the middle of a run."""
+        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+            raise ValueError(f"{value:g} is not within {SMALLEST:.3g} to {LARGEST:.3g}, the numbers that float32 holds")
+        return value
 
     @model_validator(mode="after")
     def _settings_without_effect(self) -> Self:
@@ -66,10 +81,13 @@ class Section(BaseModel):
                 for part in path:
                     other = getattr(other, part, None)
                 if other not in mark.values:
-                    stated = f"{prefix}{name}" + _first_difference(value, default)
-                    how = f"without {mark.setting} = {next(iter(mark.values))!r}"
-                    how = how if other is None else f"with {mark.setting} = {other!r}"
-                    raise ValueError(f"{stated} has no effect {how}")
+                    word, needed = ("with", other) if other is not None else ("without", next(iter(mark.values)))
+                    names = {"setting": f"{prefix}{name}{_first_difference(value, default)}", "word": word}
+                    raise PydanticCustomError(
+                        NO_EFFECT,
+                        "{setting} has no effect {word} {other}",
+                        {**names, "other": f"{mark.setting} = {needed!r}"},
+                    )
 
     def check(self, config: Any) -> None:
         """Refuse what does not go together with the other sections of `config`, a `Config`.
@@ -88,27 +106,43 @@ def _first_difference(value: Any, default: Any) -> str:
     return f".{name} = {getattr(value, name)!r}"
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(str(error)) from None
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+"""A path in which ~ stands for the home directory."""
+
+
 class RunConfig(Section):
-    """One run and where it lies."""
+    """The name, random seed and directory of one run."""
 
     name: str = "fedrlvr"
-    """Shown in the report."""
+    """Name of the run, shown in the report and part of the default directory's name."""
     seed: int = Field(0, ge=0)
-    """Root of every random stream of the run."""
-    directory: Path | None = None
-    """Run directory; None makes runs/<name>-<date>-<time>."""
-    ledgers: Annotated[Path | None, OnlyWith("supervision.labels_from", ("desk",))] = None
-    """Directory of the clients' label ledgers, <ledgers>/<client>.sqlite, with supervision.labels_from = 'desk', whose
-    labels serve more than one run. None: clients/<client>/ledger.sqlite in the run directory. Never sent."""
-    secrets: Path | None = None
-    """Directory of the clients' sampling secrets, <secrets>/<client>.secret, to repeat on one machine what
-    organisations computed: copies of their files state/sampling.secret. AdamW then has no epsilon, as theirs
-    has none. None: no secret is mixed into the random streams. Never sent.
-    """
+    """Root of every random stream. The same seed with the same settings on the same machine gives the same run; change
+    it to repeat an experiment."""
+    directory: UserPath | None = None
+    """Directory that the run writes to. Unset: a new directory `runs/<name>-<date>-<time>`."""
+    started_in: UserPath | None = None
+    """Directory in which the module of data.reward is searched, after the import path. Unset: the working directory. A
+    run writes it into its config.json, so that the run can be resumed from anywhere."""
+    ledgers: Annotated[UserPath | None, OnlyWith("supervision.labels_from", ("desk",))] = None
+    """Directory of the clients' label ledgers (`<client>.sqlite`), which never leave the machine. Unset: each ledger
+    lies in the run directory, as `clients/<client>/ledger.sqlite`. Set it to use people's labels in more than one
+    run."""
+    secrets: UserPath | None = None
+    """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
+    state/sampling.secret, to repeat on one machine what organisations computed. AdamW then has no epsilon, as at
+    the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
     keep_checkpoints: int = Field(3, ge=2)
-    """How many of the newest rounds stay on disk."""
+    """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"
-    """Besides metrics.jsonl, which is always written. `tensorboard` needs the extra `trackers`."""
+    """Experiment tracker that gets the metrics as well; metrics.jsonl is always written. `tensorboard` needs the extra
+    `trackers`."""
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -118,41 +152,57 @@ class ModelConfig(Section):
     """The frozen base model, the same for every client."""
 
     name: str = "embedded"
-    """`embedded` (the reasoner inside the package), a local directory, or a hub id."""
+    """Base model: `embedded` (the small reasoner inside the package), a local directory, or a Hugging Face hub id."""
+    adapter: UserPath | None = None
+    """Directory of the adapter that the run starts from: PEFT's, a run's, or a checkpoint's; its rank may be up to
+    lora.rank. Unset: the run starts from the model as it is. The reference policy of train.kl_beta is the model without
+    this adapter."""
     dtype: Dtype = "auto"
-    """Of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that supports it,
+    else float32."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    """Device that computes: `auto`, `cpu`, `cuda`, or one GPU, such as `cuda:1`. `auto` takes a GPU where there is one.
+    """
     chat_template: bool = True
-    """Wrap each prompt in the tokenizer's chat template where it has one."""
+    """Whether each prompt is wrapped in the tokenizer's chat template, if it has one. Turn it off for a base model that
+    was not trained on chats."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Whether activations are recomputed in the backward pass: less memory, about a third more time. Turn it on if
+    training runs out of GPU memory."""
 
     @property
     def local(self) -> Path | None:
         """The model's directory; None for the embedded model and a hub id."""
         path = Path(self.name).expanduser()
         written_as_path = self.name.startswith((".", "/", "~"))
-        return path if self.name != "embedded" and (written_as_path or path.exists()) else None
+        try:
+            exists = path.exists()
+        except OSError:  # it is there, and may not be looked into: loading it says so
+            exists = True
+        return path if self.name != "embedded" and (written_as_path or exists) else None
 
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 Name = Annotated[str, Field(pattern=NAME)]
-"""What organisations and tasks are called in messages."""
+"""Name of an organisation or a task in messages: letters, digits, - and _."""
 MAX_RANK = 1024
 Targets = Literal["all-linear"] | list[str]
 
 
 class LoraConfig(Section):
-    """The adapter each client trains."""
+    """The LoRA adapter that each client trains."""
 
-    rank: int | dict[str, int] = 8
-    """Inner dimension r of B [d, r] A [r, k], up to 1024: everybody's, or by client, {clinic-a = 16, clinic-b = 4}.
-    Different ranks need an aggregation.type that can mix them."""
+    rank: int | dict[str, int] = Field(
+        8, json_schema_extra={"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_RANK}, {"type": "object"}]}
+    )
+    """LoRA rank r, the inner dimension of B [d, r] A [r, k], up to 1024: one number for all clients, or a table by
+    client, such as {clinic-a = 16, clinic-b = 4}. Different ranks need an aggregation.type that can mix them."""
     alpha: float = Field(16.0, gt=0)
-    """The update is (alpha / rank) B A."""
+    """Scale of the adapter: it changes a weight matrix by (alpha / rank) B A. Change it together with the rank to keep
+    the size of the update."""
     targets: Targets = "all-linear"
-    """`all-linear` (every linear layer but the output head) or the last names of layers, e.g. ["q_proj", "v_proj"]."""
+    """Layers that get an adapter: `all-linear` is every linear layer except the output head; a list gives the last part
+    of layers' names, such as ["q_proj", "v_proj"]."""
 
     @field_validator("targets")
     @classmethod
@@ -171,7 +221,7 @@ class LoraConfig(Section):
 
     @property
     def largest(self) -> int:
-        """The largest client's rank."""
+        """Largest LoRA rank of all the clients."""
         return max(self.rank.values()) if isinstance(self.rank, dict) else self.rank
 
     def rank_of(self, client: str) -> int:
@@ -197,44 +247,49 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """The problems, before they are dealt to clients."""
+    """The problems, before they are divided among clients."""
 
     name: str = "embedded"
-    """embedded | gsm8k | math | svamp | medqa | medmcqa | pubmedqa | jsonl | reasoning_gym:<family>."""
-    path: Path | None = None
-    """File or directory; None takes the hub (extra `hub`) where the data set has one."""
+    """Data set: embedded, gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl (your own files), or
+    `reasoning_gym:<family>`."""
+    path: UserPath | None = None
+    """File or directory with the problems. Unset: the data set is downloaded from the Hugging Face hub (extra `hub`),
+    if it is there."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the loader, e.g. {hub = "..."} or {families = ["sum"], levels = ["easy"]} for the embedded problems."""
+    """Options of the data set's loader, such as {hub = "..."}, or {families = ["sum"], levels = ["easy"]} for the
+    embedded problems."""
     train_size: int | None = Field(None, ge=1)
-    """Problems kept for training, drawn by seed; None keeps all."""
+    """Number of training problems to keep, drawn by seed. Unset: all are kept."""
     public_size: int = Field(0, ge=0)
-    """Problems set aside as the public set: in no client's hands, used by coordination only. With coordination.type =
-    'none' they are used by nobody, so that arms with and without exchanges train on the same private problems."""
+    """Number of problems set aside as the public set, which no client holds and only coordination uses. With
+    coordination.type = 'none' nobody uses them, so that runs with and without exchanges train on the same private
+    problems."""
     test_size: int | None = Field(None, ge=1)
-    """Held-out problems, drawn by seed and spread evenly over sources; None keeps all."""
+    """Number of held-out problems to keep, drawn by seed and spread evenly over sources. Unset: all of them."""
     max_prompt_tokens: int | None = Field(None, ge=1)
-    """Problems with longer prompts are left out, and counted; None takes all, and one too long for the model is an
-    error."""
+    """Longest prompt in tokens; problems with a longer prompt are dropped and counted. Unset: no problem is dropped,
+    and a prompt that is too long for the model is an error."""
     instruction: str | None = None
-    """Appended to each prompt; None takes the task's own ("" for the embedded problems)."""
+    """Text appended to each prompt. Unset: the task's own instruction, which is empty for the embedded problems."""
     unreachable_golds: float = Field(0.05, ge=0, le=1)
-    """Largest accepted share of gold answers that no short marked answer can meet (a sentence, an option's text,
-    Markdown); a run with more of them is refused before it trains. 1 accepts all."""
+    """Largest accepted share of gold answers that no short marked answer can match, such as a sentence or Markdown. A
+    run above it is refused before training; 1 accepts all."""
     reward: str | None = None
-    """Import path `module:function` of your own reward(completion, answer, **info) -> float; None grades by kind."""
+    """Import path `module:function` of your own `reward(completion, answer, **info) -> float`. Unset: the package's
+    grader for the problem's kind."""
     arithmetic: bool = False
-    """Whether arithmetic that is still to be done (`9+9`) counts as right where the gold answer is its value (18). The
-    default is false: a policy could otherwise earn the reward by copying an expression from the prompt."""
+    """Whether unevaluated arithmetic (`9+9`) counts as correct where the gold answer is its value (18). Off by default,
+    because a policy could otherwise earn the reward by copying an expression from the prompt."""
 
 
 class IidPartition(Section):
-    """Every client gets the same mix."""
+    """Problems are divided at random, so that every client gets the same mix of sources."""
 
     type: Literal["iid"] = "iid"
 
 
 class SourcePartition(Section):
-    """Whole sources (subjects, families) go to clients."""
+    """Whole sources (subjects, families) go to clients, so that clients hold different kinds of problems."""
 
     type: Literal["source"] = "source"
 
@@ -244,31 +299,33 @@ class DirichletPartition(Section):
 
     type: Literal["dirichlet"] = "dirichlet"
     alpha: float = Field(0.5, gt=0)
-    """Small: each source sits with few clients. Large: close to iid."""
+    """Concentration of the Dirichlet distribution. A small value gives each source to few clients; a large value comes
+    close to `iid`."""
 
 
 Partition = Annotated[IidPartition | SourcePartition | DirichletPartition, Field(discriminator="type")]
 
 
 class FederationConfig(Section):
-    """Who takes part."""
+    """The clients of a run, and the rules for clients that fail."""
 
     clients: int | list[str] = 4
-    """A number (client-1, client-2, ...) or names, all in one script (Latin, Cyrillic, ...). Names that differ only in
-    case, accents or characters that look alike (0 and O, 1 and l) are refused."""
+    """Number of clients (client-1, client-2, ...) or a list of their names, all in one script (Latin, Cyrillic, ...).
+    Names that differ only in case, accents or similar characters (0 and O, 1 and l) are refused."""
     fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
-    """Share of the clients that train in a round, at least one, drawn by seed."""
+    """Share of the clients that train in a round, drawn by seed; at least one client trains."""
     quorum: float = Field(1.0, gt=0, le=1)
-    """Share of those asked that must answer with something usable. Others are left out of the round, by name and with a
-    reason. 1: a client that fails ends the run, which --resume goes on with."""
+    """Smallest share of the asked clients that must give a usable answer. The other clients are left out of the round,
+    by name and with a reason. With 1, a client that fails ends the run, which --resume continues."""
     deadline: float = Field(3600.0, gt=0, le=604800)
-    """Seconds a client has to answer a message; who has not by then is left out of the round, or ends the run, as
-    `quorum` says. On one machine nobody is late."""
+    """Seconds that a client has to answer a message. A late client is left out of the round or ends the run, as
+    `quorum` says. It has no effect in a simulation."""
     task: Name = "main"
-    """What organisations on their own machines are asked to train on, by its name in their own configurations
-    (docs/deployment.md). On one machine [data] says it."""
+    """Name of the task that organisations train on, as it stands in their own site.toml (docs/organisations.md). In a
+    simulation the problems come from [data]."""
     arm: Literal["federated", "local", "central"] = "federated"
-    """`local`: each client alone, nothing travels. `central`: all problems pooled with one client. References, both."""
+    """Arm of an experiment: `federated`, or one of two references. `local` trains each client alone, and nothing
+    travels; `central` pools all problems at one client."""
 
     @field_validator("clients")
     @classmethod
@@ -281,12 +338,12 @@ class FederationConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """The clients' names, in order."""
+        """Names of the clients, in the order of the file."""
         return _client_names(self.clients)
 
     @property
     def clients_per_round(self) -> int:
-        """How many clients train in a round."""
+        """Number of clients that train in a round."""
         return max(1, math.floor(self.fraction * len(self.names) + 0.5))
 
 
@@ -295,18 +352,20 @@ def _client_names(clients: int | list[str]) -> list[str]:
 
 
 class SamplingConfig(Section):
-    """How responses are drawn from the policy."""
+    """Sampling of responses from the policy."""
 
     group_size: int = Field(8, ge=2, le=1024)
-    """Responses per problem, G. One response has no group to be compared with."""
+    """Number of responses to each problem, G, whose rewards are compared with each other. More responses give a better
+    estimate and take more time."""
     max_new_tokens: int = Field(256, ge=1, le=131072)
-    """Longest response in tokens."""
+    """Length limit of a response in tokens. `train.unfinished` says what becomes of a response that reaches it."""
     temperature: float = Field(1.0, gt=0, le=10)
-    """Of sampling, and of the log-probs the loss is made of."""
+    """Sampling temperature in training; the loss takes its log-probs at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling; 1 is off."""
+    """Nucleus sampling: tokens are drawn from the smallest set of tokens with this total probability. 1 turns it off.
+    """
     top_k: int = Field(0, ge=0)
-    """Only the k likeliest tokens; 0 is off."""
+    """Number of most likely tokens from which the next token is drawn. 0 turns it off."""
 
 
 COMPONENTS_STAY = [rule.name for rule in RULES.values() if not rule.new_components]
@@ -317,48 +376,57 @@ class TrainConfig(Section):
     """The local objective and its optimizer (docs/methods.md, section 1)."""
 
     rounds: int = Field(10, ge=1)
-    """Synchronisations."""
+    """Number of rounds in the run; each ends with one synchronisation of the clients' adapters."""
     local_steps: int = Field(5, ge=1)
-    """Local steps of each client between two synchronisations, tau."""
+    """Local steps of each client in a round, tau. More steps save bytes for the same amount of training, but the
+    clients' adapters drift further apart."""
     problems_per_step: int = Field(8, ge=1)
-    """Problems of each client in a local step; each gets group_size responses."""
+    """Number of problems in a local step of one client; each gets sampling.group_size responses."""
     loss: Literal[tuple(LOSSES)] = "dapo"  # type: ignore[valid-type]  # of a table, which mypy does not evaluate
-    """The policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio and average token losses over each
+    """Policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio; they average token losses over each
     response, by the longest allowed response, or over all tokens. `cispo` averages over all tokens, and a token whose
     ratio is clipped keeps its gradient."""
     scale_by_std: bool = True
-    """Divide advantages by the group's standard deviation (Dr. GRPO does not)."""
+    """Whether advantages are divided by the standard deviation of their group's rewards. Dr. GRPO turns it off."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """Lower clipping bound of the policy ratio, as a distance from 1. With `cispo`, values close to 1 leave it out, as
-    its authors do."""
+    """Lower clipping bound of the policy ratio, as a distance from 1. With `cispo`, a value close to 1 removes the
+    lower bound, as its authors do."""
     clip_high: float = Field(0.2, gt=0)
-    """Upper clipping bound of the policy ratio, as a distance from 1."""
+    """Upper clipping bound of the policy ratio, as a distance from 1. Raise it to let unlikely tokens of good responses
+    gain more in one update."""
     kl_beta: float = Field(0.0, ge=0)
-    """Weight of the k3 estimate of KL(policy || base)."""
+    """Weight of the k3 estimate of KL(policy || base) in the loss, which keeps the policy close to the base model. 0
+    turns it off."""
     updates_per_batch: int = Field(1, ge=1, le=64)
-    """Optimizer steps on each sampled batch."""
+    """Optimizer steps on each sampled batch. More than 1 reuses the samples; the ratio then differs from 1 and is
+    clipped."""
     proximal_mu: Annotated[float, OnlyWith("federation.arm", ("federated", "central"))] = Field(0.0, ge=0)
-    """FedProx: (mu / 2) || adapter - the round's adapter ||^2. 0 is FedAvg."""
+    """Weight mu of FedProx's term (mu / 2) ||adapter - adapter at the start of the round||^2, which limits the drift
+    between clients. 0 turns it off (FedAvg)."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. Tune it first, and for each method that is compared."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Over all local steps of the run, after the warm-up."""
+    """Learning-rate schedule over all local steps of the run, after the warm-up: `constant`, or a fall to 0 that is
+    `linear` or follows a `cosine`."""
     warmup_steps: int = Field(0, ge=0)
-    """Local steps with a linearly rising rate, once per run."""
+    """Local steps at the start of a run during which the learning rate rises linearly to its peak. 0: there is no
+    warm-up."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled, as in AdamW."""
+    """Weight decay of AdamW, decoupled from the gradient. 0 turns it off."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's first moment."""
+    """Decay rate of AdamW's first moment, the running mean of gradients."""
     beta2: float = Field(0.99, ge=0, lt=1)
-    """AdamW's second moment; short runs want it below the usual 0.999."""
+    """Decay rate of AdamW's second moment, the running mean of squared gradients. Short runs need a value below the
+    usual 0.999."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Each client's gradient is clipped to this norm."""
+    """Norm to which each client's gradient is clipped before every optimizer step."""
     unfinished: Unfinished = "grade"
-    """How a response that was cut at sampling.max_new_tokens is treated in training. `grade` grades its text like any
-    other. `zero` gives it reward 0. `mask` gives it reward 0, which counts in its group's mean, and no gradient. With
-    `zero` and `mask` it casts no vote and enters no pool."""
+    """Treatment of a response that was cut at sampling.max_new_tokens. `grade` grades its text like any other. `zero`
+    gives it reward 0. `mask` gives it reward 0, which counts in its group's mean, and no gradient. With `zero` and
+    `mask` it casts no vote and enters no pool."""
     optimizer_state: Annotated[Literal["reset", "keep"], OnlyWith("aggregation.type", COMPONENTS_STAY)] = "reset"
-    """At a synchronisation: start afresh, or keep the moments (they stay with the client)."""
+    """Optimizer moments at the start of a round: `reset` starts from zero; `keep` continues with the client's own
+    moments, which never travel."""
 
     def check(self, config: Any) -> None:
         """The warm-up ends before the run does."""
@@ -367,51 +435,57 @@ class TrainConfig(Section):
 
 
 class EngineConfig(Section):
-    """How a machine computes; changes cost and memory, never the result. Stays on the machine.
+    """Computation on one machine. These settings change cost and memory, never the result, and never leave the machine.
 
-    Each saving is a switch of its own, so that it can be measured and tested alone (docs/performance.md).
+    Each saving is a switch of its own, so that it can be measured and tested alone (docs/measurements/performance.md).
     """
 
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens, padding included, in one forward and backward; at least one problem. None: 16,384 on a GPU; on a
-    CPU 1,024, for its cache, and down to 256 for large models, for memory."""
+    """Tokens in one forward and backward pass, padding included; at least one problem. Unset: 16,384 on a GPU; 1,024 on
+    a CPU, and down to 256 for a large model. Lower it if training runs out of memory."""
     decode_rows: int = Field(1024, ge=1)
-    """Responses decoded side by side, all clients together; at least one problem per client."""
+    """Responses decoded side by side, all clients together; at least one problem per client. Lower it if sampling runs
+    out of memory."""
     logits_at_once: int = Field(1 << 24, ge=1)
-    """Logits (tokens x vocabulary) held at once in training, at least one token's; 4 bytes each."""
+    """Logits (tokens x vocabulary) held in memory at once in training, 4 bytes each; at least those of one token."""
     threads: int | None = Field(None, ge=1)
-    """Torch threads; None takes OMP_NUM_THREADS if it is set, else one per core, for a small model just one."""
+    """Number of Torch threads. Unset: OMP_NUM_THREADS if it is set, else one thread per core, and only one for a small
+    model."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
-    """Matrix products in bfloat16; `auto` is bfloat16 on a GPU that has it, else off."""
+    """Number format of matrix products. `auto` is bfloat16 on a GPU that supports it, else that of the weights (`off`).
+    """
     decode_cache: Literal["auto", "growing", "static"] = "auto"
-    """`static` computes every decode step at the full length, so that a GPU can replay it as one CUDA graph; `auto` is
-    static on a GPU, else growing."""
+    """Memory layout of the decode loop. `static` computes every step at the full length, so that a GPU can replay it as
+    one CUDA graph; `growing` follows the length so far. `auto` is static on a GPU, else growing."""
     cohort: bool = True
-    """All clients of this machine in one batch; off: one after another."""
+    """Whether all clients of this machine are computed as one batch. Off: one client after another."""
     skip_zero_advantage: bool = True
-    """No forward and backward for responses without a gradient; the normaliser still counts them."""
+    """Whether responses with zero advantage, which have no gradient, are left out of the training pass. The normaliser
+    of the loss still counts them."""
     prefill_once: bool = True
-    """In sampling, a problem's prompt is computed once for its G responses."""
+    """Whether sampling computes a problem's prompt once for all of its responses."""
     shared_cache: bool = True
-    """In sampling, a prompt's keys and values are kept once for its G responses; needs prefill_once."""
+    """Whether sampling stores a prompt's keys and values once for all of its responses; needs `prefill_once`."""
     shared_prefix: bool = True
-    """In training, a problem's prompt is computed once for its G responses."""
+    """Whether the training pass computes a problem's prompt once for all of its responses."""
     compact: bool = True
-    """Responses that ended leave the decode batch."""
+    """Whether finished responses leave the decode batch, so that the others are computed faster."""
     sampled_logps: bool = True
-    """Behaviour log-probs are those taken at sampling; off: a forward pass of their own."""
+    """Whether behaviour log-probs are taken while sampling. Off: a separate forward pass computes them."""
     response_logits: bool = True
-    """Logits at response positions only and in chunks, never [tokens x vocabulary] at once."""
+    """Whether training computes logits in chunks and at response positions only. Off: at all positions at once, which
+    needs more memory."""
     by_length: bool = True
-    """Micro-batches are cut by tokens from rows sorted by length; off: in the order drawn."""
+    """Whether micro-batches are cut from responses sorted by length. Off: from responses in the order they were drawn.
+    """
 
 
 class EvaluateConfig(Section):
-    """Sampled pass@1 on held-out problems, each client on its own."""
+    """Sampled pass@1 on held-out problems, which each client measures on its own."""
 
     every: int = Field(0, ge=0)
-    """Rounds between evaluations; 0 evaluates before the first round and after the last."""
+    """Rounds between two evaluations. 0 evaluates before the first round and after the last one only."""
     samples: int = Field(1, ge=1, le=256)
-    """Responses per problem; pass@1 is the mean over them."""
+    """Number of responses to each held-out problem; pass@1 is the mean over them."""
     temperature: float = Field(1.0, ge=0, le=10)
-    """0 is greedy."""
+    """Sampling temperature in evaluation; 0 is greedy decoding."""

@@ -9,17 +9,22 @@ no exchanges, clients exchange adapters only and the round is one stretch.
 from fedrlvr.coordination.pool import Pool, PoolEntry, Sent
 from fedrlvr.coordination.ratio import RATIO_RULES, reference
 from fedrlvr.coordination.schedule import public_batch, stretches
+from fedrlvr.coordination.screening import SCREENED, flaw, usual_length, usual_lengths
 from fedrlvr.coordination.swapping import SWAP_RULES, swap, wanted
 
 __all__ = [
     "RATIO_RULES",
+    "SCREENED",
     "SWAP_RULES",
     "Pool",
     "PoolEntry",
     "Sent",
+    "flaw",
     "public_batch",
     "reference",
     "stretches",
     "swap",
+    "usual_length",
+    "usual_lengths",
     "wanted",
 ]

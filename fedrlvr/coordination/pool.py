@@ -41,7 +41,7 @@ class PoolEntry:
 
 @dataclass(frozen=True)
 class Pool:
-    """Correct responses by problem.
+    """Correct responses of an exchange, by problem.
 
     entries: one sequence for each problem of the exchange.
     """
@@ -71,10 +71,10 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """Entries of all problems."""
+        """Number of entries, over all problems."""
         return sum(len(entries) for entries in self.entries)
 
     @property
     def unsolved(self) -> int:
-        """Problems nobody gave a correct response to."""
+        """Number of problems to which no client gave a correct response."""
         return sum(not entries for entries in self.entries)

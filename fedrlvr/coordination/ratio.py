@@ -1,10 +1,11 @@
-"""What the policy ratio of a foreign response is taken against.
+"""The policy ratio of a foreign response: its rules and their formulas.
 
 With p the receiver's policy as it is trained, p_old the receiver's policy before the public steps, q the sender's:
 
     local_old  rho = p / p_old                        known for PubSwap (2604.12160), by a third party's note
     behaviour  rho = p / q                            importance sampling; needs the sender's log-probs
-    truncated  rho = p / p_old, weight min(p_old / q, cap)     truncated importance sampling, as F-TIS (2605.22537)
+    truncated  rho = p / p_old, weight min(p_old / q, cap)     truncated importance sampling; F-TIS (2605.22537)
+                                                      also filters samples, which is not built
     shaped     rho = p / (p + gamma)                  LUFFY (2504.14945), gamma = 0.1 there
 
 `local_old` starts at 1 and corrects for nothing: the foreign response counts as if the receiver had sampled it. That
@@ -26,7 +27,8 @@ CAP, GAMMA = 2.0, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How a foreign response enters the loss: its behaviour log-probs, token weights (None: 1) and shaping gamma."""
+    """Terms by which a foreign response enters the loss: its behaviour log-probs, token weights (None: 1) and shaping
+    gamma."""
 
     behaviour_logps: list[float]
     weights: list[float] | None = None
@@ -49,7 +51,7 @@ class ForeignTokens:
 
 @dataclass(frozen=True)
 class RatioRule:
-    """One rule's properties.
+    """The properties of one rule for the policy ratio of foreign tokens.
 
     reference: makes a response's reference.
     needs_local: the receiver scores foreign tokens before it trains on them.

@@ -1,4 +1,4 @@
-"""When a round's exchanges come, and which public problems each is about."""
+"""The schedule of a round's exchanges, and the public problems of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which of a client's responses to public problems are replaced by others' correct ones (PubSwap, arXiv 2604.12160).
+"""Swap rules: other clients' correct responses to public problems replace some of a client's own (PubSwap, arXiv
+2604.12160).
 
 With c own correct responses, W the own incorrect ones and P the others' correct ones to the same problem:
 
@@ -30,7 +31,7 @@ from fedrlvr.rl.samples import CORRECT
 
 @dataclass(frozen=True)
 class SwapRule:
-    """One rule's properties.
+    """The properties of one swap rule, for configuration, server and clients.
 
     most(correct, group): how many of others' responses a group can take that has so many correct ones; never more than
         its incorrect ones.
@@ -57,7 +58,7 @@ SWAP_RULES = {
 
 
 def wanted(correct: int, group: int, rule: str) -> int:
-    """How many of others' responses a group of this size with so many correct ones can take.
+    """Number of other clients' responses that a group of this size takes, given its number of correct ones.
 
     Raises:
         ValueError: an unknown rule, or more correct responses than there are.
@@ -76,7 +77,7 @@ def swap(
     rule: str = "balanced",
     rng: random.Random,
 ) -> list[dict[int, int]]:
-    """For each problem, which slots of the client's group receive which entries of the pool: {slot: entry}.
+    """Choose slots of the client's groups and the pool's entries that replace them: {slot: entry} for each problem.
 
     own_rewards_PG: rewards of the client's own responses; correct is a reward of 1.
     pool: for each problem, what others gave that is correct; only how much there is matters here.

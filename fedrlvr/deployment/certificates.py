@@ -31,7 +31,7 @@ _SLACK = datetime.timedelta(minutes=5)  # clocks differ
 
 
 def make_authority(directory: Path, name: str) -> None:
-    """ca.key and ca.crt, of an authority that goes by `name`.
+    """Make ca.key and ca.crt of an authority named `name`.
 
     Raises:
         ConfigError: one of them exists.
@@ -50,7 +50,7 @@ def make_authority(directory: Path, name: str) -> None:
 
 
 def make_server_certificate(directory: Path, hosts: Sequence[str]) -> None:
-    """server.key and server.crt, signed by the directory's authority, for these DNS names and IP addresses.
+    """Make server.key and server.crt, signed by the directory's authority, for these DNS names and IP addresses.
 
     Raises:
         ConfigError: one of them exists, or there is no authority.
@@ -79,7 +79,7 @@ def make_server_certificate(directory: Path, hosts: Sequence[str]) -> None:
 
 
 def renew_server_certificate(directory: Path, further: Sequence[str] = ()) -> None:
-    """A new server.key and server.crt for the names of the old ones and further ones; those become server.*.old.
+    """Make a new server.key and server.crt, for the old names and further ones; the old files become server.*.old.
 
     Raises:
         ConfigError: there is no certificate or no authority.
@@ -98,7 +98,7 @@ def renew_server_certificate(directory: Path, further: Sequence[str] = ()) -> No
 
 
 def make_node_key(path: Path) -> None:
-    """An organisation's private key as OpenSSH writes it, and its public key beside it in <path>.pub.
+    """Make an organisation's private key in OpenSSH's format, with its public key beside it in <path>.pub.
 
     Raises:
         ConfigError: one of them exists.
@@ -113,7 +113,7 @@ def make_node_key(path: Path) -> None:
 
 
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """An organisation's private key.
+    """Read an organisation's private key from its file.
 
     Raises:
         ConfigError: there is none, or it is none that Flower takes; the text names the file.
@@ -129,7 +129,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """A public key, as in <name>.key.pub.
+    """Read a public key from a file such as <name>.key.pub.
 
     Raises:
         ConfigError: there is none, or it is none that Flower takes; the text names the file.
@@ -145,7 +145,7 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate, the first in its file.
+    """Read the first certificate in a file.
 
     Raises:
         ConfigError: there is none; the text names the file.
@@ -175,18 +175,18 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 
 def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """As `ssh-keygen -l` shows it."""
+    """Fingerprint of a public key, as `ssh-keygen -l` shows it."""
     blob = base64.b64decode(public_line(key, "").split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:
-    """As `openssl x509 -fingerprint -sha256` shows it."""
+    """Fingerprint of a certificate, as `openssl x509 -fingerprint -sha256` shows it."""
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def public_line(key: ec.EllipticCurvePublicKey, comment: str) -> bytes:
-    """A public key as a line of OpenSSH's."""
+    """Public key as one line of OpenSSH's format."""
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return line + (b" " + comment.encode() if comment else b"") + b"\n"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import logging
 import os
 import shlex
 import ssl
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedrlvr.errors import ConfigError
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.superlink")
+_log = logger("superlink")
 
 CLIENT_APP = "flwr-clientapp"
 TOO_OFTEN = 0.0
@@ -28,7 +28,7 @@ TOO_OFTEN = 0.0
 
 
 def environment(home: Path, *, programs: Path | None = None) -> dict[str, str]:
-    """What Flower's processes are started with: nothing phones home, its files are in `home`, ours are found first.
+    """Environment variables of Flower's processes: no telemetry, files in `home`, our programs first on PATH.
 
     programs: a directory that goes before everything on PATH.
     """
@@ -42,7 +42,7 @@ def environment(home: Path, *, programs: Path | None = None) -> dict[str, str]:
 
 
 def clientapp() -> None:
-    """`flwr-clientapp` with our ClientApp, whatever the server sent; nothing of that is unpacked or imported."""
+    """Run `flwr-clientapp` with our ClientApp. Code that the server sent is neither unpacked nor imported."""
     runtime = importlib.import_module("flwr.supernode.runtime.run_clientapp")
 
     def load(fab_id: str, fab_version: str, fab_hash: str) -> Any:
@@ -62,7 +62,7 @@ def clientapp() -> None:
 
 
 def write_programs(directory: Path) -> None:
-    """The programs that Flower's SuperExec starts by name, as this organisation wants them.
+    """Write the programs that Flower's SuperExec starts by name, as this organisation wants them.
 
     flwr-clientapp is ours. A server may also call for the others (an "agent app", say), which would run what it sent;
     so each name Flower has gets a program that says no.
@@ -103,7 +103,7 @@ def run_superlink(arguments: list[str]) -> None:
 
 
 def install_guard() -> None:
-    """Put `MachineGuard` before the SuperLink.
+    """Put `MachineGuard` before every request to the SuperLink.
 
     Raises:
         ConfigError: this Flower has no place for it.
@@ -114,12 +114,12 @@ def install_guard() -> None:
     from fedrlvr.deployment.superlink.access_guard import MachineGuard
 
     extensions = importlib.import_module("flwr.superlink.extensions")
-    theirs = _present(extensions, "get_middleware")
+    middleware = _present(extensions, "get_middleware")
     server = importlib.import_module("flwr.superlink.main")
     _present(server, "_get_middleware")
     if _present(server, "extensions") is not extensions:
         raise _moved("flwr.superlink.main.extensions")
-    extensions.get_middleware = lambda: (Middleware(MachineGuard), *theirs())
+    extensions.get_middleware = lambda: (Middleware(MachineGuard), *middleware())
     if not any(entry.cls is MachineGuard for entry in server._get_middleware()):
         raise _moved("flwr.superlink.extensions.get_middleware")
     # The guard must see who really connected, not what a header says of it. asyncio's loop: its TLS can be listened to.
@@ -130,11 +130,11 @@ def install_guard() -> None:
 
 
 def show_failed_handshakes() -> None:
-    """Have TLS connections that fail written into the log; asyncio drops them without a word."""
+    """Write failed TLS connections to the log; asyncio drops them without a word."""
     from asyncio import sslproto
 
-    theirs = getattr(sslproto.SSLProtocol, "_on_handshake_complete", None)
-    if theirs is None:
+    handler = getattr(sslproto.SSLProtocol, "_on_handshake_complete", None)
+    if handler is None:
         _log.warning("this Python does not let TLS connections that fail be shown")
         return
 
@@ -145,13 +145,13 @@ def show_failed_handshakes() -> None:
             _log.warning(
                 "a TLS connection from %s failed: %s", peer[0] if peer else "unknown", handshake_reason(failure)
             )
-        theirs(self, failure)
+        handler(self, failure)
 
     setattr(sslproto.SSLProtocol, "_on_handshake_complete", complete)  # noqa: B010  (private, so unknown to mypy)
 
 
 def handshake_reason(failure: ssl.SSLError) -> str:
-    """What a failed TLS connection was, as the server sees it."""
+    """Cause of a failed TLS connection, as the server sees it."""
     reason = (failure.reason or type(failure).__name__).lower().replace("_", " ")
     if "unknown ca" in reason:
         return f"{reason}; it trusts another authority than ours: compare its ca.crt with this SuperLink's"
@@ -173,7 +173,7 @@ class Member:
 
 
 def members(address: str, root_certificates: bytes | None) -> list[Member]:
-    """Who is registered with the SuperLink of this machine. (Flower's own list has no names.)
+    """Organisations registered with the SuperLink of this machine. (Flower's own list has no names.)
 
     Raises:
         ConfigError: the SuperLink does not answer.
@@ -188,7 +188,7 @@ def members(address: str, root_certificates: bytes | None) -> list[Member]:
 
 
 def is_registered(address: str, root_certificates: bytes | None, key: Any) -> bool:
-    """Whether the SuperLink knows a private key's owner. Changes nothing there, whoever is connected.
+    """Whether the public key of this private key is registered with the SuperLink. The call changes nothing there.
 
     It asks to be activated with a heartbeat that the SuperLink cannot take: Flower looks the key up first, then refuses
     the heartbeat, and only then would activate.
@@ -228,7 +228,7 @@ def is_registered(address: str, root_certificates: bytes | None, key: Any) -> bo
 
 
 def let_go(address: str, root_certificates: bytes | None, key: Any, node: int) -> bool:
-    """Have the SuperLink take for gone a SuperNode of this key that ended without saying so; whether there was one.
+    """Deactivate a SuperNode that crashed. Returns True if one was registered.
 
     Else it takes it for connected for up to a minute after its last sign of life, and no other in its place.
     """

@@ -1,4 +1,4 @@
-"""What a server says of its run in every message, so that whoever was away, or has a new worker, needs no other.
+"""Run metadata attached to every message, so that a client that missed rounds, or has a new worker, can continue.
 
 A message's own request (wire/messages.py) says what to do now; the terms say for which run, task and model.
 """
@@ -10,16 +10,16 @@ import json
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrlvr.config.sections import MAX_RANK, Name, Targets
+from fedrlvr.config.sections import LARGEST, MAX_RANK, SMALLEST, Name, Targets
 from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""
 PROTOCOL = 2
-"""Of the messages. Raised whenever one of another release would be misread."""
+"""Version of the messages' protocol. It rises whenever another release would misread a message."""
 LONGEST = 1 << 14
-"""Characters of the terms."""
+"""Largest number of characters in the terms."""
 
 
 class Terms(BaseModel):
@@ -48,23 +48,23 @@ class Terms(BaseModel):
     chat_template: bool
     rank: int = Field(ge=1, le=MAX_RANK)
     largest: int = Field(ge=1, le=MAX_RANK)
-    alpha: float = Field(gt=0)
+    alpha: float = Field(ge=SMALLEST, le=LARGEST)
     targets: Targets = "all-linear"
     max_prompt_tokens: int | None = Field(None, ge=1)
 
     @property
     def scale(self) -> float:
-        """What the product B A of the receiver's adapter counts in a layer's weight."""
+        """Factor of the product B A of the receiver's adapter in a layer's weight."""
         return self.alpha / self.rank
 
 
 def terms_record(terms: Terms) -> ConfigRecord:
-    """The terms as they travel."""
+    """The terms as a record of a message."""
     return ConfigRecord({"json": terms.model_dump_json()})
 
 
 def read_terms(content: RecordDict) -> Terms:
-    """The terms in a message.
+    """Read and check the terms in a message.
 
     Raises:
         MessageError: there are none, they are of another protocol, or a field does not fit.
@@ -79,9 +79,9 @@ def read_terms(content: RecordDict) -> Terms:
         raise MessageError("a message whose terms are not JSON") from None
     protocol = plain.get("protocol") if isinstance(plain, dict) else None
     if protocol != PROTOCOL:  # before the rest: what the fields mean is the protocol's
-        theirs = str(plain.get("version"))[:40] if isinstance(plain, dict) else "of unknown version"
+        release = str(plain.get("version"))[:40] if isinstance(plain, dict) else "of unknown version"
         raise MessageError(
-            f"the server (fedrlvr {theirs}) speaks protocol {str(protocol)[:20]} and this organisation (fedrlvr "
+            f"the server (fedrlvr {release}) speaks protocol {str(protocol)[:20]} and this organisation (fedrlvr "
             f"{__version__}) {PROTOCOL}: install the same release at both"
         )
     try:

@@ -1,4 +1,4 @@
-"""A client's answers, sealed.
+"""A client's answers, sealed so that training cannot read them.
 
 Training draws questions, which have no answer. The answers themselves lie here, and there are three ways to them:
 `price` is for a ledger, which pays for what it takes; `everything` for what looks at data before a run; and `peek`
@@ -18,7 +18,7 @@ from fedrlvr.tasks.rewards import Reward
 
 
 class Answers:
-    """The answers of a client's training problems, and the reward that goes by them.
+    """Answers to a client's training problems, with the reward that uses them.
 
     client: for messages.
 
@@ -39,7 +39,7 @@ class Answers:
         return self._in_order
 
     def price(self, question: Question) -> str:
-        """The data set's answer, for whoever enters it into a ledger; "" if it has none."""
+        """Answer of the data set, to be entered into a ledger; "" if there is none."""
         return self._problems[question.id].answer
 
     def grade(self, question: Question, label: str, completions: Sequence[str]) -> list[float]:
@@ -52,7 +52,7 @@ class Answers:
         return self._grade(replace(self._problems[question.id], answer=label), completions)
 
     def peek(self, question: Question, completions: Sequence[str]) -> list[float]:
-        """Rewards by the data set's own answer, paid for or not.
+        """True rewards by the data set's own answer, whether a label was paid for or not.
 
         Raises:
             GradingError: as `grade`.

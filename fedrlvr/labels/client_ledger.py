@@ -1,4 +1,4 @@
-"""What a client's supervision sees of its labels: the ledger on disk, the budget, and where answers come from."""
+"""The labels that a client's supervision may see: the ledger on disk, the budget, and the source of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedrlvr.tasks.problem import Question
 from fedrlvr.tasks.voting import sameness
 
 DAY = 86_400.0
-"""Seconds that `budget_per_day` counts back."""
+"""Length in seconds of the day that `budget_per_day` counts."""
 
 
 @dataclass(frozen=True)
@@ -25,39 +25,40 @@ class Budget:
 
 
 class NoLabels:
-    """The ledger of a client that has none and asks nobody (supervision's `Ledger`)."""
+    """The ledger of a client without labels, which asks no one (supervision's `Ledger`)."""
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
-        """There is no label."""
+        """None for every problem, since none has a label."""
         return None
 
     def awaited(self, problem: Question) -> bool:
-        """Nothing is."""
+        """Whether a label is awaited: never, since none can be asked for."""
         return False
 
     def room(self) -> int | None:
-        """None to ask about."""
+        """Number of problems that may be asked about: 0."""
         return 0
 
     def ask(self, query: Query) -> None:
-        """
+        """Refuse every question, since there is nobody to ask.
+
         Raises:
             ValueError: always.
         """
         raise ValueError("nobody is there to be asked")
 
     def remind(self, query: Query) -> None:
-        """Nobody is waited for."""
+        """Do nothing, since no label is awaited."""
 
 
 class AllLabels(NoLabels):
-    """The ledger of a client that has every label and so asks nobody (supervision's `Ledger`)."""
+    """The ledger of a client that has every label, and so never asks (supervision's `Ledger`)."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
-        """True rewards.
+        """True rewards of the completions, by the problem's own answer.
 
         Raises:
             GradingError: the reward fails.
@@ -95,11 +96,11 @@ class ClientLedger:
         return None if label is None else self._answers.grade(problem, label, completions)
 
     def awaited(self, problem: Question) -> bool:
-        """Whether it was asked about; where it has a label nobody asks this."""
+        """Whether the problem was asked about. Callers ask this only for problems without a label."""
         return self.disk.was_asked(problem.id)
 
     def room(self) -> int | None:
-        """What the total and the day leave of the budget."""
+        """Number of labels that the total and the daily budget still allow; None: no limit."""
         left = []
         if self._budget.total is not None:
             left.append(self._budget.total - self.disk.asked())
@@ -108,7 +109,7 @@ class ClientLedger:
         return max(min(left), 0) if left else None
 
     def ask(self, query: Query) -> None:
-        """Enter the question; without a desk its answer too.
+        """Enter the question into the ledger; without a desk, its answer too.
 
         Raises:
             LedgerError: the ledger cannot be written.
@@ -120,7 +121,7 @@ class ClientLedger:
             self.disk.buy(query, self._answers.price(query.question), at=now)
 
     def remind(self, query: Query) -> None:
-        """Let an expert who is going to answer see the newest vote.
+        """Update the vote that an expert will see on a problem that was asked about.
 
         Raises:
             LedgerError: the ledger cannot be written.

@@ -20,9 +20,11 @@ from fedrlvr.files import private_directory, private_file
 
 VERSION = 1
 APPLICATION = 0x66726C76
-"""What marks a SQLite file as a label ledger."""
+"""SQLite application id that marks a file as a label ledger."""
 PATIENCE = 30.0
 """Seconds to wait for another process that is writing."""
+_STORED = {"TEXT": ("text",), "INTEGER": ("integer",), "REAL": ("real", "integer")}
+"""What SQLite calls the values that a column of a declared type may hold."""
 
 # `first_step` is when a problem was asked about first, `step` when last. `batch` counts the steps that asked, over all
 # runs on this ledger. `wanted` is how many experts are to answer. `shown` is what an expert was given, and until when
@@ -58,7 +60,7 @@ CREATE TABLE used (
 
 
 class Database:
-    """One ledger file.
+    """One ledger file, as a SQLite database with transactions.
 
     Raises (and every transaction on it):
         LedgerError: it cannot be opened or read, is damaged, is no ledger, or one of a newer fedrlvr.
@@ -154,9 +156,24 @@ class Database:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
+            self._check_types(connection)
         except BaseException:
             self._drop()
             raise
+
+    def _check_types(self, connection: sqlite3.Connection) -> None:
+        """SQLite stores a value of any type in a column, whatever the column was declared as.
+
+        Raises:
+            sqlite3.DatabaseError: a value is of another type than its column.
+        """
+        for table in ("question", "opinion", "log", "shown", "used"):
+            wrong = []
+            for _, column, declared, needed, _, key in connection.execute(f"PRAGMA table_info({table})"):
+                kinds = [*_STORED.get(declared, ()), *([] if needed or key else ["null"])]
+                wrong.append(f"typeof({column}) NOT IN ({', '.join(map(repr, kinds))})")
+            if connection.execute(f"SELECT 1 FROM {table} WHERE {' OR '.join(wrong) or 0} LIMIT 1").fetchone():
+                raise sqlite3.DatabaseError(f"table {table} holds a value of another type than its column")
 
     def _state(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Application, version, and how many tables there are."""
@@ -181,7 +198,7 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a mistake of the caller's
+        except sqlite3.ProgrammingError:  # a mistake of the caller's
             raise
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
@@ -193,7 +210,7 @@ class Database:
                 f"The label ledger {self.path} cannot be used: {error}. See that its path is a file in a directory "
                 "that may be written to, and that the disk is not full."
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # sqlite3 decodes text, and what it says of it
             raise LedgerError(
                 f"The label ledger {self.path} is damaged or no ledger at all: {error}. Put a copy of it back, or move "
                 f"it out of the way together with {self.path.name}-wal, and a new one is begun; what of it can be read "

@@ -1,4 +1,4 @@
-"""The label ledger: what a client asked about, who answered what, and how often each label was used.
+"""The label ledger: the problems that a client asked about, the experts' answers, and the uses of each label.
 
 One SQLite file on the client's own disk, which training and the desk use at once. What it holds never leaves the
 client. A problem is asked about, and so paid for, once: drawn again, it has its label or is still open.
@@ -29,16 +29,16 @@ VERDICTS: tuple[str, ...] = get_args(Verdict)
 State = Literal["open", "labelled", "unanswerable", "disputed"]
 
 LONGEST_ANSWER = 1000
-"""Characters."""
+"""Largest number of characters in an expert's answer."""
 LONGEST_NAME = 100
-"""Characters of an expert's name."""
+"""Limit on the length of an expert's name, in characters."""
 DATASET = "dataset"
-"""The expert that is no person: answers bought from a data set, which a run that goes back forgets."""
+"""Name of the expert that stands for the data set. A run that goes back forgets the answers bought from it."""
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """An expert's last word on a problem; the answer is None unless the verdict is accept or correct."""
+    """Last verdict of one expert on a problem; the answer is None unless the verdict is accept or correct."""
 
     expert: str
     verdict: Verdict
@@ -74,7 +74,7 @@ class OpenProblem(AskedProblem):
 
 @dataclass(frozen=True)
 class Entry(AskedProblem):
-    """All there is on a problem.
+    """Everything that the ledger holds on one problem.
 
     opinions: every expert's last word, skips too, in the order they were given.
     wanted: how many experts are to answer.
@@ -90,7 +90,8 @@ class Entry(AskedProblem):
 
 @dataclass(frozen=True)
 class Counts:
-    """How many problems were asked about, in all and by what the opinions come to; and uses of labels.
+    """Numbers of problems that were asked about, in all and by the state of their opinions, and the number of uses of
+    labels.
 
     Answers count as the same if they have one key (`tasks.grading.canonical`).
     """
@@ -104,7 +105,7 @@ class Counts:
 
 
 def outcome(opinions: Sequence[Opinion], wanted: int, same: Callable[[str, str], bool]) -> tuple[State, str | None]:
-    """What opinions come to, and the label if they come to one.
+    """State of a problem by its experts' opinions, and its label if they agree on one.
 
     Open until `wanted` experts have one. Then what strictly more experts say than anything else: an answer, by the
     first who gave it, or that there is none. A tie is a dispute.
@@ -156,7 +157,7 @@ def expert_name(name: str) -> str:
 
 
 class LabelLedger:
-    """A client's ledger.
+    """A client's ledger of the labels it asked for, and of the opinions that experts gave.
 
     path: its file, made if there is none.
     run: which run asks; its steps are told from those of other runs on this file when uses are counted.
@@ -200,7 +201,7 @@ class LabelLedger:
             return True
 
     def answer(self, problem: str, verdict: Verdict, answer: str | None, *, expert: str, at: float) -> None:
-        """Take an expert's word, in place of an earlier one of the same expert's; the log keeps both.
+        """Store an expert's verdict, which replaces an earlier one of the same expert; the log keeps both.
 
         answer: needed with correct. With accept, what was accepted: left out, it is the majority's answer that this
         expert was shown last; if the vote has changed since, the verdict becomes correct. Else it is not looked at.
@@ -213,7 +214,7 @@ class LabelLedger:
             _answer(database, problem, verdict, answer, _expert(expert), at)
 
     def answer_all(self, words: Iterable[tuple[str, Verdict, str | None]], *, expert: str, at: float) -> None:
-        """Take an expert's (problem, verdict, answer), all or none; never in place of another word than a skip.
+        """Store several (problem, verdict, answer) of an expert, all or none; only a skip is replaced.
 
         Raises:
             LedgerError: as `answer`, or the expert has answered one of the problems.
@@ -229,7 +230,7 @@ class LabelLedger:
                 _answer(database, problem, verdict, answer, expert, at)
 
     def label(self, problem: str, same: Callable[[str, str], bool]) -> str | None:
-        """What the opinions on a problem come to (`outcome`); None without a label, or if it was not asked about.
+        """Label of a problem by its opinions (`outcome`); None without a label, or if it was not asked about.
 
         same: whether two answers are the same to the problem's grader, see `supervision.majority.clusters`.
         """
@@ -240,11 +241,11 @@ class LabelLedger:
         return None if row is None else outcome(opinions.get(_text(problem), []), row["wanted"], same)[1]
 
     def was_asked(self, problem: str) -> bool:
-        """Whether anybody asked about the problem."""
+        """Whether the problem was ever asked about."""
         return self._number("SELECT count(*) FROM question WHERE problem = ?", _text(problem)) > 0
 
     def uses(self, problem: str) -> int:
-        """How often a problem's label was used, by all runs."""
+        """Number of times that all runs have used a problem's label."""
         return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
 
     def use(self, problem: str, step: int) -> None:
@@ -274,7 +275,7 @@ class LabelLedger:
             )
 
     def asked(self, since: float = -math.inf) -> int:
-        """How many problems were asked about, in all or first at this time or later."""
+        """Number of problems that were asked about, in all or first at this time or later."""
         return self._number("SELECT count(*) FROM question WHERE asked_at >= ?", since)
 
     def _number(self, query: str, parameter: str | float) -> int:
@@ -282,7 +283,7 @@ class LabelLedger:
             return int(database.execute(query, (parameter,)).fetchone()[0])
 
     def counts(self) -> Counts:
-        """The ledger in numbers."""
+        """The ledger's totals, by the state of each question."""
         with self._database.reading() as database:
             questions = database.execute("SELECT problem, kind, wanted FROM question").fetchall()
             opinions = _opinions(database)
@@ -294,7 +295,7 @@ class LabelLedger:
     # The desk's side.
 
     def next_open(self, expert: str, *, at: float, lease: float = 300.0) -> OpenProblem | None:
-        """The most wanted problem that is open to this expert and nobody else is looking at; None if there is none.
+        """The most urgent problem that is open to this expert and shown to no other; None if there is none.
 
         It is this expert's for `lease` seconds, and given again if asked for again. The newest step's problems come
         first, since their votes are today's, then by rank; what this expert skipped comes last, longest ago first.
@@ -340,12 +341,12 @@ class LabelLedger:
             )
 
     def release(self, expert: str) -> None:
-        """Let others have what this expert is looking at."""
+        """Make the problem that this expert looks at available to others."""
         with self._database.writing() as database:
             database.execute("UPDATE shown SET until = 0 WHERE expert = ? AND until <> 0", (_expert(expert),))
 
     def entries(self) -> list[Entry]:
-        """Everything, in the order in which it was asked."""
+        """All entries, in the order in which the problems were asked about."""
         with self._database.reading() as database:
             questions = database.execute("SELECT * FROM question ORDER BY batch, rank, problem").fetchall()
             opinions = _opinions(database)

@@ -41,7 +41,8 @@ SEPARATORS = ",;\t"
 MOST_BYTES = 64 * 2**20
 MOST_ROWS = 100_000
 LONGEST_CELL = 32_000
-"""Characters; a spreadsheet's cell holds 32,767. Longer prompts and responses, which are there to be read, are cut."""
+"""Largest number of characters in a cell (spreadsheets hold 32,767). Longer prompts and responses are cut for display.
+"""
 
 _FORMULA = frozenset("=+-@\N{MINUS SIGN}")
 """What a formula begins with, in NFKC: full-width and small forms become these."""

@@ -14,7 +14,7 @@ Everything else goes to transformers' own `sdpa`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,12 +30,13 @@ NAME = "fedrlvr"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token of a packed micro-batch stands: B prompts of at most P tokens, R responses of at most T.
+    """Layout of a packed micro-batch: B prompts of at most P tokens, R responses of at most T.
 
     prompt_BP, response_RT: the token in each slot of the padded blocks; an unused slot names token 0.
     slot_N: the slot of each token, counted over prompt_BP and then response_RT.
     group_R: which prompt each response follows.
     lengths_B: tokens of each prompt. counts: how many responses each has.
+    windows: the sliding window of each attention layer that was computed with it, in order.
     """
 
     prompt_BP: Tensor
@@ -44,6 +45,7 @@ class Packing:
     group_R: Tensor
     lengths_B: Tensor
     counts: list[int]
+    windows: list[int | None] = field(default_factory=list)
 
     @staticmethod
     def of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Packing:
@@ -76,7 +78,7 @@ class Packing:
 
     @cached_property
     def allowed_RTS(self) -> Tensor:
-        """Which of its prompt's P and its own T slots each response slot attends to."""
+        """Attention mask of the response slots: each attends to some of its prompt's P and its own T slots."""
         prompts, width = self.prompt_BP.shape[1], self.response_RT.shape[1]
         device = self.slot_N.device
         real_RP = torch.arange(prompts, device=device) < self.lengths_B[self.group_R].unsqueeze(1)
@@ -207,7 +209,7 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     if mask is not None:
         scores.masked_fill_(~mask.view(rows, 1, length), -torch.inf)
     probs = scores.softmax(dim=-1).view(rows * kv, heads // kv, length)
-    return torch.bmm(probs, value.flatten(0, 1)).view(rows, 1, heads, size)
+    return torch.bmm(probs, value.flatten(0, 1)).view(rows, 1, heads, value.shape[-1])
 
 
 class SharedPrompts:
@@ -225,7 +227,7 @@ class SharedPrompts:
         )
 
     def seat(self, prompt_R: Tensor) -> None:
-        """Say which prompt each row follows; rows of a prompt are found wherever they are."""
+        """Set the prompt that each row follows; rows of one prompt need not stand together."""
         prompts = len(self.bias_B1P)
         counts = torch.bincount(prompt_R, minlength=prompts)
         self.most = int(counts.max())
@@ -265,7 +267,7 @@ class SharedPrompts:
         probs = torch.cat([by_row(of_prompt), of_row], dim=2).softmax(dim=2, dtype=torch.float32).to(query.dtype)
         at_prompt = by_row(torch.bmm(by_prompt(probs[:, :, :length]), prompt_values.flatten(0, 1)))
         at_row = torch.bmm(probs[:, :, length:].reshape(rows * kv, each, -1), value.flatten(0, 1))
-        return at_prompt.add_(at_row.view(rows, heads, size)).unsqueeze(1)
+        return at_prompt.add_(at_row.view(rows, heads, value.shape[-1])).unsqueeze(1)
 
 
 def attention(
@@ -280,13 +282,14 @@ def attention(
     shared_prompts: SharedPrompts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention interface: [rows, H, tokens, D] in, [rows, tokens, H, D] out."""
+    """Attention in the interface of transformers: [rows, H, tokens, D] in, [rows, tokens, H, D] out."""
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if shared_prompts is not None:
         layer: Any = module.layer_idx
         return shared_prompts.attend(layer, query, key, value, scaling), None
     if packing is not None:
+        packing.windows.append(kwargs.get("sliding_window"))
         return _packed(query, key, value, packing, scaling, kwargs.get("sliding_window")), None
     single = query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
     if single and not torch.is_grad_enabled() and (attention_mask is None or attention_mask.dtype == torch.bool):
@@ -295,12 +298,12 @@ def attention(
 
 
 def no_mask(ids: Tensor) -> Tensor:
-    """A mask of four dimensions, which transformers passes on as it is: who attends to whom is said elsewhere."""
+    """Four-dimensional mask that transformers passes on as it is; the packing says which tokens attend to which."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
 
 
 def use_own_attention(model: Any) -> bool:
-    """Let a model that would use `sdpa` use ours; whether it does. Others keep theirs."""
+    """Replace a model's `sdpa` attention by ours; returns whether that was done. Other implementations stay."""
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return False
     AttentionInterface.register(NAME, attention)

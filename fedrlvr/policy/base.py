@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,25 @@ from typing import Any
 
 import torch
 
-from fedrlvr.adapter import Adapter
 from fedrlvr.config import ModelConfig
-from fedrlvr.errors import AdapterError, DataError, ModelError
-from fedrlvr.files import atomic_directory, read_json
+from fedrlvr.errors import DataError, ModelError
+from fedrlvr.files import read_json
 from fedrlvr.machine import cores
+from fedrlvr.output import logger
 from fedrlvr.policy.attention import use_own_attention
-from fedrlvr.policy.capabilities import can_pack, has_plain_head
+from fedrlvr.policy.capabilities import Decodes, can_pack, can_share, has_plain_head, steady_length, way_to_decode
+from fedrlvr.policy.model_check import (
+    appended,
+    check_embeddings,
+    check_prompt,
+    check_weights,
+    directory_of,
+    end_tokens,
+    in_one_line,
+    tokens_without_embedding,
+)
+
+_log = logger("policy")
 
 SMALL = 1 << 12
 """Layers x width up to which one thread is faster than several."""
@@ -27,12 +39,14 @@ SMALL = 1 << 12
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model with what the sampler and the learner need to know of it.
+    """A frozen model with its tokenizer, and the properties that sampler and learner need.
 
     eos_ids: every token that ends a response.
-    max_length: prompt and response together, in tokens.
+    max_length: prompt and response together, in tokens; no more than leaves other rows of a batch as they are.
     packs: the training pass can share a prompt among its responses (policy/attention.py).
+    shares: the sampler can keep a prompt's keys and values once for its responses.
     plain_head: logits can be made from hidden states apart from the model (policy/capabilities.py).
+    decoding: how it is sampled from (policy/capabilities.py).
     model_id: architecture, and a digest of all parameters' names and shapes.
     weights_id: a digest of a sample of every parameter, as bfloat16: tells models of one shape apart.
     """
@@ -47,7 +61,9 @@ class Base:
     chat_template: bool
     checkpointing: bool = False
     packs: bool = False
+    shares: bool = False
     plain_head: bool = False
+    decoding: Decodes = "filled"
     model_id: str = ""
     weights_id: str = ""
 
@@ -57,8 +73,13 @@ class Base:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @cached_property
+    def fused_experts(self) -> bool:
+        """Whether routed experts are stacked parameters, which no adapter reaches, rather than linear layers."""
+        return any(expert_parameters(self.model))
+
+    @cached_property
     def tokenizer_id(self) -> str:
-        """A digest of what each token id means."""
+        """Digest of the tokenizer: what each token id means."""
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
@@ -66,33 +87,62 @@ class Base:
         """Token ids of a prompt, in the chat template where there is one and it is wanted.
 
         Raises:
-            DataError: the prompt has no tokens.
+            DataError: as `encode_all`.
         """
         return self.encode_all([prompt])[0]
 
     def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each prompt.
+        """Token ids of several prompts, each as `encode` gives them.
 
         Raises:
-            DataError: a prompt has no tokens.
+            DataError: a prompt cannot be rendered, has no tokens, or has one that the model has no embedding for.
         """
         if not prompts:
             return []
         texts = list(prompts)
         if self.chat_template:
-            texts = [self._rendered(text) for text in texts]
+            try:
+                texts = [self.rendered(text) for text in texts]
+            except Exception as error:  # whatever a template raises; its text may hold the prompt
+                raise DataError(
+                    f"the chat template of {self.name} cannot render a prompt ({type(error).__name__}). Correct the "
+                    "template, or set model.chat_template = false."
+                ) from None
         # A template writes its own special tokens; adding the tokenizer's again would double the first one.
         encoded = self.tokenizer(texts, add_special_tokens=not self.chat_template)["input_ids"]
-        if not all(encoded):
+        return [self._usable(list(ids)) for ids in encoded]
+
+    def _usable(self, ids: list[int]) -> list[int]:
+        """A prompt's tokens, without what the tokenizer appends to every text."""
+        tail = [] if self.chat_template else self._appended
+        if tail and ids[-len(tail) :] == tail:
+            ids = ids[: -len(tail)]
+        if not ids:
             raise DataError("a prompt has no tokens under this model's tokenizer")
-        return [list(ids) for ids in encoded]
+        if max(ids) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"a prompt holds the token {token!r}, for which the model {self.name} has no embedding (id {max(ids)} "
+                f"of {self.vocabulary}). Resize the model's embeddings to its tokenizer."
+            )
+        return ids
+
+    @cached_property
+    def _appended(self) -> list[int]:
+        return appended(self.tokenizer)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that `decode` leaves out of a text, such as those of the chat template."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(self.tokenizer.all_special_ids) | {token for token, entry in added if entry.special}
 
     @cached_property
     def opened_thought(self) -> str:
         r"""The end of a rendered prompt that opens a thought, such as `<think>\n`; "" where the template opens none."""
         if not self.chat_template:
             return ""
-        rendered = self._rendered("?")
+        rendered = self.rendered("?")
         start = rendered.rfind("<think>")
         return "" if start < 0 or "</think>" in rendered[start:] else rendered[start:]
 
@@ -104,29 +154,80 @@ class Base:
         """
         return self.opened_thought + str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def _rendered(self, prompt: str) -> str:
+    def rendered(self, prompt: str) -> str:
         """A prompt in the chat template, up to where the model is to begin."""
         messages = [{"role": "user", "content": prompt}]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def load_base(config: ModelConfig) -> Base:
-    """Load and freeze the model.
+    """Load the base model, check it and freeze its weights.
 
     Only safetensors weights are read and no code from the model's repository is run.
 
     Raises:
-        ModelError: the name is no model, the device or dtype cannot be had, or the tokenizer has no end token.
+        ModelError: the name is no model, the device or dtype cannot be had, or something about the files, weights,
+            tokenizer, chat template or architecture is not as it must be (policy/model_check.py, capabilities.py).
     """
+    name, place, device = config.name, directory_of(config), _device(config.device)
+    model, tokenizer = _loaded(config, place, device)
+    model.requires_grad_(False)
+    with in_one_line(name, f"it cannot be set up on {device}"):
+        model.eval().to(device)
+        if config.gradient_checkpointing:
+            _checkpoint(model)
+    check_weights(model, name)
+    with in_one_line(name, "its tokenizer cannot be used"):
+        vocabulary = check_embeddings(model, name)
+        eos_ids = end_tokens(model, tokenizer, name, vocabulary)
+        if unknown := tokens_without_embedding(tokenizer, vocabulary):
+            _log.warning(
+                "%s: %d tokens of its tokenizer have no embedding, %s among them; a prompt that holds one is refused",
+                name,
+                len(unknown),
+                unknown[0],
+            )
+    pad_id = tokenizer.pad_token_id
+    own_attention = use_own_attention(model)
+    with in_one_line(name, f"{type(model).__name__} is not an architecture that fedrlvr can train"):
+        decoding = way_to_decode(model, name)
+        max_length = steady_length(model, name)
+        packs = own_attention and can_pack(model, name)
+        shares = packs and decoding == "filled" and can_share(model)
+    base = Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        device=device,
+        pad_id=pad_id if isinstance(pad_id, int) and 0 <= pad_id < vocabulary else min(eos_ids),
+        eos_ids=eos_ids,
+        max_length=max_length,
+        chat_template=config.chat_template and bool(getattr(tokenizer, "chat_template", None)),
+        checkpointing=config.gradient_checkpointing,
+        packs=packs,
+        shares=shares,
+        plain_head=has_plain_head(model, name),
+        decoding=decoding,
+        model_id=_model_id(model),
+        weights_id=_weights_id(model),
+    )
+    check_prompt(base)
+    return base
+
+
+def _loaded(config: ModelConfig, place: str, device: torch.device) -> tuple[Any, Any]:
+    """The model and its tokenizer as transformers loads them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    place = _place(config)
-    device = _device(config.device)
     local = Path(place).is_dir()
-    try:
+    what = (
+        "it cannot be loaded as a Hugging Face causal LM. Give a directory with config.json, safetensors weights and a "
+        "tokenizer, a hub id, or 'embedded'"
+    )
+    with in_one_line(config.name, what):
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -136,12 +237,6 @@ def load_base(config: ModelConfig) -> Base:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises many kinds for one cause: this is no loadable model
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model.name = {config.name!r} cannot be loaded as a Hugging Face causal LM ({first}). Give a directory "
-            "with config.json, safetensors weights and a tokenizer, a hub id, or 'embedded'."
-        ) from error
     model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
@@ -149,64 +244,31 @@ def load_base(config: ModelConfig) -> Base:
             f"model.name = {config.name!r}: its weights lack {len(missing)} tensors that its config.json asks for, "
             f"{missing[0]} among them. Give the directory of the whole model."
         )
-    model.requires_grad_(False)
-    model.eval().to(device)
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        # The input of the first checkpointed block has no gradient of its own, since the embeddings are frozen.
-        model.enable_input_require_grads()
-        # Checkpointing works in training mode only, where dropout would move the ratio of a fresh sample away from 1.
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
-    eos_ids = _eos_ids(model, tokenizer)
-    if not eos_ids:
-        raise ModelError(f"model.name = {config.name!r}: neither its tokenizer nor its config names an end token.")
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 20
-    packs = use_own_attention(model) and can_pack(model, config.name)
-    return Base(
-        model=model,
-        tokenizer=tokenizer,
-        name=config.name,
-        device=device,
-        pad_id=pad_id,
-        eos_ids=frozenset(eos_ids),
-        max_length=int(limit),
-        chat_template=config.chat_template and bool(getattr(tokenizer, "chat_template", None)),
-        checkpointing=config.gradient_checkpointing,
-        packs=packs,
-        plain_head=has_plain_head(model, config.name),
-        model_id=_model_id(model),
-        weights_id=_weights_id(model),
-    )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"model.name = {config.name!r} holds an adapter. Give the base model, or merged weights.")
+    return model, tokenizer
 
 
-def save_merged(adapter: Adapter, model: ModelConfig, directory: Path) -> None:
-    """Write W0 + (alpha / r) B A for every adapted layer, with the tokenizer, as an ordinary model directory.
+def _checkpoint(model: Any) -> None:
+    """Recompute activations in the backward pass."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # The input of the first checkpointed block has no gradient of its own, since the embeddings are frozen.
+    model.enable_input_require_grads()
+    # Checkpointing works in training mode only, where dropout would move the ratio of a fresh sample away from 1.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
-    The sum is taken in float32 and stored in the base weights' type.
 
-    Raises:
-        ModelError: the base model cannot be loaded.
-        AdapterError: the adapter has a layer the model does not have, or factors that do not fit it.
-        CheckpointError: the directory cannot be written.
-    """
-    base = load_base(model.model_copy(update={"device": "cpu", "gradient_checkpointing": False}))
-    scale = adapter.alpha / adapter.rank
-    modules = dict(base.model.named_modules())
-    for name, factors in adapter.layers.items():
-        layer = modules.get(name)
-        weight = getattr(layer, "weight", None)
-        if weight is None or weight.shape != (factors.B.shape[0], factors.A.shape[1]):
-            raise AdapterError(f"the adapter's layer {name} does not fit the model {model.name}")
-        with torch.no_grad():
-            weight.copy_((weight.float() + scale * factors.B.float() @ factors.A.float()).to(weight.dtype))
-    with atomic_directory(directory) as temporary:
-        base.model.save_pretrained(temporary, safe_serialization=True)
-        base.tokenizer.save_pretrained(temporary)
+def expert_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Names and weights of routed experts that are stacked: matrices with one more axis, but no convolutions."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.modules.conv._ConvNd):
+            for last, parameter in module.named_parameters(prefix=name, recurse=False):
+                if parameter.dim() == 3 and min(parameter.shape) > 1:
+                    yield last, parameter
 
 
 def _model_id(model: Any) -> str:
@@ -220,23 +282,6 @@ def _weights_id(model: Any) -> str:
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)][:64]
         digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _place(model: ModelConfig) -> str:
-    name = model.name
-    if name == "embedded":
-        from fedrlvr.zoo import weights_dir
-
-        return str(weights_dir())
-    if (path := model.local) is not None:
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"model.name = {name!r} is not a model: {path} "
-                f"{'has no config.json' if path.is_dir() else 'is not a directory'}. Give a directory that holds "
-                "config.json, safetensors weights and a tokenizer."
-            )
-        return str(path)
-    return name
 
 
 def _device(name: str) -> torch.device:
@@ -256,18 +301,8 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
-    ids: set[int] = set()
-    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(value, int):
-            ids.add(value)
-        elif value is not None:
-            ids.update(int(item) for item in value)
-    return ids
-
-
 def threads_here(model: ModelConfig) -> int:
-    """Torch threads where `engine.threads` does not say.
+    """Number of Torch threads where `engine.threads` is unset.
 
     OMP_NUM_THREADS if it is set; else one for a small model, whose products are too short to be shared out (on the
     embedded reasoner two threads take nearly twice as long as one), and one per core we may use for any other.
@@ -276,7 +311,7 @@ def threads_here(model: ModelConfig) -> int:
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     try:
-        shape = read_json(Path(_place(model)) / "config.json")
+        shape = read_json(Path(directory_of(model)) / "config.json")
         if int(shape["num_hidden_layers"]) * int(shape["hidden_size"]) <= SMALL:
             return 1
     except (OSError, ValueError, KeyError, TypeError, ModelError):

@@ -1,4 +1,4 @@
-"""From groups to micro-batches: which tokens go through the model together, and which of them predict what.
+"""Packing of groups into micro-batches: the tokens that go through the model together, and the predictions among them.
 
 A *pack* is a prompt of one client with the responses that follow it. A micro-batch is a number of packs, either packed
 (one row without padding, policy/attention.py) or padded (a row per response, its prompt repeated). The last token of a
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """Tokens of the response."""
+        """Token ids of the response in this row."""
         return self.response.token_ids
 
 

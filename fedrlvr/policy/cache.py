@@ -7,16 +7,18 @@ be replayed as a CUDA graph; the model's causal mask hides what is not filled ye
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from fedrlvr.errors import ModelError
 
 ROOM = 16
-"""Positions by which `OwnLayer` grows."""
+"""Number of positions by which `OwnLayer` grows."""
 
 
 class FilledLayer(CacheLayerMixin):
@@ -54,11 +56,11 @@ class FilledLayer(CacheLayerMixin):
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions filled so far."""
+        """Number of positions filled so far."""
         return self.length
 
     def get_max_length(self) -> int:
-        """Positions there is room for."""
+        """Number of positions that fit in all."""
         return int(self.keys.shape[2])
 
 
@@ -82,7 +84,7 @@ class OwnLayer(FilledLayer):
 
 
 class StaticLayer(FilledLayer):
-    """The same at fixed shapes, one token a step: written at the index `at`, handed back whole.
+    """Keys and values at fixed shapes, one token a step: written at the index `at`, returned whole.
 
     at: [1], int64, on the device; one for all layers. Whoever runs the steps moves it on.
     """
@@ -109,29 +111,81 @@ class StaticLayer(FilledLayer):
         return self.at
 
 
-def whole_cache() -> DynamicCache:
-    """A cache for the prefill that keeps every position, also in layers with a sliding window: their mask cuts it."""
-    return DynamicCache()
+Decodes = Literal["filled", "own", "own-unpadded"]
+"""Ways to sample from a model. `filled`: with our cache of keys and values, whose rows share prompts. `own`: with the
+cache that transformers makes for the model, which may hold recurrent states. `own-unpadded`: with that cache and
+without padding, prompts of one length at a time."""
 
 
-def expand(
-    prefill: DynamicCache, *, repeats: int, new_tokens: int, at: Tensor | None = None, prompts_apart: bool = False
-) -> Cache:
-    """A cache for `repeats` responses of each prefilled prompt, with room for `new_tokens` more positions.
+def cache_argument(model: Any) -> str:
+    """Name of the cache in a model's forward pass and in its output."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
-    at: makes it static; see `StaticLayer`. prompts_apart: the prompts are kept elsewhere, once.
 
-    Raises:
-        ModelError: a layer is no attention layer.
+def prompt_cache(model: Any, way: Decodes) -> Cache:
+    """A cache for the prefill. Ours keeps every position, also in layers with a sliding window: their mask cuts it."""
+    return DynamicCache() if way == "filled" else DynamicCache(config=model.config)
+
+
+class RowCache:
+    """The cache of the rows being decoded, `repeats` for each prefilled prompt, with room for `new_tokens` positions.
+
+    at: makes it static; see `StaticLayer`. prompts_apart: the prompts are kept elsewhere, once. Both are of the way
+    `filled`.
     """
-    layer_type: Any = OwnLayer if prompts_apart else FilledLayer if at is None else partial(StaticLayer, at=at)
-    layers: list[Any] = []
-    for layer in prefill.layers:
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None:
-            raise ModelError("this model keeps state other than keys and values; fedrlvr samples attention models only")
-        layers.append(layer_type(keys, values, repeats=repeats, new_tokens=new_tokens))
-    return Cache(layers=layers)
+
+    def __init__(
+        self,
+        prefill: Any,
+        way: Decodes,
+        *,
+        repeats: int,
+        new_tokens: int,
+        at: Tensor | None = None,
+        prompts_apart: bool = False,
+    ) -> None:
+        self._filled = way == "filled"
+        if not self._filled:
+            self.cache: Any = prefill
+            if repeats > 1:
+                self.keep(torch.arange(_rows(prefill)).repeat_interleave(repeats))
+            return
+        layer_type: Any = OwnLayer if prompts_apart else FilledLayer if at is None else partial(StaticLayer, at=at)
+        layers = [
+            layer_type(layer.keys, layer.values, repeats=repeats, new_tokens=new_tokens) for layer in prefill.layers
+        ]
+        self.cache = Cache(layers=layers)
+
+    def masked(self, mask: Tensor, positions: int) -> dict[str, Tensor]:
+        """The attention mask of the next token, as an input of the forward pass.
+
+        mask: 0 on padding, for all positions there may be. positions: filled, the next token's included. A cache of
+        recurrent states alone has no use for it: padding never entered them.
+        """
+        if self._filled:
+            return {"attention_mask": mask[:, : self.cache.get_mask_sizes(1, 0)[0]]}
+        linear = getattr(self.cache, "is_linear", None)
+        return {} if linear and all(linear) else {"attention_mask": mask[:, :positions]}
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows only, in this order."""
+        if not self._filled:
+            self.cache.reorder_cache(rows)
+            return
+        for layer in self.cache.layers:
+            layer.keep(rows)
+
+
+def _rows(cache: Any) -> int:
+    """Rows of a cache that was filled: of the first tensor that a layer of it holds."""
+    for layer in cache.layers:
+        for state in (getattr(layer, "keys", None), *getattr(layer, "conv_states", {}).values()):
+            if isinstance(state, Tensor) and state.numel():
+                return int(state.shape[0])
+        for state in getattr(layer, "recurrent_states", {}).values():
+            if isinstance(state, Tensor):
+                return int(state.shape[0])
+    raise ModelError("its cache holds neither keys nor states")
 
 
 def _with_room(old: Tensor, repeats: int, new_tokens: int) -> Tensor:

@@ -5,6 +5,7 @@ A deployed organisation is a cohort of one, a simulation a cohort of everyone; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,13 +13,22 @@ import torch
 from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import ModelError
+from fedrlvr.output import logger
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.decode import DecodeSampler
+from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.learner import Learner, StepStats
 from fedrlvr.policy.lora import LoraStack
+from fedrlvr.policy.model_check import in_one_line
 from fedrlvr.policy.sampler import Decoding, Sampler, SampleRequest
 from fedrlvr.rl import Group, Response
+from fedrlvr.tasks import Question
+
+_log = logger("policy")
+CHECK_PROMPTS = ("1 + 1 =", "What is 12 + 345? Add the ones first, then the tens, then the hundreds.")
+CHECK_TOKENS = 4
+"""Number of tokens with which `Cohort.self_check` has each of the prompts above answered."""
 
 
 class Cohort:
@@ -30,7 +40,14 @@ class Cohort:
     def __init__(self, base: Base, lora: LoraConfig, engine: EngineConfig) -> None:
         self.base = base
         self.engine = engine
-        self.stack = LoraStack(base.model, lora)
+        with in_one_line(base.name, f"{type(base.model).__name__} cannot take adapters on lora.targets"):
+            self.stack = LoraStack(base.model, lora)
+        if lora.targets == "all-linear" and base.fused_experts:
+            _log.warning(
+                "%s: the routed experts of this model are no linear layers, so lora.targets = 'all-linear' leaves them "
+                "out; attention, shared experts and dense layers are adapted",
+                base.name,
+            )
         self.sampler: Sampler = DecodeSampler(base, self.stack, engine)
         """Another sampler (policy/sampler.py) takes its place in this line."""
         self.clients: list[str] = []
@@ -152,43 +169,82 @@ class Cohort:
         return dict(zip(self.clients, self.stack.unseat(), strict=True)) if self.clients else {}
 
     def moments(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The seated clients' optimizer states."""
+        """Optimizer states of the seated clients, by name."""
         optimizer = self._training().optimizer
         return {client: optimizer.state(i) for i, client in enumerate(self.clients)}
 
-    def self_check(self, prompt_ids: Sequence[int], seed: int) -> None:
-        """Assert that adapters reach the sampler, once, before anything is spent on training.
+    def self_check(self, seed: int = 0) -> None:
+        """Assert that what is sampled, trained and exported is one policy, once, before anything else is done.
 
         A model whose layers are bypassed, or a cache that disagrees with the full forward pass, trains on noise without
-        any error; trainers have shipped with both.
+        any error; trainers have shipped with both. Two clients, one of them with a perturbed adapter, answer two
+        prompts of unequal length in one batch. The log-probs of the decode loop must be those of the training pass, and
+        those that the model gives each text alone, as plain transformers runs it. A gradient must reach the adapters.
+        Cost: some ten forward passes of a few tokens, and one backward.
 
         Raises:
-            ModelError: a perturbed adapter does not move the sampled log-probs, or those of the decode loop are not
-                those of the training pass.
+            ModelError: one of these does not hold, or the architecture fails in one of the passes.
         """
-        plain = self.fresh_adapter(seed)
-        moved = self.fresh_adapter(seed)
-        generator = torch.Generator().manual_seed(seed)
-        for factors in moved.layers.values():
-            factors.B.normal_(std=0.5 / factors.B.shape[0] ** 0.5, generator=generator)
-        self.seat({"plain": plain, "moved": moved})
-        self.begin_training(TrainConfig(), SamplingConfig())
-        decoding = Decoding(responses=2, max_new_tokens=4)
-        prompts = {client: [list(prompt_ids)] for client in self.clients}
-        drawn = self.sample(prompts, decoding, dict.fromkeys(self.clients, seed))
-        first = {client: drawn[client][0][0] for client in self.clients}
-        if first["plain"].logps == first["moved"].logps:
-            raise ModelError(
-                f"{self.base.name}: a perturbed adapter does not change what the model samples, so training would have "
-                "no effect. Its architecture bypasses the adapted layers; set lora.targets to layers it uses."
+        base, kind = self.base, type(self.base.model).__name__
+        with in_one_line(base.name, f"{kind} is not an architecture that fedrlvr can train"):
+            prompts = [ids[: max(1, base.max_length - CHECK_TOKENS)] for ids in base.encode_all(CHECK_PROMPTS)]
+            plain, moved = self.fresh_adapter(seed), self.fresh_adapter(seed)
+            generator = torch.Generator().manual_seed(seed)
+            for factors in moved.layers.values():
+                factors.B.normal_(std=0.5 / factors.B.shape[0] ** 0.5, generator=generator)
+            self.seat({"plain": plain, "moved": moved})
+            self.begin_training(TrainConfig(), SamplingConfig())
+            of_client = dict.fromkeys(self.clients, prompts)
+            decoding = Decoding(responses=2, max_new_tokens=CHECK_TOKENS, past_end=True)
+            drawn = self.sample(of_client, decoding, dict.fromkeys(self.clients, seed))
+            if drawn["plain"][0][0].logps == drawn["moved"][0][0].logps:
+                raise ModelError(
+                    f"{base.name}: a perturbed adapter does not change what the model samples, so training would have "
+                    "no effect. Its architecture bypasses the adapted layers; set lora.targets to layers it uses."
+                )
+            learner = self._training()
+            gaps = {
+                "the training pass": learner.logp_gap([drawn[client] for client in self.clients], prompts),
+                "the model alone, without cache or padding,": max(
+                    self._gap_alone(i, ids, group[0])
+                    for i, client in enumerate(self.clients)
+                    for ids, group in zip(prompts, drawn[client], strict=True)
+                ),
+            }
+            exact = base.model.dtype == torch.float32
+            for other, gap in gaps.items():
+                if not gap < (1e-3 if exact else 0.25):
+                    raise ModelError(
+                        f"{base.name}: log-probs of the decode loop differ from those of {other} by {gap:.3g} (limit "
+                        f"{1e-3 if exact else 0.25:g}); this architecture's cache or masking is not one fedrlvr can "
+                        "train."
+                    )
+            question = Question(CHECK_PROMPTS[0], "start-up check", "start-up check", "exact")
+            stats = self.learn(
+                {
+                    client: [Group(question, prompts[0], drawn[client][0], advantages=[1.0, -0.5])]
+                    for client in self.clients
+                },
+                dict.fromkeys(self.clients, 0.0),
             )
-        gap = self._training().logp_gap([drawn[client][0] for client in self.clients], prompt_ids)
-        limit = 1e-3 if self.base.model.dtype == torch.float32 else 0.25
-        if not gap < limit:
-            raise ModelError(
-                f"{self.base.name}: log-probs of the decode loop differ from those of the training pass by {gap:.3g} "
-                f"(limit {limit:g}); this architecture's cache or masking is not one fedrlvr can train."
-            )
+            if not all(0 < of_client.grad_norm < math.inf for of_client in stats.values()):
+                raise ModelError(
+                    f"{base.name}: no usable gradient reaches the adapters; training would have no effect."
+                )
+
+    @torch.no_grad()
+    def _gap_alone(self, client: int, prompt_ids: Sequence[int], response: Response) -> float:
+        """Largest difference of a response's log-probs from those that the model gives prompt and response alone."""
+        ids = torch.tensor([[*prompt_ids, *response.token_ids[:-1]]], device=self.base.device)
+        self.stack.spans = [(client, 0, ids.shape[1])]
+        try:
+            with autocast(self.base, self.engine):
+                logits = self.base.model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :]
+        finally:
+            self.stack.spans = None
+        logps = logits.float().log_softmax(dim=-1).cpu()
+        expected = logps[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)]
+        return float((expected - torch.tensor(response.logps)).abs().max())
 
     def _training(self) -> Learner:
         if self._learner is None:

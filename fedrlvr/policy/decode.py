@@ -15,7 +15,7 @@ nobody else's (up to float rounding in the logits).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,8 +27,8 @@ from fedrlvr.config import EngineConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.policy.attention import SharedPrompts, no_mask
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.cache import FilledLayer, expand, whole_cache
-from fedrlvr.policy.capabilities import can_capture, can_share_prompts, wants_static
+from fedrlvr.policy.cache import RowCache, cache_argument, prompt_cache
+from fedrlvr.policy.capabilities import can_capture, can_share_prompts, optional, wants_static
 from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.hidden_states import HiddenStates, RowStates
 from fedrlvr.policy.lora import LoraStack, Span
@@ -37,7 +37,7 @@ from fedrlvr.policy.sampler import ClientSamples, Decoding, SampledResponse, Sam
 BLOCK = 128
 """Entries of a vocabulary that a draw adds up at once."""
 BELOW_ONE = 1 - 2**-53
-"""The largest quantile."""
+"""Largest quantile at which a token is drawn."""
 COMPACT_AT, COMPACT_EQUAL_AT = 0.8, 0.5
 """Rows leave when this share or less would stay. Equal blocks wait for the client with the most living rows: there
 shares from 0.5 to 0.95 cost the same within 3 % on the embedded reasoner, and fewer compactions are fewer captures.
@@ -59,7 +59,7 @@ class DecodeSampler:
         self.base, self.stack, self.engine = base, stack, engine
 
     def sample(self, request: SampleRequest) -> dict[str, ClientSamples]:
-        """As `Sampler.sample`.
+        """Draw the responses by the decode loop, for all clients at once.
 
         Raises:
             DataError: a prompt and its longest response do not fit the model.
@@ -103,25 +103,28 @@ class DecodeSampler:
         ]
         wanted = [client_states for client_states in states if client_states is not None]
         width = max(1, self.engine.decode_rows // (len(prompts) * decoding.responses))
-        out: list[list[list[SampledResponse]]] = [[] for _ in prompts]
-        for start in range(0, max(map(len, prompts), default=0), width):
-            window = slice(start, start + width)
-            draws = slice(start * decoding.responses, (start + width) * decoding.responses)
-            now, u = [c[window] for c in prompts], [u[draws] for u in uniforms]
+        out: list[list[list[SampledResponse]]] = [[[] for _ in client] for client in prompts]
+        for places in _windows(prompts, width, padded=self.base.decoding != "own-unpadded"):
+            now = [[client[i] for i in at] for client, at in zip(prompts, places, strict=True)]
+            u = [
+                of_client.view(len(client), decoding.responses, decoding.max_new_tokens)[at].flatten(0, 1)
+                for of_client, client, at in zip(uniforms, prompts, places, strict=True)
+            ]
             try:
                 with RowStates(self.base) if wanted else nullcontext() as row_states:
                     part, starts = self._decode(now, decoding, u, row_states)
             finally:
                 self.stack.spans = None
             if row_states is not None:
-                row_states.hand_out([client_states.part(window) for client_states in wanted], starts)
-            for responses, more in zip(out, part, strict=True):
-                responses.extend(more)
+                row_states.hand_out(wanted, places, starts)
+            for responses, at, more in zip(out, places, part, strict=True):
+                for i, drawn in zip(at, more, strict=True):
+                    responses[i] = drawn
         return out
 
     def _decode(
         self,
-        prompts: list[Sequence[Sequence[int]]],
+        prompts: Sequence[Sequence[Sequence[int]]],
         decoding: Decoding,
         uniforms: list[Tensor],
         states: RowStates | None,
@@ -129,7 +132,7 @@ class DecodeSampler:
         """The responses, and the row at which each client's begin."""
         base, engine = self.base, self.engine
         clients, responses, new_tokens = len(prompts), decoding.responses, decoding.max_new_tokens
-        equal = wants_static(engine.decode_cache, base.model)
+        equal = _static(base, engine)
         most, blank = max(map(len, prompts)), next(row for client in prompts for row in client)
         flat: list[Sequence[int]] = []
         owners: list[int] = []
@@ -162,7 +165,7 @@ class DecodeSampler:
         batch.write(tokens, logps)
 
         # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
-        ends = torch.isin(tokens, torch.tensor(sorted(base.eos_ids)))
+        ends = torch.isin(tokens, _end_ids(base, decoding))
         finished = ends.any(dim=1).tolist()
         lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
         ids, lps = tokens.tolist(), logps.tolist()
@@ -175,6 +178,30 @@ class DecodeSampler:
             firsts = [start + p * responses for p in range(len(client))]
             out.append([[response(row) for row in range(first, first + responses)] for first in firsts])
         return out, starts
+
+
+def _end_ids(base: Base, decoding: Decoding) -> Tensor:
+    return torch.tensor([] if decoding.past_end else sorted(base.eos_ids), dtype=torch.int64)
+
+
+def _static(base: Base, engine: EngineConfig) -> bool:
+    """Whether steps have fixed shapes; a cache of transformers' own grows."""
+    return base.decoding == "filled" and wants_static(engine.decode_cache, base.model)
+
+
+def _windows(prompts: Sequence[Sequence[Sequence[int]]], width: int, *, padded: bool) -> Iterator[list[list[int]]]:
+    """Places of the prompts that are decoded together, by client, at most `width` each.
+
+    padded: in their order. Otherwise those of one length.
+    """
+    if padded:
+        for start in range(0, max(map(len, prompts), default=0), width):
+            yield [list(range(start, min(start + width, len(client)))) for client in prompts]
+        return
+    for length in sorted({len(ids) for client in prompts for ids in client}):
+        alike = [[i for i, ids in enumerate(client) if len(ids) == length] for client in prompts]
+        for start in range(0, max(map(len, alike)), width):
+            yield [places[start : start + width] for places in alike]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -223,21 +250,22 @@ class _Batch:
             repeats = 1
         ids, mask = left_pad(prompts, base.pad_id, base.device)
         stack.spans = _spans(owners, stack.clients, ids.shape[1])
+        empty: Any = prompt_cache(base.model, base.decoding)
         output = base.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=position_ids(mask),
-            past_key_values=whole_cache(),
             use_cache=True,
-            logits_to_keep=1,
+            **{cache_argument(base.model): empty},
+            **optional(base.model, position_ids=position_ids(mask), logits_to_keep=1),
         )
+        prefill = output.get(cache_argument(base.model)) or empty
         if states is not None:
             states.begin(repeats, decoding.responses)
         stack.spans = _spans(self.owner, stack.clients, 1)
-        static = wants_static(engine.decode_cache, base.model)
+        static = _static(base, engine)
         longest = ids.shape[1] + decoding.max_new_tokens
         share = engine.shared_cache and engine.prefill_once and not static
-        share = share and base.packs and can_share_prompts(base.model, longest)
+        share = share and base.shares and can_share_prompts(base.model, longest)
         self.captures = static and can_capture(base.device)
         self.look_every = LOOK_EVERY.get(base.device.type, 1)
         self.least_steps_left = CAPTURE_WORTH if self.captures else 1
@@ -251,19 +279,21 @@ class _Batch:
         self.last = self.tokens[:, 0].clone()
         self.drawn = torch.zeros(1, dtype=torch.int64, device=base.device)
         self.at = torch.full_like(self.drawn, ids.shape[1])
-        self.eos = torch.tensor(sorted(base.eos_ids), device=base.device)
+        self.eos = _end_ids(base, decoding).to(base.device)
         prompts_mask = mask.bool()
         mask = prompts_mask.repeat_interleave(repeats, dim=0)
         self.positions = mask.sum(dim=1)
         self.mask = torch.cat([mask, mask.new_ones(len(mask), decoding.max_new_tokens)], dim=1)
         self.shared: SharedPrompts | None = None
         if share:
-            kept = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            kept = [(layer.keys, layer.values) for layer in prefill.layers]
             self.shared = SharedPrompts(kept, prompts_mask)
             self.prompt = torch.arange(len(prompts), device=base.device).repeat_interleave(repeats)
             self.shared.seat(self.prompt)
-        self.cache = expand(
-            output.past_key_values,
+        self.filled = ids.shape[1]
+        self.cache = RowCache(
+            prefill,
+            base.decoding,
             repeats=repeats,
             new_tokens=decoding.max_new_tokens,
             at=self.at if static else None,
@@ -277,7 +307,7 @@ class _Batch:
             self.replay()
             return
         self._step()
-        if self.captures:  # what ran just now was the graph's warm-up and a token as well
+        if self.captures:  # the step just taken was the graph's trial run and a token as well
             self.replay = capture(self._step, self.base.name)
 
     def keep(self, rows: Tensor) -> None:
@@ -288,9 +318,7 @@ class _Batch:
         rows = rows.to(self.base.device)
         for name in ("u", "ended", "tokens", "logps", "last", "mask", "positions"):
             setattr(self, name, getattr(self, name)[rows])
-        for layer in self.cache.layers:
-            assert isinstance(layer, FilledLayer)
-            layer.keep(rows)
+        self.cache.keep(rows)
         if self.shared is not None:
             self.prompt = self.prompt[rows]
             self.shared.seat(self.prompt)
@@ -309,13 +337,14 @@ class _Batch:
             self.shared.filled += 1
             how: dict[str, Any] = {"attention_mask": no_mask(self.last), "shared_prompts": self.shared}
         else:
-            how = {"attention_mask": self.mask[:, : self.cache.get_mask_sizes(1, 0)[0]]}
-        output = self.base.model(
+            self.filled += 1
+            how = self.cache.masked(self.mask, self.filled)
+        base = self.base
+        output = base.model(
             input_ids=self.last.unsqueeze(1),
-            position_ids=self.positions.unsqueeze(1),
-            past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            **{cache_argument(base.model): self.cache.cache},
+            **optional(base.model, position_ids=self.positions.unsqueeze(1), logits_to_keep=1),
             **how,
         )
         self.at += 1
@@ -386,8 +415,8 @@ def _invert(weights_RV: Tensor, u_R: Tensor) -> Tensor:
     target = u_R * cumulative[:, -1]
     block_R = _passes(cumulative, target)
     at = block_R.unsqueeze(1)
-    mine = sums_RN.gather(1, at).squeeze(1)
-    inside = (target - cumulative.gather(1, at).squeeze(1) + mine) / mine
+    block_sum = sums_RN.gather(1, at).squeeze(1)
+    inside = (target - cumulative.gather(1, at).squeeze(1) + block_sum) / block_sum
     entries_RB = blocks_RNB.gather(1, at.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
     return block_R * BLOCK + _invert(entries_RB, inside.clamp(0, BELOW_ONE))
 

@@ -58,7 +58,7 @@ def heads_apart(base: Base) -> bool:
 
 @contextlib.contextmanager
 def autocast(base: Base, engine: EngineConfig) -> Iterator[None]:
-    """Matrix products in bfloat16 where the engine wants it: always, never, or on a GPU that has it."""
+    """Run matrix products in bfloat16 where the engine wants it: always, never, or on a GPU that supports it."""
     on_gpu = base.device.type == "cuda" and torch.cuda.is_bf16_supported()
     if engine.autocast == "bfloat16" or (engine.autocast == "auto" and on_gpu):
         with torch.autocast(base.device.type, dtype=torch.bfloat16):

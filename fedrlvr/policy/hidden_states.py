@@ -40,10 +40,6 @@ class HiddenStates:
             torch.zeros(problems, size, device=base.device), torch.zeros(problems, responses, size, device=base.device)
         )
 
-    def part(self, problems: slice) -> HiddenStates:
-        """These problems' states, in the same memory."""
-        return HiddenStates(self.prompt_PH[problems], self.response_PGH[problems])
-
 
 class RowStates:
     """The states of the rows being decoded, R of them. Open it (`with`) to read the output head's input.
@@ -87,13 +83,14 @@ class RowStates:
         """Write the states of the rows at hand, which are these of all rows."""
         self.all_RH.index_copy_(0, where_R.to(self.all_RH.device), self.last_RH)
 
-    def hand_out(self, states: Sequence[HiddenStates], starts: Sequence[int]) -> None:
-        """Write to each client's `HiddenStates`, whose rows begin at `starts`."""
-        for mine, start in zip(states, starts, strict=True):
-            problems, responses, width = mine.response_PGH.shape
-            first = start // responses
-            mine.prompt_PH.copy_(self.prompt_PH[first : first + problems])
-            mine.response_PGH.copy_(self.all_RH[start : start + problems * responses].view(problems, responses, width))
+    def hand_out(self, states: Sequence[HiddenStates], places: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        """Write to these problems of each client's `HiddenStates`, whose rows begin at `starts`."""
+        for client_states, at, start in zip(states, places, starts, strict=True):
+            _, responses, width = client_states.response_PGH.shape
+            first, indices = start // responses, torch.tensor(at, dtype=torch.int64, device=self.all_RH.device)
+            rows_PGH = self.all_RH[start : start + len(at) * responses].view(len(at), responses, width)
+            client_states.prompt_PH.index_copy_(0, indices, self.prompt_PH[first : first + len(at)].float())
+            client_states.response_PGH.index_copy_(0, indices, rows_PGH.float())
 
     def _see(self, _head: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._seen = inputs[0] if inputs else None
@@ -107,7 +104,7 @@ class RowStates:
 
 
 def width(base: Base) -> int:
-    """Numbers H of a hidden state.
+    """Number H of values in a hidden state.
 
     Raises:
         ModelError: the model has no output head of which the input could be read.

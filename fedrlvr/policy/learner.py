@@ -33,7 +33,7 @@ KL_RESPONSES = 2
 
 @dataclass(frozen=True)
 class StepStats:
-    """One client's numbers of one update.
+    """Statistics of one update of one client.
 
     ratios: of all trained tokens. foreign: of the tokens of other clients' responses alone; None where there were none.
     """
@@ -135,14 +135,17 @@ class Learner:
         for i, client in enumerate(packs):
             responses = [row.response for pack in client for row in pack.rows]
             tokens = sum(len(response.token_ids) for response in responses)
-            theirs = sum(len(r.token_ids) for r in responses if r.origin is Origin.FOREIGN)
-            ratios, foreign_ratios = _ratios(every[i], tokens), _ratios(foreign[i], theirs) if theirs else None
+            foreign_tokens = sum(len(r.token_ids) for r in responses if r.origin is Origin.FOREIGN)
+            ratios, foreign_ratios = (
+                _ratios(every[i], tokens),
+                _ratios(foreign[i], foreign_tokens) if foreign_tokens else None,
+            )
             stats.append(StepStats(float(losses_K[i]), float(grad_norms_K[i]), ratios, foreign_ratios))
         return stats
 
     def _batches(self, packs: Sequence[Pack]) -> Iterator[MicroBatch]:
         """Micro-batches one after another; the stack knows whose the tokens of the one at hand are."""
-        budget = self.engine.micro_batch_tokens or _suitable_tokens(self.base)
+        budget = self.engine.micro_batch_tokens or suitable_tokens(self.base)
         if self.engine.response_logits and not heads_apart(self.base):
             budget = min(budget, MAX_LOGITS // self.base.model.get_input_embeddings().num_embeddings)
         for batch in micro_batches(
@@ -206,13 +209,20 @@ class Learner:
                 row.response.logps = logps[: len(row.token_ids)]
 
     @torch.no_grad()
-    def logp_gap(self, responses: Sequence[Sequence[Response]], prompt_ids: Sequence[int]) -> float:
-        """Largest difference between the log-probs taken at sampling and those of the training pass."""
-        packs = [Pack(i, prompt_ids, [Row(r, 0.0) for r in client]) for i, client in enumerate(responses)]
+    def logp_gap(self, responses: Sequence[Sequence[Sequence[Response]]], prompts: Sequence[Sequence[int]]) -> float:
+        """Largest difference between the log-probs taken at sampling and those of the training pass.
+
+        responses: by client, prompt and draw. prompts: token ids, the same for every client.
+        """
+        packs = [
+            Pack(i, ids, [Row(response, 0.0) for response in group])
+            for i, client in enumerate(responses)
+            for ids, group in zip(prompts, client, strict=True)
+        ]
         gap = 0.0
         for batch in self._batches(packs):
             difference_RT = (self._logps(batch) - batch.behaviour_RT) * batch.mask_RT
-            gap = max(gap, float(difference_RT.abs().max()))
+            gap = max(gap, float(difference_RT.abs().max())) if not bool(difference_RT.isnan().any()) else math.nan
         return gap
 
 
@@ -229,7 +239,7 @@ def _ratios(sums: Sequence[float], tokens: int) -> Ratios:
     return Ratios(tokens, sums[0] / tokens, sums[1], sums[2] / tokens)
 
 
-def _suitable_tokens(base: Base) -> int:
+def suitable_tokens(base: Base) -> int:
     """Tokens of a micro-batch where the config does not say."""
     if base.device.type != "cpu":
         return 16384

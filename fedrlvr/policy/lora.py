@@ -11,7 +11,8 @@ federation have the same change, which is held once and multiplied once for all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 from fedrlvr.adapter import Adapter, Factors, Halves, fresh
 from fedrlvr.config import LoraConfig
 from fedrlvr.errors import AdapterError, ModelError
+from fedrlvr.policy.cache import cache_argument, prompt_cache
 
 Span = tuple[int, int, int]
 """(client, first row, row after the last): which rows of a batch, flattened to tokens, are a client's."""
@@ -41,8 +43,18 @@ class StackedLinear(nn.Module):
         self.B: nn.Parameter | None = None
         self.changes: list[Change | None] | None = None  # None where no client has one
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for code that asks for its type or device (what multiplies by it is not adapted)."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Frozen bias of the layer, if it has one."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., k]; flattened to tokens, the stack's spans say whose they are, or they are K equal blocks."""
+        """Apply the layer to x [..., k]: flattened to tokens, whose spans name their clients, or in K equal blocks."""
         stack: LoraStack = self.__dict__["_stack"]
         if self.A is None or self.B is None or not stack.enabled:
             y: Tensor = self.base(x)
@@ -154,7 +166,7 @@ class Change:
         self._held = {torch.float32: exact}
 
     def at(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The matrices in this type; each type is made once."""
+        """The matrices in this type; each type is computed once."""
         if dtype not in self._held:
             with torch.inference_mode(False):  # a tensor made while sampling could not be trained through
                 self._held[dtype] = tuple(matrix.to(dtype) for matrix in self._held[torch.float32])
@@ -206,6 +218,7 @@ class LoraStack:
         self.enabled = True
         self.spans: list[Span] | None = None
         """Whose the tokens of the batch at hand are, at most one span a client; None: equal blocks of all K clients."""
+        self._model = model
         names = _target_names(model, config)
         self.layers: dict[str, StackedLinear] = {}
         for name in names:
@@ -219,6 +232,12 @@ class LoraStack:
         """The rank of each adapter seated, which may be less than that of the stack."""
         self._alphas: list[float] = []
         self.scales = _Scales([self.alpha / self.rank], self.device)
+
+    def remove(self) -> None:
+        """Give the model its own layers back."""
+        for name, layer in self.layers.items():
+            parent, _, last = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), last, layer.base)
 
     @property
     def clients(self) -> int:
@@ -283,13 +302,13 @@ class LoraStack:
             assert layer.A is not None
             assert layer.B is not None
             halves = (half.detach().to("cpu", copy=True).unbind() for half in (layer.A, layer.B))
-            for own, rank, a, b in zip(layers, self.ranks, *halves, strict=True):
-                own[name] = Factors(a[:rank], b[:, :rank].contiguous())
+            for factors, rank, a, b in zip(layers, self.ranks, *halves, strict=True):
+                factors[name] = Factors(a[:rank], b[:, :rank].contiguous())
         firsts: dict[tuple[int, float], Adapter] = {}  # what has the layout of another is spared its digest
         adapters = []
-        for own, rank, alpha in zip(layers, self.ranks, self._alphas, strict=True):
+        for factors, rank, alpha in zip(layers, self.ranks, self._alphas, strict=True):
             first = firsts.get((rank, alpha))
-            adapters.append(Adapter(own, alpha) if first is None else first.alike(own))
+            adapters.append(Adapter(factors, alpha) if first is None else first.alike(factors))
             firsts.setdefault((rank, alpha), adapters[-1])
         return adapters
 
@@ -324,13 +343,26 @@ class LoraStack:
 
 
 def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """The layers to adapt: ordinary linear layers that the model calls.
+
+    A subclass with a forward pass of its own (a router) gives something else than W x, and a layer of which only the
+    weight is read would leave its adapter without effect, though merging would change it.
+    """
     if any(isinstance(module, StackedLinear) for module in model.modules()):
         raise ModelError("this model has stacked adapters already; load it afresh")
+    linear = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_linear(module)
+    }
+    bypassed = _bypassed(model, linear)
     output_embeddings: Any = getattr(model, "get_output_embeddings", None)
     head = output_embeddings() if output_embeddings else None
     if config.targets == "all-linear":
-        names = [name for name, module in linear.items() if module is not head]
+        without_peft = _NOT_IN_PEFT.get(getattr(getattr(model, "config", None), "model_type", ""), frozenset())
+        names = [
+            name
+            for name, module in linear.items()
+            if module is not head and name not in bypassed and name.rpartition(".")[2] not in without_peft
+        ]
     else:
         names = [name for name in linear if name.rpartition(".")[2] in config.targets]
         lasts = {name.rpartition(".")[2] for name in names}
@@ -341,6 +373,83 @@ def _target_names(model: nn.Module, config: LoraConfig) -> list[str]:
                 f"lora.targets: the model has no linear layer named {', '.join(missing)}. Its linear layers are "
                 f"{', '.join(known)}."
             )
+        if unreached := [name for name in names if name in bypassed]:
+            raise ModelError(
+                f"lora.targets: {type(model).__name__} reads the weight of {unreached[0]} without calling the layer, "
+                "so an adapter on it would have no effect. Leave it out."
+            )
     if not names:
         raise ModelError("lora.targets: the model has no linear layer (torch.nn.Linear) to adapt")
     return names
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Linear) -> bool:
+    """Whether a layer gives W x + b: by its class, or for a class with a forward pass of its own by trying."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    x = torch.linspace(-1, 1, module.in_features).to(module.weight).unsqueeze(0)
+    try:
+        y: Any = module(x)
+    except Exception:  # it wants other inputs
+        return False
+    expected = nn.functional.linear(x, module.weight, module.bias)
+    return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-5)
+
+
+_NOT_IN_PEFT = {
+    kind: frozenset({"out_proj", "conv1d"}) for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+}
+"""Layers that PEFT 0.21 refuses to adapt, since fused kernels read their weights, by model type."""
+
+
+class _Watched(nn.Linear):
+    """A linear layer that writes down whether it is called and whether others read its weight."""
+
+    called = False
+    read = False
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        self.__dict__["read"] = True
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.__dict__["called"] = True
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return nn.functional.linear(input, weight, self._parameters["bias"])
+
+
+@torch.no_grad()
+def _bypassed(model: nn.Module, linear: Mapping[str, nn.Linear]) -> set[str]:
+    """Names of the linear layers whose weight some pass reads without calling the layer.
+
+    Latent attention, for one, calls a projection for a whole text and multiplies by its weight in a decode step.
+    """
+    device = next(model.parameters()).device
+    kinds = {name: type(module) for name, module in linear.items()}
+    bypassed: set[str] = set()
+
+    def passed(tokens: Sequence[int], **inputs: Any) -> None:
+        for module in linear.values():
+            module.__dict__.update(read=False, called=False)
+        model(input_ids=torch.tensor([tokens], device=device), **inputs)
+        bypassed.update(name for name, m in linear.items() if m.__dict__["read"] and not m.__dict__["called"])
+
+    try:
+        for module in linear.values():
+            module.__class__ = _Watched
+        passed([3, 4, 5], use_cache=False)
+        with contextlib.suppress(Exception):  # a model without this cache has a way of its own, or is refused
+            how = {cache_argument(model): prompt_cache(model, "own"), "use_cache": True}
+            passed([3, 4, 5], **how)
+            passed([6], **how)
+    finally:
+        for name, module in linear.items():
+            module.__class__ = kinds[name]
+            for mark in ("read", "called"):
+                module.__dict__.pop(mark, None)
+    return bypassed

@@ -30,9 +30,9 @@ class StackedAdamW:
 
     EPS = 1e-8
     SMALLEST = 1e-16
-    """Of the gradients that count where the optimizer is free of scale."""
+    """Smallest absolute value of a gradient that counts where the optimizer is free of scale."""
     NOTHING = 1e-30
-    """In the place of epsilon there: below every root of a second moment, and no step of what has no gradient."""
+    """Replacement of epsilon there: below every root of a second moment, and no step for a number without gradient."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig, ranks: Sequence[int] = ()) -> None:
         self.parameters = list(parameters)
@@ -45,7 +45,7 @@ class StackedAdamW:
         self.v = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop the gradients of all clients' parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -94,7 +94,7 @@ class StackedAdamW:
         return {"steps": self.steps[client].clone(), **moments}
 
     def restore(self, client: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore a client's moments and steps, which `state` gave."""
         self.steps[client] = state["steps"]
         for name, kind in self._moments(client):
             parts = state[name].split([moment.numel() for moment in kind])

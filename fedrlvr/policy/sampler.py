@@ -1,4 +1,4 @@
-"""Who draws the responses: what the cohort asks of a sampler, and what it gets.
+"""The interface of a sampler, which draws the responses: its request and its result.
 
 A sampler is a class of the interface `Sampler`, in a file of its own, and the line in `Cohort.__init__` that makes it.
 `Cohort.self_check` then holds it against the training pass: adapters must move its log-probs, which must agree.
@@ -17,17 +17,18 @@ from fedrlvr.policy.hidden_states import HiddenStates
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to draw. temperature 0 is greedy."""
+    """Settings of decoding. A temperature of 0 is greedy. past_end: go on after an end token, to compare log-probs."""
 
     responses: int
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    past_end: bool = False
 
     @staticmethod
     def of(config: SamplingConfig) -> Decoding:
-        """The decoding of training samples."""
+        """Settings of decoding for training samples, from the config."""
         return Decoding(config.group_size, config.max_new_tokens, config.temperature, config.top_p, config.top_k)
 
 
@@ -53,7 +54,7 @@ class SampleRequest:
 
 @dataclass(slots=True)
 class SampledResponse:
-    """One drawn response.
+    """One response, with its log-probs at sampling.
 
     token_ids: its tokens, the end token included if one was drawn.
     logps: log-prob of each token under the whole distribution at the temperature (greedy: at 1), before any top-p or

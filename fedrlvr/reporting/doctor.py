@@ -1,4 +1,4 @@
-"""What this machine has for fedrlvr, what is missing, and what would be slow and why.
+"""Diagnosis of this machine for fedrlvr: its hardware and software, missing parts, and causes of slowness.
 
 Nothing is changed and nothing is sent anywhere. Torch is the one heavy import; other packages are asked by their
 metadata.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedrlvr import machine
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.version import __version__
 from fedrlvr.zoo import weights_dir
@@ -36,7 +37,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis.
+    """One line of the diagnosis, with advice where there is something to do.
 
     status: `problem` is what a run would fail on; `note` is what would be slow, or is not there and may be wanted.
     advice: what to do; empty where nothing need be done.
@@ -49,7 +50,7 @@ class Finding:
 
 
 def examine(directory: Path = Path(".")) -> list[Finding]:
-    """Look at this machine; takes some seconds, most of them to start torch.
+    """Examine this machine; takes some seconds, most of them to start torch.
 
     directory: where runs would be written.
     """
@@ -61,7 +62,7 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
         *packages(importlib.metadata.requires("fedrlvr") or []),
         processor(cores, _quota(_CGROUP / "cpu.max"), psutil.getloadavg()[0]),
         _threads(cores),
-        memory(_free_memory()),
+        memory(free_memory()),
         *accelerator(None if flags is None else frozenset(flags.split())),
         disk(directory),
         weights(weights_dir()),
@@ -70,11 +71,10 @@ def examine(directory: Path = Path(".")) -> list[Finding]:
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print findings, then the advice that goes with them."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or new_console()
     styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
     table = Table.grid(padding=(0, 2))
     for finding in findings:
@@ -248,7 +248,7 @@ def _quota(path: Path) -> float | None:
         return None
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes free on the machine or, if less, up to the container's limit."""
     import psutil
 

@@ -116,7 +116,7 @@ def draw_shares(title: str, rows: Sequence[tuple[int, Sequence[float]]], colours
 
 
 def draw_calibration(title: str, sets: Sequence[Sequence[tuple[float, float, float]]]) -> str:
-    """SVG of what happened against what was said, both parts of 1, beside the line on which they agree.
+    """SVG of the measured against the estimated share of correct majorities, beside the diagonal.
 
     sets: (said, happened, number of cases) each, with the page's line colours in order; areas go by the number.
     """
@@ -127,9 +127,9 @@ def draw_calibration(title: str, sets: Sequence[Sequence[tuple[float, float, flo
         axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle="--")
         for points, colour in zip(sets, _LINES, strict=False):
             most = max((n for *_, n in points), default=1)
-            said, happened = [x for x, _, _ in points], [y for _, y, _ in points]
-            axes.plot(said, happened, color=colour, linewidth=1.1)
-            axes.scatter(said, happened, s=[6 + 60 * n / most for _, _, n in points], color=colour, linewidth=0)
+            estimated, measured = [x for x, _, _ in points], [y for _, y, _ in points]
+            axes.plot(estimated, measured, color=colour, linewidth=1.1)
+            axes.scatter(estimated, measured, s=[6 + 60 * n / most for _, _, n in points], color=colour, linewidth=0)
         _finish(axes, percent=True, floor=True)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.xaxis.set_major_locator(MultipleLocator(0.25))

@@ -1,4 +1,4 @@
-"""The events of a run, and what listens to them.
+"""The events of a run, and the observers that receive them.
 
 An observer overrides `notify` and matches the events it needs. A run has a list of observers
 (`fedrlvr.server.run.Server`), so a new one is a class and a line of that list. A sweep sends the same events with the
@@ -8,12 +8,13 @@ name of the federation that each of them comes from.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-_log = logging.getLogger("fedrlvr.reporting")
+from fedrlvr.output import logger
+
+_log = logger("reporting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class SweepStarted(Event):
-    """A sweep starts.
+    """A sweep starts, with its arms and seeds.
 
     federations: of the whole sweep. finished: those of an earlier sweep, which are kept. rounds, local_steps: summed
     over the federations that are not finished.
@@ -43,7 +44,7 @@ class SweepStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """A run starts or resumes.
+    """A run starts, or resumes from its last checkpoint.
 
     first_round: the first round that is not done; 0 in a new run. local_steps: of each round.
     """
@@ -177,7 +178,7 @@ class Listeners(Observer):
         self._each(lambda observer: observer.notify(event))
 
     def close(self) -> None:
-        """Close every observer."""
+        """Close every observer, also after one of them failed."""
         self._each(lambda observer: observer.close())
 
     def _each(self, call: Callable[[Observer], None]) -> None:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO
 
+from fedrlvr.output import console as new_console
+from fedrlvr.output import echo
 from fedrlvr.reporting import units
 from fedrlvr.reporting.observer import (
     Evaluated,
@@ -34,9 +36,8 @@ def progress(quiet: bool = False) -> Observer:
     """The observer for this terminal: live, or plain lines if `quiet` or if standard output is no terminal."""
     if quiet or not sys.stdout.isatty():
         return PlainProgress()
-    from rich.console import Console
 
-    return LiveProgress(Console())
+    return LiveProgress(new_console())
 
 
 class PlainProgress(Observer):
@@ -80,7 +81,7 @@ class PlainProgress(Observer):
         self._round_started[event.federation] = now
 
     def _print(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        echo(line, file=self.out)
 
 
 def sweep_opening(event: SweepStarted) -> str:
@@ -119,7 +120,7 @@ class LiveProgress(Observer):
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4)
 
     def notify(self, event: Event) -> None:
-        """Update what is drawn."""
+        """Update the live display by an event of the run."""
         match event:
             case SweepStarted():
                 self._begin(sweep_opening(event), event.rounds, event.local_steps)
@@ -180,7 +181,7 @@ class LiveProgress(Observer):
         return steps * step + self.evaluation_seconds - min(self.clock() - self.lap_started, current)
 
     def render(self) -> RenderableType:
-        """What is drawn now."""
+        """The live display as it should look now."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

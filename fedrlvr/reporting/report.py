@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
-from fedrlvr.errors import CheckpointError
+from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
 from fedrlvr.reporting import units
@@ -31,6 +31,7 @@ from fedrlvr.reporting.scores import (
     Totals,
     calibration,
     calibration_points,
+    dropped_responses,
     evaluations,
     label_lines,
     mean_shares,
@@ -45,7 +46,7 @@ from fedrlvr.version import __version__
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
-"""Those whose versions can change a result."""
+"""Packages whose versions can change a result."""
 
 
 _CURVES = (
@@ -61,7 +62,7 @@ _CURVES = (
     Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
     Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
     Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
-    Curve("weight", "What a client's adapter counts", percent=True),
+    Curve("weight", "Weight of each client's adapter", percent=True),
 )
 _LABEL_CURVES = (
     Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
@@ -74,14 +75,15 @@ _LABEL_CURVES = (
     Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
     Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
 )
-"""Of labels; what needs every answer (true pass@1, all and trusted majorities, S) only under supervision.audit."""
+"""Curves about labels; those that need every answer (true pass@1, all and trusted majorities, S) only with audit."""
+_STEP_CURVE = Curve("learning_rate", "Applied learning rate; mean cosine of two clients' changes dashed", floor=False)
 _FATES = (
     ("asked about", 1),
     ("labelled before", 3),
-    ("trusted as voted", 2),
+    ("trusted vote", 2),
     ("masked", None),
 )
-"""What becomes of a problem, in the order of `scores.FATES`, and the number of its colour."""
+"""Treatments of a problem, in the order of `scores.FATES`, and the numbers of their colours."""
 
 
 class ReportWriter(Observer):
@@ -96,7 +98,8 @@ class ReportWriter(Observer):
         self.directory, self.config = directory, config
 
     def notify(self, event: Event) -> None:
-        """
+        """Write the report when the run ends.
+
         Raises:
             CheckpointError: as `write_report`.
         """
@@ -125,7 +128,7 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
 
 
 def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdings | None = None) -> str:
-    """The page's text.
+    """The report's page as HTML text.
 
     holdings: number of problems by "train" and "test", then by (client, source).
     """
@@ -142,7 +145,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         environment.filters[function.__name__] = function
     scores = summarise(records)
     sums = totals(records)
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         config=config,
         scores=scores,
         sums=sums,
@@ -152,15 +155,18 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         method=_method(config),
         held_out=_evaluation_figure(records),
         figures=_training_figures(records, _CURVES),
+        server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),
         left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
+        dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
         settings=_settings(config),
         versions=_versions(),
         many=COLOURS,
     )
+    return printable(page, keep="\n\t")
 
 
 def _read_holdings(path: Path) -> Holdings | None:
@@ -175,7 +181,7 @@ def _read_holdings(path: Path) -> Holdings | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Delete it to have a report without who holds what."
+            f"{path} cannot be read ({error}). Delete it to have a report without the problems by client."
         ) from None
 
 
@@ -193,6 +199,8 @@ def _method(config: Config) -> str:
     options = [f"weights {how.weights}"] if how.weights != "examples" else []
     options += [f"robust {how.robust}"] if how.robust != "none" else []
     options += [f"sent in {how.precision}"] if how.precision != "float32" else []
+    options += [f"server step {how.server_learning_rate}"] if how.server_learning_rate != 1 else []
+    options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
     return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
 
@@ -266,6 +274,18 @@ def _training_figures(records: Sequence[Mapping[str, Any]], curves: Sequence[Cur
         named = {client: lines.get(client, []) for client in order}
         figures.append({"title": curve.title, "svg": Markup(draw_curves(curve, named, dashed))})
     return figures
+
+
+def _server_step_figure(records: Sequence[Mapping[str, Any]]) -> Any:
+    """The curve of the server's step over the rounds; None without one."""
+    from markupsafe import Markup
+
+    steps = [(record["round"], step) for record in records if (step := record.get("server_step"))]
+    if not steps:
+        return None
+    rates = {"server": [(round_, step["learning_rate"]) for round_, step in steps]}
+    cosines = {"server": [(round_, step["mean_cosine"]) for round_, step in steps if "mean_cosine" in step]}
+    return Markup(draw_curves(_STEP_CURVE, rates, cosines))
 
 
 def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
 Sums = tuple[int, float, float]
-"""Of the rates of n problems: n, their sum, the sum of their squares."""
+"""Number of problems n, sum of their pass rates, and sum of the squares of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Before and after of one line of the table; None where that was not evaluated.
+    """Scores before and after training in one line of the table; None where there was no evaluation.
 
     client, source: None stands for all of them.
     """
@@ -60,7 +61,7 @@ class Comparison:
 
     @property
     def change(self) -> Estimate | None:
-        """After minus before."""
+        """Score after training minus score before it."""
         if self.before is None or self.after is None:
             return None
         return difference(self.after, self.before)
@@ -162,7 +163,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
 
 
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Estimate, dict[str, Estimate]]]:
-    """By evaluated round: the overall pass@1, and that of each source."""
+    """Overall pass@1 and that of each source, by evaluated round."""
     by_round = {}
     for record in records:
         pooled = _pooled(_sums(record))
@@ -199,6 +200,21 @@ def mean_reward(record: Mapping[str, Any]) -> float | None:
     """Mean over the clients that trained in this round; None if none did."""
     rewards = [n["reward"] for n in record.get("clients", {}).values() if n.get("reward") is not None]
     return sum(rewards) / len(rewards) if rewards else None
+
+
+def dropped_responses(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, dict[str, int]]]:
+    """(client, responses it sent, how many were dropped by reason) over all exchanges; no line for a client of which
+    none was. A reply that could not be read counts as one response, `unreadable`."""
+    sent: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
+    for record in records:
+        for exchange in record.get("exchanges", ()):
+            for client, numbers in exchange["clients"].items():
+                sent[client] += int(numbers.get("sent", 0))
+                for name, count in numbers.items():
+                    if name.startswith("dropped_"):
+                        dropped.setdefault(client, Counter())[name.removeprefix("dropped_")] += int(count)
+    return [(client, sent[client], dict(sorted(dropped[client].items()))) for client in sorted(dropped, key=natural)]
 
 
 def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
@@ -283,7 +299,7 @@ def _mean_or_none(parts: Iterable[Estimate]) -> Estimate | None:
 FATES = ("share_query", "share_known", "share_reliable", "share_masked")
 """Keys of the shares of a client's problems: asked about, labelled before, trained on as voted, not trained on."""
 Table = dict[str, list[float]]
-"""Of P1 by tenths: `n` problems, the `sum` of their P1, and how many majorities were `right`."""
+"""Calibration of P1 by tenths: `n` problems, the `sum` of their P1, and the number of majorities that were `right`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +352,7 @@ def _weighted(every: Iterable[Mapping[str, Any]], key: str, by: str | None) -> f
 
 
 def shares(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
-    """By client, in natural order, its rounds and the shares of `FATES` in each."""
+    """Rounds and the shares of `FATES` in each, by client in natural order."""
     return by_client(
         (client, (round_, tuple(float(numbers.get(key) or 0.0) for key in FATES)))
         for round_, client, numbers in client_numbers(records)
@@ -373,6 +389,6 @@ def calibration(records: Sequence[Mapping[str, Any]], key: str) -> Table | None:
 
 
 def calibration_points(table: Table) -> list[tuple[float, float, float]]:
-    """Of each tenth that is not empty: mean P1, share of majorities that are right, and number of problems."""
+    """Mean P1, share of correct majorities and number of problems, for each tenth that is not empty."""
     columns = zip(table["n"], table["sum"], table["right"], strict=True)
     return [(total / n, right / n, n) for n, total, right in columns if n]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import evaluations, totals
 from fedrlvr.reporting.tables import WIDE, new_table, plain
@@ -37,7 +38,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class ArmLine:
-    """What an arm came to. None where nothing was evaluated or, for `minus_first`, in the first arm itself.
+    """Results of one arm. None where nothing was evaluated or, for `minus_first`, in the first arm itself.
 
     settings: the varied keys and their values. seeds: those that finished. before, after: pass@1, the mean over
     sources. minus_first: `after` minus that of the first arm, on the seeds both have. tokens_sampled: by all clients.
@@ -99,7 +100,7 @@ def spread(by_seed: Mapping[int, float]) -> Spread | None:
 def tabulate(
     arms: Sequence[tuple[str, dict[str, str]]], records: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 ) -> list[ArmLine]:
-    """A line for each arm.
+    """Results of a sweep, one line for each arm.
 
     arms: name and settings. records: by arm and seed the lines of metrics.jsonl of each finished federation.
     """
@@ -173,18 +174,17 @@ def to_markdown(lines: Sequence[ArmLine], about: Mapping[str, Any]) -> str:
 
 
 def _explained(lines: Sequence[ArmLine], seeds: Sequence[int]) -> str:
-    which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+    seed_text = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     many = any(len(line.seeds) > 1 for line in lines)
     interval = "Mean and 95 % interval over seeds (Student's t); arms are compared seed by seed." if many else _ONE_SEED
-    return f"{which}. pass@1 on the held-out problems, mean over families. {interval}"
+    return f"{seed_text}. pass@1 on the held-out problems, mean over families. {interval}"
 
 
 def show_sweep(lines: Sequence[ArmLine], seeds: Sequence[int], console: Console | None = None) -> None:
-    """Print the table."""
-    from rich.console import Console
+    """Print the table of a sweep's results."""
     from rich.text import Text
 
-    console = console or Console()
+    console = console or new_console()
     between = " " if console.width >= WIDE else "\n"
     numbers = ("n", *(title.replace(" ", between) for title, *_ in _COLUMNS))
     table = new_table("arms of the sweep", ["arm"], numbers)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.config import Config
+from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import (
     Comparison,
     LabelLine,
     Scores,
     Totals,
-    estimate,
     label_lines,
-    macro_mean,
     natural,
     summarise,
     totals,
@@ -29,9 +28,10 @@ if TYPE_CHECKING:
     from fedrlvr.tasks.partition import Holding
 
 MOST_LINES = 48
-"""With more clients times families than this, the final table has a line for each client and each family."""
+"""Largest product of clients and families for which the final table has one line for both; above it, each client and
+each family has its own line."""
 MOST_CLIENTS = 16
-"""A line for each client stops here; the report has them all."""
+"""Largest number of clients with a line each; the report has them all."""
 
 
 WIDE = 112
@@ -42,9 +42,8 @@ def final_table(
     records: Sequence[Mapping[str, Any]], config: Config, directory: Path, console: Console | None = None
 ) -> None:
     """Print how a run ended: pass@1 before and after, bytes by client, and where everything lies."""
-    from rich.console import Console
 
-    console = console or Console()
+    console = console or new_console()
     scores, sums = summarise(records), totals(records)
     console.print()
     if scores is None:
@@ -59,20 +58,35 @@ def final_table(
     console.print(_where_table(directory))
 
 
-def scores_table(scores: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print pass@1 by source, from `{"source", "n", "total", "squares"}` each, and the mean over sources."""
-    from rich.console import Console
+def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print pass@1 by client and source, and the mean over sources.
+
+    evaluated: as `evaluate` in a line of metrics.jsonl.
+    """
     from rich.text import Text
 
-    rows = [(str(s["source"]), estimate(int(s["n"]), float(s["total"]), float(s["squares"]))) for s in scores if s["n"]]
-    table = new_table("pass@1, with 95 % intervals", ["family"], ["problems", "pass@1"])
-    for source, value in sorted(rows):
-        table.add_row(plain(source), units.count(value.n), Text(units.with_interval(value)))
-    if rows:
-        overall = macro_mean([value for _, value in rows])
+    table = new_table("pass@1, with 95 % intervals", ["client", "family"], ["problems", "pass@1"])
+    scores = summarise([{"round": 0, "evaluate": evaluated}])
+
+    def add(client: str, source: str, line: Comparison, style: str | None = None) -> None:
+        if line.before is not None:
+            n = units.count(line.before.n)
+            table.add_row(plain(client), plain(source), n, Text(units.with_interval(line.before)), style=style)
+
+    if scores is not None:
+        last = None
+        for line in scores.lines:
+            if last not in (None, line.client):
+                table.add_section()
+            add("" if line.client == last else str(line.client), str(line.source), line)
+            last = line.client
         table.add_section()
-        table.add_row("mean over families", units.count(overall.n), Text(units.with_interval(overall)), style="bold")
-    (console or Console()).print(table)
+        if len(scores.lines) > len(scores.sources):  # a family in several hands
+            for line in scores.sources:
+                add("all", str(line.source), line)
+            table.add_section()
+        add("all", "mean", scores.overall, "bold")
+    (console or new_console()).print(table)
 
 
 def holdings_table(
@@ -82,12 +96,11 @@ def holdings_table(
     public_count: int,
     console: Console | None = None,
 ) -> None:
-    """Print who holds what: training and held-out problems by client and source."""
-    from rich.console import Console
+    """Print the number of training and held-out problems by client and source."""
 
     train = {(h.client, h.source): h.problems for h in train_table}
     test = {(h.client, h.source): h.problems for h in test_table}
-    title = f"who holds what: {config.data.name}, partition {config.partition.type}"
+    title = f"problems by client: {config.data.name}, partition {config.partition.type}"
     table = new_table(title, ["client", "family"], ["training", "held out"])
     cells = sorted({*train, *test}, key=lambda cell: (natural(cell[0]), cell[1]))
     last = None
@@ -100,7 +113,7 @@ def holdings_table(
         last = client
     table.add_section()
     table.add_row("all", "", units.count(sum(train.values())), units.count(sum(test.values())), style="bold")
-    console = console or Console()
+    console = console or new_console()
     console.print(table)
     if public_count:
         console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")

@@ -42,13 +42,13 @@ class TensorBoardTracker(Observer):
                     self._writer.add_scalar(name, value, event.round)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the event files of TensorBoard."""
         if self._writer is not None:
             self._writer.close()
 
 
 def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of each client's numbers, of each evaluation's pass@1, and of the seconds by phase."""
+    """(name, value) of each client's numbers, each evaluation's pass@1, the server's step and the seconds by phase."""
     for client, numbers in record["clients"].items():
         for key, value in numbers.items():
             if isinstance(value, int | float):  # not the tables of a calibration
@@ -57,6 +57,9 @@ def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for source, score in sources.items():
             if score["n"]:
                 yield f"{client}/evaluate/{source}", score["total"] / score["n"]
+    for key, value in record.get("server_step", {}).items():
+        if isinstance(value, int | float):  # not the lengths and cosines of clients
+            yield f"server_step/{key}", value
     for phase, seconds in record["seconds"].items():
         yield f"seconds/{phase}", seconds
 

@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300).
+"""Group-relative advantages of the G responses to one problem (GRPO, arXiv 2402.03300).
 
     A_j = (r_j - mean(r)) / (std(r) + eps)        over the G responses of one problem, population std
     A_j =  r_j - mean(r)                          without the std (Dr. GRPO, arXiv 2503.20783)

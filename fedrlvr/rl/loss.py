@@ -3,12 +3,12 @@
     rho_t = exp(logp_t - behaviour_logp_t)
     l_t   = -surrogate(rho_t, logp_t, A) + kl_beta k3_t
 
-    two-sided clip   min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
+    ordinary clip    min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A)
     CISPO            sg(clip(rho_t, 1 - clip_low, 1 + clip_high)) A logp_t         (sg: no gradient)
 
-    grpo     two-sided clip, mean over responses of the mean over a response's tokens    (arXiv 2402.03300)
-    dr_grpo  two-sided clip, sum over tokens / (responses x longest allowed response)    (arXiv 2503.20783)
-    dapo     two-sided clip, mean over all tokens of the batch                           (arXiv 2503.14476)
+    grpo     ordinary clip, mean over responses of the mean over a response's tokens    (arXiv 2402.03300)
+    dr_grpo  ordinary clip, sum over tokens / (responses x longest allowed response)    (arXiv 2503.20783)
+    dapo     ordinary clip, mean over all tokens of the batch                           (arXiv 2503.14476)
     cispo    CISPO, mean over all tokens of the batch                                    (arXiv 2506.13585)
 
 1. A loss is a sum over responses divided by a normaliser. The two are separate functions, because a batch is cut
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOG_RATIO = 80.0
-"""Beyond it a ratio overflows in float32, and its gradient is nan even where the clip takes it away."""
+"""Largest log-ratio. A larger one overflows in float32, and its gradient is nan even where the clip removes it."""
 
 
 def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def without_gradient(ratio_BT: Tensor, advantages_B1: Tensor, bounds: Bounds) ->
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by its parts.
+    """The parts of one policy-gradient loss, as functions.
 
     divisor(batch): what the sum over a batch is divided by.
     mean_of_tokens: a response counts with the mean over its tokens instead of their sum.
@@ -150,7 +150,7 @@ def response_losses(
 
 
 def normaliser(loss: str, *, responses: int, tokens: int, max_tokens: int) -> float:
-    """What the sum of `response_losses` over a whole batch is divided by; at least 1.
+    """Divisor of the sum of `response_losses` over a whole batch; at least 1.
 
     responses, tokens: of the whole batch, responses left out for their zero advantage included.
     max_tokens: the longest allowed response, the constant of `dr_grpo`.

@@ -18,7 +18,7 @@ Unfinished = Literal["grade", "zero", "mask"]
 
 
 class Origin(Enum):
-    """Whose policy sampled a response."""
+    """The policy that sampled a response: the client's own or another's."""
 
     OWN = "own"
     FOREIGN = "foreign"
@@ -66,7 +66,7 @@ def withhold_unfinished(responses: Iterable[Response], treatment: Unfinished) ->
 
 @dataclass(slots=True)
 class Group:
-    """One problem's G responses.
+    """The G responses to one problem, with their advantages.
 
     problem: a client's own as the question that training sees; a public one with its answer.
     multiplier: what supervision lets the group's advantages count; 0 masks it.

@@ -1,8 +1,8 @@
-"""How a round's adapters are made one, as `aggregation` in the config says: who is left out or cut short, how much each
-client counts, and which rule.
+"""Filters, weights and aggregates a round's client adapters, then takes the server's step, as [aggregation] says.
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
-What looks at all of them together (`largest_change`, `robust`) holds them all, and is off unless it is asked for.
+What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean) holds them all,
+and is off unless it is asked for.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
+from fedrlvr.aggregation.server_step import ServerStep, moved
 from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
 
 Taken = Iterator[tuple[str, Adapter]]
-"""Clients and their adapters, checked, as they come."""
+"""Clients with their checked adapters, in the order of arrival."""
 
 
 class Combiner:
-    """Makes one of a round's adapters, and remembers what client weights need to.
+    """Filters, weights and aggregates the adapters of each round, and keeps the client weights' state between rounds.
 
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
     """
@@ -36,6 +37,8 @@ class Combiner:
         self.rule = config.rule.aggregation()
         self.verified = verified
         self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
+        self.step = config.server_step
+        """The server's step; None: the global model is the mean itself."""
         self.middle = 0.0
         """The last median length of a change that was not zero; `largest_change` goes by it where a round's is."""
 
@@ -47,10 +50,12 @@ class Combiner:
         record: RoundRecord,
         leave_out: Callable[[str, str], None],
     ) -> Result:
-        """What the round's adapters come to: the model as it was, if every client's own floor kept its adapter back.
+        """Filter, weight and aggregate the round's adapters.
+
+        If every client's own floor kept its adapter back, the model stays as it was.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
-        gains and how much of a change was kept. leave_out: called with a client and the reason.
+        gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.
 
         Raises:
             RoundError: no adapter has come, or those that have cannot be made one.
@@ -65,6 +70,8 @@ class Combiner:
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
         try:
+            if self.step is not None:
+                return self._stepped(self.step, dict(taken), examples, model, record)
             if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
             pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
@@ -122,6 +129,41 @@ class Combiner:
                 record.client(client)["weight"] = float(client in chosen)
         return Result(adapter, None)
 
+    def _stepped(
+        self,
+        step: ServerStep,
+        adapters: Mapping[str, Adapter],
+        examples: Mapping[str, int],
+        model: GlobalModel,
+        record: RoundRecord,
+    ) -> Result:
+        """The round's model moved by the server's step.
+
+        Raises:
+            ValueError: too few adapters for a robust mean.
+        """
+        # Replies come in any order, and sums made in one order have the same bits.
+        adapters = {client: adapters[client] for client in sorted(adapters)}
+        rule, before = self.config.rule, model.adapter
+        robust, halves = self.config.robust in ROBUST_MEANS, rule.trains(record.round)
+        changes = {c: step.space.change(a, model.start_of(a.rank), halves) for c, a in adapters.items()}
+        if robust:
+            replaced = self._robust(adapters, model, record).adapter
+            assert replaced is not None
+            mean = step.space.change(replaced, before, halves)
+            shares = {client: record.client(client).get("weight", 1 / len(adapters)) for client in adapters}
+        else:
+            shares = self._weights(examples, record)
+            for client, weight in shares.items():
+                record.client(client)["weight"] = weight
+            mean = step.space.total([(change, shares[client]) for client, change in changes.items()])
+        number = (record.round - 1) // len(rule.turns) + 1
+        update, record.server_step = step.take(changes, mean, shares, number=number, robust=robust)
+        if rule.server_step == "factors":
+            return Result(moved(before, mean, update))
+        pairs = ((adapter, shares[client]) for client, adapter in adapters.items())
+        return self.rule.stepped(pairs, update, rank=before.rank, before=before)
+
     def _weight(self, client: str, examples: Mapping[str, int], record: RoundRecord) -> float:
         """How much a client counts, known before the others have answered: of any sum."""
         if self.fgrpo:
@@ -143,11 +185,11 @@ class Combiner:
         return numbers.get("verified_reward") if self.verified else numbers["reward"]
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds, in JSON types."""
+        """State of the weights and bounds between rounds, as a JSON object."""
         return {"fgrpo": self.fgrpo.state(), "middle": self.middle} if self.fgrpo else {"middle": self.middle}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`.
+        """Restore the state that `state` gave.
 
         Raises:
             KeyError, ValueError: something that is no such state.
@@ -158,7 +200,7 @@ class Combiner:
 
 
 def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
-    """The model that takes what the configured LoRA rule makes."""
+    """Global model of the server, for the configured LoRA rule."""
     if config.rule.sends_whole_adapter:
         return GlobalModel(config.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel

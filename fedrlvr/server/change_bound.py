@@ -17,11 +17,11 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.errors import AdapterError
 
 LEAST = 1e-3
-"""A smaller median counts as this, so that a first round that hardly learns does not stop the next one."""
+"""Smallest median that counts, so that a first round that hardly learns does not stop the next one."""
 
 
 class ChangeBound:
-    """Checks each adapter of a round, and remembers how far those of earlier rounds moved.
+    """Checks the change of each adapter in a round, and remembers the medians of earlier rounds.
 
     usual: the largest median of the earlier rounds; 0 while nothing has changed.
     """
@@ -37,10 +37,10 @@ class ChangeBound:
         return self.bound * max(self.usual, LEAST) if self.usual else self.bound
 
     def begin(self) -> None:
-        """A round's adapters are about to come."""
+        """Prepare for the adapters of a new round."""
         self._sizes = []
 
-    def check(self, adapter: Adapter, start: Adapter, *, whose: str) -> None:
+    def check(self, adapter: Adapter, start: Adapter, *, place: str) -> None:
         """Check a client's adapter against the one that its round began with.
 
         Raises:
@@ -50,13 +50,13 @@ class ChangeBound:
         size = distance / math.sqrt(sum(tensor.numel() for _, tensor in start.tensors()))
         if not size <= self.limit:
             raise AdapterError(
-                f"{whose}: its adapter changed by {distance:.3g}, which is {size:.3g} in the root mean square, and "
+                f"{place}: its adapter changed by {distance:.3g}, which is {size:.3g} in the root mean square, and "
                 f"aggregation.change_bound allows {self.limit:.3g} in this round. Lower train.learning_rate there, or "
                 "raise the bound."
             )
         self._sizes.append(size)
 
     def end(self) -> None:
-        """The round is done: its median counts in later rounds. Of two clients it is the smaller change."""
+        """Finish the round: its median counts in later rounds. Of two clients it is the smaller change."""
         if self._sizes:
             self.usual = max(self.usual, statistics.median_low(self._sizes))

@@ -22,13 +22,16 @@ from safetensors.torch import load, save
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import RoundDirectories, private_directory
+from fedrlvr.server.run_directory import STATE_FILE, checkpoint_directories
 from fedrlvr.wire.serialization import pack, unpack
 
 ADAPTER, MEMORY = "adapter.safetensors", "memory.packed"
 PROBES = "probes"
-"""Among the names of factors, which end in .A or .B."""
+"""Name of the shared probes, beside the names of factors, which end in .A or .B."""
 RULE = "rule/"
 """Prefix of the tensors of the LoRA rule's state."""
+STEP = "step/"
+"""Prefix of the tensors that the server's step remembers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Checkpoint:
 
     strategy: what the strategy must remember, in JSON types. updates: of scale 1, by name, that the global model has
     besides its adapter (delta_model.py). probes: everybody's, averaged (shared_probes.py). rule: the LoRA rule's state.
+    step: what the server's step remembers.
     """
 
     round: int
@@ -45,6 +49,7 @@ class Checkpoint:
     updates: Mapping[str, Adapter] = field(default_factory=dict)
     probes: torch.Tensor | None = None
     rule: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    step: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Checkpoints:
 
     @property
     def directories(self) -> RoundDirectories:
-        """Those of the server's checkpoints."""
-        return RoundDirectories(self.run / "checkpoints", "state.json")
+        """Directories of the server's checkpoints, one for each round."""
+        return checkpoint_directories(self.run)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a round's memories, then its checkpoint, and drop the oldest.
@@ -74,7 +79,8 @@ class Checkpoints:
         tensors = {prefix + name: t.contiguous() for prefix, part in parts.items() for name, t in part.tensors()}
         if checkpoint.probes is not None:
             tensors[PROBES] = checkpoint.probes.contiguous()
-        tensors.update({RULE + name: tensor.contiguous() for name, tensor in checkpoint.rule.items()})
+        for prefix, kept in ((RULE, checkpoint.rule), (STEP, checkpoint.step)):
+            tensors.update({prefix + name: tensor.contiguous() for name, tensor in kept.items()})
         state = {
             "alpha": checkpoint.adapter.alpha,
             "strategy": checkpoint.strategy,
@@ -107,13 +113,13 @@ class Checkpoints:
         """Rounds with a complete checkpoint, in order."""
         return self.directories.rounds()
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None if there is none.
+    def load(self, round_: int | None = None) -> Checkpoint | None:
+        """The checkpoint of a round, by default the newest, or None if there is none.
 
         Raises:
             CheckpointError: it cannot be read, or is not what was written.
         """
-        rounds = self.rounds()
+        rounds = self.rounds() if round_ is None else [round_]
         return self.directories.read(rounds[-1], _checkpoint, self._remedy(rounds[-1])) if rounds else None
 
     def load_memory(self, round_: int, client: str) -> RecordDict:
@@ -130,18 +136,33 @@ class Checkpoints:
         return f"Delete {self.directories.path(round_)} to go on from the round before it, or start a new run."
 
 
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """The checkpoint in a directory that need not lie within its run's.
+
+    Raises:
+        CheckpointError: the directory is not called as its run called it, cannot be read, or is damaged.
+    """
+    number = directory.resolve().name.removeprefix("round-")
+    if not number.isdecimal():
+        raise CheckpointError(f"{directory}: a checkpoint's directory keeps its name, round-NNNN. Rename it back.")
+    return RoundDirectories(directory.resolve().parent, STATE_FILE).read(int(number), _checkpoint)
+
+
 def memory_directories(run: Path, client: str) -> RoundDirectories:
-    """Where a client's memories of a run lie."""
+    """Directories of a client's memories of a run, one for each round."""
     return RoundDirectories(run / "clients" / client, "memory.json")
 
 
 def _checkpoint(files: Mapping[str, bytes], state: Mapping[str, Any]) -> Checkpoint:
     tensors, order = load(files[ADAPTER]), state["order"]
     adapter = Adapter.from_tensors({name: tensors[name] for name in order}, float(state["alpha"]))
-    updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith(RULE)}
-    rule = {name.removeprefix(RULE): tensor for name, tensor in tensors.items() if name.startswith(RULE)}
+    updates = {name.partition("/")[0] for name in tensors if "/" in name and not name.startswith((RULE, STEP))}
+    rule, step = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (RULE, STEP)
+    )
     kept = {name: _update(tensors, f"{name}/", order) for name in updates}
-    return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), kept, tensors.get(PROBES), rule)
+    return Checkpoint(int(state["round"]), adapter, dict(state["strategy"]), kept, tensors.get(PROBES), rule, step)
 
 
 def _update(tensors: Mapping[str, torch.Tensor], prefix: str, order: list[str]) -> Adapter:

@@ -1,4 +1,5 @@
-"""The server's model for rules that save bytes or change the base weights (model_delta.py): what each client lacks.
+"""The server's model for rules that save bytes or change the base weights (model_delta.py): it decides which tensors
+each client still needs.
 
 change    the update that has been added to every client's base weights, of scale 1
 last      its newest part
@@ -22,7 +23,7 @@ from fedrlvr.wire.model_delta import CHANGE, Keep, ModelDelta
 
 
 class DeltaModel(GlobalModel):
-    """The global model, of which clients draw, remember or are sent parts."""
+    """The global model, whose parts each client draws from the seed, remembers, or is sent."""
 
     def __init__(self, rule: LoraRule, adapter: Adapter, seed: int) -> None:
         super().__init__(rule, adapter, seed)
@@ -32,14 +33,18 @@ class DeltaModel(GlobalModel):
         self.last: Adapter | None = None
         self.held: dict[str, int] = {}
 
+    def begin_with(self, change: Adapter | None) -> None:
+        """Send what clients cannot draw: both halves of the adapter, and the change."""
+        self.halves, self.change = "AB", change
+
     def bring(self, client: str, rank: int, arrays: ArrayRecord) -> dict[str, ArrayRecord | ConfigRecord]:
-        """The notes, and of the adapter and the change what the client lacks."""
+        """Records of a message: the model delta, with the tensors of adapter and change that the client still needs."""
         rule, held = self.rule, self.held.get(client)
         behind = None if held is None or held < self.version - 1 else self.version - held
         halves: Halves | None = "AB"
         seeded, sent = None, self.change if behind is None else self.last if behind else None
         if rule.freezes_a:
-            halves, seeded = "B", 0
+            halves, seeded = self.halves, 0 if self.halves == "B" else None
         elif rule.restarts:
             halves, seeded = None, self.version
         elif rule.alternates and behind is not None:
@@ -70,12 +75,12 @@ class DeltaModel(GlobalModel):
         return total
 
     def answered(self, client: str) -> None:
-        """The client has answered a message that brought it this version, so it remembers it."""
+        """Note that the client remembers this version, since it answered the message that brought it."""
         if self.keep != "nothing":
             self.held[client] = self.version
 
     def lost(self, client: str) -> None:
-        """The client did not answer as it should: nothing is known of what it remembers."""
+        """Forget which version the client remembers, since it did not answer properly."""
         self.held.pop(client, None)
 
     def advance(self, result: Result, round_: int) -> None:
@@ -86,7 +91,7 @@ class DeltaModel(GlobalModel):
         self.replace(result.adapter or fresh(shapes, rank=rank, alpha=alpha, seed=stream(self.seed, "adapter", round_)))
 
     def state(self) -> dict[str, Any]:
-        """Which client remembers which version."""
+        """Version of the model that each client remembers."""
         return {} if self.keep == "nothing" else {"held": self.held}
 
     def updates(self) -> dict[str, Adapter]:
@@ -94,7 +99,7 @@ class DeltaModel(GlobalModel):
         return {name: update for name, update in (("change", self.change), ("last", self.last)) if update is not None}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint: model, change and the clients' versions."""
         self.held = {str(client): int(version) for client, version in checkpoint.strategy.get("held", {}).items()}
         self.change, self.last = (checkpoint.updates.get(name) for name in ("change", "last"))
         super().restore(checkpoint)

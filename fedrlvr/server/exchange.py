@@ -2,13 +2,16 @@
 
 What a client says of its responses is not looked at. A response is dropped, and counted by who sent it, if it is not
 stamped as this exchange's, cannot be decoded, is longer than asked for, is one too many of its problem, or is there
-twice. Only what the server's own grader calls correct enters the pool.
+twice. Only what the server's own grader calls correct enters the pool, and of that only what passes the screening.
+
+A client whose reply is malformed is left out of this exchange by name, and trains on: it is left out of the round's
+synchronisation only if the reply with its adapter is malformed too, or if it failed.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,15 +23,27 @@ from flwr.serverapp import Grid
 
 from fedrlvr.client.metrics import SwapMetrics
 from fedrlvr.config import Config, PubSwapCoordination
-from fedrlvr.coordination import Pool, Sent, public_batch, stretches, wanted
-from fedrlvr.errors import MessageError
+from fedrlvr.coordination import (
+    SCREENED,
+    Pool,
+    Sent,
+    flaw,
+    public_batch,
+    stretches,
+    usual_length,
+    usual_lengths,
+    wanted,
+)
+from fedrlvr.errors import FedrlvrError, MessageError, printable
+from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.participation import Participation, Reply
 from fedrlvr.tasks.problem import Problem
-from fedrlvr.wire.messages import SINGLE, RespondRequest
+from fedrlvr.tasks.rewards import behind_answer
+from fedrlvr.wire.messages import MOST_REASON, SINGLE, RespondRequest, nbytes
 from fedrlvr.wire.public_messages import (
     EXCHANGE,
     PUBLIC,
@@ -43,20 +58,20 @@ from fedrlvr.wire.public_messages import (
     responses_record,
 )
 
-_log = logging.getLogger("fedrlvr.server")
+_log = logger("server")
 
-DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished")
-"""Why a response is dropped; `unreadable` counts replies, since what is in them cannot be."""
+DROPPED = ("stamp", "unreadable", "undecodable", "too_long", "too_many", "duplicate", "unfinished", *SCREENED)
+"""Reasons for dropping a response; `unreadable` counts replies, since their responses cannot be counted."""
 REPORTED = frozenset(SwapMetrics().summary())
 """Numbers a client may report of an exchange."""
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """The public problems, and what the server judges responses to them by.
+    """The public problems, with the data to check and grade responses to them.
 
     decode: token ids -> text. reward: (completion, problem) -> the true reward.
-    model_id, tokenizer_id, vocabulary, eos_ids: of the run's model.
+    model_id, tokenizer_id, vocabulary, eos_ids, special_ids: of the run's model.
     """
 
     problems: Sequence[Problem]
@@ -66,10 +81,11 @@ class PublicSet:
     tokenizer_id: str
     vocabulary: int
     eos_ids: frozenset[int] = frozenset()
+    special_ids: frozenset[int] = frozenset()
 
 
 class Exchange:
-    """One exchange of a round.
+    """One exchange of public responses within a round.
 
     number: counted from 1 within the round. clients: who takes part.
     """
@@ -100,8 +116,9 @@ class Exchange:
         self.notices: dict[str, str] = {}
         self.numbers: dict[str, dict[str, float]] = {client: {} for client in clients}
         self._usable: dict[str, list[Sent]] = {}
+        self._usual: dict[str, float] = {}
         self._correct: dict[str, list[int]] = {}
-        self._graded: dict[tuple[int, tuple[int, ...]], bool | None] = {}
+        self._graded: dict[tuple[int, tuple[int, ...]], tuple[bool, str | None] | None] = {}
 
     def receive(self, client: str, content: RecordDict) -> None:
         """Check and grade a client's responses.
@@ -113,11 +130,35 @@ class Exchange:
             self.numbers[client]["bytes_up"] = _nbytes(content, RESPONSES, STAMP)
             self._usable[client] = self._checked(client, content)
 
+    def leave_out(self, client: str, error: FedrlvrError) -> None:
+        """Go on with the exchange without a client's responses; its next message says why."""
+        self._usable.pop(client, None)
+        self._usual.pop(client, None)
+        self._notice(client, printable(str(error))[:MOST_REASON])
+        self.numbers[client] |= {"sent": 0, "pooled": 0, "dropped_unreadable": 1}
+
     def fill_pool(self) -> None:
         """Make the pool of all usable responses."""
         if not self.trades:
             return
-        pooled = [(client, sent) for client, usable in sorted(self._usable.items()) for sent in usable]
+        pooled: list[tuple[str, Sent]] = []
+        usual = usual_lengths(self._usual)
+        for client, usable in sorted(self._usable.items()):
+            longest = self.coordination.pool_length * usual.get(client, math.inf)
+            kept = [(client, sent) for sent in usable if len(sent.token_ids) <= longest]
+            self.numbers[client]["pooled"] = len(kept)
+            if len(kept) < len(usable):
+                self.numbers[client]["dropped_unusual"] = len(usable) - len(kept)
+            pooled += kept
+        for client, numbers in self.numbers.items():
+            if screened := [f"{numbers[name]:.0f} {why}" for why in SCREENED if numbers.get(name := f"dropped_{why}")]:
+                _log.warning(
+                    "round %d, exchange %d, %s: correct responses that stay out of the pool: %s",
+                    self.round,
+                    self.number,
+                    client,
+                    ", ".join(screened),
+                )
         rng = random.Random(stream(self.seed, "pool", self.round, self.number))
         self.pool = Pool.of(pooled, len(self.problems), per_problem=self.coordination.pool_size, rng=rng)
 
@@ -139,20 +180,23 @@ class Exchange:
             wrong = wrong or str(error)
         if wrong is not None:
             dropped["stamp"] = len(sent)
-            self.notices[client] = (
-                f"your responses of exchange {self.number} of round {self.round} were left out: {wrong}"
-            )
-            _log.warning("round %d, exchange %d, %s: responses left out: %s", self.round, self.number, client, wrong)
+            self._notice(client, wrong)
         usable = [] if wrong else self._correct_ones(client, sent, dropped)
         self.numbers[client] |= {"sent": len(sent), "pooled": len(usable)}
         self.numbers[client] |= {f"dropped_{why}": dropped[why] for why in DROPPED if dropped[why]}
         return usable
+
+    def _notice(self, client: str, wrong: str) -> None:
+        """Log, and tell a client, why its responses are left out; a client that is told gets no share either."""
+        self.notices[client] = f"your responses of exchange {self.number} of round {self.round} were left out: {wrong}"
+        _log.warning("round %d, exchange %d, %s: responses left out: %s", self.round, self.number, client, wrong)
 
     def _correct_ones(self, client: str, sent: Sequence[Sent], dropped: Counter[str]) -> list[Sent]:
         usable = []
         seen: set[tuple[int, tuple[int, ...]]] = set()
         answered: Counter[int] = Counter()
         correct = [0] * len(self.problems)
+        lengths: tuple[list[int], list[int]] = ([], [])
         for response in sent:
             key = response.problem, response.token_ids
             if not self._decodable(response):
@@ -168,13 +212,18 @@ class Exchange:
             elif (verdict := self._grade(response)) is None:
                 dropped["undecodable"] += 1
             else:
-                correct[response.problem] += verdict
+                is_correct, why = verdict
+                correct[response.problem] += is_correct
+                lengths[not is_correct or why is not None].append(len(response.token_ids))
                 if key in seen:
                     dropped["duplicate"] += 1
-                elif verdict:
+                elif why is not None:
+                    dropped[why] += 1
+                elif is_correct:
                     usable.append(response)
                 seen.add(key)
         self._correct[client] = correct
+        self._usual[client] = usual_length(*lengths)
         self.numbers[client]["correct"] = sum(correct)
         return usable
 
@@ -183,8 +232,9 @@ class Exchange:
         in_place = 0 <= response.problem < len(self.problems) and len(tokens) > 0
         return in_place and min(tokens) >= 0 and max(tokens) < self.public.vocabulary
 
-    def _grade(self, response: Sent) -> bool | None:
-        """Whether a response is correct; None if it has no text. Each is graded once, whoever sent it."""
+    def _grade(self, response: Sent) -> tuple[bool, str | None] | None:
+        """Whether a response is correct, and why it may not be passed on if it is; None if it has no text. Each is
+        graded once, whoever sent it."""
         key = response.problem, response.token_ids
         if key not in self._graded:
             try:
@@ -192,8 +242,20 @@ class Exchange:
             except Exception:  # a tokenizer may fail in any way on ids that it has no token for
                 self._graded[key] = None
             else:
-                self._graded[key] = self.public.reward(text, self.problems[response.problem]) >= CORRECT
+                problem = self.problems[response.problem]
+                correct = self.public.reward(text, problem) >= CORRECT
+                self._graded[key] = correct, self._flaw(text, problem, response) if correct else None
         return self._graded[key]
+
+    def _flaw(self, text: str, problem: Problem, response: Sent) -> str | None:
+        return flaw(
+            text,
+            behind_answer(self.public.reward, text, problem),
+            response.token_ids,
+            special=self.public.special_ids,
+            ends=self.public.eos_ids,
+            tail=self.coordination.pool_tail,
+        )
 
     def put_share(self, body: RecordDict, client: str) -> None:
         """Put a client's share into a message to it, if there is one."""
@@ -227,7 +289,7 @@ class Exchange:
         numbers["bytes_down"] = numbers.get("bytes_down", 0) + sum(r.count_bytes() for r in content.values())
 
     def took(self, client: str, content: RecordDict) -> None:
-        """Note what a client reports of its public steps: numbers of known names within float32's range."""
+        """Store a client's report on its public steps: numbers of known names within float32's range."""
         record = content.get(EXCHANGE)
         if client in self.numbers and isinstance(record, MetricRecord):
             for name, value in record.items():
@@ -256,8 +318,8 @@ def trade(
     grid: Grid,
     timeout: float,
 ) -> Exchange | None:
-    """A round's local steps with an exchange after each stretch of them; the last one, whose shares are still to be
-    dealt. Not a hook: Flower's strategies know nothing of it, so none needs to wrap it.
+    """Run a round's local steps with an exchange after each stretch; returns the last exchange, whose shares are still
+    to be dealt. It is no hook: Flower's strategies have none for it, so none needs to wrap it.
 
     arrays: the global adapter, which the first stretch brings to the clients.
 
@@ -284,7 +346,8 @@ def trade(
                 last.put_share(body, clients[node])
             messages.append(Message(body, node, RESPOND, group_id=str(round_)))
         replies = participation.ask(grid, messages, timeout)
-        for _ in participation.accepted(round_, replies, functools.partial(_receive, exchange, last)):
+        read = functools.partial(_receive, exchange, last)
+        for _ in participation.accepted(round_, replies, read, exchange.leave_out):
             pass
         exchange.fill_pool()
         if last:
@@ -295,6 +358,7 @@ def trade(
 
 def _receive(exchange: Exchange, last: Exchange | None, reply: Reply) -> None:
     """Read a client's responses, and its numbers of the exchange before."""
+    nbytes(reply.message)  # what cannot be counted is malformed, and fails here
     exchange.receive(reply.client, reply.message.content)
     if last:
         last.took(reply.client, reply.message.content)

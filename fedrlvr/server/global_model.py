@@ -17,7 +17,7 @@ from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays
 
 
 class GlobalModel:
-    """The global model.
+    """The global model, for rules that send whole adapters.
 
     adapter: of the largest rank. seed: the run's. version: the round the model was made in; 0 is before the first.
     """
@@ -31,6 +31,13 @@ class GlobalModel:
         self.seed = seed
         self.version = 0
         self._encoded: dict[tuple[int, str], ArrayRecord] = {}
+
+    def begin_with(self, change: Adapter | None) -> None:
+        """The adapter is a given one, which clients cannot draw from the run's seed.
+
+        change: an update of scale 1 that is added to the base weights from the start.
+        """
+        assert change is None, "this rule leaves the base weights as they are"
 
     def start_of(self, rank: int) -> Adapter:
         """The adapter a client of this rank begins with."""
@@ -56,13 +63,13 @@ class GlobalModel:
         return self.adapter
 
     def answered(self, client: str) -> None:
-        """The client has answered a message that brought it this version."""
+        """Note that the client answered a message that brought it this version."""
 
     def lost(self, client: str) -> None:
-        """The client did not answer as it should."""
+        """Note that the client did not answer properly."""
 
     def replace(self, adapter: Adapter) -> None:
-        """Take this adapter in place of the one just made."""
+        """Use this adapter in place of the newest one."""
         self.adapter = adapter
         self._encoded.clear()
 
@@ -73,7 +80,7 @@ class GlobalModel:
         self.replace(result.adapter)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the adapter, in JSON types."""
+        """State of the model besides the adapter, as a JSON object for the checkpoint."""
         return {}
 
     def updates(self) -> dict[str, Adapter]:
@@ -81,7 +88,7 @@ class GlobalModel:
         return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
+        """Continue with the model of a checkpoint.
 
         Raises:
             AttributeError, TypeError, ValueError: its state is none of this model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; and who was left out of it, with the reason. withheld: those of them whose own floor kept
-    their reply back."""
+    probes are calibrated; the server's step; and who was left out of it, with the reason. withheld: the clients whose
+    own floor kept their reply back."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -26,6 +27,7 @@ class RoundRecord:
         self.scores: dict[str, list[SourceScores]] = {}
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
+        self.server_step: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
         self.withheld: set[str] = set()
 
@@ -58,18 +60,25 @@ class RoundRecord:
             | self.calibrations.get(name, {})
             for name, numbers in sorted(self.clients.items())
         }
-        evaluate = {
-            client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in scores}
-            for client, scores in sorted(self.scores.items())
-        }
+        evaluate = scores_json(self.scores)
         record: dict[str, Any] = {"round": self.round, "clients": clients, "seconds": self.seconds}
         if self.left_out:
             record["left_out"] = dict(sorted(self.left_out.items()))
+        if self.server_step:
+            record["server_step"] = self.server_step
         if self.exchanges:
             record["exchanges"] = self.exchanges
         if evaluate:
             record["evaluate"] = evaluate
         return record
+
+
+def scores_json(scores: Mapping[str, Sequence[SourceScores]]) -> dict[str, Any]:
+    """Scores by client and source as a line of metrics.jsonl has them."""
+    return {
+        client: {s.source: {"n": s.n, "total": s.total, "squares": s.squares} for s in of_client}
+        for client, of_client in sorted(scores.items())
+    }
 
 
 class MetricsLog(Observer):
@@ -81,7 +90,7 @@ class MetricsLog(Observer):
         self.path = directory / "metrics.jsonl"
 
     def notify(self, event: Event) -> None:
-        """At the start drop the lines of rounds that have no checkpoint; at a round's end append its line.
+        """Append a line when a round ends; when a run starts, drop the lines of rounds that have no checkpoint.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.

@@ -1,8 +1,7 @@
-"""The clients of a run as the server meets them: who takes part, what each is sent, and whether its reply counts."""
+"""Participation in a round: the clients that are asked, the content that each is sent, and the check of its reply."""
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -15,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
+from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
@@ -22,8 +22,9 @@ from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.shared_probes import SharedProbes
 from fedrlvr.wire.codes import WITHHELD
 from fedrlvr.wire.messages import MOST_REASON, Request, StretchRequest, content, nbytes
+from fedrlvr.wire.public_messages import RESPOND
 
-_log = logging.getLogger("fedrlvr.server")
+_log = logger("server")
 
 R = TypeVar("R", bound=StretchRequest)
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Reply:
 
 @dataclass
 class Participation:
-    """Who takes part in the rounds of a run.
+    """Selects the clients of a round, and decides whether their replies count.
 
     clients: the organisations by Flower node id. record: of the round that is under way. asked: clients that were asked
     in this phase of the round; the quorum is of them.
@@ -151,7 +152,8 @@ class Participation:
             self.leave_out(client, RoundError(late))
 
     def _counted(self, client: str, reply: Message) -> bool:
-        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out.
+        """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out. A reply of an
+        exchange is given on uncounted: whoever reads it leaves its client out of that exchange alone.
 
         Raises:
             FedrlvrError: as `leave_out`.
@@ -159,15 +161,26 @@ class Participation:
         try:
             self.record.add_bytes(client, up=nbytes(reply))
         except Exception as error:  # Flower's count fails in several ways on values that are empty
+            if reply.metadata.message_type == RESPOND:
+                return True
             self.leave_out(client, unusable(f"round {self.record.round}, {client}", error))
             return False
         return True
 
-    def accepted(self, round_: int, messages: Iterable[Message], read: Callable[[Reply], T]) -> Iterator[T]:
-        """What `read` makes of each client's first reply, as they come.
+    def accepted(
+        self,
+        round_: int,
+        messages: Iterable[Message],
+        read: Callable[[Reply], T],
+        unread: Callable[[str, FedrlvrError], None] | None = None,
+    ) -> Iterator[T]:
+        """Results of `read` for each client's first reply, in the order of arrival.
 
         A client is left out when anything fails while its reply is read, whatever the exception: a reply is somebody
         else's, and must not end a run that keeps its quorum.
+
+        unread: is given a client and why its reply cannot be read, and the client stays in the round; None: the client
+            is left out of the round. A client that failed is left out in either case.
 
         Raises:
             MessageError: a reply from a stranger.
@@ -186,15 +199,17 @@ class Participation:
             if message.has_error() and message.error.code == WITHHELD:
                 self._withheld(client, f"{reply.place}: {printable(message.error.reason or '')}")
                 continue
+            if not message.has_content():
+                empty = "an empty reply"
+                reason = message.error.reason if message.has_error() else None
+                failed = f"{reply.place}: the client failed ({printable(str(reason or empty))})"
+                self.leave_out(client, RoundError(failed))
+                continue
+            self.model.answered(client)
             try:
-                if not message.has_content():
-                    empty = "an empty reply"
-                    reason = message.error.reason if message.has_error() else None
-                    raise RoundError(f"{reply.place}: the client failed ({printable(reason or empty)})")
-                self.model.answered(client)
                 value = read(reply)
             except Exception as error:
-                self.leave_out(client, unusable(reply.place, error))
+                (unread or self.leave_out)(client, unusable(reply.place, error))
                 continue
             yield value
 
@@ -235,7 +250,8 @@ class Participation:
 
 
 def unusable(place: str, error: Exception) -> FedrlvrError:
-    """The error that a client is left out with: ours as it is, of any other the class alone, which is no foreign text.
+    """Error that leaves a client out: an error of ours as it is, of any other error only its class, which holds no
+    foreign text.
 
     place: round and client.
     """

@@ -1,4 +1,4 @@
-"""The server of a run, whoever answers it: rounds over a grid, from a config to a run directory.
+"""The server of a run: rounds over a Flower grid, from a config to a run directory.
 
 config.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
 
@@ -18,7 +18,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedrlvr.adapter import Adapter
 from fedrlvr.client.state import OWN_ADAPTER, arrays_in
 from fedrlvr.client.supervisor import shared_numbers
 from fedrlvr.config import Config
@@ -33,6 +32,7 @@ from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import MetricsLog, read_metrics
+from fedrlvr.server.starting_adapter import START, Beginning
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rewards import Reward
@@ -51,16 +51,25 @@ class RunResult:
 
 
 def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> PublicSet | None:
-    """The public problems with what responses to them are judged by; None without any."""
+    """The public problems with the data to check responses to them; None if there are none."""
     if not problems:
         return None
-    return PublicSet(problems, base.decode, reward, base.model_id, base.tokenizer_id, base.vocabulary, base.eos_ids)
+    return PublicSet(
+        problems,
+        base.decode,
+        reward,
+        base.model_id,
+        base.tokenizer_id,
+        base.vocabulary,
+        eos_ids=base.eos_ids,
+        special_ids=base.special_ids,
+    )
 
 
 class Server:
     """Runs the rounds of one federation, and writes them down.
 
-    initial: the adapter everybody begins with, of the largest rank. public: what exchanges are about, if any.
+    begin: what everybody begins with. public: what exchanges are about, if any.
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
     observer: the last of the run's listeners (`self.observer`), which the server closes at the end.
@@ -71,7 +80,7 @@ class Server:
         config: Config,
         directory: Path,
         base: Base,
-        initial: Adapter,
+        begin: Beginning,
         public: PublicSet | None,
         observer: Observer,
         *,
@@ -82,7 +91,8 @@ class Server:
         self.asks = asks or config
         self.directory = directory
         self.base = base
-        self.initial = initial
+        self.begin = begin
+        self.initial = begin.adapter
         self.public = public
         self.wrap = wrap
         self.observer = Listeners(
@@ -103,7 +113,7 @@ class Server:
         *,
         resume: bool,
     ) -> RunResult:
-        """All rounds that are not done, and the result.
+        """Run all rounds that are not done, and return the result.
 
         names: the clients by node id. holdings: what is known of who holds what, with a `digest` that is the same when
         a run goes on. memories: of those clients whose memory this process keeps; a resume fills them.
@@ -117,12 +127,14 @@ class Server:
             checkpoint = checkpoints.load() if resume else None
             if checkpoint is not None:
                 first_round = checkpoint.round + 1
-                checkpoint.adapter.check_like(self.initial, whose=f"the checkpoint of round {checkpoint.round}")
+                checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
                 for name, context in memories.items():
                     context.state = checkpoints.load_memory(checkpoint.round, name)
             self._write_down(holdings, same_problems=checkpoint is not None)
             probes = shared_numbers(self.base, self.config)
             strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
+            if self.begin.given is not None:
+                strategy.model.begin_with(self.begin.change)
             for part, declared in strategy.participation.declared.items():
                 for client, _, problems in holdings.get(part, ()):
                     declared[client] = declared.get(client, 0) + problems
@@ -156,28 +168,32 @@ class Server:
             self.observer.close()
 
     def _write_down(self, holdings: Mapping[str, Any], *, same_problems: bool) -> None:
-        """Write config and holdings; a run that goes on must have the problems it began with."""
+        """Write the given adapter, config and holdings; a run that goes on must have the problems it began with."""
         path = self.directory / "holdings.json"
         if same_problems and _digest_in(path) not in (None, holdings["digest"]):
             raise DataError(
                 f"{self.directory}: the problems are not those the run was started with, so it cannot go on exactly. "
                 "Restore the data, or start a new run."
             )
+        if self.begin.given is not None and not (self.directory / START).is_dir():
+            with atomic_directory(self.directory / START) as directory:
+                save_peft(self.begin.given, directory, base_name=base_reference(self.config.model.name))
         atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
         atomic_text(path, json.dumps(holdings, indent=1) + "\n")
 
     def _export(self, model: GlobalModel, memories: Mapping[str, Context]) -> None:
-        base_name = base_reference(self.config.model.name)
+        base_name, fused = base_reference(self.config.model.name), self.base.fused_experts
         try:
             with atomic_directory(self.directory / "adapter") as directory:  # once it is there the run is finished
                 if self.config.federation.arm != "local":
-                    save_peft(model.whole(), directory, base_name=base_name)
+                    save_peft(model.whole(), directory, base_name=base_name, fused_experts=fused)
                     return
                 for name, context in memories.items():
                     like = self.initial.at_rank(self.config.lora.rank_of(name))
                     arrays = arrays_in(context, OWN_ADAPTER)
                     assert arrays is not None
-                    save_peft(arrays_to_adapter(arrays, like, whose=name), directory / name, base_name=base_name)
+                    adapter = arrays_to_adapter(arrays, like, place=name)
+                    save_peft(adapter, directory / name, base_name=base_name, fused_experts=fused)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} All rounds are done and checkpointed: make room, then --resume writes it."

@@ -8,11 +8,17 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError
-from fedrlvr.files import file_lock
+from fedrlvr.files import RoundDirectories, file_lock
 
 LOCK = "run.lock"
 """The lock file of a directory. The file stays; only an open one locks."""
+
+STATE_FILE = "state.json"
+"""The note in a checkpoint's directory."""
+RUN_ID_FILE = "run-id"
+"""The file that says what a run with organisations on their own machines is called in messages."""
 
 
 def new_directory(name: str) -> Path:
@@ -68,9 +74,26 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_unused(directory: Path) -> None:
-    """
+    """Check that a directory holds no run yet.
+
     Raises:
         ConfigError: the directory holds a run already.
     """
     if (directory / "config.json").exists():
         raise ConfigError(f"{directory} already holds a run. Go on with --resume, or give another run.directory.")
+
+
+def checkpoint_directories(run: Path) -> RoundDirectories:
+    """Directories of the server's checkpoints of a run, one for each round."""
+    return RoundDirectories(run / "checkpoints", STATE_FILE)
+
+
+def check_rounds(directory: Path, config: Config) -> None:
+    """Check that a run has done no more rounds than train.rounds.
+
+    Raises:
+        ConfigError: the run in the directory has done more rounds than train.rounds.
+    """
+    done = max(checkpoint_directories(directory).rounds(), default=0)
+    if config.train.rounds < done:
+        raise ConfigError(f"train.rounds = {config.train.rounds}: {directory} has done {done} rounds already.")

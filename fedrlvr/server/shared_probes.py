@@ -34,7 +34,7 @@ class SharedProbes:
 
     @classmethod
     def of(cls, config: Config, count: int | None) -> SharedProbes:
-        """Those of a run.
+        """The shared probes of a run, by its configuration.
 
         Raises:
             ValueError: the config shares probes, and their number is not given.
@@ -46,12 +46,12 @@ class SharedProbes:
         return cls(count, hold=config.aggregation.largest_change is not None)
 
     def begin(self) -> None:
-        """A round's probes are about to come."""
+        """Prepare for the probes of a new round."""
         self._sum: Tensor | None = None
         self._examples = 0
         self._held: dict[str, tuple[Tensor, int]] = {}
 
-    def read(self, reply: Message, whose: str) -> Tensor | None:
+    def read(self, reply: Message, place: str) -> Tensor | None:
         """The probes in a client's reply; None where they are not shared.
 
         Raises:
@@ -61,11 +61,11 @@ class SharedProbes:
             return None
         record = record_in(reply.content, PROBES, ArrayRecord)
         if record is None:
-            raise MessageError(f"{whose}: a train reply without probes")
-        return read_probes(record, self.count, whose=whose)
+            raise MessageError(f"{place}: a train reply without probes")
+        return read_probes(record, self.count, place=place)
 
     def add(self, client: str, probes: Tensor | None, examples: int) -> None:
-        """Let a client's probes, as they were read, count in this round."""
+        """Add a client's probes to the average of this round."""
         if probes is not None and self._hold:
             self._held[client] = probes, examples
         elif probes is not None:
@@ -82,7 +82,7 @@ class SharedProbes:
         self._held.pop(client, None)
 
     def end(self) -> None:
-        """Average what came in the round; without a training problem at any client, the last average stays."""
+        """Average the round's probes; without a training problem at any client, the last average stays."""
         for probes, examples in self._held.values():
             self._take(probes, examples)
         if self._sum is not None and self._examples:

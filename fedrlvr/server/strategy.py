@@ -1,4 +1,4 @@
-"""The server's side of a federation: whom to ask, what to make of the answers, when to write it down.
+"""The server's loop over rounds: it asks clients, aggregates their replies, and saves the result.
 
 Flower's own `start()` can neither resume nor exchange anything between synchronisations, so `start()` is ours; the
 hooks it calls are Flower's, so a strategy that wraps another still wraps this one.
@@ -110,7 +110,7 @@ class FederatedRLVR(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply, weigh the clients, make one adapter of theirs.
+        """Check every reply, weight the clients, and aggregate their adapters.
 
         A client whose reply cannot be used is left out, if the quorum allows it.
 
@@ -149,8 +149,8 @@ class FederatedRLVR(Strategy):
             MessageError, AdapterError: a reply that cannot be used.
         """
         client, place, message = reply.client, reply.place, reply.message
-        numbers = read_numbers(message, whose=place)
-        calibrations = read_calibrations(message, whose=place)
+        numbers = read_numbers(message, place=place)
+        calibrations = read_calibrations(message, place=place)
         adapter = self._adapter_in(reply)
         probes = self.probes.read(message, place)
         if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
@@ -174,10 +174,10 @@ class FederatedRLVR(Strategy):
             raise MessageError(f"{reply.place}: a train reply without an adapter")
         halves, precision = self.model.rule.trains(reply.round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
-            adapter = arrays_to_adapter(arrays, start, whose=reply.place, halves=halves)
+            adapter = arrays_to_adapter(arrays, start, place=reply.place, halves=halves)
         else:
-            adapter = unpack(arrays, start, precision=precision, halves=halves, whose=reply.place)
-        self.bound.check(adapter, start, whose=reply.place)
+            adapter = unpack(arrays, start, precision=precision, halves=halves, place=reply.place)
+        self.bound.check(adapter, start, place=reply.place)
         return adapter
 
     def _leave_out(self, client: str, reason: str) -> None:
@@ -218,17 +218,17 @@ class FederatedRLVR(Strategy):
 
     def _evaluated(self, reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
         client, place, message = reply.client, reply.place, reply.message
-        numbers, scores = read_numbers(message, whose=place), read_scores(message, whose=place)
+        numbers, scores = read_numbers(message, place=place), read_scores(message, place=place)
         declared = self.participation.problems(client, "test", numbers["num-examples"])
         if (n := sum(score.n for score in scores)) > declared:
             raise MessageError(f"{place}: scores of {n} problems, where the client has declared {declared}")
         return client, numbers, scores
 
     def summary(self) -> None:
-        """Nothing: the command line says what is about to run."""
+        """Print nothing: the command line describes the run before it starts."""
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered between rounds besides the model, in JSON types."""
+        """State between rounds besides the model, as a JSON object for the checkpoint."""
         bounds = {"declared": self.participation.declared, "usual_change": self.bound.usual}
         return {**self.model.state(), **self.combiner.state(), **bounds}
 
@@ -242,11 +242,13 @@ class FederatedRLVR(Strategy):
         try:
             self.combiner.load(state)
             self.combiner.rule.load_state(checkpoint.rule)
+            if self.combiner.step is not None:
+                self.combiner.step.load_state(checkpoint.step)
             self.model.restore(checkpoint)
             self.bound.usual = float(state.get("usual_change", 0.0))
             for part, counts in state.get("declared", {}).items():
                 self.participation.declared[part] |= {str(client): int(count) for client, count in counts.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint's state of the strategy cannot be used ({error})") from None
         self.probes.restore(checkpoint.probes)
 
@@ -261,7 +263,7 @@ class FederatedRLVR(Strategy):
         timeout: float = 3600.0,
         hooks: Strategy | None = None,
     ) -> Adapter:
-        """Run the rounds from `first_round` on; the adapter after the last one.
+        """Run the rounds from `first_round` on; returns the adapter after the last one.
 
         hooks: a Flower strategy that wraps this one (differential privacy, say) and is called in its place.
 
@@ -298,8 +300,9 @@ class FederatedRLVR(Strategy):
         return self.adapter
 
     def _checkpoint(self, round_: int) -> Checkpoint:
-        rule = self.combiner.rule.state()
-        return Checkpoint(round_, self.adapter, self.state(), self.model.updates(), self.probes.average, rule)
+        rule, step = self.combiner.rule.state(), self.combiner.step
+        kept = {} if step is None else step.state()
+        return Checkpoint(round_, self.adapter, self.state(), self.model.updates(), self.probes.average, rule, kept)
 
     @contextlib.contextmanager
     def _timed_aggregation(self) -> Iterator[None]:
@@ -318,9 +321,15 @@ class FederatedRLVR(Strategy):
                 f"round {round_}: a strategy around this one changed the aggregate, which aggregation.type = "
                 f"{rule.name!r} has no place for; use {others} with it"
             )
+        if self.combiner.step is not None:
+            raise RoundError(
+                f"round {round_}: a strategy around this one changed the aggregate, and its noise or clipping does not "
+                "count the length of the server's step; use aggregation.server_learning_rate = 1 and "
+                "aggregation.server_optimizer = 'sgd' with it"
+            )
         halves = self.model.halves
-        whose = f"round {round_}, the aggregate"
-        self.model.replace(arrays_to_adapter(arrays, self.adapter, whose=whose, halves=halves))
+        place = f"round {round_}, the aggregate"
+        self.model.replace(arrays_to_adapter(arrays, self.adapter, place=place, halves=halves))
 
 
 class WrappingStrategy(Strategy):
@@ -335,25 +344,25 @@ class WrappingStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As Flower's."""
+        """Make the training messages of a round, as the inner strategy does."""
         return self.inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """As Flower's."""
+        """Aggregate the replies of a round's training, as the inner strategy does."""
         return self.inner.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As Flower's."""
+        """Make a round's messages for evaluation, as the inner strategy does."""
         return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """As Flower's."""
+        """Sum up the scores of an evaluation, as the inner strategy does."""
         return self.inner.aggregate_evaluate(server_round, replies)
 
     def summary(self) -> None:
-        """As Flower's."""
+        """Log a summary of the strategy, as the inner one does."""
         self.inner.summary()

@@ -1,51 +1,127 @@
-"""Evaluate one adapter, or the base model, on all held-out problems of a config: what `fedrlvr eval` does."""
+"""Evaluate a run, one of its checkpoints, an adapter or the base model on a config's held-out problems: what
+`fedrlvr eval` does.
+
+Each client is evaluated as in a run: with its own held-out problems and random numbers. So a run's newest checkpoint
+gives the scores that its last evaluation wrote to metrics.jsonl.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from fedrlvr.adapter import Adapter
 from fedrlvr.client.app import CohortApp
+from fedrlvr.client.state import OWN_ADAPTER
 from fedrlvr.config import AggregationConfig, Config, LabelsSupervision
-from fedrlvr.policy.base import load_base, threads_here
-from fedrlvr.policy.cohort import Cohort
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.seeds import stream
+from fedrlvr.server.checkpoint import Checkpoint
+from fedrlvr.server.run_directory import RUN_ID_FILE
+from fedrlvr.server.saved_adapter import SavedRun, load_adapter
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import RUN_ID, LocalGrid
-from fedrlvr.tasks.deal import CENTRAL, deal, fit_prompts
+from fedrlvr.simulation.run import new_cohort
+from fedrlvr.tasks.deal import deal, fit_prompts
 from fedrlvr.wire.messages import SourceScores, adapter_to_arrays
 
+ClientScores = dict[str, list[SourceScores]]
+"""Sums of pass@1 by source, for each client."""
 
-def evaluate(config: Config, adapter: Path | None) -> list[SourceScores]:
-    """Pass@1 sums by source, of a PEFT adapter directory or (None) of the base model.
 
-    The same problems and random numbers for every adapter, so that two calls can be compared.
+def evaluate(config: Config, adapter: Path | None) -> ClientScores:
+    """Scores of every client with one adapter, in any directory that `load_adapter` reads, or (None) the base model.
 
     Raises:
         AdapterError: the adapter is unreadable or of another model.
         FedrlvrError: as the config, the data and the model say.
     """
-    torch.set_num_threads(config.engine.threads or threads_here(config.model))
-    config = config.model_copy(update={"federation": config.federation.model_copy(update={"arm": CENTRAL})})
-    base = load_base(config.model)
-    client = fit_prompts(deal(config), base, config).clients[0]
-    lora, loaded = config.lora, load_peft(adapter) if adapter is not None else None
-    if loaded is not None:  # its rank grew if the rule changed the base weights, and is a client's own in the arm local
-        lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
-    cohort = Cohort(base, lora, config.engine)
-    trained = initial = cohort.fresh_adapter(0)
+    loaded = load_adapter(adapter) if adapter is not None else None
+    return _of_everybody(config, loaded, str(adapter))
+
+
+def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
+    """The round of a run's checkpoint and its scores; the round is None where the checkpoints have been deleted.
+
+    Raises:
+        ConfigError: the clients' problems are not on this machine.
+        AdapterError: the run has no adapter yet.
+        FedrlvrError: as `evaluate`.
+    """
+    config = run.config
+    if (run.directory / RUN_ID_FILE).exists():
+        raise ConfigError(
+            f"{run.directory}: this run's clients are organisations on their own machines, and so are their held-out "
+            "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
+            f"--adapter {run.directory}."
+        )
+    arm = config.federation.arm
+    saved = run.newest(lambda c: (c, _own_adapters(run, c) if arm == "local" else {}))
+    if saved is None and arm == "local":
+        adapters = {client: load_peft(run.directory / "adapter" / client) for client in config.federation.names}
+        return None, _Evaluation(config).scores(adapters=adapters)
+    if saved is None:
+        return None, _of_everybody(config, run.adapter(), str(run.directory / "adapter"))
+    checkpoint, adapters = saved
+    return checkpoint.round, _Evaluation(config).scores(checkpoint, adapters=adapters)
+
+
+def _own_adapters(run: SavedRun, checkpoint: Checkpoint) -> dict[str, Adapter]:
+    return {client: run.own_adapter(checkpoint, client) for client in run.config.federation.names}
+
+
+def _of_everybody(config: Config, loaded: Adapter | None, place: str) -> ClientScores:
+    """Scores of every client with this adapter, of whatever rank and alpha."""
+    lora = config.lora.model_copy(update={"rank": config.lora.largest})
     if loaded is not None:
-        trained = in_model_order(loaded, initial, whose=str(adapter))
+        lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
+    arm = "central" if config.federation.arm == "central" else "federated"
+    federation = config.federation.model_copy(update={"arm": arm})
     # One whole adapter is sent, and nothing else.
-    alone = {"lora": lora, "aggregation": AggregationConfig(), "supervision": LabelsSupervision()}
-    plain = config.model_copy(update=alone)
-    strategy = FederatedRLVR(plain, {1: CENTRAL}, initial, Observer())
-    context = Context(RUN_ID, 1, {}, RecordDict(), {})
-    grid = LocalGrid(CohortApp(cohort, {1: client}, initial, Observer()), {1: context})
-    strategy.model.replace(trained)
-    messages = strategy.configure_evaluate(0, adapter_to_arrays(trained), ConfigRecord(), grid)
-    strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
-    return strategy.record.scores[CENTRAL]
+    alone = {"lora": lora, "aggregation": AggregationConfig(), "federation": federation}
+    evaluation = _Evaluation(config.model_copy(update=alone))
+    if loaded is None:
+        return evaluation.scores()
+    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, place=place), {}))
+
+
+class _Evaluation:
+    """The clients of a config, each with its held-out problems, in one cohort."""
+
+    def __init__(self, config: Config) -> None:
+        run = config.run.model_copy(update={"directory": None, "ledgers": None})  # so that no ledger is opened
+        config = config.model_copy(update={"run": run})
+        self.cohort = new_cohort(config)
+        self.dealt = fit_prompts(deal(config), self.cohort.base, config)
+        self.config = config.model_copy(update={"supervision": LabelsSupervision()})
+        self.initial = self.cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+
+    def scores(self, checkpoint: Checkpoint | None = None, adapters: dict[str, Adapter] | None = None) -> ClientScores:
+        """Scores with the model of a checkpoint; without one with that of a run that begins.
+
+        adapters: by client, in the arm `local`.
+        """
+        clients = dict(enumerate(self.dealt.clients, start=1))
+        names = {node: client.name for node, client in clients.items()}
+        strategy = FederatedRLVR(self.config, names, self.initial, Observer())
+        if self.config.model.adapter is not None:
+            strategy.model.begin_with(None)
+        if checkpoint is not None:
+            checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
+            strategy.model.restore(replace(checkpoint, strategy={}))  # no client remembers a part of it
+        contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in clients}
+        for node, name in names.items():
+            if adapters and name in adapters:
+                like = self.initial.at_rank(self.config.lora.rank_of(name))
+                adapter = in_model_order(adapters[name], like, place=f"the adapter of {name}")
+                contexts[node].state[OWN_ADAPTER] = adapter_to_arrays(adapter)
+        app = CohortApp(self.cohort, clients, self.initial, Observer())
+        grid = LocalGrid(app, contexts)
+        arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
+        messages = strategy.configure_evaluate(0, arrays, ConfigRecord(), grid)
+        strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
+        return strategy.record.scores

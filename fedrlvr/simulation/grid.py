@@ -46,26 +46,26 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the run that all messages belong to."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """The current run of this grid, as `set_run` was given it."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to one node."""
+        """Create a message to one node, without sending it."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, in order."""
+        """Ids of all nodes, in the clients' order."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver messages and compute their replies; the ids to pull these by."""
+        """Deliver messages and compute their replies; returns the ids by which to pull these."""
         delivered = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -87,7 +87,7 @@ class LocalGrid(Grid):
 def delivered(
     content: RecordDict, *, run_id: int, node_id: int, message_type: str, group_id: str, message_id: str
 ) -> Message:
-    """A message as it reaches a node, for whoever was handed its content by another process.
+    """The message as a node receives it, for a process that got its content from another process.
 
     Raises:
         ValueError: Flower knows no such type of message.

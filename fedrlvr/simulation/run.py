@@ -19,10 +19,10 @@ from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
-from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
-from fedrlvr.server.run_directory import check_unused, locked, new_directory
+from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
+from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
@@ -59,15 +59,13 @@ def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer
     here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
     config = config.model_copy(update={"run": here})
     with locked(directory):
-        done = max(Checkpoints(directory, config.run.keep_checkpoints).rounds(), default=0)
-        if config.train.rounds < done:
-            raise ConfigError(f"train.rounds = {config.train.rounds}: {directory} has done {done} rounds already.")
+        check_rounds(directory, config)
         return _alone(config, directory, observer, resume=True)
 
 
 def settled(config: Config, directory: Path) -> Config:
-    """The config with what is settled when a run starts, as it is written down: its directory, its paths, which are
-    relative to the working directory until then, and threads."""
+    """The config with the values that are fixed when a run starts: its directory, its paths (relative to the working
+    directory until then), and its threads."""
     # The number of threads decides how sums are rounded, and a resumed run must round alike.
     engine = config.engine.model_copy(update={"threads": config.engine.threads or threads_here(config.model)})
     where = config.run.model_copy(update={"directory": directory})
@@ -75,18 +73,19 @@ def settled(config: Config, directory: Path) -> Config:
 
 
 def new_cohort(config: Config) -> Cohort:
-    """The base model and the cohort that sits on it, unchecked (`Federation.self_check`); sets torch's threads.
+    """The base model and the cohort that sits on it, checked before any data is read; sets torch's threads.
 
     Raises:
-        ModelError: as `load_base`.
+        ModelError: as `load_base` and `Cohort.self_check`.
     """
     torch.set_num_threads(config.engine.threads or threads_here(config.model))
-    return Cohort(load_base(config.model), config.lora, config.engine)
+    cohort = Cohort(load_base(config.model), config.lora, config.engine)
+    cohort.self_check(config.run.seed)
+    return cohort
 
 
 def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
     federation = Federation(config, directory, new_cohort(config), observer or Observer())
-    federation.self_check()
     return federation.go(resume=resume)
 
 
@@ -109,7 +108,8 @@ def _with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list
 
 
 class Federation:
-    """What a run is made of, put together. Several may stand on one cohort, each with a name of its own (a sweep).
+    """All parts of a run, put together. Several federations may share one cohort, each with a name of its own (a
+    sweep).
 
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
     """
@@ -127,14 +127,15 @@ class Federation:
         self.cohort = cohort
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         check_dealt(self.dealt, config.data)
-        self.initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
+        begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
+        self.initial = begin.adapter
         clients = dict(enumerate(_with_secrets(self.dealt.clients, config.run.secrets), start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,
             directory,
             cohort.base,
-            self.initial,
+            begin,
             self._public_set(),
             observer,
             asks=self._effective(),
@@ -144,18 +145,8 @@ class Federation:
         release = Release(scale_free=config.run.secrets is not None)
         self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
 
-    def self_check(self) -> None:
-        """Assert that adapters reach the sampler, on a problem of the first client; once for each cohort.
-
-        Raises:
-            ModelError: as `Cohort.self_check`.
-        """
-        first = self.dealt.clients[0]
-        prompt = self.cohort.base.encode(first.prompt_text(first.train[0]))
-        self.cohort.self_check(prompt, self.config.run.seed)
-
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
-        """All rounds that are not done, and the result.
+        """Run all rounds that are not done, and return the result.
 
         handler: what answers the messages; None is this federation's own client code.
         """

@@ -37,13 +37,13 @@ from fedrlvr.simulation.sweep_plan import Plan, Planned
 from fedrlvr.version import __version__
 
 Failures = dict[str, BaseException]
-"""What ended a federation, by its name."""
+"""Error that ended a federation, by the federation's name."""
 _MOST_NAMED = 5  # of the federations that failed for one reason
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep.
+    """Results of a finished sweep, with the failures.
 
     lines: the table, an arm each. about: command, date, seeds, machine, version. failures: by federation.
     """
@@ -54,7 +54,8 @@ class SweepResult:
     failures: Failures
 
     def check(self) -> None:
-        """
+        """Check that none of the federations failed.
+
         Raises:
             RoundError: federations failed; the text names them and says why. Where all failed for one reason, that.
         """
@@ -63,8 +64,8 @@ class SweepResult:
         first = next(iter(self.failures.values()))
         reasons: dict[str, list[str]] = {}
         for name, error in self.failures.items():
-            ours = isinstance(error, FedrlvrError)
-            reasons.setdefault(str(error) if ours else f"{type(error).__name__}: {error}.", []).append(name)
+            known = isinstance(error, FedrlvrError)
+            reasons.setdefault(str(error) if known else f"{type(error).__name__}: {error}.", []).append(name)
         if len(reasons) == 1 and not any(line.seeds for line in self.lines):
             raise first
         lines = [f"{_some(names)}: {reason}" for reason, names in reasons.items()]
@@ -194,7 +195,6 @@ def _run_alike(
         for planned in alike:
             fail(planned.name, error)
         return
-    checked = False
     for part in _parts(alike, apart):
         with contextlib.ExitStack() as locks:
             members = []
@@ -205,9 +205,6 @@ def _run_alike(
                         raise ConfigError(f"{planned.directory}: another process has run it since. Start again.")
                     forwarder, hooks = Forwarder(observer, planned.name), wrap(planned) if wrap else None
                     federation = Federation(planned.config, planned.directory, cohort, forwarder, planned.name, hooks)
-                    if not checked:
-                        federation.self_check()
-                        checked = True
                 except Exception as error:
                     fail(planned.name, error)
                 else:
@@ -219,7 +216,7 @@ def _run_alike(
 
 
 Handed = tuple[Sequence[Message], Sequence[Context]]
-"""Messages and their receivers' contexts."""
+"""Messages of a push, with their receivers' contexts."""
 
 
 class _Stop(BaseException):

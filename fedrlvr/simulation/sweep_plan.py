@@ -1,4 +1,4 @@
-"""What a sweep is made of: its arms, its seeds, and a directory for each federation. Nothing heavy is imported.
+"""Plan of a sweep: its arms, its seeds, and a directory for each federation. Nothing heavy is imported.
 
 <directory>/<arm>/seed-<n>/    what `fedrlvr run` writes
 """
@@ -20,12 +20,13 @@ MOST_FEDERATIONS = 4096
 AS_GIVEN = "as-given"
 """The arm of a sweep that varies nothing but the seed."""
 _LONGEST_VALUE, _LONGEST_NAME = 60, 180  # of a directory's name
+_PLACES = {("run", "directory"), ("run", "started_in")}
 _NEVER = {"run", "run.seed", "run.directory"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of an experiment.
+    """One configuration of an experiment, for all seeds.
 
     name: serves as a directory. settings: the varied keys and their values as given. config: at the first seed.
     """
@@ -147,9 +148,11 @@ def _arms(path: Path | str, overrides: Sequence[str], values: dict[str, list[str
         settings = dict(zip(values, combination, strict=True))
         given = [f"{key}={value}" for key, value in settings.items()]
         config = load_config(path, [*overrides, *given])
-        for other, theirs in seen:
+        for other, other_settings in seen:
             if other == config:
-                raise ConfigError(f"--vary: {theirs} and {', '.join(given)} are the same. Give each value once.")
+                raise ConfigError(
+                    f"--vary: {other_settings} and {', '.join(given)} are the same. Give each value once."
+                )
         seen.append((config, ", ".join(given)))
         parts = [f"{labels[key]}={_safe(value)}" for key, value in settings.items()]
         arms.append(Arm(_unused(",".join(parts) or AS_GIVEN, arms), settings, config))
@@ -178,30 +181,30 @@ def _planned(arm: Arm, seed: int, place: Path) -> Planned:
     config = arm.config.model_copy(update={"run": arm.config.run.model_copy(update={"seed": seed})})
     started = (directory / "config.json").exists()
     if started:
-        theirs = load_resolved(directory / "config.json")
-        if (difference := _difference(config, theirs)) is not None:
+        stored = load_resolved(directory / "config.json")
+        if (difference := _difference(config, stored)) is not None:
             raise ConfigError(
                 f"{directory} holds a run of another configuration ({difference}). Give the same command as before, or "
                 "another --directory."
             )
         # The number of threads decides how sums are rounded: what was begun with some goes on with as many.
-        config = config.model_copy(update={"engine": theirs.engine})
+        config = config.model_copy(update={"engine": stored.engine})
     finished = started and (directory / "adapter").is_dir() and (directory / "report.html").exists()
     return Planned(arm.name, seed, config, directory, started, finished)
 
 
-def _difference(mine: Config, theirs: Config) -> str | None:
+def _difference(config: Config, started: Config) -> str | None:
     """The first setting that is not the same, with both values; None where all are.
 
-    Not the directory, which may have moved, nor threads that only the run settled.
+    Not the directory, which may have moved, nor what only the run settled.
     """
-    ours, stored = (config.with_absolute_paths().model_dump(mode="json") for config in (mine, theirs))
-    for section in ours:
-        for key in [*ours[section], *(key for key in stored[section] if key not in ours[section])]:
-            here, there = _shown(ours[section], key), _shown(stored[section], key)
-            settled = (section, key) == ("engine", "threads") and mine.engine.threads is None
-            if here != there and (section, key) != ("run", "directory") and not settled:
-                return f"{section}.{key} is {there} there and {here} here"
+    given, stored = (either.with_absolute_paths().model_dump(mode="json") for either in (config, started))
+    for section in given:
+        for key in [*given[section], *(key for key in stored[section] if key not in given[section])]:
+            value, other_value = _shown(given[section], key), _shown(stored[section], key)
+            settled = (section, key) == ("engine", "threads") and config.engine.threads is None
+            if value != other_value and (section, key) not in _PLACES and not settled:
+                return f"{section}.{key} is {other_value} there and {value} here"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which problems of a step are asked about, which are trusted as voted, and which are left out.
+"""Selection of a step's problems: those to ask about, those trusted by majority vote, and those left out.
 
 CARE (arXiv 2605.25864, authors' code), of B problems:
     trusted   the ceil(0.25 B) of the largest P1, none in the first 20 steps     multiplier clip(S, 0, 1)
@@ -24,8 +24,8 @@ from fedrlvr.supervision.cag import corrective_advantage_gap
 from fedrlvr.supervision.majority import Clusters
 
 TRUSTED_SHARE = 0.25
-WARM_UP = 20
-"""Steps without trust."""
+VOTE_FREE_STEPS = 20
+"""Steps at the start of a run without trust in votes."""
 
 Rest = Literal["masked", "pseudo"]
 
@@ -63,15 +63,15 @@ def care(
     steps_done: int,
     of: int | None = None,
     trusted_share: float = TRUSTED_SHARE,
-    warm_up: int = WARM_UP,
-    trust_above: float = 0.0,
+    vote_free_steps: int = VOTE_FREE_STEPS,
+    min_reliability: float = 0.0,
 ) -> Acquired:
-    """CARE's rule.
+    """Select the problems to ask about and to trust, by CARE's rule.
 
     reliable, scores: P1 and S of each problem.
     queries: how many may be asked about, `quota(budget, problems)` or what a total budget has left.
     steps_done: steps taken before this one. of: problems of the whole step, if those given are not all of it: the
-        share to trust is of these. trust_above: no problem of a smaller P1 is trusted; 0 is the authors' rule.
+        share to trust is of these. min_reliability: no problem of a smaller P1 is trusted; 0 is the authors' rule.
 
     Raises:
         ValueError: not as many P1 as S, one that is not finite, or a negative number of queries.
@@ -81,8 +81,8 @@ def care(
     order = _ranked(scores, queries)
     most_reliable = _ranked(reliable, queries)
     share = quota(trusted_share, len(reliable) if of is None else of)
-    trusted = [problem for problem in most_reliable[:share] if reliable[problem] >= trust_above]
-    trusted = trusted if steps_done >= warm_up else []
+    trusted = [problem for problem in most_reliable[:share] if reliable[problem] >= min_reliability]
+    trusted = trusted if steps_done >= vote_free_steps else []
     wanted = [problem for problem in order if problem not in trusted] + sorted(trusted)
     asked = wanted[:queries]
     trusted = [problem for problem in trusted if problem not in asked]

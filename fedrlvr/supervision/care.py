@@ -22,24 +22,27 @@ from fedrlvr.supervision.types import Ledger, Step, Supervised, Supervision
 
 @dataclass(frozen=True)
 class Judged:
-    """What the probes said of the last step's problems, before they learnt from it: P1 and S of each."""
+    """Estimates of the probes for the last step's problems, before they learnt from it: P1 and S of each."""
 
     reliable: list[float]
     scores: list[float]
 
 
 class Care(Supervision):
-    """One client's CARE.
+    """CARE for one client: its judge, its shares and its thresholds.
 
-    budget: share of a step's problems to ask about. trusted: share to train on as voted, after `warm_up` steps, where
-    P1 is not below `trust_above`.
+    budget: share of a step's problems to ask about. trusted: share to train on by majority vote, after
+    `vote_free_steps` steps, where P1 is not below `min_reliability`.
     """
 
     reads_states = True
 
-    def __init__(self, judge: Judge, *, budget: float, trusted: float, warm_up: int, trust_above: float = 0.0) -> None:
+    def __init__(
+        self, judge: Judge, *, budget: float, trusted: float, vote_free_steps: int, min_reliability: float = 0.0
+    ) -> None:
         self.judge = judge
-        self.budget, self.trusted, self.warm_up, self.trust_above = budget, trusted, warm_up, trust_above
+        self.budget, self.trusted = budget, trusted
+        self.vote_free_steps, self.min_reliability = vote_free_steps, min_reliability
         self.judged = Judged([], [])
         self._fresh: Labelled | None = None
 
@@ -76,8 +79,8 @@ class Care(Supervision):
             steps_done=step.number,
             of=len(step.groups),
             trusted_share=self.trusted,
-            warm_up=self.warm_up,
-            trust_above=self.trust_above,
+            vote_free_steps=self.vote_free_steps,
+            min_reliability=self.min_reliability,
         )
 
     def learn(self) -> dict[str, float]:

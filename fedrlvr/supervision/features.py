@@ -1,4 +1,5 @@
-"""What the probes of CARE see of a problem, and what they learn from its label (arXiv 2605.25864, authors' code).
+"""Inputs and targets of CARE's probes: features of a problem, and what its label says (arXiv 2605.25864, authors'
+code).
 
 hidden states of the policy's last layer, at the last token of the prompt and of each response
 share of responses with an answer that could be read; the clusters' sizes / G, largest first; lengths / longest
@@ -41,17 +42,17 @@ class Features:
         return self.prompt_PH.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name."""
+        """Tensors of all fields, by the field's name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """A copy of the features on another device."""
         return type(self)(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True)
 class Labelled(Features):
-    """Problems whose answer is known.
+    """Features of problems whose answer is known, with the probes' targets.
 
     right_P: whether the majority is right, int64.
     correct_PG: whether each response is, int64.

@@ -24,14 +24,14 @@ from fedrlvr.supervision.features import Features, Labelled, joined
 from fedrlvr.supervision.probes import AUXILIARY, CorrectionProbe, ReliabilityProbe
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter."""
+"""Names of the tensors that AdamW keeps for each parameter."""
 Plain = dict[str, int]
 """The part of a state that is JSON."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the judge learns. replay: labelled problems kept; replayed: of them, in each step."""
+    """Settings of the judge's training. replay: labelled problems kept; replayed: of them, in each step."""
 
     lr: float = 1e-4
     steps: int = 3
@@ -59,7 +59,7 @@ class Replay:
         return len(self._rows)
 
     def add(self, batch: Labelled) -> None:
-        """Keep these, and let the oldest go where there is no room."""
+        """Keep labelled problems; the oldest are dropped when the memory is full."""
         for row in batch.to(torch.device("cpu")).rows():
             self._rows.append((int(row.outside_P), row))
 
@@ -85,11 +85,11 @@ class Replay:
         return first + [index for index in order if index not in taken]
 
     def everything(self) -> Labelled | None:
-        """All of it, oldest first."""
+        """All labelled problems that are kept, oldest first."""
         return joined(row for _, row in self._rows) if self._rows else None
 
     def replace(self, batch: Labelled | None) -> None:
-        """Hold these and nothing else."""
+        """Forget all problems, and keep these instead."""
         self._rows.clear()
         if batch is not None:
             self.add(batch)
@@ -177,7 +177,7 @@ class Judge:
     # What may be shared, and what is kept.
 
     def shared(self) -> dict[str, Tensor]:
-        """Copies of both probes' weights and running statistics: what averaging with other clients' is about."""
+        """Copies of both probes' weights and running statistics, for the average with other clients."""
         return {name: tensor.clone() for name, tensor in self._weights().items() if tensor.is_floating_point()}
 
     def flattened(self) -> Tensor:
@@ -201,7 +201,7 @@ class Judge:
         _copy({name: part.view(weights[name].shape) for name, part in parts.items()}, weights)
 
     def state(self) -> tuple[dict[str, Tensor], Plain]:
-        """All that learning goes on from, as tensors (copies, on the CPU) and as JSON."""
+        """State of the judge's training, as tensors (copies, on the CPU) and as JSON."""
         kept = self._replay.everything()
         tensors = {
             **{f"weights/{name}": tensor for name, tensor in self._weights().items()},
@@ -213,7 +213,7 @@ class Judge:
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, plain
 
     def load(self, tensors: Mapping[str, Tensor], plain: Plain) -> None:
-        """Go on exactly where `state` was taken, by a judge of the same settings.
+        """Restore what `state` gave, of a judge with the same settings.
 
         Raises:
             ValueError: a state of a judge of other widths, or one that is not whole. Nothing has changed then.

@@ -14,12 +14,12 @@ from functools import cached_property
 from fedrlvr.rl.samples import CORRECT
 
 Same = Callable[[str, str], bool]
-"""Whether two answers are the same to the grader."""
+"""Function that tells whether two answers are the same to the grader."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """One group's answers by what they say.
+    """The answers of one group, in clusters of equal answers.
 
     labels: each cluster's first answer; clusters are in the order in which they began.
     members: each response's cluster; None: its answer could not be read.
@@ -30,7 +30,7 @@ class Clusters:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """How many responses each cluster has."""
+        """Number of responses in each cluster, in the clusters' order."""
         return tuple(self.members.count(cluster) for cluster in range(len(self.labels)))
 
     @cached_property
@@ -40,17 +40,17 @@ class Clusters:
 
     @property
     def label(self) -> str | None:
-        """The majority's answer."""
+        """Answer of the largest cluster; None if nobody voted."""
         return None if self.majority is None else self.labels[self.majority]
 
     @property
     def votes(self) -> int:
-        """How many responses the majority has."""
+        """Number of responses that gave the majority's answer."""
         return 0 if self.majority is None else self.sizes[self.majority]
 
     @property
     def valid(self) -> int:
-        """How many responses have an answer that could be read."""
+        """Number of responses with an answer that could be read."""
         return sum(self.sizes)
 
     @property

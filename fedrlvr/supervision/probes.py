@@ -24,7 +24,7 @@ from fedrlvr.supervision.features import Features, Labelled
 PROMPT, RESPONSE_HIDDEN, RESPONSE, HEAD = 128, 64, 512, 256
 """Widths of the branches and of the heads' hidden layer."""
 AUXILIARY = 1.5
-"""What the per-response loss of the reliability probe counts."""
+"""Weight of the per-response loss in the reliability probe's loss."""
 LOWEST_WEIGHT, HIGHEST_WEIGHT = 0.25, 4.0
 
 
@@ -91,7 +91,7 @@ class ReliabilityProbe(nn.Module):
         return self.prompt(_prompt_inputs(seen)), response_PGR
 
     def forward(self, seen: Features) -> Tensor:
-        """Logits [P, 2]: wrong, right."""
+        """Logits [P, 2] that the majority of each problem is wrong or right."""
         prompt_PD, response_PGR = self._branches(seen)
         logits: Tensor = self.head(torch.cat([prompt_PD, response_PGR.mean(dim=1)], dim=1))
         return logits
@@ -125,7 +125,7 @@ class CorrectionProbe(nn.Module):
         return logits.masked_fill(~seen.possible_PC, -math.inf)
 
     def loss(self, batch: Labelled) -> Tensor:
-        """The loss of the number."""
+        """Cross-entropy of the number of correct responses outside the majority."""
         logits = self(batch)
         return functional.cross_entropy(logits, batch.outside_P, class_weights(batch.outside_P, logits.shape[1]))
 

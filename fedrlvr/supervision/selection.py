@@ -49,7 +49,7 @@ class TrueLabels(Supervision):
 
 
 class MajorityVotes(Supervision):
-    """The policy's own majority decides, for every problem. Nobody is asked anything."""
+    """The policy's own majority vote decides, for every problem. No label is asked for."""
 
     def supervise(self, step: Step, ledger: Ledger) -> list[Supervised]:
         """1 for each response of its group's majority, 0 for the others."""
@@ -58,7 +58,7 @@ class MajorityVotes(Supervision):
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What problems are asked about first.
+    """One rule that ranks the problems to ask about.
 
     value(group, votes, rng, peek): the largest are asked about. ranks: the value says something of the problem, so that
         the ledger notes it. peeks: it takes every answer to know, and is given `peek`.
@@ -80,7 +80,7 @@ SELECTIONS = {
     "probability": SelectionRule(lambda group, votes, rng, peek: -mean_probability([r.logps for r in group.responses])),
     "oracle": SelectionRule(_gap, peeks=True),
 }
-"""Every selection, by its name in `supervision.type`."""
+"""Rule of every selection, by its name in `supervision.type`."""
 
 
 class Selection(Supervision):

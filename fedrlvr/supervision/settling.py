@@ -1,4 +1,4 @@
-"""From what is to be asked, trusted and masked to rewards and multipliers: the same for every way to choose.
+"""Rewards and multipliers of a step's problems, from those asked, trusted and masked; the same for every selection.
 
     has a label             true rewards      multiplier 1
     asked about just now    true rewards      1 if the label is there at once, else 0
@@ -21,12 +21,12 @@ from fedrlvr.supervision.majority import Clusters
 from fedrlvr.supervision.types import Fate, Ledger, Query, Step, Supervised
 
 LONGEST_SHOWN = 20_000
-"""Characters of a response that an expert is shown, from its end."""
+"""Largest number of characters of a response that an expert is shown, from its end."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the ledger says of a step's problems, by their place in it.
+    """State of a step's problems in the ledger, by their place in the step.
 
     known: true rewards of those with a label. without: those that have none and may be asked about.
     queries: how many of these may be: the step's share, within what is left of the budget.
@@ -40,7 +40,7 @@ class Drawn:
 
 
 def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
-    """What the ledger says of this step's problems.
+    """Look up a step's problems in the client's ledger.
 
     Raises:
         ValueError: a budget that is not from 0 to 1.
@@ -72,7 +72,7 @@ def settle(
     score: Callable[[int], float | None] | None = None,
     reliable: Callable[[int], float] | None = None,
 ) -> list[Supervised]:
-    """Ask what is to be asked, and give every group its rewards.
+    """Ask for the step's labels, and give every group its rewards.
 
     acquired: of `drawn.without`, by place in that list. rest: the multiplier of what is asked about and unanswered, now
     or since an earlier step. score, reliable: of a place, for the ledger to note why a problem was asked about.

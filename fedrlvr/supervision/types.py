@@ -1,4 +1,4 @@
-"""What every supervision takes and gives.
+"""Inputs and outputs that all supervisions share.
 
 A supervision sees a step's problems as questions, without their answers. What it may know of an answer it asks the
 client's ledger, and the ledger knows nothing that has not been paid for.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """One problem that a step asks about.
+    """A question about one problem of a step, with what an expert is shown.
 
     step, rank: when, and how much it was wanted among the step's queries; rank 1 most.
     score: what it was ranked by (S, an entropy, ...); None where nothing ranks.
@@ -44,33 +44,33 @@ class Query:
 
 
 class Ledger(Protocol):
-    """A client's labels: what it knows of the answers, and nothing it has not paid for."""
+    """The labels of one client, as its supervision may see them: only those it has paid for."""
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
         """The true rewards of these completions, or None if the problem has no label here."""
 
     def awaited(self, problem: Question) -> bool:
-        """Whether the problem was asked about and has no label: nobody has answered yet, or nobody could."""
+        """Whether the problem was asked about and has no label: no expert has answered yet, or none could."""
 
     def room(self) -> int | None:
-        """How many more problems may be asked about now, whatever a step's share is; None: no limit."""
+        """Number of problems that may still be asked about now, whatever a step's share is; None: no limit."""
 
     def ask(self, query: Query) -> None:
-        """Pay for a label. It may be there at once, or come when somebody has the time."""
+        """Pay for a label. It may be there at once, or come when an expert has time."""
 
     def remind(self, query: Query) -> None:
         """A problem whose answer is awaited was drawn again: this is its newest vote. Costs nothing."""
 
 
 class Fate(Enum):
-    """What becomes of a problem in a step."""
+    """Treatment of a problem in one local step."""
 
     KNOWN = "known"
-    """It had a label before."""
+    """The problem had a label before this step."""
     QUERIED = "queried"
-    """Asked about in this step, whether the answer is there yet or not."""
+    """The problem is asked about in this step, whether the answer is there yet or not."""
     TRUSTED = "trusted"
-    """Trained on as voted."""
+    """The problem is trained on by majority vote."""
     MASKED = "masked"
 
 
@@ -119,5 +119,5 @@ class Supervision(ABC):
         """Rewards, advantage multiplier and fate of each of the step's groups, in order."""
 
     def learn(self) -> dict[str, float]:
-        """After the policy's update: learn from the labels of the step that was supervised last; losses by name."""
+        """Learn from the labels of the step supervised last, after the policy's update; returns losses by name."""
         return {}

@@ -1,4 +1,4 @@
-"""Problems, graders, and who holds what.
+"""Problems, graders, and the division of problems among clients.
 
 Nothing here imports torch, transformers, sympy or datasets: what is heavy is imported on use.
 """

@@ -1,24 +1,24 @@
-"""From the config's data section to each client's own problems: load, split, check, deal."""
+"""Division of the problems that the config's data section names among the clients: load, split, check, deal."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
-from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.rewards import grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
 from fedrlvr.tasks.task import Instruction, prompt_text
@@ -26,7 +26,7 @@ from fedrlvr.tasks.task import Instruction, prompt_text
 if TYPE_CHECKING:
     from fedrlvr.policy.base import Base
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 CENTRAL = "central"
 _PUBLIC = "the public set"
@@ -34,7 +34,7 @@ _PUBLIC = "the public set"
 
 @dataclass(frozen=True)
 class Dealt:
-    """Who holds what. `public` is in no client's hands."""
+    """Problems by client. `public` is in no client's hands."""
 
     clients: list[ClientData]
     public: list[Problem]
@@ -74,7 +74,7 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward, arithmetic=data.arithmetic)
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [
@@ -94,7 +94,7 @@ def deal(config: Config) -> Dealt:
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:
-    """Say which gold answers no marked answer can meet, where problems are graded by kind.
+    """Report gold answers that no marked answer can match, where problems are graded by kind.
 
     Raises:
         DataError: more than the share data.unreachable_golds.
@@ -143,6 +143,18 @@ def instruction_of(data: DataConfig) -> Instruction:
     return task_of(data.name).instruction if stated is None else lambda kind: stated
 
 
+def written_instruction(data: DataConfig) -> str | None:
+    """The setting `instruction`, as TOML, that these problems need once they are files of the task `jsonl`.
+
+    None: the default of `jsonl` appends the same sentences.
+    """
+    here, default = instruction_of(data), task_of("jsonl").instruction
+    kinds = get_args(Kind)
+    if all(here(kind) == default(kind) for kind in kinds):
+        return None
+    return json.dumps(here(kinds[0]), ensure_ascii=False)
+
+
 def _ledger(config: Config, client: str) -> Path | None:
     """Where a client's labels are kept; None where it pays for none, or before the run has a directory."""
     asks = isinstance(config.supervision, Asking)
@@ -155,16 +167,16 @@ def deal_like(parts: Mapping[str, Sequence[Problem]], problems: Sequence[Problem
     So each client is tested on what it trains on. A source no client trains on is dealt evenly.
     """
     dealt: dict[str, list[Problem]] = {client: [] for client in parts}
-    held = {client: {s: len(ps) for s, ps in by_source(own).items()} for client, own in parts.items()}
-    for source, own in by_source(problems).items():
+    held = {client: {s: len(ps) for s, ps in by_source(part).items()} for client, part in parts.items()}
+    for source, matching in by_source(problems).items():
         shares = {client: held[client].get(source, 0) for client in parts}
         if not any(shares.values()):
             shares = dict.fromkeys(parts, 1)
         start, reached, total = 0, 0, sum(shares.values())
         for client, share in shares.items():
             reached += share
-            end = round(len(own) * reached / total)
-            dealt[client].extend(own[start:end])
+            end = round(len(matching) * reached / total)
+            dealt[client].extend(matching[start:end])
             start = end
     return dealt
 

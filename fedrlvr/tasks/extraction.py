@@ -1,4 +1,4 @@
-r"""Which part of a completion is the answer: strict, documented, linear in the completion's length.
+r"""Extraction of the answer from a completion: strict, documented, linear in the completion's length.
 
 Reasoning between `<think>` and `</think>` is no answer: what counts is the text after the last `</think>`, up to a
 `<think>` that opens after it, and of that the last 20,000 characters. Where the prompt itself opened the thought,
@@ -65,6 +65,14 @@ class Box(NamedTuple):
     end: int
 
 
+class Mark(NamedTuple):
+    """A marked answer: where its mark starts and ends, and the answer; None if it cannot be used."""
+
+    at: int
+    end: int
+    answer: str | None
+
+
 def extract(completion: str, kind: Kind, *, in_thought: bool = False) -> str | None:
     """The answer a completion gives, stripped, or None; see the module for the rules.
 
@@ -76,11 +84,20 @@ def extract(completion: str, kind: Kind, *, in_thought: bool = False) -> str | N
         return _agreed(text, marked, kind)
     if not marked:
         return None
-    at, answer = marked[0]
+    at, _, answer = marked[0]
     if answer is None or kind != "math":
         return answer
-    behind = [other for place, other in marked[1:] if place > at]
+    behind = [other.answer for other in marked[1:] if other.at > at]
     return answer if all(other is not None and _same(answer, other) for other in behind) else None
+
+
+def behind_answer(completion: str, kind: Kind) -> int:
+    """Characters of a completion behind the mark that decides its answer, or behind its last line if none does."""
+    after = completion.rpartition("</think>")[2]
+    text = _after_thinking(completion, in_thought=False)[-LOOKED_AT:]
+    uncounted = len(after) - len(after.partition("<think>")[0])
+    marked = _marked(text, kind)
+    return uncounted + len(text) - (marked[0].end if marked else len(text.rstrip()))
 
 
 def last_box(text: str) -> str | None:
@@ -106,7 +123,7 @@ def wrap(answer: str, kind: Kind) -> str:
 
 
 def instruction(kind: Kind) -> str:
-    """What to append to a prompt so that a chat model marks its answer as `extract` expects.
+    """Text to append to a prompt, so that a chat model marks its answer as `extract` expects.
 
     Its own markers are empty, so that a response which repeats the prompt gives no answer.
     """
@@ -120,13 +137,14 @@ def _after_thinking(text: str, in_thought: bool) -> str:
     return after.partition("<think>")[0]
 
 
-def _marked(text: str, kind: Kind) -> list[tuple[int, str | None]]:
-    """(where, answer) by the last mark of each kind, in the order in which they decide; None: it cannot be used."""
-    marks: list[tuple[int, str | None]] = []
+def _marked(text: str, kind: Kind) -> list[Mark]:
+    """The last mark of each kind, in the order in which they decide."""
+    marks: list[Mark] = []
     close = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, close) if close >= 0 else -1
     if start >= 0:
-        marks.append((start, _usable(_unboxed(text[start + len("<answer>") : close].strip()))))
+        answer = _usable(_unboxed(text[start + len("<answer>") : close].strip()))
+        marks.append(Mark(start, close + len("</answer>"), answer))
         text = text[:start] + " " * (close - start) + text[close:]  # its own box is no second mark
     if boxes := _boxes(text):
         joined = _side_by_side(text, boxes) if kind == "math" else boxes[-1:]
@@ -134,13 +152,14 @@ def _marked(text: str, kind: Kind) -> list[tuple[int, str | None]]:
         usable = [content for content in contents if content is not None]
         if usable and all(_same(content, usable[-1]) for content in usable):  # one answer in two spellings
             usable, contents = usable[-1:], contents[-1:]
-        marks.append((joined[0].at, ", ".join(usable) if len(usable) == len(contents) else None))
+        answer = ", ".join(usable) if len(usable) == len(contents) else None
+        marks.append(Mark(joined[0].at, joined[-1].end + (text[joined[-1].end : joined[-1].end + 1] == "}"), answer))
     if lines := list(_HASHES.finditer(text)):
-        marks.append((lines[-1].start(), _usable(lines[-1][1])))
+        marks.append(Mark(*lines[-1].span(), _usable(lines[-1][1])))
     return marks
 
 
-def _agreed(text: str, marked: list[tuple[int, str | None]], kind: Kind) -> str | None:
+def _agreed(text: str, marked: list[Mark], kind: Kind) -> str | None:
     """The deciding answer of a kind that is one word, if every mark in the text that can be read says the same."""
     read = _ONE_OF[kind]
     last = text.rstrip().rpartition("\n")[2].strip()
@@ -150,13 +169,13 @@ def _agreed(text: str, marked: list[tuple[int, str | None]], kind: Kind) -> str 
         return None if an_option and len(set(_OPTION_LINE.findall(text))) > 1 else led
     everywhere = [text[box.start : box.end] for box in _boxes(text)]
     everywhere += [match[1] for match in re.finditer(r"<answer>([^<]{1,200})</answer>", text)]
-    said = {read(answer) for answer in (*(answer for _, answer in marked if answer), *everywhere[-50:])}
+    readings = {read(answer) for answer in (*(mark.answer for mark in marked if mark.answer), *everywhere[-50:])}
     behind = _behind_marks(text)
-    said |= {led, *(read(line, led=True) for line in behind)}
-    answers = [answer for answer in said if answer is not None]
+    readings |= {led, *(read(line, led=True) for line in behind)}
+    answers = [answer for answer in readings if answer is not None]
     if len(answers) > 1 or (kind == "choice" and any(offers_another(line, *answers) for line in behind if answers)):
         return None
-    return marked[0][1]
+    return marked[0].answer
 
 
 def _behind_marks(text: str) -> list[str]:
@@ -193,8 +212,8 @@ def _side_by_side(text: str, boxes: list[Box]) -> list[Box]:
     return joined
 
 
-def _same(one: str, other: str) -> bool:
-    return matches(one, other) or matches(other, one)
+def _same(left: str, right: str) -> bool:
+    return matches(left, right) or matches(right, left)
 
 
 def _unboxed(text: str) -> str:

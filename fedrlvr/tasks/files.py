@@ -141,7 +141,8 @@ def answer_text(value: Any, name: str, where: str) -> str:
     """
     if isinstance(value, str):
         return clean_text(value, name, where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not finite:
         raise DataError(f"{where}: {name!r} is {type_name(value)}. The answer must be text or a finite number.")
     if isinstance(value, int) or not value:
         return str(int(value))

@@ -44,7 +44,7 @@ class GeneratedTask(Task):
         return size
 
     def options_of(self, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As `Task.options_of`: the option `size` follows from the configuration's sizes.
+        """Options of the training and test problems; their `size` follows from the configuration's sizes.
 
         Raises:
             ConfigError: `size` is among the options.
@@ -79,7 +79,7 @@ class EmbeddedTask(GeneratedTask):
         return ""
 
     def option_size(self, size: int, options: Mapping[str, Any]) -> int:
-        """As `GeneratedTask.option_size`, for each family and level."""
+        """Number of problems for each family and level, so that there are `size` in all."""
         from fedrlvr.zoo import FAMILIES, LEVELS
 
         cells = len(options.get("families", FAMILIES)) * len(options.get("levels", LEVELS))

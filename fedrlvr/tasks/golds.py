@@ -1,4 +1,4 @@
-r"""Which gold answers no marked answer can meet, found before training instead of in a reward that stays 0.
+r"""Search for gold answers that no marked answer can match, before training instead of in a reward that stays 0.
 
 A model marks a short answer: `\boxed{B}`, not the option's text; `\boxed{2}`, not a sentence. So each gold is tested
 through the grader against its own short spellings. A gold in plain form is its own first spelling. A gold with
@@ -8,18 +8,18 @@ answer without it.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 from fedrlvr.errors import DataError, GradingError
+from fedrlvr.output import logger
 from fedrlvr.tasks.extraction import last_box, wrap
 from fedrlvr.tasks.grading import grade
 from fedrlvr.tasks.problem import Kind, Problem
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 _TAGS = re.compile(r"<(\w+)>\s*(.*?)\s*</\1>", re.DOTALL)
 _MARKDOWN = re.compile(r"(\*\*|__|\*|`+)(.+?)\1\.?|#{1,6} +(.+)", re.DOTALL)
@@ -83,7 +83,7 @@ def spellings(gold: str, kind: Kind) -> Spellings:
 
 
 def examine(problem: Problem) -> GoldFault | None:
-    """What is wrong with a problem's gold answer, or None.
+    """Describe the fault in a problem's gold answer; None if there is none.
 
     The text begins with the first words of the prompt, by which the row can be found, and holds nothing of the answer.
     """
@@ -108,7 +108,7 @@ def misgraded(problem: Problem) -> list[str]:
 
 
 def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
-    """Say how many gold answers no marked answer can meet, and which are not in plain form, before training.
+    """Report how many gold answers no marked answer can match, and which are not in plain form, before training.
 
     problems: by the name of who holds them. Those without an answer are left out.
     most: share of the gold answers up to which the problems are accepted (data.unreachable_golds).
@@ -125,13 +125,13 @@ def check_golds(problems: Mapping[str, Sequence[Problem]], most: float) -> None:
                 (odd if finding.reachable else lost).append(f"{holder}, problem {problem.id}, {finding.reason}")
     listed = " ".join([*lost[:_LISTED], *odd[:_LISTED]])
     if lost:
-        told = (
+        message = (
             f"{len(lost)} of {answered} gold answers earn a reward of 0 whatever a model marks as its answer. {listed} "
             "`fedrlvr validate` names more of them."
         )
         if len(lost) > most * answered:
-            raise DataError(f"{told} Correct them: data.unreachable_golds = {most:g} is the largest accepted share.")
-        _log.warning("%s", told)
+            raise DataError(f"{message} Correct them: data.unreachable_golds = {most:g} is the largest accepted share.")
+        _log.warning("%s", message)
     elif odd:
         _log.warning("%d of %d gold answers are more than a short answer. %s", len(odd), answered, listed)
 

@@ -1,4 +1,4 @@
-r"""Whether a completion's answer is right: 1.0 or 0.0.
+r"""Grading of a completion's answer: 1.0 if it is right, else 0.0.
 
 - `math`: the answer is read as a typed value and compared by the table of `answers.matching`.
 - `choice`: exactly one option letter. `yes_no_maybe`: exactly one of the words.

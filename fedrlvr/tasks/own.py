@@ -15,7 +15,6 @@ if their answers agree, and an error if not.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from fedrlvr.errors import ConfigError, DataError, GradingError
+from fedrlvr.output import logger
 from fedrlvr.tasks.conversation import question_text
 from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.files import DataRow, answer_text, read_rows, text_field
@@ -31,7 +31,7 @@ from fedrlvr.tasks.problem import KINDS, Kind, Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 _PROMPTS = ("prompt", "question", "problem", "messages")
 _DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
 _HELD_OUT = " Held-out problems need one, whoever gives the labels."
@@ -45,7 +45,7 @@ class OwnTask(Task):
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
-        """As `Task.load`. A single file is split by content."""
+        """Load an organisation's own problems. A single file is split by content."""
         check_options(self.name, options, {"kind"})
         kind = options.get("kind", "math")
         if kind not in KINDS:
@@ -175,7 +175,7 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
-    """One row to a problem; raises DataError as `read_own` does."""
+    """Convert one row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
     prompt = _prompt(data, where)
     stated = data.get("kind") or kind

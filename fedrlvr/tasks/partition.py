@@ -1,4 +1,4 @@
-"""Which client holds which problems. Each problem goes to exactly one client.
+"""Partition of the problems among clients. Each problem goes to exactly one client.
 
 - `iid`: shuffled, then dealt round robin.
 - `source`: whole sources (subjects, families). The largest source first, each to the client that holds fewest
@@ -29,7 +29,7 @@ PartitionType = Literal["iid", "source", "dirichlet"]
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A line of the table of who holds what."""
+    """One line of the table of problems by client and source."""
 
     client: str
     source: str

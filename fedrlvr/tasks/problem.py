@@ -23,13 +23,13 @@ class Question:
 
     @property
     def question(self) -> Question:
-        """Itself: what may be seen of it without a label."""
+        """The question itself, which holds nothing that needs a label."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem, with a checkable answer unless nobody has given one yet.
+    """One problem, with a checkable answer unless none was given yet.
 
     prompt: what the model reads, before any chat template or instruction.
     answer: the gold answer in the form its `kind` expects (a LaTeX or plain number, a letter, yes/no/maybe, text). ""
@@ -50,7 +50,7 @@ class Problem:
 
     @property
     def question(self) -> Question:
-        """What may be seen of it without a label."""
+        """The problem without its answer, as training may see it."""
         return Question(self.prompt, self.id, self.source, self.kind)
 
     @property

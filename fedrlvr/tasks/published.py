@@ -6,19 +6,19 @@ and any single file, is split by content (`splits.in_split`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedrlvr.errors import ConfigError, DataError, MissingExtraError
+from fedrlvr.output import logger
 from fedrlvr.tasks.files import DataRow, read_rows
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 
 class ToProblem(Protocol):
@@ -50,7 +50,7 @@ class PublishedTask(Task):
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
-        """As `Task.load`; every row has an answer or is left out, so `unlabelled` changes nothing."""
+        """Load a published data set. Every row has an answer or is dropped, so that `unlabelled` changes nothing."""
         side, to_problem = int(split == "test"), self.reader(path, options)
         if path is not None and "hub" in options:
             raise ConfigError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import logging
 import math
 import os
 import queue
@@ -23,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.errors import GradingError
+from fedrlvr.output import logger
 
 LIMIT_S = 5.0
 """Wall seconds one check may take."""
 _START_S = 120.0  # importing reasoning-gym on a busy machine
 _MEMORY_BYTES = 4 << 30  # of address space, most of it never touched
 _CHILD = Path(__file__).with_name("_grader_child.py")
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 
 class _Ended(Exception):

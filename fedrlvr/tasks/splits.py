@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from fedrlvr.errors import DataError
+from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.partition import by_source
 from fedrlvr.tasks.problem import Problem
 
-_log = logging.getLogger("fedrlvr.tasks")
+_log = logger("tasks")
 
 
 def check_disjoint(train: Sequence[Problem], public: Sequence[Problem], test: Sequence[Problem]) -> None:

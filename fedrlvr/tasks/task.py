@@ -20,7 +20,7 @@ Instruction = Callable[[Kind], str]
 
 
 class Task(ABC):
-    """How one data set is loaded, and what is particular about its problems.
+    """One data set: its loader, and the properties of its problems.
 
     name: the data set's name, for messages.
     splits: names of the splits that `load` knows.
@@ -62,7 +62,7 @@ class Task(ABC):
 
 
 def no_instruction(kind: Kind) -> str:
-    """The instruction that appends nothing."""
+    """Instruction of tasks whose prompts need none: the empty text."""
     return ""
 
 

@@ -1,4 +1,4 @@
-r"""Does a reward do what it should? The gold answer must score 1.0 in each spelling, and nonsense 0.0.
+r"""Validation of a reward: the gold answer must score 1.0 in each spelling, and nonsense 0.0.
 
 The commonest failures of verifiable rewards are a grader that pays for nonsense and one that pays for nothing; both
 look like training. So both are tried before it.
@@ -29,7 +29,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How many problems were checked, how many of them with the adversarial strings too, and what failed.
+    """Numbers of problems that were checked, and checked with adversarial strings too, and the failures.
 
     unlabelled: how many have no answer. They are not checked.
     notes: gold answers that are more than a short answer, though one meets them.
@@ -43,7 +43,7 @@ class Validation:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
+        """Whether all of the checked problems passed."""
         return not self.failures
 
 

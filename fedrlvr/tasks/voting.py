@@ -1,4 +1,4 @@
-"""What responses answer, and which answers are the same: what a majority is counted by.
+"""Answers of responses, and their equality, by which a majority is counted.
 
 Answers are the same if they have one key (`grading.canonical`). So a vote is an equivalence, and clusters do not depend
 on the order of the responses. A gold answer accepts more than its key: a majority of `5` and one of `5 cm` are two.
@@ -22,8 +22,8 @@ def answers(completions: Sequence[str], kind: Kind) -> list[str | None]:
 def sameness(kind: Kind) -> Callable[[str, str], bool]:
     """Whether two answers have one key to the grader of this kind."""
 
-    def same(one: str, other: str) -> bool:
-        key = canonical(one, kind)
-        return key is not None and key == canonical(other, kind)
+    def same(left: str, right: str) -> bool:
+        key = canonical(left, kind)
+        return key is not None and key == canonical(right, kind)
 
     return same

@@ -1,1 +1,1 @@
-"""What travels between server and clients, and its checks."""
+"""Contents of the messages between server and clients, with their checks."""

@@ -1,4 +1,4 @@
-"""What a client sends up in fewer bytes than float32: its change, rounded, with error feedback.
+"""Compression of a client's change below float32: rounding with error feedback.
 
     x = adapter - start + lost        sent = round(x)        lost' = x - sent        the server's: start + sent
 
@@ -37,7 +37,7 @@ STEPS = 127
 def pack(
     adapter: Adapter, start: Adapter, lost: ArrayRecord | None, precision: Rounded, halves: Halves = "AB"
 ) -> tuple[ArrayRecord, ArrayRecord]:
-    """What travels, and what rounding has lost: to be kept, and given here the next time.
+    """Round a client's change; returns the message's arrays, and the rounding error to keep for the next call.
 
     start: the adapter the client's round began with, as the server has it. lost: None before the first time.
     halves: what travels; what was lost of the other half earlier stays lost, to be made up for when that half travels.
@@ -46,11 +46,11 @@ def pack(
         AdapterError: adapters of different layouts, values that are not finite, a change too large for the precision,
             or a `lost` of another layout.
     """
-    adapter.check_like(start, whose="the adapter to be sent")
+    adapter.check_like(start, place="the adapter to be sent")
     ends, starts = dict(adapter.tensors()), dict(start.tensors())
     left = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in starts.items()}
     if lost is not None:
-        left = dict(arrays_to_adapter(lost, start, whose="what rounding lost of earlier changes").tensors())
+        left = dict(arrays_to_adapter(lost, start, place="what rounding lost of earlier changes").tensors())
     sent: dict[str, Array] = {}
     for half, factors in by_half(start, halves):
         numbers: list[Tensor] = []
@@ -77,7 +77,7 @@ def pack(
     return ArrayRecord(sent), adapter_to_arrays(kept)
 
 
-def unpack(arrays: ArrayRecord, start: Adapter, *, precision: Rounded, halves: Halves = "AB", whose: str) -> Adapter:
+def unpack(arrays: ArrayRecord, start: Adapter, *, precision: Rounded, halves: Halves = "AB", place: str) -> Adapter:
     """The adapter a client ended with, as far as it travelled: `start` plus the change in a record.
 
     Raises:
@@ -86,7 +86,7 @@ def unpack(arrays: ArrayRecord, start: Adapter, *, precision: Rounded, halves: H
     """
     if list(arrays) != [f"{half}.{kind}.{start.layout}" for half in halves for kind in _kinds(precision)]:
         raise AdapterError(
-            f"{whose}: it is no change of this run's adapters in {precision} (names, order or shapes differ). Its "
+            f"{place}: it is no change of this run's adapters in {precision} (names, order or shapes differ). Its "
             "organisation uses another model, other lora settings or another version of fedrlvr or transformers."
         )
     tensors = dict(start.tensors())
@@ -94,20 +94,20 @@ def unpack(arrays: ArrayRecord, start: Adapter, *, precision: Rounded, halves: H
         likes = [tensor for _, tensor in factors]
         numbers, *more = (arrays[f"{half}.{kind}.{start.layout}"] for kind in _kinds(precision))
         if precision == "float16":
-            changes = _read(numbers, likes, np.float16, what=f"{whose}: its {half} factors")
+            changes = _read(numbers, likes, np.float16, what=f"{place}: its {half} factors")
         else:
-            steps = _read(numbers, likes, np.int8, what=f"{whose}: its {half} factors")
+            steps = _read(numbers, likes, np.int8, what=f"{place}: its {half} factors")
             rows = [tensor.narrow(_along(half), 0, 1) for tensor in likes]
-            scales = _read(more[0], rows, np.float32, what=f"{whose}: its {half} scales")
+            scales = _read(more[0], rows, np.float32, what=f"{place}: its {half} scales")
             if not all(bool(((scale >= 0) & scale.isfinite()).all()) for scale in scales):
                 raise AdapterError(
-                    f"{whose}: its {half} scales are not all finite and zero or more: its code is broken."
+                    f"{place}: its {half} scales are not all finite and zero or more: its code is broken."
                 )
             changes = [step * scale for step, scale in zip(steps, scales, strict=True)]
         for (name, tensor), change in zip(factors, changes, strict=True):
             tensors[name] = tensor.float() + change
             if not bool(torch.isfinite(tensors[name]).all()):
-                raise AdapterError(f"{whose}: {name} holds values that are not finite.")
+                raise AdapterError(f"{place}: {name} holds values that are not finite.")
     return start.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in start.layers})
 
 

@@ -1,4 +1,5 @@
-"""What travels, and its checks. Every message's content is made and read here and in what is named below.
+"""Messages between server and clients, and their checks. Every content is made and read here, and in the modules named
+below.
 
     train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
                    up    arrays: the adapter           metrics: numbers               probes: the client's
@@ -38,15 +39,16 @@ from fedrlvr.errors import AdapterError, MessageError, printable, validation_tex
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 500
-"""Sources of an evaluation's scores."""
+"""Largest number of sources in an evaluation's scores."""
 MOST_REASON = 500
-"""Characters kept of why a client was left out or a message refused: part of it may be somebody else's words."""
+"""Largest number of characters kept of the reason why a client was left out or a message refused; part of it may be
+foreign text."""
 BINS = 10
-"""Of a calibration: P1 by tenths."""
+"""Number of bins of P1 in a calibration table: tenths."""
 
 
 class Request(BaseModel):
-    """Base of all requests.
+    """Base of all requests, with the settings of sampling.
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
@@ -61,7 +63,7 @@ class Request(BaseModel):
 
 
 class StretchRequest(Request):
-    """Base of what asks for training.
+    """Base of the requests that ask for training.
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
@@ -115,7 +117,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDict:
-    """A request's content.
+    """Content of the message that carries a request.
 
     records: what else travels with it, by name.
     """
@@ -123,7 +125,7 @@ def content(request: Request, **records: ArrayRecord | ConfigRecord) -> RecordDi
 
 
 def read_request(message: Message, kind: type[R]) -> R:
-    """The request in a message.
+    """Read and check the request in a message.
 
     Raises:
         MessageError: there is none, or a field of it does not fit.
@@ -164,7 +166,7 @@ def adapter_to_arrays(adapter: Adapter, halves: Halves = "AB") -> ArrayRecord:
     )
 
 
-def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str, halves: Halves = "AB") -> Adapter:
+def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, place: str, halves: Halves = "AB") -> Adapter:
     """The adapter in a record, checked against one of the right layout before it is decoded.
 
     halves: which of the two are in the record, no more and no less; the other is that of `like`.
@@ -174,20 +176,24 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, whose: str, halves:
     """
     if list(arrays) != [f"{half}.{like.layout}" for half in halves]:
         raise AdapterError(
-            f"{whose}: its factors are not those of this run's adapters (their names, order or shapes differ). Its "
+            f"{place}: its factors are not those of this run's adapters (their names, order or shapes differ). Its "
             "organisation uses another model, other lora settings or another version of transformers."
         )
     tensors = dict(like.tensors())
     for half, factors in by_half(like, halves):
         count = sum(tensor.numel() for _, tensor in factors)
         floats = (np.float32, np.float16, np.float64)
-        values = decoded(arrays[f"{half}.{like.layout}"], count, floats, what=f"{whose}: its {half} factors")
-        whole = torch.from_numpy(values.astype(np.float32, copy=False))
+        values = decoded(arrays[f"{half}.{like.layout}"], count, floats, what=f"{place}: its {half} factors")
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused below
+            whole = torch.from_numpy(values.astype(np.float32, copy=False))
         parts = torch.split(whole, [tensor.numel() for _, tensor in factors])
         # A sum of finite numbers is finite or has overflowed; only then each is looked at, which costs five times it.
         if not math.isfinite(float(whole.sum())) and not bool(torch.isfinite(whole).all()):
             bad = next(n for (n, _), part in zip(factors, parts, strict=True) if not bool(torch.isfinite(part).all()))
-            raise AdapterError(f"{whose}: {bad} holds values that are not finite.")
+            raise AdapterError(
+                f"{place}: {bad} holds values that are not finite. Lower train.learning_rate, train.weight_decay, "
+                "train.kl_beta or train.proximal_mu, whichever is large."
+            )
         for (name, tensor), part in zip(factors, parts, strict=True):
             tensors[name] = part.view(tensor.shape)
     return like.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers})
@@ -204,11 +210,11 @@ def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tup
 
 
 def probes_record(probes: Tensor) -> ArrayRecord:
-    """CARE's probes [N] as they travel, whole and in float32."""
+    """Weights [N] of CARE's probes as a record, whole and in float32."""
     return ArrayRecord({PROBES: Array(probes.detach().to("cpu", torch.float32).flatten().numpy())})
 
 
-def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor:
+def read_probes(record: ArrayRecord, count: int | None, *, place: str) -> Tensor:
     """The probes in a record, float32 [count].
 
     count: None takes any number, for a reader that goes on to check it.
@@ -217,19 +223,19 @@ def read_probes(record: ArrayRecord, count: int | None, *, whose: str) -> Tensor
         AdapterError: another size or type, bytes that are no array, or values that are not finite.
     """
     if list(record) != [PROBES]:
-        raise AdapterError(f"{whose}: its probes are not one array.")
+        raise AdapterError(f"{place}: its probes are not one array.")
     array = record[PROBES]
     if count is None:
         # Not what the sender writes but what its bytes have room for bounds what is allocated.
         count = min(array.shape[0] if len(array.shape) == 1 else 0, len(array.data) // 4)
-    probes = torch.from_numpy(decoded(array, count, (np.float32,), what=f"{whose}: its probes"))
+    probes = torch.from_numpy(decoded(array, count, (np.float32,), what=f"{place}: its probes"))
     if not bool(torch.isfinite(probes).all()):
-        raise AdapterError(f"{whose}: its probes hold values that are not finite.")
+        raise AdapterError(f"{place}: its probes hold values that are not finite.")
     return probes
 
 
 def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *, what: str) -> NDArray[Any]:
-    """The `count` numbers of an array that somebody else has sent, of one of `types`.
+    """Read `count` numbers from a foreign array, whose type must be one of `types`.
 
     Raises:
         AdapterError: another shape or type, too many bytes, or bytes that are no array; `what` begins the text.
@@ -253,7 +259,7 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
 
 _COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
 SINGLE = 3.5e38
-"""No float32 is larger."""
+"""A bound above every finite float32 number."""
 _SINGLE = (-SINGLE, SINGLE)
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "num-examples": (0, 1e9),
@@ -277,7 +283,7 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
     return MetricRecord(kept)
 
 
-def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
+def read_numbers(message: Message, *, place: str) -> dict[str, float]:
     """The scalar metrics of a reply: those of `NUMBERS`; any other name is dropped.
 
     Raises:
@@ -285,21 +291,21 @@ def read_numbers(message: Message, *, whose: str) -> dict[str, float]:
     """
     record = record_in(message.content, METRICS, MetricRecord)
     if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
-        raise MessageError(f"{whose}: a reply without usable metrics (num-examples is needed)")
+        raise MessageError(f"{place}: a reply without usable metrics (num-examples is needed)")
     values = {name: record[name] for name in NUMBERS if name in record}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     for name, value in numbers.items():
         least, most = NUMBERS[name]
         if not least <= value <= most:
-            raise MessageError(f"{whose}: the metric {name} is outside {least:g} to {most:g}, or not finite")
+            raise MessageError(f"{place}: the metric {name} is outside {least:g} to {most:g}, or not finite")
     return numbers
 
 
 Calibration = dict[str, list[int] | list[float]]
-"""Of P1 by tenths: n problems, the sum of their P1, and how many majorities were right."""
+"""Calibration of P1 by tenths: n problems, the sum of their P1, and the number of majorities that were right."""
 
 
-def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]:
+def read_calibrations(message: Message, *, place: str) -> dict[str, Calibration]:
     """The calibrations in a train reply: `calibration` of the labelled problems, `audit_calibration` of all.
 
     Raises:
@@ -312,10 +318,10 @@ def read_calibrations(message: Message, *, whose: str) -> dict[str, Calibration]
         if not lists:
             continue
         if len(lists) < 3 or not all(isinstance(column, list) and len(column) == BINS for column in lists.values()):
-            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not three lists of {BINS} numbers")
+            raise MessageError(f"{place}: {prefix}_n, _sum and _right are not three lists of {BINS} numbers")
         columns: Calibration = lists  # type: ignore[assignment]
         if not all(_possible(*row) for row in zip(columns["n"], columns["sum"], columns["right"], strict=True)):
-            raise MessageError(f"{whose}: {prefix}_n, _sum and _right are not those of any problems")
+            raise MessageError(f"{place}: {prefix}_n, _sum and _right are not those of any problems")
         calibrations[name] = columns
     return calibrations
 
@@ -337,7 +343,7 @@ class SourceScores(BaseModel):
 
 
 def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int]) -> RecordDict:
-    """An evaluation's reply."""
+    """Content of the reply to an evaluation."""
     return RecordDict(
         {
             METRICS: metrics_record(
@@ -354,7 +360,7 @@ def scores_content(scores: list[SourceScores], numbers: Mapping[str, float | int
     )
 
 
-def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
+def read_scores(message: Message, *, place: str) -> list[SourceScores]:
     """The scores in an evaluation's reply.
 
     Raises:
@@ -365,17 +371,17 @@ def read_scores(message: Message, *, whose: str) -> list[SourceScores]:
     lists = [names.get("sources", []), metrics.get("n"), metrics.get("total"), metrics.get("squares")]
     columns = [column for column in lists if isinstance(column, list)]
     if len(columns) != len(lists) or len({len(column) for column in columns}) != 1:
-        raise MessageError(f"{whose}: an evaluation reply without matching lists of sources and scores")
+        raise MessageError(f"{place}: an evaluation reply without matching lists of sources and scores")
     if len(columns[0]) > MAX_SOURCES:
-        raise MessageError(f"{whose}: more than {MAX_SOURCES} sources")
+        raise MessageError(f"{place}: more than {MAX_SOURCES} sources")
     try:
         scores = [SourceScores(source=s, n=n, total=t, squares=q) for s, n, t, q in zip(*columns, strict=True)]
     except ValidationError as error:
-        raise MessageError(f"{whose}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
+        raise MessageError(f"{place}: an evaluation score that cannot be used ({error.errors()[0]['msg']})") from None
     if len({s.source for s in scores}) < len(scores):
-        raise MessageError(f"{whose}: scores with a source that is there twice")
+        raise MessageError(f"{place}: scores with a source that is there twice")
     if any(not (s.squares <= s.total + 1e-6 and s.total <= s.n + 1e-6) for s in scores):
-        raise MessageError(f"{whose}: scores that are no sums of pass rates")
+        raise MessageError(f"{place}: scores that are no sums of pass rates")
     return scores
 
 

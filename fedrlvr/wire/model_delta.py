@@ -1,4 +1,4 @@
-"""The notes of a message that brings less, or more, than the whole adapter.
+"""The model delta: metadata of a message that carries less, or more, than the whole adapter.
 
 Clients draw FFA-LoRA's A and FLoRA's new adapters from the run's seed. They remember a change of the base weights, and
 the half of the adapter that a RoLoRA round leaves as it was: a client that is known to be up to date is sent only what
@@ -16,13 +16,13 @@ from fedrlvr.adapter import Halves
 from fedrlvr.wire.messages import DELTA, parsed
 
 CHANGE = "change"
-"""The record of a change of the base weights."""
+"""Name of the record with a change of the base weights."""
 
 Keep = Literal["nothing", "adapter", "change"]
 
 
 class ModelDelta(BaseModel):
-    """What a message brings of the global model, and where the client has the rest from.
+    """The parts of the global model that a message carries, and the source of the other parts.
 
     version: the round the model was made in. since: the version that the client has to remember; None: it needs none.
     halves: of the adapter, those that travel. seeded: the version of the adapter, drawn from the run's seed, that gives
@@ -48,12 +48,12 @@ class ModelDelta(BaseModel):
         return self
 
     def record(self) -> ConfigRecord:
-        """The notes as they travel."""
+        """The delta as a record of a message."""
         return ConfigRecord({"delta": self.model_dump_json()})
 
 
 def read_delta(message: Message) -> ModelDelta:
-    """The notes in a message.
+    """Read and check the delta in a message.
 
     Raises:
         MessageError: there are none, or a field of them does not fit.

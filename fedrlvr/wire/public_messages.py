@@ -1,4 +1,4 @@
-"""What an exchange adds to messages: public problems, responses to them, and who speaks which tokens.
+"""The additions of an exchange to messages: public problems, responses to them, and the stamp of their token ids.
 
     query.respond  down  public: problems and a notice     share: others' correct responses (from the second on)
                    up    responses, stamp, exchange: numbers of the last exchange
@@ -27,18 +27,19 @@ from fedrlvr.wire.messages import record_in
 RESPOND = "query.respond"
 PUBLIC, SHARE, RESPONSES, STAMP, EXCHANGE = "public", "share", "responses", "stamp", "exchange"
 MAX_PROBLEMS = 1 << 24
-"""Characters of an exchange's public problems."""
+"""Largest number of characters in an exchange's public problems."""
 MAX_NOTICE = 1000
 MAX_AGE = 1 << 20
-"""Optimizer steps within one round."""
+"""Largest age of a response, in optimizer steps within one round."""
 LEAST_LOGP = -50.0
-"""No token of a smaller probability is ever sampled."""
+"""Smallest log-prob that a reader accepts; no token with a smaller one is ever sampled."""
 _COLUMNS = {"problem": np.dtype("<i4"), "age": np.dtype("<i4"), "length": np.dtype("<i4")}
 _LOGPS = np.dtype("<f4")
 
 
 class Stamp(BaseModel):
-    """Whose token ids these are: responses of two stamps that differ cannot be mixed.
+    """Origin of token ids: model, tokenizer, temperature, round and exchange. Responses of different stamps cannot be
+    mixed.
 
     model: architecture and shapes. tokenizer: hash of its vocabulary.
     """
@@ -54,9 +55,9 @@ class Stamp(BaseModel):
     def difference(self, expected: Stamp) -> str | None:
         """The first field that is not as expected, with both values; None if all are."""
         for name in Stamp.model_fields:
-            mine, theirs = getattr(self, name), getattr(expected, name)
-            if mine != theirs:
-                return printable(f"{name} {mine}, not {theirs}")
+            value, expected_value = getattr(self, name), getattr(expected, name)
+            if value != expected_value:
+                return printable(f"{name} {value}, not {expected_value}")
         return None
 
 
@@ -64,7 +65,7 @@ _PROBLEMS = TypeAdapter(list[Problem])
 
 
 def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigRecord:
-    """An exchange's public problems, and what the server has to tell this client.
+    """Public problems of an exchange, with a notice to this client.
 
     Raises:
         MessageError: they are too long for one message.
@@ -113,7 +114,7 @@ def responses_record(sent: Sequence[Sent], vocabulary: int) -> ArrayRecord:
 
 
 def read_responses(record: Any, *, most: int, max_tokens: int, logps: bool) -> list[Sent]:
-    """The responses in a record, at most `most`; what they are worth is for the reader to check.
+    """Read the responses in a record, at most `most`; the caller checks their content.
 
     max_tokens: the longest response that is asked for; longer ones are read up to twice that, so that they can be
         counted by who sent them. logps: whether log-probs are needed.
@@ -164,7 +165,7 @@ def read_responses(record: Any, *, most: int, max_tokens: int, logps: bool) -> l
 
 
 def stamp_record(stamp: Stamp) -> ConfigRecord:
-    """A stamp as a record."""
+    """The stamp as a record of a message."""
     return ConfigRecord({"stamp": stamp.model_dump_json()})
 
 

@@ -1,4 +1,4 @@
-"""A message's content as bytes, between the client app and its worker and for what a worker keeps of its replies.
+"""Conversion of a message's content to bytes, for the way between client app and worker and for a worker's files.
 
     FRW1 | length of the header, 8 bytes | header, JSON | the arrays' data, end to end
 
@@ -19,7 +19,7 @@ from fedrlvr.errors import MessageError
 
 MAGIC = b"FRW1"
 LARGEST_HEADER = 1 << 28
-"""Bytes: public problems of `public_messages.MAX_PROBLEMS` characters may take six each."""
+"""Largest header in bytes: public problems of `public_messages.MAX_PROBLEMS` characters may take six each."""
 _LENGTH = struct.Struct(">Q")
 _START = len(MAGIC) + _LENGTH.size
 _SCALARS = (bool, int, float, str, bytes)
@@ -45,7 +45,7 @@ _HEADER = TypeAdapter(list[Annotated[_Arrays | _Values, Field(discriminator="kin
 
 
 def pack(content: RecordDict) -> bytes:
-    """The bytes of a content.
+    """Convert the content of a message to bytes.
 
     Raises:
         MessageError: a record that is none of Flower's, or one larger than any we know.
@@ -71,7 +71,7 @@ def pack(content: RecordDict) -> bytes:
 
 
 def unpack(data: bytes) -> RecordDict:
-    """The content in these bytes.
+    """Convert bytes back to the content of a message.
 
     Raises:
         MessageError: they are not what `pack` makes.

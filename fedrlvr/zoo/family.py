@@ -1,4 +1,4 @@
-"""What a problem family is, and the pen that writes its worked solutions, rightly or wrongly.
+"""Problem families, and the writer of their worked solutions, right or wrong.
 
 A worked solution is a few numbers, then `#### ` and the answer. Every number goes through a `Pen`, so that one
 description of the right way also yields the wrong ones: a pen may slip, getting a digit of a number wrong (a *diffuse*
@@ -54,7 +54,7 @@ def with_wrong_digit(number: int, rng: Random) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """One family of problems.
+    """One family of generated problems, easy and hard.
 
     draw: operands of a level, uniform over the level's space (a misconception always changes the answer).
     ask: the prompt.
@@ -77,7 +77,7 @@ class Family:
 
 
 def digits_of(number: int) -> list[int]:
-    """Decimal digits, units first."""
+    """Decimal digits of a number, units first."""
     return [int(digit) for digit in reversed(str(number))]
 
 

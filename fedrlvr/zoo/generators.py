@@ -88,7 +88,7 @@ def _distinct(family: Family, level: Level, split: Split, size: int, seed: int) 
 
 
 def problem_of(family: Family, level: Level, operands: tuple[int, ...]) -> Problem:
-    """The problem with these operands."""
+    """Problem of a family and level with these operands."""
     problem = Problem(
         prompt=family.ask(operands),
         answer=str(family.answer(operands)),

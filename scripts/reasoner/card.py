@@ -44,9 +44,9 @@ class Score:
 def table(scores: Sequence[Score]) -> str:
     """The scores as a Markdown table, shares in percent."""
     lines = [HEADER, "|---|---|---|---|---|---|---|---|"]
-    for one in scores:
-        shares = " | ".join(f"{100 * share:.1f}" for share in (one.greedy, one.sampled, one.majority, one.mixed))
-        lines.append(f"| {one.family} | {one.level} | {one.error} | {one.n} | {shares} |")
+    for cell in scores:
+        shares = " | ".join(f"{100 * share:.1f}" for share in (cell.greedy, cell.sampled, cell.majority, cell.mixed))
+        lines.append(f"| {cell.family} | {cell.level} | {cell.error} | {cell.n} | {shares} |")
     return "\n".join(lines)
 
 
@@ -78,7 +78,7 @@ def write_card(directory: Path, scores: Sequence[Score], *, seed: int) -> None:
 
 
 def _outside(scores: Sequence[Score]) -> str:
-    missed = [f"{one.family} {one.level}" for one in scores if not one.on_target]
+    missed = [f"{cell.family} {cell.level}" for cell in scores if not cell.on_target]
     return "All are inside." if not missed else f"Outside: {', '.join(missed)}."
 
 

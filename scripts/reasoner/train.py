@@ -77,9 +77,9 @@ def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 def tensors(tokenizer: PreTrainedTokenizerBase, batch: Sequence[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels, [len(batch), T], padded on the right; only response and end-of-sequence tokens have labels."""
     rows, labels = [], []
-    for one in batch:
-        prompt = tokenizer(one.prompt)["input_ids"]
-        response = [*tokenizer(one.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    for example in batch:
+        prompt = tokenizer(example.prompt)["input_ids"]
+        response = [*tokenizer(example.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows.append(torch.tensor(prompt + response))
         labels.append(torch.tensor([IGNORED] * len(prompt) + response))
     pad = torch.nn.utils.rnn.pad_sequence
@@ -96,7 +96,7 @@ def train_step(
     batch: Sequence[Demonstration],
 ) -> float:
     """One update on the mean loss per labelled token, which is returned. Halves of like length, so as to pad little."""
-    ordered = sorted(batch, key=lambda one: len(one.prompt) + len(one.response))
+    ordered = sorted(batch, key=lambda example: len(example.prompt) + len(example.response))
     halves = [tensors(tokenizer, half) for half in (ordered[: len(batch) // 2], ordered[len(batch) // 2 :])]
     labelled = sum(int((labels != IGNORED).sum()) for _, labels in halves)
     total = 0.0

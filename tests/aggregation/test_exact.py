@@ -18,7 +18,7 @@ def given(rule: str, *, half: str = "A", rank: int = 2) -> list[tuple[Adapter, f
     """Four adapters that the rule takes, one of weight zero."""
     adapters = [random_adapter(seed, rank) for seed in range(4)]
     if rule in ("ffa", "rolora"):
-        adapters = [with_half(one, adapters[0], half) for one in adapters]
+        adapters = [with_half(adapter, adapters[0], half) for adapter in adapters]
     return list(zip(adapters, WEIGHTS, strict=True))
 
 

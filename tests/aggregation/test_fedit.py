@@ -82,7 +82,7 @@ def test_from_tensors_is_the_inverse_of_tensors() -> None:
     mine = random_adapter(0)
     back = Adapter.from_tensors(dict(mine.tensors()), mine.alpha)
     assert list(back.layers) == ["q", "v"]
-    back.check_like(mine, whose="the copy")
+    back.check_like(mine, place="the copy")
     assert all(x is y for (_, x), (_, y) in zip(back.tensors(), mine.tensors(), strict=True))
 
 
@@ -111,19 +111,19 @@ def test_tensors_that_are_no_adapter(tensors: dict[str, Tensor], text: str) -> N
 def test_check_like_names_what_differs() -> None:
     mine = random_adapter(0)
     like = random_adapter(1)
-    mine.check_like(like, whose="clinic-a")
+    mine.check_like(like, place="clinic-a")
 
     def changed(layer: str, **factors: Tensor) -> Adapter:
         return Adapter({**mine.layers, layer: mine.layers[layer]._replace(**factors)}, mine.alpha)
 
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: v"):
-        Adapter({"q": mine.layers["q"]}, 4.0).check_like(like, whose="clinic-a")
+        Adapter({"q": mine.layers["q"]}, 4.0).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: their order"):
-        Adapter(dict(reversed(list(mine.layers.items()))), 4.0).check_like(like, whose="clinic-a")
+        Adapter(dict(reversed(list(mine.layers.items()))), 4.0).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: v.B .*\(7, 2\).* \(16, 2\)"):
-        changed("v", B=torch.zeros(7, 2)).check_like(like, whose="clinic-a")
+        changed("v", B=torch.zeros(7, 2)).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*alpha.* 5.* lora\.alpha.* 4"):
-        random_adapter(0, alpha=5.0).check_like(like, whose="clinic-a")
+        random_adapter(0, alpha=5.0).check_like(like, place="clinic-a")
     for value in (math.nan, math.inf):
         with pytest.raises(AdapterError, match=r"clinic-a: q.A .*not finite"):
-            changed("q", A=torch.full((2, 12), value)).check_like(like, whose="clinic-a")
+            changed("q", A=torch.full((2, 12), value)).check_like(like, place="clinic-a")

@@ -55,9 +55,9 @@ def test_a_client_without_a_reward_by_hand() -> None:
 def test_a_client_without_a_reward_remembers_what_it_did_and_weighs_as_a_new_one(options: dict[str, Any]) -> None:
     weights, _ = after(options, ROUNDS)
     before = weights.state()
-    found = weights.weights(dict.fromkeys(EXAMPLES), EXAMPLES)
+    result = weights.weights(dict.fromkeys(EXAMPLES), EXAMPLES)
     assert weights.state() == before
-    assert found == pytest.approx(client_weights(EXAMPLES))
+    assert result == pytest.approx(client_weights(EXAMPLES))
     new = FGRPOWeights(**options)
     new.weights(dict.fromkeys(EXAMPLES), EXAMPLES)
     assert new.state() == {}

@@ -139,10 +139,10 @@ def test_the_rows_of_flexloras_a_are_orthonormal_also_where_there_is_nothing() -
 def test_flexlora_takes_fresh_rows_where_the_mean_has_no_more_components() -> None:
     before = random_adapter(9, rank=8)
     few = [(random_adapter(1, rank=2), 1.0), (random_adapter(2, rank=3), 1.0)]
-    for pairs, found in ((few, {"q": 5, "v": 5}), (MIXED, {"q": 8, "v": 7})):
+    for pairs, result in ((few, {"q": 5, "v": 5}), (MIXED, {"q": 8, "v": 7})):
         filled, bare = (aggregated_adapter(pairs, "flexlora", rank=8, before=b) for b in (before, None))
         for name, (a, b) in filled.layers.items():
-            here = found[name]
+            here = result[name]
             assert torch.equal(a[:here], bare.layers[name].A[:here])
             assert torch.equal(a[here:], before.layers[name].A[here:])
             assert torch.equal(b, bare.layers[name].B)

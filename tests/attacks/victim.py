@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, EvaluateConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering, _take_off
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering
 from fedrlvr.deployment.terms import TERMS, terms_record
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.cohort import Cohort
@@ -101,7 +101,7 @@ class Victim:
     def cohort(self, rank: int, alpha: float = ALPHA) -> Cohort:
         """A cohort on the server's copy of the model; a later call takes its layers off the earlier cohort."""
         if self._cohort is not None:
-            _take_off(self._cohort)
+            self._cohort.stack.remove()
         self._cohort = Cohort(self.home, LoraConfig(rank=rank, alpha=alpha), EngineConfig())
         return self._cohort
 
@@ -139,9 +139,9 @@ class Victim:
         arrays = record_in(reply, ARRAYS, ArrayRecord)
         assert arrays is not None
         if asked.precision == "float32":
-            trained = arrays_to_adapter(arrays, adapter, whose=SITE, halves=asked.trains)
+            trained = arrays_to_adapter(arrays, adapter, place=SITE, halves=asked.trains)
         else:
-            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, whose=SITE)
+            trained = unpack_change(arrays, adapter, precision=asked.precision, halves=asked.trains, place=SITE)
         return Reply(trained, dict(record_in(reply, METRICS, MetricRecord) or {}), ())
 
     def evaluate(

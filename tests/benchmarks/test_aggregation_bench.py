@@ -95,20 +95,20 @@ def test_cells_are_of_what_they_are_named_for() -> None:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All problems, written."""
-    found = tmp_path_factory.mktemp("data")
-    write_all(found)
-    return found
+    result = tmp_path_factory.mktemp("data")
+    write_all(result)
+    return result
 
 
 @pytest.fixture(scope="module")
 def dealt(directory: Path) -> dict[str, Dealt]:
     """Who holds what in each federation of (c)."""
-    found = {}
+    result = {}
     for federation in WEIGHTS:
         told = PARTS["c"][f"{federation}/examples"]
         where = [f"data.path='{directory / federation}'"] if federation in FEDERATIONS else []
-        found[federation] = deal(load_config(BASE, [*told, *where]))
-    return found
+        result[federation] = deal(load_config(BASE, [*told, *where]))
+    return result
 
 
 def test_writing_problems_again_gives_the_same_files(directory: Path, tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_only_the_hostile_clients_reply_is_forged_and_from_the_rounds_adapter() 
     clients = {1: "honest", 2: HOSTILE}
 
     def aggregate_train(server_round: int, replies: list[Any]) -> tuple[None, None]:
-        for one in replies:
-            name = clients[one.metadata.src_node_id]
-            seen[name] = arrays_to_adapter(one.content.array_records[ARRAYS], adapter(0), whose=name)
+        for reply in replies:
+            name = clients[reply.metadata.src_node_id]
+            seen[name] = arrays_to_adapter(reply.content.array_records[ARRAYS], adapter(0), place=name)
         return None, None
 
     inner: Any = SimpleNamespace(adapter=adapter(1.0), clients=clients, aggregate_train=aggregate_train)
@@ -215,11 +215,11 @@ def record(round_: int, rewards: dict[str, float], weights: dict[str, float], **
 
 def scored(**rates: float) -> dict[str, Any]:
     """An evaluation of ten problems of each source, `client_source=rate`."""
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, rate in rates.items():
         client, _, source = name.partition("_")
-        found.setdefault(client, {})[source] = {"n": 10, "total": 10 * rate, "squares": 10 * rate}
-    return found
+        result.setdefault(client, {})[source] = {"n": 10, "total": 10 * rate, "squares": 10 * rate}
+    return result
 
 
 def made(mean: float, **clients: float) -> dict[str, Any]:
@@ -247,26 +247,26 @@ def test_a_run_is_summed_up_by_hand() -> None:
     records[3]["left_out"] = {"east": "too far"}
     records[0]["evaluate"] = scored(north_sum=0.2, north_unit=0.4, east_dose=0.1)
     records[ROUNDS]["evaluate"] = scored(north_sum=0.6, north_unit=1.0, east_dose=0.5)
-    found = summary(records)
-    assert found["bytes_up"] == {"east": 4500.0, "north": 4500.0}  # (2 + 3 + 6 + 7) / 4 thousands
-    assert found["bytes_down"]["north"] == 9000.0
-    assert found["aggregate_seconds"] == pytest.approx(0.045)
-    assert found["weight"]["east"] == [0.5, 0.5, None, *[0.5] * 5]
-    assert found["reward"]["north"][:2] == pytest.approx([0.1, 0.2])
-    assert found["left_out"] == {"east": 1}
-    assert "gain" not in found
-    last = found["pass@1"][str(ROUNDS)]
+    result = summary(records)
+    assert result["bytes_up"] == {"east": 4500.0, "north": 4500.0}  # (2 + 3 + 6 + 7) / 4 thousands
+    assert result["bytes_down"]["north"] == 9000.0
+    assert result["aggregate_seconds"] == pytest.approx(0.045)
+    assert result["weight"]["east"] == [0.5, 0.5, None, *[0.5] * 5]
+    assert result["reward"]["north"][:2] == pytest.approx([0.1, 0.2])
+    assert result["left_out"] == {"east": 1}
+    assert "gain" not in result
+    last = result["pass@1"][str(ROUNDS)]
     assert last["mean"] == pytest.approx((0.6 + 1.0 + 0.5) / 3)
     assert last["clients"] == pytest.approx({"north": 0.8, "east": 0.5})
     assert last["sources"]["unit"] == pytest.approx(1.0)
-    assert worst_score(found) == pytest.approx(50.0)
+    assert worst_score(result) == pytest.approx(50.0)
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
     mine, theirs = {0: made(0.8), 1: made(0.7)}, {0: made(0.7), 1: made(0.5)}
     # 10 and 20 points: mean 15, standard deviation 7.07, Student's t of one degree of freedom 12.706.
-    found = paired(mine, theirs, aggregation_tables.mean_score)
-    assert (found.mean, found.half) == (pytest.approx(15.0), pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3))
+    result = paired(mine, theirs, aggregation_tables.mean_score)
+    assert (result.mean, result.half) == (pytest.approx(15.0), pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3))
 
 
 def test_rules_are_held_against_fedit() -> None:
@@ -357,8 +357,8 @@ def test_what_has_been_run_becomes_tables_and_figures(tmp_path: Path, monkeypatc
     (runs / "d" / "nan" / "none" / "seconds.json").write_text('{"cpu": 1.0}', "utf-8")
     aggregation_tables.write(2)
     results = json.loads((tmp_path / "docs" / "results" / "aggregation.json").read_text("utf-8"))
-    found = Counter((run["part"], run["cell"]) for run in results["runs"])
-    assert found == {("c", "even/examples"): 2, ("c", "even/fgrpo"): 2, ("d", "sign/none"): 2, ("d", "nan/none"): 2}
+    result = Counter((run["part"], run["cell"]) for run in results["runs"])
+    assert result == {("c", "even/examples"): 2, ("c", "even/fgrpo"): 2, ("d", "sign/none"): 2, ("d", "nan/none"): 2}
     text = (tmp_path / "docs" / "results" / "aggregation.md").read_text("utf-8")
     assert "2 in (c), 2 in (d)" in text
     assert "| FGRPO | 57.5 ± 0.0 | +0.0 ± 0.0 | 50.0 ± 0.0 |" in text

@@ -67,7 +67,7 @@ def test_every_cell_is_a_configuration_whose_arm_is_named_for_it(setting: str, a
         assert one.rest == ("pseudo" if "pseudo" in arm else "masked")
     if isinstance(one, CareSupervision):
         assert one.trusted == (0 if "untrusted" in arm else 0.25)
-        assert one.trust_above == (0.5 if "floor" in arm else 0)
+        assert one.min_reliability == (0.5 if "floor" in arm else 0)
         assert one.share_probes == ("shared" in arm)
 
 
@@ -90,7 +90,7 @@ def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervisio
     dealt = deal(one)
     assert all(len(site.train) >= drawn for site in dealt.clients)
     assert {problem.source for site in dealt.clients for problem in site.train} == set(FAMILIES["all"])
-    assert one.train.rounds * one.train.local_steps > CareSupervision().warm_up
+    assert one.train.rounds * one.train.local_steps > CareSupervision().vote_free_steps
     for place, arm in CELLS:
         if place == setting:
             assert config(setting, arm).model_copy(update={"supervision": one.supervision}) == one
@@ -141,11 +141,11 @@ def test_gains_and_differences_are_taken_seed_by_seed() -> None:
     # Gains of 40 and 50 of 50 and 50 points; then 30 of 60: 80, 100 and 50 %.
     full = {0: run((0.2, 0.2), (0.7, 0.7)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.7, 0.7))}
     mine = {0: run((0.2, 0.2), (0.6, 0.6)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.4, 0.4))}
-    found = recovered_over_seeds(mine, full, "all")
-    assert found is not None
-    assert found.by_seed == pytest.approx({0: 80, 1: 100, 2: 50})
+    result = recovered_over_seeds(mine, full, "all")
+    assert result is not None
+    assert result.by_seed == pytest.approx({0: 80, 1: 100, 2: 50})
     # Mean 230 / 3, standard deviation sqrt((3.33^2 + 23.33^2 + 26.67^2) / 2) = 25.17, t of two degrees 4.3027.
-    assert found.half == pytest.approx(4.3027 * 25.166 / 3**0.5, rel=1e-4)
+    assert result.half == pytest.approx(4.3027 * 25.166 / 3**0.5, rel=1e-4)
     assert recovered_over_seeds({7: mine[0]}, full, "all") is None
 
 

@@ -31,9 +31,9 @@ def test_seconds_add_up_and_those_of_what_failed_do_not_count(tmp_path: Path) ->
     path.write_text(json.dumps({"cpu": 100.0, "wall": 200.0}), "utf-8")
     with timed(tmp_path):
         sum(range(10**5))
-    found = json.loads(path.read_text("utf-8"))
-    assert 100.0 < found["cpu"] < 110.0
-    assert 200.0 < found["wall"] < 260.0
+    result = json.loads(path.read_text("utf-8"))
+    assert 100.0 < result["cpu"] < 110.0
+    assert 200.0 < result["wall"] < 260.0
     with pytest.raises(KeyError), timed(tmp_path):
         raise KeyError
-    assert json.loads(path.read_text("utf-8")) == found
+    assert json.loads(path.read_text("utf-8")) == result

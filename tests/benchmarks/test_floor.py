@@ -115,8 +115,8 @@ def test_attention_is_two_products_and_five_backward() -> None:
 
 def test_heads_that_share_keys_are_rows_of_one_product() -> None:
     query, key = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
-    found = products("_scaled_dot_product_flash_attention_for_cpu", (query, key, key), {})
-    assert Counter(found) == product(14, 8, 9, batch=4, right=True) + product(14, 9, 8, batch=4)
+    result = products("_scaled_dot_product_flash_attention_for_cpu", (query, key, key), {})
+    assert Counter(result) == product(14, 8, 9, batch=4, right=True) + product(14, 9, 8, batch=4)
 
 
 def test_other_operators_are_no_products_and_unknown_ones_are_errors() -> None:
@@ -128,7 +128,7 @@ def test_other_operators_are_no_products_and_unknown_ones_are_errors() -> None:
 
 def test_the_floor_counts_and_times_every_call() -> None:
     calls = product(32, 64, 16, times=10) + product(8, 4, 2, batch=3, left=True, right=True, times=5)
-    found = floor(calls, passes=2)
-    assert found.gflop * 1e9 == pytest.approx(10 * 2 * 32 * 64 * 16 + 5 * 2 * 3 * 8 * 4 * 2)
-    assert (found.shapes, found.calls, len(found.seconds)) == (2, 15, 2)
-    assert all(seconds > 0 for seconds in found.seconds)
+    result = floor(calls, passes=2)
+    assert result.gflop * 1e9 == pytest.approx(10 * 2 * 32 * 64 * 16 + 5 * 2 * 3 * 8 * 4 * 2)
+    assert (result.shapes, result.calls, len(result.seconds)) == (2, 15, 2)
+    assert all(seconds > 0 for seconds in result.seconds)

@@ -24,8 +24,8 @@ def test_summary_is_median_and_range() -> None:
 
 
 def test_ratios_are_of_pairs() -> None:
-    found = ratios([10.0, 12.0, 8.0], [2.0, 3.0, 1.0])  # 5, 4, 8
-    assert (found.n, found.median, found.low, found.high) == (3, 5.0, 4.0, 8.0)
+    result = ratios([10.0, 12.0, 8.0], [2.0, 3.0, 1.0])  # 5, 4, 8
+    assert (result.n, result.median, result.low, result.high) == (3, 5.0, 4.0, 8.0)
     with pytest.raises(ValueError, match="zip"):
         ratios([1.0], [1.0, 2.0])
 
@@ -89,14 +89,14 @@ def test_the_table_of_a_case() -> None:
         "second": side([cost(2.0, 1000), cost(1.0, 1000)], 400),
     }
     floor = {"seconds": [0.5, 1.0, 0.75], "gflop": 12.0, "shapes": 3, "calls": 4000}
-    found = {
+    result = {
         "rows": {BASELINE: pair},
         "floor": floor,
         "baseline floor": {**floor, "seconds": [3.0]},
         "splits": {"8": {"cpu": 2.0, "clients": 2, "memory": cost(1, 1, 500)}},
         "per_device": 8,
     }
-    text = tables.comparison(found)
+    text = tables.comparison(result)
     # Pairs 8 / 2 and 6 / 1; peaks above imports 800 and 200, above the round's start 700 and 100.
     assert (
         "| Flower + TRL, tuned | 2 | 7.00 (6.00 to 8.00) | 7.00 (6.00 to 8.00) | 7000 (6000 to 8000) | "
@@ -105,7 +105,7 @@ def test_the_table_of_a_case() -> None:
     assert (
         "| fedrlvr | 2 | 1.50 (1.00 to 2.00) | 1.50 (1.00 to 2.00) | 1500 (1000 to 2000) |  | 400 | 200 | 100 |" in text
     )
-    assert tables.gap(found).median == pytest.approx(1.5 / 0.75)
+    assert tables.gap(result).median == pytest.approx(1.5 / 0.75)
     assert "2.00 (1.33 to 2.67) times that" in text
     assert (
         "Those of a round of Flower + TRL, tuned: 4,000 calls, 3 shapes, 12 GFLOP: alone they take 3.00 CPU-s" in text

@@ -41,10 +41,10 @@ def test_no_more_adapters_live_with_32_clients_than_with_4(rule: str, options: d
 def test_a_reply_is_gone_when_the_next_but_one_comes(rule: str) -> None:
     gc.disable()
     try:
-        found = measure(Case(rule, 8, **SMALL), SHAPES)
+        result = measure(Case(rule, 8, **SMALL), SHAPES)
     finally:
         gc.enable()
-    assert found["replies"] == 2  # the last one, and the one that has just been made
+    assert result["replies"] == 2  # the last one, and the one that has just been made
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_a_reply_is_gone_when_the_next_but_one_comes(rule: str) -> None:
 )
 def test_rules_that_look_at_all_adapters_together_hold_them_all(rule: str, options: dict[str, Any]) -> None:
     for clients in (4, 8):
-        found = measure(Case(rule, clients, **options), SHAPES)
-        assert found["adapters"] == clients
-        assert found["left"] == 0
+        result = measure(Case(rule, clients, **options), SHAPES)
+        assert result["adapters"] == clients
+        assert result["left"] == 0
 
 
 def test_without_a_server_nothing_is_held_but_the_reply_at_hand() -> None:
-    found = measure(Case(memory.NONE, 8, **SMALL), SHAPES)
-    assert (found["adapters"], found["replies"], found["left"]) == (0, 1, 0)
+    result = measure(Case(memory.NONE, 8, **SMALL), SHAPES)
+    assert (result["adapters"], result["replies"], result["left"]) == (0, 1, 0)
 
 
 def test_the_adapters_are_those_of_a_model_of_7_billion_parameters() -> None:
@@ -111,9 +111,9 @@ def test_seconds_of_making_replies_are_not_the_servers(monkeypatch: pytest.Monke
         return begun_at(array, place)
 
     monkeypatch.setattr(memory, "_begun_at", slow)
-    found = measure(Case("fedit", 4, **SMALL), SHAPES)
-    assert found["cpu_making"] >= 0.4  # four replies of two arrays
-    assert found["cpu"] + found["cpu_end"] < 0.2
+    result = measure(Case("fedit", 4, **SMALL), SHAPES)
+    assert result["cpu_making"] >= 0.4  # four replies of two arrays
+    assert result["cpu"] + result["cpu_end"] < 0.2
 
 
 def test_a_thing_lives_as_long_as_any_of_its_parts() -> None:
@@ -140,13 +140,13 @@ def test_the_table_shows_peaks_and_what_a_further_client_adds() -> None:
         peak = 7 * MEBI + round(adapters * one)
         return {"before": 7 * MEBI, "peak": peak, "adapters": most, "replies": 2, "cpu": 16.0, "cpu_end": 0.25}
 
-    found = [
+    result = [
         (Case("fedit", 8), cost(4, 3)),
         (Case("fedit", 64), cost(4, 3)),
         (Case("flora", 2), cost(6, 2)),
         (Case("flora", 8), cost(18, 8)),
     ]
-    lines = report(found, "about").splitlines()
+    lines = report(result, "about").splitlines()
     # 4, 6 and 18 times 152.5 MiB
     assert "| fedit | 610 | 610 | +0.000 | 3 / 3 | 2 / 2 | 0.25 | 0.25 |" in lines
     assert "| flora | 915 | 2,745 | +2.000 | 2 / 8 | 2 / 2 | 2.00 | 0.25 |" in lines

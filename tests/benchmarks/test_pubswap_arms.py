@@ -50,20 +50,20 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
     mine, theirs = {0: run(0.5, 0.8), 1: run(0.6, 0.7)}, {0: run(0.4, 0.7), 1: run(0.4, 0.5)}
     # 10 and 20 points: mean 15, standard deviation 7.07, Student's t of one degree of freedom 12.706.
-    found = _paired(mine, theirs, STEPS)
-    assert found.mean == pytest.approx(15.0)
-    assert found.half == pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3)
+    result = _paired(mine, theirs, STEPS)
+    assert result.mean == pytest.approx(15.0)
+    assert result.half == pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3)
     assert _paired(mine, theirs, HALF, STEPS).mean == pytest.approx(-5.0)
 
 
 def test_only_twice_as_many_synchronisations_are_compared() -> None:
     run = {0: {"pass@1": {str(step): {"mean": 0.5} for step in (HALF, STEPS)}}}
     lines = _syncs({(tau, arm): run for tau in TAUS for arm in ARMS})[4:]
-    found = [tuple(int(n) for cell in line.split("|")[1:3] for n in cell.split(",")) for line in lines]
-    assert (60, 120, 2, 20, 6) in found
-    assert (60, 60, 1, 60, 2) in found
-    assert all(2 * mine <= theirs for _, _, mine, _, theirs in found)
-    assert all(step // tau == mine and STEPS // other == theirs for tau, step, mine, other, theirs in found)
+    result = [tuple(int(n) for cell in line.split("|")[1:3] for n in cell.split(",")) for line in lines]
+    assert (60, 120, 2, 20, 6) in result
+    assert (60, 60, 1, 60, 2) in result
+    assert all(2 * mine <= theirs for _, _, mine, _, theirs in result)
+    assert all(step // tau == mine and STEPS // other == theirs for tau, step, mine, other, theirs in result)
 
 
 def test_the_distance_of_products_by_hand() -> None:

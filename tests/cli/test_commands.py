@@ -61,7 +61,7 @@ def test_eval_of_a_run_and_of_its_base_model(fedrlvr: Command, runs: Arm, toml: 
     again = fedrlvr("eval", toml(), "--adapter", runs("federated") / "adapter")
     base = fedrlvr("eval", runs("federated"), "--base")
     assert mine.code == again.code == base.code == 0, mine.err + again.err + base.err
-    assert mine.out == again.out, "the same adapter on the same problems"
+    assert mine.out == "round 2 of 2\n" + again.out, "the same adapter on the same problems"
     for source in ("ann", "bob", "cyd"):
         assert "4" in numbers_after(source, mine.out), "four held-out problems each"
     assert fedrlvr("eval", toml(), "--base").out == base.out
@@ -96,6 +96,16 @@ def test_tasks_writes_each_clients_problems_to_files_of_its_own(fedrlvr: Command
     again = fedrlvr("tasks", toml(), "--write", tmp_path / "own")
     assert again.code == 1
     assert "exists already" in again.err
+
+
+def test_tasks_names_the_instruction_that_written_problems_need(fedrlvr: Command, tmp_path: Path) -> None:
+    """The embedded problems are put bare; an organisation's task of written problems would append a sentence."""
+    embedded = ("--set", "data.train_size=8", "--set", "data.test_size=4", "--write")
+    assert 'needs: instruction = ""\n' in fedrlvr("tasks", *embedded, tmp_path / "bare").out
+    stated = fedrlvr("tasks", "--set", 'data.instruction=Say "so".', *embedded, tmp_path / "stated").out
+    assert 'needs: instruction = "Say \\"so\\"."\n' in stated
+    own = ("--set", "data.name=jsonl", "--set", f"data.path={tmp_path / 'bare' / 'north'}")
+    assert "instruction" not in fedrlvr("tasks", *own, "--write", tmp_path / "own").out
 
 
 def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonsense(

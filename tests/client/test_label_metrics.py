@@ -41,11 +41,11 @@ def test_shares_are_of_all_problems_and_come_to_one() -> None:
     metrics = LabelMetrics()
     one_step(metrics)
     metrics.supervised([AAB], [MASKED], None)
-    found = metrics.summary()
-    assert found["share_query"] == pytest.approx(2 / 6)
-    assert found["share_known"] == found["share_reliable"] == pytest.approx(1 / 6)
-    assert found["share_masked"] == pytest.approx(2 / 6)
-    assert sum(number(v) for k, v in found.items() if k.startswith("share_")) == pytest.approx(1)
+    result = metrics.summary()
+    assert result["share_query"] == pytest.approx(2 / 6)
+    assert result["share_known"] == result["share_reliable"] == pytest.approx(1 / 6)
+    assert result["share_masked"] == pytest.approx(2 / 6)
+    assert sum(number(v) for k, v in result.items() if k.startswith("share_")) == pytest.approx(1)
 
 
 def test_labels_are_counted_when_they_are_asked_for_and_when_they_are_trained_on() -> None:
@@ -53,11 +53,11 @@ def test_labels_are_counted_when_they_are_asked_for_and_when_they_are_trained_on
     one_step(metrics)
     one_step(metrics)
     metrics.total = 3
-    found = metrics.summary()
-    assert (found["labels_asked"], found["labels_used"], found["labels_total"]) == (4, 4, 3)
+    result = metrics.summary()
+    assert (result["labels_asked"], result["labels_used"], result["labels_total"]) == (4, 4, 3)
     # Per step the known group has a third right, with a wrong majority, and the queried two thirds, with a right one.
-    assert found["verified_reward"] == pytest.approx((1 / 3 + 2 / 3) / 2)
-    assert found["majority_right"] == 0.5
+    assert result["verified_reward"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert result["majority_right"] == 0.5
 
 
 def test_verified_rewards_are_those_of_labels_alone() -> None:
@@ -120,17 +120,17 @@ def test_calibration_of_nothing_is_not_sent() -> None:
 def test_calibration_is_of_labelled_problems_and_the_audits_of_all() -> None:
     metrics, reliable = LabelMetrics(), [0.15, 0.25, 0.35, 0.45, 0.55]
     one_step(metrics, reliable)
-    found = metrics.summary()
-    assert found["p1_n"] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert found["p1_sum"] == [0, 0.15, 0.25, 0, 0, 0, 0, 0, 0, 0]
-    assert found["p1_right"] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    result = metrics.summary()
+    assert result["p1_n"] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert result["p1_sum"] == [0, 0.15, 0.25, 0, 0, 0, 0, 0, 0, 0]
+    assert result["p1_right"] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert not any(name.startswith("audit") for name in defined(metrics))
     true = [[0, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]
     metrics.audit([AAB, AAB, AAB, AAB, NONE], [KNOWN, QUERIED, WAITING, TRUSTED, MASKED], true, reliable, None)
-    found = metrics.summary()
-    assert found["audit_p1_n"] == [0, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-    assert found["audit_p1_right"] == [0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
-    assert found["p1_n"] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    result = metrics.summary()
+    assert result["audit_p1_n"] == [0, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+    assert result["audit_p1_right"] == [0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
+    assert result["p1_n"] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 # What only experiments know.
@@ -143,12 +143,12 @@ def test_the_audit_knows_the_true_accuracy_and_whom_to_trust() -> None:
     true = [[0, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
     metrics.audit([AAB, AAB, AAB, AAB, NONE], [KNOWN, QUERIED, WAITING, TRUSTED, MASKED], true, None, None)
     metrics.audit([ABB, ABB], [TRUSTED, TRUSTED], [[0.0, 1.0, 1.0], [0.5, 1.0, 1.0]], None, None)
-    found = defined(metrics)
+    result = defined(metrics)
     # (1 + 2 + 1 + 1 + 0 + 2 + 2) / 3 of seven; half a reward is not correct
-    assert found["pass@1"] == pytest.approx(9 / 21)
-    assert found["audit_majority_right"] == pytest.approx(3 / 7)
-    assert found["audit_reliable_right"] == pytest.approx(2 / 3)
-    assert "audit_gap_correlation" not in found
+    assert result["pass@1"] == pytest.approx(9 / 21)
+    assert result["audit_majority_right"] == pytest.approx(3 / 7)
+    assert result["audit_reliable_right"] == pytest.approx(2 / 3)
+    assert "audit_gap_correlation" not in result
 
 
 def test_the_audit_compares_scores_with_true_gaps() -> None:
@@ -223,8 +223,8 @@ def test_losses_are_means_over_updates_that_learned() -> None:
     metrics.learned({"reliability_loss": 1.0, "correction_loss": 4.0})
     metrics.learned({})
     metrics.learned({"reliability_loss": 2.0, "correction_loss": 0.0})
-    found = metrics.summary()
-    assert (found["reliability_loss"], found["correction_loss"]) == (1.5, 2.0)
+    result = metrics.summary()
+    assert (result["reliability_loss"], result["correction_loss"]) == (1.5, 2.0)
 
 
 def through_json(metrics: LabelMetrics) -> LabelMetrics:

@@ -221,9 +221,9 @@ def with_arrays(name: str, arrays: ArrayRecord) -> Callable[[Message, Context], 
 
 def numbers(record: ArrayRecord, value: float) -> ArrayRecord:
     """The record with one number replaced."""
-    found = {name: array.numpy().copy() for name, array in record.items()}
-    next(iter(found.values()))[-1] = value
-    return ArrayRecord({name: Array(values) for name, values in found.items()})
+    result = {name: array.numpy().copy() for name, array in record.items()}
+    next(iter(result.values()))[-1] = value
+    return ArrayRecord({name: Array(values) for name, values in result.items()})
 
 
 def test_a_change_of_another_rank_than_stated_is_refused() -> None:

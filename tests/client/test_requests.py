@@ -103,7 +103,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_client(grid_of: Made) -> 
 
 
 def own(context: Context, initial: Adapter) -> Adapter:
-    return arrays_to_adapter(context.state[OWN_ADAPTER], initial, whose="own")  # type: ignore[arg-type]
+    return arrays_to_adapter(context.state[OWN_ADAPTER], initial, place="own")  # type: ignore[arg-type]
 
 
 def test_what_a_client_does_depends_on_no_other_client(grid_of: Made) -> None:
@@ -120,7 +120,7 @@ def test_what_a_client_does_depends_on_no_other_client(grid_of: Made) -> None:
         )
         scores = grid.send_and_receive([Message(content(evaluate), node, "evaluate") for node in who])
         judged = next(reply for reply in scores if reply.metadata.src_node_id == 2)
-        replies[who] = (dict(bob.content.metric_records["metrics"]), read_scores(judged, whose="bob"))
+        replies[who] = (dict(bob.content.metric_records["metrics"]), read_scores(judged, place="bob"))
         states[who] = dict(grid.contexts[2].state.config_records[MEMORY])
         adapters[who] = own(grid.contexts[2], initial)
     (many, many_scores), (alone, alone_scores) = replies.values()
@@ -183,7 +183,7 @@ def test_a_client_with_nothing_held_out_is_evaluated_on_nothing(grid_of: Made) -
     replies = list(
         grid.send_and_receive([Message(content(request, arrays=arrays), node, "evaluate") for node in (1, 2, 3)])
     )
-    assert [[s.n for s in read_scores(reply, whose="one")] for reply in replies] == [[4], [], [4]]
+    assert [[s.n for s in read_scores(reply, place="one")] for reply in replies] == [[4], [], [4]]
     assert nbytes(replies[0]) > nbytes(replies[1]) > 0
 
 

@@ -18,19 +18,19 @@ BOTH: dict[str, Any] = {"tokens": 3, "local_logps": LOCAL, "sender_logps": SENDE
 
 
 def test_local_old_is_the_receivers_own_policy_and_corrects_for_nothing() -> None:
-    found = reference("local_old", **BOTH)
-    assert (found.behaviour_logps, found.weights, found.shaping) == (LOCAL, None, 0.0)
+    result = reference("local_old", **BOTH)
+    assert (result.behaviour_logps, result.weights, result.shaping) == (LOCAL, None, 0.0)
 
 
 def test_behaviour_is_the_senders_policy() -> None:
-    found = reference("behaviour", **BOTH)
-    assert (found.behaviour_logps, found.weights, found.shaping) == (SENDER, None, 0.0)
+    result = reference("behaviour", **BOTH)
+    assert (result.behaviour_logps, result.weights, result.shaping) == (SENDER, None, 0.0)
 
 
 def test_truncated_is_the_receivers_policy_with_weights_up_to_the_cap() -> None:
-    found = reference("truncated", **BOTH)
-    assert (found.behaviour_logps, found.shaping) == (LOCAL, 0.0)
-    assert found.weights == pytest.approx([1.25, 0.25, 2.0], rel=1e-12)
+    result = reference("truncated", **BOTH)
+    assert (result.behaviour_logps, result.shaping) == (LOCAL, 0.0)
+    assert result.weights == pytest.approx([1.25, 0.25, 2.0], rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_the_cap_by_hand(cap: float, weights: list[float]) -> None:
 
 
 def test_shaped_asks_for_no_log_probs() -> None:
-    found = reference("shaped", tokens=3)
-    assert (found.behaviour_logps, found.weights, found.shaping) == ([0.0, 0.0, 0.0], None, 0.1)
+    result = reference("shaped", tokens=3)
+    assert (result.behaviour_logps, result.weights, result.shaping) == ([0.0, 0.0, 0.0], None, 0.1)
     assert reference("shaped", **BOTH, gamma=0.4).shaping == 0.4
 
 
@@ -62,9 +62,9 @@ def test_missing_log_probs_are_refused_by_the_rules_that_need_them(rule: str, gi
         ("receiver", RATIO_RULES[rule].needs_local, {"local_logps": others, "sender_logps": SENDER}),
         ("sender", RATIO_RULES[rule].needs_sender, {"local_logps": LOCAL, "sender_logps": others}),
     ]
-    for whose, needs, given_logps in cases:
+    for party, needs, given_logps in cases:
         if needs:
-            with pytest.raises(ValueError, match=f"'{rule}' .*{whose}'s log-probs of 3 tokens.* {given}"):
+            with pytest.raises(ValueError, match=f"'{rule}' .*{party}'s log-probs of 3 tokens.* {given}"):
                 reference(rule, tokens=3, **given_logps)
         else:
             assert reference(rule, tokens=3, **given_logps) == reference(rule, **BOTH)
@@ -87,14 +87,14 @@ def test_an_unknown_rule_is_refused() -> None:
 
 def test_huge_differences_do_not_overflow() -> None:
     # exp(1e6) has no float; e^-1e6 is zero.
-    found = reference("truncated", tokens=2, local_logps=[0.0, -1e6], sender_logps=[-1e6, 0.0], cap=3.0)
-    assert found.weights == [pytest.approx(3.0), 0.0]
+    result = reference("truncated", tokens=2, local_logps=[0.0, -1e6], sender_logps=[-1e6, 0.0], cap=3.0)
+    assert result.weights == [pytest.approx(3.0), 0.0]
 
 
 def test_between_equal_policies_the_behaviour_ratio_is_one() -> None:
-    found = reference("behaviour", tokens=3, sender_logps=SENDER)
+    result = reference("behaviour", tokens=3, sender_logps=SENDER)
     policy = torch.tensor([SENDER], dtype=torch.float64)
-    behaviour = torch.tensor([found.behaviour_logps], dtype=torch.float64)
+    behaviour = torch.tensor([result.behaviour_logps], dtype=torch.float64)
     assert torch.exp(policy - behaviour).tolist() == [[1.0, 1.0, 1.0]]
     mask = torch.ones(1, 3)
     sums = ratio_sums(policy, behaviour, torch.ones(1), mask, loss="dapo", clip_low=0.2, clip_high=0.2)
@@ -104,6 +104,6 @@ def test_between_equal_policies_the_behaviour_ratio_is_one() -> None:
 
 def test_what_comes_back_is_a_copy() -> None:
     for rule in ("local_old", "behaviour", "truncated"):
-        found = reference(rule, **BOTH)
-        found.behaviour_logps[0] = 7.0
+        result = reference(rule, **BOTH)
+        result.behaviour_logps[0] = 7.0
     assert 7.0 not in LOCAL + SENDER

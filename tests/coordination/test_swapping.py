@@ -134,8 +134,8 @@ def test_the_same_seed_gives_the_same_swaps(groups: list[tuple[list[float], int]
 
 @pytest.mark.parametrize("rule", ["balanced", "random", "full"])
 def test_other_seeds_give_other_swaps(rule: str) -> None:
-    found = {str(swapped([([0.0] * 6, 9)], rule, seed)) for seed in range(20)}
-    assert len(found) > 10
+    result = {str(swapped([([0.0] * 6, 9)], rule, seed)) for seed in range(20)}
+    assert len(result) > 10
 
 
 def test_problems_of_one_client_are_drawn_apart() -> None:

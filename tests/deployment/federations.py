@@ -289,12 +289,12 @@ class Deployment:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this federation that is there, whoever started it."""
-        found = [psutil.Process(fork.pid) for fork in self._forked if fork.is_alive()]
+        result = [psutil.Process(fork.pid) for fork in self._forked if fork.is_alive()]
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    result.append(process)
+        return result
 
 
 def _work(site: str, log: str, own: dict[str, str]) -> None:

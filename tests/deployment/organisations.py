@@ -37,12 +37,14 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2},
     },
     "flora": {"train": {"rounds": 2}, "aggregation": {"type": "flora"}, "lora": {"rank": {"ann": 2, "bob": 4}}},
+    "step": {"train": {"rounds": 3}, "aggregation": {"server_learning_rate": "auto", "server_agreement": "clients"}},
     "asking": {
         "train": {"rounds": 2},
         "supervision": {"type": "random", "budget": 0.5, "rest": "pseudo"},
     },
 }
-"""Federations whose clients remember something: moments; a round under way; a change of the base weights; labels."""
+"""Federations whose clients remember something: moments; a round under way; a change of the base weights; labels.
+In one the server remembers their changes."""
 
 
 def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:

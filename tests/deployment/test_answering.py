@@ -354,9 +354,9 @@ def test_the_client_code_is_given_no_terms_and_a_cohort_that_was_checked_once(
     monkeypatch.setattr("fedrlvr.deployment.site.handler.CohortApp", Spy)
     check = Cohort.self_check
 
-    def counted(self: Cohort, prompt_ids: Sequence[int], seed: int) -> None:
+    def counted(self: Cohort, seed: int) -> None:
         checked.append(self)
-        check(self, prompt_ids, seed)
+        check(self, seed)
 
     monkeypatch.setattr(Cohort, "self_check", counted)
     monkeypatch.setattr("torch.set_num_threads", threads.append)
@@ -408,11 +408,11 @@ def test_without_answers_one_can_be_evaluated_and_vote_but_not_be_graded(
     assert trained(ann, votes, "m3")
 
 
-@pytest.mark.parametrize(("whose", "place"), [("dataset", "runs/run/ledger.sqlite"), ("desk", "ledger.sqlite")])
+@pytest.mark.parametrize(("labels_from", "place"), [("dataset", "runs/run/ledger.sqlite"), ("desk", "ledger.sqlite")])
 def test_labels_lie_with_the_run_and_what_people_answer_beside_it(
-    whose: str, place: str, config: Config, cohort: Cohort, ann: Answering
+    labels_from: str, place: str, config: Config, cohort: Cohort, ann: Answering
 ) -> None:
-    how = {"type": "random", "budget": 1.0, "rest": "masked", "labels_from": whose}
+    how = {"type": "random", "budget": 1.0, "rest": "masked", "labels_from": labels_from}
     trained(ann, train_content(config, cohort, terms(config, cohort), supervision=how))
     assert [str(path.relative_to(ann.org.state)) for path in ann.org.state.rglob("*.sqlite")] == [place]
 

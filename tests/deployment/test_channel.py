@@ -50,9 +50,9 @@ def listening(org: Organisation, answer: Callable[[Frames], Frames | None]) -> N
 
 @pytest.fixture
 def org(organisation: Organisations) -> Organisation:
-    found = organisation()
-    channel.state_directory(found)
-    return found
+    result = organisation()
+    channel.state_directory(result)
+    return result
 
 
 def starting(
@@ -161,9 +161,9 @@ def test_the_secret_is_made_once_whoever_comes_first(org: Organisation) -> None:
     command += "sys.stdout.write(secret(Path(sys.argv[1])).hex())"
     run = [sys.executable, "-c", command, str(org.state)]
     processes = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    found = {process.communicate()[0] for process in processes}
+    result = {process.communicate()[0] for process in processes}
     path = org.state / "worker.secret"
-    assert found == {path.read_bytes().hex()}
+    assert result == {path.read_bytes().hex()}
     assert len(path.read_bytes()) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in org.state.iterdir()] == ["worker.secret"], "nothing temporary is left"
@@ -188,12 +188,12 @@ def test_a_long_path_has_its_socket_elsewhere(tmp_path: Path, monkeypatch: pytes
     limit = Path("/" + "x" * (100 - len("/worker.sock") - 1))
     assert channel.socket_path(limit) == limit / "worker.sock"
     long, other = tmp_path / ("x" * 100), tmp_path / ("y" * 100)
-    found = channel.socket_path(long)
-    assert found.parent.parent == tmp_path
-    assert found.parent.name.startswith(f"fedrlvr-{os.getuid()}-")
-    assert found.parent.stat().st_mode & 0o777 == 0o700
-    assert channel.socket_path(long) == found
-    assert channel.socket_path(other) != found
+    result = channel.socket_path(long)
+    assert result.parent.parent == tmp_path
+    assert result.parent.name.startswith(f"fedrlvr-{os.getuid()}-")
+    assert result.parent.stat().st_mode & 0o777 == 0o700
+    assert channel.socket_path(long) == result
+    assert channel.socket_path(other) != result
 
 
 @pytest.mark.parametrize("what", ["open", "link", "file"])

@@ -41,8 +41,8 @@ def rewards(directory: Path) -> list[dict[str, float]]:
 
 def checkpoints(directory: Path) -> dict[str, bytes]:
     """The global adapter after each round."""
-    found = sorted((directory / "checkpoints").glob("*/adapter.safetensors"))
-    return {path.parent.name: path.read_bytes() for path in found}
+    result = sorted((directory / "checkpoints").glob("*/adapter.safetensors"))
+    return {path.parent.name: path.read_bytes() for path in result}
 
 
 def assert_as_local(traces: Traces, deployment: Deployment, struck: Misses) -> None:
@@ -174,7 +174,7 @@ def test_a_supernode_that_is_killed_is_started_again_and_is_back_in_the_next_rou
 ) -> None:
     assert (1, "cyd") in second.missed
     assert deployment["cyd"].log.count(f"run {second.run}, round 1: sent") == 1  # its worker was not struck
-    assert "the SuperLink has let go of it" in text(deployment["cyd"].console)
+    assert "the SuperLink has deactivated it" in text(deployment["cyd"].console)
     assert (2, "cyd") not in second.missed
     assert second.records[1]["seconds"]["train"] <= SLOW_DEADLINE_S + MORE_S
 

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedrlvr.cli import federate as federate_command
+from fedrlvr.cli.interrupts import Interrupted
 from fedrlvr.cli.main import app
 from fedrlvr.config import load_resolved
 from fedrlvr.deployment.superlink.disclosure import travels
@@ -65,12 +66,12 @@ class Flower:
 
 @pytest.fixture
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
-    found = Flower()
-    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: found.flwr(link, *a))
-    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: found.follow(link, *a))
+    result = Flower()
+    monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: result.flwr(link, *a))
+    monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: result.follow(link, *a))
     monkeypatch.setattr("fedrlvr.reporting.tables.final_table", lambda *_: print("the table"))
     monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: [])
-    return found
+    return result
 
 
 @pytest.fixture
@@ -161,9 +162,9 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
     ("arguments", "text"),
     [
         ((), "Give a configuration"),
-        (("exp.toml",), "Say which SuperLink"),
+        (("exp.toml",), "--superlink"),
         (("exp.toml", "--resume", "x"), "Give a configuration"),
-        (("--resume", "x", "--set", "train.rounds=2", "--superlink", "hub"), "leave out --set"),
+        (("--resume", "x", "--set", "run.seed=2", "--superlink", "hub"), "run.seed"),
         (("exp.toml", "--superlink", "nowhere"), "there is no such directory"),
         (("exp.toml", "--superlink", "."), "is no directory that `fedrlvr superlink init` made"),
         (("exp.toml", "--superlink", "hub", "--insecure"), "a directory says both"),
@@ -197,6 +198,17 @@ def test_a_directory_that_holds_a_run_is_not_begun_anew_and_resume_goes_on_with_
     assert (error, code) == (None, 0), said
     assert run_settings(flower.calls[-3])["directory"] == str(run)
     assert (run / "config.json").read_bytes() == before
+    said, error, code = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=41")
+    assert (error, code) == (None, 0), said
+    longer = json.loads((run / "config.json").read_bytes())
+    assert longer["train"].pop("rounds") == 41
+    shorter = json.loads(before)
+    assert shorter["train"].pop("rounds") == 2
+    assert longer == shorter
+    (run / "checkpoints" / "round-0041").mkdir(parents=True)
+    _, error, _ = federate("--resume", run, "--superlink", hub, "--set", "train.rounds=40")
+    assert "has done 41 rounds" in str(error)
+    assert load_resolved(run / "config.json").train.rounds == 41
 
 
 @pytest.mark.parametrize(
@@ -224,8 +236,12 @@ def test_ctrl_c_stops_following_and_says_how_to_follow_end_or_resume(
     flower: Flower, exp: Path, hub: Path, tmp_path: Path
 ) -> None:
     flower.interrupt = True
-    said, _, code = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
-    assert code == 130
+    run = tmp_path / "run"
+    result = CliRunner().invoke(app, ["federate", str(exp), "--superlink", str(hub), "--set", f"run.directory={run}"])
+    said, last = result.output, str(result.exception)
+    assert isinstance(result.exception, Interrupted)
+    assert f"the run goes on in {run}" in last
+    assert last.endswith(f"fedrlvr federate --resume {run} --superlink {hub}")
     assert "The run goes on." in said
     assert "flwr log 77 fedrlvr" in said
     assert "flwr stop 77 fedrlvr" in said

@@ -136,8 +136,8 @@ def test_every_program_a_server_could_call_for_is_ours_or_refuses(tmp_path: Path
     path = flowerparts.environment(tmp_path, programs=tmp_path / "bin")["PATH"]
     for program in (tmp_path / "bin").iterdir():
         assert program.stat().st_mode & 0o777 == 0o700
-        found = subprocess.run(["sh", "-c", f"command -v {program.name}"], env={"PATH": path}, capture_output=True)
-        assert found.stdout.decode().strip() == str(program)
+        result = subprocess.run(["sh", "-c", f"command -v {program.name}"], env={"PATH": path}, capture_output=True)
+        assert result.stdout.decode().strip() == str(program)
         if program.name != flowerparts.CLIENT_APP:
             done = subprocess.run([program, "--token", "t"], capture_output=True, text=True)
             assert (done.returncode, done.stdout) == (1, "")

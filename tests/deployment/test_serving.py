@@ -15,11 +15,12 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.deployment.superlink.server_app import RUN_ID, run_id, serve
+from fedrlvr.deployment.superlink.server_app import run_id, serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.run_directory import RUN_ID_FILE
 from fedrlvr.simulation.grid import RUN_ID as FLOWERS_RUN
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.simulation.run import Federation, new_cohort, settled
@@ -108,6 +109,28 @@ def test_it_ends_with_the_adapter_and_the_numbers_of_the_local_engine(
     assert "connected: ann, bob, cyd" in said
 
 
+@pytest.mark.parametrize("rule", ["fedit", "ffa", "rolora", "flora", "fedex"])
+def test_a_given_adapter_reaches_organisations_that_have_only_the_model(
+    rule: str, place: tuple[Path, Path], tmp_path: Path
+) -> None:
+    fedrlvr.run(settings(*place, tmp_path / "first", train={"rounds": 1}))
+    changes = {"train": {"rounds": 2}, "aggregation": {"type": rule}}
+
+    def given(directory: Path) -> dict[str, Any]:
+        tree = settings(*place, directory, **changes)
+        tree["model"]["adapter"] = str(tmp_path / "first" / "checkpoints" / "round-0001")
+        return tree
+
+    fedrlvr.run(given(tmp_path / "local"))
+    grid = prepared(place, tmp_path / "deployed", changes)
+    config = settled(parse_config(given(tmp_path / "deployed")), tmp_path / "deployed")
+    atomic_text(tmp_path / "deployed" / "config.json", config.model_dump_json() + "\n")
+    serve(grid, {"directory": str(tmp_path / "deployed"), "wait": 1.0})
+    assert largest_difference(tmp_path / "local", tmp_path / "deployed") < 2e-4, "a step is 1e-2"
+    first, local = adapter(tmp_path / "first"), adapter(tmp_path / "local")
+    assert any(local[name].shape != first[name].shape or bool((local[name] != first[name]).any()) for name in first)
+
+
 def test_every_message_says_the_same_run_its_receiver_and_the_servers_model(
     place: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -189,7 +212,7 @@ def test_a_runs_id_is_made_once_and_has_nothing_in_it_that_a_path_could_not(tmp_
     first = run_id(directory)
     assert first == run_id(directory)
     assert set(first) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    (directory / RUN_ID).write_text("../../etc", "utf-8")
+    (directory / RUN_ID_FILE).write_text("../../etc", "utf-8")
     with pytest.raises(CheckpointError, match="does not hold a run's id"):
         run_id(directory)
 

@@ -51,9 +51,9 @@ def test_a_key_is_checked_for_who_may_read_it_and_its_public_half(tmp_path: Path
     org.key.write_text("nonsense")
     assert "no private key" in checks.key_pair(org).advice
     org.key.unlink()
-    found = checks.key_pair(org)
-    assert found.status == "problem"
-    assert "site init" in found.advice
+    result = checks.key_pair(org)
+    assert result.status == "problem"
+    assert "site init" in result.advice
 
 
 def test_a_port_is_free_or_anothers(tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_a_port_is_free_or_anothers(tmp_path: Path) -> None:
     org = init_site(tmp_path, "--port", number)
     assert checks.port(org) == Finding("port", f"{number} on 127.0.0.1 is free")
     with socket.create_server(("127.0.0.1", number)):
-        found = checks.port(org)
-    assert (found.status, found.value) == ("problem", f"{number} is taken")
+        result = checks.port(org)
+    assert (result.status, result.value) == ("problem", f"{number} is taken")
 
 
 def test_a_disk_without_room_is_told_in_an_organisations_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,17 +84,17 @@ def shown(authority: Path, directory: Path | None) -> Finding:
 
 def test_a_good_certificate_is_said_to_be_good_for_so_many_days(authority: Path) -> None:
     certificates.make_server_certificate(authority, ["127.0.0.1"])
-    found = shown(authority, authority)
-    assert found.status == "ok"
-    assert "of this authority, good for 729 more days" in found.value
+    result = shown(authority, authority)
+    assert result.status == "ok"
+    assert "of this authority, good for 729 more days" in result.value
 
 
 def test_a_certificate_that_expires_soon_is_noted(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificates, "SERVER_YEARS", 10.5 / 365)
     certificates.make_server_certificate(authority, ["127.0.0.1"])
-    found = shown(authority, authority)
-    assert (found.status, "good for 10 more days" in found.value) == ("note", True)
-    assert "superlink renew" in found.advice
+    result = shown(authority, authority)
+    assert (result.status, "good for 10 more days" in result.value) == ("note", True)
+    assert "superlink renew" in result.advice
 
 
 def test_a_certificate_that_has_expired_is_told_from_one_that_is_not_valid_yet(
@@ -106,9 +106,9 @@ def test_a_certificate_that_has_expired_is_told_from_one_that_is_not_valid_yet(
     monkeypatch.setattr(certificates, "SERVER_YEARS", -1 / 365)
     monkeypatch.setattr(certificates, "_SLACK", datetime.timedelta(days=2))
     certificates.make_server_certificate(authority, ["127.0.0.1"])
-    found = shown(authority, authority)
-    assert found.status == "problem"
-    assert "has expired" in found.advice
+    result = shown(authority, authority)
+    assert result.status == "problem"
+    assert "has expired" in result.advice
     monkeypatch.setattr(certificates, "SERVER_YEARS", 1)
     monkeypatch.setattr(certificates, "_SLACK", datetime.timedelta(days=-2))
     certificates.make_server_certificate(early, ["127.0.0.1"])
@@ -122,24 +122,24 @@ def test_a_certificate_for_another_name_is_told_from_one_of_another_authority(au
     certificates.make_server_certificate(other, ["127.0.0.1"])
     certificates.make_server_certificate(authority, ["link.example", "127.0.0.2"])
     for directory, advice in ((authority, "not for this name"), (other, "Another authority than")):
-        found = shown(authority, directory)
-        assert found.status == "problem"
-        assert advice in found.advice
+        result = shown(authority, directory)
+        assert result.status == "problem"
+        assert advice in result.advice
 
 
 def test_a_server_without_tls_is_told(authority: Path) -> None:
-    found = shown(authority, None)
-    assert found.status == "problem"
-    assert "does not speak TLS" in found.advice
+    result = shown(authority, None)
+    assert result.status == "problem"
+    assert "does not speak TLS" in result.advice
 
 
 def test_why_nobody_answers_is_told(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(address: str) -> Finding:
         return checks.server_certificate(address, authority / "ca.crt")
 
-    found = connect(f"127.0.0.1:{closed_port()}")
-    assert (found.name, found.status) == (checks.UNREACHED, "problem")
-    assert "nothing listens on that port" in found.advice
+    result = connect(f"127.0.0.1:{closed_port()}")
+    assert (result.name, result.status) == (checks.UNREACHED, "problem")
+    assert "nothing listens on that port" in result.advice
     failures: list[tuple[OSError, str]] = [
         (socket.gaierror(-2, "Name or service not known"), "The name link.example is unknown here"),
         (TimeoutError("timed out"), "A firewall may be between"),
@@ -151,9 +151,9 @@ def test_why_nobody_answers_is_told(authority: Path, monkeypatch: pytest.MonkeyP
             raise failure
 
         monkeypatch.setattr(socket, "create_connection", fail)
-        found = connect("link.example:9092")
-        assert (found.name, found.status) == (checks.UNREACHED, "problem")
-        assert advice in found.advice
+        result = connect("link.example:9092")
+        assert (result.name, result.status) == (checks.UNREACHED, "problem")
+        assert advice in result.advice
 
 
 def test_an_authority_that_is_missing_or_none_is_told(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_a_superlink_without_tls_is_only_asked_whether_it_is_there(tmp_path: Pat
     with serving(None) as address:
         org = init_site(tmp_path, "--insecure", superlink=address)
         assert checks.registration(org).status == "ok"
-    found = checks.registration(org)
-    assert (found.name, found.status) == (checks.UNREACHED, "problem")
+    result = checks.registration(org)
+    assert (result.name, result.status) == (checks.UNREACHED, "problem")
 
 
 def test_a_registration_that_cannot_be_asked_for_is_no_yes(
@@ -191,8 +191,8 @@ def test_a_tasks_problems_are_counted_and_graded(organisation: Organisations) ->
     org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "Say it."}})
     write_problems(org.directory / "problems", ["ann"], train=8, test=4)
     held: dict[str, Any] = {}
-    found = checks.task(org, "main", held)
-    assert found == Finding("task main", "8 problems for training, 4 held out; 12 gold answers graded")
+    result = checks.task(org, "main", held)
+    assert result == Finding("task main", "8 problems for training, 4 held out; 12 gold answers graded")
     assert len(held["main"]) == 12
     assert held["main"][0].endswith("\nSay it.")
 
@@ -211,9 +211,9 @@ def test_what_is_wrong_with_a_task_is_told(organisation: Organisations) -> None:
     assert "there" in checks.task(org, "main", {}).advice
     assert checks.task(org, "main", {}).status == "problem"
     write_problems(org.directory / "problems", ["ann"])
-    found = checks.task(org, "main", {})
-    assert found.status == "problem"
-    assert "The reward is wrong on" in found.advice
+    result = checks.task(org, "main", {})
+    assert result.status == "problem"
+    assert "The reward is wrong on" in result.advice
     org = organisation(tasks={"main": {"reward": "absent:nothing"}})
     assert checks.task(org, "main", {}).value == "its problems cannot be used"
 
@@ -221,9 +221,9 @@ def test_what_is_wrong_with_a_task_is_told(organisation: Organisations) -> None:
 def test_a_task_below_the_privacy_floor_is_told(organisation: Organisations) -> None:
     org = organisation(tasks={"main": {"name": "jsonl", "path": "problems"}}, limits={"least_problems": 9})
     write_problems(org.directory / "problems", ["ann"], train=8)
-    found = checks.task(org, "main", {})
-    assert found.status == "problem"
-    assert "limits.least_problems = 9" in found.advice
+    result = checks.task(org, "main", {})
+    assert result.status == "problem"
+    assert "limits.least_problems = 9" in result.advice
 
 
 def test_problems_without_answers_are_noted_where_somebody_may_give_them(organisation: Organisations) -> None:
@@ -234,8 +234,8 @@ def test_problems_without_answers_are_noted_where_somebody_may_give_them(organis
     for row in rows:
         del row["answer"]
     (org.directory / "problems" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = checks.task(org, "main", {})
-    assert (found.status, found.value.endswith("4 gold answers graded, 8 without an answer")) == ("note", True)
+    result = checks.task(org, "main", {})
+    assert (result.status, result.value.endswith("4 gold answers graded, 8 without an answer")) == ("note", True)
     limits = {"labels_from": ["dataset"], "supervision": ["labels"]}
     assert checks.task(organisation(tasks={"main": task}, limits=limits), "main", {}).status == "problem"
 
@@ -278,9 +278,9 @@ def test_prompts_that_fill_the_model_are_told(organisation: Organisations) -> No
 
 def test_a_model_that_is_not_there_is_told(organisation: Organisations) -> None:
     org = organisation(models={"absent": "./absent"})
-    [found] = checks.model(org, "absent", {})
-    assert found.status == "problem"
-    assert "is not a directory" in found.advice
+    [result] = checks.model(org, "absent", {})
+    assert result.status == "problem"
+    assert "is not a directory" in result.advice
 
 
 def test_a_model_beside_site_toml_is_found_from_anywhere(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ from small_runs import write_problems
 from typer.testing import CliRunner
 
 from fedrlvr.cli.site import site, supernode_command
+from fedrlvr.cli.superlink import superlink
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site import socket as channel
@@ -259,9 +261,9 @@ def test_status_shows_the_last_of_what_was_asked_and_stop_ends_the_worker(organi
     assert told("stop", org.path) == "no worker was running\n"
     channel.ask(org, {"type": "status"}, b"")
     said = told("status", org.path)
-    found = channel.status(org)
-    assert found is not None
-    assert f"pid {found['pid']}" in said
+    result = channel.status(org)
+    assert result is not None
+    assert f"pid {result['pid']}" in said
     for number in range(30):
         with org.log.open("a") as log:
             log.write(f"line {number}\n")
@@ -280,3 +282,17 @@ def test_help_answers_at_once() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_directories_of_site_and_superlink_are_this_users_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        init_site(tmp_path / "a" / "site")
+        CliRunner().invoke(superlink, ["init", str(tmp_path / "b" / "link"), "--address", "localhost:9092"])
+    finally:
+        os.umask(before)
+    for path in ("a", "a/site", "b", "b/link", "b/link/flower"):
+        assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o700, path
+    keys = list(tmp_path.rglob("*.key"))
+    assert keys
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}

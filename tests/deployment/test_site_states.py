@@ -27,13 +27,13 @@ class Client:
 
     def answer(self, kind: str, round_: int, message: str) -> list[str]:
         """Apply a message and save: `begin`, `go_on` or `look`."""
-        found: Past = getattr(self.states, kind)(round_)
-        record = found.state.get("past")
+        result: Past = getattr(self.states, kind)(round_)
+        record = result.state.get("past")
         past = [*(record["list"] if record is not None else []), message]  # type: ignore[misc]
-        context = Context(1, 1, {}, found.state, {})
+        context = Context(1, 1, {}, result.state, {})
         context.state["past"] = ConfigRecord({"list": past})
         context.state["moments"] = ArrayRecord({"b": torch.full((2,), float(len(past))), "a": torch.zeros(1)})
-        self.states.save(round_, found, context, message, f"reply to {message}".encode())
+        self.states.save(round_, result, context, message, f"reply to {message}".encode())
         return past
 
     def written(self) -> list[Path]:

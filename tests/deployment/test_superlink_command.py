@@ -100,9 +100,9 @@ def lines_since(server: Path, start: int, text: str) -> list[str]:
     """The server's log lines with a text, after so many bytes of it, once there is one."""
     end = time.monotonic() + 20
     while True:
-        found = [line for line in (server / "log").read_bytes()[start:].decode().splitlines() if text in line]
-        if found or time.monotonic() > end:
-            return found
+        result = [line for line in (server / "log").read_bytes()[start:].decode().splitlines() if text in line]
+        if result or time.monotonic() > end:
+            return result
         time.sleep(0.05)
 
 

@@ -63,9 +63,9 @@ def gone(pid: int) -> bool:
 def running(org: Organisation) -> int:
     """The worker's process id, which is started if there is none."""
     channel._reach(org).close()
-    found = channel.status(org)
-    assert found is not None
-    return int(found["pid"])
+    result = channel.status(org)
+    assert result is not None
+    return int(result["pid"])
 
 
 def test_killed_with_kill_9_in_a_message_and_between_messages_it_is_as_if_it_had_not_been(
@@ -81,16 +81,16 @@ def test_killed_with_kill_9_in_a_message_and_between_messages_it_is_as_if_it_had
     asked: list[str] = []
 
     def kill() -> None:
-        found = channel.status(ann)
-        assert found is not None
-        killed.append(int(found["pid"]))
+        result = channel.status(ann)
+        assert result is not None
+        killed.append(int(result["pid"]))
         os.kill(killed[-1], signal.SIGKILL)
 
     def kill_when_it_grades() -> None:
         until(waiting.exists)
-        found = channel.status(ann)
-        assert found is not None
-        asked.append(found["busy"])
+        result = channel.status(ann)
+        assert result is not None
+        asked.append(result["busy"])
         wait.unlink()
         kill()
 
@@ -118,10 +118,10 @@ def test_killed_with_kill_9_in_a_message_and_between_messages_it_is_as_if_it_had
     assert log.count("loaded tiny in ") == 3
     assert "ann-train" not in log
     assert "of ann?" not in log
-    found = channel.status(ann)
-    assert found is not None
-    assert found["models"] == ["tiny"]
-    assert (found["busy"], found["waiting"]) == (None, 0)
+    result = channel.status(ann)
+    assert result is not None
+    assert result["models"] == ["tiny"]
+    assert (result["busy"], result["waiting"]) == (None, 0)
 
 
 def test_a_worker_without_work_ends_and_leaves_no_socket(organisation: Organisations) -> None:
@@ -139,17 +139,17 @@ def test_two_client_apps_at_once_start_one_worker_and_a_third_process_goes_by_it
     organisation: Organisations,
 ) -> None:
     org = organisation()
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(running(org))) for _ in range(3)]
+    result: list[int] = []
+    threads = [threading.Thread(target=lambda: result.append(running(org))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [found[0]] * 3
+    assert result == [result[0]] * 3
     command = [sys.executable, "-m", "fedrlvr.deployment.site.worker", str(org.path)]
     assert subprocess.run(command, check=False, timeout=120).returncode == 0
     assert org.log.read_text("utf-8").count("a worker begins") == 1
-    assert (org.state / "worker.lock").read_text("utf-8") == f"{found[0]}\n"
+    assert (org.state / "worker.lock").read_text("utf-8") == f"{result[0]}\n"
 
     # Who lacks the secret, or does not show that he has it, gets nothing; nobody else waits for him.
     path = str(channel.socket_path(org.state))
@@ -175,14 +175,14 @@ def test_two_client_apps_at_once_start_one_worker_and_a_third_process_goes_by_it
                 connection.recv_bytes()
     reply, _ = channel.ask(org, header(), b"\x80\x04.")
     assert reply == {"ok": False, "kind": "refused", "reason": "bytes that are no content of a message"}
-    assert channel.status(org)["pid"] == found[0]  # type: ignore[index]
+    assert channel.status(org)["pid"] == result[0]  # type: ignore[index]
 
     mode = {path.name: path.stat().st_mode & 0o077 for path in org.state.iterdir()}
     assert set(mode) >= {"worker.sock", "worker.secret", "worker.lock", "worker.log", "site.log"}
     assert {name for name, others in mode.items() if others} == set()
     assert org.state.stat().st_mode & 0o077 == 0
     assert channel.stop(org) is True
-    until(lambda: gone(found[0]))
+    until(lambda: gone(result[0]))
     assert channel.stop(org) is False
 
 

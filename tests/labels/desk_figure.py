@@ -35,16 +35,16 @@ def queries() -> list[Query]:
     chosen = problems(split="train", size=2, seed=5)
     prompts = [problem.prompt for problem in chosen for _ in range(GROUP)]
     texts = respond(model, tokenizer, prompts, sample=True)
-    found = []
+    result = []
     for index, problem in enumerate(chosen):
         group = texts[GROUP * index : GROUP * (index + 1)]
         votes = clusters([extract(text, problem.kind) for text in group])
         if votes.majority is None or not any(votes.others):
             continue
         shown = (group[votes.members.index(votes.majority)], group[votes.others.index(True)])
-        found.append(Query(problem.question, 1, 1, None, None, votes.label, votes.votes, GROUP, shown))
-    found.sort(key=lambda query: (not 3 <= query.votes <= 5, -sum(map(len, query.responses))))
-    return [*reversed(found[: DONE + 1]), *found[DONE + 1 :]]
+        result.append(Query(problem.question, 1, 1, None, None, votes.label, votes.votes, GROUP, shown))
+    result.sort(key=lambda query: (not 3 <= query.votes <= 5, -sum(map(len, query.responses))))
+    return [*reversed(result[: DONE + 1]), *result[DONE + 1 :]]
 
 
 def main(out: Path, look: str = "light") -> None:

@@ -69,9 +69,9 @@ class Process:
 
     @property
     def port(self) -> int:
-        found = re.search(r":(\d+)/", self.url)
-        assert found is not None
-        return int(found[1])
+        result = re.search(r":(\d+)/", self.url)
+        assert result is not None
+        return int(result[1])
 
     def kill(self) -> None:
         self.process.kill()

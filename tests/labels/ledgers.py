@@ -31,5 +31,5 @@ def asked(ledger: LabelLedger, *problems: str, step: int = 1, at: float = 0.0) -
 
 
 def given(ledger: LabelLedger, expert: str, at: float) -> str | None:
-    found = ledger.next_open(expert, at=at)
-    return None if found is None else found.problem
+    result = ledger.next_open(expert, at=at)
+    return None if result is None else result.problem

@@ -32,12 +32,12 @@ def attributes(path: Path) -> Iterator[ast.Attribute]:
 
 def where(*names: str) -> dict[str, set[str]]:
     """By file: everything of which one of these attributes is taken, whether it is called or handed on."""
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in attributes(path):
             if node.attr in names:
-                found.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(ast.unparse(node.value))
-    return found
+                result.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(ast.unparse(node.value))
+    return result
 
 
 # Who may look.
@@ -56,9 +56,9 @@ def test_only_experiments_peek_at_answers() -> None:
 
 
 def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
-    found = where("everything")
-    assert found.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
-    assert found == {"tasks/deal.py": {"client.answers"}, "cli/main.py": {"client.answers"}}
+    result = where("everything")
+    assert result.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
+    assert result == {"tasks/deal.py": {"client.answers"}, "cli/main.py": {"client.answers"}}
 
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
@@ -66,7 +66,7 @@ def test_nobody_else_is_handed_a_clients_answers() -> None:
 
 
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:
-    graded = {file: {one for one in values if one.endswith("answers")} for file, values in where("grade").items()}
+    graded = {file: {value for value in values if value.endswith("answers")} for file, values in where("grade").items()}
     assert {file for file, values in graded.items() if values} == {"labels/client_ledger.py"}
 
 

@@ -96,7 +96,7 @@ def test_an_answer_is_unknown_until_it_is_paid_for_and_then_there_at_once(disk: 
     assert ledger.grade(P2, [TWO, FOUR]) is None
     (entry,) = disk.entries()
     assert (entry.problem, entry.step, entry.asked_at, entry.label) == ("p1", 3, 1_000_000.0, "2")
-    assert [(one.expert, one.answer) for one in entry.opinions] == [("dataset", "2")]
+    assert [(opinion.expert, opinion.answer) for opinion in entry.opinions] == [("dataset", "2")]
 
 
 def test_an_answer_is_bought_once(disk: LabelLedger, clock: Clock) -> None:
@@ -134,7 +134,7 @@ def test_what_people_say_counts_and_not_what_the_data_set_says(disk: LabelLedger
     ledger.ask(query("p1", majority="2"))
     disk.answer("p1", "correct", "8/2", expert="eve", at=1.0)
     assert ledger.grade(P1, [TWO, FOUR]) == [0.0, 1.0]
-    assert [one.expert for one in disk.entries()[0].opinions] == ["eve"]
+    assert [opinion.expert for opinion in disk.entries()[0].opinions] == ["eve"]
 
 
 def test_two_experts_who_write_one_answer_differently_agree(disk: LabelLedger, clock: Clock) -> None:
@@ -243,19 +243,19 @@ def test_share_total_and_day_each_bind(
     disk: LabelLedger, clock: Clock, share: float, budget: dict[str, int], asked: Sequence[int]
 ) -> None:
     """The first step of each day is at its beginning, the second twelve hours later."""
-    method, ledger, found = Selection("entropy", budget=share, rest="masked"), dataset(disk, clock, **budget), []
+    method, ledger, result = Selection("entropy", budget=share, rest="masked"), dataset(disk, clock, **budget), []
     start = clock.now
     for number in range(4):
         clock.now = start + (number % 2) * DAY / 2 + (number // 2) * (DAY + 1) * 2
         method.supervise(step(number), ledger)
-        found.append(disk.asked())
-    assert found == asked
+        result.append(disk.asked())
+    assert result == asked
 
 
 def test_rewards_are_by_what_was_bought_and_else_the_majoritys(disk: LabelLedger, clock: Clock) -> None:
     ledger, method = dataset(disk, clock), Selection("entropy", budget=0.25, rest="masked")
-    found = method.supervise(step(0), ledger)
-    assert [(one.rewards, one.true) for one in found[:3]] == [
+    result = method.supervise(step(0), ledger)
+    assert [(one.rewards, one.true) for one in result[:3]] == [
         ([1.0, 1.0, 0.0], True),  # 1 + 1
         ([0.0, 0.0, 1.0], True),  # 2 + 2, where the majority says 2
         ([1.0, 1.0, 0.0], False),
@@ -267,7 +267,7 @@ def test_people_answer_between_two_steps(disk: LabelLedger, clock: Clock) -> Non
     ledger, method = desk(disk, clock), Selection("entropy", budget=0.25, rest="masked")
     assert [one.true for one in method.supervise(step(0), ledger)] == [False] * 8
     disk.answer("p2", "correct", "4", expert="eve", at=1.0)
-    found = method.supervise(step(1), ledger)
-    assert [one.true for one in found] == [False, True] + [False] * 6
-    assert (found[1].rewards, found[1].multiplier) == ([0.0, 0.0, 1.0], 1.0)
-    assert (found[0].multiplier, disk.asked()) == (0.0, 4)
+    result = method.supervise(step(1), ledger)
+    assert [one.true for one in result] == [False, True] + [False] * 6
+    assert (result[1].rewards, result[1].multiplier) == ([0.0, 0.0, 1.0], 1.0)
+    assert (result[0].multiplier, disk.asked()) == (0.0, 4)

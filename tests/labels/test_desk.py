@@ -178,7 +178,11 @@ def test_every_verdict_is_stored_as_it_was_said(web: TestClient, ledger: LabelLe
     assert say(web, "p2", "correct", " 43 ").json() == {"done": 2}
     assert say(web, "p3", "unanswerable").json() == {"done": 3}
     assert say(web, "p4", "skip").json() == {"done": 3}
-    said = [(one.expert, one.verdict, one.answer, one.at) for entry in ledger.entries() for one in entry.opinions]
+    said = [
+        (opinion.expert, opinion.verdict, opinion.answer, opinion.at)
+        for entry in ledger.entries()
+        for opinion in entry.opinions
+    ]
     assert said == [
         ("ann", "accept", "42", 77.5),
         ("ann", "correct", "43", 77.5),
@@ -347,7 +351,7 @@ def test_going_back_gives_ones_own_words_the_latest_first(
     now[0] = 6.0
     say(web, "p2", "correct", "9")
     assert web.get("/api/last?expert=ann").json()["said"] == {"verdict": "correct", "answer": "9"}
-    assert [one.answer for one in ledger.entries()[1].opinions] == ["9"]
+    assert [opinion.answer for opinion in ledger.entries()[1].opinions] == ["9"]
 
 
 # The spreadsheet.

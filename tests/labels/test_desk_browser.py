@@ -107,7 +107,8 @@ def test_twenty_problems_are_labelled_by_keyboard_and_a_kill_in_the_middle_loses
         served.kill()
     assert seen == [f"p{rank:02}" for rank in range(1, 21)]  # each once, the most wanted first
     said = {
-        entry.problem: [(one.expert, one.verdict, one.answer) for one in entry.opinions] for entry in ledger.entries()
+        entry.problem: [(opinion.expert, opinion.verdict, opinion.answer) for opinion in entry.opinions]
+        for entry in ledger.entries()
     }
     assert said == {problem: [("Dr. Ruiz", *word)] for problem, word in expected.items()}
 
@@ -135,7 +136,7 @@ def test_a_kill_after_the_answer_was_stored_does_not_ask_again(browser: Browser,
         after(page, 1)
         assert lost
         assert problem_of(page) == "p2"
-    assert [[(one.verdict, one.answer) for one in entry.opinions] for entry in ledger.entries()] == [
+    assert [[(opinion.verdict, opinion.answer) for opinion in entry.opinions] for entry in ledger.entries()] == [
         [("accept", "42")],
         [],
     ]
@@ -271,7 +272,7 @@ def test_an_expert_goes_back_corrects_asks_a_second_opinion_and_skips(browser: B
         page.wait_for_selector("#earlier", state="hidden")
         assert problem_of(page) == "p1"
     said = {
-        entry.problem: ([(one.verdict, one.answer) for one in entry.opinions], entry.wanted)
+        entry.problem: ([(opinion.verdict, opinion.answer) for opinion in entry.opinions], entry.wanted)
         for entry in ledger.entries()
     }
     assert said == {"p1": ([("skip", None)], 1), "p2": ([("correct", "b")], 1), "p3": ([("correct", "7")], 2)}
@@ -323,12 +324,12 @@ def write_sums(directory: Path) -> Path:
     """Twelve sums without an answer to train on, four with one held out."""
     directory.mkdir()
     for split in ("train", "test"):
-        found = load(
+        result = load(
             "embedded", None, split, size=12 if split == "train" else 4, seed=0, families=["sum"], levels=["easy"]
         )
-        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in found]
+        rows = [{"prompt": p.prompt, "id": p.id, "source": "sum"} for p in result]
         if split == "test":
-            rows = [{**row, "answer": p.answer} for row, p in zip(rows, found, strict=True)]
+            rows = [{**row, "answer": p.answer} for row, p in zip(rows, result, strict=True)]
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return directory
 
@@ -389,3 +390,23 @@ def rounds_of(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line)["clients"]["clinic"] for line in lines[1:]]
+
+
+def test_characters_that_nobody_sees_are_shown_as_their_escapes(browser: Browser, run: Path) -> None:
+    ask(
+        ledger_of(run),
+        "p1",
+        "What\u202e is\u200b 1?\x1b[2J\n\tNow.",
+        majority="4\u202e2",
+        responses=("\ue000 42", "\u2066"),
+    )
+    served = start(run)
+    try:
+        page = enter(browser, served.url, "Dr. Ruiz")
+        assert problem_of(page) == "p1"
+        assert page.text_content("#prompt") == "What\\u{202e} is\\u{200b} 1?\\u{1b}[2J\n\tNow."
+        assert page.text_content("#majority") == "4\\u{202e}2"
+        assert page.text_content("#response-1") == "\\u{e000} 42"
+        assert page.text_content("#response-2") == "\\u{2066}"
+    finally:
+        served.kill()

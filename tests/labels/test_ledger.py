@@ -147,7 +147,10 @@ def test_the_longest_answer_is_taken_and_a_data_set_may_give_a_longer_one(ledger
     ledger.ask(query(kind="exact"), at=0.0)
     ledger.answer("p1", "correct", "x" * LONGEST_ANSWER, expert="Ann", at=1.0)
     ledger.answer("p1", "correct", "y" * (LONGEST_ANSWER + 1), expert="dataset", at=1.0)
-    assert [len(one.answer or "") for one in ledger.entries()[0].opinions] == [LONGEST_ANSWER, LONGEST_ANSWER + 1]
+    assert [len(opinion.answer or "") for opinion in ledger.entries()[0].opinions] == [
+        LONGEST_ANSWER,
+        LONGEST_ANSWER + 1,
+    ]
 
 
 def test_any_text_survives_and_what_cannot_be_utf8_is_spelled_out(ledger: LabelLedger) -> None:
@@ -210,7 +213,7 @@ def test_the_grader_decides_what_is_one_answer_and_disagreement_is_kept(ledger: 
     ledger.answer("p1", "correct", "5.0", expert="Cid", at=3.0)
     assert ledger.label("p1", same) == "5"
     assert ledger.label("p1", str.__eq__) is None
-    assert [one.answer for one in ledger.entries()[0].opinions] == ["5", "4", "5.0"]
+    assert [opinion.answer for opinion in ledger.entries()[0].opinions] == ["5", "4", "5.0"]
 
 
 def test_counts_add_up(ledger: LabelLedger) -> None:

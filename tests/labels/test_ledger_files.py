@@ -50,8 +50,8 @@ def answer_all(path: Path, expert: str, start: threading.Event | None = None) ->
     if start is not None:
         start.wait()
     # The time stands still, so that no lease runs out.
-    while (found := ledger.next_open(expert, at=1.0)) is not None:
-        ledger.answer(found.problem, "accept", None, expert=expert, at=1.0)
+    while (result := ledger.next_open(expert, at=1.0)) is not None:
+        ledger.answer(result.problem, "accept", None, expert=expert, at=1.0)
     ledger.close()
 
 
@@ -84,11 +84,11 @@ def test_two_threads_share_one_ledger_and_are_never_given_the_same_problem(ledge
         try:
             for _ in range(PROBLEMS // 2):
                 together.wait(30)
-                found = ledger.next_open(expert, at=1.0)
-                assert found is not None
-                seen[expert].append(found.problem)
+                result = ledger.next_open(expert, at=1.0)
+                assert result is not None
+                seen[expert].append(result.problem)
                 together.wait(30)
-                ledger.answer(found.problem, "accept", None, expert=expert, at=1.0)
+                ledger.answer(result.problem, "accept", None, expert=expert, at=1.0)
         except BaseException as error:
             failed.append(error)
             together.abort()

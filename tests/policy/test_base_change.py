@@ -148,12 +148,12 @@ def test_a_layer_and_its_gradients_against_the_dense_sum(
     ours = torch.autograd.grad((mine * weights).sum(), (x, layer.A, layer.B))
 
     rows = []
-    whose = {r: i for i, start, end in spans or [(i, 3 * i, 3 * i + 3) for i in range(4)] for r in range(start, end)}
+    owner = {r: i for i, start, end in spans or [(i, 3 * i, 3 * i + 3) for i in range(4)] for r in range(start, end)}
     for r in range(12):
         weight = layer.base.weight
-        if r in whose:
-            change = [one, one, None, two][whose[r]]
-            weight = weight + 2.0 * layer.B[whose[r]] @ layer.A[whose[r]]  # alpha 8, rank 4
+        if r in owner:
+            change = [one, one, None, two][owner[r]]
+            weight = weight + 2.0 * layer.B[owner[r]] @ layer.A[owner[r]]  # alpha 8, rank 4
             if change is not None:
                 weight = weight + change.scale * change.layers[name].B @ change.layers[name].A
         rows.append(weight @ x[r])

@@ -216,8 +216,8 @@ def test_the_growing_cache_cannot_be_replayed(llama: Path, monkeypatch: pytest.M
     plain = draw(cohort, DECODINGS["plain"], decode_cache="growing", compact=False)
     monkeypatch.setattr(decode, "can_capture", lambda device: True)
     monkeypatch.setattr(decode, "capture", tape_of([]))
-    static = decode.expand
-    monkeypatch.setattr(decode, "expand", lambda *args, **kwargs: static(*args, **(kwargs | {"at": None})))
+    static = decode.RowCache
+    monkeypatch.setattr(decode, "RowCache", lambda *args, **kwargs: static(*args, **(kwargs | {"at": None})))
     replayed = draw(cohort, DECODINGS["plain"], decode_cache="static", compact=False)
     assert [r.token_ids for r in replayed[0][0]] != [r.token_ids for r in plain[0][0]]
 

@@ -137,18 +137,18 @@ def test_the_numbers_of_foreign_responses_are_theirs_alone(edit: Edit, llama: Pa
             ratios.append(p / (p + 0.1) if edit is shaped else p / torch.tensor(response.logps).exp())
     flat = torch.cat(ratios)
     clipped = int((flat > 1.1).sum())  # both have a positive advantage
-    found = stats["a"].foreign
-    assert found is not None
-    assert found.tokens == len(flat)
-    assert found.mean == pytest.approx(float(flat.mean()), rel=1e-4)
-    assert found.largest == pytest.approx(float(flat.max()), rel=1e-4)
-    assert found.clipped == clipped / len(flat)
+    result = stats["a"].foreign
+    assert result is not None
+    assert result.tokens == len(flat)
+    assert result.mean == pytest.approx(float(flat.mean()), rel=1e-4)
+    assert result.largest == pytest.approx(float(flat.max()), rel=1e-4)
+    assert result.clipped == clipped / len(flat)
     assert (clipped > 0) == (edit is not shaped)
     # A client's numbers count them among all.
     assert stats["a"].ratios.tokens == sum(len(r.token_ids) for group in groups for r in group.responses)
-    assert stats["a"].ratios.tokens > found.tokens
-    assert stats["a"].ratios.largest >= found.largest
-    assert stats["a"].ratios.mean != pytest.approx(found.mean, rel=1e-2)
+    assert stats["a"].ratios.tokens > result.tokens
+    assert stats["a"].ratios.largest >= result.largest
+    assert stats["a"].ratios.mean != pytest.approx(result.mean, rel=1e-2)
 
 
 def test_without_foreign_responses_there_are_no_numbers_of_them(llama: Path) -> None:
@@ -177,10 +177,10 @@ def test_rescored_by_the_receiver_the_foreign_ratio_is_one(llama: Path) -> None:
     before = [list(r.logps) for group in groups for r in group.responses if r.origin is Origin.OWN]
     cohort.rescore({"a": [group.prompt_ids for group in groups]}, {"a": theirs})
     assert [list(r.logps) for group in groups for r in group.responses if r.origin is Origin.OWN] == before
-    found = cohort.learn({"a": groups}, {"a": 0.0})["a"].foreign
-    assert found is not None
-    assert (found.mean, found.largest) == (pytest.approx(1.0, abs=1e-5), pytest.approx(1.0, abs=1e-5))
-    assert found.clipped == 0.0
+    result = cohort.learn({"a": groups}, {"a": 0.0})["a"].foreign
+    assert result is not None
+    assert (result.mean, result.largest) == (pytest.approx(1.0, abs=1e-5), pytest.approx(1.0, abs=1e-5))
+    assert result.clipped == 0.0
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.4])

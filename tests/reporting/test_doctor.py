@@ -16,7 +16,7 @@ from fedrlvr.reporting.doctor import Finding
 
 
 def test_packages_that_fit_that_do_not_and_that_are_missing() -> None:
-    found = list(
+    result = list(
         doctor.packages(
             [
                 "rich>=1",
@@ -29,7 +29,7 @@ def test_packages_that_fit_that_do_not_and_that_are_missing() -> None:
             ]
         )
     )
-    by_name = {finding.name: finding for finding in found}
+    by_name = {finding.name: finding for finding in result}
     assert by_name["packages"].value.startswith("rich ")
     assert by_name["numpy"].status == "note"
     assert by_name["no-such-package-anywhere"].status == "problem"

@@ -24,11 +24,11 @@ TENTHS = 10
 
 def table(**bins: tuple[int, float, int]) -> dict[str, list[float]]:
     """Calibration: bin1=(n, sum, right) and so on, the others empty."""
-    found: dict[str, list[float]] = {key: [0] * TENTHS for key in ("n", "sum", "right")}
+    result: dict[str, list[float]] = {key: [0] * TENTHS for key in ("n", "sum", "right")}
     for name, row in bins.items():
         for key, value in zip(("n", "sum", "right"), row, strict=True):
-            found[key][int(name.removeprefix("bin"))] = value
-    return found
+            result[key][int(name.removeprefix("bin"))] = value
+    return result
 
 
 def told(asked: int, used: int, held: int, right: float | None, **more: Any) -> dict[str, Any]:
@@ -85,11 +85,11 @@ def test_without_labels_asked_for_there_is_no_line() -> None:
 
 
 def test_shares_by_client_and_their_mean_by_hand() -> None:
-    found = shares(labelled_records())
-    assert list(found) == ["alpha", "beta"]
-    assert found["alpha"] == [(1, (0.2, 0.1, 0.3, 0.4)), (2, (0.0, 0.2, 0.2, 0.6))]
-    assert mean_shares(found)[0] == (1, pytest.approx((0.1, 0.15, 0.25, 0.5)))
-    assert mean_shares({"a": found["alpha"], "b": found["beta"][1:]})[0] == (1, (0.2, 0.1, 0.3, 0.4))
+    result = shares(labelled_records())
+    assert list(result) == ["alpha", "beta"]
+    assert result["alpha"] == [(1, (0.2, 0.1, 0.3, 0.4)), (2, (0.0, 0.2, 0.2, 0.6))]
+    assert mean_shares(result)[0] == (1, pytest.approx((0.1, 0.15, 0.25, 0.5)))
+    assert mean_shares({"a": result["alpha"], "b": result["beta"][1:]})[0] == (1, (0.2, 0.1, 0.3, 0.4))
     assert shares(run_records()) == {}
     assert mean_shares({}) == []
 
@@ -97,17 +97,17 @@ def test_shares_by_client_and_their_mean_by_hand() -> None:
 def test_calibrations_are_added_bin_by_bin() -> None:
     records = labelled_records()
     records[2]["clients"]["beta"]["audit_calibration"] = table(bin9=(2, 1.9, 0))
-    found = calibration(records, "audit_calibration")
-    assert found == table(bin2=(8, 2.0, 1), bin9=(4, 3.8, 2))
-    assert found is not None
-    assert calibration_points(found) == [(0.25, 0.125, 8), (0.95, 0.5, 4)]
+    result = calibration(records, "audit_calibration")
+    assert result == table(bin2=(8, 2.0, 1), bin9=(4, 3.8, 2))
+    assert result is not None
+    assert calibration_points(result) == [(0.25, 0.125, 8), (0.95, 0.5, 4)]
     assert calibration(run_records(), "calibration") is None
     assert calibration([{"round": 1, "clients": {"a": {"calibration": table()}}}], "calibration") is None
 
 
 def test_the_section_of_the_report() -> None:
-    found = page(labelled_records(), parse_config(CARE))
-    text = words(found)
+    result = page(labelled_records(), parse_config(CARE))
+    text = words(result)
     assert "alpha 8 8 8 62.5 % 82.0 % 0.20" in text
     assert "beta 3 2 3 0.0 % – –" in text
     assert "all 11 10 11 50.0 % 82.0 % 0.20" in text
@@ -124,7 +124,7 @@ def test_the_section_of_the_report() -> None:
         "supervision.audit is set",
     ):
         assert title in text
-    assert len(found.ids) == len(set(found.ids))
+    assert len(result.ids) == len(set(result.ids))
     assert "supervision care (budget 20 %)" in text
 
 
@@ -161,11 +161,11 @@ def test_many_clients_are_one_bundle_of_shares_and_folded() -> None:
     names = [f"client-{i}" for i in range(1, 61)]
     own = {name: numbers() | told(1, 1, 1, 0.5, share_query=0.5, share_masked=0.5) for name in names}
     text = render(parse_config(CARE), [{"round": r, "clients": own, "seconds": {}} for r in (1, 2)])
-    found = Page(text)
+    result = Page(text)
     assert "<h3>mean of the clients</h3>" in text
     assert "<h3>client-5</h3>" not in text
-    assert "60 clients" in found.words
-    assert "all 120 120 60 50.0 %" in words(found)
+    assert "60 clients" in result.words
+    assert "all 120 120 60 50.0 %" in words(result)
 
 
 def test_drawings_are_the_same_each_time_and_take_their_colours_from_the_page() -> None:
@@ -229,7 +229,7 @@ def test_the_terminal_s_table_of_labels(tmp_path: Path) -> None:
 
 
 def test_a_tracker_gets_numbers_alone() -> None:
-    found = dict(flatten(labelled_records()[1]))
-    assert found["alpha/labels_asked"] == 4
-    assert not any("calibration" in name for name in found)
-    assert all(isinstance(value, int | float) for value in found.values())
+    result = dict(flatten(labelled_records()[1]))
+    assert result["alpha/labels_asked"] == 4
+    assert not any("calibration" in name for name in result)
+    assert all(isinstance(value, int | float) for value in result.values())

@@ -15,6 +15,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import CheckpointError
 from fedrlvr.reporting.figures import COLOURS, Curve, draw_curves
 from fedrlvr.reporting.report import _read_holdings, render, write_report
+from fedrlvr.reporting.scores import dropped_responses
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HELD = {"train": {("alpha", "sum"): 70, ("beta", "dose"): 30}, "test": {("alpha", "sum"): 7}}
@@ -84,9 +85,9 @@ def test_a_clear_rise_is_called_one() -> None:
 
 
 def test_nothing_comes_from_elsewhere_and_no_script_runs() -> None:
-    found = page(run_records(rounds=3, evaluated=(0, 1, 3)), holdings=HELD)
-    assert not {"script", "link", "img", "iframe", "object", "image"} & set(found.tags)
-    for name, value in found.attributes:
+    result = page(run_records(rounds=3, evaluated=(0, 1, 3)), holdings=HELD)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(result.tags)
+    for name, value in result.attributes:
         assert not name.startswith("on")
         if name in ("href", "xlink:href", "src"):
             assert str(value).startswith("#")
@@ -97,10 +98,10 @@ def test_nothing_comes_from_elsewhere_and_no_script_runs() -> None:
 
 
 def test_ids_are_unique_and_colours_belong_to_the_page() -> None:
-    found = page(run_records(rounds=3, evaluated=(0, 1, 3)))
-    assert found.ids
-    assert len(found.ids) == len(set(found.ids))
-    style = " ".join(str(value) for name, value in found.attributes if name in ("style", "fill", "stroke"))
+    result = page(run_records(rounds=3, evaluated=(0, 1, 3)))
+    assert result.ids
+    assert len(result.ids) == len(set(result.ids))
+    style = " ".join(str(value) for name, value in result.attributes if name in ("style", "fill", "stroke"))
     assert "var(--line-1)" in style
     assert not re.findall(r"(?:fill|stroke): #", style)  # each colour is the style sheet's, for light and dark
 
@@ -116,27 +117,47 @@ def test_names_are_escaped() -> None:
     for record in records:
         for sources in record.get("evaluate", {}).values():
             sources[evil] = score(4, 1)
-    found = page(records, parse_config({"run": {"name": evil}}), {"train": {("alpha", evil): 1}, "test": {}})
-    assert "script" not in found.tags
-    assert found.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
+    result = page(records, parse_config({"run": {"name": evil}}), {"train": {("alpha", evil): 1}, "test": {}})
+    assert "script" not in result.tags
+    assert result.words.count(evil) >= 4  # the heading, the table, the legend, the holdings
 
 
 def test_who_was_left_out_is_said_with_the_reason_and_escaped() -> None:
     records = run_records()
     assert "Left out" not in page(records).words
     records[2]["left_out"] = {"beta": "round 2, beta: <blink>no</blink> adapter"}
-    found = page(records)
-    assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(found.words.split()))
-    assert "blink" not in found.tags
+    result = page(records)
+    assert re.search(r"2 *beta *round 2, beta: <blink>no</blink> adapter", " ".join(result.words.split()))
+    assert "blink" not in result.tags
+
+
+def test_public_responses_that_were_dropped_are_counted_by_client_and_reason() -> None:
+    records = run_records()
+    for record in records[1:]:
+        exchanged = {"alpha": {"sent": 8, "dropped_tail": 2, "dropped_hidden": 1}, "beta": {"sent": 8}}
+        record["exchanges"] = [{"exchange": 1, "clients": exchanged}] * 2
+    assert dropped_responses(records) == [("alpha", 32, {"hidden": 4, "tail": 8})]
+    assert "hidden 4, tail 8" in page(records).words
 
 
 def test_client_weights_are_drawn_where_they_change() -> None:
     records = run_records()
     for alpha, record in ((0.5, records[1]), (0.5, records[2])):
         record["clients"]["alpha"]["weight"], record["clients"]["beta"]["weight"] = alpha, 1 - alpha
-    assert "What a client's adapter counts" not in page(records).words
+    assert "Weight of each client's adapter" not in page(records).words
     records[2]["clients"]["alpha"]["weight"] = 0.7
-    assert "What a client's adapter counts" in page(records).words
+    assert "Weight of each client's adapter" in page(records).words
+
+
+def test_the_servers_step_is_drawn_where_there_is_one() -> None:
+    records = run_records()
+    assert "The server's step" not in page(records).words
+    records[1]["server_step"] = {"learning_rate": 1.8, "mean_cosine": 0.1, "norms": {"alpha": 1.0, "beta": 2.0}}
+    records[2]["server_step"] = {"learning_rate": 1.0, "norms": {"alpha": 1.0}}  # one client was left
+    assert "The server's step" in page(records).words
+    how = {"server_learning_rate": "auto", "server_optimizer": "nesterov"}
+    method = page(records, parse_config({"aggregation": how})).words
+    assert "aggregation fedit (server step auto, server optimizer nesterov)" in method
 
 
 def test_the_method_names_what_differs_in_the_aggregation() -> None:
@@ -178,10 +199,10 @@ def test_many_clients_are_drawn_as_a_bundle_and_folded() -> None:
         }
         for r in (0, 1, 2)
     ]
-    found = page(records)
-    assert found.tags.count("details") == 2
-    assert "each of 60 clients" in found.words
-    style = " ".join(str(value) for name, value in found.attributes if name == "style")
+    result = page(records)
+    assert result.tags.count("details") == 2
+    assert "each of 60 clients" in result.words
+    style = " ".join(str(value) for name, value in result.attributes if name == "style")
     assert "var(--accent)" in style
 
 
@@ -206,7 +227,7 @@ def test_write_report_takes_the_holdings_in_its_directory(tmp_path: Path) -> Non
     (tmp_path / "holdings.json").write_text(json.dumps(FILE), "utf-8")
     path = write_report(tmp_path, Config(), run_records())
     assert path == tmp_path / "report.html"
-    assert "Who holds what" in path.read_text("utf-8")
+    assert "Problems by client" in path.read_text("utf-8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["holdings.json", "report.html"]
 
 

@@ -27,46 +27,46 @@ from fedrlvr.reporting.scores import (
 def test_one_sample_per_problem_gives_wilsons_interval():
     # Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662, 15 of 148 is 0.0624 to 0.1605, 0 of 20 is 0 to 0.1611.
     for n, right, low, high in ((263, 81, 0.2553, 0.3662), (148, 15, 0.0624, 0.1605), (20, 0, 0.0, 0.1611)):
-        found = estimate(n, right, right)
-        assert found.mean == pytest.approx(right / n)
-        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+        result = estimate(n, right, right)
+        assert result.mean == pytest.approx(right / n)
+        assert (result.low, result.high) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_an_all_right_source_still_has_room_below():
-    found = estimate(29, 29, 29)  # Newcombe 1998: 29 of 29 is 0.8830 to 1
-    assert (found.mean, found.high) == (1.0, 1.0)
-    assert found.low == pytest.approx(0.8830, abs=5e-5)
+    result = estimate(29, 29, 29)  # Newcombe 1998: 29 of 29 is 0.8830 to 1
+    assert (result.mean, result.high) == (1.0, 1.0)
+    assert result.low == pytest.approx(0.8830, abs=5e-5)
 
 
 def test_several_samples_narrow_the_interval():
     # Rates 1/2, 1/2, 1, 0: m = 1/2, S = 1/2, v = (1/2 + 1/4) / 5 = 0.15, effective n = 4 (1/4) / 0.15 = 20/3.
-    found = estimate(4, 2.0, 1.5)
+    result = estimate(4, 2.0, 1.5)
     effective = 20 / 3
     half = Z / (1 + Z**2 / effective) * math.sqrt(0.25 / effective + Z**2 / (4 * effective**2))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert (result.mean, result.low, result.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     binary = estimate(4, 2.0, 2.0)
-    assert binary.low < found.low
-    assert found.high < binary.high
+    assert binary.low < result.low
+    assert result.high < binary.high
 
 
 def test_many_problems_approach_the_normal_interval():
     n = 10_000  # half the problems at 1/4, half at 3/4: standard deviation 1/4
-    found = estimate(n, n / 2, n / 2 * (1 / 16 + 9 / 16))
-    assert found.high - found.low == pytest.approx(2 * Z * 0.25 / math.sqrt(n), rel=1e-3)
+    result = estimate(n, n / 2, n / 2 * (1 / 16 + 9 / 16))
+    assert result.high - result.low == pytest.approx(2 * Z * 0.25 / math.sqrt(n), rel=1e-3)
 
 
 def test_equal_rates_of_few_problems_are_not_certainty():
-    found = estimate(2, 1.0, 0.5)  # two problems, both right half the time
-    assert found.low < 0.25
-    assert found.high > 0.75
+    result = estimate(2, 1.0, 0.5)  # two problems, both right half the time
+    assert result.low < 0.25
+    assert result.high > 0.75
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
 def test_an_interval_holds_its_mean_and_stays_within_0_and_1(rights):
     rates = [right / 4 for right in rights]
-    found = estimate(len(rates), sum(rates), sum(r * r for r in rates))
-    assert 0 <= found.low <= found.mean <= found.high <= 1
-    assert found.high > found.low
+    result = estimate(len(rates), sum(rates), sum(r * r for r in rates))
+    assert 0 <= result.low <= result.mean <= result.high <= 1
+    assert result.high > result.low
 
 
 def test_an_estimate_needs_problems():
@@ -79,20 +79,20 @@ def test_an_estimate_needs_problems():
 def test_difference_by_newcombes_method_10():
     # Newcombe 1998 (differences), table II: 56/70 - 48/80 is 0.2000 with 0.0524 to 0.3339; 10/10 - 0/10 is 1 with
     # 0.6075 to 1.
-    found = difference(estimate(70, 56, 56), estimate(80, 48, 48))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    assert found.n == 70
+    result = difference(estimate(70, 56, 56), estimate(80, 48, 48))
+    assert (result.mean, result.low, result.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert result.n == 70
     extreme = difference(estimate(10, 10, 10), estimate(10, 0, 0))
     assert (extreme.mean, extreme.low, extreme.high) == pytest.approx((1.0, 0.6075, 1.0), abs=5e-5)
 
 
 def test_macro_mean_counts_each_source_the_same_and_adds_squares():
-    found = macro_mean([Estimate(0.2, 0.1, 0.4, 10), Estimate(0.6, 0.4, 0.7, 1000)])
+    result = macro_mean([Estimate(0.2, 0.1, 0.4, 10), Estimate(0.6, 0.4, 0.7, 1000)])
     # Down: sqrt(0.1^2 + 0.2^2) / 2; up: sqrt(0.2^2 + 0.1^2) / 2.
-    assert found.mean == pytest.approx(0.4)
-    assert found.low == pytest.approx(0.4 - math.sqrt(0.05) / 2)
-    assert found.high == pytest.approx(0.4 + math.sqrt(0.05) / 2)
-    assert found.n == 1010
+    assert result.mean == pytest.approx(0.4)
+    assert result.low == pytest.approx(0.4 - math.sqrt(0.05) / 2)
+    assert result.high == pytest.approx(0.4 + math.sqrt(0.05) / 2)
+    assert result.n == 1010
 
 
 def test_macro_mean_of_one_is_itself():
@@ -133,9 +133,9 @@ def test_a_source_without_problems_is_left_out():
 
 
 def test_evaluations_by_round():
-    found = evaluations(run_records(rounds=3, evaluated=(0, 1, 3)))
-    assert list(found) == [0, 1, 3]
-    overall, sources = found[1]
+    result = evaluations(run_records(rounds=3, evaluated=(0, 1, 3)))
+    assert list(result) == [0, 1, 3]
+    overall, sources = result[1]
     assert overall.mean == pytest.approx((0.4 + 0.55) / 2)  # sum: 8 of 20; dose: 11 of 20
     assert sources["sum"].mean == pytest.approx(0.4)
 

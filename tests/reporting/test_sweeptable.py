@@ -34,10 +34,10 @@ def test_the_quantiles_that_have_a_closed_form() -> None:
 
 def test_mean_and_interval_by_hand() -> None:
     """1, 2, 4, 5: mean 3, squared distances 4 + 1 + 1 + 4 = 10, s = sqrt(10 / 3), half = 3.18245 s / 2."""
-    found = spread({0: 1.0, 1: 2.0, 2: 4.0, 3: 5.0})
-    assert found is not None
-    assert (found.mean, found.by_seed) == (3.0, {0: 1.0, 1: 2.0, 2: 4.0, 3: 5.0})
-    assert found.half == pytest.approx(2.905164, abs=1e-5)
+    result = spread({0: 1.0, 1: 2.0, 2: 4.0, 3: 5.0})
+    assert result is not None
+    assert (result.mean, result.by_seed) == (3.0, {0: 1.0, 1: 2.0, 2: 4.0, 3: 5.0})
+    assert result.half == pytest.approx(2.905164, abs=1e-5)
     same = spread({0: 7.0, 1: 7.0})
     assert same is not None
     assert same.half == 0.0

@@ -70,9 +70,10 @@ def test_final_table_of_many_clients_sums_them_up(tmp_path: Path) -> None:
 
 def test_scores_table_reads_no_markup() -> None:
     screen, out = console()
-    scores_table([{"source": "[red]x", "n": 20, "total": 0, "squares": 0}, {"source": "y", **score(10, 10)}], screen)
+    scores = {"[red]x": {"n": 20, "total": 0, "squares": 0}, "y": score(10, 10)}
+    scores_table({"ann": scores}, screen)
     assert "[red]x 20 0.0 % [0.0, 16.1]" in squeezed(out)
-    assert "mean over families 30 50.0 %" in squeezed(out)
+    assert "all mean 30 50.0 %" in squeezed(out)
 
 
 def test_holdings_table() -> None:

@@ -43,11 +43,13 @@ def test_tensorboard_gets_every_saved_round(tmp_path: Path, monkeypatch: pytest.
     assert writers == [], "nothing is written before the run starts"
     tracker.notify(RunStarted(str(tmp_path), ["alpha"], rounds=2, local_steps=1, first_round=0))
     record = run_records()[1]
+    record["server_step"] = {"learning_rate": 1.8, "norms": {"alpha": 2.0}}
     tracker.notify(RoundSaved(1, record))
     tracker.close()
     (writer,) = writers
     assert writer.directory == str(tmp_path / "tensorboard")
     assert ("alpha/reward", record["clients"]["alpha"]["reward"], 1) in writer.scalars
+    assert ("server_step/learning_rate", 1.8, 1) in writer.scalars
     assert writer.closed
 
 

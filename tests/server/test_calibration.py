@@ -50,8 +50,8 @@ def test_the_lists_come_into_the_line_of_metrics_by_client() -> None:
     trained(strategy, {1: reply(**GOOD), 2: reply(**GOOD, **AUDIT)})
     clients = json.loads(json.dumps(strategy.record.to_json()))["clients"]
     labelled, everything = {"n": N, "sum": SUM, "right": RIGHT}, {"n": N, "sum": SUM, "right": N}
-    found = {name: {k: v for k, v in clients[name].items() if "calibration" in k} for name in NAMES.values()}
-    assert found == {
+    result = {name: {k: v for k, v in clients[name].items() if "calibration" in k} for name in NAMES.values()}
+    assert result == {
         "ann": {"calibration": labelled},
         "bob": {"calibration": labelled, "audit_calibration": everything},
         "cyd": {},
@@ -60,21 +60,21 @@ def test_the_lists_come_into_the_line_of_metrics_by_client() -> None:
 
 
 def test_a_reply_without_lists_has_no_calibration() -> None:
-    assert read_calibrations(message(), whose="ann") == {}
+    assert read_calibrations(message(), place="ann") == {}
 
 
 def test_lists_are_no_numbers() -> None:
-    assert set(read_numbers(message(**GOOD, **AUDIT), whose="ann")) == {"num-examples", "reward"}
+    assert set(read_numbers(message(**GOOD, **AUDIT), place="ann")) == {"num-examples", "reward"}
 
 
 def test_nothing_judged_is_no_mistake() -> None:
     none = {"p1_n": [0] * 10, "p1_sum": [0.0] * 10, "p1_right": [0] * 10}
-    assert read_calibrations(message(**none), whose="ann")["calibration"]["n"] == [0] * 10
+    assert read_calibrations(message(**none), place="ann")["calibration"]["n"] == [0] * 10
 
 
 def test_a_sum_may_be_rounded_above_its_problems() -> None:
     near = {**GOOD, "p1_sum": [*SUM[:9], 2 + 5e-7]}
-    assert read_calibrations(message(**near), whose="ann")["calibration"]["sum"] == near["p1_sum"]
+    assert read_calibrations(message(**near), place="ann")["calibration"]["sum"] == near["p1_sum"]
 
 
 def at(column: list[Any], place: int, value: Any) -> list[Any]:
@@ -111,7 +111,7 @@ def test_lists_that_no_problems_can_have_given_are_refused_by_name(
     columns = {"n": N, "sum": SUM, "right": RIGHT, **changes}
     lists = {f"{prefix}_{key}": column for key, column in columns.items() if column is not None}
     with pytest.raises(MessageError, match=f"^ann: {prefix}_n, _sum and _right .*{told}"):
-        read_calibrations(message(**lists), whose="ann")
+        read_calibrations(message(**lists), place="ann")
 
 
 def test_who_sends_such_lists_is_left_out() -> None:

@@ -36,7 +36,7 @@ def test_what_is_loaded_is_what_was_saved_in_the_models_order(tmp_path: Path) ->
     assert loaded is not None
     assert (loaded.round, loaded.strategy) == (2, {"note": [2, None, "x"]})
     assert list(loaded.adapter.layers) == ["up", "down"], "not the alphabet's"
-    loaded.adapter.check_like(make_adapter(0.0), whose="the loaded one")
+    loaded.adapter.check_like(make_adapter(0.0), place="the loaded one")
     assert all(bool((tensor == 2).all()) for _, tensor in loaded.adapter.tensors())
 
 

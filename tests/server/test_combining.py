@@ -47,17 +47,17 @@ def reply(adapter: Adapter, examples: int = 1, halves: Halves = "AB", **metrics:
 
 def delivered(strategy: FederatedRLVR, round_: int) -> list[Message]:
     """A round's messages as the clients have them."""
-    found: list[Message] = []
+    result: list[Message] = []
 
     def keep(messages: Sequence[Message], _: Sequence[Context]) -> list[Message]:
-        found.extend(messages)
+        result.extend(messages)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
     grid = LocalGrid(keep, contexts(strategy.clients))
     strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
-    return found
+    return result
 
 
 def trained(strategy: FederatedRLVR, round_: int, answer: Callable[[str], RecordDict | Error]) -> None:

@@ -106,7 +106,7 @@ def test_ffa_sends_b_alone_beside_the_seeded_a() -> None:
         assert brought(model, client) == ("B", "none", HALF)
         assert (notes(model, client).seeded, notes(model, client).keep) == (0, "nothing")
         arrays = records(model, client).array_records["arrays"]
-        got = arrays_to_adapter(arrays, random_adapter(1), whose="ann", halves="B")
+        got = arrays_to_adapter(arrays, random_adapter(1), place="ann", halves="B")
         assert all(torch.equal(got.layers[name].B, random_adapter(3).layers[name].B) for name in SHAPES)
     assert model.state() == {}
 
@@ -130,7 +130,7 @@ def test_the_half_that_is_sent_is_that_of_the_adapter_as_it_is_now() -> None:
         if replaced:
             model.replace(random_adapter(5))
         arrays = records(model, "bob").array_records["arrays"]
-        got = arrays_to_adapter(arrays, random_adapter(1), whose="bob", halves="B")
+        got = arrays_to_adapter(arrays, random_adapter(1), place="bob", halves="B")
         assert all(torch.equal(got.layers[name].B, random_adapter(seed).layers[name].B) for name in SHAPES)
 
 
@@ -176,7 +176,7 @@ def test_a_client_of_a_smaller_rank_gets_a_narrow_adapter() -> None:
         for client in ("ann", "bob"):
             arrays = records(model, client, 1).array_records["arrays"]
             assert sum(array.numpy().size for array in arrays.values()) == 14, "7 and 7"
-            got.append(arrays_to_adapter(arrays, random_adapter(1).at_rank(1), whose=client))
+            got.append(arrays_to_adapter(arrays, random_adapter(1).at_rank(1), place=client))
         a, b = random_adapter(seed).layers["up"]
         for one in got:
             torch.testing.assert_close(one.layers["up"].A, a[:1], rtol=0, atol=0)

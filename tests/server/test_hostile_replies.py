@@ -38,13 +38,15 @@ def archive() -> Array:
     return Array("int32", (1,), "numpy.ndarray", buffer.getvalue())
 
 
-def federation(directory: Path, change: Callable[[Message, RecordDict], None], **settings: Any) -> FederatedRLVR:
-    """A run of two rounds with an exchange each; `change` alters the third client's replies."""
+def federation(
+    directory: Path, change: Callable[[Message, RecordDict], Error | None], quorum: float = 0.5, **settings: Any
+) -> FederatedRLVR:
+    """A run of two rounds with an exchange each; `change` alters the third client's replies, or gives an error."""
     public = PublicSet(
         [Problem("spell", "A", "p0", "spelling", "exact")], lambda ids: "A", lambda text, _: 1.0, "m", "t", 27
     )
     strategy = make_strategy(
-        quorum=0.5,
+        quorum=quorum,
         public=public,
         data={"public_size": 1},
         coordination={"type": "pubswap", "public_problems": 1},
@@ -53,7 +55,7 @@ def federation(directory: Path, change: Callable[[Message, RecordDict], None], *
     )
     strategy.observer = Listeners([MetricsLog(directory)])
 
-    def answer(message: Message) -> RecordDict:
+    def answer(message: Message) -> RecordDict | Error:
         kind = message.metadata.message_type
         if kind == "evaluate":
             reply = scores_reply(["s"], [1], [1.0], [1.0])
@@ -63,9 +65,8 @@ def federation(directory: Path, change: Callable[[Message, RecordDict], None], *
             reply = RecordDict({RESPONSES: responses_record(sent, 27), STAMP: stamp_record(stamp)})
         else:
             reply = train_reply(9.0 if message.metadata.dst_node_id == CYD else 2.0, reward=0.5, seconds_train=1.0)
-        if message.metadata.dst_node_id == CYD:
-            change(message, reply)
-        return reply
+        error = change(message, reply) if message.metadata.dst_node_id == CYD else None
+        return error or reply
 
     strategy.start(LocalGrid(answering(answer), contexts()), Checkpoints(directory, 3))
     return strategy
@@ -111,8 +112,6 @@ KINDS: dict[str, tuple[Callable[[Message, RecordDict], None], dict[str, Any]]] =
     "empty list": (extra([]), {}),
     "empty text": (extra(""), {}),
     "empty bytes": (extra(b""), {}),
-    "stamp of an empty text": (stamped(""), {}),
-    "stamp of an empty list": (stamped([]), {}),
     "rewards of FGRPO's window": (number("reward", 1e308), {"weights": "fgrpo", "fgrpo_baseline": "window"}),
     "reward": (number("reward", 1e308), {}),
     "seconds": (number("seconds_sample", 1e308), {}),
@@ -129,17 +128,46 @@ def test_a_hostile_reply_leaves_its_client_out_and_the_run_ends_with_the_others(
     write_report(tmp_path, strategy.config, records)
 
 
-@pytest.mark.parametrize(
-    ("name", "array"), [("age", Array(np.array([2**40]))), ("age", archive()), ("length", archive())], ids=range(3)
-)
-def test_responses_that_cannot_be_read_are_dropped_by_the_name_of_their_client(
-    name: str, array: Array, tmp_path: Path
+def responding(change: Callable[[Message, RecordDict], None]) -> Callable[[Message, RecordDict], None]:
+    def changed(message: Message, reply: RecordDict) -> None:
+        if message.metadata.message_type == RESPOND:
+            change(message, reply)
+
+    return changed
+
+
+MALFORMED = {
+    "age": column("age", Array(np.array([2**40]))),
+    "archive as ages": column("age", archive()),
+    "archive as lengths": column("length", archive()),
+    "stamp of an empty text": stamped(""),
+    "stamp of an empty list": stamped([]),
+    "empty list beside good responses": responding(extra([])),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.parametrize("quorum", [0.5, 1.0])
+def test_a_malformed_reply_of_an_exchange_leaves_its_client_out_of_that_exchange_alone(
+    kind: str, quorum: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    federation(tmp_path, column(name, array))
+    strategy = federation(tmp_path, MALFORMED[kind], quorum=quorum)
     for line in lines(tmp_path)[1:]:
         exchanged = line["exchanges"][0]["clients"]
         assert exchanged["cyd"]["dropped_unreadable"] == 1
         assert [exchanged[client]["pooled"] for client in ("ann", "bob", "cyd")] == [1, 1, 0]
+        assert line.get("left_out", {}) == {}
+    assert not any(bool((tensor == 2.0).all()) for _, tensor in strategy.adapter.tensors()), "its adapter counts"
+    assert any("round 1, exchange 1, cyd: responses left out" in text for text in caplog.messages)
+
+
+def test_a_client_that_fails_in_an_exchange_is_left_out_of_the_round(tmp_path: Path) -> None:
+    def fails(message: Message, _: RecordDict) -> Error | None:
+        return Error(0, "its disk is full") if message.metadata.message_type == RESPOND else None
+
+    strategy = federation(tmp_path, fails)
+    assert all(bool((tensor == 2.0).all()) for _, tensor in strategy.adapter.tensors())
+    assert [set(line["left_out"]) for line in lines(tmp_path)[1:]] == [{"cyd"}] * 2
 
 
 def test_any_exception_while_a_reply_is_read_is_named_by_its_class_alone(
@@ -147,7 +175,7 @@ def test_any_exception_while_a_reply_is_read_is_named_by_its_class_alone(
 ) -> None:
     from fedrlvr.server import strategy as module
 
-    def fails(message: Message, *, whose: str) -> dict[str, float]:
+    def fails(message: Message, *, place: str) -> dict[str, float]:
         if message.metadata.src_node_id == CYD:
             raise KeyError("\x1b[2J foreign")
         return {"num-examples": 1, "reward": 0.5}

@@ -48,17 +48,17 @@ def answer(*probes: float, examples: int = 1, value: float = 1.0) -> RecordDict:
 
 def asked(strategy: FederatedRLVR, round_: int) -> list[Message]:
     """A round's train messages as the clients have them."""
-    found: list[Message] = []
+    result: list[Message] = []
 
     def keep(messages: Sequence[Message], _: Sequence[object]) -> list[Message]:
-        found.extend(messages)
+        result.extend(messages)
         return [Message(RecordDict(), reply_to=message) for message in messages]
 
     grid = LocalGrid(keep, contexts(strategy.clients))
     strategy.participation.record = RoundRecord(round_)
     arrays = adapter_to_arrays(strategy.adapter)
     grid.push_messages(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
-    return found
+    return result
 
 
 def trained(strategy: FederatedRLVR, round_: int, replies: Mapping[str, RecordDict | Error]) -> None:
@@ -72,7 +72,7 @@ def trained(strategy: FederatedRLVR, round_: int, replies: Mapping[str, RecordDi
 def brought(messages: Sequence[Message]) -> list[list[float] | None]:
     """The probes in each message."""
     return [
-        read_probes(m.content.array_records[PROBES], THREE, whose="the server").tolist()
+        read_probes(m.content.array_records[PROBES], THREE, place="the server").tolist()
         if PROBES in m.content
         else None
         for m in messages

@@ -32,8 +32,8 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Problems of two of the embedded reasoner's families as a user's own files: 24 to train on, 8 held out."""
     directory = tmp_path_factory.mktemp("problems")
     for split, per_cell in (("train", 12), ("test", 4)):
-        found = load("embedded", None, split, size=per_cell, seed=0, families=["sum", "difference"], levels=["easy"])
-        rows = [{"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source} for p in found]
+        result = load("embedded", None, split, size=per_cell, seed=0, families=["sum", "difference"], levels=["easy"])
+        rows = [{"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source} for p in result]
         write(directory / f"{split}.jsonl", rows)
     return directory
 
@@ -71,15 +71,15 @@ def ledger(directory: Path, client: str) -> LabelLedger:
 
 def paid(directory: Path) -> set[str]:
     """Problems that somebody asked about."""
-    found = set()
+    result = set()
     for client in CLIENTS:
         opened = ledger(directory, client)
-        found |= {entry.problem for entry in opened.entries()}
+        result |= {entry.problem for entry in opened.entries()}
         opened.close()
-    return found
+    return result
 
 
-CARE = {"type": "care", "budget": 0.25, "warm_up": 2, "trusted": 0.25}
+CARE = {"type": "care", "budget": 0.25, "vote_free_steps": 2, "trusted": 0.25}
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,11 @@ RUNS: dict[str, Changes] = {
     },
     "pubswap": PUBSWAP,
     "pubswap-shaped": {**PUBSWAP, "coordination": {**PUBSWAP["coordination"], "swap": "full", "ratio": "shaped"}},
-    "care": {**THREE, "supervision": {"type": "care", "budget": 0.25, "warm_up": 1, "audit": True}},
-    "care-shared": {**THREE, "supervision": {"type": "care", "budget": 0.25, "warm_up": 0, "share_probes": True}},
+    "care": {**THREE, "supervision": {"type": "care", "budget": 0.25, "vote_free_steps": 1, "audit": True}},
+    "care-shared": {
+        **THREE,
+        "supervision": {"type": "care", "budget": 0.25, "vote_free_steps": 0, "share_probes": True},
+    },
     "majority": {"supervision": {"type": "majority", "audit": True}},
     "entropy": {"supervision": {"type": "entropy", "budget": 0.25, "rest": "pseudo"}},
     "fgrpo": {**THREE, "aggregation": {"weights": "fgrpo"}},

@@ -132,8 +132,8 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     result = strategy.start(grid, adapter_to_arrays(initial), num_rounds=1, train_config=train_config)
 
     assert result.arrays is not None
-    theirs = arrays_to_adapter(result.arrays, initial, whose="FedAvg")
-    locals_ = [arrays_to_adapter(r.content.array_records["arrays"], initial, whose="a client") for r in sent]
+    theirs = arrays_to_adapter(result.arrays, initial, place="FedAvg")
+    locals_ = [arrays_to_adapter(r.content.array_records["arrays"], initial, place="a client") for r in sent]
     examples = [float(r.content.metric_records["metrics"]["num-examples"]) for r in sent]  # type: ignore[arg-type]
     assert len(locals_) == 2
     mean_adapter = FedIT().aggregate(zip(locals_, examples, strict=True)).adapter

@@ -156,7 +156,7 @@ def test_no_message_log_or_file_holds_a_prompt_an_answer_or_a_response(
 def test_labels_that_are_paid_for_stay_on_the_clients_disk(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    care = {"type": "care", "budget": 0.5, "warm_up": 1, "share_probes": True, "audit": True}
+    care = {"type": "care", "budget": 0.5, "vote_free_steps": 1, "share_probes": True, "audit": True}
     watched = watch(configured, tmp_path, "federated", monkeypatch, "small_runs:parity", supervision=care)
     travelled = searchable(contents(watched.messages))
     assert b"labels_asked" in travelled
@@ -169,8 +169,8 @@ def test_labels_that_are_paid_for_stay_on_the_clients_disk(
         assert leaks(secrets, server) == []
     # What was asked about is in the ledger, of each client its own.
     for client in CLIENTS:
-        found = leaks(watched.problems, (watched.directory / "clients" / client / "ledger.sqlite").read_bytes())
-        assert found
+        result = leaks(watched.problems, (watched.directory / "clients" / client / "ledger.sqlite").read_bytes())
+        assert result
 
 
 def test_an_error_of_a_reward_tells_neither_answer_nor_response(
@@ -239,6 +239,6 @@ def test_a_run_that_leaks_is_caught(configured: Configs, tmp_path: Path, monkeyp
     monkeypatch.setattr(StepMetrics, "sampled", take)
     monkeypatch.setattr(StepMetrics, "summary", lambda self: {**summary(self), "extra": list(taken)})
     watched = watch(configured, tmp_path, "federated", monkeypatch, "small_runs:parity")
-    found = leaks(watched.responses, searchable(contents(watched.messages)))
-    assert any("in JSON" in what for what in found)
+    result = leaks(watched.responses, searchable(contents(watched.messages)))
+    assert any("in JSON" in what for what in result)
     assert leaks(watched.problems, searchable(contents(watched.messages))) == []

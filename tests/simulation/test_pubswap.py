@@ -6,12 +6,13 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from leaks import Secrets, contents, leaks, searchable
 from safetensors.torch import load_file
 from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
@@ -21,6 +22,7 @@ from fedrlvr import coordination as coordination_package
 from fedrlvr.client import public_steps
 from fedrlvr.client.state import ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS
 from fedrlvr.config import parse_config
+from fedrlvr.coordination import Sent
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.learner import Learner
 from fedrlvr.rl import LOSSES, Group, Origin
@@ -30,7 +32,16 @@ from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.tasks.deal import deal
 from fedrlvr.wire.messages import CONFIG, nbytes
-from fedrlvr.wire.public_messages import EXCHANGE, PUBLIC, RESPOND, RESPONSES, SHARE, STAMP
+from fedrlvr.wire.public_messages import (
+    EXCHANGE,
+    PUBLIC,
+    RESPOND,
+    RESPONSES,
+    SHARE,
+    STAMP,
+    read_responses,
+    responses_record,
+)
 from fedrlvr.wire.serialization import unpack
 
 Watching = Callable[..., list[Message]]
@@ -217,10 +228,10 @@ def test_equal_policies_have_a_behaviour_ratio_of_1(configured: Configs, tmp_pat
     fedrlvr.run(configured(tmp_path / "run", **changes))
     numbers = [n for e in lines(tmp_path / "run")[1]["exchanges"] for n in e["clients"].values() if n["swapped_in"]]
     assert numbers
-    for one in numbers:
-        assert one["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
-        assert one["foreign_clip_fraction"] == 0.0
+    for report in numbers:
+        assert report["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert report["foreign_clip_fraction"] == 0.0
 
 
 def test_together_with_fgrpo_clients_are_weighed_by_their_private_rewards(configured: Configs, tmp_path: Path) -> None:
@@ -294,10 +305,20 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
         assert one["clients"]["bob"]["swapped_in"] == 0
 
 
+def beyond_the_vocabulary(sent: Sent) -> Sent:
+    return replace(sent, token_ids=(60_000,) * len(sent.token_ids))
+
+
+def with_a_token_that_no_text_shows(sent: Sent) -> Sent:
+    """Still correct to the grader: its end token stands in front as well."""
+    return replace(sent, token_ids=(sent.token_ids[-1], *sent.token_ids))
+
+
+@pytest.mark.parametrize("spoil", [beyond_the_vocabulary, with_a_token_that_no_text_shows])
 def test_a_share_is_checked_again_by_who_gets_it(
-    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: Callable[[Sent], Sent], configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that deals out tokens that do not exist has them refused."""
+    """A server that deals out tokens that do not exist, or that no reader sees, has them refused."""
     changed: list[int] = []
 
     class Cheating(LocalGrid):
@@ -305,11 +326,9 @@ def test_a_share_is_checked_again_by_who_gets_it(
             messages = list(messages)
             for message in messages:
                 if SHARE in message.content:
-                    arrays = message.content.array_records[SHARE]
-                    tokens = arrays["tokens"].numpy().copy()
-                    tokens[:] = 60_000
-                    changed.append(len(arrays["length"].numpy()))
-                    message.content[SHARE] = ArrayRecord({**arrays, "tokens": type(arrays["tokens"])(tokens)})
+                    share = read_responses(message.content[SHARE], most=100, max_tokens=100, logps=False)
+                    changed.append(len(share))
+                    message.content[SHARE] = responses_record([spoil(sent) for sent in share], 1 << 16)
             return super().send_and_receive(messages, timeout=timeout)
 
     monkeypatch.setattr(run_module, "LocalGrid", Cheating)
@@ -333,7 +352,7 @@ def test_an_incorrect_response_is_refused_by_who_gets_it(
         return real(self, groups, rates)
 
     monkeypatch.setattr(Cohort, "learn", learn)
-    monkeypatch.setattr(Exchange, "_grade", lambda self, one: True)
+    monkeypatch.setattr(Exchange, "_grade", lambda self, response: (True, None))
     # Then every group has four of four in the server's eyes, and needs nothing: so the share is asked for all the same.
     monkeypatch.setattr(exchange_module, "wanted", lambda correct, group, rule: group)
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
@@ -375,11 +394,11 @@ def test_public_responses_are_drawn_from_the_whole_distribution(
     real = Cohort.sample
 
     def sample(self: Cohort, prompts: Any, decoding: Any, seeds: Any, *states: Any) -> Any:
-        found = real(self, prompts, decoding, seeds, *states)
-        group = next(iter(found.values()))[0]
+        result = real(self, prompts, decoding, seeds, *states)
+        group = next(iter(result.values()))[0]
         different = len({tuple(r.token_ids) for r in group})
         drawn.append((decoding.responses, decoding.temperature, decoding.top_k, different))
-        return found
+        return result
 
     monkeypatch.setattr(Cohort, "sample", sample)
     sampling = {"top_k": 1, "top_p": 0.5, "temperature": 0.9}

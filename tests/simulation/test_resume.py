@@ -211,6 +211,15 @@ def test_a_finished_run_goes_on_for_longer(finished: Runs, configured: Configs, 
     assert adapter_bytes(directory) == before
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("all", "moments")])
+def test_a_longer_run_is_one_of_that_length(variant: str, finished: Runs, configured: Configs, tmp_path: Path) -> None:
+    """For every method whose learning rate is constant."""
+    changes = {**VARIANTS[variant], "train": {**VARIANTS[variant]["train"], "rounds": 3}}
+    run(parse_config(configured(tmp_path / "run", **changes)))
+    resume(tmp_path / "run", ["train.rounds=5"])
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(finished(variant))
+
+
 def test_relative_paths_mean_the_directory_that_the_run_was_started_from(
     model: Path, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

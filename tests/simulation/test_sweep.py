@@ -330,7 +330,7 @@ def test_a_directory_with_runs_of_another_configuration_is_refused(now: list[str
     sweep(planned(seeds=1, overrides=["train.rounds=1"])).check()
     with pytest.raises(ConfigError, match=rf"seed-3 .*{key}"):
         planned(seeds=1, overrides=["train.rounds=1", *now])
-    assert all(one.finished for one in planned(seeds=1, overrides=["train.rounds=1"]).federations)
+    assert all(federation.finished for federation in planned(seeds=1, overrides=["train.rounds=1"]).federations)
 
 
 # Failing.

@@ -33,18 +33,23 @@ def test_every_combination_at_every_seed(planned: Planner, tmp_path: Path) -> No
         "loss=dapo,learning_rate=0.01",
     ]
     assert made.arms[1].settings == {"train.loss": "grpo", "train.learning_rate": "0.01"}
-    found = [(one.name, one.config.train.loss, one.config.train.learning_rate, one.seed) for one in made.federations]
-    assert found[1] == ("loss=grpo,learning_rate=1e-3/seed-8", "grpo", 1e-3, 8)
-    assert found[6] == ("loss=dapo,learning_rate=0.01/seed-7", "dapo", 0.01, 7)
-    assert len(set(found)) == 8
-    for one in made.federations:
-        assert one.directory == tmp_path / "sweep" / one.name
-        assert one.config.run.seed == one.seed
-        assert not one.started
+    result = [
+        (federation.name, federation.config.train.loss, federation.config.train.learning_rate, federation.seed)
+        for federation in made.federations
+    ]
+    assert result[1] == ("loss=grpo,learning_rate=1e-3/seed-8", "grpo", 1e-3, 8)
+    assert result[6] == ("loss=dapo,learning_rate=0.01/seed-7", "dapo", 0.01, 7)
+    assert len(set(result)) == 8
+    for federation in made.federations:
+        assert federation.directory == tmp_path / "sweep" / federation.name
+        assert federation.config.run.seed == federation.seed
+        assert not federation.started
 
 
 def test_a_sweep_over_seeds_alone_has_one_arm(planned: Planner) -> None:
-    assert [one.name for one in planned(seeds=3).federations] == [f"as-given/seed-{seed}" for seed in (7, 8, 9)]
+    assert [federation.name for federation in planned(seeds=3).federations] == [
+        f"as-given/seed-{seed}" for seed in (7, 8, 9)
+    ]
 
 
 def test_where_a_sweep_lies(tmp_path: Path, planned: Planner) -> None:
@@ -96,7 +101,7 @@ def test_names_of_arms_are_safe_and_differ(vary: list[str], names: list[str], pl
         (["train.ronuds=1,2"], "unknown key 'train.ronuds' .did you mean 'train.rounds'"),
         (["train.rounds=1,many"], "train.rounds: .*'many'"),
         (["train.rounds=1,0"], "train.rounds: .*greater than or equal to 1"),
-        (["federation.fraction=0.5,1.0", "federation.arm=local,federated"], "fraction has no effect with arm"),
+        (["federation.fraction=0.5,1.0", "federation.arm=local,federated"], "federation.fraction has no effect"),
         (["train.rounds"], "--vary 'train.rounds': write section.key=value,value"),
         (["train.rounds="], "--vary 'train.rounds=': write section.key=value,value"),
         (["train.rounds=1,,2"], "write section.key=value,value"),
@@ -132,7 +137,7 @@ def test_what_else_is_refused(planned: Planner, tmp_path: Path) -> None:
 def test_a_damaged_run_is_named_before_anything_is_computed(planned: Planner, tmp_path: Path) -> None:
     place = tmp_path / "sweep" / "as-given" / "seed-8"
     place.mkdir(parents=True)
-    assert not any(one.started for one in planned(seeds=2).federations)
+    assert not any(federation.started for federation in planned(seeds=2).federations)
     (place / "config.json").write_text("{", "utf-8")
     with pytest.raises(ConfigError, match=r"seed-8/config.json cannot be read"):
         planned(seeds=2)

@@ -164,22 +164,25 @@ def test_the_share_to_trust_is_of_the_whole_step_where_only_some_of_it_is_ranked
     assert care([], [], queries=2, steps_done=20, of=16) == Acquired((), (), ())
 
 
-def test_the_share_to_trust_and_the_warm_up_are_settings() -> None:
+def test_the_share_to_trust_and_the_vote_free_steps_are_settings() -> None:
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5) == Acquired(
         (6, 5), (0, 2, 3, 4), (1.0, 0.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0)
     )
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.0).trusted == ()
-    assert care(P1, S, queries=2, steps_done=4, warm_up=5).trusted == ()
-    assert care(P1, S, queries=2, steps_done=5, warm_up=5).trusted == (0, 2)
-    assert care(P1, S, queries=2, steps_done=0, warm_up=0).trusted == (0, 2)
+    assert care(P1, S, queries=2, steps_done=4, vote_free_steps=5).trusted == ()
+    assert care(P1, S, queries=2, steps_done=5, vote_free_steps=5).trusted == (0, 2)
+    assert care(P1, S, queries=2, steps_done=0, vote_free_steps=0).trusted == (0, 2)
     with pytest.raises(ValueError, match="from 0 to 1"):
         care(P1, S, queries=2, steps_done=0, trusted_share=1.5)
 
 
 def test_a_bar_keeps_the_less_reliable_of_the_share_from_trust_and_nobody_takes_their_place() -> None:
-    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5, trust_above=0.75).trusted == (0, 2)  # 0.8 and 0.9
-    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5, trust_above=0.8).trusted == (0, 2)
-    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.25, trust_above=0.5).trusted == (0, 2)
-    step = care(P1, S, queries=2, steps_done=20, trust_above=0.95)
+    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5, min_reliability=0.75).trusted == (
+        0,
+        2,
+    )  # 0.8 and 0.9
+    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5, min_reliability=0.8).trusted == (0, 2)
+    assert care(P1, S, queries=2, steps_done=20, trusted_share=0.25, min_reliability=0.5).trusted == (0, 2)
+    step = care(P1, S, queries=2, steps_done=20, min_reliability=0.95)
     assert step == care(P1, S, queries=2, steps_done=0)  # p0 has the second largest score and may be asked about
     assert step.trusted == ()

@@ -36,8 +36,8 @@ class FakeJudge:
         return {"reliability_loss": 0.5}
 
 
-def care(judge: FakeJudge, *, budget: float = 0.25, trusted: float = 0.25, warm_up: int = 20) -> Care:
-    return Care(judge, budget=budget, trusted=trusted, warm_up=warm_up)  # type: ignore[arg-type]
+def care(judge: FakeJudge, *, budget: float = 0.25, trusted: float = 0.25, vote_free_steps: int = 20) -> Care:
+    return Care(judge, budget=budget, trusted=trusted, vote_free_steps=vote_free_steps)  # type: ignore[arg-type]
 
 
 def seen(letters: Sequence[str], hidden: int = 2) -> Features:
@@ -46,7 +46,7 @@ def seen(letters: Sequence[str], hidden: int = 2) -> Features:
     prompts = torch.arange(len(letters) * hidden, dtype=torch.float32).reshape(-1, hidden)
     responses = torch.arange(len(letters) * group * hidden, dtype=torch.float32).reshape(-1, group, hidden)
     lengths = [[1] * group for _ in letters]
-    return features(prompts, responses, [voted(one) for one in letters], lengths, 4)
+    return features(prompts, responses, [voted(letter) for letter in letters], lengths, 4)
 
 
 def of(drawn: Mapping[str, str], number: int, hidden: int = 2) -> Step:
@@ -62,15 +62,15 @@ def multipliers(found: Sequence[Supervised]) -> list[float]:
 
 def test_care_asks_about_the_largest_scores_and_trusts_the_most_reliable() -> None:
     ledger = FakeLedger("b")
-    found = care(FakeJudge()).supervise(of(EIGHT, 20), ledger)
+    result = care(FakeJudge()).supervise(of(EIGHT, 20), ledger)
     assert ledger.names == ["p6", "p3"]  # p0 has a larger score than p3 and is trusted
     fates = [Fate.MASKED] * 8
     fates[0] = fates[2] = Fate.TRUSTED
     fates[3] = fates[6] = Fate.QUERIED
-    assert [one.fate for one in found] == fates
-    assert multipliers(found) == [1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0]
-    assert [one.true for one in found] == [fate is Fate.QUERIED for fate in fates]
-    for one in found:
+    assert [one.fate for one in result] == fates
+    assert multipliers(result) == [1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0]
+    assert [one.true for one in result] == [fate is Fate.QUERIED for fate in fates]
+    for one in result:
         assert one.rewards == ([0.0, 0.0, 1.0] if one.true else [1.0, 1.0, 0.0])
 
 
@@ -82,29 +82,31 @@ def test_the_query_says_what_the_probes_said() -> None:
     assert ledger.asked[0].responses == ("0: a", "2: b")
 
 
-@pytest.mark.parametrize(("number", "warm_up", "trusts"), [(0, 20, 0), (19, 20, 0), (20, 20, 2), (2, 3, 0), (0, 0, 2)])
-def test_nobody_is_trusted_while_the_probes_warm_up(number: int, warm_up: int, trusts: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "vote_free_steps", "trusts"), [(0, 20, 0), (19, 20, 0), (20, 20, 2), (2, 3, 0), (0, 0, 2)]
+)
+def test_no_vote_is_trusted_in_the_vote_free_steps(number: int, vote_free_steps: int, trusts: int) -> None:
     ledger = FakeLedger("b")
-    found = care(FakeJudge(), warm_up=warm_up).supervise(of(EIGHT, number), ledger)
-    assert sum(one.fate is Fate.TRUSTED for one in found) == trusts
+    result = care(FakeJudge(), vote_free_steps=vote_free_steps).supervise(of(EIGHT, number), ledger)
+    assert sum(one.fate is Fate.TRUSTED for one in result) == trusts
     assert ledger.names == (["p6", "p3"] if trusts else ["p6", "p0"])
 
 
 def test_quotas_are_of_the_whole_step_and_what_has_a_label_is_not_ranked() -> None:
     ledger = FakeLedger("b", known=["p0", "p6"])
-    found = care(FakeJudge(), budget=0.375).supervise(of(EIGHT, 20), ledger)
+    result = care(FakeJudge(), budget=0.375).supervise(of(EIGHT, 20), ledger)
     # Three are asked about and two trusted (p2, and p3 before p4 of the same P1), of all eight.
     assert ledger.names == ["p4", "p5", "p1"]
-    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [2, 3]
-    assert multipliers(found) == [1.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0]
-    assert found[0] == found[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
+    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [2, 3]
+    assert multipliers(result) == [1.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0]
+    assert result[0] == result[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
 
 
 def test_the_share_to_trust_is_of_the_whole_step_too() -> None:
     ledger = FakeLedger("b", known=["p0", "p6"])
-    found = care(FakeJudge(), budget=0.0, trusted=0.5).supervise(of(EIGHT, 20), ledger)
+    result = care(FakeJudge(), budget=0.0, trusted=0.5).supervise(of(EIGHT, 20), ledger)
     # Four of the eight, though six are left: half of those would be three.
-    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [2, 3, 4, 5]
+    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [2, 3, 4, 5]
 
 
 def test_what_is_awaited_is_masked_and_neither_asked_again_nor_trusted() -> None:
@@ -124,34 +126,34 @@ def test_what_is_awaited_is_masked_and_neither_asked_again_nor_trusted() -> None
 
 def test_a_budget_that_is_spent_leaves_trust_alone() -> None:
     ledger = FakeLedger("b", most=1)
-    found = care(FakeJudge()).supervise(of(EIGHT, 20), ledger)
+    result = care(FakeJudge()).supervise(of(EIGHT, 20), ledger)
     assert ledger.names == ["p6"]
-    assert multipliers(found) == [1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert multipliers(result) == [1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 1.0, 0.0]
     assert multipliers(care(FakeJudge()).supervise(of(EIGHT, 20), ledger)) == [1.0, 0, 0.25, 0, 0, 0, 1.0, 0]
     assert ledger.names == ["p6"]
 
 
 @pytest.mark.parametrize(("trusted", "who"), [(0.0, []), (0.5, [0, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4, 5, 6, 7])])
 def test_the_share_to_trust_is_a_setting(trusted: float, who: list[int]) -> None:
-    found = care(FakeJudge(), budget=0.0, trusted=trusted).supervise(of(EIGHT, 20), FakeLedger("b"))
-    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == who
-    assert multipliers(found) == [min(S[place], 1.0) if place in who else 0.0 for place in range(8)]
+    result = care(FakeJudge(), budget=0.0, trusted=trusted).supervise(of(EIGHT, 20), FakeLedger("b"))
+    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == who
+    assert multipliers(result) == [min(S[place], 1.0) if place in who else 0.0 for place in range(8)]
 
 
 def test_a_vote_below_the_bar_is_not_trusted_and_may_be_asked_about() -> None:
     ledger = FakeLedger("b")
-    method = Care(FakeJudge(), budget=0.25, trusted=0.5, warm_up=20, trust_above=0.75)  # type: ignore[arg-type]
-    found = method.supervise(of(EIGHT, 20), ledger)
-    assert [place for place, one in enumerate(found) if one.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
+    method = Care(FakeJudge(), budget=0.25, trusted=0.5, vote_free_steps=20, min_reliability=0.75)  # type: ignore[arg-type]
+    result = method.supervise(of(EIGHT, 20), ledger)
+    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
     assert ledger.names == ["p6", "p3"]
 
 
 def test_a_group_in_which_nothing_could_be_read_has_no_votes_to_trust() -> None:
     drawn = {"p0": "---", "p1": "aab"}
     judge = FakeJudge([0.9, 0.1], [0.0, 2.0])
-    found = care(judge, budget=0.5, trusted=0.5).supervise(of(drawn, 20), FakeLedger("b"))
-    assert found[0] == Supervised([0.0, 0.0, 0.0], 0.0, Fate.TRUSTED, true=False)
-    assert found[1] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
+    result = care(judge, budget=0.5, trusted=0.5).supervise(of(drawn, 20), FakeLedger("b"))
+    assert result[0] == Supervised([0.0, 0.0, 0.0], 0.0, Fate.TRUSTED, true=False)
+    assert result[1] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
 
 
 def test_what_the_probes_said_of_every_problem_can_be_read() -> None:
@@ -169,8 +171,8 @@ def test_the_probes_learn_from_the_labelled_of_the_step_alone_and_only_when_told
     judge = FakeJudge([0.0] * 6, [1.0, 0.0, 0.0, 2.0, 0.0, 0.5])
     ledger = FakeLedger({"p0": "b", "p2": "a", "p3": "c"}, known=["p2"])
     mine, method = of(drawn, 5), care(judge, budget=0.3)
-    found = method.supervise(mine, ledger)
-    assert [place for place, one in enumerate(found) if one.true] == [0, 2, 3]
+    result = method.supervise(mine, ledger)
+    assert [place for place, one in enumerate(result) if one.true] == [0, 2, 3]
     assert judge.taught == []
     with torch.no_grad():  # as in a caller that samples
         assert method.learn() == {"reliability_loss": 0.5}
@@ -188,8 +190,8 @@ def test_the_probes_learn_from_the_labelled_of_the_step_alone_and_only_when_told
 def test_a_label_that_is_awaited_or_a_trusted_vote_teaches_nothing() -> None:
     judge = FakeJudge()
     method = care(judge)
-    found = method.supervise(of(EIGHT, 20), FakeLedger("b", at_once=False))
-    assert {one.fate for one in found} == {Fate.TRUSTED, Fate.QUERIED, Fate.MASKED}
+    result = method.supervise(of(EIGHT, 20), FakeLedger("b", at_once=False))
+    assert {one.fate for one in result} == {Fate.TRUSTED, Fate.QUERIED, Fate.MASKED}
     method.learn()
     assert judge.taught == [None]
 
@@ -222,17 +224,17 @@ def test_a_label_that_arrives_between_steps_teaches_in_the_next_in_which_its_pro
 def test_real_probes_judge_and_learn() -> None:
     rng = torch.Generator().manual_seed(0)
     judge = Judge(4, 3, rng)
-    method = Care(judge, budget=0.25, trusted=0.25, warm_up=0)
+    method = Care(judge, budget=0.25, trusted=0.25, vote_free_steps=0)
     mine, ledger = of(EIGHT, 0, hidden=4), FakeLedger("b")
     assert mine.features is not None
     before = judge.judge(mine.features)
-    found = method.supervise(mine, ledger)
+    result = method.supervise(mine, ledger)
     assert judge.updates == 0
     assert method.judged == Judged(before.reliable_P.tolist(), before.score_P.tolist())
-    assert sum(one.true for one in found) == len(ledger.names) == 2
+    assert sum(one.true for one in result) == len(ledger.names) == 2
     assert set(method.learn()) == {"reliability_loss", "response_loss", "correction_loss"}
     assert judge.updates == 1
-    names = [place for place, one in enumerate(found) if one.true]
+    names = [place for place, one in enumerate(result) if one.true]
     assert torch.equal(judge.state()[0]["replay/prompt_PH"], mine.features.prompt_PH[names])
 
 

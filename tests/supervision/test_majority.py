@@ -40,10 +40,10 @@ def test_the_grader_says_what_is_the_same_and_the_first_answer_is_the_label() ->
 
 
 def test_an_answer_joins_the_first_cluster_whose_first_member_it_equals() -> None:
-    found = clusters(["1", "2", "3", "2", "9"], near)
-    assert found.labels == ("1", "3", "9")
-    assert found.members == (0, 0, 1, 0, 2)
-    assert found.sizes == (3, 1, 1)
+    result = clusters(["1", "2", "3", "2", "9"], near)
+    assert result.labels == ("1", "3", "9")
+    assert result.members == (0, 0, 1, 0, 2)
+    assert result.sizes == (3, 1, 1)
 
 
 def test_what_the_grader_would_not_equate_is_still_the_same_if_it_is_the_same_text() -> None:
@@ -62,17 +62,17 @@ def test_the_grader_is_asked_with_the_later_answer_first_and_never_about_what_co
 
 
 def test_pseudo_rewards_and_the_others_of_a_group() -> None:
-    found = clusters(["a", None, "b", "a", "c"])
-    assert (found.majority, found.label, found.votes, found.valid) == (0, "a", 2, 4)
-    assert found.pseudo_rewards == [1.0, 0.0, 0.0, 1.0, 0.0]
-    assert found.others == [False, False, True, False, True]
+    result = clusters(["a", None, "b", "a", "c"])
+    assert (result.majority, result.label, result.votes, result.valid) == (0, "a", 2, 4)
+    assert result.pseudo_rewards == [1.0, 0.0, 0.0, 1.0, 0.0]
+    assert result.others == [False, False, True, False, True]
 
 
 def test_a_group_that_could_not_be_read_has_no_majority_and_no_rewards() -> None:
-    found = clusters([None, None])
-    assert (found.majority, found.label, found.votes, found.valid) == (None, None, 0, 0)
-    assert found.pseudo_rewards == [0.0, 0.0]
-    assert found.others == [False, False]
+    result = clusters([None, None])
+    assert (result.majority, result.label, result.votes, result.valid) == (None, None, 0, 0)
+    assert result.pseudo_rewards == [0.0, 0.0]
+    assert result.others == [False, False]
 
 
 @pytest.mark.parametrize(

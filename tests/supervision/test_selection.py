@@ -66,12 +66,12 @@ def test_the_oracle_asks_where_a_label_changes_most() -> None:
 def test_the_oracle_sees_more_than_it_pays_for_and_trains_on_no_more() -> None:
     ledger, peek = FakeLedger("b", known=["p1"]), Peek()
     mine = step({"p0": "aaaa", "p1": "aaab", "p2": "aabb", "p3": "aaab"})
-    found = Selection("oracle", budget=0.25, rest="masked", peek=peek).supervise(mine, ledger)
+    result = Selection("oracle", budget=0.25, rest="masked", peek=peek).supervise(mine, ledger)
     assert peek.seen == ["p0", "p2", "p3"]
     assert ledger.names == ["p2"]
-    assert [one.true for one in found] == [False, True, True, False]
-    assert found[3].rewards == [1.0, 1.0, 1.0, 0.0]
-    assert [one.multiplier for one in found] == [0.0, 1.0, 1.0, 0.0]
+    assert [one.true for one in result] == [False, True, True, False]
+    assert result[3].rewards == [1.0, 1.0, 1.0, 0.0]
+    assert [one.multiplier for one in result] == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_random_asks_as_the_steps_own_chance_says() -> None:
@@ -88,10 +88,10 @@ def test_random_asks_as_the_steps_own_chance_says() -> None:
 def test_the_share_is_of_the_whole_step_whatever_is_known(by: str) -> None:
     ledger = FakeLedger("b", known=["p0", "p1", "p2"])
     peek = Peek() if by == "oracle" else None
-    found = Selection(by, budget=0.5, rest="masked", peek=peek).supervise(step(LETTERS), ledger)
+    result = Selection(by, budget=0.5, rest="masked", peek=peek).supervise(step(LETTERS), ledger)
     assert sorted(ledger.names) == ["p3", "p4", "p5"]
-    assert [one.fate for one in found] == [Fate.KNOWN] * 3 + [Fate.QUERIED] * 3
-    assert all(one.true and one.multiplier == 1.0 for one in found)
+    assert [one.fate for one in result] == [Fate.KNOWN] * 3 + [Fate.QUERIED] * 3
+    assert all(one.true and one.multiplier == 1.0 for one in result)
 
 
 @pytest.mark.parametrize("by", ["random", "entropy", "probability", "oracle"])
@@ -113,9 +113,9 @@ def test_the_rest_is_masked_or_trained_on_as_voted() -> None:
     assert [one.fate for one in voted_on] == [Fate.TRUSTED, Fate.QUERIED, Fate.TRUSTED]
     assert [one.multiplier for one in masked] == [0.0, 1.0, 0.0]
     assert [one.multiplier for one in voted_on] == [1.0, 1.0, 1.0]
-    for found in (masked, voted_on):
-        assert [one.rewards for one in found] == [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-        assert [one.true for one in found] == [False, True, False]
+    for result in (masked, voted_on):
+        assert [one.rewards for one in result] == [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+        assert [one.true for one in result] == [False, True, False]
 
 
 def test_what_is_awaited_is_not_asked_again_and_is_as_the_rest() -> None:

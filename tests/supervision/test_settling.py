@@ -24,10 +24,10 @@ def acquired(open_: int, queries: Sequence[int] = (), trusted: dict[int, float] 
 
 def waiting(*names: str, **ledger: object) -> FakeLedger:
     """A ledger that was asked about these, and nobody has answered."""
-    found = FakeLedger(at_once=False, **ledger)  # type: ignore[arg-type]
+    result = FakeLedger(at_once=False, **ledger)  # type: ignore[arg-type]
     for name in names:
-        found.ask(Query(Question("", name, "", "exact"), 0, 1, None, None, "a", 2, 3, ()))
-    return found
+        result.ask(Query(Question("", name, "", "exact"), 0, 1, None, None, "a", 2, 3, ()))
+    return result
 
 
 def settled(mine: Step, ledger: FakeLedger, queries: Sequence[int], **options: object) -> list[Supervised]:
@@ -70,8 +70,8 @@ def test_each_problem_has_the_fate_that_the_table_says() -> None:
     mine, ledger = step(FIVE), waiting("p3", truth={"p1": "b", "p4": "a"}, known=["p1"])
     ledger.at_once = True
     drawn = look_up(mine, ledger, 0.4)
-    found = settle(mine, ledger, drawn, acquired(3, queries=[2], trusted={0: 0.5}))
-    assert found == [
+    result = settle(mine, ledger, drawn, acquired(3, queries=[2], trusted={0: 0.5}))
+    assert result == [
         Supervised([1.0, 1.0, 0.0], 0.5, Fate.TRUSTED, true=False),
         Supervised([0.0, 1.0, 1.0], 1.0, Fate.KNOWN, true=True),
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False),
@@ -104,8 +104,8 @@ def test_where_the_rest_counts_as_voted_so_does_what_is_asked_or_awaited_without
 def test_a_label_is_paid_for_once_however_often_its_problem_is_drawn() -> None:
     ledger = FakeLedger("b")
     for number in range(3):
-        (found,) = settled(step({"p": "aab"}, number=number), ledger, [0] if number == 0 else [])
-        assert found == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN if number else Fate.QUERIED, true=True)
+        (result,) = settled(step({"p": "aab"}, number=number), ledger, [0] if number == 0 else [])
+        assert result == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN if number else Fate.QUERIED, true=True)
     assert ledger.names == ["p"]
 
 
@@ -113,16 +113,16 @@ def test_a_label_is_paid_for_once_however_often_its_problem_is_drawn() -> None:
 def test_a_problem_drawn_twice_in_a_step_is_asked_about_once_and_its_label_counts_for_both(rest: float) -> None:
     mine, ledger = step([("p", "aab"), ("q", "aab"), ("p", "bba")]), FakeLedger("b")
     assert look_up(mine, ledger, 1.0).without == [0, 1]
-    found = settled(mine, ledger, [0], rest=rest)
-    assert found[0] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
-    assert found[2] == Supervised([1.0, 1.0, 0.0], 1.0, Fate.KNOWN, true=True)
+    result = settled(mine, ledger, [0], rest=rest)
+    assert result[0] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
+    assert result[2] == Supervised([1.0, 1.0, 0.0], 1.0, Fate.KNOWN, true=True)
     assert ledger.names == ["p"]
 
 
 def test_a_problem_drawn_twice_without_an_answer_counts_as_all_others_the_second_time() -> None:
     mine = step([("p", "aab"), ("p", "bba")])
-    found = settled(mine, FakeLedger("b", at_once=False), [0])
-    assert found == [
+    result = settled(mine, FakeLedger("b", at_once=False), [0])
+    assert result == [
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.QUERIED, true=False),
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False),
     ]
@@ -150,8 +150,8 @@ def test_a_group_in_which_nothing_could_be_read_can_be_asked_about_and_has_no_vo
 
 
 def test_a_tie_goes_to_the_answer_that_came_first() -> None:
-    (found,) = settled(step({"p": "baab"}), FakeLedger(), [])
-    assert found.rewards == [1.0, 0.0, 0.0, 1.0]
+    (result,) = settled(step({"p": "baab"}), FakeLedger(), [])
+    assert result.rewards == [1.0, 0.0, 0.0, 1.0]
 
 
 # What the ledger is told.

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from fedrlvr.tasks import KINDS, extract, instruction, wrap
-from fedrlvr.tasks.extraction import LONGEST_ANSWER, LOOKED_AT, balanced, last_box
+from fedrlvr.tasks.extraction import LONGEST_ANSWER, LOOKED_AT, balanced, behind_answer, last_box
+from fedrlvr.tasks.problem import Kind
 
 
 @pytest.mark.parametrize(
@@ -142,3 +143,28 @@ def test_a_megabyte_of_anything_costs_bounded_time(name: str) -> None:
     answers = [extract(LONG[name], kind) for kind in KINDS]  # type: ignore[arg-type]
     assert time.perf_counter() - start < 2.0
     assert answers == [None] * 4 if name != "closed boxes" else ["a"] * 4
+
+
+@pytest.mark.parametrize(
+    ("completion", "kind", "behind"),
+    [
+        (r"\boxed{4}", "math", 0),
+        (r"so \boxed{4}. Yes", "math", 5),
+        (r"\boxed 4", "math", 0),
+        (r"\boxed{1}, \boxed{2}!", "math", 1),
+        ("#### 4\nmore", "math", 5),
+        ("<answer>x</answer>\n\n", "exact", 2),
+        (r"<answer>4</answer> or \boxed{4}", "math", 13),
+        (r"<think>\boxed{9} long</think>\boxed{4} ab", "math", 3),
+        (r"<think>a</think>\boxed{4}<think>abc", "math", 10),
+        ("reason\nB", "choice", 0),
+        ("reason\n(B)   \n", "choice", 4),
+        ("reason\nB<think>abc", "choice", 10),
+        (r"\boxed{B} abc", "choice", 4),
+    ],
+)
+def test_the_characters_behind_an_answer_are_counted_to_the_end_of_the_completion(
+    completion: str, kind: Kind, behind: int
+) -> None:
+    assert behind_answer(completion, kind) == behind
+    assert behind_answer("x" * 30_000 + "\n" + completion, kind) == behind

@@ -45,9 +45,9 @@ def test_a_majority_that_is_the_gold_answer_has_the_graders_rewards(kind: Kind) 
         "exact": ["one two", "One Two", "three", "ONE  TWO"],
     }[kind]
     completions = [wrap(one, kind) for one in given]
-    found = clusters(answers(completions, kind), sameness(kind))
-    assert found.pseudo_rewards == [1.0, 1.0, 0.0, 1.0]
-    assert found.pseudo_rewards == [grade(completion, given[0], kind) for completion in completions]
+    result = clusters(answers(completions, kind), sameness(kind))
+    assert result.pseudo_rewards == [1.0, 1.0, 0.0, 1.0]
+    assert result.pseudo_rewards == [grade(completion, given[0], kind) for completion in completions]
 
 
 def test_an_answer_is_kept_as_it_stands_and_what_cannot_be_read_is_none() -> None:
@@ -70,7 +70,7 @@ def test_clusters_do_not_depend_on_the_order() -> None:
     given = ["5", r"5\text{ cm}", "5 m", "x=5", "5.0", r"50\%", "0.5", "1/2", "9+9", "18", "x^2=4", "4"]
     for seed in range(5):
         random.Random(seed).shuffle(given)
-        found = members("math", *given)
-        assert {frozenset(given[i] for i, c in enumerate(found) if c == cluster) for cluster in found} == {
+        result = members("math", *given)
+        assert {frozenset(given[i] for i, c in enumerate(result) if c == cluster) for cluster in result} == {
             frozenset(group) for group in ({"5", "5.0"}, {r"5\text{ cm}"}, {"5 m"}, {"x=5"}, {r"50\%"}, {"0.5", "1/2"})
         } | {frozenset({text}) for text in ("9+9", "18", "x^2=4", "4")}

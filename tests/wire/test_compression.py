@@ -35,7 +35,7 @@ def plus(one: Adapter, other: Adapter) -> Adapter:
 
 
 def of(lost: ArrayRecord, like: Adapter) -> Adapter:
-    return arrays_to_adapter(lost, like, whose="lost")
+    return arrays_to_adapter(lost, like, place="lost")
 
 
 def zeros() -> Adapter:
@@ -60,7 +60,7 @@ def test_int8_by_hand() -> None:
     assert [array.dtype for array in sent.values()] == ["int8", "float32"] * 2
     close(of(lost, zeros()), one_layer([[0.0, -1.0, -0.9]], [[0.0], [0.4]]), 1e-6)
     start = one_layer([[1.0, 1.0, 1.0]], [[0.0], [2.0]])
-    read = unpack(sent, start, precision="int8", whose="ann")
+    read = unpack(sent, start, precision="int8", place="ann")
     close(read, one_layer([[255.0, 5.0, -3.0]], [[-127.0], [2.0]]), 0.0)
 
 
@@ -75,7 +75,7 @@ def test_each_rank_component_has_its_own_scale() -> None:
         for n, layer in enumerate(("up", "down")):
             largest = change[f"{layer}.{half}"].abs().amax(dim=1 if half == "A" else 0)
             np.testing.assert_allclose(of_half[2 * n : 2 * n + 2], largest / 127, rtol=1e-6)
-    read = dict(unpack(sent, start, precision="int8", whose="ann").tensors())
+    read = dict(unpack(sent, start, precision="int8", place="ann").tensors())
     for name, tensor in end.tensors():
         along = 1 if name.endswith("A") else 0
         most = (change[name].abs().amax(dim=along, keepdim=True) / 254).expand_as(tensor)
@@ -93,7 +93,7 @@ def test_float16_by_hand() -> None:
     close(of(lost, zeros()), one_layer([[1.0, -1.0, 0.0]], [[2**-12], [0.0]]), 0.0)
     start = one_layer([[0.5, 0.5, 0.5]], [[0.0], [1.0]])
     close(
-        unpack(sent, start, precision="float16", whose="ann"),
+        unpack(sent, start, precision="float16", place="ann"),
         one_layer([[2048.5, 2052.5, 1.5]], [[1.0], [65505.0]]),
         0.0,
     )
@@ -106,7 +106,7 @@ def test_nothing_is_lost_but_what_is_kept(precision: Rounded, halves: Halves) ->
     start, end = uneven_adapter(1), uneven_adapter(2)
     before = uneven_adapter(3, 0.01)
     sent, lost = pack(end, start, adapter_to_arrays(before), precision, halves)
-    read = unpack(sent, start, precision=precision, halves=halves, whose="ann")
+    read = unpack(sent, start, precision=precision, halves=halves, place="ann")
     left = of(lost, start)
     for name in start.layers:
         for half in "AB":
@@ -134,7 +134,7 @@ def test_small_changes_that_rounding_would_swallow_add_up(precision: Rounded, la
         for n in range(1, rounds + 1):
             sent, lost = pack(change, zeros(), kept, precision)
             kept = lost if feedback else None
-            decoded_sum += float(unpack(sent, zeros(), precision=precision, whose="ann").layers["x"].A[0, 1])
+            decoded_sum += float(unpack(sent, zeros(), precision=precision, place="ann").layers["x"].A[0, 1])
             worst = max(worst, abs(decoded_sum - n * small))
         ends[feedback] = worst
     drift = rounds * (small - (0.0 if precision == "int8" else 16384.0))
@@ -151,7 +151,7 @@ def test_a_federation_of_one_follows_its_client_round_after_round() -> None:
         step = uneven_adapter(100 + n, 0.1)
         truth = plus(truth, step)
         sent, lost = pack(plus(start, step), start, lost, "int8")
-        start = unpack(sent, start, precision="int8", whose="ann")
+        start = unpack(sent, start, precision="int8", place="ann")
         scale = max(float(array.numpy().max()) for name, array in sent.items() if ".scales." in name)
         close(start, truth, scale / 2 + 0.05)
         close(plus(start, of(lost, start)), truth, 0.05)
@@ -163,7 +163,7 @@ def test_a_row_of_zeros_and_one_of_next_to_nothing() -> None:
     start = Adapter({"x": Factors(torch.zeros(2, 2), torch.zeros(3, 2))}, 2.0)
     sent, lost = pack(end, start, None, "int8")
     assert [array.numpy().any() for array in sent.values()] == [False] * 4
-    close(unpack(sent, start, precision="int8", whose="ann"), start, 0.0)
+    close(unpack(sent, start, precision="int8", place="ann"), start, 0.0)
     close(of(lost, start), end, 0.0)
 
 
@@ -194,7 +194,7 @@ def test_what_is_given_is_not_changed() -> None:
     copies = [[tensor.clone() for _, tensor in adapter.tensors()] for adapter in (start, end)]
     data = [array.data for array in before.values()]
     sent, _ = pack(end, start, before, "int8")
-    unpack(sent, start, precision="int8", whose="ann")
+    unpack(sent, start, precision="int8", place="ann")
     for adapter, copy in zip((start, end), copies, strict=True):
         assert all(torch.equal(a, b) for (_, a), b in zip(adapter.tensors(), copy, strict=True))
     assert [array.data for array in before.values()] == data
@@ -226,7 +226,7 @@ def spoilt(precision: Rounded, half: str, kind: str, array: Array, *words: str) 
     assert name in sent
     sent[name] = array
     with pytest.raises(AdapterError) as caught:
-        unpack(sent, start, precision=precision, whose="round 3, ann")
+        unpack(sent, start, precision=precision, place="round 3, ann")
     assert all(word in str(caught.value) for word in ("round 3, ann: ", *words)), caught.value
     assert len(str(caught.value)) < 400
 
@@ -257,7 +257,7 @@ def test_hostile_records_are_refused() -> None:
     sent, _ = pack(start, start, None, "int8")
     sent[f"B.int8.{start.layout}"], sent[f"B.scales.{start.layout}"] = ones, huge
     with pytest.raises(AdapterError, match=r"ann: up\.B holds values that are not finite"):
-        unpack(sent, start, precision="int8", whose="ann")
+        unpack(sent, start, precision="int8", place="ann")
     spoilt("float16", "B", "float16", raw(half.astype(np.float32), "float16"), "B factors are float32")
     spoilt("float16", "B", "float16", raw(half[:13], "float16"), "expected (14,)")
     for value in (np.nan, np.inf):
@@ -284,4 +284,4 @@ def test_a_record_of_another_kind_is_refused() -> None:
     ]
     for arrays, precision, halves in cases:
         with pytest.raises(AdapterError, match=f"ann: .*{precision}"):
-            unpack(arrays, start, precision=precision, halves=halves, whose="ann")
+            unpack(arrays, start, precision=precision, halves=halves, place="ann")

@@ -58,7 +58,7 @@ def test_the_half_that_travels_is_the_senders_and_the_other_the_receivers(halves
     adapter, like = counting(), counting(100.0)
     arrays = adapter_to_arrays(adapter, halves)
     assert [name[0] for name in arrays] == list(halves)
-    read = arrays_to_adapter(arrays, like, whose="ann", halves=halves)
+    read = arrays_to_adapter(arrays, like, place="ann", halves=halves)
     assert read.alpha == like.alpha
     assert read.layout == like.layout
     for name in like.layers:
@@ -78,7 +78,7 @@ def test_one_half_is_its_share_of_the_bytes() -> None:
 @pytest.mark.parametrize(("sent", "expected"), [("AB", "A"), ("AB", "B"), ("A", "AB"), ("A", "B"), ("B", "A")])
 def test_other_halves_than_the_rounds_are_refused(sent: Halves, expected: Halves) -> None:
     with pytest.raises(AdapterError, match="ann: its factors are not those"):
-        arrays_to_adapter(adapter_to_arrays(counting(), sent), counting(), whose="ann", halves=expected)
+        arrays_to_adapter(adapter_to_arrays(counting(), sent), counting(), place="ann", halves=expected)
 
 
 def refused(array: Array, *words: str) -> None:
@@ -86,7 +86,7 @@ def refused(array: Array, *words: str) -> None:
     arrays = adapter_to_arrays(like, "B")
     arrays[f"B.{like.layout}"] = array
     with pytest.raises(AdapterError) as caught:
-        arrays_to_adapter(arrays, like, whose="ann", halves="B")
+        arrays_to_adapter(arrays, like, place="ann", halves="B")
     assert all(word in str(caught.value) for word in ("ann: ", *words)), caught.value
     assert len(str(caught.value)) < 400
 
@@ -122,7 +122,7 @@ def test_numbers_of_other_floats_are_read() -> None:
     like = counting()
     for kind in (np.float16, np.float64):
         arrays = ArrayRecord({f"B.{like.layout}": Array(np.arange(14).astype(kind))})
-        read = arrays_to_adapter(arrays, like, whose="ann", halves="B")
+        read = arrays_to_adapter(arrays, like, place="ann", halves="B")
         assert read.layers["up"].B.dtype == torch.float32
         assert read.layers["down"].B.tolist() == [[8, 9], [10, 11], [12, 13]]
 
@@ -131,7 +131,7 @@ def test_numbers_of_other_floats_are_read() -> None:
 def test_probes_arrive_bit_by_bit(count: int | None) -> None:
     probes = torch.tensor([0.1, -0.0, 1e-45])
     record = probes_record(probes)
-    read = read_probes(record, count, whose="ann")
+    read = read_probes(record, count, place="ann")
     assert torch.equal(read.view(torch.int32), probes.view(torch.int32))
     assert record.count_bytes() == 128 + 3 * 4 + len("probes")
 
@@ -139,7 +139,7 @@ def test_probes_arrive_bit_by_bit(count: int | None) -> None:
 def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
     def told(array: Array) -> str:
         with pytest.raises(AdapterError) as caught:
-            read_probes(ArrayRecord({"probes": array}), None, whose="ann")
+            read_probes(ArrayRecord({"probes": array}), None, place="ann")
         return str(caught.value)
 
     header = io.BytesIO()
@@ -151,7 +151,7 @@ def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
     assert "have shape ()" in told(Array(np.zeros((), np.float32)))
     assert "expected float32" in told(Array(np.zeros(3)))
     assert "not finite" in told(Array(np.array([0, np.nan], np.float32)))
-    assert read_probes(probes_record(torch.zeros(0)), None, whose="ann").shape == (0,)
+    assert read_probes(probes_record(torch.zeros(0)), None, place="ann").shape == (0,)
 
 
 def request_of(group_size: int, **supervision: object) -> Message:

@@ -144,10 +144,10 @@ def test_demonstrations_are_of_train_problems_only():
 
 
 def test_splits_are_disjoint_and_ids_unique():
-    found = {split: problems(split=split, size=150, seed=1) for split in ("train", "public", "test")}
-    for split, chosen in found.items():
+    result = {split: problems(split=split, size=150, seed=1) for split in ("train", "public", "test")}
+    for split, chosen in result.items():
         assert {split_of(problem) for problem in chosen} == {split}
-    every = [problem for chosen in found.values() for problem in chosen]
+    every = [problem for chosen in result.values() for problem in chosen]
     assert len(every) == 3 * 16 * 150
     assert len({problem.content_key for problem in every}) == len(every)
     assert len({problem.id for problem in every}) == len(every)

@@ -63,11 +63,13 @@ def test_the_weights_are_an_ordinary_model_of_about_a_million_parameters():
 
 def test_the_card_covers_every_cell_and_all_but_one_are_on_target(card):
     scores = read_scores(card)
-    assert [(one.family, one.level) for one in scores] == [(family, level) for family in FAMILIES for level in LEVELS]
-    missed = [one for one in scores if not one.on_target]
+    assert [(score.family, score.level) for score in scores] == [
+        (family, level) for family in FAMILIES for level in LEVELS
+    ]
+    missed = [score for score in scores if not score.on_target]
     # Known and on the card: the majority of eight is right on 88 of 100 where 90 is the aim.
     assert [(one.family, one.level, one.majority) for one in missed] == [("product", "easy", 0.88)]
-    assert all(one.n >= 200 for one in scores)
+    assert all(score.n >= 200 for score in scores)
     assert table(scores) in card
 
 
@@ -85,12 +87,12 @@ def test_the_right_way_is_within_reach(card):
 @pytest.mark.parametrize("family", ["sum", "unit"])
 def test_the_card_is_reproduced(card, embedded, family):
     said = next(one for one in read_scores(card) if (one.family, one.level) == (family, "easy"))
-    found = score(*embedded, family, "easy", size=50, seed=0)
+    result = score(*embedded, family, "easy", size=50, seed=0)
     # Four standard errors of 400 samples; of 50 problems for the others.
-    assert found.sampled == pytest.approx(said.sampled, abs=4 * (0.25 / 400) ** 0.5)
-    assert found.greedy == pytest.approx(said.greedy, abs=4 * (0.25 / 50) ** 0.5)
-    assert found.majority == pytest.approx(said.majority, abs=4 * (0.25 / 50) ** 0.5)
-    assert found.error == said.error
+    assert result.sampled == pytest.approx(said.sampled, abs=4 * (0.25 / 400) ** 0.5)
+    assert result.greedy == pytest.approx(said.greedy, abs=4 * (0.25 / 50) ** 0.5)
+    assert result.majority == pytest.approx(said.majority, abs=4 * (0.25 / 50) ** 0.5)
+    assert result.error == said.error
 
 
 def test_responses_keep_the_order_of_their_prompts(embedded):

@@ -1,4 +1,4 @@
-"""`fedrlvr site check`: everything an organisation needs, tried before anybody waits for it.
+"""`fedrlvr site check`: checks everything that an organisation needs, before a run starts.
 
 Each check says what is there, or what is wrong and what to do. None of them disturbs a SuperNode or a worker that runs.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 MOST_GRADED = 1000
-"""Gold answers graded of a task; spread evenly over it."""
+"""Largest number of gold answers graded in a task, spread evenly over it."""
 SOON_DAYS = 30
 UNREACHED = "connection"
-"""Name of the finding that the SuperLink does not answer, or without TLS that it does."""
+"""Name of the finding about the SuperLink's answer: that it gives none or, without TLS, that it gives one."""
 _CERTIFICATE_ADVICE = {
     10: "The certificate has expired, or this machine's clock is wrong. The operator renews it (superlink renew).",
     9: "The certificate is not valid yet: this machine's clock, or the SuperLink's, is wrong.",
@@ -50,7 +50,7 @@ _CERTIFICATE_ADVICE = {
 
 
 def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
-    """Every check, each as soon as it is done: cheap ones first."""
+    """Run all checks, cheap ones first, and yield each finding as soon as it is there."""
     try:
         org = load_site(path)
     except ConfigError as error:
@@ -79,7 +79,7 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
 
 
 def key_pair(org: Organisation) -> Finding:
-    """The private key: there, its owner's alone, and the one the public key beside it belongs to."""
+    """Check the private key: it exists, only its owner can read it, and it matches the public key beside it."""
     if org.config.insecure:
         return Finding("key", "none is used (insecure)", "note", "Without keys only a SuperLink on this machine.")
     public_file = org.key.with_name(org.key.name + ".pub")
@@ -98,7 +98,7 @@ def key_pair(org: Organisation) -> Finding:
 
 
 def room(org: Organisation) -> Finding:
-    """Whether the worker can write down what it must remember."""
+    """Check that the worker can write its state to disk."""
     finding = disk(org.state)
     if not finding.advice:
         return finding
@@ -107,7 +107,7 @@ def room(org: Organisation) -> Finding:
 
 
 def port(org: Organisation) -> Finding:
-    """Whether the SuperNode's port is free, or taken by this organisation's own SuperNode."""
+    """Check that the SuperNode's port is free, or used by this organisation's own SuperNode."""
     number = org.config.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the SuperNode does
@@ -136,7 +136,7 @@ def supernode(org: Organisation) -> int | None:
 
 
 def server_certificate(address: str, authority: Path | None) -> Finding:
-    """Whether the SuperLink answers at its address, with a certificate of the authority in ca.crt.
+    """Check that the SuperLink answers at its address, with a certificate of the authority in ca.crt.
 
     address: host:port. authority: the PEM file; None takes the system's.
     """
@@ -169,7 +169,7 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
 
 
 def registration(org: Organisation) -> Finding:
-    """Whether the SuperLink knows this organisation's key."""
+    """Check that the SuperLink knows this organisation's key."""
     if org.config.insecure:
         host, number = split_address(org.config.superlink)
         try:
@@ -197,7 +197,7 @@ def registration(org: Organisation) -> Finding:
 
 
 def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding:
-    """A task's problems: they load, there are some of both kinds, and every gold answer earns its reward.
+    """Check a task: its problems load, some are for training and some held out, and every gold answer earns its reward.
 
     prompts: takes the task's prompts, each with the instruction of its kind.
     """
@@ -235,7 +235,8 @@ def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding
 
 
 def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterator[Finding]:
-    """A model: it loads on this organisation's device, an adapter moves it, and the prompts of each task fit it."""
+    """Check a model: it loads on this organisation's device, an adapter changes its output, and each task's prompts fit
+    it."""
     import torch
 
     from fedrlvr.config import LoraConfig
@@ -250,7 +251,7 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
         # What organisations compare, and a message is refused by.
         ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
-        Cohort(base, LoraConfig(), org.config.engine).self_check(base.encode("1 + 1 ="), 0)
+        Cohort(base, LoraConfig(), org.config.engine).self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
         for task_name, texts in prompts.items():
             yield _prompts(base, f"{title}, task {task_name}", texts, org.task(task_name).max_prompt_tokens)
@@ -261,7 +262,7 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
 
 
 def worker(org: Organisation) -> Finding:
-    """Whether the worker can be started, and answers; one that was not running is ended again."""
+    """Check that the worker starts and answers. A worker that was not running is stopped again."""
     from fedrlvr.deployment.site import socket as channel
 
     try:

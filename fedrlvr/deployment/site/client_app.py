@@ -7,7 +7,6 @@ the SuperNode's own configuration, never the message.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import get_args
 
@@ -16,7 +15,8 @@ from flwr.clientapp import ClientApp
 
 from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, printable
+from fedrlvr.output import echo
 from fedrlvr.version import __version__
 from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
@@ -25,7 +25,7 @@ ANSWERED = (*get_args(MessageType), "query.hello")
 
 
 class SiteApp(ClientApp):
-    """Flower's, but for messages that it has no handler for: they are refused as others are."""
+    """Flower's ClientApp, which refuses messages without a handler in the same way as others."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply to a message."""
@@ -43,7 +43,7 @@ app = SiteApp()
 @app.evaluate()
 @app.query("respond")
 def answer(message: Message, context: Context) -> Message:
-    """What the worker says to a message."""
+    """Pass a message to the worker, and return its answer."""
     kind, name, began = message.metadata.message_type, "the organisation", time.perf_counter()
     try:
         org = _organisation(context)
@@ -73,7 +73,7 @@ def answer(message: Message, context: Context) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who this is, for a server whose SuperLink has no registered names."""
+    """Tell the organisation's name to a server whose SuperLink has no registered names."""
     try:
         name = _organisation(context).name
     except ConfigError as error:
@@ -100,8 +100,8 @@ def _remember(org: Organisation, node: int) -> None:
 
 
 def _error(message: Message, code: int, reason: str) -> Message:
-    return Message(Error(code, reason), reply_to=message)
+    return Message(Error(code, printable(reason)), reply_to=message)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, err=True)

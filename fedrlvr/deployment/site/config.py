@@ -1,4 +1,4 @@
-"""An organisation's own configuration, `site.toml`: who it is, what it lets be trained on, and how far.
+"""An organisation's own configuration, `site.toml`: its name, its problems and models, and its limits.
 
 Only this file decides what a server may ask for; no message changes it. Relative paths in it mean relative to it.
 """
@@ -22,7 +22,8 @@ MessageType = Literal["train", "query.respond", "evaluate"]
 
 
 class TaskConfig(DataConfig):
-    """Problems a server may ask this organisation to train on; they never leave it. Settings as in [data]."""
+    """Problems that a server may ask this organisation to train on; they never leave it. The settings are those of
+    [data]."""
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
@@ -32,14 +33,17 @@ class TaskConfig(DataConfig):
 
 
 class MachineConfig(Section):
-    """How the model is held on this machine."""
+    """The hardware on which this organisation runs the model."""
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    """Device that computes: `auto`, `cpu`, `cuda`, or one GPU, such as `cuda:1`. `auto` takes a GPU where there is one.
+    """
     dtype: Dtype = "auto"
-    """Of the base weights. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the base weights; adapters are always float32. `auto` is bfloat16 on a GPU that supports it,
+    else float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Whether activations are recomputed in the backward pass: less memory, about a third more time. Turn it on if
+    training runs out of GPU memory."""
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
@@ -63,7 +67,7 @@ class Limits(Section):
     """Largest number of messages answered in a day (UTC), over all runs and all servers."""
     evaluations_per_day: int = Field(50, ge=1)
     """Largest number of evaluations of a task in a day (UTC), over all runs and all servers. Every score of chosen
-    responses tells something of the held-out answers."""
+    responses reveals something about the held-out answers."""
     rounds: int = Field(1000, ge=1)
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
     new run does not reset the count."""
@@ -89,51 +93,54 @@ class Limits(Section):
     lora_rank: int = Field(64, ge=1)
     """Largest rank of this organisation's adapter, and of any other client's."""
     change_rank: int = Field(1024, ge=0)
-    """Largest rank of a change of the base weights that the server sends (aggregation flora, fedex, flexlora). 0
-    refuses every such change."""
+    """Largest rank of a change of the base weights that the server sends, as the aggregation rules flora and fedex do.
+    0 refuses every change."""
     supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
     """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
     labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
-    """Who may be asked for labels, where the supervision asks for some."""
+    """Sources of labels that a server may choose: the data set's own answers, or people at the desk."""
     label_share: float = Field(1.0, ge=0, le=1)
     """Largest share of a step's problems whose label may be asked for (supervision.budget)."""
     labels: int | None = Field(None, ge=1)
     """Largest number of labels that all runs of a task may ask for together. A server must then state a
-    supervision.budget_total, which is reserved for its run. None sets no limit."""
+    supervision.budget_total, which is reserved for its run. Unset: no limit."""
     audit: bool = False
     """Whether a server may measure accuracies that only all answers together give. This is for experiments."""
     share_probes: bool = True
-    """Whether CARE's probes may leave."""
+    """Whether the weights of CARE's probes may leave this organisation."""
     own_adapter: bool = False
     """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
     run across organisations never needs it."""
     prompt_filter: bool = False
-    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. False refuses such a run:
-    numbers over two choices of problems that differ by one problem would describe that problem. Set the task's own
-    max_prompt_tokens instead."""
+    """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. If false, such a run is
+    refused: numbers over two sets of problems that differ by one problem would describe that problem. Set the task's
+    own max_prompt_tokens instead."""
     learning_rate: Range = (0.0, 0.01)
-    """Least and largest learning rate."""
+    """Least and largest learning rate that is accepted."""
     probe_learning_rate: Range = (0.0, 0.01)
     """Least and largest learning rate of CARE's probes."""
     beta1: Range = (0.5, 0.999)
-    """Least and largest decay of AdamW's first moment. With 0 a reply is a function of the last gradient alone."""
+    """Least and largest decay of AdamW's first moment. With 0 a reply would show the last gradient alone."""
     beta2: Range = (0.5, 0.9999)
-    """Least and largest decay of AdamW's second moment. With 0 a reply is a function of the last gradient alone."""
+    """Least and largest decay rate of AdamW's second moment, the running mean of squared gradients. With 0 a reply
+    would give the last gradient away."""
     weight_decay: Range = (0.0, 0.1)
-    """Least and largest weight decay."""
+    """Least and largest weight decay that is accepted."""
     max_grad_norm: Range = (0.01, 100.0)
     """Least and largest norm that a gradient is clipped to. With a tiny norm AdamW returns the exact gradient."""
     clip_low: Range = (0.01, 1.0)
-    """Least and largest lower clipping bound of the policy ratio."""
+    """Least and largest lower clipping bound of the policy ratio (train.clip_low), as a distance from 1."""
     clip_high: Range = (0.01, 10.0)
-    """Least and largest upper clipping bound of the policy ratio."""
+    """Range of the upper clipping bound that a server may set (train.clip_high), as a distance from 1."""
     scale_free: bool = True
-    """Whether AdamW does without its epsilon, so that a first step tells signs only. False lets a server get gradients
-    instead of steps, by sending factors so small that their gradients are far below epsilon."""
+    """Whether AdamW runs without its epsilon, so that a first step reveals only the signs of gradients. If false, a
+    server could obtain gradients instead of steps, by sending factors so small that their gradients are far below
+    epsilon."""
     kl_beta: Range = (0.0, 0.2)
-    """Least and largest weight of the KL term. A large weight drowns the rewards, so that a reply describes prompts."""
+    """Least and largest weight of the KL term. A large weight outweighs the rewards, so that a reply describes the
+    prompts."""
     proximal_mu: Range = (0.0, 1.0)
-    """Least and largest weight of FedProx. A large weight keeps every step but the first from counting."""
+    """Least and largest weight of FedProx. With a large weight only the first step of a round counts."""
     temperature: Range = (0.1, 2.0)
     """Least and largest sampling temperature in training."""
     top_p: Range = (0.1, 1.0)
@@ -147,7 +154,7 @@ class Limits(Section):
     Euclidean."""
     least_clients: int = Field(2, ge=1)
     """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
-    number is the server's word: nothing here can prove it."""
+    server states the number, and this machine cannot verify it."""
     least_problems: int = Field(8, ge=1)
     """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
     response that leaves after local steps. A task with fewer is not trained on."""
@@ -175,35 +182,40 @@ class Limits(Section):
     """Privacy floor: least number of private problems behind a number that leaves. Sources of held-out problems with
     fewer are pooled; other numbers over fewer are left out."""
     source_names: bool = True
-    """Whether scores may leave under the names of their sources. False sums all scores under the name of the task."""
+    """Whether scores may leave under the names of their sources. If false, all scores are summed under the name of the
+    task."""
     round_numbers: bool = True
-    """Whether numbers are rounded before they leave: rewards, shares and scores, up or down at random, to what their
-    number of problems supports, others to two significant digits."""
+    """Whether numbers are rounded before they leave: rewards, shares and scores at random, up or down, to the precision
+    that their number of problems supports; others to two significant digits."""
 
 
 class SiteConfig(Section):
-    """An organisation."""
+    """One organisation: its name, its server, its data and its models."""
 
     name: Name
-    """As it is registered with the SuperLink."""
+    """Name of this organisation, as the SuperLink's operator registers it."""
     superlink: str
-    """host:port."""
+    """Address of the SuperLink, the federation's server, as host:port."""
     root_certificates: Path | None = Path("ca.crt")
-    """PEM file of the authority that signed the SuperLink's certificate."""
+    """PEM file of the authority that signed the SuperLink's certificate. The operator sends it."""
     key: Path | None = None
-    """This organisation's private key, which its registered public key belongs to. None: <name>.key beside the file."""
+    """File of this organisation's private key, whose public key is registered with the SuperLink. Unset: the file
+    `<name>.key` beside this one."""
     insecure: bool = False
-    """No TLS and no keys: only with a SuperLink on this very machine, to try things out."""
+    """Whether the connection has no TLS and no keys. It is allowed only with a SuperLink on this machine, for trials.
+    """
     port: int = Field(9094, ge=1, le=65535)
-    """Of the SuperNode's own interface, on 127.0.0.1 only."""
+    """Port of the SuperNode's own interface, which listens on 127.0.0.1 only. Each SuperNode on a machine needs its
+    own."""
     idle_minutes: float = Field(10.0, gt=0)
-    """The worker, and the model in its memory, goes after so long without a message."""
+    """Minutes without a message after which the worker ends and frees the model's memory. The next message starts
+    another worker."""
     keep_runs: int = Field(5, ge=1)
-    """States of so many of the newest runs stay on disk. What people answered always stays."""
+    """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
-    """What may be trained on, by the name a server asks for it by."""
+    """Problems that a server may ask to train on, by the name of their task."""
     models: dict[str, str] = Field(min_length=1)
-    """Base models that may be asked for, and where each lies here: a directory, a hub id, or `embedded`."""
+    """Base models that a server may ask for, and the place of each: a directory, a hub id, or `embedded`."""
     machine: MachineConfig = MachineConfig()
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
@@ -224,7 +236,7 @@ class SiteConfig(Section):
 
 @dataclass(frozen=True)
 class Organisation:
-    """An organisation's configuration and where its own files lie.
+    """An organisation's configuration, and the places of its files.
 
     path: of its site.toml, absolute.
     """
@@ -234,40 +246,40 @@ class Organisation:
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """Name of the organisation, as it is registered."""
         return self.config.name
 
     @property
     def directory(self) -> Path:
-        """Where site.toml is; paths in it are relative to this."""
+        """Directory of site.toml, to which the paths in it are relative."""
         return self.path.parent
 
     @property
     def state(self) -> Path:
-        """What it remembers, its logs and its worker's socket; nobody else's business."""
+        """Directory of the organisation's memory, its logs and its worker's socket; private to its user."""
         return self.directory / "state"
 
     @property
     def log(self) -> Path:
-        """What was asked of it and what it sent, a line each."""
+        """Log with one line for each request and each answer."""
         return self.state / "site.log"
 
     def resolve(self, path: Path) -> Path:
-        """A path of the configuration."""
+        """Path of the configuration, relative to site.toml."""
         return path if path.is_absolute() else self.directory / path
 
     @cached_property
     def key(self) -> Path:
-        """Its private key."""
+        """Path of the organisation's private key."""
         return self.resolve(self.config.key or Path(f"{self.name}.key"))
 
     @cached_property
     def root_certificates(self) -> Path | None:
-        """The authority's certificate."""
+        """Path of the authority's certificate, if there is one."""
         return None if self.config.root_certificates is None else self.resolve(self.config.root_certificates)
 
     def task(self, name: str) -> TaskConfig:
-        """A task with its paths resolved.
+        """A task of this name, with its paths resolved.
 
         Raises:
             KeyError: there is none of this name.
@@ -288,7 +300,7 @@ class Organisation:
 
 
 def load_site(path: Path | str) -> Organisation:
-    """Read a site.toml, or that of a directory.
+    """Read a site.toml, or the one in a directory.
 
     Raises:
         ConfigError: the file is missing, not TOML, or a key or value does not fit; the text names file and key.
@@ -299,7 +311,7 @@ def load_site(path: Path | str) -> Organisation:
         tree = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr site init` makes one.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # UTF-8, TOML, or a number of thousands of digits
         raise ConfigError(f"{file} cannot be read as TOML: {error}.") from None
     try:
         return Organisation(SiteConfig.model_validate(tree), file)

@@ -1,4 +1,4 @@
-"""What an organisation has answered over all runs and all servers, counted on its own disk (state/answered.json).
+"""Counts of an organisation's answers over all runs and all servers, on its own disk (state/answered.json).
 
     {"days": {"2026-11-28": {"messages": 12, "requests": {DIGEST: DIGEST},
                              "tasks": {"main": {"train": 3, "evaluate": 1}}}},
@@ -29,7 +29,7 @@ WAIT_S = 10.0
 
 
 class AnsweredCounts:
-    """The counts of one organisation.
+    """The counts of one organisation, by day and task.
 
     state: its state directory. clock: unix seconds.
     """

@@ -1,4 +1,4 @@
-"""What the worker does with a message: checks it against terms and limits, computes, remembers, answers.
+"""The worker's handling of a message: check against terms and limits, compute, remember, answer.
 
 It holds what is dear to make: the model that was last asked for, the cohort on it, the problems of the run. What it
 knows of a run is on disk (round_states.py), so another worker in its place goes on where it was.
@@ -6,7 +6,6 @@ knows of a run is on disk (round_states.py), so another worker in its place goes
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
+from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
@@ -50,7 +50,7 @@ from fedrlvr.wire.messages import (
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
 from fedrlvr.wire.serialization import pack, unpack
 
-_log = logging.getLogger("fedrlvr.deployment")
+_log = logger("deployment")
 
 _MOST_PUBLIC = 1 << 16
 """Public problems that are counted at all; limits.public_problems says how many are answered."""
@@ -63,7 +63,7 @@ SAMPLING_SECRET = "sampling.secret"
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and the one cohort that can sit on it. checked: it was seen to sample as it trains."""
+    """A model in memory, and its one cohort. checked: the self-check has passed."""
 
     base: Base
     lora: LoraConfig | None = None
@@ -73,7 +73,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class RunData:
-    """An organisation's problems for one run.
+    """Problems of an organisation for one run.
 
     key: what they were made for. answered: each for training has an answer.
     """
@@ -99,7 +99,7 @@ class StepLog(Observer):
 
 
 class Answering:
-    """An organisation's answers.
+    """One organisation's answers to messages, and the model that it keeps in memory.
 
     tell: takes a line for the site's log.
     """
@@ -111,7 +111,7 @@ class Answering:
         self._run, self._states = "", RoundStates(Path(), "", tell)
 
     def reply(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """The answer to a message, or why there is none: its header and its content. Raises nothing."""
+        """Reply to a message, or the reason for refusing it, as header and content. It raises nothing."""
         where = "a message"
         try:
             message = _read(header, data)
@@ -166,7 +166,7 @@ class Answering:
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
         self._count(kind, terms, request)
-        self._check_cohort(terms, client, request.seed)
+        self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
@@ -237,21 +237,21 @@ class Answering:
             self.tell(line)
             _log.info("%s", line)
         loaded = self.models[name]
-        for what, theirs, ours in (
+        for what, expected, actual in (
             ("model", terms.model_id, loaded.base.model_id),
             ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
             ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
         ):
-            if theirs != ours:
+            if expected != actual:
                 raise MessageError(
-                    f"the server has another {what} than {self.org.name} under the name {name!r} ({theirs}, here "
-                    f"{ours}): take the same files at both"
+                    f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
+                    f"{actual}): take the same files at both"
                 )
         torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if loaded.cohort is None or loaded.lora != lora:
             if loaded.cohort is not None:
-                _take_off(loaded.cohort)
+                loaded.cohort.stack.remove()
             loaded.cohort, loaded.checked = None, False
             loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
         # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
@@ -260,7 +260,7 @@ class Answering:
             loaded.cohort.base = replace(loaded.base, chat_template=wanted)
         return loaded.cohort
 
-    def _check_cohort(self, terms: Terms, data: ClientData, seed: int) -> None:
+    def _check_cohort(self, terms: Terms, seed: int) -> None:
         """Assert that adapters reach the sampler; once for each cohort.
 
         Raises:
@@ -269,7 +269,7 @@ class Answering:
         loaded = self.models[terms.model]
         assert loaded.cohort is not None
         if not loaded.checked:
-            loaded.cohort.self_check(loaded.cohort.base.encode(data.prompt_text(data.train[0])), seed)
+            loaded.cohort.self_check(seed)
             loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
@@ -352,7 +352,7 @@ def _read(header: Mapping[str, Any], data: bytes) -> Message:
         )
     except MessageError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # a number in JSON may be infinite
         raise MessageError(f"a message with a header that cannot be used ({type(error).__name__})") from None
 
 
@@ -366,13 +366,6 @@ def _memory(states: RoundStates, request: ClientRequest) -> Past:
     if isinstance(request.asked, EvaluateRequest):
         return states.look(round_)
     return states.go_on(round_) if request.under_way else states.begin(round_)
-
-
-def _take_off(cohort: Cohort) -> None:
-    """Give a model its own layers back, so that another cohort can sit on it."""
-    for name, layer in cohort.stack.layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(cohort.base.model.get_submodule(parent), last, layer.base)
 
 
 def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:

@@ -1,4 +1,4 @@
-"""Checks a request against the organisation's [limits] before anything is computed.
+"""Checks a request against the site's [limits] before any work is done.
 
 Every limit that a request exceeds is named at once, so that a server's operator need not find out one by one. Floors
 after training, and the precision of what leaves, are in release.py; what is counted over runs is in counts.py.
@@ -40,7 +40,7 @@ def within(limit: tuple[float, float], value: float) -> str:
 
 @dataclass(frozen=True)
 class FieldLimit:
-    """A setting of [limits], what it is compared with, and in which words.
+    """A setting of [limits], with the fields that it bounds, their comparison, and its words in an error.
 
     fields: of the request, or of what else `Asked` has. A field that a request does not have is not checked.
     """
@@ -77,7 +77,7 @@ BOUNDS = (
     FieldLimit("kl_beta", within, ("train.kl_beta",), "as the weight of the KL term"),
     FieldLimit("proximal_mu", within, ("train.proximal_mu",), "as the weight of FedProx"),
 )
-"""Limits of every message."""
+"""Limits that hold for every message, with the values they bound."""
 TRAINING_BOUNDS = (
     FieldLimit("group_size", most, ("sampling.group_size",), "responses to a problem"),
     FieldLimit("least_group_size", least, ("sampling.group_size",), "responses to a problem"),
@@ -89,7 +89,7 @@ TRAINING_BOUNDS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What a message asks. public: problems that it brings. delta: its notes on the model that it brings."""
+    """The request in a message. public: problems that it brings. delta: its metadata on the model that it brings."""
 
     terms: Terms
     request: StretchRequest | EvaluateRequest
@@ -114,7 +114,7 @@ def check(
     public_problems: int,
     delta: ModelDelta | None = None,
 ) -> None:
-    """Check a request against every limit that is known before the problems are.
+    """Check a message against the limits.
 
     kind: type of the message. public_problems: how many it brings. delta: its notes on the model that it brings.
 
@@ -133,7 +133,7 @@ def check(
 
 
 def check_problems(limits: Limits, request: StretchRequest, problems: int, *, name: str = "this organisation") -> None:
-    """Check that a round's local steps touch enough of the task's training problems.
+    """Check that there are enough training problems for training to be allowed.
 
     Raises:
         LimitError: they do not.
@@ -148,7 +148,7 @@ def check_problems(limits: Limits, request: StretchRequest, problems: int, *, na
 
 
 def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, problems: int) -> None:
-    """Check that an evaluation on so many held-out problems samples no more tokens than is allowed.
+    """Check that an evaluation samples no more tokens than is allowed.
 
     Raises:
         LimitError: it does.

@@ -1,4 +1,4 @@
-"""What leaves an organisation after a message is computed: floors, numbers over enough problems, and their rounding.
+"""Release of the results of a message: floors, numbers over enough problems, and their rounding.
 
 Every reply passes through `SiteRelease` before it is packed. The rules, with n the number of different private problems
 that a number is about:
@@ -37,15 +37,15 @@ from fedrlvr.wire.messages import BINS, METRICS, PROBES, RespondRequest, SourceS
 from fedrlvr.wire.public_messages import EXCHANGE, SHARE
 
 POOLED = "other sources"
-"""The name under which scores of small sources leave together."""
+"""Name under which the scores of small sources leave together."""
 SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "clip_fraction"}
 SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
 """Numbers that are means of values between 0 and 1, or of rewards."""
 OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}
-"""Numbers of any size that depend on which responses were right."""
+"""Names of the numbers of any size that depend on which responses were right."""
 EXACT = {"num-examples", "labels_asked", "labels_used", "labels_total", "swapped_in", "rescued", "refused"}
-"""Counts. Those of swaps are about responses that have left already."""
+"""Names of the counts that leave exactly. Those of swaps are about responses that have left already."""
 PROBE_LOSSES = ("reliability_loss", "response_loss", "correction_loss")
 
 

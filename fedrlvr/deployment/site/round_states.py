@@ -1,4 +1,4 @@
-"""What an organisation remembers of a run, on its own disk: its memory after each round, and the reply it gave with it.
+"""An organisation's memory of a run, on its own disk: its state after each round, and the reply that went with it.
 
     state/runs/<run>/clients/<name>/round-0007/  a memory as a simulation keeps it (server/checkpoint.py), and the reply
 
@@ -25,7 +25,7 @@ from fedrlvr.server.checkpoint import MEMORY, memory_directories
 from fedrlvr.wire.serialization import pack, unpack
 
 KEPT = 2
-"""Rounds."""
+"""Number of newest rounds whose memory is kept."""
 NOTHING = -1
 """The origin of a memory that a round began without one."""
 REPLY = "reply.packed"
@@ -61,14 +61,14 @@ class RoundStates:
         self._notes: dict[int, Saved | None] = {}
 
     def reply_to(self, message: str) -> bytes | None:
-        """The reply that was made to this very message before, if it is still kept."""
+        """Reply that was made to this same message before, if it is still kept."""
         for saved in reversed(self._all()):
             if saved.message == message and (files := self._read(saved.number)) is not None:
                 return files[REPLY]
         return None
 
     def begin(self, round_: int) -> Past:
-        """What to begin a round with: the newest memory of an earlier one."""
+        """Memory to begin a round with: the newest one of an earlier round."""
         kept = self._kept()
         if (past := self._newest(saved for saved in kept if saved.round < round_)) is not None:
             return past
@@ -82,16 +82,16 @@ class RoundStates:
         return Past(RecordDict(), NOTHING)
 
     def go_on(self, round_: int) -> Past:
-        """What to go on with in the middle of a round: its own memory, or an empty one."""
+        """Memory to continue a round with: its own, or an empty one."""
         return self._same(round_) or Past(RecordDict(), NOTHING)
 
     def look(self, round_: int) -> Past:
-        """What to evaluate with in a round: its own memory, or the newest of an earlier one."""
+        """Memory to evaluate a round with: its own, or the newest of an earlier round."""
         earlier = (saved for saved in self._kept() if saved.round < round_)
         return self._same(round_) or self._newest(earlier) or Past(RecordDict(), NOTHING)
 
     def save(self, round_: int, past: Past, context: Context, message: str, reply: bytes) -> None:
-        """Write the memory that answering a message has left, and the reply; then drop what is not needed any more.
+        """Write the memory after a message, with the reply; then delete memories that are no longer needed.
 
         past: what the answer was computed from.
 
@@ -145,7 +145,7 @@ class RoundStates:
 
         def remembered(files: dict[str, bytes], note: Mapping[str, Any]) -> dict[str, bytes]:
             self._notes[number] = Saved(number, int(note["of"]), str(note["message"]), int(note["origin"]))
-            return files
+            return {name: files[name] for name in (MEMORY, REPLY)}
 
         self._notes[number] = None
         try:
@@ -153,12 +153,13 @@ class RoundStates:
         except ReleaseError:
             raise
         except CheckpointError as error:
+            self._notes[number] = None
             self.warn(f"a memory that cannot be read is passed over: {error}")
             return None
 
 
 def begin_run(runs: Path, run: str, keep: int) -> Path:
-    """The directory of a run, made if it is not there; then the oldest beyond `keep` go.
+    """Make the directory of a run, if it is missing, and delete the oldest runs beyond `keep`.
 
     Raises:
         CheckpointError: it cannot be made.

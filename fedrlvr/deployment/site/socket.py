@@ -1,4 +1,4 @@
-"""The way from a client app to its organisation's worker: a Unix socket that only this user can reach.
+"""Connection between a client app and its organisation's worker: a Unix socket that only this user can reach.
 
 Whoever connects shows that he knows the secret in the organisation's state directory, and so does the worker. Then one
 message goes each way, each two frames of bytes: a header in JSON, and a content (wire/serialization.py). Nothing is
@@ -26,9 +26,9 @@ from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundErro
 from fedrlvr.files import new_file
 
 LARGEST_FRAMES = 1 << 16, 1 << 33
-"""Bytes of a header and of a content."""
+"""Largest header and largest content, in bytes."""
 START_S = 60.0
-"""Seconds in which a worker that was started must listen."""
+"""Seconds within which a worker must listen after its start."""
 STOP_S = 15.0
 _SECRET = 32
 _LONGEST_PATH = 100
@@ -39,7 +39,7 @@ Frames = tuple[dict[str, Any], bytes]
 
 
 def ask(org: Organisation, header: dict[str, Any], content: bytes) -> Frames:
-    """Have the worker answer a message; starts one if there is none.
+    """Send a message to the worker and return its answer; a worker is started if none runs.
 
     Raises:
         RoundError: no worker can be started, or two have ended over this message.
@@ -54,12 +54,12 @@ def ask(org: Organisation, header: dict[str, Any], content: bytes) -> Frames:
 
 
 def status(org: Organisation) -> dict[str, Any] | None:
-    """What the worker says of itself; None if there is none."""
+    """Status that the worker reports; None if no worker runs."""
     return _tell(org, "status")
 
 
 def stop(org: Organisation) -> bool:
-    """End the worker, and with it what it is computing; whether there was one. It is gone when this returns.
+    """End the worker, also in the midst of a computation, and wait until it has ended. Returns whether one was running.
 
     Raises:
         RoundError: it does not end.
@@ -75,7 +75,7 @@ def stop(org: Organisation) -> bool:
 
 
 def send(connection: Connection, header: dict[str, Any], content: bytes) -> None:
-    """Send two frames.
+    """Send a header and a content, as two frames.
 
     Raises:
         OSError: the other end is gone.
@@ -85,7 +85,7 @@ def send(connection: Connection, header: dict[str, Any], content: bytes) -> None
 
 
 def receive(connection: Connection) -> Frames:
-    """Two frames from the other end.
+    """Receive two frames, a header and a content.
 
     Raises:
         EOFError, OSError: it is gone, or sends more than anybody may.
@@ -102,7 +102,7 @@ def receive(connection: Connection) -> Frames:
 
 
 def state_directory(org: Organisation) -> Path:
-    """The organisation's state directory, made if it is not there.
+    """Make the organisation's state directory, if it is missing, and return it.
 
     Raises:
         CheckpointError: it cannot be made.
@@ -115,12 +115,12 @@ def state_directory(org: Organisation) -> Path:
 
 
 def node_file(org: Organisation) -> Path:
-    """Holds the number that the SuperLink knows the organisation's SuperNode by."""
+    """File with the number under which the SuperLink knows the organisation's SuperNode."""
     return org.state / "node-id"
 
 
 def secret(state: Path, name: str = "worker.secret") -> bytes:
-    """A secret in the state directory, random bytes; made if it is not there.
+    """Secret by which client apps and the worker recognise each other; created if it is missing.
 
     name: of its file. "worker.secret" is what client apps and worker know each other by.
 
@@ -145,8 +145,8 @@ def secret(state: Path, name: str = "worker.secret") -> bytes:
 
 
 def socket_path(state: Path) -> Path:
-    """Where the worker of a state directory listens: in it, or if its path is too long for a socket, in a directory of
-    our own among temporary files.
+    """Path of the worker's socket: in the state directory or, if that path is too long for a socket, in a private
+    directory among temporary files.
 
     Raises:
         ConfigError: that directory is somebody else's, or others may enter it.

@@ -25,10 +25,11 @@ from typing import Any, NoReturn
 
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.socket import Frames, receive, secret, send, socket_path, state_directory
-from fedrlvr.errors import FedrlvrError, MessageError
+from fedrlvr.errors import FedrlvrError, MessageError, printable
 from fedrlvr.files import file_lock
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.deployment")
+_log = logger("deployment")
 
 Answer = Callable[[dict[str, Any], bytes], Frames]
 
@@ -44,7 +45,7 @@ class _Waiting:
 
 
 class SiteLog:
-    """What was asked of an organisation and what it sent: lines of plain text, each with its time (UTC)."""
+    """Log of an organisation's requests and answers: lines of plain text, each with its time (UTC)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,11 +54,11 @@ class SiteLog:
         """Write a line. A disk that is full loses lines, never an answer."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"{now} {' '.join(line.split())}\n")
+            file.write(f"{now} {printable(' '.join(line.split()))}\n")
 
 
 class Worker:
-    """Listens, and has one message answered at a time.
+    """Listens for messages, and answers one at a time.
 
     tell: takes a line for the site's log.
     """
@@ -76,7 +77,7 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def serve(self, answer: Answer, models: Callable[[], list[str]]) -> None:
-        """Answer messages until there was none for `idle_minutes`.
+        """Answer messages until none has come for `idle_minutes`.
 
         models: those in memory.
         """
@@ -165,7 +166,7 @@ class Worker:
 
 
 def main(site_toml: Path | str) -> None:
-    """Be the worker of an organisation, if it has none.
+    """Run the worker of an organisation, unless one runs already.
 
     Raises:
         ConfigError: the organisation's configuration cannot be used.

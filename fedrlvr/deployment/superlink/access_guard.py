@@ -1,4 +1,4 @@
-"""What stands before every request to the SuperLink: what other machines may ask.
+"""The guard before every request to the SuperLink: it limits what other machines may ask.
 
 Flower serves three interfaces on its one port. Only the Fleet API, by which SuperNodes come for messages, knows who is
 asking (by registered keys). The Control API starts runs, which means code on the server, and registers keys; the
@@ -9,13 +9,14 @@ are for this machine alone.
 from __future__ import annotations
 
 import ipaddress
-import logging
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_log = logging.getLogger("fedrlvr.superlink")
+from fedrlvr.output import logger
+
+_log = logger("superlink")
 
 FLEET = "/v1/fleet/"
 HEALTH = "/health"

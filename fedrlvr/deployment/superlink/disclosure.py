@@ -1,4 +1,4 @@
-"""What travels in a run, in words: said before it starts, and again with sizes once the model is there."""
+"""Description of all that travels in a run: shown before it starts, and again with sizes once the model is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 def check(config: Config) -> None:
-    """Whether a configuration can be run by organisations on their own machines.
+    """Check that a configuration can be run by organisations on their own machines.
 
     Raises:
         ConfigError: it cannot; the text names the setting.
@@ -29,7 +29,7 @@ def check(config: Config) -> None:
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
-    """Lines: what goes to each organisation, what comes from it, and what never does.
+    """Lines of text: the data that go to each organisation, those that come from it, and those that never travel.
 
     numbers: of an adapter of the largest rank, where known. change: rules send a change of the base weights too.
     """
@@ -52,7 +52,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
     yield (
         up
-        + "; numbers (rewards, losses, token counts, seconds; docs/deployment.md lists them)"
+        + "; numbers (rewards, losses, token counts, seconds; docs/report.md lists them)"
         + ("; CARE's probes" if config.supervision.shares_probes else "")
     )
     if public is not None and public.swap_rule.trades:

@@ -19,16 +19,17 @@ from flwr.serverapp import Grid
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.errors import RoundError, printable
 from fedrlvr.reporting import units
-from fedrlvr.wire.messages import nbytes
+from fedrlvr.wire.messages import nbytes, record_in
 
 LOST = 1
-"""Code of the errors made here; the strategy reads their reason alone."""
+"""Code of the errors that this grid makes; the strategy reads only their reason."""
 
 
 EXPIRED = 3
 """Flower's code (MESSAGE_UNAVAILABLE) of an error in the place of a message whose time is over."""
 PLAINLY = {5: "its connection was lost", 8: "its client app stopped responding, as one that was killed does"}
-"""Reasons of errors that Flower makes in a reply's place (NODE_UNAVAILABLE, CLIENT_APP_CRASHED), by their codes."""
+"""Readable reasons for errors that Flower makes in a reply's place (NODE_UNAVAILABLE, CLIENT_APP_CRASHED), by their
+codes."""
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
@@ -38,7 +39,7 @@ POLL = 0.25
 
 @dataclass
 class Roster:
-    """Which SuperNodes are connected, and whose they are.
+    """Connected SuperNodes, with the organisation of each.
 
     ask_names: SuperNodes without registration (insecure) say themselves what they are called.
     """
@@ -68,10 +69,15 @@ class Roster:
             for message_id, node in list(sent.items()):
                 for reply in self.grid.pull_messages([message_id]):
                     del sent[message_id]
-                    hello = reply.content.get("hello") if reply.has_content() else None
-                    self._said[node] = str(hello.get("name", ""))[:64] if isinstance(hello, ConfigRecord) else ""
+                    self._said[node] = read_hello(reply.content) if reply.has_content() else ""
                     break
             self.sleep(self.poll)
+
+
+def read_hello(content: RecordDict) -> str:
+    """Name that a SuperNode reports, as printable text; "" if its answer holds nothing that can be a name."""
+    name = (record_in(content, "hello", ConfigRecord) or ConfigRecord()).get("name")
+    return printable(name[:64]) if isinstance(name, str) else ""
 
 
 def names_here(grid: Grid, seconds: float, *, ask_names: bool) -> list[str]:
@@ -96,7 +102,7 @@ def names_here(grid: Grid, seconds: float, *, ask_names: bool) -> list[str]:
 
 @dataclass(eq=False)
 class SuperLinkGrid(Grid):
-    """Organisations behind a SuperLink.
+    """Flower grid of the organisations behind a SuperLink.
 
     clients: their names, by which they are registered, in the config's order; node ids are 1 to their number.
     terms: by client what its messages say of the run.
@@ -122,34 +128,34 @@ class SuperLinkGrid(Grid):
     # What Flower's grids have.
 
     def set_run(self, run: Any) -> None:
-        """Set the run."""
+        """Set the run that all messages belong to."""
         self.grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """The run."""
+        """The current run of this grid, as `set_run` was given it."""
         return self.grid.run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to one client."""
+        """Create a message to one client, without sending it."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Every client of the config, connected or not: who takes part in a round does not hang on the network."""
+        """Node ids of all clients in the config, connected or not: the network does not decide who takes part."""
         return list(range(1, len(self.clients) + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not to be used: a reply belongs to the message it was asked by."""
+        """Raise an error: a reply belongs to the message that asked for it."""
         raise NotImplementedError("send_and_receive")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not to be used, as `push_messages`."""
+        """Raise an error, for the same reason as `push_messages`."""
         raise NotImplementedError("send_and_receive")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send, then give each reply as it comes, until `timeout` seconds are over.
+        """Send, then yield each reply as it comes, until `timeout` seconds are over.
 
         A client that is not connected is waited for only as long as the quorum needs it. Nor is one whose connection
         goes while it works, if the others make the quorum. For either an error comes in the reply's place.
@@ -227,7 +233,7 @@ class SuperLinkGrid(Grid):
         return {client: nodes[client] for client in self.clients if client in nodes}
 
     def gather(self, seconds: float) -> None:
-        """Wait until every client is connected; after so many seconds go on if the quorum is.
+        """Wait until every client is connected; after the time given, continue if the quorum is connected.
 
         Raises:
             RoundError: it is not; the text names who is missing.

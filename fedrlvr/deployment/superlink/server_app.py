@@ -1,4 +1,4 @@
-"""The ServerApp: what Flower starts at the SuperLink for a run, and what it does there.
+"""The ServerApp: the program that Flower starts at the SuperLink for each run.
 
 The run lies in a directory of the SuperLink's machine, like a run of the local engine; `fedrlvr federate` makes it.
 """
@@ -22,12 +22,14 @@ from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import CheckpointError, FedrlvrError
 from fedrlvr.files import atomic_text
+from fedrlvr.output import echo
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.run import RunResult, Server, public_set
-from fedrlvr.server.run_directory import locked, new_directory
+from fedrlvr.server.run_directory import RUN_ID_FILE, locked, new_directory
+from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.run import new_cohort, settled
 from fedrlvr.tasks import grader_for
 from fedrlvr.tasks.deal import public_problems
@@ -35,9 +37,6 @@ from fedrlvr.tasks.problem import Problem
 from fedrlvr.zoo import embedded_config
 
 app = ServerApp()
-
-RUN_ID = "run-id"
-"""The file of a run directory that says what the run is called in messages; the same after a resume."""
 
 
 @app.main()
@@ -75,19 +74,23 @@ def serve(grid: Grid, settings: Mapping[str, Any]) -> RunResult:
 def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: bool) -> RunResult:
     cohort = new_cohort(config)
     public = public_problems(config, cohort.base) if isinstance(config.coordination, PubSwapCoordination) else []
-    initial = cohort.fresh_adapter(stream(config.run.seed, "adapter"))
-    for line in travels(config, sum(t.numel() for _, t in initial.tensors()), config.aggregation.rule.changes_base):
+    begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
+    for line in travels(
+        config, sum(t.numel() for _, t in begin.adapter.tensors()), config.aggregation.rule.changes_base
+    ):
         _say(line)
     names = config.federation.names
     terms = terms_of(config, cohort, run_id(directory))
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)
+    data = config.data
+    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     server = Server(
         config,
         directory,
         cohort.base,
-        initial,
-        public_set(public, cohort.base, grader_for(config.data.reward, arithmetic=config.data.arithmetic)),
+        begin,
+        public_set(public, cohort.base, reward),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
@@ -96,7 +99,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
 
 
 def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
-    """What each client's messages say of the run."""
+    """Terms of the run that each client's messages carry."""
     base, name = cohort.base, config.model.name
     return {
         client: Terms(
@@ -121,12 +124,12 @@ def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
 
 
 def run_id(directory: Path) -> str:
-    """What a run is called in messages: its directory's name and something of its own, made when it starts.
+    """Identifier of a run in messages: its directory's name and a random part, made when it starts.
 
     Raises:
         CheckpointError: the file cannot be read or written, or holds something else.
     """
-    path = directory / RUN_ID
+    path = directory / RUN_ID_FILE
     if not path.exists():
         plain = re.sub(r"[^A-Za-z0-9_-]", "-", directory.name)[:60] or "run"
         atomic_text(path, f"{plain}-{uuid.uuid4().hex[:12]}\n")
@@ -164,4 +167,4 @@ def _digest(public: list[Problem]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    echo(line)

@@ -1,4 +1,4 @@
-"""What stands before every request to the desk: whose name it came by, the token, and what a browser is told.
+"""The guard before every request to the desk: it checks host name and token, and sets the browser's security headers.
 
 A page from elsewhere can make a browser talk to an address of its own choosing under its own name (DNS rebinding), so
 a name that nobody gave this desk is refused. All but the page's own files, which hold no data, needs the token.
@@ -7,7 +7,6 @@ Nothing here or in the log repeats what a request or an answer said.
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import traceback
@@ -17,9 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedrlvr.errors import printable
 from fedrlvr.hosts import LOOPBACK
+from fedrlvr.output import logger
 
-_log = logging.getLogger("fedrlvr.desk")
+_log = logger("desk")
 
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(?::[0-9]*)?")
 HEADERS = {
@@ -37,7 +38,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests without the right host name or token.
 
     names: host names it answers to, besides loopback's. open_paths: what needs no token.
     """
@@ -98,8 +99,8 @@ class Guard:
 
 
 def error_response(status: int, text: str) -> JSONResponse:
-    """What every refusal looks like: {"error": text}."""
-    return JSONResponse({"error": text}, status)
+    """Response to a refused request: the JSON {"error": text}."""
+    return JSONResponse({"error": printable(text)}, status)
 
 
 def _plain(host: str) -> str:

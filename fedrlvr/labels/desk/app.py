@@ -47,9 +47,9 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MOST_JSON = 64 * 2**10
-"""Bytes of a request's body; a table's bound is the spreadsheet's."""
+"""Largest request body in bytes; a table has the spreadsheet's own limit."""
 LEASE = 300.0
-"""Seconds for which a problem is kept for who looks at it; the page asks again before they are over."""
+"""Seconds for which a problem is reserved for the expert who looks at it; the page renews the reservation in time."""
 
 _WAITING = 64
 """Connections that the system keeps for the server until it takes them."""
@@ -230,9 +230,9 @@ class _Done:
     def note(self, expert: str, problem: str, verdict: Verdict) -> int:
         """An answer has been stored; a skip takes an earlier one back."""
         with self._lock:
-            mine = self._counted().setdefault(expert, set())
-            (mine.discard if verdict == "skip" else mine.add)(problem)
-            return len(mine)
+            answered = self._counted().setdefault(expert, set())
+            (answered.discard if verdict == "skip" else answered.add)(problem)
+            return len(answered)
 
     def forget(self) -> None:
         with self._lock:

@@ -135,14 +135,14 @@ def spelled(value: Fraction) -> str:
     return f"{value.numerator:#x}/{value.denominator:#x}"
 
 
-def close(one: Numeral, other: Numeral) -> bool:
+def close(left: Numeral, right: Numeral) -> bool:
     """Whether two numbers are equal, or one is a decimal of six or more digits that is the other, rounded.
 
     A decimal of 15 digits and more may also differ in its last two, which a computer's arithmetic does not hold.
     """
-    if one.value == other.value:
+    if left.value == right.value:
         return True
-    return _rounded(one, other) or _rounded(other, one)
+    return _rounded(left, right) or _rounded(right, left)
 
 
 def _rounded(decimal: Numeral, exact: Numeral) -> bool:
@@ -275,7 +275,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """One spelling."""
+        """One spelling for all equal units, to compare them."""
         return " ".join([*(name if power == 1 else f"{name}^{power}" for name, power in self.measures), *self.nouns])
 
 
@@ -318,8 +318,8 @@ def measure(word: str) -> str | None:
 def says_more(phrase: str) -> bool:
     """Whether a name in words holds one that changes what it names: "half the answer", "x plus one", "not x"."""
     words = re.findall(r"[^\W\d_]+", phrase.casefold())
-    said = (word for word in words if word not in _IN_NAMES)
-    return any(word in _STATEMENT_WORDS | _NO_HEADS or _NUMBER_WORD.fullmatch(word) for word in said) or bool(
+    content = (word for word in words if word not in _IN_NAMES)
+    return any(word in _STATEMENT_WORDS | _NO_HEADS or _NUMBER_WORD.fullmatch(word) for word in content) or bool(
         _CHANGED.search(" ".join(words))
     )
 
@@ -426,15 +426,15 @@ def _part(mark: str, word: str, glued: bool, first: bool) -> tuple[str, str] | N
     return "noun", stem(word)
 
 
-def same(one: Unit, other: Unit) -> bool:
+def same(left: Unit, right: Unit) -> bool:
     """Whether two units are one in different words. `pounds` may be of weight or of money."""
-    if "pound" in dict(one.measures) or "pound" in dict(other.measures):
-        one, other = _any_pound(one), _any_pound(other)
-    if one.measures != other.measures:
+    if "pound" in dict(left.measures) or "pound" in dict(right.measures):
+        left, right = _any_pound(left), _any_pound(right)
+    if left.measures != right.measures:
         return False
-    if one.measures and not (one.nouns and other.nouns):
+    if left.measures and not (left.nouns and right.nouns):
         return True
-    return one.nouns[-1:] == other.nouns[-1:]
+    return left.nouns[-1:] == right.nouns[-1:]
 
 
 def _any_pound(unit: Unit) -> Unit:

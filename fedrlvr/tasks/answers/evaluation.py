@@ -1,4 +1,4 @@
-r"""What an expression is worth: its value, or its values at fixed points if it has variables.
+r"""Evaluation of an expression: its value, or its values at fixed points if it has variables.
 
 Two formulas are one if they have the same variables and agree at `POINTS` points whose coordinates are rationals
 drawn from the variables' names (Schwartz, 1980; Zippel, 1979). Rational arithmetic is exact, and so is its comparison.

@@ -117,11 +117,11 @@ class _Parser:
         return self.tokens[self.at][1]
 
     def take(self, value: str | None = None) -> str:
-        kind, found = self.tokens[self.at]
-        if kind == "end" or (value is not None and found != value):
+        kind, token = self.tokens[self.at]
+        if kind == "end" or (value is not None and token != value):
             raise _NotWholeError
         self.at += 1
-        return found
+        return token
 
     def node(self, *parts: Any) -> Node:
         self.nodes += 1

@@ -28,19 +28,19 @@ class _Keyed:
 
 @dataclass(frozen=True, slots=True)
 class Number(_Keyed):
-    """An exact rational."""
+    """An exact rational number, as numerator and denominator."""
 
     numeral: Numeral
 
     @property
     def value(self) -> Fraction:
-        """The exact value."""
+        """The number's exact value as a fraction."""
         return self.numeral.value
 
 
 @dataclass(frozen=True, slots=True)
 class Infinite(_Keyed):
-    """Plus or minus infinity."""
+    """The number plus or minus infinity, by its sign."""
 
     positive: bool
 
@@ -69,7 +69,7 @@ class Expression(_Keyed):
 
     @property
     def constant(self) -> bool:
-        """Whether it has no variables."""
+        """Whether the expression has no variables."""
         return not self.variables
 
 
@@ -107,13 +107,13 @@ class Compound(_Keyed):
 
     @property
     def ordered(self) -> bool:
-        """Whether the items' order counts."""
+        """Whether the order of the items counts."""
         return self.shape not in ("list", "set")
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix(_Keyed):
-    """Rows of equal length."""
+    """A matrix, as rows of equal length."""
 
     rows: tuple[tuple[Form, ...], ...]
 
@@ -139,7 +139,7 @@ class Region(_Keyed):
 
     @property
     def spelled(self) -> str:
-        """The intervals, without the variable."""
+        """The intervals as text, without the variable."""
         return " u ".join(
             f"{'[' if low.closed else '('}{low.key} , {high.key}{']' if high.closed else ')'}"
             for low, high in self.pieces
@@ -148,7 +148,7 @@ class Region(_Keyed):
 
 @dataclass(frozen=True, slots=True)
 class Named(_Keyed):
-    """`name = value`."""
+    """A value with its name, as in `name = value`."""
 
     name: str
     value: Form
@@ -263,7 +263,7 @@ def point(form: Form) -> Piece | None:
 
 
 def half_line(operator: str, form: Form | None, *, mirrored: bool = False) -> list[Piece] | None:
-    """Where `x operator form` holds; mirrored: where `form operator x` does."""
+    """Intervals on which `x operator form` is true; mirrored: on which `form operator x` is."""
     operator = _MIRRORED[operator] if mirrored else operator
     end = bound(form, operator in (r"\le", r"\ge"))
     if end is None or end.place is None:
@@ -285,7 +285,7 @@ def union(pieces: list[Piece]) -> tuple[Piece, ...]:
 
 
 def intersection(left: list[Piece], right: list[Piece]) -> list[Piece]:
-    """What lies in both."""
+    """Intervals that lie in both sets of intervals."""
     common = []
     for low, high in left:
         for other_low, other_high in right:

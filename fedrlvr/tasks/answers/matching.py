@@ -1,4 +1,4 @@
-r"""Which answers are equal: the one table of the pairs of types that are compared at all (`_TABLE`; docs/tasks.md).
+r"""Equality of answers: the one table of the pairs of types that are compared at all (`_TABLE`; docs/data.md).
 
 Every other pair is unequal. On golds the relation is symmetric. An answer, though, may not leave more to be computed
 than the gold: where the gold is a number, arithmetic is no answer to it, nor is `\sin 60^\circ` one to
@@ -123,7 +123,7 @@ def _names_one_side(left: list[Form], right: list[Form]) -> bool:
     named = [[item.name for item in side if isinstance(item, Named)] for side in (left, right)]
     # Names that differ in the index alone are an unknown's roots, whose order is free.
     return any(
-        len({name.partition("_")[0] for name in ours}) > 1 and not theirs for ours, theirs in (named, named[::-1])
+        len({name.partition("_")[0] for name in names}) > 1 and not opposite for names, opposite in (named, named[::-1])
     )
 
 
@@ -161,31 +161,33 @@ def _equation_of_name(named: Named, relation: Relation, _: _Rule) -> bool:
 
 
 _TABLE: dict[tuple[type, type], Callable[[Any, Any, _Rule], bool]] = {
-    (Named, Named): lambda one, other, rule: one.name == other.name and rule.equal(one.value, other.value),
+    (Named, Named): lambda left, right, rule: left.name == right.name and rule.equal(left.value, right.value),
     (Named, Relation): _equation_of_name,
     **{
         (Named, other): lambda named, value, rule: rule.equal(named.value, value)
         for other in (Number, Infinite, Percent, Quantity, Based, Expression, Compound, Matrix, Region, Colons)
     },
-    (Number, Number): lambda one, other, _: close(one.numeral, other.numeral),
+    (Number, Number): lambda left, right, _: close(left.numeral, right.numeral),
     (Number, Percent): _percentage,
-    (Percent, Percent): lambda one, other, _: close(one.numeral, other.numeral),
+    (Percent, Percent): lambda left, right, _: close(left.numeral, right.numeral),
     **{
         (bare, Quantity): lambda amount, quantity, rule: rule.equal(amount, quantity.amount)
         for bare in (Number, Expression)
     },
-    (Quantity, Quantity): lambda one, other, rule: same(one.unit, other.unit) and rule.equal(one.amount, other.amount),
+    (Quantity, Quantity): lambda left, right, rule: (
+        same(left.unit, right.unit) and rule.equal(left.amount, right.amount)
+    ),
     (Expression, Number): _value_of_expression,
     (Expression, Expression): _expressions,
     (Compound, Compound): _groups,
     (Matrix, Matrix): _matrices,
-    (Region, Region): lambda one, other, _: (
-        one.spelled == other.spelled and (one.variable == other.variable or not (one.variable and other.variable))
+    (Region, Region): lambda left, right, _: (
+        left.spelled == right.spelled and (left.variable == right.variable or not (left.variable and right.variable))
     ),
     (Region, Compound): lambda region, pair, _: (
         (between := open_interval(pair)) is not None and between.spelled == region.spelled
     ),
-    (Colons, Colons): lambda one, other, _: (
-        one.time == other.time and one.parts == other.parts and not (one.half and other.half)
+    (Colons, Colons): lambda left, right, _: (
+        left.time == right.time and left.parts == right.parts and not (left.half and right.half)
     ),
 }

@@ -284,12 +284,12 @@ def balanced(text: str) -> bool:
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
     """(opening, content, closing) if one pair of brackets encloses the whole text."""
-    found = list(tokens(text))
-    if len(found) < 2 or found[0][0] not in _OPENING or found[-1][0] not in _CLOSING:
+    parts = list(tokens(text))
+    if len(parts) < 2 or parts[0][0] not in _OPENING or parts[-1][0] not in _CLOSING:
         return None
-    if any(depth <= 0 for _, _, _, depth in found[1:-1]) or found[-1][3] != 0:
+    if any(depth <= 0 for _, _, _, depth in parts[1:-1]) or parts[-1][3] != 0:
         return None
-    return found[0][0], text[found[0][2] : found[-1][1]].strip(), found[-1][0]
+    return parts[0][0], text[parts[0][2] : parts[-1][1]].strip(), parts[-1][0]
 
 
 def listed(text: str, *, grouped: bool = True) -> list[str]:
@@ -327,6 +327,6 @@ def split_at(text: str, separator: str) -> list[str]:
 
 
 def cut(text: str, cuts: list[tuple[int, int]]) -> list[str]:
-    """The stripped parts between spans."""
+    """Parts of the text between the spans, stripped."""
     edges = [(0, 0), *cuts, (len(text), len(text))]
     return [text[left[1] : right[0]].strip() for left, right in pairwise(edges)]

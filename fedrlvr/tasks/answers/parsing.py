@@ -296,11 +296,11 @@ def _joined_regions(text: str, parts: list[str], depth: int) -> Form | None:
     if len(joints) != 1 or not _has_relation(text):
         return None
     forms = [_form(part, depth + 1) for part in parts]
-    found = [form for form in forms if isinstance(form, Region) and form.variable]
-    if len(found) < len(forms) or len({form.variable for form in found}) > 1:
+    regions = [form for form in forms if isinstance(form, Region) and form.variable]
+    if len(regions) < len(forms) or len({form.variable for form in regions}) > 1:
         return None
     how = intersection if joints == {"and"} else lambda left, right: left + right
-    return joined(found, how)
+    return joined(regions, how)
 
 
 def _union(text: str, depth: int) -> Form:

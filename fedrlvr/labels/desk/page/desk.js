@@ -91,8 +91,12 @@ const as = () => `expert=${encodeURIComponent(expert)}`;
 
 // What is on display.
 
+// Characters that nobody sees, and those that turn the direction of what follows, are shown as their escapes.
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu;
+const escaped = (character) => ("\n\t".includes(character) ? character : `\\u{${character.codePointAt(0).toString(16)}}`);
+
 function text(id, words) {
-  $(id).textContent = words;
+  $(id).textContent = String(words ?? "").replace(UNSEEN, escaped);
 }
 
 function note(id, words) {
