@@ -69,3 +69,13 @@ def test_a_run_that_does_not_fit_the_memory(fedrlvr: Command, toml: Callable[...
 
 def test_settings_need_a_configuration(refused: Callable[..., str]) -> None:
     refused(["--set"], "doctor", "--set", "train.rounds=2")
+
+
+def test_a_run_names_a_fault_of_the_model_before_it_reads_data(
+    refused: Callable[..., str], configured: Configs, tmp_path: Path
+) -> None:
+    tiny_model(tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    settings = configured(tmp_path / "run", data={"path": str(tmp_path / "nowhere")})
+    settings["model"]["name"] = str(tmp_path / "model")
+    refused(["adapter_config.json"], "run", write_toml(tmp_path / "exp.toml", settings))
