@@ -171,8 +171,10 @@ def steady_length(model: Any, name: str) -> int:
     """
     text = model.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    if not isinstance(limit, int) or limit < 4:
+    if not isinstance(limit, int) or limit < 1:  # some classes state 0 or -1 where there is no limit
         return 1 << 20
+    if limit < 4:  # too short for the texts below, and for any use
+        return limit
     ids = [3, 4, 5]
     alone = _logits(model, ids)
     original = _original_length(text)
