@@ -94,7 +94,7 @@ def group_of(prompt_ids: Sequence[int], responses: Sequence[Response], advantage
 
 
 def same_tensors(adapter: Adapter, other: Adapter) -> bool:
-    """Whether two adapters are equal bit by bit."""
+    """Says if two adapters are equal bit by bit."""
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True))
 
 

@@ -28,7 +28,7 @@ SHIPPED = sorted([*(ROOT / "examples").glob("*.toml"), *Path(fedrlvr.__file__).p
 
 
 def refused(tree: dict[str, Any]) -> str:
-    """What the user is told, which is one line and says where."""
+    """The error that a user reads; it must be one line and name the file."""
     with pytest.raises(ConfigError) as caught:
         parse_config(tree, where="exp.toml")
     text = str(caught.value)

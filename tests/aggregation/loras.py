@@ -32,7 +32,7 @@ def with_half(adapter: Adapter, other: Adapter, half: str) -> Adapter:
 
 
 def aggregated(pairs: Iterable[tuple[Adapter, float]], rule: str, **options: Any) -> Result:
-    """What a rule makes of the pairs in a first round."""
+    """The result of a rule for these pairs of adapter and weight, in a first round."""
     return lora_rule(rule).aggregation().aggregate(pairs, **options)
 
 

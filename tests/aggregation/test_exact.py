@@ -23,7 +23,7 @@ def given(rule: str, *, half: str = "A", rank: int = 2) -> list[tuple[Adapter, f
 
 
 def whole(result: Result) -> dict[str, torch.Tensor]:
-    """What adapter and change together add to the weights."""
+    """The sum of the adapter's and the change's dense updates, by layer."""
     parts = [dense(part) for part in (result.adapter, result.change)]
     return {name: parts[0][name] + parts[1][name] for name in parts[0]}
 

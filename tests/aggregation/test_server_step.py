@@ -217,7 +217,7 @@ VECTORS = np.random.default_rng(0).normal(size=(5, 6)).round(3).tolist()
 
 
 def flowers_path(strategy: FedAvg, vectors: Sequence[Sequence[float]]) -> list[list[float]]:
-    """As `path_of`, by a strategy of Flower's that two clients answer with the same arrays."""
+    """The path that a strategy of Flower's takes when two clients answer with the same arrays; see `path_of`."""
     model = np.zeros(len(vectors[0]), np.float32)
     path = []
 

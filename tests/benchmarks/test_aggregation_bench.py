@@ -102,7 +102,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dealt(directory: Path) -> dict[str, Dealt]:
-    """Who holds what in each federation of (c)."""
+    """The problems that each client holds, by federation of part (c)."""
     result = {}
     for federation in WEIGHTS:
         settings = PARTS["c"][f"{federation}/examples"]
@@ -223,7 +223,7 @@ def scored(**rates: float) -> dict[str, Any]:
 
 
 def made(mean: float, **clients: float) -> dict[str, Any]:
-    """What `summary` gives, as far as scores go."""
+    """The scores of a run in the form that `summary` gives."""
     at = {"mean": mean, "clients": clients, "sources": {}}
     course = {client: [0.5] * ROUNDS for client in clients}
     return {

@@ -35,7 +35,7 @@ def connect(network: Network, host: str, address: str, port: int = PORT, timeout
 
 
 def left(names: list[str]) -> list[str]:
-    """Those of these namespaces that are there. Others may be somebody else's."""
+    """The existing namespaces among these names. A namespace of another name may be another process's."""
     there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
     return [name for name in names if name in there]
 

@@ -28,7 +28,7 @@ def number(value: object) -> float:
 
 
 def defined(metrics: LabelMetrics) -> dict[str, object]:
-    """What a reply would carry: numbers that are not finite are left out there."""
+    """The metrics that a reply would carry: finite numbers and lists."""
     return {k: v for k, v in metrics.summary().items() if isinstance(v, list) or math.isfinite(v)}
 
 

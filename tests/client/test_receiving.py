@@ -60,7 +60,7 @@ class Federation:
         return request
 
     def begin(self, request: ClientRequest) -> Start:
-        """What a client begins with is what the server has, to the bit."""
+        """Begins a client's round; its adapter and change must equal the server's to the bit."""
         start, model = start_of(Reading(), request), self.strategy.model
         assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
             f"{request.client.name}: its adapter"
@@ -182,7 +182,7 @@ def test_a_memory_without_its_change_is_named_and_not_taken_for_none() -> None:
 
 
 def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2, **notes: Any) -> str:
-    """Why Bob refuses the message of the next round, in which something was changed; it must not change his memory."""
+    """Bob's error for a changed message of the next round; his memory must stay as it was."""
     federation = Federation(rule)
     for number in range(1, rounds + 1):
         federation.round(number)

@@ -31,7 +31,7 @@ def attributes(path: Path) -> Iterator[ast.Attribute]:
 
 
 def where(*names: str) -> dict[str, set[str]]:
-    """By file: everything of which one of these attributes is taken, whether it is called or handed on."""
+    """The expressions of which one of these attributes is taken, called or handed on, by file."""
     result: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in attributes(path):

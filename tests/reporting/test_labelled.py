@@ -32,7 +32,7 @@ def table(**bins: tuple[int, float, int]) -> dict[str, list[float]]:
 
 
 def label_numbers(asked: int, used: int, held: int, right: float | None, **more: Any) -> dict[str, Any]:
-    """What a client adds to its numbers where labels are asked for."""
+    """The numbers that a client adds to its own where labels are asked for."""
     return {"labels_asked": asked, "labels_used": used, "labels_total": held, "majority_right": right, **more}
 
 

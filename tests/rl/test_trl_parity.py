@@ -72,7 +72,7 @@ def trainer(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    """What TRL calls its inputs: four responses with off-policy behaviour log-probs."""
+    """The inputs of TRL's loss: four responses with off-policy behaviour log-probs."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(width: int) -> Tensor:

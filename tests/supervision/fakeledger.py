@@ -51,7 +51,7 @@ class FakeLedger:
 
     @property
     def names(self) -> list[str]:
-        """Who was asked about, in order."""
+        """The ids of the problems that were asked about, in order."""
         return [query.question.id for query in self.asked]
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:

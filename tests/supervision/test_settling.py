@@ -17,7 +17,7 @@ FIVE = {"p0": "aab", "p1": "abb", "p2": "aab", "p3": "aab", "p4": "abb"}
 
 
 def acquired(open_: int, queries: Sequence[int] = (), trusted: dict[int, float] | None = None) -> Acquired:
-    """Of so many open problems: who is asked about, and who is trusted how much."""
+    """An acquisition for `open_` problems: the places to ask about, and the multiplier of each trusted place."""
     multipliers = [1.0 if at in queries else (trusted or {}).get(at, 0.0) for at in range(open_)]
     return Acquired(tuple(queries), tuple(trusted or ()), tuple(multipliers))
 
