@@ -15,6 +15,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.config.sections import FederationConfig
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.terms import Terms
+from fedrlvr.files import private_directory
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.wire.messages import TrainRequest
@@ -52,7 +53,7 @@ FLOORS_OFF: dict[str, Any] = {
 
 def write_secret(path: Path, name: str) -> None:
     """A client's sampling secret, the same wherever it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_directory(path.parent)
     path.write_bytes(hashlib.sha256(name.encode()).digest())
     path.chmod(0o600)
 

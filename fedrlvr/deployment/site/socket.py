@@ -23,7 +23,7 @@ from typing import Any
 
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
-from fedrlvr.files import new_file
+from fedrlvr.files import new_file, private_directory
 
 LARGEST_FRAMES = 1 << 16, 1 << 33
 """Largest header and largest content, in bytes."""
@@ -108,7 +108,7 @@ def state_directory(org: Organisation) -> Path:
         CheckpointError: it cannot be made.
     """
     try:
-        org.state.mkdir(mode=0o700, exist_ok=True)
+        private_directory(org.state)
     except OSError as error:
         raise CheckpointError(f"{org.state} cannot be made ({error.strerror}).") from error
     return org.state
