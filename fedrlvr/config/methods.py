@@ -388,5 +388,12 @@ class AggregationConfig(Section):
             raise ValueError(
                 f"aggregation.robust = {self.robust!r} stands in for a mean of adapters, as type = {linear} take it"
             )
-        clients = config.federation.clients_per_round
-        check_enough(self.robust, clients, self.robust_trim or TRIM, self.robust_hostile or HOSTILE)
+        clients, quorum = config.federation.clients_per_round, config.federation.quorum
+        trim, hostile = self.robust_trim or TRIM, self.robust_hostile or HOSTILE
+        check_enough(self.robust, clients, trim, hostile)
+        try:
+            check_enough(self.robust, needed := math.ceil(quorum * clients), trim, hostile)
+        except ValueError as error:
+            raise ValueError(
+                f"aggregation.{error}; federation.quorum = {quorum:g} lets a round go on with {needed}"
+            ) from None

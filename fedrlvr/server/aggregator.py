@@ -19,8 +19,11 @@ from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clippe
 from fedrlvr.aggregation.server_step import ServerStep, moved
 from fedrlvr.config.methods import AggregationConfig
 from fedrlvr.errors import FedrlvrError, RoundError
+from fedrlvr.output import logger
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
+
+_log = logger("server")
 
 Taken = Iterator[tuple[str, Adapter]]
 """Clients with their checked adapters, in the order of arrival."""
@@ -52,7 +55,8 @@ class Combiner:
     ) -> Result:
         """Filter, weight and aggregate the round's adapters.
 
-        If every client's own floor kept its adapter back, the model stays as it was.
+        If every client's own floor kept its adapter back, or so many that too few are left for a robust mean, the model
+        stays as it was.
 
         examples: by client its number of training problems, there once its adapter has come. record: is told weights,
         gains, how much of a change was kept and the server's step. leave_out: called with a client and the reason.
@@ -65,10 +69,25 @@ class Combiner:
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
             if record.withheld:
-                return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
+                return _unchanged(model)
             raise RoundError(f"round {record.round}: no client answered")
         taken = itertools.chain(iter([first]), taken)
         del first  # or it would be held as long as the others come
+        if self.config.robust in ROBUST_MEANS:
+            adapters = dict(taken)  # after which all who withhold are known
+            least = ROBUST_MEANS[self.config.robust](*self._robust_numbers)
+            if record.withheld and len(adapters) < least:
+                _log.warning(
+                    "round %d: the global adapter stays as it was: aggregation.robust = %r needs %d clients, and the "
+                    "floors of %s leave %d",
+                    record.round,
+                    self.config.robust,
+                    least,
+                    ", ".join(sorted(record.withheld)),
+                    len(adapters),
+                )
+                return _unchanged(model)
+            taken = iter(adapters.items())
         try:
             if self.step is not None:
                 return self._stepped(self.step, dict(taken), examples, model, record)
@@ -121,13 +140,17 @@ class Combiner:
         Raises:
             ValueError: too few adapters.
         """
-        config = self.config
-        trim, hostile = config.robust_trim or TRIM, config.robust_hostile or HOSTILE
-        adapter, chosen = robust_mean(adapters, model.adapter, rule=config.robust, trim=trim, hostile=hostile)
-        if config.robust == "krum":
+        rule, (trim, hostile) = self.config.robust, self._robust_numbers
+        adapter, chosen = robust_mean(adapters, model.adapter, rule=rule, trim=trim, hostile=hostile)
+        if rule == "krum":
             for client in adapters:
                 record.client(client)["weight"] = float(client in chosen)
         return Result(adapter, None)
+
+    @property
+    def _robust_numbers(self) -> tuple[float, int]:
+        """The share that is trimmed, and the number of clients expected to be hostile."""
+        return self.config.robust_trim or TRIM, self.config.robust_hostile or HOSTILE
 
     def _stepped(
         self,
@@ -197,6 +220,10 @@ class Combiner:
         self.middle = float(state.get("middle", 0.0))
         if self.fgrpo:
             self.fgrpo.load(state["fgrpo"])
+
+
+def _unchanged(model: GlobalModel) -> Result:
+    return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
 
 
 def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:

@@ -197,7 +197,8 @@ class Participation:
                 continue
             seen.add(client)
             if message.has_error() and message.error.code == WITHHELD:
-                self._withheld(client, f"{reply.place}: {printable(message.error.reason or '')}")
+                stated = printable(str(message.error.reason or "no reason given"))
+                self._withheld(client, f"{reply.place}: withheld by a floor of its own ({stated})")
                 continue
             if not message.has_content():
                 empty = "an empty reply"
@@ -225,10 +226,8 @@ class Participation:
         self._leave_out(client, printable(str(error)), error)
 
     def _withheld(self, client: str, reason: str) -> None:
-        """Go on with the round without a client whose own floor keeps its reply back, as if it had not been asked.
-
-        Raises:
-            RoundError: as `leave_out`.
+        """Go on with the round without a client whose own floor keeps its reply back. It counts as one that answered:
+        whoever only claims this can neither end a run nor make others' failures count for more.
         """
         self.record.withheld.add(client)
         self._leave_out(client, reason, None)
@@ -239,12 +238,11 @@ class Participation:
         left_out[client] = reason = reason[:MOST_REASON]
         self.observer.notify(ClientLeftOut(self.record.round, client, reason))
         _log.warning("left out: %s", reason)
-        asked, failed = self.asked - len(withheld), len(left_out) - len(withheld)
-        needed = math.ceil(quorum * asked)
-        if asked - failed < needed:
+        failed, needed = len(left_out) - len(withheld), math.ceil(quorum * self.asked)
+        if self.asked - failed < needed:
             reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise RoundError(
-                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {asked} "
+                f"round {self.record.round}: federation.quorum = {quorum:g} asks for {needed} of {self.asked} "
                 f"clients, and {failed} are left out. {reasons}"
             ) from cause
 

@@ -105,6 +105,12 @@ class RespondRequest(StretchRequest):
     exchange: int = Field(ge=1)
     send: bool = True
 
+    @model_validator(mode="after")
+    def _rules_of_the_exchange(self) -> RespondRequest:
+        if self.coordination is None:
+            raise ValueError("coordination is needed for an exchange")
+        return self
+
 
 class EvaluateRequest(Request):
     """Measure pass@1 on the client's held-out problems."""

@@ -189,7 +189,7 @@ def terms(config: Config, cohort: Cohort, **changes: Any) -> Any:
 def test_the_log_says_what_was_asked_and_what_was_sent(config: Config, cohort: Cohort, ann: Answering) -> None:
     (a, b) = trained(ann, train_content(config, cohort, terms(config, cohort)))
     size = len(a) + len(b)
-    log = log_of(ann)
+    log = [line for line in log_of(ann) if "answered.json" not in line]
     assert log[0] == (
         "run run, round 1: asked to train 2 steps x 2 problems x 4 responses with rewards from labels and send the "
         "adapter"
@@ -513,6 +513,11 @@ def test_a_prompt_filter_of_a_server_is_refused_where_it_would_leave_out_a_probl
     assert "limits.prompt_filter" in refusal(site, train_content(config, cohort, shorter), message_id="m2")
     enough = terms(config, cohort, run="c", max_prompt_tokens=length)
     assert trained(site, train_content(config, cohort, enough), "m3")
+    few = floored(organisation, prompt_filter=False, messages_per_day=4)
+    assert "limits.prompt_filter" in refusal(few, train_content(config, cohort, short), message_id="m4")
+    again = refusal(few, train_content(config, cohort, shorter), message_id="m5")
+    assert "limits.messages_per_day" in again, "each refusal is one bit about the prompts, and was counted"
+    assert "limits.prompt_filter" not in again
 
 
 def test_counts_hold_over_runs_and_workers(

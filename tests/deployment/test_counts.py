@@ -70,6 +70,31 @@ def test_evaluations_of_a_task_in_a_day(tmp_path: Path) -> None:
     count(tmp_path, limits, clock, "c", kind="evaluate")
 
 
+def test_a_clock_that_is_set_back_starts_no_count_anew(tmp_path: Path) -> None:
+    limits, clock = Limits(messages_per_day=3, evaluations_per_day=2), Clock()
+    for _ in range(2):
+        count(tmp_path, limits, clock, kind="evaluate")
+    clock.now -= 3 * DAY
+    with pytest.raises(LimitError, match=r"limits\.evaluations_per_day"):
+        count(tmp_path, limits, clock, kind="evaluate")
+    count(tmp_path, limits, clock)
+    with pytest.raises(LimitError, match=r"limits\.messages_per_day"):
+        count(tmp_path, limits, clock)
+    clock.now += 4 * DAY
+    count(tmp_path, limits, clock, kind="evaluate")
+
+
+def test_counts_that_start_at_zero_are_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    counts = AnsweredCounts(tmp_path, Clock(), told.append)
+    for deleted in (False, False, True):
+        if deleted:
+            counts.path.unlink()
+        counts.count(Limits(), "ann", "main", "r", "train", None)
+    assert len(told) == 2, "at first, and after the file was deleted"
+    assert all("answered.json" in line for line in told)
+
+
 def test_the_first_message_with_a_request_is_remembered(tmp_path: Path) -> None:
     clock = Clock()
     counts = AnsweredCounts(tmp_path, clock)

@@ -264,29 +264,6 @@ def test_krums_choice_is_the_one_that_counts() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("settings", "failing", "reason"),
-    [
-        ({"robust": "krum"}, ["bob"], ".*at least 5 clients in a round, not 4"),
-        ({"robust": "median"}, ["ann", "bob", "cyd"], ".*at least 3 clients in a round, not 2"),
-        ({"robust": "trimmed_mean"}, ["dan"], ".*at least 5 clients in a round, not 4"),
-        ({"robust": "krum", "largest_change": 5.0}, [], ".*at least 5 clients"),
-    ],
-)
-def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
-    settings: dict[str, Any], failing: list[str], reason: str
-) -> None:
-    strategy = make_strategy(FIVE, quorum=0.3, **settings)
-
-    def answer(name: str) -> RecordDict | Error:
-        far = name == "eve" and "largest_change" in settings
-        return Error(0, "out of memory") if name in failing else reply(make_adapter(50.0 if far else 1.0))
-
-    with pytest.raises(RoundError, match=f"round 3: .*{reason}"):
-        trained(strategy, 3, answer)
-    assert all(bool((tensor == 0).all()) for _, tensor in strategy.adapter.tensors())
-
-
 # Who was left out, and who answers twice.
 
 

@@ -15,7 +15,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from small_runs import Configs
 
 import fedrlvr
-from fedrlvr.errors import FedrlvrError, RoundError
+from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.metrics_log import MetricsLog, RoundRecord
 from fedrlvr.server.strategy import FederatedRLVR
@@ -71,13 +71,39 @@ def test_a_client_whose_floor_was_missed_is_left_out_and_does_not_count_against_
     assert reason.isprintable()
 
 
-def test_the_quorum_is_of_the_clients_that_could_answer() -> None:
-    strategy = make_strategy(quorum=0.6)  # of two it needs both
-    with pytest.raises(RoundError, match=r"asks for 2 of 2 clients, and 1 are left out\. .*bob.*cyd"):
-        trained(strategy, {2: bad("failed"), 3: KEPT_BACK})
-    half = make_strategy(quorum=0.5)  # of two it needs one
-    trained(half, {2: bad("failed"), 3: KEPT_BACK})
-    assert list(half.record.to_json()["left_out"]) == ["bob", "cyd"]
+@pytest.mark.parametrize("node", NAMES)
+def test_a_client_that_withholds_counts_as_one_that_answered(node: int) -> None:
+    """Or one that only claims it would make the failure of one other end the run."""
+    others = sorted(set(NAMES) - {node})
+    strategy = make_strategy(quorum=0.6)  # of three it needs two, whoever withholds
+    trained(strategy, {node: KEPT_BACK, others[0]: bad("failed")})
+    left_out = strategy.record.to_json()["left_out"]
+    assert list(left_out) == sorted(NAMES[n] for n in (node, others[0]))
+    assert "withheld" in left_out[NAMES[node]]
+    with pytest.raises(RoundError, match="asks for 2 of 3 clients, and 2 are left out"):
+        trained(make_strategy(quorum=0.6), {node: KEPT_BACK, **dict.fromkeys(others, bad("failed"))})
+
+
+@pytest.mark.parametrize("settings", [{"robust": "median"}, {"robust": "median", "server_learning_rate": 0.5}])
+def test_floors_that_leave_too_few_for_a_robust_mean_leave_the_model_as_it_was(settings: dict[str, Any]) -> None:
+    strategy = make_strategy(start=make_adapter(7.0), **settings)
+    trained(strategy, {3: KEPT_BACK})
+    assert all(bool((tensor == 7.0).all()) for _, tensor in strategy.adapter.tensors())
+    strategy.participation.record = RoundRecord(2)
+    trained(strategy, {3: train_reply(9.0)}, round_=2)
+    assert not any(bool((tensor == 7.0).any()) for _, tensor in strategy.adapter.tensors())
+
+
+@pytest.mark.parametrize(
+    ("robust", "clients", "quorum"), [("median", 3, 0.6), ("trimmed_mean", 5, 0.8), ("krum", 6, 0.6)]
+)
+def test_a_quorum_below_what_a_robust_mean_needs_is_refused_before_the_run(
+    robust: str, clients: int, quorum: float
+) -> None:
+    names = {node: f"c{node}" for node in range(1, clients + 1)}
+    with pytest.raises(ConfigError, match=r"aggregation\.robust.*federation\.quorum"):
+        make_strategy(names, quorum=quorum, robust=robust)
+    make_strategy(names, quorum=1.0, robust=robust)
 
 
 def test_a_round_in_which_every_floor_was_missed_changes_nothing() -> None:

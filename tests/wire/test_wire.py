@@ -10,12 +10,14 @@ import torch
 from factories import make_adapter, make_request
 from fakes import answering, contexts
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from pydantic import ValidationError
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, MessageError
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.wire.messages import (
+    RespondRequest,
     TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
@@ -181,3 +183,10 @@ def test_groups_too_large_for_probes_are_refused_by_the_client_too() -> None:
     with pytest.raises(MessageError, match=r"'care' takes sampling\.group_size up to 64"):
         read_request(request_of(65, type="care"), TrainRequest)
     assert read_request(request_of(65, type="random"), TrainRequest).sampling.group_size == 65
+
+
+def test_a_request_of_an_exchange_has_the_rules_of_one() -> None:
+    fields = make_request().model_dump() | {"exchange": 1}
+    with pytest.raises(ValidationError, match="coordination"):
+        RespondRequest.model_validate(fields)
+    assert RespondRequest.model_validate(fields | {"coordination": {"type": "pubswap", "public_problems": 2}})

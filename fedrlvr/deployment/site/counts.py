@@ -5,7 +5,8 @@
      "labels": {"main": {RUN: 40}}}
 
 A message is counted before it is computed, so a worker that is killed has counted it. A run's budget of labels is
-reserved when it is first asked for. Nothing that a server sends makes a count smaller.
+reserved when it is first asked for. Nothing that a server sends makes a count smaller. With a clock that was set back,
+the messages of all later days count as today's.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ WAIT_S = 10.0
 class AnsweredCounts:
     """The counts of one organisation, by day and task.
 
-    state: its state directory. clock: unix seconds.
+    state: its state directory. clock: unix seconds. tell: takes a line for the site's log.
     """
 
-    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._clock = state / "answered.json", clock
+    def __init__(
+        self, state: Path, clock: Callable[[], float] = time.time, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.path, self._clock, self._tell = state / "answered.json", clock, tell
 
     def count(self, limits: Limits, name: str, task: str, run: str, kind: str, labels: int | None) -> None:
         """Count a message that is about to be computed.
@@ -48,18 +51,26 @@ class AnsweredCounts:
             CheckpointError: the file is damaged, or cannot be written or locked.
         """
         with self._locked() as tree:
-            days, entry = self._days(tree)
+            days, today = self._days(tree)
+            entry = days[today]
             entry["messages"] += 1
             of_task = entry["tasks"].setdefault(task, {"train": 0, "evaluate": 0})
             if kind in of_task:
                 of_task[kind] += 1
+            current = [entry for day, entry in days.items() if day >= today]
+            evaluations = sum(entry["tasks"][task]["evaluate"] for entry in current if task in entry["tasks"])
             reserved = tree["labels"].setdefault(task, {})
             if labels is not None:
                 reserved[run] = max(labels, reserved.get(run, 0))
             adapters = sum(day["tasks"][task]["train"] for day in days.values() if task in day["tasks"])
             counted: list[tuple[str, int | None, int, str]] = [
-                ("messages_per_day", limits.messages_per_day, entry["messages"], "messages in a day"),
-                ("evaluations_per_day", limits.evaluations_per_day, of_task["evaluate"], "evaluations in a day"),
+                (
+                    "messages_per_day",
+                    limits.messages_per_day,
+                    sum(entry["messages"] for entry in current),
+                    "messages in a day",
+                ),
+                ("evaluations_per_day", limits.evaluations_per_day, evaluations, "evaluations in a day"),
                 ("rounds", limits.rounds, adapters, f"adapters of a task in {DAYS} days"),
             ]
             if labels is not None:
@@ -81,19 +92,20 @@ class AnsweredCounts:
             CheckpointError: as `count`.
         """
         with self._locked() as tree:
-            days, entry = self._days(tree)
-            for day in days.values():
-                if (seen := day["requests"].get(request)) is not None:
+            days, today = self._days(tree)
+            for entry in days.values():
+                if (seen := entry["requests"].get(request)) is not None:
                     return str(seen)
-            entry["requests"][request] = rest
+            days[today]["requests"][request] = rest
         return rest
 
-    def _days(self, tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The days that count, and today's entry."""
-        today = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).date()
-        oldest = today - datetime.timedelta(days=DAYS - 1)
-        tree["days"] = days = {day: entry for day, entry in tree["days"].items() if day >= oldest.isoformat()}
-        return days, days.setdefault(today.isoformat(), {"messages": 0, "tasks": {}, "requests": {}})
+    def _days(self, tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """The entries of the days that count, by day, and today, which has one."""
+        date = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).date()
+        oldest, today = (date - datetime.timedelta(days=DAYS - 1)).isoformat(), date.isoformat()
+        tree["days"] = days = {day: entry for day, entry in tree["days"].items() if day >= oldest}
+        days.setdefault(today, {"messages": 0, "tasks": {}, "requests": {}})
+        return days, today
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, Any]]:
@@ -119,6 +131,7 @@ class AnsweredCounts:
             tree = read_json(self.path)
             _check(tree)
         except FileNotFoundError:
+            self._tell(f"{self.path.name} is not there: messages, evaluations, adapters and labels are counted from 0")
             return {"days": {}, "labels": {}}
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(

@@ -160,12 +160,12 @@ class Answering:
             self.tell(f"{where}: the same message again, so the same answer is sent")
             return before
         cohort = self._cohort(terms)
+        self._count(kind, terms, request)  # before the problems are looked at, since a refusal tells of them too
         client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
             limits.check_evaluation(allowed, self.org.name, request, len(client.test))
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
-        self._count(kind, terms, request)
         self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
@@ -188,7 +188,7 @@ class Answering:
         section = request.supervision if isinstance(request, StretchRequest) else None
         limited = self.org.config.limits.labels is not None
         labels = section.budget_total if limited and isinstance(section, Asking) else None
-        AnsweredCounts(state_directory(self.org)).count(
+        AnsweredCounts(state_directory(self.org), tell=self.tell).count(
             self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels
         )
 
