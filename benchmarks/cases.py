@@ -18,10 +18,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import patch
 
 from fedrlvr.tasks import Problem, Question, load
 from fedrlvr.tasks.grading import grade
+
+if TYPE_CHECKING:
+    from fedrlvr.config import ModelConfig
+    from fedrlvr.policy.base import Base
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "runs" / "bench" / "models"
@@ -176,6 +181,20 @@ def endless_reasoner(models: Path) -> Path:
             (directory / file).write_text(json.dumps(settings, indent=1), "utf-8")
 
     return _once(models / "endless-reasoner", write)
+
+
+def load_endless(model: ModelConfig) -> Base:
+    """Load a case's base model, whose end token lies beyond its vocabulary, so that every response has full length.
+
+    A run refuses such a model, because no response of it could end.
+    """
+    from transformers import AutoTokenizer
+
+    from fedrlvr.policy import base
+
+    end = AutoTokenizer.from_pretrained(model.name).eos_token_id
+    with patch.object(base, "end_tokens", return_value=frozenset([end])):
+        return base.load_base(model)
 
 
 def smollm2(models: Path, medqa: Path | None) -> tuple[Path, list[Problem]]:

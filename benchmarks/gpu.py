@@ -39,7 +39,7 @@ from benchmarks.measure import Summary, machine, summary, today
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.capabilities import can_pack, has_plain_head
+from fedrlvr.policy.capabilities import can_pack, can_share, has_plain_head, way_to_decode
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.sampler import Decoding
@@ -113,6 +113,8 @@ def random_base(case: Case, device: torch.device) -> Base:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.requires_grad_(False)
     model.eval().to(device)
+    packs = use_own_attention(model) and can_pack(model, case.name)
+    decoding = way_to_decode(model, case.name)
     return Base(
         model=model,
         tokenizer=NoTokenizer(),
@@ -122,8 +124,10 @@ def random_base(case: Case, device: torch.device) -> Base:
         eos_ids=frozenset([case.shape["vocab_size"]]),
         max_length=case.shape["max_position_embeddings"],
         chat_template=False,
-        packs=use_own_attention(model) and can_pack(model, case.name),
+        packs=packs,
+        shares=packs and decoding == "filled" and can_share(model),
         plain_head=has_plain_head(model, case.name),
+        decoding=decoding,
     )
 
 

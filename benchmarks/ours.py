@@ -9,11 +9,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from benchmarks.cases import Case, take
+from benchmarks.cases import Case, load_endless, take
 from benchmarks.measure import Phases
 from fedrlvr.client.app import CohortApp
 from fedrlvr.config import Config, load_config
-from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Event, Observer, RoundEnded
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
@@ -77,7 +76,7 @@ class Ours:
         """settings: `section.key=value`, e.g. `engine.cohort=false`."""
         self.config = config_of(case, settings)
         self.phases = Phases()
-        base = load_base(self.config.model)
+        base = load_endless(self.config.model)
         self.cohort = Cohort(base, self.config.lora, self.config.engine)
         for method, phase in (("sample", "sample"), ("learn", "train"), ("kl_to_base", "KL to the base")):
             setattr(self.cohort, method, self.phases.timed(phase, getattr(self.cohort, method)))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.cases import build
+from benchmarks.cases import build, load_endless
 from benchmarks.measure import Meter
 from benchmarks.ours import config_of
 
@@ -20,14 +20,13 @@ def learn_once(case_name: str, settings: Sequence[str]) -> dict[str, Any]:
 
     Returns the cost and the bytes of one chunk of logits and of all logits, [tokens x vocabulary] in float32.
     """
-    from fedrlvr.policy.base import load_base
     from fedrlvr.policy.cohort import Cohort
     from fedrlvr.policy.sampler import Decoding
     from fedrlvr.rl import Group, assign_advantages
 
     case = build(case_name)
     config = config_of(case, settings)
-    base = load_base(config.model)
+    base = load_endless(config.model)
     cohort = Cohort(base, config.lora, config.engine)
     names = [f"client-{i}" for i in range(case.clients)]
     cohort.seat({name: cohort.fresh_adapter(i) for i, name in enumerate(names)})

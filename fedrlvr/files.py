@@ -108,11 +108,14 @@ class RoundDirectories:
         return sorted(int(name) for name in names if name.isdigit())
 
     def write(self, round_: int, files: Mapping[str, bytes], note: Mapping[str, Any]) -> None:
-        """Write a round's directory as a whole, in the place of an older one of this round.
+        """Write a round's directory as a whole, in the place of an older one of this round, and delete what an
+        interrupted deletion left.
 
         Raises:
             CheckpointError: it cannot be written; other rounds are intact.
         """
+        for removed in self.root.glob(".round-*.old"):
+            shutil.rmtree(removed, ignore_errors=True)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         text = json.dumps({**note, "round": round_, "format": FORMAT, "sha256": hashes}, indent=1, sort_keys=True)
         with atomic_directory(self.path(round_)) as directory:
@@ -156,9 +159,7 @@ class RoundDirectories:
         shutil.rmtree(removed, ignore_errors=True)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest rounds, and what an interrupted deletion left."""
-        for removed in self.root.glob(".round-*.old"):
-            shutil.rmtree(removed, ignore_errors=True)
+        """Delete all but the newest rounds."""
         for round_ in self.rounds()[:-keep]:
             self.remove(round_)
 

@@ -8,7 +8,8 @@ be replayed as a CUDA graph; the model's causal mask hides what is not filled ye
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -117,9 +118,23 @@ cache that transformers makes for the model, which may hold recurrent states. `o
 without padding, prompts of one length at a time."""
 
 
+def optional(model: Any, **inputs: Any) -> dict[str, Any]:
+    """Those of these inputs that the model's forward pass takes."""
+    names, any_name = _inputs_of(getattr(model.forward, "__func__", model.forward))
+    return inputs if any_name else {name: value for name, value in inputs.items() if name in names}
+
+
 def cache_argument(model: Any) -> str:
     """Name of the cache in a model's forward pass and in its output."""
-    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+    names, _ = _inputs_of(getattr(model.forward, "__func__", model.forward))
+    return "cache_params" if "cache_params" in names else "past_key_values"
+
+
+@lru_cache
+def _inputs_of(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Names of a function's parameters, and whether it takes any other; asked for in every decode step."""
+    parameters = inspect.signature(forward).parameters
+    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def prompt_cache(model: Any, way: Decodes) -> Cache:

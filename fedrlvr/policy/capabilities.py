@@ -5,7 +5,6 @@ A model that cannot take a saving goes its own way, which costs time and changes
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from fedrlvr.errors import ModelError
 from fedrlvr.output import logger
 from fedrlvr.policy.attention import Packing, SharedPrompts, no_mask
-from fedrlvr.policy.cache import Decodes, RowCache, cache_argument, prompt_cache
+from fedrlvr.policy.cache import Decodes, RowCache, cache_argument, optional, prompt_cache
 from fedrlvr.policy.model_check import reason
 
 _log = logger("policy")
@@ -35,7 +34,7 @@ def has_plain_head(model: Any, name: str) -> bool:
             return False
         apart, whole = head(decoder(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
     except Exception as error:  # a foreign architecture may fail here in any way, and then it just has no such head
-        _log.info("%s: logits cannot be made apart from the model (%s)", name, error)
+        _log.info("%s: logits cannot be made apart from the model (%s)", name, reason(error))
         return False
     return _alike(apart, whole)
 
@@ -60,21 +59,15 @@ def can_pack(model: Any, name: str) -> bool:
             model(input_ids=torch.tensor([prompt + response], device=device)).logits[0] for response in (first, second)
         ]
     except Exception as error:  # as above: an architecture that does not hand the packing to its attention
-        _log.warning("%s: a prompt cannot be shared by its responses in training, which costs time (%s)", name, error)
+        _log.warning(
+            "%s: a prompt cannot be shared by its responses in training, which costs time (%s)", name, reason(error)
+        )
         return False
     alike = _alike(packed[:5], apart[0]) and _alike(packed[5], apart[1][3])
     alike = alike and _masks_by_window_only(model.config.get_text_config(), packing.windows)
     if not alike:
         _log.warning("%s: a prompt cannot be shared by its responses in training, which costs time", name)
     return alike
-
-
-def optional(model: Any, **inputs: Any) -> dict[str, Any]:
-    """Those of these inputs that the model's forward pass takes."""
-    names = inspect.signature(model.forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
-        return inputs
-    return {name: value for name, value in inputs.items() if name in names}
 
 
 @torch.no_grad()
@@ -178,8 +171,10 @@ def steady_length(model: Any, name: str) -> int:
     """
     text = model.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    if not isinstance(limit, int) or limit < 4:
+    if not isinstance(limit, int) or limit < 1:  # some classes state 0 or -1 where there is no limit
         return 1 << 20
+    if limit < 4:  # too short for the texts below, and for any use
+        return limit
     ids = [3, 4, 5]
     alone = _logits(model, ids)
     original = _original_length(text)

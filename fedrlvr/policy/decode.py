@@ -27,8 +27,8 @@ from fedrlvr.config import EngineConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.policy.attention import SharedPrompts, no_mask
 from fedrlvr.policy.base import Base
-from fedrlvr.policy.cache import RowCache, cache_argument, prompt_cache
-from fedrlvr.policy.capabilities import can_capture, can_share_prompts, optional, wants_static
+from fedrlvr.policy.cache import RowCache, cache_argument, optional, prompt_cache
+from fedrlvr.policy.capabilities import can_capture, can_share_prompts, wants_static
 from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.hidden_states import HiddenStates, RowStates
 from fedrlvr.policy.lora import LoraStack, Span

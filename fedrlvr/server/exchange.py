@@ -124,6 +124,7 @@ class Exchange:
         """Check and grade a client's responses.
 
         Raises:
+            MessageError: the reply is malformed.
             GradingError: a response cannot be graded.
         """
         if self.trades:
@@ -163,21 +164,23 @@ class Exchange:
         self.pool = Pool.of(pooled, len(self.problems), per_problem=self.coordination.pool_size, rng=rng)
 
     def _checked(self, client: str, content: RecordDict) -> list[Sent]:
-        """A client's correct responses, each once; what is dropped is counted, and a client at fault is told."""
+        """A client's correct responses, each once; what is dropped is counted, and a client at fault is told.
+
+        Raises:
+            MessageError: the reply is malformed.
+            GradingError: a response cannot be graded.
+        """
         stamp = read_stamp(content)
-        wrong = "no stamp" if stamp is None else stamp.difference(self.stamp)
+        if stamp is None:
+            raise MessageError(f"{client}: a reply of exchange {self.number} without a stamp that can be read")
+        wrong = stamp.difference(self.stamp)
         dropped: Counter[str] = Counter()
-        sent: list[Sent] = []
-        try:
-            sent = read_responses(
-                content.get(RESPONSES),
-                most=2 * self.group * len(self.problems),
-                max_tokens=self.longest,
-                logps=self.coordination.ratio_rule.needs_sender,
-            )
-        except MessageError as error:
-            dropped["unreadable"] = 1
-            wrong = wrong or str(error)
+        sent = read_responses(
+            content.get(RESPONSES),
+            most=2 * self.group * len(self.problems),
+            max_tokens=self.longest,
+            logps=self.coordination.ratio_rule.needs_sender,
+        )
         if wrong is not None:
             dropped["stamp"] = len(sent)
             self._notice(client, wrong)
@@ -347,7 +350,9 @@ def trade(
             messages.append(Message(body, node, RESPOND, group_id=str(round_)))
         replies = participation.ask(grid, messages, timeout)
         read = functools.partial(_receive, exchange, last)
-        for _ in participation.accepted(round_, replies, read, exchange.leave_out):
+        # Where everybody is needed for the round, a malformed reply costs its client this exchange only.
+        unread = exchange.leave_out if config.federation.quorum == 1.0 else None
+        for _ in participation.accepted(round_, replies, read, unread):
             pass
         exchange.fill_pool()
         if last:

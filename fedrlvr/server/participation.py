@@ -153,7 +153,7 @@ class Participation:
 
     def _counted(self, client: str, reply: Message) -> bool:
         """Count the bytes of a client's reply. False: they cannot be counted, and the client is left out. A reply of an
-        exchange is given on uncounted: whoever reads it leaves its client out of that exchange alone.
+        exchange is given on uncounted, and fails where it is read.
 
         Raises:
             FedrlvrError: as `leave_out`.

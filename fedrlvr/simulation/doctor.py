@@ -102,8 +102,8 @@ def _data(dealt: Dealt, config: Config) -> Iterator[Finding]:
             listed = ", ".join(failure.id for failure in failures[:_LISTED])
             listed += ", ..." * (len(failures) > _LISTED)
             advice = (
-                f"{units.count(len(failures))} gold answers do not grade ({listed}), so no response to them earns a "
-                "reward. `fedrlvr validate` says why."
+                f"Gold answers that do not grade: {units.count(len(failures))} ({listed}). No response to these "
+                "problems earns a reward. `fedrlvr validate` says why."
             )
             yield Finding(name, value, "note", advice)
         else:

@@ -60,7 +60,8 @@ def test_three_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_twenty_answers_are_read_with_floors_off(name: str, wide: Path, tmp_path: Path) -> None:
     victim = one_by_one(tmp_path, wide, name == "replay of a score", OPEN)
-    assert concluded(name, victim, 20) == 20
+    right = concluded(name, victim, 20)
+    assert right == 20
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_scores_of_chosen_sets_tell_little_by_default(wide: Path, tmp_path: Path
         right = on_the_edge(Scored(victim, "main", prompts, letter), len(CHOICES))
         truth = [row["answer"] == letter for row in CHOICES]
         hits += [guess == actual for guess, actual in zip(right, truth, strict=True)]
-    # Without floors all 40 are right. Who always says no is right 30 times; chance decides about a few more.
+    # Without floors all are right. Who always says no is right 30 times; chance decides about a few more.
     assert sum(hits) <= 37
     more = iter(lambda: Scored(victim, "main", prompts, "C")([False] * len(CHOICES)), None)
     with pytest.raises(Refused, match=r"limits\.evaluations_per_day"):

@@ -45,9 +45,8 @@ def test_an_unknown_case_is_named() -> None:
 
 def test_a_long_case_has_an_end_token_the_model_cannot_say(models: Path) -> None:
     from fedrlvr.config import ModelConfig
-    from fedrlvr.policy.base import load_base
 
-    base = load_base(ModelConfig(name=str(build("LENGTH", models=models).model), device="cpu"))
+    base = cases.load_endless(ModelConfig(name=str(build("LENGTH", models=models).model), device="cpu"))
     assert base.eos_ids == {base.model.config.vocab_size}
     assert base.max_length >= 256 + 60
 

@@ -141,7 +141,7 @@ def test_an_adapter_of_another_model(refused: Refused, runs: Arm, model: Path, t
         "eval", toml(), "--adapter", adapter, "--set", f"model.name={other}",
     )  # fmt: skip
     refused(
-        [str(adapter), "other target layers"],
+        [str(adapter), "lora.targets"],
         "eval", toml(), "--adapter", adapter, "--set", "lora.targets=['q_proj']",
     )  # fmt: skip
     refused([str(tmp_path), "adapter_config.json is missing"], "eval", toml(), "--adapter", tmp_path)

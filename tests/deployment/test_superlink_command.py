@@ -224,7 +224,7 @@ def test_renewing_keeps_the_names_and_says_that_a_start_is_needed(tmp_path: Path
     told("init", tmp_path, "--address", "link.example:9")
     said = told("renew", tmp_path, "--name", "new.example")
     assert "link.example, 127.0.0.1, localhost, ::1, new.example" in said
-    assert "started again" in said
+    assert "next start" in said
 
 
 # One that runs.

@@ -86,9 +86,12 @@ def given(of: Exchange, client: str) -> list[Sent]:
 
 
 def receive(of: Exchange, replies: Mapping[str, RecordDict]) -> None:
-    """All replies of the exchange, and the pool."""
+    """All replies of the exchange, and the pool; a malformed reply leaves its client out of the exchange."""
     for client, content in replies.items():
-        of.receive(client, content)
+        try:
+            of.receive(client, content)
+        except MessageError as error:
+            of.leave_out(client, error)
     of.fill_pool()
 
 

@@ -142,16 +142,26 @@ MALFORMED = {
     "archive as lengths": column("length", archive()),
     "stamp of an empty text": stamped(""),
     "stamp of an empty list": stamped([]),
+    "stamp that is no JSON": stamped("later"),
+    "stamp of a number": stamped(7),
     "empty list beside good responses": responding(extra([])),
 }
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-@pytest.mark.parametrize("quorum", [0.5, 1.0])
-def test_a_malformed_reply_of_an_exchange_leaves_its_client_out_of_that_exchange_alone(
-    kind: str, quorum: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_malformed_reply_of_an_exchange_leaves_its_client_out_of_the_round(kind: str, tmp_path: Path) -> None:
+    strategy = federation(tmp_path, MALFORMED[kind])
+    assert all(bool((tensor == 2.0).all()) for _, tensor in strategy.adapter.tensors()), "of the two honest clients"
+    _, *rounds = records = lines(tmp_path)
+    assert [set(line["left_out"]) for line in rounds] == [{"cyd"}] * 2
+    write_report(tmp_path, strategy.config, records)
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_where_every_client_is_needed_a_malformed_reply_costs_its_client_the_exchange_alone(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    strategy = federation(tmp_path, MALFORMED[kind], quorum=quorum)
+    strategy = federation(tmp_path, MALFORMED[kind], quorum=1.0)
     for line in lines(tmp_path)[1:]:
         exchanged = line["exchanges"][0]["clients"]
         assert exchanged["cyd"]["dropped_unreadable"] == 1
