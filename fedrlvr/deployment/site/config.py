@@ -132,9 +132,9 @@ class Limits(Section):
     max_grad_norm: Range = (0.01, 100.0)
     """Least and largest norm that a gradient is clipped to. With a tiny norm AdamW returns the exact gradient."""
     clip_low: Range = (0.01, 1.0)
-    """Least and largest train.clip_low that is accepted: the lower clipping bound of the policy ratio."""
+    """Least and largest train.clip_low that is accepted. The lower bound of the policy ratio is 1 minus it."""
     clip_high: Range = (0.01, 10.0)
-    """Least and largest train.clip_high that is accepted: the upper clipping bound of the policy ratio."""
+    """Smallest and largest train.clip_high that a server may set. The upper bound of the policy ratio is 1 plus it."""
     scale_free: bool = True
     """Whether AdamW runs without its epsilon, so that a first step reveals only the signs of gradients. If false, a
     server could obtain gradients instead of steps, by sending factors so small that their gradients are far below
