@@ -22,6 +22,7 @@ from fedrlvr.config import parse_config
 from fedrlvr.errors import GradingError
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.model_check import QUESTION
 from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
 
@@ -82,7 +83,7 @@ def watch(
 
     def encode(self: Base, *args: Any) -> list[int]:
         ids = real_encode(self, *args)
-        if tuple(ids) not in seen_ids:
+        if tuple(ids) not in seen_ids and args != (QUESTION,):  # the start-up check's own prompt is no secret
             seen_ids.add(tuple(ids))
             watched.problems.ids.append(ids)
         return ids
