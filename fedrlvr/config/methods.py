@@ -221,7 +221,7 @@ class PubSwapCoordination(Section):
             section, setting = most.split(".")
             wanted, room = getattr(self, name), getattr(getattr(config, section), setting)
             if wanted > room:
-                raise ValueError(f"coordination.{name} = {wanted} is more than {most} = {room}")
+                raise ValueError(f"coordination.{name} = {wanted} is more than {most} = {room}; change one of them")
 
 
 Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
