@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("fedrlvr", "benchmarks", "examples", "scripts")
+PARTS = ("fedrlvr", "benchmarks", "examples", "scripts", "tests")
 LEAST_WORDS = 6
 ALIKE = 0.93
 """Share of two texts in common above which one repeats the other."""
@@ -105,9 +105,16 @@ def vague_names(source: str, name: str) -> Iterator[str]:
     """A line for every variable, parameter and attribute of a Python module that is named in `VAGUE`."""
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Name(id=key, ctx=ast.Store()) | ast.Attribute(attr=key, ctx=ast.Store()) | ast.arg(arg=key):
-                if key in VAGUE:
-                    yield f"{name}:{node.lineno} {key}: name the value by a noun"
+            case (
+                ast.Name(id=key, ctx=ast.Store())
+                | ast.Attribute(attr=key, ctx=ast.Store())
+                | ast.arg(arg=key)
+                | ast.ExceptHandler(name=key)
+                | ast.MatchAs(name=key)
+                | ast.MatchStar(name=key)
+                | ast.MatchMapping(rest=key)
+            ) if key in VAGUE:
+                yield f"{name}:{node.lineno} {key}: name the value by a noun"
 
 
 def problems(source: str, name: str) -> Iterator[str]:
@@ -118,12 +125,18 @@ def problems(source: str, name: str) -> Iterator[str]:
         before = sentence.text
 
 
+def all_problems(root: Path = ROOT) -> Iterator[str]:
+    """A line for every problem of a source tree: sentences of the package, names of the package and all beside it."""
+    for path in (path for part in PARTS for path in sorted((root / part).rglob("*.py"))):
+        source, name = path.read_text("utf-8"), path.relative_to(root).as_posix()
+        if name.startswith("fedrlvr/"):
+            yield from problems(source, name)
+        yield from vague_names(source, name)
+
+
 def main() -> int:
-    """Print everything that is wrong: sentences in the package, names also beside it. 1 if there is something."""
-    lines = []
-    for path in (path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))):
-        source, name = path.read_text("utf-8"), str(path.relative_to(ROOT))
-        lines += [*(problems(source, name) if name.startswith("fedrlvr") else ()), *vague_names(source, name)]
+    """Print every problem of the repository. 1 if there is one."""
+    lines = list(all_problems())
     print("\n".join(lines) if lines else "every sentence stands alone, every name is a noun")
     return 1 if lines else 0
 

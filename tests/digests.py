@@ -35,7 +35,7 @@ _UNEVEN = (1 + math.sqrt(5)) / 2
 
 
 def machine() -> dict[str, Any]:
-    """What digests depend on besides the code: processor, vector instructions, threads and versions."""
+    """The machine that digests depend on besides the code: processor, vector instructions, threads and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
     parts = [line.partition(":")[2].strip() for key in _PROCESSOR for line in lines if line.startswith(f"{key}\t")]
@@ -51,7 +51,7 @@ _PROCESSOR = ("model name", "cpu family", "model")
 
 
 def fingerprint(directory: Path) -> Fingerprint:
-    """Of the finished run in a directory. The exported adapter holds what a rule has added to the base weights too."""
+    """The fingerprint of a finished run. The exported adapter holds what a rule has added to the base weights too."""
     adapters = adapter_bytes(directory)
     assert adapters, f"{directory} holds no exported adapter"
     digest = hashlib.sha256()
@@ -91,7 +91,7 @@ def differences(now: Fingerprint, then: Fingerprint, *, coarse: bool = False) ->
 
 
 def exact_differences(now: Fingerprint, then: Fingerprint) -> list[str]:
-    """As `differences`, without a tolerance; what differs only in bytes is named too."""
+    """Differences without a tolerance, unlike `differences`: files that differ only in bytes are named too."""
     unequal = [kind for kind in ("adapter", "metrics") if now[kind] != then[kind]]
     if not unequal:
         return []
@@ -115,7 +115,7 @@ def _numbers(path: Path) -> list[float]:
 
 
 def _timeless(value: Any) -> Any:
-    """Without seconds, at any depth."""
+    """A copy without any seconds, at any depth."""
     if isinstance(value, dict):
         return {k: _timeless(v) for k, v in value.items() if k != "seconds" and not k.startswith("seconds_")}
     return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -123,7 +123,7 @@ def make_request(config: Config | None = None, **changes: Any) -> TrainRequest:
 
 
 def make_terms(client: str = "ann", **changes: Any) -> Terms:
-    """What a server's messages to one of three clients say of its run."""
+    """The terms in a server's messages to one of three clients."""
     fields: dict[str, Any] = {
         "run": "run-1",
         "client": client,

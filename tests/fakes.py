@@ -33,7 +33,7 @@ def answering(answer: Answer) -> Callable[[Sequence[Message], Sequence[Context]]
 
 
 def train_reply(value: float, examples: int = 1, **metrics: float) -> RecordDict:
-    """What a client sends back after training."""
+    """The reply of a client after training."""
     numbers = MetricRecord({"num-examples": examples, **metrics})
     return RecordDict({"arrays": adapter_to_arrays(make_adapter(value)), "metrics": numbers})
 
@@ -47,6 +47,6 @@ def arrays_with(**tensors: torch.Tensor) -> ArrayRecord:
 
 
 def scores_reply(sources: list[str], n: list[int], total: list[float], squares: list[float]) -> RecordDict:
-    """What a client sends back after an evaluation."""
+    """The reply of a client after an evaluation."""
     metrics = MetricRecord({"num-examples": max(0, sum(n)), "n": n, "total": total, "squares": squares})
     return RecordDict({"metrics": metrics, "config": ConfigRecord({"sources": sources})})

@@ -17,7 +17,7 @@ TYPES = ("<u1", "<u2", "<i4", "<i8", "<f2", "<f4", "<f8")
 
 @dataclass
 class Secrets:
-    """What must not leave a client."""
+    """The texts and token ids that must not leave a client."""
 
     texts: list[str] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def searchable(contents: Iterable[RecordDict]) -> bytes:
 
 
 def leaks(secrets: Secrets, haystack: bytes) -> list[str]:
-    """What of the secrets is in there."""
+    """The secrets that these bytes contain."""
     needles = list(secrets.needles())
     if not needles or len(haystack) < PART:
         return []

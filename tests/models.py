@@ -93,14 +93,14 @@ def group_of(prompt_ids: Sequence[int], responses: Sequence[Response], advantage
     return Group(problem, list(prompt_ids), list(responses), advantages=list(advantages))
 
 
-def same_tensors(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters are equal bit by bit."""
-    return all(torch.equal(a, b) for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True))
+def same_tensors(adapter: Adapter, other: Adapter) -> bool:
+    """Says if two adapters are equal bit by bit."""
+    return all(torch.equal(a, b) for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True))
 
 
-def largest_gap(one: Adapter, other: Adapter) -> float:
+def largest_gap(adapter: Adapter, other: Adapter) -> float:
     """Largest absolute difference of any factor."""
-    return max(float((a - b).abs().max()) for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True))
+    return max(float((a - b).abs().max()) for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True))
 
 
 def numbers_of(stats: StepStats) -> dict[str, float]:

@@ -127,10 +127,10 @@ def write_toml(path: Path, tree: Mapping[str, Mapping[str, Any]]) -> Path:
     for section, values in tree.items():
         lines.append(f"[{section}]")
         for key, value in values.items():
-            told = json.dumps(value)
+            text = json.dumps(value)
             if isinstance(value, dict):
-                told = "{" + ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items()) + "}"
-            lines.append(f"{key} = {told}")
+                text = "{" + ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items()) + "}"
+            lines.append(f"{key} = {text}")
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 

@@ -29,7 +29,7 @@ SHIPPED = sorted([*(ROOT / "examples").glob("*.toml"), *Path(fedrlvr.__file__).p
 
 
 def refused(tree: dict[str, Any]) -> str:
-    """What the user is told, which is one line and says where."""
+    """The error that a user reads; it must be one line and name the file."""
     with pytest.raises(ConfigError) as caught:
         parse_config(tree, where="exp.toml")
     text = str(caught.value)
@@ -88,7 +88,7 @@ def pubswap(**settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "reason"),
     [
         ({"train": {"ronuds": 3}}, "unknown key 'train.ronuds' (did you mean 'train.rounds'?)"),
         ({"trian": {}}, "unknown key 'trian' (did you mean 'train'?)"),
@@ -106,8 +106,8 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"supervision": {"type": "oracle", "ledgers": "x"}}, "'supervision.ledgers' (did you mean 'run.ledgers'?)"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], told: str) -> None:
-    assert told in refused(tree)
+def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], reason: str) -> None:
+    assert reason in refused(tree)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "reason"),
     [
         ({"train": 3}, "train: "),
         ({"partition": {"alpha": 0.3}}, "partition: say which type it is, for example partition.type = 'source'"),
@@ -195,9 +195,9 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         ({"partition": {"type": "dirichlet", "alpha": -1}}, "partition.alpha: input should be greater than 0"),
     ],
 )
-def test_a_wrong_section_is_named(tree: dict[str, Any], told: str) -> None:
+def test_a_wrong_section_is_named(tree: dict[str, Any], reason: str) -> None:
     text = refused(tree)
-    assert told in text
+    assert reason in text
     assert "Supervision" not in text, "a class of ours"
 
 
@@ -207,7 +207,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "reason"),
     [
         ({"partition": {"type": "iid", "alpha": 0.3}}, "partition.alpha has no effect"),
         ({"partition": {"type": "source", "alpha": 0.3}}, "partition.alpha has no effect"),
@@ -265,24 +265,24 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"supervision": {"type": "majority"}, "run": {"ledgers": "here"}}, "run.ledgers has no effect"),
     ],
 )
-def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any], told: str) -> None:
-    assert told in refused(tree)
+def test_a_setting_without_effect_is_an_error_that_names_it(tree: dict[str, Any], reason: str) -> None:
+    assert reason in refused(tree)
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "reason"),
     [
         (pubswap(exchanges=6), "coordination.exchanges = 6 is more than train.local_steps = 5"),
         (pubswap(public_problems=9), "coordination.public_problems = 9 is more than data.public_size = 8"),
         ({"coordination": {"type": "pubswap"}}, "is more than data.public_size = 0"),
     ],
 )
-def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], told: str) -> None:
-    assert told in refused(tree)
+def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], reason: str) -> None:
+    assert reason in refused(tree)
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "reason"),
     [
         ({**care(), "sampling": {"group_size": 65}}, "takes sampling.group_size up to 64, not 65"),
         (
@@ -291,8 +291,8 @@ def test_exchanges_that_cannot_be_held_are_refused(tree: dict[str, Any], told: s
         ),
     ],
 )
-def test_labels_that_cannot_be_had_are_refused(tree: dict[str, Any], told: str) -> None:
-    assert told in refused(tree)
+def test_labels_that_cannot_be_had_are_refused(tree: dict[str, Any], reason: str) -> None:
+    assert reason in refused(tree)
 
 
 def test_labels_that_can_be_had() -> None:
@@ -350,12 +350,12 @@ def test_an_override_below_a_value(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for name, content, told in (
+    for name, content, reason in (
         ("broken.toml", b"[train\nrounds = 3", "is not valid TOML"),
         ("latin.toml", "name = 'café'".encode("latin-1"), "is not valid TOML in UTF-8"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ConfigError, match=told) as caught:
+        with pytest.raises(ConfigError, match=reason) as caught:
             load_config(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
@@ -397,13 +397,13 @@ def test_a_resolved_configuration_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(ConfigError, match="not a run directory"):
         load_resolved(path)
-    for text, told in (
+    for text, reason in (
         ("{", "cannot be read"),
         ("[]", "does not hold a JSON object"),
         ('{"x": 1}', "not a run directory"),
     ):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reason):
             load_resolved(path)
 
 

@@ -22,35 +22,35 @@ adapter = partial(factories.adapter_from, alpha=4.0)
 random_adapter = partial(factories.random_adapter, shapes=SHAPES)
 
 
-def with_half(one: Adapter, other: Adapter, half: str) -> Adapter:
+def with_half(adapter: Adapter, other: Adapter, half: str) -> Adapter:
     """`one`, with the other's A or B."""
     layers = {
         name: factors._replace(**{half: getattr(other.layers[name], half).clone()})
-        for name, factors in one.layers.items()
+        for name, factors in adapter.layers.items()
     }
-    return Adapter(layers, one.alpha)
+    return Adapter(layers, adapter.alpha)
 
 
 def aggregated(pairs: Iterable[tuple[Adapter, float]], rule: str, **options: Any) -> Result:
-    """What a rule makes of the pairs in a first round."""
+    """The result of a rule for these pairs of adapter and weight, in a first round."""
     return lora_rule(rule).aggregation().aggregate(pairs, **options)
 
 
-def dense(one: Adapter | None) -> dict[str, Tensor]:
+def dense(adapter: Adapter | None) -> dict[str, Tensor]:
     """alpha / r B A by layer, written out once more; None is no update."""
-    if one is None:
+    if adapter is None:
         return {name: torch.zeros(d, k, dtype=torch.float64) for name, (d, k) in SHAPES.items()}
-    rank = next(iter(one.layers.values())).A.shape[0]
+    rank = next(iter(adapter.layers.values())).A.shape[0]
     return {
-        name: one.alpha / rank * torch.einsum("dr,rk->dk", b.double(), a.double())
-        for name, (a, b) in one.layers.items()
+        name: adapter.alpha / rank * torch.einsum("dr,rk->dk", b.double(), a.double())
+        for name, (a, b) in adapter.layers.items()
     }
 
 
 def ideal(pairs: Pairs) -> dict[str, Tensor]:
     """sum_k p_k s_k B_k A_k by layer."""
     total = sum(weight for _, weight in pairs)
-    updates = [(dense(one), weight / total) for one, weight in pairs]
+    updates = [(dense(adapter), weight / total) for adapter, weight in pairs]
     return {name: sum(share * update[name] for update, share in updates) for name in updates[0][0]}  # type: ignore[misc]
 
 

@@ -23,7 +23,7 @@ def given(rule: str, *, half: str = "A", rank: int = 2) -> list[tuple[Adapter, f
 
 
 def whole(result: Result) -> dict[str, torch.Tensor]:
-    """What adapter and change together add to the weights."""
+    """The sum of the adapter's and the change's dense updates, by layer."""
     parts = [dense(part) for part in (result.adapter, result.change)]
     return {name: parts[0][name] + parts[1][name] for name in parts[0]}
 
@@ -51,17 +51,17 @@ def test_fedit_is_the_mean_of_each_factor_and_not_of_the_updates() -> None:
     mean = aggregated(pairs, rule="fedit").adapter
     assert mean is not None
     for name, tensor in mean.tensors():
-        wanted = sum(weight / 4.75 * dict(one.tensors())[name].double() for one, weight in pairs)
+        wanted = sum(weight / 4.75 * dict(lora.tensors())[name].double() for lora, weight in pairs)
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-7)
     assert off(dense(mean), ideal(pairs)) > 0.1
 
 
 def test_fedex_begins_with_the_adapter_of_fedit() -> None:
     pairs = given("fedex")
-    ours, theirs = (aggregated(pairs, rule=rule).adapter for rule in ("fedex", "fedit"))
-    assert ours is not None
-    assert theirs is not None
-    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(ours.tensors(), theirs.tensors(), strict=True))
+    fedex, fedit = (aggregated(pairs, rule=rule).adapter for rule in ("fedex", "fedit"))
+    assert fedex is not None
+    assert fedit is not None
+    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(fedex.tensors(), fedit.tensors(), strict=True))
 
 
 def test_fedex_loses_no_digits_where_clients_hardly_differ() -> None:
@@ -73,7 +73,7 @@ def test_fedex_loses_no_digits_where_clients_hardly_differ() -> None:
         )
         for o in (random_adapter(1), random_adapter(2), random_adapter(3))
     ]
-    pairs = [(one, weight) for one, weight in zip(near, (1.0, 2.0, 1.5), strict=True)]
+    pairs = [(lora, weight) for lora, weight in zip(near, (1.0, 2.0, 1.5), strict=True)]
     change = aggregated(pairs, rule="fedex").change
     means = [
         {n: torch.stack([w / 4.5 * o.layers[n][half].double() for o, w in pairs]).sum(dim=0) for n in first.layers}
@@ -94,10 +94,10 @@ def test_ranks_of_the_changes() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_one_client_gets_its_own_update_back(rule: str) -> None:
-    mine = random_adapter(7)
-    for pairs in ([(mine, 2.0)], [(with_half(random_adapter(8), mine, "A"), 0.0), (mine, 0.3)]):
+    lora = random_adapter(7)
+    for pairs in ([(lora, 2.0)], [(with_half(random_adapter(8), lora, "A"), 0.0), (lora, 0.3)]):
         result = aggregated(pairs, rule=rule)
-        assert off(whole(result), dense(mine)) < 1e-6
+        assert off(whole(result), dense(lora)) < 1e-6
         assert (result.change is None) == (rule != "flora")
 
 
@@ -105,16 +105,16 @@ def test_one_client_gets_its_own_update_back(rule: str) -> None:
 def test_a_client_of_weight_zero_does_not_count(rule: str) -> None:
     pairs = given(rule)
     with_zero, without = (aggregated(some, rule=rule) for some in (pairs, [pairs[0], pairs[1], pairs[3]]))
-    for one, other in ((with_zero.adapter, without.adapter), (with_zero.change, without.change)):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            assert all(torch.equal(x, y) for (_, x), (_, y) in zip(one.tensors(), other.tensors(), strict=True))
+    for part, other in ((with_zero.adapter, without.adapter), (with_zero.change, without.change)):
+        assert (part is None) == (other is None)
+        if part is not None and other is not None:
+            assert all(torch.equal(x, y) for (_, x), (_, y) in zip(part.tensors(), other.tensors(), strict=True))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_neither_the_order_nor_the_sum_of_weights_counts(rule: str) -> None:
     pairs = given(rule)
-    turned = [(one, 10 * weight) for one, weight in reversed(pairs)]
+    turned = [(lora, 10 * weight) for lora, weight in reversed(pairs)]
     assert off(whole(aggregated(turned, rule=rule)), whole(aggregated(pairs, rule=rule))) < 1e-6
 
 
@@ -125,17 +125,17 @@ def test_nobodys_adapter_is_changed_or_handed_out_again(rule: str) -> None:
         result = aggregated(pairs, rule=rule, before=pairs[0][0])
     else:
         result = aggregated(pairs, rule=rule)
-    for (one, _), (copy, _) in zip(pairs, copies, strict=True):
-        assert all(torch.equal(x, y) for (_, x), (_, y) in zip(one.tensors(), copy.tensors(), strict=True))
+    for (lora, _), (copy, _) in zip(pairs, copies, strict=True):
+        assert all(torch.equal(x, y) for (_, x), (_, y) in zip(lora.tensors(), copy.tensors(), strict=True))
     made = [tensor for part in (result.adapter, result.change) if part for _, tensor in part.tensors()]
-    theirs = {tensor.data_ptr() for one, _ in pairs for _, tensor in one.tensors()}
-    assert not theirs & {tensor.data_ptr() for tensor in made}
+    addresses = {tensor.data_ptr() for lora, _ in pairs for _, tensor in lora.tensors()}
+    assert not addresses & {tensor.data_ptr() for tensor in made}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_mapping_and_stream_are_one(rule: str) -> None:
     pairs = given(rule)
-    adapters = {str(at): one for at, (one, _) in enumerate(pairs)}
+    adapters = {str(at): lora for at, (lora, _) in enumerate(pairs)}
     weights = {str(at): weight for at, (_, weight) in enumerate(pairs)}
     streamed = whole(aggregated(iter(pairs), rule=rule))
     assert off(whole(aggregate(adapters, weights, rule=rule)), streamed) == 0.0
@@ -144,8 +144,8 @@ def test_mapping_and_stream_are_one(rule: str) -> None:
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "flora"])
 def test_the_adapter_keeps_its_type(rule: str) -> None:
     halves = [
-        (one.alike({name: type(f)(f.A.bfloat16(), f.B.double()) for name, f in one.layers.items()}), weight)
-        for one, weight in given(rule)
+        (lora.alike({name: type(f)(f.A.bfloat16(), f.B.double()) for name, f in lora.layers.items()}), weight)
+        for lora, weight in given(rule)
     ]
     mean = aggregated(halves, rule=rule).adapter
     assert mean is not None
@@ -158,32 +158,32 @@ def test_the_adapter_keeps_its_type(rule: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, -math.inf])
 def test_weights_that_are_none(rule: str, weight: float) -> None:
-    one, same = random_adapter(1), random_adapter(1)
-    for pairs in ([(one, 1.0), (same, weight)], [(one, weight), (same, 1.0)]):
+    lora, same = random_adapter(1), random_adapter(1)
+    for pairs in ([(lora, 1.0), (same, weight)], [(lora, weight), (same, 1.0)]):
         with pytest.raises(ValueError, match="finite and not negative"):
             aggregated(pairs, rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_to_average(rule: str) -> None:
-    one = random_adapter(1)
-    for pairs in ([], [(one, 0.0)], [(one, 0.0), (one, 0.0)], [(one, 1e308), (one, 1e308)]):
+    lora = random_adapter(1)
+    for pairs in ([], [(lora, 0.0)], [(lora, 0.0), (lora, 0.0)], [(lora, 1e308), (lora, 1e308)]):
         with pytest.raises(ValueError, match="nothing to average"):
             aggregated(pairs, rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_other_layers_or_shapes(rule: str) -> None:
-    one = random_adapter(1)
-    renamed = Adapter(dict(zip(("q", "w"), one.layers.values(), strict=True)), one.alpha)
-    fewer = Adapter({"q": one.layers["q"]}, one.alpha)
-    turned = Adapter(dict(reversed(list(one.layers.items()))), one.alpha)
-    longer = Adapter({**one.layers, "v": type(one.layers["v"])(torch.zeros(2, 7), torch.zeros(17, 2))}, one.alpha)
-    wider = Adapter({**one.layers, "v": type(one.layers["v"])(torch.zeros(2, 8), torch.zeros(16, 2))}, one.alpha)
+    lora = random_adapter(1)
+    renamed = Adapter(dict(zip(("q", "w"), lora.layers.values(), strict=True)), lora.alpha)
+    fewer = Adapter({"q": lora.layers["q"]}, lora.alpha)
+    turned = Adapter(dict(reversed(list(lora.layers.items()))), lora.alpha)
+    longer = Adapter({**lora.layers, "v": type(lora.layers["v"])(torch.zeros(2, 7), torch.zeros(17, 2))}, lora.alpha)
+    wider = Adapter({**lora.layers, "v": type(lora.layers["v"])(torch.zeros(2, 8), torch.zeros(16, 2))}, lora.alpha)
     for other in (renamed, fewer, turned, longer, wider):
         for weight in (1.0, 0.0):
             with pytest.raises(ValueError, match="one set of layers and shapes"):
-                aggregated([(one, 1.0), (other, weight)], rule=rule)
+                aggregated([(lora, 1.0), (other, weight)], rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -213,20 +213,20 @@ def test_rules_that_cannot_mix_ranks_say_so(rule: str) -> None:
 
 
 def test_factors_that_should_be_frozen() -> None:
-    one, other = random_adapter(1), random_adapter(2)
-    same_a, same_b = with_half(other, one, "A"), with_half(other, one, "B")
+    lora, other = random_adapter(1), random_adapter(2)
+    same_a, same_b = with_half(other, lora, "A"), with_half(other, lora, "B")
     with pytest.raises(ValueError, match=r"FFA-LoRA .* the As differ"):
-        aggregated([(one, 1.0), (same_b, 1.0)], rule="ffa")
-    for pairs in ([(one, 1.0), (other, 1.0)], [(one, 1.0), (same_a, 1.0), (same_b, 1.0)]):
+        aggregated([(lora, 1.0), (same_b, 1.0)], rule="ffa")
+    for pairs in ([(lora, 1.0), (other, 1.0)], [(lora, 1.0), (same_a, 1.0), (same_b, 1.0)]):
         with pytest.raises(ValueError, match=r"RoLoRA .* the As and Bs differ"):
             aggregated(pairs, rule="rolora")
 
 
 def test_one_layer_that_differs_is_enough() -> None:
-    one = random_adapter(1)
-    moved = Adapter({**one.layers, "v": one.layers["v"]._replace(A=one.layers["v"].A * 1.0001)}, one.alpha)
+    lora = random_adapter(1)
+    moved = Adapter({**lora.layers, "v": lora.layers["v"]._replace(A=lora.layers["v"].A * 1.0001)}, lora.alpha)
     with pytest.raises(ValueError, match="the As differ"):
-        aggregated([(one, 1.0), (moved, 1.0)], rule="ffa")
+        aggregated([(lora, 1.0), (moved, 1.0)], rule="ffa")
 
 
 def test_an_unknown_rule() -> None:

@@ -39,11 +39,11 @@ def test_only_the_ratio_of_weights_counts() -> None:
 
 
 def test_one_client_gets_its_own_adapter_back_to_the_bit() -> None:
-    mine = random_adapter(1)
-    back = averaged({"a": mine}, {"a": 1.0})
-    for (_, one), (_, other) in zip(back.tensors(), mine.tensors(), strict=True):
-        assert torch.equal(one, other)
-        assert one.data_ptr() != other.data_ptr()
+    sent = random_adapter(1)
+    back = averaged({"a": sent}, {"a": 1.0})
+    for (_, tensor), (_, other) in zip(back.tensors(), sent.tensors(), strict=True):
+        assert torch.equal(tensor, other)
+        assert tensor.data_ptr() != other.data_ptr()
 
 
 def test_clients_and_weights_must_match() -> None:
@@ -72,18 +72,18 @@ def test_client_weights_that_cannot_be() -> None:
 
 
 def test_an_adapter_knows_its_rank_and_bytes() -> None:
-    mine = random_adapter(0)
-    assert mine.rank == 2
-    assert mine.nbytes == 4 * (2 * 12 + 9 * 2 + 2 * 7 + 16 * 2)
-    assert [name for name, _ in mine.tensors()] == ["q.A", "q.B", "v.A", "v.B"]
+    lora = random_adapter(0)
+    assert lora.rank == 2
+    assert lora.nbytes == 4 * (2 * 12 + 9 * 2 + 2 * 7 + 16 * 2)
+    assert [name for name, _ in lora.tensors()] == ["q.A", "q.B", "v.A", "v.B"]
 
 
 def test_from_tensors_is_the_inverse_of_tensors() -> None:
-    mine = random_adapter(0)
-    back = Adapter.from_tensors(dict(mine.tensors()), mine.alpha)
+    lora = random_adapter(0)
+    back = Adapter.from_tensors(dict(lora.tensors()), lora.alpha)
     assert list(back.layers) == ["q", "v"]
-    back.check_like(mine, place="the copy")
-    assert all(x is y for (_, x), (_, y) in zip(back.tensors(), mine.tensors(), strict=True))
+    back.check_like(lora, place="the copy")
+    assert all(x is y for (_, x), (_, y) in zip(back.tensors(), lora.tensors(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -109,17 +109,17 @@ def test_tensors_that_are_no_adapter(tensors: dict[str, Tensor], text: str) -> N
 
 
 def test_check_like_names_what_differs() -> None:
-    mine = random_adapter(0)
+    lora = random_adapter(0)
     like = random_adapter(1)
-    mine.check_like(like, place="clinic-a")
+    lora.check_like(like, place="clinic-a")
 
     def changed(layer: str, **factors: Tensor) -> Adapter:
-        return Adapter({**mine.layers, layer: mine.layers[layer]._replace(**factors)}, mine.alpha)
+        return Adapter({**lora.layers, layer: lora.layers[layer]._replace(**factors)}, lora.alpha)
 
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: v"):
-        Adapter({"q": mine.layers["q"]}, 4.0).check_like(like, place="clinic-a")
+        Adapter({"q": lora.layers["q"]}, 4.0).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*first difference: their order"):
-        Adapter(dict(reversed(list(mine.layers.items()))), 4.0).check_like(like, place="clinic-a")
+        Adapter(dict(reversed(list(lora.layers.items()))), 4.0).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: v.B .*\(7, 2\).* \(16, 2\)"):
         changed("v", B=torch.zeros(7, 2)).check_like(like, place="clinic-a")
     with pytest.raises(AdapterError, match=r"clinic-a: .*alpha.* 5.* lora\.alpha.* 4"):

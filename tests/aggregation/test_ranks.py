@@ -20,14 +20,14 @@ def aggregated_adapter(pairs: object, rule: str, **options: object) -> Adapter:
     return result.adapter
 
 
-def without_b(one: Adapter) -> Adapter:
+def without_b(adapter: Adapter) -> Adapter:
     """A fresh adapter: B is zero, so its norm is."""
-    return one.alike({name: Factors(a, torch.zeros_like(b)) for name, (a, b) in one.layers.items()})
+    return adapter.alike({name: Factors(a, torch.zeros_like(b)) for name, (a, b) in adapter.layers.items()})
 
 
-def same(one: Adapter, other: Adapter, tolerance: float = 0.0) -> None:
-    assert (one.alpha, one.rank) == (other.alpha, other.rank)
-    for (_, x), (_, y) in zip(one.tensors(), other.tensors(), strict=True):
+def same(adapter: Adapter, other: Adapter, tolerance: float = 0.0) -> None:
+    assert (adapter.alpha, adapter.rank) == (other.alpha, other.rank)
+    for (_, x), (_, y) in zip(adapter.tensors(), other.tensors(), strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
@@ -44,22 +44,24 @@ def test_flora_is_exact_for_mixed_ranks_and_alphas() -> None:
 
 def test_the_norm_is_that_of_the_dense_update() -> None:
     for rank in (1, 2, 8):
-        one = random_adapter(6, rank)
-        wanted = torch.cat([update.flatten() for update in dense(one).values()]).norm()
-        assert norm(one) == pytest.approx(float(wanted), rel=1e-12)
+        adapter = random_adapter(6, rank)
+        wanted = torch.cat([update.flatten() for update in dense(adapter).values()]).norm()
+        assert norm(adapter) == pytest.approx(float(wanted), rel=1e-12)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
 def test_hetlora_is_its_formula(order: tuple[int, ...]) -> None:
     pairs = [[*MIXED, *ZERO][at] for at in order]
     result = aggregated_adapter(pairs, "hetlora")
-    shares = [weight * float(torch.cat([u.flatten() for u in dense(one).values()]).norm()) for one, weight in pairs]
+    shares = [
+        weight * float(torch.cat([u.flatten() for u in dense(adapter).values()]).norm()) for adapter, weight in pairs
+    ]
     for name, (d, k) in SHAPES.items():
         a, b = torch.zeros(5, k, dtype=torch.float64), torch.zeros(d, 5, dtype=torch.float64)
-        for (one, _), share in zip(pairs, shares, strict=True):
-            factors = one.layers[name]
-            a[: one.rank] += share / sum(shares) * factors.A
-            b[:, : one.rank] += share / sum(shares) * (4.0 / one.rank) / (4.0 / 5) * factors.B
+        for (adapter, _), share in zip(pairs, shares, strict=True):
+            factors = adapter.layers[name]
+            a[: adapter.rank] += share / sum(shares) * factors.A
+            b[:, : adapter.rank] += share / sum(shares) * (4.0 / adapter.rank) / (4.0 / 5) * factors.B
         torch.testing.assert_close(result.layers[name].A.double(), a, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(result.layers[name].B.double(), b, rtol=1e-6, atol=1e-6)
 
@@ -70,19 +72,19 @@ def test_hetlora_at_a_lower_rank_is_the_truncation(rank: int) -> None:
 
 
 def test_where_nobody_has_learnt_anything_hetlora_takes_the_plain_weights() -> None:
-    pairs = [(without_b(one), weight) for one, weight in MIXED]
+    pairs = [(without_b(adapter), weight) for adapter, weight in MIXED]
     result = aggregated_adapter(pairs, "hetlora")
     for name, (a, b) in result.layers.items():
         wanted = torch.zeros_like(a)
-        for one, weight in pairs:
-            wanted[: one.rank] += weight / 3.5 * one.layers[name].A
+        for adapter, weight in pairs:
+            wanted[: adapter.rank] += weight / 3.5 * adapter.layers[name].A
         torch.testing.assert_close(a, wanted, rtol=1e-6, atol=1e-6)
         assert not b.any()
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_client_that_has_learnt_nothing_does_not_count_where_another_has(at: int) -> None:
-    pairs = [(one if at == here else without_b(one), weight) for here, (one, weight) in enumerate(MIXED)]
+    pairs = [(adapter if at == here else without_b(adapter), weight) for here, (adapter, weight) in enumerate(MIXED)]
     alone = aggregated_adapter([MIXED[at]], "hetlora", rank=5)
     same(aggregated_adapter(pairs, "hetlora"), alone, 1e-6)
 
@@ -130,7 +132,7 @@ def test_flexlora_is_the_truncated_decomposition_of_the_dense_mean(rank: int) ->
 
 def test_the_rows_of_flexloras_a_are_orthonormal_also_where_there_is_nothing() -> None:
     low = random_adapter(1, rank=1)
-    for pairs in (MIXED, [(low, 1.0), (low.at_rank(4), 1.0)], [(without_b(one), 1.0) for one, _ in MIXED]):
+    for pairs in (MIXED, [(low, 1.0), (low.at_rank(4), 1.0)], [(without_b(adapter), 1.0) for adapter, _ in MIXED]):
         result = aggregated_adapter(pairs, "flexlora")
         for a, _ in result.layers.values():
             torch.testing.assert_close(a @ a.T, torch.eye(len(a)), rtol=0, atol=1e-5)

@@ -53,8 +53,8 @@ def random_clients(count: int, seed: int, around: float = 0.0) -> tuple[dict[str
     start, shared = make(around), make(0.01)
     clients = {}
     for n in range(count):
-        own = make(0.01)
-        clients[f"c{n}"] = Adapter.from_tensors({k: start[k] + shared[k] + own[k] for k in start}, 4.0)
+        noise = make(0.01)
+        clients[f"c{n}"] = Adapter.from_tensors({k: start[k] + shared[k] + noise[k] for k in start}, 4.0)
     return clients, Adapter.from_tensors(start, 4.0)
 
 

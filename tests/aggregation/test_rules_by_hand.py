@@ -15,9 +15,9 @@ TWO = adapter([[5.0, 6.0], [7.0, 8.0]], [[0.0, 2.0], [2.0, 0.0]])
 SWAPPED = [[0.0, 2.0], [2.0, 0.0]]
 
 
-def factors(one: Adapter | None) -> tuple[list[list[float]], list[list[float]]]:
-    assert one is not None
-    a, b = one.layers["q"]
+def factors(result: Adapter | None) -> tuple[list[list[float]], list[list[float]]]:
+    assert result is not None
+    a, b = result.layers["q"]
     return a.tolist(), b.tolist()
 
 
@@ -57,9 +57,9 @@ def test_flora_adds_the_mean_update_to_the_base() -> None:
 
 def test_flora_stacks_where_there_is_room() -> None:
     # 3 x 3 layers hold rank 2 = 1 + 1. Scales 3 and 6, weights a third and two thirds: 1 and 4 in front of B.
-    one = adapter([[1.0, 2.0, 3.0]], [[1.0], [0.0], [2.0]], alpha=3.0)
-    two = adapter([[4.0, 5.0, 6.0]], [[0.0], [1.0], [1.0]], alpha=6.0)
-    result = aggregate({"a": one, "b": two}, {"a": 1.0, "b": 2.0}, rule="flora")
+    narrow = adapter([[1.0, 2.0, 3.0]], [[1.0], [0.0], [2.0]], alpha=3.0)
+    wide = adapter([[4.0, 5.0, 6.0]], [[0.0], [1.0], [1.0]], alpha=6.0)
+    result = aggregate({"a": narrow, "b": wide}, {"a": 1.0, "b": 2.0}, rule="flora")
     assert factors(result.change) == ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[1.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
 
 

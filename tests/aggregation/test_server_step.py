@@ -217,7 +217,7 @@ VECTORS = np.random.default_rng(0).normal(size=(5, 6)).round(3).tolist()
 
 
 def flowers_path(strategy: FedAvg, vectors: Sequence[Sequence[float]]) -> list[list[float]]:
-    """As `path_of`, by a strategy of Flower's that two clients answer with the same arrays."""
+    """The path that a strategy of Flower's takes when two clients answer with the same arrays; see `path_of`."""
     model = np.zeros(len(vectors[0]), np.float32)
     path = []
 
@@ -285,7 +285,7 @@ def test_nesterov_by_hand() -> None:
 # Products.
 
 ON_PRODUCTS = [rule.name for rule in RULES.values() if rule.server_step == "products"]
-LINEAR = [name for name, one in SERVER_OPTIMIZERS.items() if not one.adaptive]
+LINEAR = [name for name, kind in SERVER_OPTIMIZERS.items() if not kind.adaptive]
 
 
 def summed(*terms: tuple[Mapping[str, Tensor], float]) -> dict[str, Tensor]:
@@ -359,8 +359,8 @@ def test_a_step_of_one_on_products_is_the_rule_itself(rule: str) -> None:
     change = step.space.change(pairs[0][0], start, "AB")
     update, _ = step.take({"ann": change}, change, {"ann": 1.0}, number=1, robust=False)
     stepped = lora_rule(rule).aggregation().stepped(pairs, update, rank=3, before=start)
-    for one, other in ((plain.adapter, stepped.adapter), (plain.change, stepped.change)):
-        assert off(dense(one), dense(other)) < 1e-6 if one else other is None
+    for expected, actual in ((plain.adapter, stepped.adapter), (plain.change, stepped.change)):
+        assert off(dense(expected), dense(actual)) < 1e-6 if expected else actual is None
 
 
 def test_fedex_sends_one_more_rank_of_the_adapter_than_without_a_step() -> None:
@@ -390,7 +390,7 @@ def test_a_step_goes_on_from_its_state_to_the_bit(space: StepSpace, optimizer: s
     options = {**OPTIONS[optimizer], **({"learning_rate": "auto", "agreement": agreement} if agreement else {})}
     start = random_adapter(0)
 
-    def one(step: ServerStep, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def advanced(step: ServerStep, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         changes = {
             name: SPACES[space]().change(near(start, 5 * number + i), start, "AB") for i, name in enumerate("ab")
         }
@@ -400,11 +400,11 @@ def test_a_step_goes_on_from_its_state_to_the_bit(space: StepSpace, optimizer: s
 
     whole, first = (ServerStep(space, optimizer=optimizer, **options) for _ in range(2))
     for number in (1, 2):
-        one(whole, number)
-        one(first, number)
+        advanced(whole, number)
+        advanced(first, number)
     resumed = ServerStep(space, optimizer=optimizer, **options)
     resumed.load_state(dict(sorted(first.state().items())))  # in the order of a safetensors file
-    (memory, numbers), (expected, wanted) = one(resumed, 3), one(whole, 3)
+    (memory, numbers), (expected, wanted) = advanced(resumed, 3), advanced(whole, 3)
     assert numbers == wanted
     assert list(memory) == list(expected)
     assert all(torch.equal(memory[name], expected[name]) for name in expected)

@@ -22,16 +22,16 @@ def test_an_update_by_hand() -> None:
 
 
 def test_a_stack_by_hand() -> None:
-    one = adapter([[1.0, 2.0]], [[3.0], [4.0]], alpha=2.0)
-    two = adapter([[5.0, 6.0], [7.0, 8.0]], [[1.0, 0.0], [0.0, 1.0]], alpha=1.0)
-    both = stack([(one, 0.5), (two, -4.0), (one, 0.0)])
+    first = adapter([[1.0, 2.0]], [[3.0], [4.0]], alpha=2.0)
+    second = adapter([[5.0, 6.0], [7.0, 8.0]], [[1.0, 0.0], [0.0, 1.0]], alpha=1.0)
+    both = stack([(first, 0.5), (second, -4.0), (first, 0.0)])
     assert both.layers["q"].A.tolist() == [[1.0, 2.0], [5.0, 6.0], [7.0, 8.0]]
     assert both.layers["q"].B.tolist() == [[3.0, -2.0, 0.0], [4.0, 0.0, -2.0]]
     assert both.alpha == both.rank == 3
 
 
 def test_weights_of_a_stack_are_not_normalised() -> None:
-    both = stack((one, weight) for one, weight in ((ONE, 2.0), (TWO, 3.0)))
+    both = stack((lora, weight) for lora, weight in ((ONE, 2.0), (TWO, 3.0)))
     assert off(dense(both), {n: 2 * dense(ONE)[n] + 3 * dense(TWO)[n] for n in dense(ONE)}) < 1e-6
 
 
@@ -46,11 +46,11 @@ def test_what_cannot_be_stacked() -> None:
 
 def test_sums_of_updates() -> None:
     assert add(None, None) is None
-    for one, other in ((ONE, TWO), (ONE, None), (None, TWO)):
-        both = add(one, other)
+    for lora, other in ((ONE, TWO), (ONE, None), (None, TWO)):
+        both = add(lora, other)
         assert both is not None
-        assert both.alpha == both.rank == sum(part.rank for part in (one, other) if part)
-        wanted = {name: dense(one)[name] + dense(other)[name] for name in dense(one)}
+        assert both.alpha == both.rank == sum(part.rank for part in (lora, other) if part)
+        wanted = {name: dense(lora)[name] + dense(other)[name] for name in dense(lora)}
         assert off(dense(both), wanted) < 1e-6
 
 
@@ -78,8 +78,8 @@ def test_a_rank_above_the_layers_own_is_compacted(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [1, 8, 9])
 def test_a_rank_that_is_small_enough_is_left_alone(rank: int) -> None:
-    one = random_adapter(3, rank)
-    assert compact(one) is one
+    lora = random_adapter(3, rank)
+    assert compact(lora) is lora
 
 
 def test_a_change_is_compacted_once() -> None:

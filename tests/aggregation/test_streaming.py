@@ -31,11 +31,11 @@ def test_not_more_than_two_adapters_are_alive(rule: str) -> None:
     def pairs() -> Iterator[tuple[Adapter, float]]:
         nonlocal most
         for seed in range(12):
-            one = made(seed, rule)
-            adapters.append(weakref.ref(one))
-            factors.append(weakref.ref(one.layers["v"].B))
+            adapter = made(seed, rule)
+            adapters.append(weakref.ref(adapter))
+            factors.append(weakref.ref(adapter.layers["v"].B))
             most = max(most, *(sum(ref() is not None for ref in refs) for refs in (adapters, factors)))
-            yield one, 1.0 + seed
+            yield adapter, 1.0 + seed
 
     aggregated(pairs(), rule=rule)
     assert len(adapters) == 12
@@ -59,20 +59,20 @@ def test_a_frozen_factor_comes_back_to_the_bit() -> None:
     adapters = [made(seed, "ffa") for seed in range(7)]
     rules: tuple[str, ...] = ("ffa", "rolora")
     for rule in rules:
-        mean = aggregated([(one, 0.1 + at) for at, one in enumerate(adapters)], rule=rule).adapter
+        mean = aggregated([(adapter, 0.1 + at) for at, adapter in enumerate(adapters)], rule=rule).adapter
         assert mean is not None
         assert all(torch.equal(mean.layers[name].A, f.A) for name, f in adapters[0].layers.items())
 
 
 def test_what_sets_the_rules_apart() -> None:
     """The table says what the aggregations do."""
-    one, other, small = (random_adapter(seed, rank) for seed, rank in ((0, 2), (0, 2), (1, 1)))
+    adapter, other, small = (random_adapter(seed, rank) for seed, rank in ((0, 2), (0, 2), (1, 1)))
     for name, rule in RULES.items():
-        result = aggregated([(one, 1.0), (other, 1.0)], rule=name)
+        result = aggregated([(adapter, 1.0), (other, 1.0)], rule=name)
         assert (result.change is not None) == rule.changes_base
         assert (result.adapter is None) == rule.restarts
         try:
-            aggregated([(one, 1.0), (small, 1.0)], rule=name)
+            aggregated([(adapter, 1.0), (small, 1.0)], rule=name)
             mixes = True
         except ValueError:
             mixes = False

@@ -34,7 +34,7 @@ def saying(victim: Victim, letters: str) -> Adapter:
 
 
 def redrawn(victim: Victim, adapter: Adapter, prompt: str, tokens: int, seed: int) -> list[str]:
-    """What the site's policy answers to a prompt if nothing but the stream's seed decides."""
+    """Responses of the site's policy to a prompt, drawn from the stream of a seed alone."""
     cohort = victim.cohort(adapter.rank)
     cohort.seat({SITE: adapter})
     ids = victim.home.encode(prompt)
@@ -85,9 +85,9 @@ def one_answer(victim: Victim, task: str) -> str:
     for letter in ABCD:
         sampling = {"group_size": 16, "max_new_tokens": 8}
         replies[letter] = victim.train(task, saying(victim, letter), sampling=sampling).numbers
-    told = {max(ABCD, key=lambda letter: replies[letter][number]) for number in ONE_ANSWER}
+    letters = {max(ABCD, key=lambda letter: replies[letter][number]) for number in ONE_ANSWER}
     clear = all(sum(replies[letter][number] > 0 for letter in ABCD) == 1 for number in ONE_ANSWER)
-    return told.pop() if clear and len(told) == 1 else "?"
+    return letters.pop() if clear and len(letters) == 1 else "?"
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Scored:
 
 
 def on_the_edge(score: Callable[[Sequence[bool]], float], problems: int) -> list[bool]:
-    """Which problems have the letter for their answer, from scores of chosen sets that may be rounded.
+    """Finds the problems whose answer is the letter, from scores of chosen sets that may be rounded.
 
     One problem after another is added until the score rises; from there each other one is added alone.
     """

@@ -80,14 +80,14 @@ class Exchanged:
     decay: float = 0.0
 
     def gradient(self, layer: str, half: Literal["A", "B"]) -> Tensor:
-        """Of a layer's half, in float64."""
+        """The gradient of a layer's half, in float64."""
         before, after = (getattr(adapter.layers[layer], half) for adapter in (self.sent, self.back))
         return undo_adam(before, after, self.rate, decay=self.decay)
 
 
 @dataclass(frozen=True)
 class Span:
-    """What the inputs of some layers span: of x itself, or of A x.
+    """The space that the inputs of some layers span: x itself, or A x.
 
     basis [n, w], orthonormal, in float64. A [w, k]; None for x itself.
     """
@@ -103,7 +103,7 @@ class Span:
 
     @property
     def tells(self) -> bool:
-        """Whether there is something that does not lie in it."""
+        """Says if the space leaves out some inputs, so that membership in it is evidence."""
         return 0 < len(self.basis) < self.basis.shape[1]
 
     def outside(self, x_Nk: Tensor) -> Tensor:
@@ -114,22 +114,22 @@ class Span:
 
 
 def spans(messages: Sequence[Exchanged], block: int, half: Literal["A", "B"], noise: float) -> list[Span]:
-    """What the changes of a half say of a block's inputs. Nothing that does not add up is an attack's loss."""
+    """The spaces of a block's inputs that the changes of a half give away; the half is A or B."""
     layers = [name for name in messages[0].sent.layers if f".{block}." in name and name.endswith(PARTS[half])]
     if half == "A":  # rows of one length: every layer and message adds directions of the inputs
         rows = [message.gradient(layer, "A") for message in messages for layer in layers]
         scaled = [part / part.norm() for part in rows if part.norm() > 0]
         return [Span.of(torch.cat(scaled), None, noise)] if scaled else []
-    found = []
+    result = []
     for layer in layers:  # columns: the rank of the messages' adapters together
         gradient = torch.cat([message.gradient(layer, "B") for message in messages], dim=1)
         A = torch.cat([message.sent.layers[layer].A.double() for message in messages])
-        found.append(Span.of(gradient, A, noise))
-    return found
+        result.append(Span.of(gradient, A, noise))
+    return result
 
 
-def _outside(found: Sequence[Span], x_Nk: Tensor) -> Tensor:
-    return torch.stack([span.outside(x_Nk) for span in found]).amax(dim=0)
+def _outside(parts: Sequence[Span], x_Nk: Tensor) -> Tensor:
+    return torch.stack([span.outside(x_Nk) for span in parts]).amax(dim=0)
 
 
 class Prefixes:

@@ -41,7 +41,7 @@ def shown(size: float) -> Callable[[Cohort, int], Adapter]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """How the server asks, and how it reads the replies.
+    """A server's requests to a client, and its settings for reading the replies.
 
     half: of the adapter, whose change is read. problems: in the message. reading: settings of `read`.
     """
@@ -96,7 +96,7 @@ MISSED = {
 
 
 def texts_read(victim: Victim, prefixes: Prefixes, scenario: Scenario, task: str) -> list[str]:
-    """What the server reads after the scenario's messages."""
+    """The texts that the server reads after the scenario's messages."""
     cohort = victim.cohort(scenario.rank)
     train = {"problems_per_step": scenario.problems, **scenario.train}
     exchanged = []
@@ -110,7 +110,7 @@ def texts_read(victim: Victim, prefixes: Prefixes, scenario: Scenario, task: str
 
 
 def whole(texts: Sequence[str], prompts: Sequence[str]) -> int:
-    """How many of the prompts are among the texts, which go on with the beginning of a response."""
+    """The number of prompts with which some text begins; a text goes on with the beginning of a response."""
     return sum(any(text.startswith(prompt) for text in texts) for prompt in prompts)
 
 
@@ -153,7 +153,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch_read(victim: Victim, task: str, ends: float, messages: int, **settings: Any) -> list[str]:
-    """What is read of steps of several problems, under a policy that gives short answers.
+    """The texts read of steps of several problems, under a policy that gives short answers.
 
     ends: logit of the end of a response, as a multiple of that of a letter; the larger, the shorter.
     """
@@ -168,7 +168,7 @@ def batch_read(victim: Victim, task: str, ends: float, messages: int, **settings
 
 
 def batches_read(directory: Path, model: Path, count: int, **limits: Any) -> int:
-    """How many prompts are read of `count` batches of four, with floors off but for these."""
+    """The number of prompts read of `count` batches of four, with no floors but those given."""
     tasks = {f"task-{i}": CHOICES[4 * i : 4 * i + 4] for i in range(count)}
     victim = Victim(directory, tasks, limits={**OPEN, **limits}, model=model)
     train = {**BATCH, "problems_per_step": 4, "kl_beta": 0.2}
@@ -226,7 +226,7 @@ def test_one_problem_is_too_few_by_default_whatever_the_optimizer(tmp_path: Path
 
 
 def default_batches(directory: Path, model: Path, ends: float, seeds: int) -> list[list[str] | set[str]]:
-    """By seed what is read of a batch of eight of twenty problems, or the names of the limits that keep it.
+    """Texts read of a batch of eight of twenty problems, or the limits that withhold it, for each seed.
 
     ends: as for `batch_read`.
     """

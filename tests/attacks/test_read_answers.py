@@ -35,7 +35,7 @@ def no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def concluded(name: str, victim: Victim, count: int) -> int:
-    """How many of the first `count` answers the server concludes rightly."""
+    """The number of the first `count` answers that the server concludes rightly."""
     letters = [ATTACKS[name](victim, f"task-{i}", CHOICES[i]["prompt"]) for i in range(count)]
     return sum(letter == row["answer"] for letter, row in zip(letters, CHOICES, strict=False))
 

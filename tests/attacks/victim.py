@@ -53,7 +53,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes back. adapter: the one trained, if one was sent. numbers: of the reply's metrics. sources: names."""
+    """A client's reply. adapter: the trained one, if sent. numbers: of the reply's metrics. sources: names."""
 
     adapter: Adapter | None
     numbers: Mapping[str, Any]
@@ -199,11 +199,11 @@ class Victim:
         }
         threads = torch.get_num_threads()
         try:
-            told, data = self.site.reply(header, pack(message))
+            reply, data = self.site.reply(header, pack(message))
         finally:
             torch.set_num_threads(threads)
-        if not told["ok"]:
-            raise Refused(told["reason"])
+        if not reply["ok"]:
+            raise Refused(reply["reason"])
         return unpack(data)
 
 

@@ -66,13 +66,13 @@ def test_every_cell_is_a_configuration_and_no_two_of_a_part_are_one(part: str, c
     assert steps == (ROUNDS, *((2, 4) if part == "d" else (3, 8)), 8)
     assert config.data.train_size == 4096
     assert config.federation.names == (EIGHT if part == "d" else config.federation.names)
-    alike = [other for other, told in PARTS[part].items() if load_config(BASE, told) == config]
+    alike = [other for other, settings in PARTS[part].items() if load_config(BASE, settings) == config]
     # In (d) one configuration is run by different attackers.
     assert [other for other in alike if attack_of(part, other) == attack_of(part, cell)] == [cell]
 
 
 def test_cells_are_of_what_they_are_named_for() -> None:
-    a, b, c, d = ({cell: load_config(BASE, told) for cell, told in PARTS[part].items()} for part in "abcd")
+    a, b, c, d = ({cell: load_config(BASE, settings) for cell, settings in PARTS[part].items()} for part in "abcd")
     assert [a[rule].aggregation.type for rule in RULES] == list(RULES)
     assert a["int8"].aggregation.precision == "int8"
     assert [b["mixed/flora"].lora.rank_of(client) for client in HOLDERS] == [2, 4, 8, 16]
@@ -102,12 +102,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dealt(directory: Path) -> dict[str, Dealt]:
-    """Who holds what in each federation of (c)."""
+    """The problems that each client holds, by federation of part (c)."""
     result = {}
     for federation in WEIGHTS:
-        told = PARTS["c"][f"{federation}/examples"]
+        settings = PARTS["c"][f"{federation}/examples"]
         where = [f"data.path='{directory / federation}'"] if federation in FEDERATIONS else []
-        result[federation] = deal(load_config(BASE, [*told, *where]))
+        result[federation] = deal(load_config(BASE, [*settings, *where]))
     return result
 
 
@@ -140,7 +140,7 @@ def test_exactly_half_of_one_clients_training_labels_are_wrong_and_no_others(dea
         assert [p.prompt for p in right.train] == [p.prompt for p in given.train]
         assert [p.answer for p in right.test] == [p.answer for p in given.test]
         pairs = zip(right.answers.everything(), given.answers.everything(), strict=True)
-        wrong = Counter(mine.source for mine, theirs in pairs if mine.answer != theirs.answer)
+        wrong = Counter(expected.source for expected, actual in pairs if expected.answer != actual.answer)
         assert wrong == (dict.fromkeys(HOLDERS[MISLED], 256) if given.name == MISLED else {})
 
 
@@ -223,7 +223,7 @@ def scored(**rates: float) -> dict[str, Any]:
 
 
 def made(mean: float, **clients: float) -> dict[str, Any]:
-    """What `summary` gives, as far as scores go."""
+    """The scores of a run in the form that `summary` gives."""
     at = {"mean": mean, "clients": clients, "sources": {}}
     course = {client: [0.5] * ROUNDS for client in clients}
     return {
@@ -263,9 +263,9 @@ def test_a_run_is_summed_up_by_hand() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    mine, theirs = {0: made(0.8), 1: made(0.7)}, {0: made(0.7), 1: made(0.5)}
+    arm, baseline = {0: made(0.8), 1: made(0.7)}, {0: made(0.7), 1: made(0.5)}
     # 10 and 20 points: mean 15, standard deviation 7.07, Student's t of one degree of freedom 12.706.
-    result = paired(mine, theirs, aggregation_tables.mean_score)
+    result = paired(arm, baseline, aggregation_tables.mean_score)
     assert (result.mean, result.half) == (pytest.approx(15.0), pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3))
 
 
@@ -300,9 +300,9 @@ def test_the_goal_is_judged_by_the_mean_or_the_worst_client() -> None:
 
 
 def test_weights_by_raw_rewards_would_follow_the_scale() -> None:
-    one = made(0.5, north=0.5, west=0.5)
-    one["reward"] = {"north": [0.5, 0.2], "west": [500.0, 600.0]}
-    assert raw_shares(one, "west") == pytest.approx([500 / 500.5, 600 / 600.2])
+    record = made(0.5, north=0.5, west=0.5)
+    record["reward"] = {"north": [0.5, 0.2], "west": [500.0, 600.0]}
+    assert raw_shares(record, "west") == pytest.approx([500 / 500.5, 600 / 600.2])
     cells = {("c", f"{name}/examples"): both_seeds(0.5, **dict.fromkeys(SCALES, 0.5)) for name in ("even", "scales")}
     for run in cells["c", "scales/examples"].values():
         run["reward"] = {client: [0.5 * scale] * ROUNDS for client, scale in SCALES.items()}

@@ -52,23 +52,23 @@ def config(setting: str, arm: str) -> Config:
 
 @pytest.mark.parametrize(("setting", "arm"), CELLS)
 def test_every_cell_is_a_configuration_whose_arm_is_named_for_it(setting: str, arm: str) -> None:
-    one = config(setting, arm).supervision
+    supervision = config(setting, arm).supervision
     kind, _, budget = arm.rpartition("-")
-    if isinstance(one, CareSupervision | SelectionSupervision):
-        assert one.type == kind.partition("-")[0]
+    if isinstance(supervision, CareSupervision | SelectionSupervision):
+        assert supervision.type == kind.partition("-")[0]
         # So many problems of a step exactly: a budget is not rounded up to more than it says.
-        assert one.budget * BATCH == pytest.approx(int(budget) * BATCH / 100, abs=1e-12)
-        assert math.ceil(one.budget * BATCH) * 100 == int(budget) * BATCH
-        assert one.audit
-        assert one.labels_from == "dataset"
+        assert supervision.budget * BATCH == pytest.approx(int(budget) * BATCH / 100, abs=1e-12)
+        assert math.ceil(supervision.budget * BATCH) * 100 == int(budget) * BATCH
+        assert supervision.audit
+        assert supervision.labels_from == "dataset"
     else:
-        assert one.type == arm
-    if isinstance(one, SelectionSupervision):
-        assert one.rest == ("pseudo" if "pseudo" in arm else "masked")
-    if isinstance(one, CareSupervision):
-        assert one.trusted == (0 if "untrusted" in arm else 0.25)
-        assert one.min_reliability == (0.5 if "floor" in arm else 0)
-        assert one.share_probes == ("shared" in arm)
+        assert supervision.type == arm
+    if isinstance(supervision, SelectionSupervision):
+        assert supervision.rest == ("pseudo" if "pseudo" in arm else "masked")
+    if isinstance(supervision, CareSupervision):
+        assert supervision.trusted == (0 if "untrusted" in arm else 0.25)
+        assert supervision.min_reliability == (0.5 if "floor" in arm else 0)
+        assert supervision.share_probes == ("shared" in arm)
 
 
 def test_no_cell_is_run_twice_and_the_most_telling_come_first() -> None:
@@ -80,20 +80,20 @@ def test_no_cell_is_run_twice_and_the_most_telling_come_first() -> None:
             arm for place, arm in CELLS if place == setting
         }
         alike = [config(setting, arm) for place, arm in CELLS if place == setting]
-        assert all(one != other for i, one in enumerate(alike) for other in alike[:i])
+        assert all(cell != other for i, cell in enumerate(alike) for other in alike[:i])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervision(setting: str) -> None:
-    one = config(setting, "labels")
-    drawn = one.train.rounds * one.train.local_steps * one.train.problems_per_step
-    dealt = deal(one)
+    labels = config(setting, "labels")
+    drawn = labels.train.rounds * labels.train.local_steps * labels.train.problems_per_step
+    dealt = deal(labels)
     assert all(len(site.train) >= drawn for site in dealt.clients)
     assert {problem.source for site in dealt.clients for problem in site.train} == set(FAMILIES["all"])
-    assert one.train.rounds * one.train.local_steps > CareSupervision().vote_free_steps
+    assert labels.train.rounds * labels.train.local_steps > CareSupervision().vote_free_steps
     for place, arm in CELLS:
         if place == setting:
-            assert config(setting, arm).model_copy(update={"supervision": one.supervision}) == one
+            assert config(setting, arm).model_copy(update={"supervision": labels.supervision}) == labels
 
 
 def test_families_are_those_of_either_kind_of_error() -> None:
@@ -119,11 +119,11 @@ def runs(*finals: float, begin: float = 0.2, **more: Any) -> dict[int, Run]:
 
 
 def test_accuracies_of_families_by_hand() -> None:
-    one = run((0.4, 0.2), (0.3, 0.4), (0.6, 0.5))
-    assert [(step, round(value, 9)) for step, value in accuracies(one, "all")] == [(0, 30), (8, 35), (16, 55)]
-    assert [value for _, value in accuracies(one, "systematic")] == pytest.approx([20, 40, 50])
-    assert worst(one, "diffuse") == pytest.approx(30)  # after the start, which is 40
-    assert worst(one, "systematic") == pytest.approx(40)  # the start, 20, does not count
+    record = run((0.4, 0.2), (0.3, 0.4), (0.6, 0.5))
+    assert [(step, round(value, 9)) for step, value in accuracies(record, "all")] == [(0, 30), (8, 35), (16, 55)]
+    assert [value for _, value in accuracies(record, "systematic")] == pytest.approx([20, 40, 50])
+    assert worst(record, "diffuse") == pytest.approx(30)  # after the start, which is 40
+    assert worst(record, "systematic") == pytest.approx(40)  # the start, 20, does not count
 
 
 def test_the_share_of_the_gain_by_hand() -> None:
@@ -140,22 +140,22 @@ def test_the_share_of_the_gain_by_hand() -> None:
 def test_gains_and_differences_are_taken_seed_by_seed() -> None:
     # Gains of 40 and 50 of 50 and 50 points; then 30 of 60: 80, 100 and 50 %.
     full = {0: run((0.2, 0.2), (0.7, 0.7)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.7, 0.7))}
-    mine = {0: run((0.2, 0.2), (0.6, 0.6)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.4, 0.4))}
-    result = recovered_over_seeds(mine, full, "all")
+    arm = {0: run((0.2, 0.2), (0.6, 0.6)), 1: run((0.3, 0.3), (0.8, 0.8)), 2: run((0.1, 0.1), (0.4, 0.4))}
+    result = recovered_over_seeds(arm, full, "all")
     assert result is not None
     assert result.by_seed == pytest.approx({0: 80, 1: 100, 2: 50})
     # Mean 230 / 3, standard deviation sqrt((3.33^2 + 23.33^2 + 26.67^2) / 2) = 25.17, t of two degrees 4.3027.
     assert result.half == pytest.approx(4.3027 * 25.166 / 3**0.5, rel=1e-4)
-    assert recovered_over_seeds({7: mine[0]}, full, "all") is None
+    assert recovered_over_seeds({7: arm[0]}, full, "all") is None
 
 
 def test_a_paired_interval_by_hand() -> None:
-    mine, theirs = runs(0.61, 0.62, 0.63, 0.64, 0.65), runs(0.60, 0.60, 0.60, 0.60, 0.60)
-    ahead = paired(mine, theirs, lambda one: accuracies(one, "all")[-1][1])
+    arm, baseline = runs(0.61, 0.62, 0.63, 0.64, 0.65), runs(0.60, 0.60, 0.60, 0.60, 0.60)
+    ahead = paired(arm, baseline, lambda record: accuracies(record, "all")[-1][1])
     assert ahead is not None
     assert ahead.mean == pytest.approx(3)  # of 1, 2, 3, 4 and 5
     assert ahead.half == pytest.approx(T4 * 2.5**0.5 / 5**0.5, rel=1e-4)
-    assert paired({9: mine[0]}, theirs, lambda one: 0.0) is None
+    assert paired({9: arm[0]}, baseline, lambda record: 0.0) is None
 
 
 def test_a_collapse_is_a_fall_below_the_start_while_the_reward_rises() -> None:
@@ -169,17 +169,17 @@ def test_a_collapse_is_a_fall_below_the_start_while_the_reward_rises() -> None:
 
 
 def test_collapse_by_kind_of_families_and_in_training() -> None:
-    one = run((0.5, 0.3), (0.7, 0.2), (0.8, 0.1), reward=[0.5, 0.8])
-    assert collapse_of(one, "all") is None  # 40, 45, 45
-    assert collapse_of(one, "systematic") == 16
-    assert collapse_of(one, "audited") is None  # nothing was audited
-    assert collapse_of(one | {"audited": [0.4, 0.37]}, "audited") == 16
-    assert collapse_of(one | {"audited": [0.4, 0.39]}, "audited") is None
+    record = run((0.5, 0.3), (0.7, 0.2), (0.8, 0.1), reward=[0.5, 0.8])
+    assert collapse_of(record, "all") is None  # 40, 45, 45
+    assert collapse_of(record, "systematic") == 16
+    assert collapse_of(record, "audited") is None  # nothing was audited
+    assert collapse_of(record | {"audited": [0.4, 0.37]}, "audited") == 16
+    assert collapse_of(record | {"audited": [0.4, 0.39]}, "audited") is None
     dip = run((0.5, 0.3), (0.7, 0.3), (0.4, 0.3), (0.6, 0.3), reward=[0.5, 0.6, 0.7])
     assert collapse_of(dip, "diffuse") == 16
     assert collapse_of(dip, "diffuse", at_the_end=True) is None
-    assert collapsed({0: one, 1: dip}, "systematic", at_the_end=True) == {0: 16}
-    assert collapsed({0: one, 1: run((0.5, 0.3), (0.5, 0.3), reward=[0.5])}, "systematic") == {0: 16}
+    assert collapsed({0: record, 1: dip}, "systematic", at_the_end=True) == {0: 16}
+    assert collapsed({0: record, 1: run((0.5, 0.3), (0.5, 0.3), reward=[0.5])}, "systematic") == {0: 16}
 
 
 def test_a_course_leaves_out_rounds_without_the_number() -> None:
@@ -188,8 +188,8 @@ def test_a_course_leaves_out_rounds_without_the_number() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    one = {"n": [0, 4, 2], "sum": [0.0, 1.0, 1.8], "right": [0, 2, 1]}
-    both = added([one, {"n": [1, 0, 0], "sum": [0.1, 0.0, 0.0], "right": [0, 0, 0]}])
+    table = {"n": [0, 4, 2], "sum": [0.0, 1.0, 1.8], "right": [0, 2, 1]}
+    both = added([table, {"n": [1, 0, 0], "sum": [0.1, 0.0, 0.0], "right": [0, 0, 0]}])
     assert both == {"n": [1, 4, 2], "sum": [0.1, 1.0, 1.8], "right": [0, 2, 1]}
     # |0.1 - 0| + |1 - 2| + |1.8 - 1| = 1.9 of 7 problems
     assert calibration_error(both) == pytest.approx(100 * 1.9 / 7)
@@ -219,21 +219,21 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_the_summary_of_a_run_by_hand() -> None:
-    one = summary(records(), "care-20", local_steps=2)
-    assert set(one["pass@1"]) == {"0", "4"}
-    assert accuracies(one, "all") == [(0, 50.0), (4, 50.0)]
-    assert one["steps"] == [2, 4]
-    assert one["reward"] == pytest.approx([0.3, 0.6])
-    assert one["share_query"] == [None, 0.25]
-    assert "share_known" not in one
-    assert (one["labels"], one["drawn"]) == (12, 2 * 2 * 2 * BATCH)
-    assert (one["tokens_sampled"], one["tokens_trained"]) == (40, 20)
-    assert one["seconds_step"] == pytest.approx((4 * 8 + 3) / 8)
-    assert probes_share(one) == pytest.approx(100 * 3 / 35)
-    assert one["calibration"] == {"n": [2, 4], "sum": [0.2, 3.6], "right": [0, 4]}
-    assert "audit_calibration" not in one
+    result = summary(records(), "care-20", local_steps=2)
+    assert set(result["pass@1"]) == {"0", "4"}
+    assert accuracies(result, "all") == [(0, 50.0), (4, 50.0)]
+    assert result["steps"] == [2, 4]
+    assert result["reward"] == pytest.approx([0.3, 0.6])
+    assert result["share_query"] == [None, 0.25]
+    assert "share_known" not in result
+    assert (result["labels"], result["drawn"]) == (12, 2 * 2 * 2 * BATCH)
+    assert (result["tokens_sampled"], result["tokens_trained"]) == (40, 20)
+    assert result["seconds_step"] == pytest.approx((4 * 8 + 3) / 8)
+    assert probes_share(result) == pytest.approx(100 * 3 / 35)
+    assert result["calibration"] == {"n": [2, 4], "sum": [0.2, 3.6], "right": [0, 4]}
+    assert "audit_calibration" not in result
     # The majority's true accuracy in training is a series of its own, apart from what was held out.
-    assert one["audited"] == [None, 0.5]
+    assert result["audited"] == [None, 0.5]
 
 
 def test_all_labels_are_paid_for_where_none_is_asked_for() -> None:
@@ -289,7 +289,7 @@ def test_the_table_of_collapse_by_hand() -> None:
 
 
 def test_the_table_of_the_probes_by_hand() -> None:
-    one = run(
+    record = run(
         (0.2, 0.2),
         (0.2, 0.2),
         (0.2, 0.2),
@@ -298,15 +298,15 @@ def test_the_table_of_the_probes_by_hand() -> None:
         calibration={"n": [2], "sum": [1.0], "right": [2]},
         share_query=[0.2, 0.2],
     )
-    lines = judge_table("central", {"care-20": {0: one}, "labels": {0: run((0.2, 0.2), (0.2, 0.2))}})
+    lines = judge_table("central", {"care-20": {0: record}, "labels": {0: run((0.2, 0.2), (0.2, 0.2))}})
     assert lines[4:] == ["| CARE, 20 % | 60.0 |  |  | +0.25 | 50.0 |  | 20.0 |  |  |  |"]
 
 
 def test_the_table_of_costs_by_hand() -> None:
-    one = run((0.2, 0.2), (0.2, 0.2), seconds_probes=0.01)
+    record = run((0.2, 0.2), (0.2, 0.2), seconds_probes=0.01)
     lines = cost_table(
         "four",
-        {"care-20": {0: one, 1: one}, "labels": {0: run((0, 0), (0, 0), labels=100)}},
+        {"care-20": {0: record, 1: record}, "labels": {0: run((0, 0), (0, 0), labels=100)}},
         {
             "care-20": 100.0,
             "labels": 30.0,
@@ -318,12 +318,12 @@ def test_the_table_of_costs_by_hand() -> None:
 
 def test_goals_are_met_or_missed_by_their_numbers() -> None:
     arms = {"labels": runs(0.8, 0.8, 0.8), "random-20": runs(0.5, 0.5, 0.5), "majority": runs(0.1, 0.1, 0.3)}
-    for one in arms["majority"].values():
-        one |= {
+    for record in arms["majority"].values():
+        record |= {
             "reward": [0.5, 0.9],
-            "pass@1": {"0": one["pass@1"]["0"], "8": one["pass@1"]["8"], "16": one["pass@1"]["8"]},
+            "pass@1": {"0": record["pass@1"]["0"], "8": record["pass@1"]["8"], "16": record["pass@1"]["8"]},
         }
-        one |= {"steps": [8, 16]}
+        record |= {"steps": [8, 16]}
     good = goals("central", arms | {"care-20": runs(0.80, 0.79, 0.78, reward=[0.5])})
     assert good[0].endswith("98.3 ± 4.1 % of the gain of all labels; aim: at least 95 %: **met**.")
     assert good[1].endswith("+29.0 ± 2.5 points; aim: at least +2 with an interval that excludes 0: **met**.")
@@ -336,7 +336,7 @@ def test_goals_are_met_or_missed_by_their_numbers() -> None:
     assert poor[1].endswith("points; aim: at least +2 with an interval that excludes 0: **missed**.")  # 3.3 +- 38
     close = goals("central", arms | {"care-20": runs(0.51, 0.51, 0.51, reward=[0.5])})
     assert close[1].endswith("**missed**.")  # clearly ahead, but by 1 point
-    worse = {seed: {**one, "reward": [0.1, 0.2]} for seed, one in arms["majority"].items()}
+    worse = {seed: {**record, "reward": [0.1, 0.2]} for seed, record in arms["majority"].items()}
     assert "CARE, 20 % in 2 of 3; aim: none: **missed**." in goals("central", arms | {"care-20": worse})[2]
 
 
@@ -362,7 +362,7 @@ def test_numbers_are_shown_with_half_of_their_interval() -> None:
     assert shown(Spread(1.26, 0.34, {}), sign=True) == "+1.3 ± 0.3"
     assert shown(Spread(1.26, None, {}), digits=2) == "1.26"
     assert shown(None) == ""
-    assert over_seeds(runs(0.5), lambda one: math.nan) is None
+    assert over_seeds(runs(0.5), lambda record: math.nan) is None
 
 
 @pytest.mark.parametrize("present", [["care-20"], ["labels"], ["labels", "majority", "care-5", "care-20", "oracle-20"]])

@@ -71,7 +71,7 @@ def test_a_small_corpus_fills_the_vocabulary_and_prompts_are_chosen_by_length(mo
 
 
 def rounds(runner: Any, commands: list[str]) -> list[dict[str, Any]]:
-    """What the worker would answer to these commands, in this process."""
+    """The worker's answers to these commands, computed in this process."""
     answers = io.StringIO()
     runner.run(Pacer(io.StringIO("\n".join([*commands, "quit"]) + "\n"), answers, imported=1))
     return [json.loads(line) for line in answers.getvalue().splitlines()]

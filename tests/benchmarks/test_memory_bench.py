@@ -121,12 +121,12 @@ def test_a_thing_lives_as_long_as_any_of_its_parts() -> None:
         pass
 
     alive = Alive()
-    one, other, third = Part(), Part(), Part()
-    alive.note([one, other])
+    first, second, third = Part(), Part(), Part()
+    alive.note([first, second])
     alive.note([third])
-    del one
+    del first
     assert (alive.count(), alive.most) == (2, 2)
-    del other
+    del second
     assert (alive.count(), alive.most) == (1, 2)
     del third
     alive.note([alive])
@@ -134,10 +134,10 @@ def test_a_thing_lives_as_long_as_any_of_its_parts() -> None:
 
 
 def test_the_table_shows_peaks_and_what_a_further_client_adds() -> None:
-    one = 39_976_960 * 4
+    nbytes = 39_976_960 * 4
 
     def cost(adapters: float, most: int) -> dict[str, Any]:
-        peak = 7 * MEBI + round(adapters * one)
+        peak = 7 * MEBI + round(adapters * nbytes)
         return {"before": 7 * MEBI, "peak": peak, "adapters": most, "replies": 2, "cpu": 16.0, "cpu_end": 0.25}
 
     result = [

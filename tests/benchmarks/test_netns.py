@@ -35,7 +35,7 @@ def connect(network: Network, host: str, address: str, port: int = PORT, timeout
 
 
 def left(names: list[str]) -> list[str]:
-    """Those of these namespaces that are there. Others may be somebody else's."""
+    """The existing namespaces among these names. A namespace of another name may be another process's."""
     there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
     return [name for name in names if name in there]
 
@@ -193,9 +193,9 @@ def test_programs_run_at_their_host_and_end_with_the_network() -> None:
         assert not network.has(os.getpid())
         assert network.listening("ann") == {Listening("tcp", "0.0.0.0", PORT)}
         assert network.listening("bob") == set()
-        told = network.run("bob", ["ip", "-4", "-o", "addr"], capture_output=True, text=True).stdout
-        assert network.address("bob") in told
-        assert network.address("ann") not in told
+        shown = network.run("bob", ["ip", "-4", "-o", "addr"], capture_output=True, text=True).stdout
+        assert network.address("bob") in shown
+        assert network.address("ann") not in shown
         with Network(["ann"]) as other:
             assert not other.has(process.pid)
     assert process.wait(5) != 0
@@ -206,18 +206,18 @@ def test_programs_run_at_their_host_and_end_with_the_network() -> None:
 @pytest.mark.slow
 @needs_namespaces
 def test_two_networks_stand_side_by_side_and_leave_nothing() -> None:
-    with Network(["ann", "bob"]) as one, Network(["ann", "bob"], slowable=["ann"]) as other:
-        both = [*one.namespaces, *other.namespaces]
+    with Network(["ann", "bob"]) as network, Network(["ann", "bob"], slowable=["ann"]) as other:
+        both = [*network.namespaces, *other.namespaces]
         assert len(set(left(both))) == 6
-        with listen(one, "ann"), pytest.raises(ConnectionRefusedError):
+        with listen(network, "ann"), pytest.raises(ConnectionRefusedError):
             connect(other, "bob", other.address("ann"))
         capture = other.capture()
         other.close()
         other.close()
         assert not capture.running
-        with listen(one, "ann"), connect(one, "bob", one.address("ann")):
+        with listen(network, "ann"), connect(network, "bob", network.address("ann")):
             pass
-        assert left(both) == one.namespaces
+        assert left(both) == network.namespaces
     assert left(both) == []
 
 
@@ -267,7 +267,7 @@ def test_a_line_delays_in_order_and_its_seed_settles_what_is_lost() -> None:
         assert line.next() is None
         lost.append(set(range(1000)) - set(came))
     assert lost[0] == lost[1] != lost[2]
-    assert all(200 < len(one) < 300 for one in lost)
+    assert all(200 < len(numbers) < 300 for numbers in lost)
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,15 @@ def config(tau: int, arm: str) -> Config:
 @pytest.mark.parametrize("tau", TAUS)
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_takes_as_many_local_steps_and_samples_as_many_groups(tau: int, arm: str) -> None:
-    one = config(tau, arm)
-    assert one.train.rounds * one.train.local_steps == STEPS
-    groups = STEPS * one.train.problems_per_step
-    if isinstance(one.coordination, PubSwapCoordination):
-        exchanges = one.train.rounds * one.coordination.exchanges
+    cell = config(tau, arm)
+    assert cell.train.rounds * cell.train.local_steps == STEPS
+    groups = STEPS * cell.train.problems_per_step
+    if isinstance(cell.coordination, PubSwapCoordination):
+        exchanges = cell.train.rounds * cell.coordination.exchanges
         assert exchanges == STEPS // STRETCH
-        groups += exchanges * one.coordination.public_problems
+        groups += exchanges * cell.coordination.public_problems
     assert groups == 600
-    due = [r for r in range(one.train.rounds + 1) if r in (0, one.train.rounds) or not r % one.evaluate.every]
+    due = [r for r in range(cell.train.rounds + 1) if r in (0, cell.train.rounds) or not r % cell.evaluate.every]
     assert [r * tau for r in due] == [0, HALF, STEPS]
 
 
@@ -48,12 +48,12 @@ def test_differences_are_taken_seed_by_seed() -> None:
     def run(half: float, end: float) -> dict[str, object]:
         return {"pass@1": {str(HALF): {"mean": half}, str(STEPS): {"mean": end}}}
 
-    mine, theirs = {0: run(0.5, 0.8), 1: run(0.6, 0.7)}, {0: run(0.4, 0.7), 1: run(0.4, 0.5)}
+    arm, baseline = {0: run(0.5, 0.8), 1: run(0.6, 0.7)}, {0: run(0.4, 0.7), 1: run(0.4, 0.5)}
     # 10 and 20 points: mean 15, standard deviation 7.07, Student's t of one degree of freedom 12.706.
-    result = _paired(mine, theirs, STEPS)
+    result = _paired(arm, baseline, STEPS)
     assert result.mean == pytest.approx(15.0)
     assert result.half == pytest.approx(12.706 * 7.0711 / 2**0.5, rel=1e-3)
-    assert _paired(mine, theirs, HALF, STEPS).mean == pytest.approx(-5.0)
+    assert _paired(arm, baseline, HALF, STEPS).mean == pytest.approx(-5.0)
 
 
 def test_only_twice_as_many_synchronisations_are_compared() -> None:
@@ -62,8 +62,8 @@ def test_only_twice_as_many_synchronisations_are_compared() -> None:
     result = [tuple(int(n) for cell in line.split("|")[1:3] for n in cell.split(",")) for line in lines]
     assert (60, 120, 2, 20, 6) in result
     assert (60, 60, 1, 60, 2) in result
-    assert all(2 * mine <= theirs for _, _, mine, _, theirs in result)
-    assert all(step // tau == mine and STEPS // other == theirs for tau, step, mine, other, theirs in result)
+    assert all(2 * rare <= frequent for _, _, rare, _, frequent in result)
+    assert all(step // tau == rare and STEPS // other == frequent for tau, step, rare, other, frequent in result)
 
 
 def test_the_distance_of_products_by_hand() -> None:

@@ -15,7 +15,7 @@ from fedrlvr.cli.main import main
 
 @dataclass(frozen=True)
 class Said:
-    """What a command answered."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str

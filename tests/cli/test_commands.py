@@ -57,13 +57,13 @@ def numbers_after(word: str, text: str) -> list[str]:
 
 
 def test_eval_of_a_run_and_of_its_base_model(fedrlvr: Command, runs: Arm, toml: Toml) -> None:
-    mine = fedrlvr("eval", runs("federated"))
+    trained = fedrlvr("eval", runs("federated"))
     again = fedrlvr("eval", toml(), "--adapter", runs("federated") / "adapter")
     base = fedrlvr("eval", runs("federated"), "--base")
-    assert mine.code == again.code == base.code == 0, mine.err + again.err + base.err
-    assert mine.out == "round 2 of 2\n" + again.out, "the same adapter on the same problems"
+    assert trained.code == again.code == base.code == 0, trained.err + again.err + base.err
+    assert trained.out == "round 2 of 2\n" + again.out, "the same adapter on the same problems"
     for source in ("ann", "bob", "cyd"):
-        assert "4" in numbers_after(source, mine.out), "four held-out problems each"
+        assert "4" in numbers_after(source, trained.out), "four held-out problems each"
     assert fedrlvr("eval", toml(), "--base").out == base.out
 
 
@@ -104,8 +104,8 @@ def test_tasks_names_the_instruction_that_written_problems_need(fedrlvr: Command
     assert 'needs: instruction = ""\n' in fedrlvr("tasks", *embedded, tmp_path / "bare").out
     stated = fedrlvr("tasks", "--set", 'data.instruction=Say "so".', *embedded, tmp_path / "stated").out
     assert 'needs: instruction = "Say \\"so\\"."\n' in stated
-    own = ("--set", "data.name=jsonl", "--set", f"data.path={tmp_path / 'bare' / 'north'}")
-    assert "instruction" not in fedrlvr("tasks", *own, "--write", tmp_path / "own").out
+    written = ("--set", "data.name=jsonl", "--set", f"data.path={tmp_path / 'bare' / 'north'}")
+    assert "instruction" not in fedrlvr("tasks", *written, "--write", tmp_path / "own").out
 
 
 def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonsense(

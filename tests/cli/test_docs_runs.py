@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def program(snippet: Block, directory: Path) -> str:
-    """What a snippet prints, run as a program of its own in a directory."""
+    """The output of a snippet, run as a program of its own in a directory."""
     done = subprocess.run(
         [sys.executable, "-c", snippet.text],
         cwd=directory,

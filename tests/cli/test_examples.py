@@ -100,7 +100,7 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
         # Two steps of one problem each, and group_size responses of 1 to 4 tokens.
         assert 2 * config.sampling.group_size <= numbers["tokens_sampled"] <= 2 * 4 * config.sampling.group_size
     for line in (before, after):
-        assert sum(score["n"] for own in line["evaluate"].values() for score in own.values()) > 0
+        assert sum(score["n"] for scores in line["evaluate"].values() for score in scores.values()) > 0
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 

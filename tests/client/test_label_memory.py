@@ -33,10 +33,10 @@ def batch(seed: int) -> Labelled:
 
 def judge(*updates: int) -> Judge:
     """A judge that has learned from these batches."""
-    one = Judge(HIDDEN, GROUP, torch.Generator().manual_seed(7))
+    result = Judge(HIDDEN, GROUP, torch.Generator().manual_seed(7))
     for seed in updates:
-        one.learn(batch(seed))
-    return one
+        result.learn(batch(seed))
+    return result
 
 
 def numbers() -> LabelMetrics:
@@ -56,9 +56,9 @@ def pause(memory: Memory, context: Context) -> None:
     memory.pause(context, adapter_to_arrays(make_adapter(1.0)), None, {"m": torch.zeros(2)})
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+def same(tensors: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return tensors.keys() == other.keys() and all(
+        torch.equal(tensors[name], other[name]) and tensors[name].dtype == other[name].dtype for name in tensors
     )
 
 
@@ -82,20 +82,20 @@ def context() -> Context:
 
 
 def test_a_round_under_way_keeps_probes_and_numbers_exactly(context: Context) -> None:
-    one = judge(1, 2)
-    assert one.updates == 2
-    pause(Memory(cursor=8, steps=2, round_steps=2, labels=numbers(), probes=Probes(*one.state())), context)
+    taught = judge(1, 2)
+    assert taught.updates == 2
+    pause(Memory(cursor=8, steps=2, round_steps=2, labels=numbers(), probes=Probes(*taught.state())), context)
     kept = Memory.of(context, under_way=True)
-    exactly(kept.probes, one)
+    exactly(kept.probes, taught)
     assert kept.labels == numbers()
     assert (kept.cursor, kept.steps, kept.round_steps) == (8, 2, 2)
 
 
 def test_probes_last_from_round_to_round_and_numbers_do_not(context: Context) -> None:
-    one = judge(1, 2)
-    Memory(cursor=8, steps=2, labels=numbers(), probes=Probes(*one.state())).finish(context, None)
+    taught = judge(1, 2)
+    Memory(cursor=8, steps=2, labels=numbers(), probes=Probes(*taught.state())).finish(context, None)
     kept = Memory.of(context, under_way=False)
-    exactly(kept.probes, one)
+    exactly(kept.probes, taught)
     assert kept.labels is None
     assert (kept.cursor, kept.steps, kept.round_steps) == (8, 2, 0)
 
@@ -155,19 +155,19 @@ def test_without_probes_nothing_of_them_is_remembered(context: Context) -> None:
 
 
 def test_what_is_kept_does_not_change_with_the_judge(context: Context) -> None:
-    one = judge(1)
-    Memory(probes=Probes(*one.state())).finish(context, None)
-    one.learn(batch(2))
+    taught = judge(1)
+    Memory(probes=Probes(*taught.state())).finish(context, None)
+    taught.learn(batch(2))
     exactly(Memory.of(context, under_way=False).probes, judge(1))
 
 
 def test_a_checkpoint_keeps_the_probes_exactly(context: Context, tmp_path: Path) -> None:
-    one = judge(1, 2)
-    Memory(cursor=8, steps=2, probes=Probes(*one.state())).finish(context, None)
+    taught = judge(1, 2)
+    Memory(cursor=8, steps=2, probes=Probes(*taught.state())).finish(context, None)
     store = Checkpoints(tmp_path, keep=2)
     store.save_memories(3, {"ann": context})
     again = Context(1, 1, {}, store.load_memory(3, "ann"), {})
-    exactly(Memory.of(again, under_way=False).probes, one)
+    exactly(Memory.of(again, under_way=False).probes, taught)
 
 
 def test_a_clients_numbers_are_only_numbers() -> None:

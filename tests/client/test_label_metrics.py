@@ -28,7 +28,7 @@ def number(value: object) -> float:
 
 
 def defined(metrics: LabelMetrics) -> dict[str, object]:
-    """What a reply would carry: numbers that are not finite are left out there."""
+    """The metrics that a reply would carry: finite numbers and lists."""
     return {k: v for k, v in metrics.summary().items() if isinstance(v, list) or math.isfinite(v)}
 
 
@@ -103,10 +103,10 @@ def test_a_majority_of_unread_answers_is_never_right() -> None:
 
 
 def test_calibration_counts_by_tenths() -> None:
-    one = Calibration()
+    calibration = Calibration()
     for reliable, right in [(0.0, False), (0.0625, True), (0.25, True), (0.75, True), (0.9375, False), (1.0, True)]:
-        one.add(reliable, right)
-    assert one.lists("p1") == {
+        calibration.add(reliable, right)
+    assert calibration.lists("p1") == {
         "p1_n": [2, 0, 1, 0, 0, 0, 0, 1, 0, 2],
         "p1_sum": [0.0625, 0, 0.25, 0, 0, 0, 0, 0.75, 0, 1.9375],
         "p1_right": [1, 0, 1, 0, 0, 0, 0, 1, 0, 1],
@@ -167,10 +167,10 @@ def test_the_audit_compares_scores_with_true_gaps() -> None:
 
 
 def correlation(*pairs: tuple[float, float]) -> float:
-    one = Pairs()
+    result = Pairs()
     for x, y in pairs:
-        one.add(x, y)
-    return one.correlation
+        result.add(x, y)
+    return result.correlation
 
 
 def test_a_correlation_by_hand() -> None:
@@ -264,9 +264,9 @@ def test_numbers_of_nothing_go_on_too() -> None:
 
 
 def test_two_rounds_do_not_share_their_lists() -> None:
-    one, other = LabelMetrics(), LabelMetrics()
-    one.calibration.add(0.5, True)
-    one.learned({"reliability_loss": 1.0})
-    one_step(one)
+    metrics, other = LabelMetrics(), LabelMetrics()
+    metrics.calibration.add(0.5, True)
+    metrics.learned({"reliability_loss": 1.0})
+    one_step(metrics)
     assert other == LabelMetrics()
     assert other.calibration.n == [0.0] * 10

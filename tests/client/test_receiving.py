@@ -31,12 +31,12 @@ from fedrlvr.wire.model_delta import CHANGE, ModelDelta, read_delta
 MIXED = {"ann": 2, "bob": 3, "cyd": 1}
 
 
-def same(one: Adapter | None, other: Adapter | None) -> bool:
+def same(adapter: Adapter | None, other: Adapter | None) -> bool:
     """Equal to the bit."""
-    if one is None or other is None:
-        return one is other
-    return one.alpha == other.alpha and all(
-        torch.equal(a, b) for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True)
+    if adapter is None or other is None:
+        return adapter is other
+    return adapter.alpha == other.alpha and all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True)
     )
 
 
@@ -56,11 +56,11 @@ class Federation:
         """Of every message: for whom, the halves and the kind of change in it."""
 
     def asked(self, message: Message) -> ClientRequest:
-        (one,) = self.app.read([message], [self.contexts[message.metadata.dst_node_id]])
-        return one
+        (request,) = self.app.read([message], [self.contexts[message.metadata.dst_node_id]])
+        return request
 
     def begin(self, request: ClientRequest) -> Start:
-        """What a client begins with is what the server has, to the bit."""
+        """Begins a client's round; its adapter and change must equal the server's to the bit."""
         start, model = start_of(Reading(), request), self.strategy.model
         assert same(start.adapter, model.adapter.at_rank(request.client.initial.rank)), (
             f"{request.client.name}: its adapter"
@@ -76,12 +76,12 @@ class Federation:
         """Each client reads, remembers, and replies with a step at random in what it is to train."""
         replies = []
         for message in messages:
-            one = self.asked(message)
-            start = self.begin(one)
-            start.remember(one.context)
+            request = self.asked(message)
+            start = self.begin(request)
+            start.remember(request.context)
             body = scores_reply(["s"], [1], [0.0], [0.0])
-            if isinstance(one.asked, StretchRequest):
-                step = random_adapter(100 * one.asked.round + message.metadata.dst_node_id, start.adapter.rank)
+            if isinstance(request.asked, StretchRequest):
+                step = random_adapter(100 * request.asked.round + message.metadata.dst_node_id, start.adapter.rank)
                 after = Adapter(
                     {
                         n: Factors(a + step.layers[n].A, b + step.layers[n].B)
@@ -89,7 +89,7 @@ class Federation:
                     },
                     4.0,
                 )
-                arrays = adapter_to_arrays(after, one.asked.trains)
+                arrays = adapter_to_arrays(after, request.asked.trains)
                 body = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
             replies.append(Message(body, reply_to=message))
         return replies
@@ -182,19 +182,19 @@ def test_a_memory_without_its_change_is_named_and_not_taken_for_none() -> None:
 
 
 def spoilt(rule: str, spoil: Callable[[Message, Context], None], rounds: int = 2, **notes: Any) -> str:
-    """Why Bob refuses the message of the next round, in which something was changed; it must not change his memory."""
+    """Bob's error for a changed message of the next round; his memory must stay as it was."""
     federation = Federation(rule)
     for number in range(1, rounds + 1):
         federation.round(number)
     message = federation.message(rounds + 1)
     context = federation.contexts[2]
-    one = federation.asked(message)
+    request = federation.asked(message)
     if notes:
         message.content[DELTA] = ModelDelta(**{**read_delta(message).model_dump(), **notes}).record()
     spoil(message, context)
     before = dict(context.state)
     with pytest.raises(FedrlvrError) as caught:
-        start_of(Reading(), one)
+        start_of(Reading(), request)
     assert dict(context.state) == before
     assert all(context.state[name] is record for name, record in before.items())
     assert type(caught.value) in (MessageError, AdapterError)
@@ -238,18 +238,20 @@ def test_a_change_that_is_missing_or_is_none_is_refused() -> None:
     assert "without the change of the base weights" in spoilt("flora", without("change"))
     good = adapter_to_arrays(random_adapter(3, 3, 3.0))
     for value in (float("nan"), float("inf"), float("-inf")):
-        told = spoilt("flora", with_arrays("change", numbers(good, value)))
-        assert "the change of the base weights sent to bob in round 3: down.A holds values that are not finite" in told
+        reason = spoilt("flora", with_arrays("change", numbers(good, value)))
+        assert (
+            "the change of the base weights sent to bob in round 3: down.A holds values that are not finite" in reason
+        )
 
 
 def test_factors_of_another_layout_are_refused() -> None:
     layers = {"other" if name == "up" else name: factors for name, factors in random_adapter(3, 3, 3.0).layers.items()}
     strange = adapter_to_arrays(Adapter(layers, 3.0))
-    told = spoilt("flora", with_arrays("change", strange))
-    assert "the change of the base weights sent to bob in round 3: its factors are not those" in told
+    reason = spoilt("flora", with_arrays("change", strange))
+    assert "the change of the base weights sent to bob in round 3: its factors are not those" in reason
     for rule in ("fedex", "rolora"):
-        told = spoilt(rule, with_arrays("arrays", strange))
-        assert "the adapter sent to bob in round 3: its factors are not those" in told
+        reason = spoilt(rule, with_arrays("arrays", strange))
+        assert "the adapter sent to bob in round 3: its factors are not those" in reason
     both = adapter_to_arrays(random_adapter(3))
     assert "its factors are not those" in spoilt("rolora", with_arrays("arrays", both)), "one half was announced"
     assert "its factors are not those" in spoilt(
@@ -284,8 +286,8 @@ def test_notes_that_cannot_be_are_refused(notes: dict[str, Any]) -> None:
 def test_a_message_that_counts_on_another_version_is_refused() -> None:
     for rule in ("flora", "fedex", "rolora"):
         for since in (0, 2):
-            told = spoilt(rule, nothing, since=since)
-            assert f"counts on the model of round {since}, but this client remembers that of round 1" in told
+            reason = spoilt(rule, nothing, since=since)
+            assert f"counts on the model of round {since}, but this client remembers that of round 1" in reason
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
@@ -317,12 +319,12 @@ def test_the_middle_of_a_round_goes_on_with_the_rounds_adapter_and_the_change_th
     federation = Federation("flora")
     federation.round(1)
     federation.evaluate()
-    one = federation.asked(federation.message(2))
-    middle = one.asked.model_copy(update={"coordination": PubSwapCoordination()})
+    request = federation.asked(federation.message(2))
+    middle = request.asked.model_copy(update={"coordination": PubSwapCoordination()})
     message = Message(RecordDict({"config": ConfigRecord({"request": middle.model_dump_json()})}), 2, "train")
     with pytest.raises(MessageError, match="bob: round 2: a request without an adapter"):
         start_of(Reading(), federation.asked(message))
-    one.context.state[ROUND_ADAPTER] = adapter_to_arrays(random_adapter(6))
+    request.context.state[ROUND_ADAPTER] = adapter_to_arrays(random_adapter(6))
     start = start_of(Reading(), federation.asked(message))
     assert same(start.adapter, random_adapter(6))
     assert same(start.change, federation.strategy.model.updates()["change"])
@@ -359,16 +361,16 @@ def test_a_batch_that_fails_is_not_remembered_and_can_be_computed_again(rule: st
     messages = list(
         federation.strategy.configure_evaluate(0, federation.arrays, ConfigRecord(), federation.grid([1, 2]))
     )
-    mine = [federation.contexts[node] for node in (1, 2)]
-    before = [dict(context.state) for context in mine]
+    contexts = [federation.contexts[node] for node in (1, 2)]
+    before = [dict(context.state) for context in contexts]
     with pytest.raises(RuntimeError, match="out of memory"):
-        federation.app(messages, mine)
-    assert [dict(context.state) for context in mine] == before
+        federation.app(messages, contexts)
+    assert [dict(context.state) for context in contexts] == before
     stub.fails = False
     for version in (0, 1):
-        assert all(context.state.config_records[HELD]["version"] == version for context in mine)
+        assert all(context.state.config_records[HELD]["version"] == version for context in contexts)
         if not version:
-            federation.app(messages, mine)
+            federation.app(messages, contexts)
     assert same(stub.seated["bob"], model.adapter)
     assert same(stub.seated.get("bob's change"), model.updates().get("change"))
 
@@ -381,8 +383,8 @@ def test_one_message_of_a_batch_that_is_refused_leaves_all_memories_alone() -> N
         federation.strategy.configure_evaluate(0, federation.arrays, ConfigRecord(), federation.grid([1, 2]))
     )
     del messages[1].content["arrays"]
-    mine = [federation.contexts[node] for node in (1, 2)]
-    before = [dict(context.state) for context in mine]
+    contexts = [federation.contexts[node] for node in (1, 2)]
+    before = [dict(context.state) for context in contexts]
     with pytest.raises(MessageError, match="bob: round 0: a request without an adapter"):
-        federation.app(messages, mine)
-    assert [dict(context.state) for context in mine] == before
+        federation.app(messages, contexts)
+    assert [dict(context.state) for context in contexts] == before

@@ -47,8 +47,8 @@ def grid_of(configured: Configs) -> Made:
         cohort = Cohort(load_base(config.model), config.lora, config.engine)
         initial = cohort.fresh_adapter(1)
         sites: dict[int, ClientData] = dict(enumerate(deal(config).clients, start=1))
-        mine = {node: sites[node] for node in nodes or sites}
-        return LocalGrid(CohortApp(cohort, mine, initial, Observer()), contexts(mine)), config, initial
+        present = {node: sites[node] for node in nodes or sites}
+        return LocalGrid(CohortApp(cohort, present, initial, Observer()), contexts(present)), config, initial
 
     return make
 
@@ -102,7 +102,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_client(grid_of: Made) -> 
             grid.push_messages([Message(content(make_request(config), arrays=arrays), 2, "train")])
 
 
-def own(context: Context, initial: Adapter) -> Adapter:
+def own_adapter(context: Context, initial: Adapter) -> Adapter:
     return arrays_to_adapter(context.state[OWN_ADAPTER], initial, place="own")  # type: ignore[arg-type]
 
 
@@ -122,7 +122,7 @@ def test_what_a_client_does_depends_on_no_other_client(grid_of: Made) -> None:
         judged = next(reply for reply in scores if reply.metadata.src_node_id == 2)
         replies[who] = (dict(bob.content.metric_records["metrics"]), read_scores(judged, place="bob"))
         states[who] = dict(grid.contexts[2].state.config_records[MEMORY])
-        adapters[who] = own(grid.contexts[2], initial)
+        adapters[who] = own_adapter(grid.contexts[2], initial)
     (many, many_scores), (alone, alone_scores) = replies.values()
     assert many_scores == alone_scores
     assert [*states.values()] == [{"cursor": 8, "steps": 4}] * 2
@@ -147,9 +147,9 @@ def test_the_arm_local_keeps_its_adapter_and_answers_with_numbers_alone(grid_of:
         assert list(reply.content) == ["metrics"]
     assert OWN_ADAPTER in grid.contexts[1].state
     assert OWN_ADAPTER not in grid.contexts[3].state, "a client that was not asked has trained"
-    before = own(grid.contexts[1], initial)
+    before = own_adapter(grid.contexts[1], initial)
     list(grid.send_and_receive([Message(content(make_request(config, own_adapter=True, round=2)), 1, "train")]))
-    after = own(grid.contexts[1], initial)
+    after = own_adapter(grid.contexts[1], initial)
     assert any(not torch.equal(a, b) for (_, a), (_, b) in zip(before.tensors(), after.tensors(), strict=True))
 
 
@@ -206,11 +206,11 @@ def test_what_moments_are_kept_is_what_the_next_round_starts_from(grid_of: Made,
         for round_ in (1, 2):
             request = make_request(config, round=round_, own_adapter=True, steps=1)
             list(grid.send_and_receive([Message(content(request), 2, "train")]))
-            ends[kind, round_] = own(grid.contexts[2], initial)
+            ends[kind, round_] = own_adapter(grid.contexts[2], initial)
         assert ("fedrlvr.moments" in grid.contexts[2].state) == (kind == "keep")
 
-    def equal(one: Adapter, other: Adapter) -> bool:
-        return all(torch.equal(a, b) for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True))
+    def equal(adapter: Adapter, other: Adapter) -> bool:
+        return all(torch.equal(a, b) for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True))
 
     assert equal(ends["reset", 1], ends["keep", 1])
     assert not equal(ends["reset", 2], ends["keep", 2])

@@ -107,15 +107,15 @@ def mixed(rule: Any, slot: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     swaps = swaps_of(ANN_REWARDS, "ann", seed_that_replaces(slot))
     for group, slots, entries in zip(ANN, swaps, share("ann"), strict=True):
         rewards.append([])
-        for place, own in enumerate(group):
+        for place, entry in enumerate(group):
             if place in slots:
                 sent = entries[slots[place]].sent
                 made = reference(rule, tokens=2, local_logps=BOBS_BY_ANN.old, sender_logps=sent.logps)
                 rows.append((BOBS_BY_ANN.now, made.behaviour_logps, made.weights or [1.0, 1.0]))
                 rewards[-1].append(1.0)
             else:
-                rows.append((own.now, list(own.old), [1.0] * len(own.old)))
-                rewards[-1].append(own.reward)
+                rows.append((entry.now, list(entry.old), [1.0] * len(entry.old)))
+                rewards[-1].append(entry.reward)
     now, behaviour, weights = (
         torch.nn.utils.rnn.pad_sequence([torch.tensor(part, dtype=torch.float64) for part in column], batch_first=True)
         for column in zip(*rows, strict=True)

@@ -75,8 +75,8 @@ def test_what_a_pool_holds(correct: Given, per_problem: int, seed: int) -> None:
         assert set(entries) <= wanted
         assert all(entry.sent.problem == problem for entry in pool.entries[problem])
         for client in ("ann", "bob", "eve"):
-            theirs = given_by(pool.others(problem, client))
-            assert theirs == [entry for entry in entries if entry[0] != client]
+            others = given_by(pool.others(problem, client))
+            assert others == [entry for entry in entries if entry[0] != client]
     assert pool.size == sum(min(per_problem, len(wanted)) for wanted in every)
     assert pool.unsolved == sum(not wanted for wanted in every)
 

@@ -46,7 +46,7 @@ Misses = Mapping[tuple[int, str], str]
 
 @dataclass
 class Traces:
-    """What a run has left.
+    """The files and notes that a run has left.
 
     log: what `fedrlvr federate` printed. notes: what was seen on the way.
     """
@@ -59,7 +59,7 @@ class Traces:
 
     @property
     def said(self) -> str:
-        """What `fedrlvr federate` printed."""
+        """The output of `fedrlvr federate`."""
         return text(self.log)
 
     @property
@@ -69,12 +69,12 @@ class Traces:
 
     @property
     def run(self) -> str:
-        """What it is called in messages."""
+        """The run's name in messages."""
         return text(self.directory / "run-id").strip() or "not begun"
 
     @property
     def missed(self) -> set[tuple[int, str]]:
-        """Who had no part in the training of which round."""
+        """The rounds and clients without training, as pairs."""
         return {
             (record["round"], name)
             for record in self.records[1:]
@@ -83,7 +83,7 @@ class Traces:
         }
 
     def misses(self, deployment: Deployment) -> Misses:
-        """Why: a client that has sent an answer has computed it, and remembers that."""
+        """The reason of each miss: LATE if the client sent an answer, since it then remembers it, else AWAY."""
         return {
             (round_, name): LATE if f"run {self.run}, round {round_}: sent" in deployment[name].log else AWAY
             for round_, name in self.missed
@@ -120,8 +120,8 @@ def begin(deployment: Deployment, link: SuperLink, name: str, deadline: int, rou
     """A run's traces to be, and its configuration in a file."""
     config = a_config(deployment, name, deadline, rounds)
     assert config.run.directory is not None
-    told = config.model_dump(mode="json", exclude_unset=True)
-    toml = write_toml(deployment.root / f"{name}.toml", told)
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    toml = write_toml(deployment.root / f"{name}.toml", tree)
     return Traces(config.run.directory, config, deployment.root / f"{name}.log", link), toml
 
 
@@ -270,7 +270,7 @@ def second(deployment: Deployment, first: Traces) -> Traces:
 
 @dataclass
 class Left:
-    """What is there when everything was told to end: processes, ports of this machine, and ports of the network's."""
+    """Processes and ports, of this machine and of the network, that are left after everything was told to end."""
 
     processes: list[str]
     open: list[int]
@@ -279,7 +279,7 @@ class Left:
 
 @pytest.fixture(scope="session")
 def left(deployment: Deployment, first: Traces, second: Traces) -> Left:
-    """After SuperNodes, SuperLinks and workers were told to end."""
+    """Ends SuperNodes, SuperLinks and workers; returns what is still there."""
     servers = [process for process in deployment.started if process.poll() is None]
     for process in servers:
         process.send_signal(signal.SIGTERM)
@@ -298,6 +298,6 @@ def left(deployment: Deployment, first: Traces, second: Traces) -> Left:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens at a port of this machine."""
+    """Says if a process listens at a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -67,7 +67,7 @@ def until(true: Callable[[], Any], why: Callable[[], str] = lambda: "", seconds:
 
 
 def text(path: Path) -> str:
-    """What is in a file so far."""
+    """The present content of a file; empty if there is none."""
     return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
@@ -90,12 +90,12 @@ class Member:
 
     @property
     def org(self) -> Organisation:
-        """Its configuration."""
+        """The organisation's configuration."""
         return load_site(self.directory)
 
     @property
     def log(self) -> str:
-        """Its site.log."""
+        """The content of the organisation's site.log."""
         return text(self.directory / "state" / "site.log")
 
     @property
@@ -105,7 +105,7 @@ class Member:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its processes find its gates by."""
+        """The environment variable by which the organisation's processes find its gates."""
         return {GATES: str(self._gates)}
 
     def close_gate(self, round_: int) -> None:
@@ -155,8 +155,8 @@ class Deployment:
     # How it begins.
 
     def organisations(self, config: Config, address: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Their keys, their secrets, their site.toml with floors off, and the problems that the local engine would deal
-        to each.
+        """Write each organisation's keys, secrets, site.toml with floors off, and the problems that the local engine
+        would deal to it.
 
         changes: by name, of their site.toml.
         """
@@ -191,7 +191,7 @@ class Deployment:
         return link
 
     def _register(self, link: SuperLink) -> None:
-        """What `fedrlvr superlink register` has Flower do, without a process for each."""
+        """Registers all SuperNodes as `fedrlvr superlink register` does, without a process for each."""
         authority, port = (link.directory / "ca.crt").read_bytes(), link.address.rpartition(":")[2]
         with ControlHttpClient.from_server_address(f"127.0.0.1:{port}", False, authority, [RUNTIME]) as client:
             for name, member in self.members.items():
@@ -243,9 +243,9 @@ class Deployment:
     ) -> subprocess.Popen[bytes]:
         """`fedrlvr ARGUMENTS` as a process of its own, at a host of the network if there is one."""
         command = [sys.executable, "-m", "fedrlvr", *arguments]
-        own = {**os.environ, TOKEN: self.token, "PYTHONPATH": os.pathsep.join(_PATHS), **(more or {})}
+        environment = {**os.environ, TOKEN: self.token, "PYTHONPATH": os.pathsep.join(_PATHS), **(more or {})}
         with log.open("ab") as out:
-            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "env": own}
+            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "env": environment}
             if self.network and host:
                 process = self.network.popen(host, command, **how, start_new_session=True)
             else:
@@ -268,9 +268,9 @@ class Deployment:
         """kill -9 of a process and, unless it dies alone, of those that it had started."""
         assert process is not None
         children = psutil.Process(process.pid).children(recursive=True)
-        for one in [process, *([] if alone else children)]:
+        for target in [process, *([] if alone else children)]:
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                target.kill()
         process.wait()
 
     def close(self) -> None:
@@ -297,28 +297,28 @@ class Deployment:
         return result
 
 
-def _work(site: str, log: str, own: dict[str, str]) -> None:
-    _become(log, own)
+def _work(site: str, log: str, environment: dict[str, str]) -> None:
+    _become(log, environment)
     from fedrlvr.deployment.site.worker import main
 
     main(site)
 
 
-def _command(arguments: list[str], log: str, own: dict[str, str]) -> None:
-    _become(log, own)
+def _command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    _become(log, environment)
     from fedrlvr.cli.main import main
 
     main(arguments)
 
 
-def _become(log: str, own: dict[str, str]) -> None:
+def _become(log: str, environment: dict[str, str]) -> None:
     """Make a forked process what a command's would be."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.setsid()
-    os.environ.update(own)
+    os.environ.update(environment)
 
 
 def records(directory: Path) -> list[dict[str, Any]]:

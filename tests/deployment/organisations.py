@@ -72,8 +72,8 @@ def give_secrets(directory: Path, names: Sequence[str] = NAMES) -> Path:
 
 
 def terms_of(config: Config, base: Base, client: str, run: str = "run", **changes: Any) -> Terms:
-    """What a server's messages to a client say of a run of this configuration."""
-    told: dict[str, Any] = {
+    """The terms in a server's messages to a client, for a run of this configuration."""
+    fields: dict[str, Any] = {
         "clients": 2,
         "rounds": config.train.rounds,
         "model": "tiny",
@@ -85,7 +85,7 @@ def terms_of(config: Config, base: Base, client: str, run: str = "run", **change
         "largest": config.lora.largest,
         "alpha": config.lora.alpha,
     }
-    return make_terms(client, run=run, **told | changes)
+    return make_terms(client, run=run, **fields | changes)
 
 
 class Deployed:
@@ -138,9 +138,9 @@ def train_content(config: Config, cohort: Cohort, terms: Terms | None, round_: i
 
 
 def header(message_type: str = "train", message_id: str = "m1", **changes: Any) -> dict[str, Any]:
-    """What a client app tells its worker of a message."""
-    told = {"type": "message", "message_type": message_type, "run_id": 1, "node_id": 7, "group_id": "1"}
-    return {**told, "message_id": message_id, **changes}
+    """The header that a client app sends to its worker with a message."""
+    fields = {"type": "message", "message_type": message_type, "run_id": 1, "node_id": 7, "group_id": "1"}
+    return {**fields, "message_id": message_id, **changes}
 
 
 def arrays(content: RecordDict, name: str = "arrays") -> list[bytes]:

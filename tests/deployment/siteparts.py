@@ -15,8 +15,8 @@ from fedrlvr.cli.site import site
 from fedrlvr.deployment.site.config import Organisation, load_site
 
 
-def told(*arguments: object) -> str:
-    """What a command prints; its errors are raised."""
+def output_of(*arguments: object) -> str:
+    """The output of a command; an error of the command is raised."""
     result = CliRunner().invoke(site, [str(argument) for argument in arguments])
     if result.exception is not None:
         raise result.exception
@@ -25,7 +25,7 @@ def told(*arguments: object) -> str:
 
 def init_site(directory: Path, *more: object, superlink: str = "link.example:9092") -> Organisation:
     """An organisation ann, as init makes it."""
-    told("init", directory, "--name", "ann", "--superlink", superlink, *more)
+    output_of("init", directory, "--name", "ann", "--superlink", superlink, *more)
     return load_site(directory)
 
 

@@ -45,8 +45,8 @@ Worker = Callable[[Organisation], Answering]
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answering]]:
-    """By name of an organisation what stands in for its worker, made when it is first asked; its site.log is a list
-    `told`."""
+    """Stand-ins for the organisations' workers, by name; each is made when it is first asked, and has its site.log in
+    memory (`log_of`)."""
     made: dict[str, Answering] = {}
 
     def ask(org: Organisation, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -60,14 +60,14 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answering]]:
 
 
 def answering(org: Organisation) -> Answering:
-    told: list[str] = []
-    one = Answering(org, told.append)
-    one.told = told  # type: ignore[attr-defined]
-    return one
+    lines: list[str] = []
+    site = Answering(org, lines.append)
+    site.lines = lines  # type: ignore[attr-defined]
+    return site
 
 
-def told(one: Answering) -> list[str]:
-    return one.told  # type: ignore[attr-defined]
+def log_of(site: Answering) -> list[str]:
+    return site.lines  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def ann(organisation: Organisations, config: Config, tmp_path: Path) -> Answerin
     return answering(organisation())
 
 
-def refusal(one: Answering, content: RecordDict, **head: Any) -> str:
-    reply, data = one.reply(header(**head), pack(content))
+def refusal(site: Answering, content: RecordDict, **head: Any) -> str:
+    reply, data = site.reply(header(**head), pack(content))
     assert (reply["ok"], reply["kind"], data) == (False, "refused", b"")
-    assert told(one)[-1].endswith(f"refused: {reply['reason']}")
+    assert log_of(site)[-1].endswith(f"refused: {reply['reason']}")
     return str(reply["reason"])
 
 
@@ -97,7 +97,7 @@ def test_organisations_come_to_what_the_local_engine_comes_to(
     Deployed(config, {name: organisation(name) for name in ("ann", "bob")}).go()
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(reference(variant))
     assert without_seconds(tmp_path / "run") == without_seconds(reference(variant))
-    log = told(workers["ann"])
+    log = log_of(workers["ann"])
     assert len([line for line in log if line.startswith("loaded tiny in ")]) == 1, "once for all messages"
     assert not [line for line in log if "train-" in line or "of ann?" in line], "no id and no prompt"
 
@@ -151,8 +151,8 @@ def test_a_server_that_asks_a_round_again_comes_to_the_same(
     orgs = {name: organisation(name) for name in ("ann", "bob")}
 
     def before(client: str, message: Message) -> None:
-        found = client, message.metadata.message_type, message.metadata.group_id
-        if after == "asked" and found == ("bob", "train", "2"):
+        asked = client, message.metadata.message_type, message.metadata.group_id
+        if after == "asked" and asked == ("bob", "train", "2"):
             raise Stop
 
     write = RoundRecord.to_json
@@ -176,9 +176,9 @@ def test_a_server_that_asks_a_round_again_comes_to_the_same(
 # One organisation, and messages one by one.
 
 
-def trained(one: Answering, content: RecordDict, message_id: str = "m1") -> list[bytes]:
-    reply, data = one.reply(header(message_id=message_id), pack(content))
-    assert reply == {"ok": True}, told(one)[-1]
+def trained(site: Answering, content: RecordDict, message_id: str = "m1") -> list[bytes]:
+    reply, data = site.reply(header(message_id=message_id), pack(content))
+    assert reply == {"ok": True}, log_of(site)[-1]
     return arrays(unpack(data))
 
 
@@ -189,7 +189,7 @@ def terms(config: Config, cohort: Cohort, **changes: Any) -> Any:
 def test_the_log_says_what_was_asked_and_what_was_sent(config: Config, cohort: Cohort, ann: Answering) -> None:
     (a, b) = trained(ann, train_content(config, cohort, terms(config, cohort)))
     size = len(a) + len(b)
-    log = told(ann)
+    log = log_of(ann)
     assert log[0] == (
         "run run, round 1: asked to train 2 steps x 2 problems x 4 responses with rewards from labels and send the "
         "adapter"
@@ -269,20 +269,20 @@ def test_what_goes_wrong_is_not_told_to_the_server(
 ) -> None:
     give_problems(config, tmp_path / "sites")
     task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:tells_all"}
-    one = answering(organisation(tasks={"main": task}))
-    reply, _ = one.reply(header(), pack(train_content(config, cohort, terms(config, cohort))))
+    site = answering(organisation(tasks={"main": task}))
+    reply, _ = site.reply(header(), pack(train_content(config, cohort, terms(config, cohort))))
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (GradingError); the log there says why"}
-    assert told(one)[-1] == "run run, round 1: failed (GradingError); worker.log says why"
+    assert log_of(site)[-1] == "run run, round 1: failed (GradingError); worker.log says why"
     assert "ann-train-" in caplog.text  # the organisation's own log names the problem
 
 
 def test_more_than_the_limits_allow_is_refused_before_anything_is_loaded(
     config: Config, cohort: Cohort, organisation: Organisations
 ) -> None:
-    one = answering(organisation(limits={"local_steps": 1}))
-    reason = refusal(one, train_content(config, cohort, terms(config, cohort)))
+    site = answering(organisation(limits={"local_steps": 1}))
+    reason = refusal(site, train_content(config, cohort, terms(config, cohort)))
     assert re.search(r"ann .* 1 .*limits\.local_steps.* 2$", reason)
-    assert one.models == {}
+    assert site.models == {}
 
 
 def test_limits_on_problems_hold_once_these_are_known(
@@ -308,11 +308,11 @@ def test_scores_leave_under_the_names_of_sources_only_if_they_may(
     names: bool, sources: list[str], config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:
     write_problems(tmp_path / "sites" / "ann" / "problems", ["bob", "cyd"])
-    one = answering(organisation(limits={"source_names": names}))
+    site = answering(organisation(limits={"source_names": names}))
     asks = {"round": 0, "seed": 3, "sampling": config.sampling.model_dump(), "evaluate": {}}
     content = train_content(config, cohort, terms(config, cohort))
     content["config"] = ConfigRecord({"request": json.dumps(asks)})
-    _, data = one.reply(header("evaluate"), pack(content))
+    _, data = site.reply(header("evaluate"), pack(content))
     reply = unpack(data)
     assert reply["config"] == {"sources": sources}
     assert sum(reply["metrics"]["n"]) == 8  # type: ignore[arg-type]
@@ -378,7 +378,7 @@ def test_runs_of_other_ranks_follow_each_other_on_one_model(config: Config, coho
     assert len(seated.stack.layers) == 2  # one in each of two layers
     other = RecordDict({**content, "terms": terms_record(terms(config, cohort, run="again"))})
     assert trained(ann, other, "m3") == first
-    assert [line for line in told(ann) if line.startswith("loaded")] == [told(ann)[1]]
+    assert [line for line in log_of(ann) if line.startswith("loaded")] == [log_of(ann)[1]]
 
 
 def test_whether_prompts_go_into_the_template_is_the_runs_own(config: Config, cohort: Cohort, ann: Answering) -> None:
@@ -423,11 +423,11 @@ def test_the_longest_prompt_is_the_shorter_of_the_runs_and_the_tasks(
     give_problems(config, tmp_path / "sites")
     length = max(len(cohort.base.encode(f"train {i} of ann?")) for i in range(8))
     task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:parity"}
-    for run_, mine, theirs in (("a", length - 1, None), ("b", None, length - 1), ("c", length, length - 1)):
-        here = task if mine is None else task | {"max_prompt_tokens": mine}
-        one = answering(organisation(tasks={"main": here}))
-        said = terms(config, cohort, run=run_, max_prompt_tokens=theirs)
-        reply, _ = one.reply(header(message_id=run_), pack(train_content(config, cohort, said)))
+    for run_, of_task, of_run in (("a", length - 1, None), ("b", None, length - 1), ("c", length, length - 1)):
+        here = task if of_task is None else task | {"max_prompt_tokens": of_task}
+        site = answering(organisation(tasks={"main": here}))
+        said = terms(config, cohort, run=run_, max_prompt_tokens=of_run)
+        reply, _ = site.reply(header(message_id=run_), pack(train_content(config, cohort, said)))
         assert reply["reason"] == "failed at ann (DataError); the log there says why"
     assert trained(
         answering(organisation(tasks={"main": task | {"max_prompt_tokens": length}})),
@@ -453,8 +453,8 @@ def floored(organisation: Organisations, **limits: Any) -> Answering:
     return answering(organisation(limits=limits))
 
 
-def withheld(one: Answering, content: RecordDict, message_id: str) -> str:
-    reply, data = one.reply(header(message_id=message_id), pack(content))
+def withheld(site: Answering, content: RecordDict, message_id: str) -> str:
+    reply, data = site.reply(header(message_id=message_id), pack(content))
     assert (reply["ok"], reply["kind"], data) == (False, "withheld", b"")
     return str(reply["reason"])
 
@@ -464,22 +464,22 @@ def test_a_missed_floor_keeps_everything_back_and_the_next_round_begins_without_
 ) -> None:
     give_problems(config, tmp_path / "sites")  # 8 to train on; a message takes 2 steps x 2 of them
     said, reset = terms(config, cohort), config.train.model_copy(update={"optimizer_state": "reset"})
-    one = floored(organisation, least_tokens=10_000)
+    site = floored(organisation, least_tokens=10_000)
     first = train_content(config, cohort, said, train=reset)
-    reason = withheld(one, first, "m1")
+    reason = withheld(site, first, "m1")
     assert "limits.least_tokens" in reason
-    assert told(one)[-1] == f"run run, round 1: withheld: {reason}"
-    counted = (one.org.state / "answered.json").read_bytes()
-    fresh = answering(one.org)
+    assert log_of(site)[-1] == f"run run, round 1: withheld: {reason}"
+    counted = (site.org.state / "answered.json").read_bytes()
+    fresh = answering(site.org)
     assert withheld(fresh, first, "m1") == reason, "the same message again, at another worker"
-    assert (one.org.state / "answered.json").read_bytes() == counted
-    assert len(told(fresh)) == 2, "asked and answered, but not computed"
-    (memory,) = (one.org.state / "runs" / "run" / "clients" / "ann").glob("round-*")
+    assert (site.org.state / "answered.json").read_bytes() == counted
+    assert len(log_of(fresh)) == 2, "asked and answered, but not computed"
+    (memory,) = (site.org.state / "runs" / "run" / "clients" / "ann").glob("round-*")
     assert set(unpack((memory / MEMORY).read_bytes())) == {"fedrlvr"}, "its cursor and steps alone"
     # The next round draws the next problems, as that of a client whose first round was answered does.
     allowed = floored(organisation)
     after = trained(allowed, train_content(config, cohort, said, 2, train=reset), "m2")
-    shutil.rmtree(one.org.state / "runs")
+    shutil.rmtree(site.org.state / "runs")
     honest = floored(organisation)
     trained(honest, first, "m1")
     assert trained(honest, train_content(config, cohort, said, 2, train=reset), "m2") == after
@@ -495,7 +495,7 @@ def test_responses_of_a_policy_that_was_trained_on_too_little_stay(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [list(line.get("left_out", {})) for line in lines] == [[], ["bob"], ["bob"]]
     assert "limits.least_tokens" in lines[1]["left_out"]["bob"]
-    sent = [line for line in told(workers["bob"]) if "sent: " in line]
+    sent = [line for line in log_of(workers["bob"]) if "sent: " in line]
     assert len(sent) == 1, "the evaluation before the first round"
 
 
@@ -506,13 +506,13 @@ def test_a_prompt_filter_of_a_server_is_refused_where_it_would_leave_out_a_probl
     rows = tmp_path / "sites" / "ann" / "problems" / "train.jsonl"
     rows.write_text(rows.read_text("utf-8").replace("train 3 of ann?", "train 3 of ann, please?"), "utf-8")
     length = len(cohort.base.encode("train 3 of ann, please?"))
-    one = floored(organisation, prompt_filter=False)
+    site = floored(organisation, prompt_filter=False)
     short = terms(config, cohort, run="a", max_prompt_tokens=length - 1)
-    assert "limits.prompt_filter" in refusal(one, train_content(config, cohort, short))
+    assert "limits.prompt_filter" in refusal(site, train_content(config, cohort, short))
     shorter = terms(config, cohort, run="b", max_prompt_tokens=1)
-    assert "limits.prompt_filter" in refusal(one, train_content(config, cohort, shorter), message_id="m2")
+    assert "limits.prompt_filter" in refusal(site, train_content(config, cohort, shorter), message_id="m2")
     enough = terms(config, cohort, run="c", max_prompt_tokens=length)
-    assert trained(one, train_content(config, cohort, enough), "m3")
+    assert trained(site, train_content(config, cohort, enough), "m3")
 
 
 def test_counts_hold_over_runs_and_workers(
@@ -542,11 +542,11 @@ def test_another_secret_or_one_setting_changed_draws_other_responses(
     give_problems(config, tmp_path / "sites")
 
     def answer(name: str, *, forget: bool = False, **request: Any) -> list[bytes]:
-        one = floored(organisation)
-        shutil.rmtree(one.org.state / "runs", ignore_errors=True)
+        site = floored(organisation)
+        shutil.rmtree(site.org.state / "runs", ignore_errors=True)
         if forget:
-            (one.org.state / "sampling.secret").unlink()
-        return trained(one, train_content(config, cohort, terms(config, cohort), **request), name)
+            (site.org.state / "sampling.secret").unlink()
+        return trained(site, train_content(config, cohort, terms(config, cohort), **request), name)
 
     first = answer("a")
     assert answer("b") == first, "the same is asked"

@@ -37,12 +37,15 @@ def copied(server: Path, tmp_path: Path) -> Path:
 
 def connect(server: Path, authority: Path, host: str) -> None:
     """A TLS handshake in memory, by the strictest rules Python has."""
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    theirs.load_cert_chain(server / "server.crt", server / "server.key")
-    ours = ssl.create_default_context(cafile=authority)
-    ours.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.load_cert_chain(server / "server.crt", server / "server.key")
+    client_context = ssl.create_default_context(cafile=authority)
+    client_context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [ours.wrap_bio(down, up, server_hostname=host), theirs.wrap_bio(up, down, server_side=True)]
+    ends = [
+        client_context.wrap_bio(down, up, server_hostname=host),
+        server_context.wrap_bio(up, down, server_side=True),
+    ]
     for end in [*ends, *ends]:
         try:
             end.do_handshake()
@@ -70,11 +73,13 @@ def test_another_authority_of_the_same_name_is_refused(server: Path, tmp_path: P
 def test_the_authority_signs_no_further_authority_and_the_certificate_signs_nothing(server: Path) -> None:
     from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, KeyUsage
 
-    authority, own = (certificates.read_certificate(server / name).extensions for name in ("ca.crt", "server.crt"))
+    authority, certificate = (
+        certificates.read_certificate(server / name).extensions for name in ("ca.crt", "server.crt")
+    )
     assert authority.get_extension_for_class(BasicConstraints).value == BasicConstraints(ca=True, path_length=0)
-    assert own.get_extension_for_class(BasicConstraints).value == BasicConstraints(ca=False, path_length=None)
-    assert not own.get_extension_for_class(KeyUsage).value.key_cert_sign
-    assert [usage.dotted_string for usage in own.get_extension_for_class(ExtendedKeyUsage).value] == [
+    assert certificate.get_extension_for_class(BasicConstraints).value == BasicConstraints(ca=False, path_length=None)
+    assert not certificate.get_extension_for_class(KeyUsage).value.key_cert_sign
+    assert [usage.dotted_string for usage in certificate.get_extension_for_class(ExtendedKeyUsage).value] == [
         "1.3.6.1.5.5.7.3.1"  # serverAuth
     ]
 

@@ -44,8 +44,8 @@ def test_messages_go_to_the_worker_and_its_answer_comes_back(
     reply = app(message(kind), context(org))
     assert reply.content == RecordDict({"back": ConfigRecord({"k": 2})})
     assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == ("m", 9)
-    told = {"type": "message", "message_type": kind, "run_id": 5, "node_id": 9, "group_id": "3", "message_id": "m"}
-    assert asked == [(org, told)]
+    header = {"type": "message", "message_type": kind, "run_id": 5, "node_id": 9, "group_id": "3", "message_id": "m"}
+    assert asked == [(org, header)]
     assert capsys.readouterr().err.startswith(f"ann: {kind} of round 3 answered after ")
 
 

@@ -26,8 +26,8 @@ class Clock:
 
 
 def count(state: Path, limits: Limits, clock: Clock | None = None, run: str = "r", **changes: Any) -> None:
-    told: dict[str, Any] = {"kind": "query.respond", "labels": None, "task": "main", **changes}
-    AnsweredCounts(state, clock or Clock()).count(limits, "ann", told.pop("task"), run, **told)
+    fields: dict[str, Any] = {"kind": "query.respond", "labels": None, "task": "main", **changes}
+    AnsweredCounts(state, clock or Clock()).count(limits, "ann", fields.pop("task"), run, **fields)
 
 
 def test_messages_of_a_day_whatever_the_run_and_task(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ MORE_S = 5
 def rewards(directory: Path) -> list[dict[str, float]]:
     """Each round's mean reward in training, by client."""
     lines = [json.loads(line) for line in text(directory / "metrics.jsonl").splitlines()]
-    return [{name: own["reward"] for name, own in line["clients"].items() if "reward" in own} for line in lines]
+    return [
+        {name: numbers["reward"] for name, numbers in line["clients"].items() if "reward" in numbers} for line in lines
+    ]
 
 
 def checkpoints(directory: Path) -> dict[str, bytes]:

@@ -42,19 +42,19 @@ def test_nobody_asks_for_anything_but_the_superlink(second: Traces, deployment: 
     assert {packet.protocol for packet in outside} <= {"tcp", "arp"}
     addresses = {name: network.address(name) for name in CLIENTS}
     opened = connections(outside)
-    assert {(one.source, one.destination, one.port) for one in opened} == {
+    assert {(connection.source, connection.destination, connection.port) for connection in opened} == {
         (address, server, port) for address in addresses.values()
     }
-    assert {frozenset((one.source, one.destination)) for one in outside if one.protocol == "tcp"} == {
+    assert {frozenset((packet.source, packet.destination)) for packet in outside if packet.protocol == "tcp"} == {
         frozenset((address, server)) for address in addresses.values()
     }
     inside = [packet for packet in packets if packet.device == "lo"]
     # A host whose line is cut tells itself that the SuperLink cannot be reached: its kernel, by ICMP.
-    own = {(packet.source, packet.destination) for packet in inside if packet.protocol == "icmp"}
-    assert own <= {(addresses["bob"], addresses["bob"])}
+    loops = {(packet.source, packet.destination) for packet in inside if packet.protocol == "icmp"}
+    assert loops <= {(addresses["bob"], addresses["bob"])}
     assert {packet.protocol for packet in inside} <= {"tcp", "icmp"}
     for name in CLIENTS:
-        opened = {one.port for one in connections(inside) if one.where == name}
+        opened = {connection.port for connection in connections(inside) if connection.where == name}
         assert opened == {deployment[name].port}
     assert second.notes["lost"] == 0
 

@@ -83,7 +83,7 @@ def exp(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:
-    """What `fedrlvr superlink init` leaves of interest here."""
+    """The files of `fedrlvr superlink init` that `federate` reads."""
     home = tmp_path / "hub" / "flower"
     home.mkdir(parents=True)
     text = '[superlink.fedrlvr]\naddress = "127.0.0.1:18000"\nroot-certificates = "/srv/ca.crt"\n'
@@ -92,7 +92,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 def federate(*arguments: object) -> tuple[str, BaseException | None, int]:
-    """What it prints, the error of ours that it raises, and the exit code."""
+    """The output of `fedrlvr federate`, its FedrlvrError or None, and the exit code."""
     result = CliRunner().invoke(app, ["federate", *map(str, arguments)])
     error = result.exception if isinstance(result.exception, FedrlvrError) else None
     return result.output, error, result.exit_code
@@ -250,19 +250,19 @@ def test_ctrl_c_stops_following_and_says_how_to_follow_end_or_resume(
 def test_what_travels_depends_on_the_methods(exp: Path, tmp_path: Path) -> None:
     from fedrlvr.config import load_config
 
-    def told(*overrides: str, numbers: int | None = None, path: Path | None = exp) -> str:
+    def lines_of(*overrides: str, numbers: int | None = None, path: Path | None = exp) -> str:
         return "\n".join(travels(load_config(path, overrides), numbers))
 
-    both = told(numbers=1000)
+    both = lines_of(numbers=1000)
     assert "(1,000 numbers, 4.0 kB)" in both
     assert "1 x 2 x 8 responses to the public problems" in both
     assert "labels" not in both
-    alone = told(numbers=1000, path=None)
+    alone = lines_of(numbers=1000, path=None)
     assert "public problems" not in alone
-    unswapped = told("coordination.swap=none")
+    unswapped = lines_of("coordination.swap=none")
     assert "public problems with their answers" in unswapped
     assert "responses to the public problems" not in unswapped
-    assert "(1,000 numbers, 1.0 kB)" in told("aggregation.precision=int8", numbers=1000)
-    assert "CARE's probes" in told("supervision.type=care", "supervision.share_probes=true")
-    assert "labels, its optimizer" in told("supervision.type=care")
-    assert "probes" not in told("supervision.type=care")
+    assert "(1,000 numbers, 1.0 kB)" in lines_of("aggregation.precision=int8", numbers=1000)
+    assert "CARE's probes" in lines_of("supervision.type=care", "supervision.share_probes=true")
+    assert "labels, its optimizer" in lines_of("supervision.type=care")
+    assert "probes" not in lines_of("supervision.type=care")

@@ -91,16 +91,16 @@ def evil_fab(trace: Path) -> bytes:
 
 
 def run_task(tmp_path: Path, who: str, *more: str) -> tuple[str, Path]:
-    """What a ClientApp process says to a message that came with the bundle, and Flower's directory afterwards."""
+    """The reply of a ClientApp process to a message that came with the bundle, and Flower's directory afterwards."""
     (tmp_path / "evil.fab").write_bytes(evil_fab(tmp_path / "trace"))
     (tmp_path / "site.toml").write_text(
         'name = "ann"\nsuperlink = "127.0.0.1:1"\n[tasks.main]\n[models]\nembedded = "embedded"\n'
     )
     home = tmp_path / "home"
-    own = {**flowerparts.environment(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**flowerparts.environment(home), "PYTHONDONTWRITEBYTECODE": "1"}
     arguments = [str(tmp_path / "evil.fab"), str(tmp_path / "site.toml"), who, "--insecure", "--token", "t", *more]
     command = [sys.executable, "-P", "-c", RUN_TASK, *arguments]
-    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     return done.stdout + done.stderr, home
 
 
@@ -159,12 +159,12 @@ def test_processes_of_flower_phone_nobody_and_find_our_programs_first(monkeypatc
     monkeypatch.delenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", raising=False)
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     monkeypatch.setenv("PATH", "/elsewhere")
-    own = flowerparts.environment(Path("/home/flower"), programs=Path("/ours"))
-    assert own["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert own["FLWR_DISABLE_UPDATE_CHECK"] == "1"
-    assert own["FLWR_HOME"] == "/home/flower"
-    assert own["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "0.2"
-    assert own["PATH"].split(os.pathsep) == ["/ours", str(Path(sys.executable).parent), "/elsewhere"]
+    environment = flowerparts.environment(Path("/home/flower"), programs=Path("/ours"))
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["FLWR_HOME"] == "/home/flower"
+    assert environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "0.2"
+    assert environment["PATH"].split(os.pathsep) == ["/ours", str(Path(sys.executable).parent), "/elsewhere"]
     monkeypatch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "3")
     assert flowerparts.environment(Path("/x"))["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] == "3"
 
@@ -245,7 +245,7 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "words"),
     [
         ("TLSV1_ALERT_UNKNOWN_CA", "another authority than ours"),
         ("SSLV3_ALERT_BAD_CERTIFICATE", "expired, or not for the name"),
@@ -255,10 +255,10 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
         ("NO_SHARED_CIPHER", "no shared cipher"),
     ],
 )
-def test_the_reason_of_a_failed_tls_connection_is_told_in_words(reason: str, told: str) -> None:
+def test_the_reason_of_a_failed_tls_connection_is_told_in_words(reason: str, words: str) -> None:
     failure = ssl.SSLError(1, f"[SSL: {reason}] x (_ssl.c:1)")
     failure.reason = reason
-    assert told in flowerparts.handshake_reason(failure)
+    assert words in flowerparts.handshake_reason(failure)
 
 
 @pytest.mark.parametrize(

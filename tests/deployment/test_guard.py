@@ -15,7 +15,7 @@ FLEET = "/v1/fleet/pull-messages"
 
 
 def asked(client: Any, server: Any, path: str, *, kind: str = "http", headers: Any = ()) -> list[dict[str, Any]] | None:
-    """What the guard itself answers; None if it lets the app answer."""
+    """The guard's answer to a request; None if it passes the request to the app."""
     reached, sent = [], []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

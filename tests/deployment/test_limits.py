@@ -27,7 +27,7 @@ TERMS = terms()
 
 
 def train(**changes: Any) -> TrainRequest:
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "round": 2,
         "seed": 1,
         "sampling": {"group_size": 4, "max_new_tokens": 16},
@@ -36,20 +36,20 @@ def train(**changes: Any) -> TrainRequest:
         "supervision": {"type": "labels"},
     }
     for key, value in changes.items():
-        old = told.get(key)
-        told[key] = {**old, **value} if isinstance(old, dict) and key != "supervision" else value
-    return make_request(**told)
+        old = fields.get(key)
+        fields[key] = {**old, **value} if isinstance(old, dict) and key != "supervision" else value
+    return make_request(**fields)
 
 
 def respond(**exchange: Any) -> RespondRequest:
-    told = train().model_dump()
-    told |= {"coordination": {"type": "pubswap", "public_problems": 6, "public_steps": 2, **exchange}, "exchange": 1}
-    return RespondRequest(**told)
+    fields = train().model_dump()
+    fields |= {"coordination": {"type": "pubswap", "public_problems": 6, "public_steps": 2, **exchange}, "exchange": 1}
+    return RespondRequest(**fields)
 
 
 def evaluate(**changes: Any) -> EvaluateRequest:
-    told = {"round": 2, "seed": 1, "sampling": {"max_new_tokens": 16}, "evaluate": {"samples": 3}}
-    return EvaluateRequest(**{**told, **changes})
+    fields = {"round": 2, "seed": 1, "sampling": {"max_new_tokens": 16}, "evaluate": {"samples": 3}}
+    return EvaluateRequest(**{**fields, **changes})
 
 
 AT_THE_EDGE = Limits(
@@ -191,10 +191,10 @@ def test_one_beyond_its_limit_is_refused_by_name(
     request_, delta = request_ if isinstance(request_, tuple) else (request_, None)
     with pytest.raises(LimitError) as error:
         check(limits(**changes), kind[type(request_).__name__], said, request_, public, delta)
-    told = str(error.value)
-    assert told.startswith("clinic-a ")
-    assert all(word in told for word in words), told
-    assert ";" not in told, "nothing else is in the way"
+    reason = str(error.value)
+    assert reason.startswith("clinic-a ")
+    assert all(word in reason for word in words), reason
+    assert ";" not in reason, "nothing else is in the way"
 
 
 def test_every_limit_is_enforced_somewhere_here() -> None:

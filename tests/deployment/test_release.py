@@ -151,8 +151,8 @@ def eight(learned: int = 8, length: int = 8) -> list[Group]:
 def request(kind: str = "train", **changes: Any) -> ClientRequest:
     asked: StretchRequest = make_request()
     if kind == "respond":
-        told = asked.model_dump() | {"coordination": {"type": "pubswap", "public_problems": 6}, "exchange": 1}
-        asked = RespondRequest.model_validate(told)
+        settings = asked.model_dump() | {"coordination": {"type": "pubswap", "public_problems": 6}, "exchange": 1}
+        asked = RespondRequest.model_validate(settings)
     fields = {"asked": asked.model_copy(update=changes), "place": "ann: round 1", "seed": 5}
     data, client = SimpleNamespace(name="ann", secret=b""), SimpleNamespace(initial=make_adapter())
     return cast(ClientRequest, SimpleNamespace(**fields, data=data, client=client))
@@ -353,9 +353,9 @@ def test_the_remainder_is_the_chance_of_rounding_up() -> None:
 
 
 def test_chances_are_the_messages_own_and_uniform() -> None:
-    one, same = _Chances(request()), _Chances(request())
+    chances, same = _Chances(request()), _Chances(request())
     other = _Chances(cast(ClientRequest, SimpleNamespace(seed=6)))
-    drawn = [one(str(i)) for i in range(1000)]
+    drawn = [chances(str(i)) for i in range(1000)]
     assert drawn == [same(str(i)) for i in range(1000)]
     assert not set(drawn) & {other(str(i)) for i in range(1000)}
     assert 0 <= min(drawn) < 0.01

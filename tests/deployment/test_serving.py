@@ -79,10 +79,10 @@ def adapter(directory: Path) -> dict[str, Any]:
     return dict(load_file(directory / "adapter" / "adapter_model.safetensors"))
 
 
-def largest_difference(one: Path, other: Path) -> float:
-    mine, yours = adapter(one), adapter(other)
-    assert list(mine) == list(yours)
-    return max(float((mine[name] - yours[name]).abs().max()) for name in mine)
+def largest_difference(directory: Path, other: Path) -> float:
+    tensors, expected = adapter(directory), adapter(other)
+    assert list(tensors) == list(expected)
+    return max(float((tensors[name] - expected[name]).abs().max()) for name in tensors)
 
 
 @pytest.mark.report
@@ -93,12 +93,12 @@ def test_it_ends_with_the_adapter_and_the_numbers_of_the_local_engine(
     grid = prepared(place, tmp_path / "deployed", PUBSWAP)
     result = serve(grid, {"directory": str(tmp_path / "deployed"), "wait": 1.0})
     assert largest_difference(tmp_path / "local", tmp_path / "deployed") < 1e-5
-    mine, yours = without_seconds(tmp_path / "local"), without_seconds(tmp_path / "deployed")
-    for one, other in zip(mine, yours, strict=True):
-        assert one.get("evaluate") == other.get("evaluate")
+    local, deployed = without_seconds(tmp_path / "local"), without_seconds(tmp_path / "deployed")
+    for line, other in zip(local, deployed, strict=True):
+        assert line.get("evaluate") == other.get("evaluate")
         for client in CLIENTS:
-            same = [key for key in one["clients"][client] if "tokens" in key or "reward" in key or "bytes" in key]
-            assert {key: one["clients"][client][key] for key in same} == {
+            same = [key for key in line["clients"][client] if "tokens" in key or "reward" in key or "bytes" in key]
+            assert {key: line["clients"][client][key] for key in same} == {
                 key: pytest.approx(other["clients"][client][key]) for key in same
             }
     assert (tmp_path / "deployed" / "report.html").stat().st_size > 1000

@@ -244,7 +244,7 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
     from fedrlvr.config import ModelConfig
     from fedrlvr.policy.base import load_base
 
-    def found(limit: int) -> list[Finding]:
+    def findings_of(limit: int) -> list[Finding]:
         org = organisation(
             tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "", "max_prompt_tokens": limit}}
         )
@@ -255,7 +255,7 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
 
     # "train 0 of ann?" and "test 0 of ann?" have 15 and 14 characters, barbara's 4 more; each is a token, and one
     # begins the text. So 16 and 15, 20 and 19, of 512; at most 16 have 12 of the 24 problems.
-    marks, tried, prompts = found(16)
+    marks, tried, prompts = findings_of(16)
     base = load_base(ModelConfig(name=organisation().config.models["tiny"], device="cpu"))
     ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
     assert marks == Finding("model tiny", f"{ids}; on cpu")
@@ -263,7 +263,7 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
     assert prompts.value == (
         "prompts of up to 16 tokens; 496 are left for a response; 12 longer than max_prompt_tokens = 16 are left out"
     )
-    assert [one.status for one in found(14)] == ["ok", "ok", "problem"]
+    assert [finding.status for finding in findings_of(14)] == ["ok", "ok", "problem"]
 
 
 def test_prompts_that_fill_the_model_are_told(organisation: Organisations) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from siteparts import closed_port, init_site, serving, told
+from siteparts import closed_port, init_site, output_of, serving
 from small_runs import write_problems
 from typer.testing import CliRunner
 
@@ -51,7 +51,7 @@ def authority(tmp_path: Path) -> Path:
 def test_init_makes_a_key_and_a_config_and_says_what_is_next(tmp_path: Path, authority: Path) -> None:
     directory = tmp_path / "clinic a"
     options = ["--superlink", "link.example:9092", "--root-certificates", authority / "ca.crt", "--port", 9999]
-    said = told("init", directory, "--name", "ann", *options)
+    said = output_of("init", directory, "--name", "ann", *options)
     org = load_site(directory)
     expected = SiteConfig.model_validate(
         {
@@ -145,9 +145,9 @@ def test_a_place_that_flower_could_not_be_told_of_is_refused(tmp_path: Path) -> 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
-    """What would have become of this process."""
+    """The programs and environments by which `site run` would have replaced this process."""
     calls: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(os, "execvpe", lambda file, command, own: calls.append((command, own)))
+    monkeypatch.setattr(os, "execvpe", lambda file, command, environment: calls.append((command, environment)))
     return calls
 
 
@@ -172,16 +172,16 @@ def test_run_starts_the_supernode_with_our_programs_first(
     fine = Finding("certificate", "fine")
     monkeypatch.setattr(checks, "server_certificate", lambda address, authority: fine)
     monkeypatch.setattr(checks, "registration", lambda org: fine)
-    told("run", tmp_path / "ann", "--superlink", "other.example:7")
-    [(command, own)] = started
+    output_of("run", tmp_path / "ann", "--superlink", "other.example:7")
+    [(command, environment)] = started
     assert command == [
         *("flower-supernode", "--superlink", "other.example:7", "--host", "127.0.0.1", "--port", "9094"),
         *("--root-certificates", str(tmp_path / "ann" / "ca.crt"), "--auth-supernode-private-key", str(org.key)),
         *("--node-config", f'site="{org.path}"'),
     ]
-    assert own["PATH"].split(os.pathsep)[0] == str(org.state / "bin")
-    assert own["FLWR_HOME"] == str(org.state / "flower")
-    assert own["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["PATH"].split(os.pathsep)[0] == str(org.state / "bin")
+    assert environment["FLWR_HOME"] == str(org.state / "flower")
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert (org.state / "bin" / "flwr-clientapp").stat().st_mode & 0o777 == 0o700
     assert org.state.stat().st_mode & 0o777 == 0o700
 
@@ -190,7 +190,7 @@ def test_a_superlink_that_is_not_there_yet_is_waited_for(
     tmp_path: Path, authority: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
     init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt", superlink=f"127.0.0.1:{closed_port()}")
-    assert "will try until it answers" in told("run", tmp_path / "ann")
+    assert "will try until it answers" in output_of("run", tmp_path / "ann")
     assert len(started) == 1
 
 
@@ -201,10 +201,10 @@ def test_run_says_what_a_supernode_would_fail_on(
     init_site(tmp_path)
     for name in ("key_pair", "server_certificate", "registration"):
         status = "problem" if name == what else "ok"
-        found = Finding(name, "a value", status, "What to do." if name == what else "")  # type: ignore[arg-type]
-        monkeypatch.setattr(checks, name, lambda *args, found=found: found)
+        finding = Finding(name, "a value", status, "What to do." if name == what else "")  # type: ignore[arg-type]
+        monkeypatch.setattr(checks, name, lambda *args, finding=finding: finding)
     with pytest.raises(ConfigError, match=f"{what}: a value. What to do."):
-        told("run", tmp_path)
+        output_of("run", tmp_path)
     assert not started
 
 
@@ -214,9 +214,9 @@ def test_an_insecure_site_runs_against_this_machine_alone(
     init_site(tmp_path, "--insecure", superlink="127.0.0.1:9092")
     assert not (tmp_path / "ann.key").exists()
     with pytest.raises(ConfigError, match="on this machine"):
-        told("run", tmp_path, "--superlink", "link.example:9092")
+        output_of("run", tmp_path, "--superlink", "link.example:9092")
     assert not started
-    told("run", tmp_path)
+    output_of("run", tmp_path)
     assert "--insecure" in started[0][0]
 
 
@@ -256,21 +256,21 @@ def test_check_of_a_config_that_cannot_be_read_says_so_and_ends(tmp_path: Path) 
 
 def test_status_shows_the_last_of_what_was_asked_and_stop_ends_the_worker(organisation: Organisations) -> None:
     org = organisation()
-    assert "worker does not run" in told("status", org.path)
-    assert "nothing was asked yet" in told("status", org.path)
-    assert told("stop", org.path) == "no worker was running\n"
+    assert "worker does not run" in output_of("status", org.path)
+    assert "nothing was asked yet" in output_of("status", org.path)
+    assert output_of("stop", org.path) == "no worker was running\n"
     channel.ask(org, {"type": "status"}, b"")
-    said = told("status", org.path)
+    said = output_of("status", org.path)
     result = channel.status(org)
     assert result is not None
     assert f"pid {result['pid']}" in said
     for number in range(30):
         with org.log.open("a") as log:
             log.write(f"line {number}\n")
-    assert [line.strip() for line in told("status", org.path).splitlines()[-10:]] == [
+    assert [line.strip() for line in output_of("status", org.path).splitlines()[-10:]] == [
         f"line {n}" for n in range(20, 30)
     ]
-    assert told("stop", org.path) == "the worker has ended\n"
+    assert output_of("stop", org.path) == "the worker has ended\n"
     assert channel.status(org) is None
 
 

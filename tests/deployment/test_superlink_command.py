@@ -33,8 +33,8 @@ WAIT_S = 90.0
 """Seconds; for a machine with much else to do."""
 
 
-def told(*arguments: object, app: object = superlink) -> str:
-    """What a command prints; its errors are raised."""
+def output_of(*arguments: object, app: object = superlink) -> str:
+    """The output of a command; an error of the command is raised."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])  # type: ignore[arg-type]
     if result.exception is not None:
         raise result.exception
@@ -67,7 +67,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a SuperLink that runs, listening on all addresses; its log is in <directory>/log."""
     directory, port = tmp_path_factory.mktemp("superlink") / "here", free_port()
-    told("init", directory, "--address", f"127.0.0.1:{port}", "--host", "0.0.0.0")
+    output_of("init", directory, "--address", f"127.0.0.1:{port}", "--host", "0.0.0.0")
     log = directory / "log"
     command = [sys.executable, "-m", "fedrlvr", "superlink", "run", str(directory)]
     with log.open("wb") as out:
@@ -92,7 +92,7 @@ def organisation(server: Path, directory: Path, name: str) -> Path:
     """An organisation's directory, as `site init` makes it."""
     address = load_superlink(server).address
     options = ["--name", name, "--superlink", address, "--port", free_port()]
-    told("init", directory, *options, "--root-certificates", server / "ca.crt", app=site)
+    output_of("init", directory, *options, "--root-certificates", server / "ca.crt", app=site)
     return directory
 
 
@@ -115,7 +115,7 @@ def size(server: Path) -> int:
 
 def test_init_makes_keys_and_settings_and_says_what_is_next(tmp_path: Path) -> None:
     directory = tmp_path / "a b"
-    said = told("init", directory, "--address", "link.example:9092", "--name", "10.1.2.3")
+    said = output_of("init", directory, "--address", "link.example:9092", "--name", "10.1.2.3")
     assert load_superlink(directory) == SuperLink("link.example:9092", "0.0.0.0", 9092, False)
     names = hosts_of(read_certificate(directory / "server.crt"))
     assert names == ["link.example", "10.1.2.3", "127.0.0.1", "localhost", "::1"]
@@ -145,35 +145,35 @@ def test_init_makes_keys_and_settings_and_says_what_is_next(tmp_path: Path) -> N
 def test_it_listens_where_it_is_reached_and_this_machine_finds_it(
     tmp_path: Path, address: str, host: str | None, bind: str, local: str
 ) -> None:
-    told("init", tmp_path, "--address", address, *(["--host", host] if host else []))
+    output_of("init", tmp_path, "--address", address, *(["--host", host] if host else []))
     link = load_superlink(tmp_path)
     assert (link.host, link.local) == (bind, local)
     assert local.rpartition(":")[0].strip("[]") in hosts_of(read_certificate(tmp_path / "server.crt"))
 
 
 def test_a_second_init_overwrites_nothing(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", "127.0.0.1:9")
+    output_of("init", tmp_path, "--address", "127.0.0.1:9")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(ConfigError, match=r"superlink\.toml exists already"):
-        told("init", tmp_path, "--address", "127.0.0.1:9")
+        output_of("init", tmp_path, "--address", "127.0.0.1:9")
     (tmp_path / "superlink.toml").unlink()
     with pytest.raises(ConfigError, match=r"config\.toml exists already"):
-        told("init", tmp_path, "--address", "127.0.0.1:9")
+        output_of("init", tmp_path, "--address", "127.0.0.1:9")
     shutil.rmtree(tmp_path / "flower")
     with pytest.raises(ConfigError, match=r"ca\.key exists already"):
-        told("init", tmp_path, "--address", "127.0.0.1:9")
+        output_of("init", tmp_path, "--address", "127.0.0.1:9")
     assert all(file.read_bytes() == before[file] for file in before if file.exists())
 
 
 @pytest.mark.parametrize("more", [["--address", "link.example:9"], ["--address", "127.0.0.1:9", "--host", "0.0.0.0"]])
 def test_without_tls_only_on_loopback(tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(ConfigError, match="loopback"):
-        told("init", tmp_path, "--insecure", *more)
+        output_of("init", tmp_path, "--insecure", *more)
     assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_were_changed_by_hand_cannot_open_it(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", "127.0.0.1:9", "--insecure")
+    output_of("init", tmp_path, "--address", "127.0.0.1:9", "--insecure")
     assert not (tmp_path / "ca.key").exists()
     file = tmp_path / "superlink.toml"
     file.write_text(file.read_text().replace('host = "127.0.0.1"', 'host = "0.0.0.0"'))
@@ -190,7 +190,7 @@ def test_settings_that_were_changed_by_hand_cannot_open_it(tmp_path: Path) -> No
 @pytest.mark.parametrize("address", ["link.example", "link.example:0", "link.example:x", ":9", "0.0.0.0:9"])
 def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigError, match="--address"):
-        told("init", tmp_path, "--address", address)
+        output_of("init", tmp_path, "--address", address)
     assert not list(tmp_path.iterdir())
 
 
@@ -198,11 +198,11 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> Non
 def test_it_starts_with_tls_and_keys_unless_it_is_insecure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool
 ) -> None:
-    told("init", tmp_path, "--address", "127.0.0.1:9", *["--insecure"] * insecure)
+    output_of("init", tmp_path, "--address", "127.0.0.1:9", *["--insecure"] * insecure)
     started: list[list[str]] = []
     monkeypatch.setattr(flowerparts, "run_superlink", started.append)
     monkeypatch.setattr(superlink_command.logging.getLogger("fedrlvr"), "handlers", [])
-    told("run", tmp_path)
+    output_of("run", tmp_path)
     common = ["--host", "127.0.0.1", "--port", "9", "--database", str(tmp_path / "state.db")]
     common += ["--disable-runtime-dependency-installation"]
     secure = ["--ssl-ca-certfile", f"{tmp_path}/ca.crt", "--ssl-certfile", f"{tmp_path}/server.crt"]
@@ -214,15 +214,15 @@ def test_it_starts_with_tls_and_keys_unless_it_is_insecure(
 
 
 def test_it_does_not_start_without_its_certificate(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", "127.0.0.1:9")
+    output_of("init", tmp_path, "--address", "127.0.0.1:9")
     (tmp_path / "server.crt").unlink()
     with pytest.raises(ConfigError, match=r"server\.crt is missing"):
-        told("run", tmp_path)
+        output_of("run", tmp_path)
 
 
 def test_renewing_keeps_the_names_and_says_that_a_start_is_needed(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", "link.example:9")
-    said = told("renew", tmp_path, "--name", "new.example")
+    output_of("init", tmp_path, "--address", "link.example:9")
+    said = output_of("renew", tmp_path, "--name", "new.example")
     assert "link.example, 127.0.0.1, localhost, ::1, new.example" in said
     assert "next start" in said
 
@@ -244,8 +244,8 @@ def request(server: Path, method: str, path: str, source: str) -> int:
 
 @pytest.mark.slow
 def test_from_another_address_only_the_fleet_api_can_be_reached(server: Path) -> None:
-    own = [a.address for entries in psutil.net_if_addrs().values() for a in entries if a.family == socket.AF_INET]
-    others = [address for address in own if not address.startswith("127.")]
+    addresses = [a.address for entries in psutil.net_if_addrs().values() for a in entries if a.family == socket.AF_INET]
+    others = [address for address in addresses if not address.startswith("127.")]
     if not others:
         pytest.skip("this machine has no other address than loopback's")
     start = size(server)
@@ -265,22 +265,22 @@ def test_an_organisation_is_registered_listed_and_unregistered(server: Path, tmp
     key = organisation(server, tmp_path / "ann", "ann") / "ann.key.pub"
     other = organisation(server, tmp_path / "bob", "bob") / "bob.key.pub"
     mark = key_fingerprint(read_public_key(key))
-    assert mark in told("register", server, key, "--name", "ann")
-    listed = told("members", server)
+    assert mark in output_of("register", server, key, "--name", "ann")
+    listed = output_of("members", server)
     assert [line.split() for line in listed.splitlines() if line.startswith("ann")] == [["ann", "registered", mark]]
     for file, name in ((other, "ann"), (key, "ann-2")):
         with pytest.raises(ConfigError, match="ann is registered already"):
-            told("register", server, file, "--name", name)
-    told("unregister", server, "ann")
-    assert "ann" not in told("members", server)
+            output_of("register", server, file, "--name", name)
+    output_of("unregister", server, "ann")
+    assert "ann" not in output_of("members", server)
     with pytest.raises(ConfigError, match="does not take such a key again"):
-        told("register", server, key, "--name", "ann")
+        output_of("register", server, key, "--name", "ann")
     with pytest.raises(ConfigError, match="no organisation ann"):
-        told("unregister", server, "ann")
+        output_of("unregister", server, "ann")
     with pytest.raises(ConfigError, match="letters, digits"):
-        told("register", server, other, "--name", "b b")
+        output_of("register", server, other, "--name", "b b")
     with pytest.raises(ConfigError, match="no public key"):
-        told("register", server, server / "ca.crt", "--name", "cyd")
+        output_of("register", server, server / "ca.crt", "--name", "cyd")
 
 
 @pytest.mark.slow
@@ -319,7 +319,7 @@ def test_who_speaks_no_tls_is_in_the_servers_log(server: Path) -> None:
 @pytest.mark.slow
 def test_a_registered_organisation_connects_and_a_check_does_not_disturb_it(server: Path, tmp_path: Path) -> None:
     directory = organisation(server, tmp_path / "f f", "fay")
-    told("register", server, directory / "fay.key.pub", "--name", "fay")
+    output_of("register", server, directory / "fay.key.pub", "--name", "fay")
     org, start = load_site(directory), size(server)
     assert checks.registration(org).value.endswith(key_fingerprint(read_public_key(directory / "fay.key.pub")))
     log = tmp_path / "log"
@@ -334,7 +334,7 @@ def test_a_registered_organisation_connects_and_a_check_does_not_disturb_it(serv
             checks.port(org).value
             == f"{org.config.port}, on which this organisation's SuperNode listens (process {process.pid})"
         )
-        assert f"SuperNode runs (process {process.pid})" in told("status", directory, app=site)
+        assert f"SuperNode runs (process {process.pid})" in output_of("status", directory, app=site)
         assert state_of(server, "fay") == "online"
         assert len(lines_since(server, start, "Activated node_id")) == 1
     finally:
@@ -344,7 +344,7 @@ def test_a_registered_organisation_connects_and_a_check_does_not_disturb_it(serv
 
 
 def state_of(server: Path, name: str) -> str:
-    return next(line.split()[1] for line in told("members", server).splitlines() if line.startswith(name))
+    return next(line.split()[1] for line in output_of("members", server).splitlines() if line.startswith(name))
 
 
 def run_site(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -353,15 +353,15 @@ def run_site(directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_commands_say_that_the_superlink_does_not_run(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", f"127.0.0.1:{free_port()}")
+    output_of("init", tmp_path, "--address", f"127.0.0.1:{free_port()}")
     with pytest.raises(ConfigError, match="Is `fedrlvr superlink run` running"):
-        told("members", tmp_path)
+        output_of("members", tmp_path)
 
 
 def test_an_insecure_superlink_has_nobody_to_register(tmp_path: Path) -> None:
-    told("init", tmp_path, "--address", "127.0.0.1:9", "--insecure")
+    output_of("init", tmp_path, "--address", "127.0.0.1:9", "--insecure")
     certificates.make_node_key(tmp_path / "ann.key")
     with pytest.raises(ConfigError, match="without keys"):
-        told("register", tmp_path, tmp_path / "ann.key.pub", "--name", "ann")
+        output_of("register", tmp_path, tmp_path / "ann.key.pub", "--name", "ann")
     with pytest.raises(ConfigError, match="without TLS"):
-        told("renew", tmp_path)
+        output_of("renew", tmp_path)

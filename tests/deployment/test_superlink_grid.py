@@ -40,7 +40,7 @@ class Time:
 
 
 class FlowersGrid(LocalGrid):
-    """What Flower's own grid does: takes messages, and has replies later. delays: seconds by client; none: never."""
+    """A fake of Flower's grid: it takes messages and has replies later. delays: seconds by client; None: no reply."""
 
     def __init__(self, time: Time, delays: dict[str, float | None]) -> None:
         super().__init__(lambda messages, _: [], {})
@@ -79,7 +79,7 @@ class FlowersGrid(LocalGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         asked = list(message_ids)
         self.pulled.append(asked)
-        return [self.ready.pop(one) for one in asked if one in self.ready]
+        return [self.ready.pop(message_id) for message_id in asked if message_id in self.ready]
 
 
 def made(
@@ -99,7 +99,7 @@ def messages(nodes: Iterable[int] = (1, 2, 3)) -> list[Message]:
 
 
 def heard(replies: Iterable[Message]) -> dict[int, str]:
-    """By the client's number what it said, or why it did not."""
+    """The content of each client's reply, or the reason of its error, by the client's number."""
     return {
         r.metadata.src_node_id: str(r.content["config"]["from"]) if r.has_content() else r.error.reason  # type: ignore[index]
         for r in replies

@@ -17,8 +17,8 @@ PLAIN = make_terms().model_dump(exclude_unset=True)
 
 
 def message(**changes: Any) -> RecordDict:
-    told = {"protocol": PROTOCOL, "version": __version__, **PLAIN, **changes}
-    return RecordDict({TERMS: ConfigRecord({"json": json.dumps(told)})})
+    fields = {"protocol": PROTOCOL, "version": __version__, **PLAIN, **changes}
+    return RecordDict({TERMS: ConfigRecord({"json": json.dumps(fields)})})
 
 
 def test_terms_come_back_as_they_went() -> None:
@@ -50,7 +50,7 @@ def test_terms_that_are_not_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "theirs"),
+    ("content", "words"),
     [
         ({"protocol": PROTOCOL + 1, "version": "9.9"}, f"(fedrlvr 9.9) speaks protocol {PROTOCOL + 1} "),
         ({"protocol": "1"}, "(fedrlvr None) speaks protocol 1 "),
@@ -58,10 +58,10 @@ def test_terms_that_are_not_json(text: str) -> None:
         ([], "(fedrlvr of unknown version) speaks protocol None "),
     ],
 )
-def test_another_protocol_is_told_by_both_versions_before_anything_else(told: Any, theirs: str) -> None:
+def test_another_protocol_is_told_by_both_versions_before_anything_else(content: Any, words: str) -> None:
     with pytest.raises(MessageError) as error:
-        read_terms(RecordDict({TERMS: ConfigRecord({"json": json.dumps(told)})}))
-    assert theirs in str(error.value)
+        read_terms(RecordDict({TERMS: ConfigRecord({"json": json.dumps(content)})}))
+    assert words in str(error.value)
     assert f"(fedrlvr {__version__}) {PROTOCOL}: install the same release at both" in str(error.value)
 
 

@@ -29,10 +29,10 @@ def a_content() -> RecordDict:
     return RecordDict({"second": ConfigRecord({"k": "v"}), "arrays": arrays, "first": MetricRecord({"n": 1})})
 
 
-def same(one: RecordDict, other: RecordDict) -> None:
+def same(content: RecordDict, other: RecordDict) -> None:
     """Equal in names, order, types and values; -0.0 and nan too."""
-    assert list(one) == list(other)
-    for name, record in one.items():
+    assert list(content) == list(other)
+    for name, record in content.items():
         twin = other[name]
         assert type(record) is type(twin)
         assert list(record) == list(twin)

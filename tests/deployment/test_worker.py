@@ -49,7 +49,7 @@ def until(what: object, seconds: float = 120.0) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; a child of ours is reaped."""
+    """Says if a process has ended; a child of this process is reaped."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:

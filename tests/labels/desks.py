@@ -78,7 +78,7 @@ class Process:
         self.process.wait(30)
 
     def interrupt(self) -> str:
-        """What it says at the end, once it got Ctrl-C."""
+        """Sends Ctrl-C to the desk and returns its last output."""
         self.process.send_signal(signal.SIGINT)
         said, _ = self.process.communicate(timeout=30)
         return said
@@ -101,7 +101,7 @@ def start(run: Path, *options: str, port: int = 0) -> Process:
 
 @contextmanager
 def desk(run: Path, *options: str, port: int = 0) -> Iterator[Process]:
-    """As `start`, and ended at the end."""
+    """A desk that `start` starts, ended with the context."""
     started = start(run, *options, port=port)
     try:
         yield started
@@ -128,7 +128,7 @@ def serving(run: Path) -> Iterator[str]:
 
 
 def error_of(text: str) -> str:
-    """What a refusal of the API says."""
+    """The error message in a refusal of the API."""
     tree = json.loads(text)
     assert list(tree) == ["error"]
     return str(tree["error"])

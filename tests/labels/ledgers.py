@@ -21,8 +21,8 @@ def query(
     return Query(Question(prompt, problem, "sums", kind), step, rank, score, 0.75, majority, 5, 8, responses)
 
 
-def same(one: str, other: str) -> bool:
-    return float(one) == float(other)
+def same(answer: str, other: str) -> bool:
+    return float(answer) == float(other)
 
 
 def asked(ledger: LabelLedger, *problems: str, step: int = 1, at: float = 0.0) -> None:

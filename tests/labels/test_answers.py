@@ -31,7 +31,7 @@ def attributes(path: Path) -> Iterator[ast.Attribute]:
 
 
 def where(*names: str) -> dict[str, set[str]]:
-    """By file: everything of which one of these attributes is taken, whether it is called or handed on."""
+    """The expressions of which one of these attributes is taken, called or handed on, by file."""
     result: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in attributes(path):
@@ -123,11 +123,11 @@ def test_a_reward_of_ones_own_sees_the_label_and_what_else_the_problem_says() ->
         seen.append((completion, problem))
         return 0.25
 
-    mine = answers(reward=reward)
-    assert mine.grade(SUM.question, "9", ["x", "y"]) == [0.25, 0.25]
+    rewarded = answers(reward=reward)
+    assert rewarded.grade(SUM.question, "9", ["x", "y"]) == [0.25, 0.25]
     labelled = Problem("2 + 2", "9", "sum", "sums", "math", {"note": 7})
     assert seen == [("x", labelled), ("y", labelled)]
-    assert next(iter(mine.everything())).answer == "4"
+    assert next(iter(rewarded.everything())).answer == "4"
 
 
 def test_an_empty_label_grades_nothing() -> None:

@@ -255,19 +255,19 @@ def test_share_total_and_day_each_bind(
 def test_rewards_are_by_what_was_bought_and_else_the_majoritys(disk: LabelLedger, clock: Clock) -> None:
     ledger, method = dataset(disk, clock), Selection("entropy", budget=0.25, rest="masked")
     result = method.supervise(step(0), ledger)
-    assert [(one.rewards, one.true) for one in result[:3]] == [
+    assert [(group.rewards, group.true) for group in result[:3]] == [
         ([1.0, 1.0, 0.0], True),  # 1 + 1
         ([0.0, 0.0, 1.0], True),  # 2 + 2, where the majority says 2
         ([1.0, 1.0, 0.0], False),
     ]
-    assert [one.true for one in method.supervise(step(1), ledger)] == [True] * 4 + [False] * 4
+    assert [group.true for group in method.supervise(step(1), ledger)] == [True] * 4 + [False] * 4
 
 
 def test_people_answer_between_two_steps(disk: LabelLedger, clock: Clock) -> None:
     ledger, method = desk(disk, clock), Selection("entropy", budget=0.25, rest="masked")
-    assert [one.true for one in method.supervise(step(0), ledger)] == [False] * 8
+    assert [group.true for group in method.supervise(step(0), ledger)] == [False] * 8
     disk.answer("p2", "correct", "4", expert="eve", at=1.0)
     result = method.supervise(step(1), ledger)
-    assert [one.true for one in result] == [False, True] + [False] * 6
+    assert [group.true for group in result] == [False, True] + [False] * 6
     assert (result[1].rewards, result[1].multiplier) == ([0.0, 0.0, 1.0], 1.0)
     assert (result[0].multiplier, disk.asked()) == (0.0, 4)

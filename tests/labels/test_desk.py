@@ -344,7 +344,7 @@ def test_going_back_gives_ones_own_words_the_latest_first(
         now[0] = time
         say(web, problem, verdict, "42" if verdict == "accept" else None, expert)
     last = [web.get(f"/api/last?expert=ann&back={back}").json() for back in (0, 1, 2, -1)]
-    assert [one["problem"] and one["problem"]["problem"] for one in last] == ["p1", "p2", None, None]
+    assert [reply["problem"] and reply["problem"]["problem"] for reply in last] == ["p1", "p2", None, None]
     assert last[0]["said"] == {"verdict": "skip", "answer": None}
     assert last[1]["said"] == {"verdict": "accept", "answer": "42"}
     assert set(last[1]["problem"]) == set(web.get("/api/next?expert=cyd").json()["problem"] or last[1]["problem"])

@@ -92,9 +92,9 @@ def test_the_command_writes_and_reads_tables(tmp_path: Path) -> None:
     assert command(run, "--import", table, "--expert", "Dr. Ruiz")[:2] == (0, "stored 1 new answers of Dr. Ruiz\n")
     assert [entry.state for entry in ledger_of(run).entries()] == ["labelled", "open"]
     table.write_text("problem,answer\np1,1\n")
-    code, _, told = command(run, "--import", table, "--expert", "Dr. Ruiz")
+    code, _, error = command(run, "--import", table, "--expert", "Dr. Ruiz")
     assert code == 1
-    assert "line 2" in told
+    assert "line 2" in error
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_the_command_writes_and_reads_tables(tmp_path: Path) -> None:
 def test_options_that_cannot_be_are_one_paragraph(tmp_path: Path, options: list[str], words: str) -> None:
     run = run_directory(tmp_path / "run")
     ask(ledger_of(run), "p1")
-    code, _, told = command(run, *options)
+    code, _, error = command(run, *options)
     assert code == 1
-    assert words in told
-    assert told.startswith("error: ")
-    assert len(told.splitlines()) == 1
+    assert words in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
 
 
 def test_help_and_mistakes_are_answered_without_loading_the_server(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_the_served_desk_is_quiet_about_what_passes_it_and_warns_where_others_ca
         assert httpx.get(f"{base}/api/progress", headers={**bearer, "Host": "desk.example"}).status_code == 200
         with contextlib.suppress(httpx.TransportError):  # it may hang up before all of it is sent
             assert httpx.post(f"{base}/api/answer", headers=bearer, content=b" " * 2**20).status_code == 413
-        code, _, told = command(run, "--port", served.port)
-        assert (code, str(served.port) in told) == (1, True)
+        code, _, error = command(run, "--port", served.port)
+        assert (code, str(served.port) in error) == (1, True)
         said = served.interrupt()
     assert served.process.returncode == 0
     assert "every answer is stored" in said

@@ -378,9 +378,9 @@ def test_going_back_leaves_open_questions_of_a_desk(ledger: LabelLedger) -> None
 def test_runs_on_one_ledger_count_their_uses_apart(path: Path, ledger: LabelLedger) -> None:
     asked(ledger, "a")
     other = LabelLedger(path, run="second")
-    for one in (ledger, other):
-        one.use("a", 1)
-        one.use("a", 1)
+    for run in (ledger, other):
+        run.use("a", 1)
+        run.use("a", 1)
     assert ledger.counts().uses == 2
     other.rewind(0)
     assert ledger.counts().uses == 1

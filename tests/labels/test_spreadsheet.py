@@ -96,7 +96,7 @@ def test_others_rows_are_left_alone_and_an_open_second_opinion_has_a_row(ledger:
     file = io.StringIO(newline="")
     csv.writer(file).writerows([header, *rows])
     assert read(file.getvalue(), ledger, "Bob", 2.0) == 1
-    assert [(one.expert, one.answer) for one in opinions(ledger)["p1"]] == [("Ann", "5"), ("Bob", "6")]
+    assert [(opinion.expert, opinion.answer) for opinion in opinions(ledger)["p1"]] == [("Ann", "5"), ("Bob", "6")]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_others_rows_are_left_alone_and_an_open_second_opinion_has_a_row(ledger:
 def test_what_spreadsheets_make_of_a_table_is_read(ledger: LabelLedger, encode: object) -> None:
     text = "problem,verdict,answer\r\np1,,é 7\r\np2,unanswerable,\r\np3,,\r\n"
     assert read(encode(text), ledger, "Ann", 1.0) == 2  # type: ignore[operator]
-    assert [one[0].answer if one else "-" for one in opinions(ledger).values()] == ["é 7", None, "-"]
+    assert [given[0].answer if given else "-" for given in opinions(ledger).values()] == ["é 7", None, "-"]
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def work(
     return drawn, stats, {client: [g[i] for g in gradients] for i, client in enumerate(adapters)}
 
 
-def assert_near(mine: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    assert (mine - theirs).abs().max().item() <= tolerance * theirs.abs().max().item()
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert (actual - expected).abs().max().item() <= tolerance * expected.abs().max().item()
 
 
 def flat(groups: list[list[Response]]) -> list[Response]:
@@ -87,15 +87,15 @@ def assert_as_by_hand(directory: Path, rank: int, engine: EngineConfig, clients:
     for client, adapter in adapters.items():
         alone = by_hand(tiny_cohort(directory, engine=engine), changes.get(client))
         their_drawn, their_stats, their_gradients = work(alone, {client: adapter})
-        for mine, theirs in zip(flat(drawn[client]), flat(their_drawn[client]), strict=True):
-            assert mine.token_ids == theirs.token_ids
-            assert mine.logps == pytest.approx(theirs.logps, abs=1e-4)
+        for response, expected in zip(flat(drawn[client]), flat(their_drawn[client]), strict=True):
+            assert response.token_ids == expected.token_ids
+            assert response.logps == pytest.approx(expected.logps, abs=1e-4)
         assert (drawn[client] != plain[client]) == (client in changes)
         assert numbers_of(stats[client]) == pytest.approx(numbers_of(their_stats[client]), rel=1e-4, abs=1e-5)
         assert stats[client].ratios.largest == pytest.approx(1.0, abs=1e-3)  # the training pass has the change too
         assert len(gradients[client]) == len(their_gradients[client]) > 0
-        for one, other in zip(gradients[client], their_gradients[client], strict=True):
-            assert_near(one, other, 1e-4)
+        for gradient, other in zip(gradients[client], their_gradients[client], strict=True):
+            assert_near(gradient, other, 1e-4)
 
 
 @pytest.mark.parametrize("rank", [2, 32], ids=["factors", "dense"])
@@ -119,8 +119,8 @@ def test_recomputed_activations_have_the_change_too(llama: Path) -> None:
     cohorts = [tiny_cohort(llama, checkpointing=checkpointing) for checkpointing in (False, True)]
     change, adapter = change_of(cohorts[0], 1, 2), moved_adapter(cohorts[0], 3)
     (_, _, plain), (_, _, saving) = (work(cohort, {"a": adapter}, {"a": change}) for cohort in cohorts)
-    for mine, theirs in zip(saving["a"], plain["a"], strict=True):
-        assert_near(mine, theirs)
+    for gradient, expected in zip(saving["a"], plain["a"], strict=True):
+        assert_near(gradient, expected)
 
 
 @pytest.mark.parametrize("rank", [2, 32], ids=["factors", "dense"])
@@ -134,9 +134,9 @@ def test_a_layer_and_its_gradients_against_the_dense_sum(
 ) -> None:
     """Four clients, 12 rows. Rows that are nobody's have the base weight alone."""
     cohort = tiny_cohort(llama)
-    one, two = change_of(cohort, 1, rank), change_of(cohort, 2, rank, scale=0.5)
+    first, second = change_of(cohort, 1, rank), change_of(cohort, 2, rank, scale=0.5)
     adapters = {client: moved_adapter(cohort, seed) for client, seed in SEEDS.items()}
-    cohort.seat(adapters, {"a": one, "b": one, "d": two})
+    cohort.seat(adapters, {"a": first, "b": first, "d": second})
     name = "model.layers.1.mlp.up_proj"
     layer = cohort.stack.layers[name]
     assert layer.A is not None
@@ -144,31 +144,31 @@ def test_a_layer_and_its_gradients_against_the_dense_sum(
     x = torch.randn(12, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
     weights = torch.randn(12, 48, generator=torch.Generator().manual_seed(6))
     cohort.stack.spans = spans
-    mine = layer(x)
-    ours = torch.autograd.grad((mine * weights).sum(), (x, layer.A, layer.B))
+    output = layer(x)
+    ours = torch.autograd.grad((output * weights).sum(), (x, layer.A, layer.B))
 
     rows = []
     owner = {r: i for i, start, end in spans or [(i, 3 * i, 3 * i + 3) for i in range(4)] for r in range(start, end)}
     for r in range(12):
         weight = layer.base.weight
         if r in owner:
-            change = [one, one, None, two][owner[r]]
+            change = [first, first, None, second][owner[r]]
             weight = weight + 2.0 * layer.B[owner[r]] @ layer.A[owner[r]]  # alpha 8, rank 4
             if change is not None:
                 weight = weight + change.scale * change.layers[name].B @ change.layers[name].A
         rows.append(weight @ x[r])
     wanted = torch.stack(rows)
-    assert_near(mine, wanted)
+    assert_near(output, wanted)
     for a, b in zip(ours, torch.autograd.grad((wanted * weights).sum(), (x, layer.A, layer.B)), strict=True):
         assert_near(a, b)
 
 
 def test_neighbours_of_one_change_are_one_product() -> None:
-    one, two = (Change(Factors(torch.ones(1, 4), torch.ones(4, 1)), 1.0, torch.device("cpu")) for _ in range(2))
-    assert _parts([one, one, None, one, two], None, 10) == [(one, 0, 4), (one, 6, 8), (two, 8, 10)]
-    assert _parts([one, one, two], [(0, 0, 3), (1, 3, 9), (2, 9, 11)], 11) == [(one, 0, 9), (two, 9, 11)]
-    assert _parts([one, one, two], [(0, 0, 3), (1, 4, 9)], 11) == [(one, 0, 3), (one, 4, 9)]
-    assert _parts([None, one], [(0, 0, 3)], 3) == []
+    first, second = (Change(Factors(torch.ones(1, 4), torch.ones(4, 1)), 1.0, torch.device("cpu")) for _ in range(2))
+    assert _parts([first, first, None, first, second], None, 10) == [(first, 0, 4), (first, 6, 8), (second, 8, 10)]
+    assert _parts([first, first, second], [(0, 0, 3), (1, 3, 9), (2, 9, 11)], 11) == [(first, 0, 9), (second, 9, 11)]
+    assert _parts([first, first, second], [(0, 0, 3), (1, 4, 9)], 11) == [(first, 0, 3), (first, 4, 9)]
+    assert _parts([None, first], [(0, 0, 3)], 3) == []
 
 
 def test_a_federations_change_is_held_once_in_its_smaller_form(llama: Path) -> None:

@@ -42,18 +42,18 @@ Moments = dict[str, dict[str, torch.Tensor]]
 
 
 def encoded(cohort: Cohort, prompts: Mapping[str, Sequence[str]] = PROMPTS) -> dict[str, list[list[int]]]:
-    return {client: [cohort.base.encode(prompt) for prompt in mine] for client, mine in prompts.items()}
+    return {client: [cohort.base.encode(prompt) for prompt in texts] for client, texts in prompts.items()}
 
 
 def groups_of(cohort: Cohort, drawn: Drawn, scale: Mapping[str, float] | None = None) -> dict[str, list[Group]]:
     """Every group with advantages; the second one of a client has none, the last one's are larger."""
     ids = encoded(cohort)
     groups = {}
-    for client, mine in drawn.items():
+    for client, drawn_groups in drawn.items():
         factor = (scale or {}).get(client, 1.0)
         groups[client] = [
             group_of(ids[client][p], responses, [0.0] * 4 if p == 1 else [1.5 * factor, -1.0, 0.0, -0.5 - p])
-            for p, responses in enumerate(mine)
+            for p, responses in enumerate(drawn_groups)
         ]
     return groups
 
@@ -74,9 +74,9 @@ def two_steps(
     return drawn, stats, cohort.adapters(), moments
 
 
-def share_beyond(tolerance: float, one: Adapter, other: Adapter) -> float:
+def share_beyond(tolerance: float, adapter: Adapter, other: Adapter) -> float:
     """Share of the entries that differ by more."""
-    gaps = [(a - b).abs().flatten() for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True)]
+    gaps = [(a - b).abs().flatten() for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True)]
     return float((torch.cat(gaps) > tolerance).float().mean())
 
 
@@ -93,11 +93,11 @@ def test_four_stacked_clients_get_what_each_gets_alone(kind: str, model_of: Call
     drawn, stats, updated, moments = two_steps(cohort, adapters)
     for client, adapter in adapters.items():
         alone_drawn, alone_stats, alone_updated, alone_moments = two_steps(cohort, {client: adapter})
-        for mine, other in zip(drawn[client], alone_drawn[client], strict=True):
-            assert [r.token_ids for r in mine] == [r.token_ids for r in other]
-            assert [r.finished for r in mine] == [r.finished for r in other]
-            for one, two in zip(mine, other, strict=True):
-                assert one.logps == pytest.approx(two.logps, abs=TOLERANCE)
+        for group, other in zip(drawn[client], alone_drawn[client], strict=True):
+            assert [r.token_ids for r in group] == [r.token_ids for r in other]
+            assert [r.finished for r in group] == [r.finished for r in other]
+            for response, expected in zip(group, other, strict=True):
+                assert response.logps == pytest.approx(expected.logps, abs=TOLERANCE)
         for step, alone_step, tolerance in zip(stats, alone_stats, (TOLERANCE, ADAPTER_TOLERANCE), strict=True):
             assert numbers_of(step[client]) == pytest.approx(
                 numbers_of(alone_step[client]), rel=tolerance, abs=tolerance
@@ -110,7 +110,7 @@ def test_four_stacked_clients_get_what_each_gets_alone(kind: str, model_of: Call
             if key.startswith("m."):
                 gap = float((moment - alone_moments[client][key]).abs().max())
                 assert gap < TOLERANCE * float(moment.abs().max()) + 1e-9, key
-    lengths = {len(r.token_ids) for mine in drawn.values() for responses in mine for r in responses}
+    lengths = {len(r.token_ids) for drawn_groups in drawn.values() for responses in drawn_groups for r in responses}
     assert len(lengths) > 4  # or the test would not have met rows that end early
 
 

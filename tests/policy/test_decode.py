@@ -54,8 +54,8 @@ def draw(cohort: Cohort, decoding: Decoding, **engine: Any) -> Drawn:
     return list(drawn.values())
 
 
-def assert_same(one: Drawn, other: Drawn, tolerance: float = 1e-5) -> None:
-    flat = [[r for client in drawn for group in client for r in group] for drawn in (one, other)]
+def assert_same(result: Drawn, other: Drawn, tolerance: float = 1e-5) -> None:
+    flat = [[r for client in drawn for group in client for r in group] for drawn in (result, other)]
     assert len(flat[0]) == len(flat[1]) > 0
     for a, b in zip(*flat, strict=True):
         assert a.token_ids == b.token_ids

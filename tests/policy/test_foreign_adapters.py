@@ -102,12 +102,12 @@ def made(base: Path, where: Path, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", READ)
 def test_an_adapter_of_plain_meaning_is_read_as_peft_reads_it(kind: str, llama: Path, tmp_path: Path) -> None:
     made(llama, tmp_path, READ[kind])
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), tmp_path)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), tmp_path)
     adapter = load_peft(tmp_path)
     cohort = tiny_cohort(llama, LoraConfig(rank=adapter.rank, alpha=adapter.alpha, targets=TARGETS))
     cohort.seat({"a": in_model_order(adapter, cohort.fresh_adapter(0), place="the adapter")})
     with torch.no_grad():
-        expected = theirs.eval()(IDS).logits
+        expected = model.eval()(IDS).logits
         torch.testing.assert_close(cohort.base.model(IDS).logits, expected, rtol=0, atol=1e-4)
         plain = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)(IDS).logits
     assert float((plain - expected).abs().max()) > 0.1  # the adapter does something

@@ -54,10 +54,10 @@ def groups_of(
 ) -> list[Group]:
     """Three groups; where `foreign` is given, others' responses stand in some slots, after it has edited them."""
     ids, drawn = drawn_by(directory, 2, seed)
-    _, theirs = drawn_by(directory, 9, seed + 1)
+    _, others = drawn_by(directory, 9, seed + 1)
     if foreign:
         for group, slot in places:
-            drawn[group][slot] = theirs[group][slot]
+            drawn[group][slot] = others[group][slot]
             drawn[group][slot].origin = Origin.FOREIGN
             foreign(drawn[group][slot])
     return [group_of(*parts) for parts in zip(ids, drawn, ADVANTAGES, strict=True)]
@@ -109,18 +109,18 @@ def stepped(
     return cohort, cohort.learn(groups, dict.fromkeys(groups, 0.0))
 
 
-def assert_same(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 1e-5) -> None:
+def assert_same(gradients: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
     """Up to a part of the largest entry of each factor: the same terms are added in another order."""
-    assert len(mine) == len(theirs) > 0
-    for one, other in zip(mine, theirs, strict=True):
+    assert len(gradients) == len(expected) > 0
+    for gradient, other in zip(gradients, expected, strict=True):
         assert float(other.abs().max()) > 0
-        assert float((one - other).abs().max()) < tolerance * float(other.abs().max())
+        assert float((gradient - other).abs().max()) < tolerance * float(other.abs().max())
 
 
-def differ(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+def differ(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return any(
-        float((one - other).abs().max()) > 1e-2 * float(other.abs().max())
-        for one, other in zip(mine, theirs, strict=True)
+        float((gradient - other).abs().max()) > 1e-2 * float(other.abs().max())
+        for gradient, other in zip(gradients, others, strict=True)
     )
 
 
@@ -173,9 +173,9 @@ def test_rescored_by_the_receiver_the_foreign_ratio_is_one(llama: Path) -> None:
     """What `local_old` begins with, and `behaviour` between equal policies."""
     groups = groups_of(llama, foreign=as_they_are)
     cohort = seated(llama, ["a"])
-    theirs = [[r for r in group.responses if r.origin is Origin.FOREIGN] for group in groups]
+    responses = [[r for r in group.responses if r.origin is Origin.FOREIGN] for group in groups]
     before = [list(r.logps) for group in groups for r in group.responses if r.origin is Origin.OWN]
-    cohort.rescore({"a": [group.prompt_ids for group in groups]}, {"a": theirs})
+    cohort.rescore({"a": [group.prompt_ids for group in groups]}, {"a": responses})
     assert [list(r.logps) for group in groups for r in group.responses if r.origin is Origin.OWN] == before
     result = cohort.learn({"a": groups}, {"a": 0.0})["a"].foreign
     assert result is not None
@@ -206,10 +206,10 @@ def test_foreign_tokens_of_weight_zero_count_in_the_normaliser(llama: Path) -> N
     every = sum(len(r.token_ids) for group in groups for r in group.responses)
     for group, slot in FOREIGN:
         del groups[group].responses[slot], groups[group].advantages[slot]
-    own = sum(len(r.token_ids) for group in groups for r in group.responses)
+    kept = sum(len(r.token_ids) for group in groups for r in group.responses)
     without, _ = stepped(llama, {"a": groups}, TrainConfig(loss="dapo", max_grad_norm=1e9))
-    assert own < every
-    assert_same(gradients(weightless), [gradient * own / every for gradient in gradients(without)])
+    assert kept < every
+    assert_same(gradients(weightless), [gradient * kept / every for gradient in gradients(without)])
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.4])
@@ -265,10 +265,10 @@ def test_micro_batches_with_and_without_foreign_rows_give_the_same_step(
     cut, cut_stats = stepped(model_of(kind), {"a": groups}, **engine)
     assert_same(gradients(cut), gradients(whole))
     assert numbers_of(cut_stats["a"]) == pytest.approx(numbers_of(stats["a"]), rel=1e-5, abs=1e-6)
-    one, other = cut_stats["a"].foreign, stats["a"].foreign
-    assert one is not None
-    assert other is not None
-    assert vars(one) == pytest.approx(vars(other), rel=1e-5)
+    numbers, wanted = cut_stats["a"].foreign, stats["a"].foreign
+    assert numbers is not None
+    assert wanted is not None
+    assert vars(numbers) == pytest.approx(vars(wanted), rel=1e-5)
 
 
 def test_a_client_with_foreign_responses_and_one_without_do_not_disturb_each_other(llama: Path) -> None:
@@ -283,10 +283,10 @@ def test_a_client_with_foreign_responses_and_one_without_do_not_disturb_each_oth
             assert_same(gradients(both, row), gradients(alone))
             assert numbers_of(stats[name]) == pytest.approx(numbers_of(alone_stats[name]), rel=1e-4, abs=1e-6)
         assert stats["b"].foreign is None
-        mine, wanted = stats["a"].foreign, stepped(llama, {"a": groups["a"]})[1]["a"].foreign
-        assert mine is not None
+        numbers, wanted = stats["a"].foreign, stepped(llama, {"a": groups["a"]})[1]["a"].foreign
+        assert numbers is not None
         assert wanted is not None
-        assert vars(mine) == pytest.approx(vars(wanted), rel=1e-4)
+        assert vars(numbers) == pytest.approx(vars(wanted), rel=1e-4)
 
 
 def test_two_clients_with_foreign_responses_have_numbers_of_their_own(llama: Path) -> None:
@@ -296,10 +296,10 @@ def test_two_clients_with_foreign_responses_have_numbers_of_their_own(llama: Pat
     }
     _, stats = stepped(llama, groups)
     for name in groups:
-        mine, wanted = stats[name].foreign, stepped(llama, {name: groups[name]})[1][name].foreign
-        assert mine is not None
+        numbers, wanted = stats[name].foreign, stepped(llama, {name: groups[name]})[1][name].foreign
+        assert numbers is not None
         assert wanted is not None
-        assert vars(mine) == pytest.approx(vars(wanted), rel=1e-4)
+        assert vars(numbers) == pytest.approx(vars(wanted), rel=1e-4)
 
 
 @pytest.mark.parametrize("engine", [{}, {"micro_batch_tokens": 40}, {"shared_prefix": False}], ids=str)
@@ -343,7 +343,7 @@ def test_the_same_response_has_the_log_probs_of_whoever_scores_it(llama: Path) -
     cohort.rescore(dict.fromkeys(SEEDS, ids), copies)
     a, b = (list(copies[name][0][0].logps) for name in SEEDS)
     assert len(a) == len(b) == len(drawn[0][0].token_ids)
-    assert max(abs(one - other) for one, other in zip(a, b, strict=True)) > 1e-2
+    assert max(abs(logp - other) for logp, other in zip(a, b, strict=True)) > 1e-2
 
 
 def test_an_own_responses_weights_do_not_depend_on_the_micro_batch(llama: Path) -> None:

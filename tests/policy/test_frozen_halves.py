@@ -43,7 +43,7 @@ def ready(directory: Path) -> tuple[Cohort, dict[str, Adapter], dict[str, Adapte
 
 
 def halves_of(cohort: Cohort, half: str) -> list[nn.Parameter]:
-    """That factor of every layer, stacked."""
+    """The stacked parameters of one factor, A or B, of every layer."""
     return cohort.stack.parameters()["AB".index(half) :: 2]
 
 
@@ -54,10 +54,12 @@ def test_the_frozen_half_stays_and_the_other_gets_torchs_adamw_on_it_alone(train
     frozen = "B" if trains == "A" else "A"
     probe, _, _, _ = ready(llama)  # the gradients of both halves, unclipped, where the cohort stands
     before = [p.detach().clone() for p in halves_of(cohort, frozen)]
-    own = {c: [nn.Parameter(p[i].detach().clone()) for p in halves_of(cohort, trains)] for i, c in enumerate(SEEDS)}
+    parameters = {
+        c: [nn.Parameter(p[i].detach().clone()) for p in halves_of(cohort, trains)] for i, c in enumerate(SEEDS)
+    }
     anchor = cohort.stack.stacked(list(anchors.values()))["AB".index(trains) :: 2]
     betas = (TRAIN.beta1, TRAIN.beta2)
-    optimizers = {c: torch.optim.AdamW(own[c], lr=RATES[c], betas=betas, weight_decay=0.1) for c in SEEDS}
+    optimizers = {c: torch.optim.AdamW(parameters[c], lr=RATES[c], betas=betas, weight_decay=0.1) for c in SEEDS}
     cohort.begin_training(TRAIN, SAMPLING, anchors=anchors, trains=trains)
     for _ in range(3):
         probe.seat(cohort.adapters())
@@ -66,15 +68,15 @@ def test_the_frozen_half_stays_and_the_other_gets_torchs_adamw_on_it_alone(train
         gradients = [p.grad for p in halves_of(probe, trains)]
         stats = cohort.learn(groups, RATES)
         for i, client in enumerate(SEEDS):
-            for parameter, gradient, to in zip(own[client], gradients, anchor, strict=True):
+            for parameter, gradient, to in zip(parameters[client], gradients, anchor, strict=True):
                 assert gradient is not None
                 parameter.grad = gradient[i] + 0.3 * (parameter.detach() - to[i])
-            norm = float(nn.utils.clip_grad_norm_(own[client], 0.5))
+            norm = float(nn.utils.clip_grad_norm_(parameters[client], 0.5))
             assert norm > 0.5
             assert stats[client].grad_norm == pytest.approx(norm, rel=1e-4)
             optimizers[client].step()
-            for mine, theirs in zip(halves_of(cohort, trains), own[client], strict=True):
-                torch.testing.assert_close(mine[i], theirs, rtol=1e-5, atol=1e-6)
+            for stack, expected in zip(halves_of(cohort, trains), parameters[client], strict=True):
+                torch.testing.assert_close(stack[i], expected, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(p, old) for p, old in zip(halves_of(cohort, frozen), before, strict=True))
     assert all(p.grad is None for p in halves_of(cohort, frozen))
     back = cohort.adapters()
@@ -122,25 +124,25 @@ def test_turns_with_kept_moments_are_an_adamw_of_each_half() -> None:
     """Two turns of two steps for each half: torch's optimizer of one half knows nothing of the other's steps."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, 4), (3, 2)]
-    own = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    stacked = [nn.Parameter(p.detach().clone().unsqueeze(0)) for p in own]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    stacked = [nn.Parameter(p.detach().clone().unsqueeze(0)) for p in parameters]
     config = TrainConfig(weight_decay=0.1, beta1=0.8, beta2=0.95)
-    theirs = [torch.optim.AdamW([p], lr=0.01, betas=(0.8, 0.95), weight_decay=0.1) for p in own]
+    references = [torch.optim.AdamW([p], lr=0.01, betas=(0.8, 0.95), weight_decay=0.1) for p in parameters]
     state: dict[str, Tensor] | None = None
     for turn in range(4):
-        mine = StackedAdamW(stacked, config, [2])
+        optimizer = StackedAdamW(stacked, config, [2])
         if state is not None:
-            mine.restore(0, state)
+            optimizer.restore(0, state)
         for index, parameter in enumerate(stacked):
             parameter.requires_grad_(index == turn % 2)
         for _ in range(2):
             gradient = torch.randn(shapes[turn % 2], generator=generator)
-            own[turn % 2].grad, stacked[turn % 2].grad = gradient, gradient.unsqueeze(0).clone()
-            theirs[turn % 2].step()
-            mine.step([0.01])
-        state = mine.state(0)
-        for one, other in zip(stacked, own, strict=True):
-            torch.testing.assert_close(one[0], other, rtol=1e-6, atol=1e-7)
+            parameters[turn % 2].grad, stacked[turn % 2].grad = gradient, gradient.unsqueeze(0).clone()
+            references[turn % 2].step()
+            optimizer.step([0.01])
+        state = optimizer.state(0)
+        for stack, other in zip(stacked, parameters, strict=True):
+            torch.testing.assert_close(stack[0], other, rtol=1e-6, atol=1e-7)
 
 
 class Products(TorchDispatchMode):

@@ -66,7 +66,7 @@ def draw(cohort: Cohort, decoding: Decoding = DECODING, **engine: Any) -> tuple[
 
 @torch.no_grad()
 def by_forward_pass(model: Any, prompts: list[list[int]], drawn: list[list[Response]]) -> HiddenStates:
-    """At the last token of each prompt, and where each response's last token is predicted."""
+    """Hidden states at the last token of each prompt, and where each response's last token is predicted."""
 
     def last_layer(ids: list[int]) -> Tensor:
         return model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
@@ -160,8 +160,8 @@ def test_a_step_recorded_once_and_replayed_reads_the_same_states(
     assert len(taped) == 1 + len(compactions) > 1
     assert not {operation.run.overloadpacket for tape in taped for operation in tape.operations} & LOOKS
     assert drawn["client-0"][0][0].token_ids == plain["client-0"][0][0].token_ids
-    for client, own in wanted.items():
-        assert_close(states[client], own)
+    for client, expected in wanted.items():
+        assert_close(states[client], expected)
 
 
 def test_greedy_states_of_one_response(llama: Path, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_greedy_states_of_one_response(llama: Path, tmp_path: Path) -> None:
 def test_a_response_of_one_token_has_its_prompts_state(llama: Path) -> None:
     cohort, _ = seated(llama)
     _, states = draw(cohort, Decoding(4, 1))
-    for own in states.values():
-        assert torch.equal(own.response_PGH, own.prompt_PH.unsqueeze(1).expand(-1, 4, -1))
+    for features in states.values():
+        assert torch.equal(features.response_PGH, features.prompt_PH.unsqueeze(1).expand(-1, 4, -1))
     first, second = states["client-0"].prompt_PH[1], states["client-1"].prompt_PH[0]
     assert not torch.allclose(first, second, atol=1e-3)  # the same prompt under another adapter
 
@@ -212,12 +212,12 @@ def test_bfloat16_products_leave_states_in_float32(llama: Path, tmp_path: Path) 
     cohort.base.model.get_decoder().norm.to(torch.bfloat16)  # whose output it then is
     for prefill_once in (True, False):
         drawn, states = draw(cohort, autocast="bfloat16", prefill_once=prefill_once)
-        own = states["client-0"]
-        assert own.prompt_PH.dtype == own.response_PGH.dtype == torch.float32
+        rounded = states["client-0"]
+        assert rounded.prompt_PH.dtype == rounded.response_PGH.dtype == torch.float32
         model = plain_peft(llama, adapters["client-0"], tmp_path)
         wanted = by_forward_pass(model, prompts_of(cohort)["client-0"], drawn["client-0"])
-        assert not torch.allclose(own.response_PGH, wanted.response_PGH, atol=1e-4)
-        assert_close(own, wanted, 0.2)
+        assert not torch.allclose(rounded.response_PGH, wanted.response_PGH, atol=1e-4)
+        assert_close(rounded, wanted, 0.2)
 
 
 def test_clients_without_prompts_have_empty_states(llama: Path) -> None:
@@ -240,10 +240,11 @@ def test_clients_without_prompts_have_empty_states(llama: Path) -> None:
 def test_probes_can_be_trained_on_states(llama: Path) -> None:
     cohort, _ = seated(llama)
     _, states = draw(cohort)
-    own = states["client-0"]
-    assert not own.response_PGH.requires_grad
+    features = states["client-0"]
+    assert not features.response_PGH.requires_grad
     probe = nn.Linear(WIDTH, 1)
-    (probe(own.prompt_PH).sum() + probe(own.response_PGH).sum()).backward()  # tensors of inference mode cannot
+    # Tensors of inference mode have no backward pass.
+    (probe(features.prompt_PH).sum() + probe(features.response_PGH).sum()).backward()
     assert probe.weight.grad is not None
     assert bool(probe.weight.grad.any())
 
@@ -264,8 +265,8 @@ def test_memory_is_one_state_a_row(llama: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(seen) > 10
     for rows, held in seen:  # four prompts, their 24 rows, and the rows being decoded
         assert held == 4 * WIDTH * (4 + 24 + rows)
-    for own in states.values():
-        assert own.prompt_PH.untyped_storage().nbytes() == 4 * own.prompt_PH.numel()
+    for features in states.values():
+        assert features.prompt_PH.untyped_storage().nbytes() == 4 * features.prompt_PH.numel()
 
 
 @pytest.fixture

@@ -87,8 +87,8 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(loss: Any, kl_beta: floa
     assert stats.loss == pytest.approx(value.item(), abs=1e-5)
     norm = math.sqrt(sum(float(g.square().sum()) for g in wanted))
     assert stats.grad_norm == pytest.approx(norm, rel=1e-4)
-    for mine, theirs in zip(gradients(cohort), wanted, strict=True):
-        assert float((mine - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())
+    for gradient, expected in zip(gradients(cohort), wanted, strict=True):
+        assert float((gradient - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.4])
@@ -102,8 +102,8 @@ def test_micro_batches_do_not_change_the_step(loss: Any, kl_beta: float, llama: 
         cut, _ = ready(llama, train, micro_batch_tokens=budget)
         cut_stats = step(cut, groups)
         assert numbers_of(cut_stats) == pytest.approx(numbers_of(stats), rel=1e-5, abs=1e-6)
-        for mine, theirs in zip(gradients(cut), gradients(whole), strict=True):
-            assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+        for gradient, expected in zip(gradients(cut), gradients(whole), strict=True):
+            assert float((gradient - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -116,8 +116,8 @@ def test_leaving_zero_advantage_responses_out_does_not_change_the_gradient(loss:
     assert more_stats.ratios.tokens == sum(map(sum, lengths))
     assert less_stats.ratios.tokens == sum(lengths[0]) + lengths[2][0] + lengths[2][2]
     assert less_stats.loss == pytest.approx(more_stats.loss, abs=1e-6)
-    for mine, theirs in zip(gradients(less), gradients(more), strict=True):
-        assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+    for gradient, expected in zip(gradients(less), gradients(more), strict=True):
+        assert float((gradient - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_without_any_advantage_nothing_moves_unless_there_is_a_kl_term(llama: Path) -> None:
@@ -213,8 +213,8 @@ def test_gradient_checkpointing_gives_the_same_step(kl_beta: float, llama: Path)
     saving, same_groups = ready(llama, TrainConfig(kl_beta=kl_beta), checkpointing=True)
     assert groups == same_groups  # sampling is not touched by it
     assert numbers_of(step(saving, groups)) == pytest.approx(numbers_of(step(plain, groups)), rel=1e-6, abs=1e-7)
-    for mine, theirs in zip(gradients(saving), gradients(plain), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
+    for gradient, expected in zip(gradients(saving), gradients(plain), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-8)
     assert not saving.base.model.training
 
 

@@ -65,8 +65,8 @@ def test_as_autograd_of_whole_logits(rows: int, temperature: float, with_bias: b
         logits_at_once=rows * VOCABULARY,
     )
     torch.testing.assert_close(logps, wanted, rtol=1e-5, atol=1e-5)
-    (mine,) = torch.autograd.grad((logps * weights).sum(), hidden)
-    torch.testing.assert_close(mine, gradient, rtol=1e-5, atol=1e-5)
+    (actual,) = torch.autograd.grad((logps * weights).sum(), hidden)
+    torch.testing.assert_close(actual, gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [1, VOCABULARY, 4 * VOCABULARY + 3])

@@ -36,15 +36,17 @@ def mixed(cohort: Cohort) -> dict[str, Adapter]:
 
 
 def groups_of(cohort: Cohort, clients: Mapping[str, Any]) -> dict[str, list[Group]]:
-    """What the seated clients sample, with advantages."""
+    """The groups that the seated clients sample, with advantages."""
     ids = {client: [cohort.base.encode(prompt) for prompt in PROMPTS[client]] for client in clients}
     drawn = cohort.sample(ids, Decoding.of(SAMPLING), SEEDS)
     return {c: [group_of(*parts, ADVANTAGES) for parts in zip(ids[c], drawn[c], strict=True)] for c in clients}
 
 
-def gap(one: Adapter, other: Adapter) -> torch.Tensor:
+def gap(adapter: Adapter, other: Adapter) -> torch.Tensor:
     """Absolute differences of all entries."""
-    return torch.cat([(a - b).abs().flatten() for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True)])
+    return torch.cat(
+        [(a - b).abs().flatten() for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True)]
+    )
 
 
 @pytest.mark.parametrize("engine", [{}, {"decode_cache": "static"}], ids=str)
@@ -65,16 +67,16 @@ def test_a_mixed_cohort_gives_each_client_what_it_gets_alone(engine: dict[str, A
     groups, stats, after, moments = work(adapters)
     for client, adapter in adapters.items():
         alone_groups, alone_stats, alone_after, alone_moments = work({client: adapter})
-        for mine, theirs in zip(groups[client], alone_groups[client], strict=True):
-            assert [r.token_ids for r in mine.responses] == [r.token_ids for r in theirs.responses]
+        for group, expected in zip(groups[client], alone_groups[client], strict=True):
+            assert [r.token_ids for r in group.responses] == [r.token_ids for r in expected.responses]
         assert numbers_of(stats[client]) == pytest.approx(numbers_of(alone_stats[client]), rel=1e-5, abs=1e-5)
         assert after[client].rank == RANKS[client]
         assert float((gap(after[client], alone_after[client]) > 1e-6).float().mean()) <= 1e-3
         assert float(gap(after[client], adapter).max()) > 1e-3
         for name in ("m", "v"):
-            mine, theirs = moments[client][name], alone_moments[client][name]
-            assert mine.shape == theirs.shape
-            assert float((mine - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+            moment, expected = moments[client][name], alone_moments[client][name]
+            assert moment.shape == expected.shape
+            assert float((moment - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("spans", [None, [(0, 0, 4), (1, 4, 6), (2, 6, 9)], [(1, 0, 5), (2, 5, 9)]], ids=str)
@@ -90,25 +92,25 @@ def test_a_layer_and_its_gradients_have_each_clients_own_scale(
     x = torch.randn(9, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
     weights = torch.randn(9, 16, generator=torch.Generator().manual_seed(6))
     cohort.stack.spans = spans
-    mine = layer(x)
+    output = layer(x)
     assert layer.A is not None
     assert layer.B is not None
-    x_grad, a_grad, b_grad = torch.autograd.grad((mine * weights).sum(), (x, layer.A, layer.B))
+    x_grad, a_grad, b_grad = torch.autograd.grad((output * weights).sum(), (x, layer.A, layer.B))
 
-    own = [[half.clone().requires_grad_() for half in adapter.layers[name]] for adapter in adapters.values()]
+    parameters = [[half.clone().requires_grad_() for half in adapter.layers[name]] for adapter in adapters.values()]
     rows = []
     for i, start, end in spans or [(0, 0, 3), (1, 3, 6), (2, 6, 9)]:
-        a, b = own[i]
+        a, b = parameters[i]
         rows.append(x[start:end] @ (layer.base.weight + [4.0, 2.0, 8.0][i] * b @ a).t())
     wanted = torch.cat(rows)
-    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
     (wanted * weights).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x_grad, x.grad, rtol=1e-5, atol=1e-5)
-    for i, (rank, (a, b)) in enumerate(zip(RANKS.values(), own, strict=True)):
-        theirs = [torch.zeros_like(half) if half.grad is None else half.grad for half in (a, b)]
-        torch.testing.assert_close(a_grad[i, :rank], theirs[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(b_grad[i, :, :rank], theirs[1], rtol=1e-5, atol=1e-5)
+    for i, (rank, (a, b)) in enumerate(zip(RANKS.values(), parameters, strict=True)):
+        expected = [torch.zeros_like(half) if half.grad is None else half.grad for half in (a, b)]
+        torch.testing.assert_close(a_grad[i, :rank], expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(b_grad[i, :, :rank], expected[1], rtol=1e-5, atol=1e-5)
         assert not a_grad[i, rank:].any()
         assert not b_grad[i, :, rank:].any()
 
@@ -176,8 +178,8 @@ def test_under_autocast_scales_stay_each_clients_own(llama: Path) -> None:
         (gradient,) = torch.autograd.grad(y.float().square().sum(), layer.A)
         results.append((y.detach().float(), gradient))
     assert y.dtype == torch.bfloat16
-    for mine, theirs in zip(results[1], results[0], strict=True):
-        assert float((mine - theirs).abs().max()) < 0.03 * float(theirs.abs().max())
+    for result, expected in zip(results[1], results[0], strict=True):
+        assert float((result - expected).abs().max()) < 0.03 * float(expected.abs().max())
 
 
 def test_what_a_client_remembers_does_not_depend_on_who_else_is_seated(llama: Path) -> None:

@@ -241,9 +241,9 @@ def test_a_client_samples_alone_as_beside_a_longer_prompt(tmp_path: Path) -> Non
     alone = cohort.sample({"a": prompts["a"]}, decoding, seeds)["a"][0]
     cohort.seat(adapters)
     beside = cohort.sample(prompts, decoding, seeds)["a"][0]
-    for one, other in zip(alone, beside, strict=True):
-        assert one.token_ids == other.token_ids
-        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), rtol=0, atol=1e-4)
+    for response, other in zip(alone, beside, strict=True):
+        assert response.token_ids == other.token_ids
+        torch.testing.assert_close(torch.tensor(response.logps), torch.tensor(other.logps), rtol=0, atol=1e-4)
     with pytest.raises(DataError, match="32 positions"):
         cohort.sample({"a": [list(range(3, 28))]}, decoding, seeds)
 

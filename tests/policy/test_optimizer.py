@@ -40,21 +40,23 @@ def advance(optimizer: StackedAdamW, step: int, rates: list[float] = RATES) -> T
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_each_client_gets_torchs_own_adamw_and_clipping(weight_decay: float) -> None:
     config = TrainConfig(weight_decay=weight_decay, beta1=0.8, beta2=0.95, max_grad_norm=0.7)
-    mine = StackedAdamW(stacked(), config)
-    theirs, optimizers = [], []
+    stack = StackedAdamW(stacked(), config)
+    clients, optimizers = [], []
     for client, rate in enumerate(RATES):
-        own = [nn.Parameter(parameter[client].detach().clone()) for parameter in stacked()]
-        theirs.append(own)
-        optimizers.append(torch.optim.AdamW(own, lr=rate, betas=(0.8, 0.95), eps=1e-8, weight_decay=weight_decay))
+        parameters = [nn.Parameter(parameter[client].detach().clone()) for parameter in stacked()]
+        clients.append(parameters)
+        optimizers.append(
+            torch.optim.AdamW(parameters, lr=rate, betas=(0.8, 0.95), eps=1e-8, weight_decay=weight_decay)
+        )
     for step in range(6):
-        norms = advance(mine, step)
-        for client, (own, optimizer) in enumerate(zip(theirs, optimizers, strict=True)):
-            for parameter, gradient in zip(own, gradients_of(step), strict=True):
+        norms = advance(stack, step)
+        for client, (parameters, optimizer) in enumerate(zip(clients, optimizers, strict=True)):
+            for parameter, gradient in zip(parameters, gradients_of(step), strict=True):
                 parameter.grad = gradient[client].clone()
-            norm = nn.utils.clip_grad_norm_(own, 0.7)
+            norm = nn.utils.clip_grad_norm_(parameters, 0.7)
             optimizer.step()
             assert float(norms[client]) == pytest.approx(float(norm), rel=1e-6)
-            for parameter, other in zip(mine.parameters, own, strict=True):
+            for parameter, other in zip(stack.parameters, parameters, strict=True):
                 torch.testing.assert_close(parameter[client], other, rtol=1e-6, atol=1e-7)
         assert norms[0] > 0.7 > norms[1]
 
@@ -85,8 +87,8 @@ def test_state_and_restore_continue_as_if_nothing_had_happened() -> None:
     advance(first, 9)  # the states are copies, so this does not change them
     for step in range(2, 4):
         advance(second, step)
-    for mine, other in zip(second.parameters, whole.parameters, strict=True):
-        assert torch.equal(mine, other)
+    for parameter, expected in zip(second.parameters, whole.parameters, strict=True):
+        assert torch.equal(parameter, expected)
 
 
 def test_clients_restored_at_different_steps_are_corrected_by_their_own_count() -> None:
@@ -100,9 +102,9 @@ def test_clients_restored_at_different_steps_are_corrected_by_their_own_count() 
     afresh = StackedAdamW([nn.Parameter(p.detach().clone()) for p in old.parameters], config)
     for optimizer in (old, mixed, afresh):
         advance(optimizer, 7)
-    for one, two, three in zip(mixed.parameters, old.parameters, afresh.parameters, strict=True):
-        assert torch.equal(one[0], two[0])
-        assert torch.equal(one[1:], three[1:])
+    for parameter, restored, reset in zip(mixed.parameters, old.parameters, afresh.parameters, strict=True):
+        assert torch.equal(parameter[0], restored[0])
+        assert torch.equal(parameter[1:], reset[1:])
 
 
 def test_a_gradient_within_the_norm_is_left_as_it_is() -> None:

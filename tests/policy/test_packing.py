@@ -56,9 +56,11 @@ def dense(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tens
             distance = torch.arange(n).unsqueeze(1) - torch.arange(n)
             allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
             rows = (scores.masked_fill(~allowed, -torch.inf).softmax(dim=2) @ v).transpose(0, 1)
-            mine = list(range(n)) if width == 0 else list(range(prompt, n))
+            places = list(range(n)) if width == 0 else list(range(prompt, n))
             if width or start == at[0]:
-                out = out.index_copy(1, torch.tensor([at[i] for i in mine], dtype=torch.int64), rows[mine].unsqueeze(0))
+                out = out.index_copy(
+                    1, torch.tensor([at[i] for i in places], dtype=torch.int64), rows[places].unsqueeze(0)
+                )
             end += width
         start = end
     return out
@@ -73,13 +75,13 @@ def test_packed_attention_and_its_gradient_against_dense(heads: tuple[int, int],
     query = torch.randn(1, heads[0], tokens, 4, generator=generator).requires_grad_()
     key, value = (torch.randn(1, heads[1], tokens, 4, generator=generator).requires_grad_() for _ in range(2))
     weights = torch.randn(1, tokens, heads[0], 4, generator=generator)
-    mine = _packed(query, key, value, Packing.of(GROUPS, CPU), 0.3, window)
+    output = _packed(query, key, value, Packing.of(GROUPS, CPU), 0.3, window)
     wanted = dense(query, key, value, window)
-    torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
-    ours = torch.autograd.grad((mine * weights).sum(), (query, key, value))
-    theirs = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad((output * weights).sum(), (query, key, value))
+    expected = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
 
 
 def test_only_responses_of_one_token() -> None:
@@ -101,8 +103,8 @@ def test_one_query_against_torch(heads: tuple[int, int]) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 1]], dtype=torch.bool).view(3, 1, 1, 5)
     repeated = (x.repeat_interleave(heads[0] // heads[1], dim=1) for x in (key, value))
     wanted = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.4)
-    mine = _one_query(query, key, value, mask, 0.4)
-    torch.testing.assert_close(mine, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
+    output = _one_query(query, key, value, mask, 0.4)
+    torch.testing.assert_close(output, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_a_micro_batch_by_hand() -> None:
@@ -155,7 +157,9 @@ def test_shared_prompts_against_a_cache_of_each_row(heads: tuple[int, int]) -> N
     shared = SharedPrompts([(prompts[0], prompts[1])], mask_BP)
     shared.seat(prompt_R)
     shared.filled = 3
-    mine = shared.attend(0, query, buffer[0], buffer[1], 0.4)
-    keys, values = (torch.cat([p[prompt_R], own], dim=2) for p, own in ((prompts[0], own_key), (prompts[1], own_value)))
+    output = shared.attend(0, query, buffer[0], buffer[1], 0.4)
+    keys, values = (
+        torch.cat([p[prompt_R], part], dim=2) for p, part in ((prompts[0], own_key), (prompts[1], own_value))
+    )
     mask = torch.cat([mask_BP[prompt_R], torch.ones(4, 3, dtype=torch.bool)], dim=1).view(4, 1, 1, 8)
-    torch.testing.assert_close(mine, _one_query(query, keys, values, mask, 0.4), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output, _one_query(query, keys, values, mask, 0.4), rtol=1e-5, atol=1e-6)

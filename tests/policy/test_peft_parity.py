@@ -58,9 +58,9 @@ def test_plain_peft_loads_what_we_save(kind: str, model_of: Callable[[str], Path
     adapter = moved_adapter(cohort, 1)
     save_peft(adapter, tmp_path / "adapter", base_name=str(model_of(kind)))
     loaded = PeftModel.from_pretrained(plain_base(model_of(kind)), tmp_path / "adapter")
-    mine = our_logits(cohort, adapter)
-    torch.testing.assert_close(logits_of(loaded), mine, rtol=0, atol=TOLERANCE)
-    assert float((mine - logits_of(plain_base(model_of(kind)))).abs().max()) > 0.1  # the adapter does something
+    logits = our_logits(cohort, adapter)
+    torch.testing.assert_close(logits_of(loaded), logits, rtol=0, atol=TOLERANCE)
+    assert float((logits - logits_of(plain_base(model_of(kind)))).abs().max()) > 0.1  # the adapter does something
 
 
 def test_layers_without_factors_stay_untouched_by_peft(llama: Path, tmp_path: Path) -> None:
@@ -77,19 +77,19 @@ def test_layers_without_factors_stay_untouched_by_peft(llama: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_all_linear_adapter_made_by_peft_loads(kind: str, model_of: Callable[[str], Path], tmp_path: Path) -> None:
-    theirs = peft_adapter(model_of(kind), tmp_path, target_modules="all-linear")
+    expected = peft_adapter(model_of(kind), tmp_path, target_modules="all-linear")
     cohort = tiny_cohort(model_of(kind), LoraConfig(rank=3, alpha=12))
     adapter = in_model_order(load_peft(tmp_path), cohort.fresh_adapter(0), place=str(tmp_path))
     assert list(adapter.layers) == list(cohort.stack.layers)
-    torch.testing.assert_close(our_logits(cohort, adapter), logits_of(theirs), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(our_logits(cohort, adapter), logits_of(expected), rtol=0, atol=TOLERANCE)
 
 
 def test_an_adapter_with_named_targets_made_by_peft_loads(llama: Path, tmp_path: Path) -> None:
     names = ["v_proj", "q_proj", "down_proj"]
-    theirs = peft_adapter(llama, tmp_path, target_modules=names)
+    expected = peft_adapter(llama, tmp_path, target_modules=names)
     cohort = tiny_cohort(llama, LoraConfig(rank=3, alpha=12, targets=names))
     adapter = in_model_order(load_peft(tmp_path), cohort.fresh_adapter(0), place=str(tmp_path))
-    torch.testing.assert_close(our_logits(cohort, adapter), logits_of(theirs), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(our_logits(cohort, adapter), logits_of(expected), rtol=0, atol=TOLERANCE)
 
 
 def test_saving_and_loading_keeps_every_bit(llama: Path, tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_an_adapter_of_another_model(llama: Path, model_of: Callable[[str], Path
 
 def test_an_adapter_of_a_wider_model(llama: Path, saved: Path) -> None:
     """Same architecture, same layer names, other sizes."""
-    mine = tiny_cohort(llama).fresh_adapter(0)
+    narrow = tiny_cohort(llama).fresh_adapter(0)
     wider = Adapter(
-        {name: Factors(torch.cat([f.A, f.A], dim=1), torch.cat([f.B, f.B])) for name, f in mine.layers.items()}, 8.0
+        {name: Factors(torch.cat([f.A, f.A], dim=1), torch.cat([f.B, f.B])) for name, f in narrow.layers.items()}, 8.0
     )
     with pytest.raises(AdapterError, match=r"somewhere: .*q_proj.A .*\(4, 32\).* \(4, 64\)"):
         in_model_order(load_peft(saved), wider, place="somewhere")

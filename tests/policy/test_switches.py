@@ -62,9 +62,9 @@ def gradients(cohort: Cohort) -> list[torch.Tensor]:
 
 def assert_same(off: tuple[Cohort, dict[str, StepStats]], on: tuple[Cohort, dict[str, StepStats]]) -> None:
     assert len(gradients(on[0])) == len(gradients(off[0])) > 0
-    for mine, theirs in zip(gradients(off[0]), gradients(on[0]), strict=True):
-        assert float(theirs.abs().max()) > 0
-        assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+    for gradient, expected in zip(gradients(off[0]), gradients(on[0]), strict=True):
+        assert float(expected.abs().max()) > 0
+        assert float((gradient - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     for client in PROMPTS:
         mine_stats, stats = numbers_of(off[1][client]), numbers_of(on[1][client])
         trained = ("tokens", "mean", "clipped", "largest")  # of more tokens, nothing skipped
@@ -116,19 +116,19 @@ def test_rescored_log_probs_are_those_of_sampling(llama: Path) -> None:
                 response.logps = [0.0] * len(response.token_ids)
     cohort.rescore(ids, drawn)
     after = [[list(r.logps) for r in group] for client in PROMPTS for group in drawn[client]]
-    for one, other in zip(before, after, strict=True):
-        for mine, theirs in zip(one, other, strict=True):
-            assert mine == pytest.approx(theirs, abs=1e-5)
+    for logps, other in zip(before, after, strict=True):
+        for logp, expected in zip(logps, other, strict=True):
+            assert logp == pytest.approx(expected, abs=1e-5)
 
 
 def test_autocast_computes_in_bfloat16_and_stays_near(llama: Path) -> None:
     """Adapters and gradients stay float32 and point where the exact ones do: bfloat16 has eight bits."""
     exact, rounded = step(llama, EngineConfig(autocast="off")), step(llama, EngineConfig(autocast="bfloat16"))
     differs = False
-    for mine, theirs in zip(gradients(rounded[0]), gradients(exact[0]), strict=True):
-        assert mine.dtype == torch.float32
-        assert float(torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0)) > 0.95
-        differs = differs or not torch.equal(mine, theirs)
+    for gradient, expected in zip(gradients(rounded[0]), gradients(exact[0]), strict=True):
+        assert gradient.dtype == torch.float32
+        assert float(torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0)) > 0.95
+        differs = differs or not torch.equal(gradient, expected)
     assert differs
 
 

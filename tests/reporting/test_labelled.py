@@ -31,8 +31,8 @@ def table(**bins: tuple[int, float, int]) -> dict[str, list[float]]:
     return result
 
 
-def told(asked: int, used: int, held: int, right: float | None, **more: Any) -> dict[str, Any]:
-    """What a client adds to its numbers where labels are asked for."""
+def label_numbers(asked: int, used: int, held: int, right: float | None, **more: Any) -> dict[str, Any]:
+    """The numbers that a client adds to its own where labels are asked for."""
     return {"labels_asked": asked, "labels_used": used, "labels_total": held, "majority_right": right, **more}
 
 
@@ -47,21 +47,21 @@ def labelled_records(audit: bool = True) -> list[dict[str, Any]]:
         tables["audit_calibration"] = table(bin2=(8, 2.0, 1), bin9=(2, 1.9, 2))
     records = run_records()
     rows = {
-        (1, "alpha"): told(4, 6, 4, 0.5, **fates, **only, **tables),
-        (2, "alpha"): told(4, 2, 8, 1.0, **later, **last),
-        (1, "beta"): told(3, 2, 3, 0.0, **later),
-        (2, "beta"): told(0, 0, 3, None, **later),
+        (1, "alpha"): label_numbers(4, 6, 4, 0.5, **fates, **only, **tables),
+        (2, "alpha"): label_numbers(4, 2, 8, 1.0, **later, **last),
+        (1, "beta"): label_numbers(3, 2, 3, 0.0, **later),
+        (2, "beta"): label_numbers(0, 0, 3, None, **later),
     }
     for (round_, client), numbers_told in rows.items():
-        own = records[round_]["clients"][client]
-        own.update(numbers_told)
+        client_numbers = records[round_]["clients"][client]
+        client_numbers.update(numbers_told)
         if not audit:
-            own["pass@1"] = None
+            client_numbers["pass@1"] = None
     return records
 
 
-def words(found: Page) -> str:
-    return re.sub(r"\s+", " ", found.words)
+def words(result: Page) -> str:
+    return re.sub(r"\s+", " ", result.words)
 
 
 CARE = {"supervision": {"type": "care", "audit": True}}
@@ -146,8 +146,8 @@ def test_a_run_with_all_labels_has_no_such_section() -> None:
 def test_where_nobody_is_asked_nothing_is_drawn_of_asking() -> None:
     records = run_records()
     for record in records[1:]:
-        for own in record["clients"].values():
-            own.update(told(0, 0, 0, None, share_reliable=1.0, audit_majority_right=0.5))
+        for client_numbers in record["clients"].values():
+            client_numbers.update(label_numbers(0, 0, 0, None, share_reliable=1.0, audit_majority_right=0.5))
     text = words(page(records, parse_config({"supervision": {"type": "majority", "audit": True}})))
     assert "Labels asked for" not in text
     assert "Calibration" not in text
@@ -159,8 +159,8 @@ def test_where_nobody_is_asked_nothing_is_drawn_of_asking() -> None:
 
 def test_many_clients_are_one_bundle_of_shares_and_folded() -> None:
     names = [f"client-{i}" for i in range(1, 61)]
-    own = {name: numbers() | told(1, 1, 1, 0.5, share_query=0.5, share_masked=0.5) for name in names}
-    text = render(parse_config(CARE), [{"round": r, "clients": own, "seconds": {}} for r in (1, 2)])
+    clients = {name: numbers() | label_numbers(1, 1, 1, 0.5, share_query=0.5, share_masked=0.5) for name in names}
+    text = render(parse_config(CARE), [{"round": r, "clients": clients, "seconds": {}} for r in (1, 2)])
     result = Page(text)
     assert "<h3>mean of the clients</h3>" in text
     assert "<h3>client-5</h3>" not in text

@@ -96,9 +96,9 @@ def test_macro_mean_counts_each_source_the_same_and_adds_squares():
 
 
 def test_macro_mean_of_one_is_itself():
-    one = estimate(20, 7, 7)
-    again = macro_mean([one])
-    assert (again.mean, again.low, again.high) == pytest.approx((one.mean, one.low, one.high))
+    score = estimate(20, 7, 7)
+    again = macro_mean([score])
+    assert (again.mean, again.low, again.high) == pytest.approx((score.mean, score.low, score.high))
 
 
 def test_summarise_before_and_after_by_client_source_and_overall():

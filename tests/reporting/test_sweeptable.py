@@ -41,9 +41,9 @@ def test_mean_and_interval_by_hand() -> None:
     same = spread({0: 7.0, 1: 7.0})
     assert same is not None
     assert same.half == 0.0
-    one = spread({5: 0.25})
-    assert one is not None
-    assert (one.mean, one.half) == (0.25, None)
+    single = spread({5: 0.25})
+    assert single is not None
+    assert (single.mean, single.half) == (0.25, None)
     assert spread({}) is None
 
 

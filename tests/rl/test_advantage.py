@@ -65,9 +65,9 @@ def test_integer_rewards_are_taken_as_float32() -> None:
 def test_advantages_sum_to_zero_and_keep_the_order_of_rewards(rewards: list[float], scale_by_std: bool) -> None:
     row = group_advantages(torch.tensor([rewards], dtype=torch.float64), scale_by_std)[0]
     assert abs(float(row.sum())) < 1e-6
-    for i, mine in enumerate(rewards):
-        for j, theirs in enumerate(rewards):
-            if mine > theirs:
+    for i, higher in enumerate(rewards):
+        for j, lower in enumerate(rewards):
+            if higher > lower:
                 assert row[i] >= row[j]
 
 

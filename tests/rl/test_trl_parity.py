@@ -72,7 +72,7 @@ def trainer(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    """What TRL calls its inputs: four responses with off-policy behaviour log-probs."""
+    """The inputs of TRL's loss: four responses with off-policy behaviour log-probs."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(width: int) -> Tensor:
@@ -126,8 +126,8 @@ def test_loss_and_gradient_are_those_of_trl(
     trainer.epsilon_high = 1 + CLIP_HIGH if loss == "cispo" else CLIP_HIGH
     trainer.model.zero_grad()
     extra = {} if on_policy else {"old_per_token_logps": behaviour}
-    theirs = trainer._compute_loss(trainer.model, {**batch, **extra, "ref_per_token_logps": reference})
-    theirs.backward()
+    expected = trainer._compute_loss(trainer.model, {**batch, **extra, "ref_per_token_logps": reference})
+    expected.backward()
 
     value = policy_loss(
         logps,
@@ -143,7 +143,7 @@ def test_loss_and_gradient_are_those_of_trl(
     )
     value.backward()
 
-    assert value.item() == pytest.approx(theirs.item(), rel=TOLERANCE)
+    assert value.item() == pytest.approx(expected.item(), rel=TOLERANCE)
     gradients = dict(trainer.model.named_parameters())
     for name, parameter in base.model.named_parameters():
         wanted = gradients[name].grad

@@ -84,7 +84,7 @@ def at(column: list[Any], place: int, value: Any) -> list[Any]:
 
 @pytest.mark.parametrize("prefix", ["p1", "audit_p1"])
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         ({"n": None}, "three lists of 10"),
         ({"sum": None}, "three lists of 10"),
@@ -106,11 +106,11 @@ def at(column: list[Any], place: int, value: Any) -> list[Any]:
     ],
 )
 def test_lists_that_no_problems_can_have_given_are_refused_by_name(
-    prefix: str, changes: dict[str, Any], told: str
+    prefix: str, changes: dict[str, Any], reason: str
 ) -> None:
     columns = {"n": N, "sum": SUM, "right": RIGHT, **changes}
     lists = {f"{prefix}_{key}": column for key, column in columns.items() if column is not None}
-    with pytest.raises(MessageError, match=f"^ann: {prefix}_n, _sum and _right .*{told}"):
+    with pytest.raises(MessageError, match=f"^ann: {prefix}_n, _sum and _right .*{reason}"):
         read_calibrations(message(**lists), place="ann")
 
 

@@ -167,7 +167,7 @@ def most_alive(monkeypatch: pytest.MonkeyPatch, clients: int = 50, **settings: A
     def tracked(*args: Any, **kwargs: Any) -> Adapter:
         adapter = arrays_to_adapter(*args, **kwargs)
         seen.append(weakref.ref(adapter.layers["up"].B))
-        alive.append(sum(one() is not None for one in seen))
+        alive.append(sum(reference() is not None for reference in seen))
         return adapter
 
     monkeypatch.setattr(strategy_module, "arrays_to_adapter", tracked)
@@ -210,9 +210,9 @@ def test_lengths_are_compared_across_ranks() -> None:
 def test_a_client_of_any_rank_whose_numbers_changed_too_much_is_left_out(who: str) -> None:
     strategy = make_strategy(rank=MIXED, quorum=0.6, type="hetlora", largest_change=1.5)
     trained(strategy, 1, lambda name: reply(make_adapter(1.6 if name == who else 1.0, MIXED[name])))
-    (told,) = strategy.record.left_out.items()
+    (entry,) = strategy.record.left_out.items()
     length = 1.6 * math.sqrt(14 * MIXED[who])
-    assert told == (
+    assert entry == (
         who,
         f"round 1, {who}: its adapter changed by {length:.3g}, 1.6 times the median; 1.5 is allowed",
     )
@@ -265,7 +265,7 @@ def test_krums_choice_is_the_one_that_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "failing", "told"),
+    ("settings", "failing", "reason"),
     [
         ({"robust": "krum"}, ["bob"], ".*at least 5 clients in a round, not 4"),
         ({"robust": "median"}, ["ann", "bob", "cyd"], ".*at least 3 clients in a round, not 2"),
@@ -274,7 +274,7 @@ def test_krums_choice_is_the_one_that_counts() -> None:
     ],
 )
 def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
-    settings: dict[str, Any], failing: list[str], told: str
+    settings: dict[str, Any], failing: list[str], reason: str
 ) -> None:
     strategy = make_strategy(FIVE, quorum=0.3, **settings)
 
@@ -282,7 +282,7 @@ def test_too_few_that_are_left_for_a_robust_mean_are_an_error_of_the_round(
         far = name == "eve" and "largest_change" in settings
         return Error(0, "out of memory") if name in failing else reply(make_adapter(50.0 if far else 1.0))
 
-    with pytest.raises(RoundError, match=f"round 3: .*{told}"):
+    with pytest.raises(RoundError, match=f"round 3: .*{reason}"):
         trained(strategy, 3, answer)
     assert all(bool((tensor == 0).all()) for _, tensor in strategy.adapter.tensors())
 
@@ -406,12 +406,12 @@ def test_rules_without_a_place_for_a_changed_aggregate_say_so(rule: str, tmp_pat
 
 
 def sent(message: Message, adapter: Adapter, start: Adapter) -> RecordDict:
-    """What the client code makes of its adapter at the end of a round."""
+    """The reply that the client code makes of its adapter at the end of a round."""
     request = read_request(message, TrainRequest)
     context = contexts([1])[1]
     training = cast(LocalTraining, SimpleNamespace(asked=request, starts={"me": start}))
-    mine = cast(ClientRequest, SimpleNamespace(context=context, row="me", client=SimpleNamespace(name="me")))
-    arrays, _ = LocalTraining._packed(training, mine, adapter)
+    client_request = cast(ClientRequest, SimpleNamespace(context=context, row="me", client=SimpleNamespace(name="me")))
+    arrays, _ = LocalTraining._packed(training, client_request, adapter)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
 
 
@@ -426,10 +426,10 @@ def test_who_has_no_finite_adapter_is_left_out_and_nobody_else(rule: str, precis
         adapter = make_adapter(values[NAMES[message.metadata.dst_node_id]])
         replies.append(Message(sent(message, adapter, make_adapter(0.0)), reply_to=message))
     strategy.aggregate_train(1, replies)
-    (told,) = strategy.record.left_out.items()
-    assert told[0] == "bob"
-    assert "round 1, bob: " in told[1]
-    assert "not finite" in told[1]
+    (entry,) = strategy.record.left_out.items()
+    assert entry[0] == "bob"
+    assert "round 1, bob: " in entry[1]
+    assert "not finite" in entry[1]
     for factors in strategy.adapter.layers.values():  # 1 and 2 are what int8 and float16 can say of a row of ones
         torch.testing.assert_close(factors.B, torch.full_like(factors.B, 1.5))
 

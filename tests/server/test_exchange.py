@@ -70,7 +70,7 @@ def place(of: Exchange, answer: str) -> int:
 
 
 def reply(of: Exchange, *responses: tuple[int, ...], problem: int | None = None, **changes: Any) -> RecordDict:
-    """These responses to the problem whose answer is A, stamped."""
+    """A stamped reply with these responses to the problem whose answer is A."""
     where = place(of, "A") if problem is None else problem
     sent = [Sent(where, tokens, age=5) for tokens in responses]
     stamp = of.stamp.model_copy(update=changes)
@@ -78,7 +78,7 @@ def reply(of: Exchange, *responses: tuple[int, ...], problem: int | None = None,
 
 
 def given(of: Exchange, client: str) -> list[Sent]:
-    """What a client's share holds."""
+    """The responses in a client's share."""
     record = of.share(client)
     if record is None:
         return []
@@ -169,7 +169,7 @@ def test_a_response_to_no_problem_is_dropped(problem: int) -> None:
 def test_a_client_with_another_stamp_is_left_out_and_told_so(field: str, value: Any) -> None:
     now = exchange()
     receive(now, {"ann": reply(now, (A,), **{field: value}), "bob": reply(now, (A,))})
-    assert [entry.origin for own in now.pool.entries for entry in own] == ["bob"]
+    assert [entry.origin for entries in now.pool.entries for entry in entries] == ["bob"]
     assert numbers(now, "ann")["dropped_stamp"] == 1
     assert f"{field} {value}, not " in now.notices["ann"]
     assert now.share("ann") is None, "it could not read others' tokens either"
@@ -328,9 +328,9 @@ def test_exchanges_go_through_the_public_set_in_the_same_order_for_everybody() -
         {"data": {"public_size": 6}, "coordination": {"type": "pubswap", "public_problems": 2, "exchanges": 3}}
     )
     first = [Exchange(config, public(6), 1, n, CLIENTS).problems for n in (1, 2, 3)]
-    assert {p.id for own in first for p in own} == {f"p{i}" for i in range(6)}
+    assert {p.id for problems in first for p in problems} == {f"p{i}" for i in range(6)}
     second = [Exchange(config, public(6), 2, n, CLIENTS).problems for n in (1, 2, 3)]
-    assert {p.id for own in second for p in own} == {f"p{i}" for i in range(6)}
+    assert {p.id for problems in second for p in problems} == {f"p{i}" for i in range(6)}
     assert first != second
 
 
@@ -343,7 +343,7 @@ def test_public_problems_travel_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (None, "without usable public problems"),
         (b"[]", "without usable public problems"),
@@ -354,9 +354,9 @@ def test_public_problems_travel_whole() -> None:
         ("not json", "cannot be used"),
     ],
 )
-def test_public_problems_that_cannot_be_read_are_refused(text: Any, told: str) -> None:
+def test_public_problems_that_cannot_be_read_are_refused(text: Any, reason: str) -> None:
     content = RecordDict({PUBLIC: ConfigRecord({} if text is None else {"problems": text})})
-    with pytest.raises(MessageError, match=told):
+    with pytest.raises(MessageError, match=reason):
         read_problems(content, 4)
 
 
@@ -372,9 +372,9 @@ def test_public_problems_too_long_for_a_message_are_an_error() -> None:
 
 
 def test_a_stamp_names_the_first_difference() -> None:
-    one = Stamp(model="m", tokenizer="t", temperature=1.0, round=1, exchange=1)
-    assert one.difference(one) is None
-    assert one.difference(one.model_copy(update={"tokenizer": "u"})) == "tokenizer t, not u"
+    stamp = Stamp(model="m", tokenizer="t", temperature=1.0, round=1, exchange=1)
+    assert stamp.difference(stamp) is None
+    assert stamp.difference(stamp.model_copy(update={"tokenizer": "u"})) == "tokenizer t, not u"
 
 
 def written(clients: Sequence[str] = CLIENTS, **coordination: Any) -> Exchange:

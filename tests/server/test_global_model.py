@@ -35,16 +35,16 @@ def change(seed: int, rank: int = 2) -> Adapter:
     return random_adapter(seed, rank, float(rank))
 
 
-def same(one: Adapter | None, other: Adapter | None) -> bool:
+def same(adapter: Adapter | None, other: Adapter | None) -> bool:
     """Equal to the bit, in the same order."""
-    if one is None or other is None:
-        return one is other
-    pairs = zip(one.tensors(), other.tensors(), strict=True)
-    return one.alpha == other.alpha and all(n == m and torch.equal(a, b) for (n, a), (m, b) in pairs)
+    if adapter is None or other is None:
+        return adapter is other
+    pairs = zip(adapter.tensors(), other.tensors(), strict=True)
+    return adapter.alpha == other.alpha and all(n == m and torch.equal(a, b) for (n, a), (m, b) in pairs)
 
 
-def dense(one: Adapter) -> dict[str, torch.Tensor]:
-    return {name: one.scale * (b.double() @ a.double()) for name, (a, b) in one.layers.items()}
+def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: adapter.scale * (b.double() @ a.double()) for name, (a, b) in adapter.layers.items()}
 
 
 def records(model: GlobalModel, client: str, rank: int = 2) -> RecordDict:
@@ -178,9 +178,10 @@ def test_a_client_of_a_smaller_rank_gets_a_narrow_adapter() -> None:
             assert sum(array.numpy().size for array in arrays.values()) == 14, "7 and 7"
             got.append(arrays_to_adapter(arrays, random_adapter(1).at_rank(1), place=client))
         a, b = random_adapter(seed).layers["up"]
-        for one in got:
-            torch.testing.assert_close(one.layers["up"].A, a[:1], rtol=0, atol=0)
-            torch.testing.assert_close(one.layers["up"].B, b[:, :1] / 2, rtol=0, atol=0)  # alpha / 1 is twice alpha / 2
+        for adapter in got:
+            torch.testing.assert_close(adapter.layers["up"].A, a[:1], rtol=0, atol=0)
+            # alpha / 1 is twice alpha / 2
+            torch.testing.assert_close(adapter.layers["up"].B, b[:, :1] / 2, rtol=0, atol=0)
         model.advance(Result(random_adapter(3)), 2)
     assert same(model.start_of(1), random_adapter(3).at_rank(1))
 
@@ -232,24 +233,24 @@ def test_a_model_that_went_through_a_checkpoint_sends_and_goes_on_alike(rule: st
     adapters = [None if rule == "flora" else random_adapter(seed) for seed in (2, 3, 4)]
     changes = [None if rule == "rolora" else change(seed, 1) for seed in (5, 6, 8)]
     results = [Result(*pair) for pair in zip(adapters, changes, strict=True)]
-    one, other = strategy(), strategy()
-    one.model = rounds_of(rule, *results[:2])
-    Checkpoints(tmp_path, 1).save(Checkpoint(2, one.model.adapter, one.state(), one.model.updates()))
+    saved, restored = strategy(), strategy()
+    saved.model = rounds_of(rule, *results[:2])
+    Checkpoints(tmp_path, 1).save(Checkpoint(2, saved.model.adapter, saved.state(), saved.model.updates()))
     checkpoint = Checkpoints(tmp_path, 1).load()
     assert checkpoint is not None
-    other.restore(checkpoint)
+    restored.restore(checkpoint)
     for version in (2, 3):
-        for model in (one.model, other.model):
+        for model in (saved.model, restored.model):
             if version == 3:
                 model.lost("bob")
                 model.advance(results[2], 3)
-        assert other.model.version == version
-        assert other.state() == one.state()
-        assert same(one.model.adapter, other.model.adapter)
+        assert restored.model.version == version
+        assert restored.state() == saved.state()
+        assert same(saved.model.adapter, restored.model.adapter)
         for part in ("change", "last"):
-            assert same(one.model.updates().get(part), other.model.updates().get(part))
+            assert same(saved.model.updates().get(part), restored.model.updates().get(part))
         for client in ("ann", "bob", "cyd", "dan"):
-            assert records(one.model, client) == records(other.model, client)
+            assert records(saved.model, client) == records(restored.model, client)
 
 
 @pytest.mark.parametrize("held", [[1, 2], {"ann": "soon"}, None, {"ann": [1]}])

@@ -179,7 +179,7 @@ def exchanging() -> FederatedRLVR:
 def test_with_exchanges_the_rounds_first_message_brings_it_and_no_other(tmp_path: Path) -> None:
     seen: list[tuple[str, list[float] | None]] = []
     whole_run(exchanging(), tmp_path, seen)
-    trains = [one for one in seen if one[0] != "evaluate"]
+    trains = [message for message in seen if message[0] != "evaluate"]
     kinds = ["query.respond", "query.respond", "train"]
     assert [kind for kind, _ in trains] == [kind for kind in kinds * 2 for _ in NAMES]
     assert [came for _, came in trains] == [None] * 9 + [[1.0] * 3] * 3 + [None] * 6
@@ -217,14 +217,14 @@ BAD: dict[str, Callable[[], RecordDict]] = {
 }
 
 
-@pytest.mark.parametrize("told", list(BAD))
-def test_whose_probes_cannot_be_used_is_left_out_whole(told: str) -> None:
+@pytest.mark.parametrize("fault", list(BAD))
+def test_whose_probes_cannot_be_used_is_left_out_whole(fault: str) -> None:
     strategy = sharing(federation={"quorum": 0.6})
-    trained(strategy, 1, {**ROUND, "bob": BAD[told]()})
+    trained(strategy, 1, {**ROUND, "bob": BAD[fault]()})
     (name, reason), *more = strategy.record.left_out.items()
     assert (name, more) == ("bob", [])
     assert reason.startswith("round 1, bob: ")
-    assert told in reason
+    assert fault in reason
     assert "bob" not in strategy.record.clients, "nor do its numbers count"
     assert strategy.probes.average is not None
     assert strategy.probes.average.tolist() == pytest.approx([17 / 7, -2 / 7, 48 / 7])  # of ann's 5 and cyd's 2
@@ -298,7 +298,7 @@ def test_no_more_probes_are_held_than_needed(
     def tracked(*args: Any, **kwargs: Any) -> Tensor:
         probes = read_probes(*args, **kwargs)
         seen.append(weakref.ref(probes))
-        alive.append(sum(one() is not None for one in seen))
+        alive.append(sum(reference() is not None for reference in seen))
         return probes
 
     monkeypatch.setattr(sharedprobes, "read_probes", tracked)
@@ -306,7 +306,7 @@ def test_no_more_probes_are_held_than_needed(
     strategy.aggregate_train(1, (Message(answer(1.0, 2.0, 3.0), reply_to=message) for message in messages))
     assert len(alive) == 50
     assert max(alive) <= most
-    assert sum(one() is not None for one in seen) <= 1, "nothing is held after the round"
+    assert sum(reference() is not None for reference in seen) <= 1, "nothing is held after the round"
     assert strategy.probes.average is not None
     assert strategy.probes.average.tolist() == [1.0, 2.0, 3.0]
 
@@ -325,12 +325,12 @@ def test_a_checkpoint_goes_on_exactly(tmp_path: Path) -> None:
     assert loaded is not None
     again = sharing()
     again.restore(loaded)
-    sent = [[m.content for m in asked(one, 2)] for one in (strategy, again)]
+    sent = [[m.content for m in asked(server, 2)] for server in (strategy, again)]
     assert [c.array_records[PROBES]["probes"].data for c in sent[0]] == [
         c.array_records[PROBES]["probes"].data for c in sent[1]
     ]
-    for one in (strategy, again):
-        trained(one, 2, {n: answer(0.1 * i, 0.2, 0.3, examples=i) for i, n in enumerate(NAMES.values(), start=1)})
+    for server in (strategy, again):
+        trained(server, 2, {n: answer(0.1 * i, 0.2, 0.3, examples=i) for i, n in enumerate(NAMES.values(), start=1)})
     assert strategy.probes.average is not None
     assert again.probes.average is not None
     assert torch.equal(strategy.probes.average, again.probes.average)

@@ -87,9 +87,9 @@ def test_fgrpo_weighs_clients_by_their_gain_and_remembers_through_a_checkpoint()
     assert [first[name]["weight"] for name in NAMES.values()] == pytest.approx([1 / 3] * 3)
     again = make_strategy(weights="fgrpo")
     again.restore(Checkpoint(1, strategy.adapter, json.loads(json.dumps(strategy.state()))))
-    for one in (strategy, again):
+    for server in (strategy, again):
         # Gains 1/4, -1/5 and 0, whatever the scale: ann 0.4 -> 0.5, bob 0.5 -> 0.4, cyd 100 -> 100.
-        second = answered(one, 2, {1: 0.5, 2: 0.4, 3: 100.0})
+        second = answered(server, 2, {1: 0.5, 2: 0.4, 3: 100.0})
         assert [second[name]["gain"] for name in NAMES.values()] == pytest.approx([0.25, -0.2, 0.0])
         raw = [math.exp(0.25), math.exp(-0.2), 1.0]
         assert [second[name]["weight"] for name in NAMES.values()] == pytest.approx([r / sum(raw) for r in raw])

@@ -142,9 +142,9 @@ def test_the_same_config_twice_gives_the_same_bytes_and_numbers(
 
 def test_another_seed_gives_other_samples(configured: Configs, finished: Runs, tmp_path: Path) -> None:
     fedrlvr.run(configured(tmp_path / "run", run={"seed": 4, "directory": str(tmp_path / "run")}, train={"rounds": 1}))
-    mine, theirs = without_seconds(tmp_path / "run")[1], without_seconds(finished("all"))[1]
-    assert mine["clients"]["ann"].keys() == theirs["clients"]["ann"].keys()
-    assert mine["clients"]["ann"]["loss"] != theirs["clients"]["ann"]["loss"]
+    round_, other = without_seconds(tmp_path / "run")[1], without_seconds(finished("all"))[1]
+    assert round_["clients"]["ann"].keys() == other["clients"]["ann"].keys()
+    assert round_["clients"]["ann"]["loss"] != other["clients"]["ann"]["loss"]
 
 
 def test_partial_participation_trains_two_of_three(finished: Runs) -> None:

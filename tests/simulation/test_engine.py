@@ -45,13 +45,15 @@ def test_a_saving_turned_off_changes_no_sample(
     off: dict[str, Any], everything_on: Path, configured: Configs, tmp_path: Path
 ) -> None:
     fedrlvr.run(configured(tmp_path / "run", engine={"threads": 1, **off}))
-    for mine, theirs in zip(without_seconds(tmp_path / "run"), without_seconds(everything_on), strict=True):
-        assert mine.get("evaluate") == theirs.get("evaluate")
-        for client, numbers in theirs["clients"].items():
+    for line, expected in zip(without_seconds(tmp_path / "run"), without_seconds(everything_on), strict=True):
+        assert line.get("evaluate") == expected.get("evaluate")
+        for client, numbers in expected["clients"].items():
             for name in set(SAMPLED) & set(numbers):
-                assert mine["clients"][client][name] == numbers[name], (theirs["round"], client, name)
-    one, other = (load_peft(directory / "adapter") for directory in (tmp_path / "run", everything_on))
-    gaps = torch.cat([(a - b).abs().flatten() for (_, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True)])
+                assert line["clients"][client][name] == numbers[name], (expected["round"], client, name)
+    adapter, other = (load_peft(directory / "adapter") for directory in (tmp_path / "run", everything_on))
+    gaps = torch.cat(
+        [(a - b).abs().flatten() for (_, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True)]
+    )
     assert float((gaps > 1e-4).float().mean()) <= 0.01
 
 

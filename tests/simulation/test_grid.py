@@ -79,8 +79,8 @@ def test_a_reply_is_the_servers_own_copy_too() -> None:
 
 
 def test_replies_come_in_the_order_of_the_messages_with_their_addresses() -> None:
-    def handler(messages: Sequence[Message], own: Sequence[Context]) -> list[Message]:
-        for message, context in zip(messages, own, strict=True):
+    def handler(messages: Sequence[Message], memories: Sequence[Context]) -> list[Message]:
+        for message, context in zip(messages, memories, strict=True):
             assert context.node_id == message.metadata.dst_node_id
         return [
             Message(RecordDict({"config": ConfigRecord({"for": message.metadata.dst_node_id})}), reply_to=message)
@@ -132,7 +132,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     result = strategy.start(grid, adapter_to_arrays(initial), num_rounds=1, train_config=train_config)
 
     assert result.arrays is not None
-    theirs = arrays_to_adapter(result.arrays, initial, place="FedAvg")
+    averaged = arrays_to_adapter(result.arrays, initial, place="FedAvg")
     locals_ = [arrays_to_adapter(r.content.array_records["arrays"], initial, place="a client") for r in sent]
     examples = [float(r.content.metric_records["metrics"]["num-examples"]) for r in sent]  # type: ignore[arg-type]
     assert len(locals_) == 2
@@ -140,7 +140,7 @@ def test_flowers_own_fedavg_runs_over_our_grid_and_clients(configured: Configs, 
     assert mean_adapter is not None
     ours = dict(mean_adapter.tensors())
     moved = 0.0
-    for (name, mean), (_, start) in zip(theirs.tensors(), initial.tensors(), strict=True):
+    for (name, mean), (_, start) in zip(averaged.tensors(), initial.tensors(), strict=True):
         torch.testing.assert_close(mean, ours[name], rtol=1e-5, atol=1e-7)
         moved = max(moved, float((mean - start).abs().max()))
     assert moved > 1e-3

@@ -99,19 +99,19 @@ def test_what_an_exchange_writes_down(configured: Configs, tmp_path: Path, watch
     assert "exchanges" not in before
     for line in rounds:
         assert [e["exchange"] for e in line["exchanges"]] == [1, 2]
-        for one in line["exchanges"]:
-            assert set(one["clients"]) == set(CLIENTS)
-            assert one["problems"] == 2
-            assert 0 <= one["unsolved"] <= 1
-            assert one["pool"] == sum(n["pooled"] for n in one["clients"].values())
-            for numbers in one["clients"].values():
+        for exchange in line["exchanges"]:
+            assert set(exchange["clients"]) == set(CLIENTS)
+            assert exchange["problems"] == 2
+            assert 0 <= exchange["unsolved"] <= 1
+            assert exchange["pool"] == sum(n["pooled"] for n in exchange["clients"].values())
+            for numbers in exchange["clients"].values():
                 assert numbers["sent"] == 2 * 4
                 assert numbers["correct"] == round(numbers["own_correct"] * 8), "client and server grade alike here"
                 assert numbers["swapped_in"] == numbers["offered"], "everything offered is of use"
                 assert numbers["refused"] == 0
                 if numbers["swapped_in"]:
                     # 2 local steps before the first exchange; then a public and a local one before the second.
-                    assert numbers["staleness"] == {1: 2, 2: 4}[one["exchange"]]
+                    assert numbers["staleness"] == {1: 2, 2: 4}[exchange["exchange"]]
                     assert numbers["foreign_ratio_mean"] == pytest.approx(1.0, abs=1e-4)
                     assert numbers["foreign_logp"] < 0
     swapped = [n["swapped_in"] for line in rounds for e in line["exchanges"] for n in e["clients"].values()]
@@ -133,7 +133,7 @@ def test_swapped_groups_are_what_is_trained_on(
     real = Cohort.learn
 
     def learn(self: Cohort, groups: dict[str, list[Group]], rates: Any) -> Any:
-        for group in (g for own in groups.values() for g in own):
+        for group in (g for client_groups in groups.values() for g in client_groups):
             if any(r.origin is Origin.FOREIGN for r in group.responses):
                 taken.append(group)
         return real(self, groups, rates)
@@ -253,10 +253,12 @@ def test_together_with_fgrpo_clients_are_weighed_by_their_private_rewards(config
 
 
 def test_one_client_alone_trades_nothing(configured: Configs, tmp_path: Path, watching: list[Message]) -> None:
-    one = {"clients": ["ann"]}
-    fedrlvr.run(configured(tmp_path / "swap", **exchanges(tmp_path, federation=one)))
+    federation = {"clients": ["ann"]}
+    fedrlvr.run(configured(tmp_path / "swap", **exchanges(tmp_path, federation=federation)))
     assert not any(name in m.content for m in watching for name in (RESPONSES, SHARE))
-    fedrlvr.run(configured(tmp_path / "none", **exchanges(tmp_path, federation=one, coordination={"swap": "none"})))
+    fedrlvr.run(
+        configured(tmp_path / "none", **exchanges(tmp_path, federation=federation, coordination={"swap": "none"}))
+    )
     assert adapter_bytes(tmp_path / "swap") == adapter_bytes(tmp_path / "none")
 
 
@@ -275,10 +277,10 @@ def test_a_client_that_answers_nothing_stops_nobody(
     monkeypatch.setattr(run_module, "LocalGrid", Silent)
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path)))
     for line in lines(tmp_path / "run")[1:]:
-        for one in line["exchanges"]:
-            assert one["clients"]["ann"]["sent"] == 0
-            assert one["clients"]["ann"]["dropped_unreadable"] == 1
-            assert one["clients"]["bob"]["sent"] == 8
+        for exchange in line["exchanges"]:
+            assert exchange["clients"]["ann"]["sent"] == 0
+            assert exchange["clients"]["ann"]["dropped_unreadable"] == 1
+            assert exchange["clients"]["bob"]["sent"] == 8
 
 
 def test_a_client_left_out_is_told_so_in_the_next_exchange(
@@ -296,13 +298,15 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
     monkeypatch.setattr(run_module, "LocalGrid", OtherTokens)
     with caplog.at_level("WARNING", "fedrlvr.client"):
         fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
-    told = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("bob: the server says: your responses of exchange 1 of round 1 were left out: tokenizer")
-    for one in lines(tmp_path / "run")[1]["exchanges"]:
-        assert one["clients"]["bob"]["dropped_stamp"] == 8
-        assert one["clients"]["bob"]["pooled"] == 0
-        assert one["clients"]["bob"]["swapped_in"] == 0
+    reasons = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
+    assert len(reasons) == 1
+    assert reasons[0].startswith(
+        "bob: the server says: your responses of exchange 1 of round 1 were left out: tokenizer"
+    )
+    for exchange in lines(tmp_path / "run")[1]["exchanges"]:
+        assert exchange["clients"]["bob"]["dropped_stamp"] == 8
+        assert exchange["clients"]["bob"]["pooled"] == 0
+        assert exchange["clients"]["bob"]["swapped_in"] == 0
 
 
 def beyond_the_vocabulary(sent: Sent) -> Sent:
@@ -347,7 +351,7 @@ def test_an_incorrect_response_is_refused_by_who_gets_it(
     real = Cohort.learn
 
     def learn(self: Cohort, groups: dict[str, list[Group]], rates: Any) -> Any:
-        responses = [r for own in groups.values() for group in own for r in group.responses]
+        responses = [r for client_groups in groups.values() for group in client_groups for r in group.responses]
         taken.extend(r.reward for r in responses if r.origin is Origin.FOREIGN)
         return real(self, groups, rates)
 
@@ -403,7 +407,7 @@ def test_public_responses_are_drawn_from_the_whole_distribution(
     monkeypatch.setattr(Cohort, "sample", sample)
     sampling = {"top_k": 1, "top_p": 0.5, "temperature": 0.9}
     fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, sampling=sampling, train={"rounds": 1})))
-    groups = [one for one in drawn if one[:2] == (4, 0.9)]
+    groups = [call for call in drawn if call[:2] == (4, 0.9)]
     # Two local steps, an exchange, a local step, an exchange.
     assert [top_k for _, _, top_k, _ in groups] == [1, 1, 0, 1, 0]
     assert [different > 1 for _, _, _, different in groups] == [False, False, True, False, True]
@@ -458,9 +462,9 @@ def test_one_client_after_another_gives_the_same(configured: Configs, tmp_path: 
     )
     for name, tensor in together.items():
         assert torch.allclose(tensor, apart[name], atol=1e-4), name
-    mine, theirs = (without_seconds(tmp_path / name) for name in ("cohort", "apart"))
-    for one, other in zip(mine[1:], theirs[1:], strict=True):
-        for a, b in zip(one["exchanges"], other["exchanges"], strict=True):
+    cohort_lines, apart_lines = (without_seconds(tmp_path / name) for name in ("cohort", "apart"))
+    for line, other in zip(cohort_lines[1:], apart_lines[1:], strict=True):
+        for a, b in zip(line["exchanges"], other["exchanges"], strict=True):
             assert (a["pool"], a["unsolved"]) == (b["pool"], b["unsolved"])
 
 
@@ -493,7 +497,7 @@ def test_public_responses_travel_and_nothing_private_does(
                 text = self.base.decode(list(ids))
                 where = shared if text.strip() in public else private
                 where.ids += [list(r.token_ids) for r in responses]
-        asked.append([list(ids) for own in prompts.values() for ids in own])
+        asked.append([list(ids) for client_prompts in prompts.values() for ids in client_prompts])
         return drawn
 
     monkeypatch.setattr(Cohort, "sample", sample)

@@ -57,7 +57,7 @@ CAP = 32
 
 @dataclass
 class Round:
-    """What one aggregation took, and made."""
+    """The inputs and the results of one aggregation."""
 
     before: Adapter
     changed_before: Adapter | None
@@ -113,9 +113,9 @@ class Ran:
 
     @property
     def last(self) -> Checkpoint:
-        found = Checkpoints(self.directory, 1).load()
-        assert found is not None
-        return found
+        checkpoint = Checkpoints(self.directory, 1).load()
+        assert checkpoint is not None
+        return checkpoint
 
 
 Made = Callable[[str], Ran]
@@ -148,10 +148,10 @@ def ran(configured: Configs, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make
 
 
-def dense(one: Adapter | None, like: Adapter) -> dict[str, torch.Tensor]:
-    if one is None:
+def dense(adapter: Adapter | None, like: Adapter) -> dict[str, torch.Tensor]:
+    if adapter is None:
         return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in like.shapes.items()}
-    return {name: one.alpha / len(a) * (b.double() @ a.double()) for name, (a, b) in one.layers.items()}
+    return {name: adapter.alpha / len(a) * (b.double() @ a.double()) for name, (a, b) in adapter.layers.items()}
 
 
 def off(got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> float:
@@ -171,15 +171,15 @@ def evaluated(ran: Ran, adapter: Path | None) -> dict[str, tuple[int, float, flo
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_last_evaluation_is_that_of_the_exported_adapter(name: str, ran: Made, tmp_path: Path) -> None:
-    one = ran(name)
-    for record, whole in ((one.records[0], None), (one.records[-1], one.directory / "adapter")):
-        every = evaluated(one, whole)
+    run = ran(name)
+    for record, whole in ((run.records[0], None), (run.records[-1], run.directory / "adapter")):
+        every = evaluated(run, whole)
         for client, scores in record["evaluate"].items():
             wanted = every
             if whole and name in ("hetlora mixed", "flexlora mixed"):  # a client has what its rank has room for
-                own = tmp_path / client
-                save_peft(one.exported.at_rank(RANKS[client]), own, base_name=one.config.model.name)
-                wanted = evaluated(one, own)
+                directory = tmp_path / client
+                save_peft(run.exported.at_rank(RANKS[client]), directory, base_name=run.config.model.name)
+                wanted = evaluated(run, directory)
             assert passed(scores) == {client: wanted[client]}
 
 
@@ -191,16 +191,16 @@ def test_training_changed_what_is_evaluated(ran: Made) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_plain_peft_gives_the_logits_of_the_cohort(name: str, ran: Made) -> None:
-    one = ran(name)
-    last = one.last
-    one.cohort.seat({"a": last.adapter}, last.updates.get("change") and {"a": last.updates["change"]})
+    run = ran(name)
+    last = run.last
+    run.cohort.seat({"a": last.adapter}, last.updates.get("change") and {"a": last.updates["change"]})
     with torch.no_grad():
-        mine = one.cohort.base.model.eval()(IDS).logits
-        plain: Any = AutoModelForCausalLM.from_pretrained(one.config.model.name, dtype=torch.float32)
+        logits = run.cohort.base.model.eval()(IDS).logits
+        plain: Any = AutoModelForCausalLM.from_pretrained(run.config.model.name, dtype=torch.float32)
         bare = plain.eval()(IDS).logits
-        theirs = PeftModel.from_pretrained(plain, one.directory / "adapter").eval()(IDS).logits
-    torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-4)
-    assert float((mine - bare).abs().max()) > 0.01, "the run changed the model"
+        expected = PeftModel.from_pretrained(plain, run.directory / "adapter").eval()(IDS).logits
+    torch.testing.assert_close(expected, logits, rtol=0, atol=1e-4)
+    assert float((logits - bare).abs().max()) > 0.01, "the run changed the model"
 
 
 @pytest.mark.parametrize(
@@ -214,9 +214,9 @@ def test_plain_peft_gives_the_logits_of_the_cohort(name: str, ran: Made) -> None
     ],
 )
 def test_the_ranks_of_what_is_exported(name: str, rank: int, ran: Made) -> None:
-    one = ran(name)
-    assert one.exported.rank == rank
-    assert one.exported.shapes == one.initial.shapes
+    run = ran(name)
+    assert run.exported.rank == rank
+    assert run.exported.shapes == run.initial.shapes
 
 
 def test_floras_change_grows_by_the_sum_of_the_ranks(ran: Made) -> None:
@@ -227,18 +227,18 @@ def test_floras_change_grows_by_the_sum_of_the_ranks(ran: Made) -> None:
 @pytest.mark.parametrize("name", ["ffa", "rolora", "flora", "fedex", "flora mixed"])
 def test_exact_rules_make_the_mean_of_what_clients_have(name: str, ran: Made) -> None:
     """In every round: the base weights as they were changed before, and the weighted mean of the clients' updates."""
-    one = ran(name)
-    for now in one.rounds:
-        wanted = dense(now.changed_before, one.initial)
+    run = ran(name)
+    for now in run.rounds:
+        wanted = dense(now.changed_before, run.initial)
         for client, adapter in now.sent.items():
-            for layer, update in dense(adapter, one.initial).items():
+            for layer, update in dense(adapter, run.initial).items():
                 wanted[layer] = wanted[layer] + now.weights[client] * update
-        got = dense(now.after, one.initial)
-        for layer, update in dense(now.change, one.initial).items():
+        got = dense(now.after, run.initial)
+        for layer, update in dense(now.change, run.initial).items():
             got[layer] = got[layer] + update
         assert off(got, wanted) < 1e-5
         assert sum(now.weights.values()) == pytest.approx(1.0)
-    assert off(dense(one.exported, one.initial), wanted) < 1e-5
+    assert off(dense(run.exported, run.initial), wanted) < 1e-5
 
 
 def test_fedit_is_not_exact_on_the_same_clients(ran: Made) -> None:
@@ -251,13 +251,13 @@ def test_fedit_is_not_exact_on_the_same_clients(ran: Made) -> None:
 
 
 def test_ffas_a_is_the_seeded_one_in_every_round(ran: Made) -> None:
-    one = ran("ffa")
-    shapes = one.initial.shapes
+    run = ran("ffa")
+    shapes = run.initial.shapes
     seeded = fresh(shapes, rank=4, alpha=8.0, seed=stream(3, "adapter"))
-    for adapter in [*(now.after for now in one.rounds), one.exported]:
+    for adapter in [*(now.after for now in run.rounds), run.exported]:
         assert all(torch.equal(adapter.layers[name].A, a) for name, (a, _) in seeded.layers.items())
         assert any(bool(b.any()) for _, b in adapter.layers.values())
-    assert all(now.names == {"B"} for now in one.rounds)
+    assert all(now.names == {"B"} for now in run.rounds)
 
 
 @pytest.mark.parametrize("name", ["rolora", "rolora int8"])
@@ -272,9 +272,9 @@ def test_rolora_leaves_one_half_alone_in_each_round(name: str, ran: Made) -> Non
 
 
 def test_flora_begins_each_round_with_another_adapter(ran: Made) -> None:
-    one = ran("flora mixed")
-    for number, now in enumerate(one.rounds, start=1):
-        begun = fresh(one.initial.shapes, rank=4, alpha=8.0, seed=stream(3, "adapter", number))
+    run = ran("flora mixed")
+    for number, now in enumerate(run.rounds, start=1):
+        begun = fresh(run.initial.shapes, rank=4, alpha=8.0, seed=stream(3, "adapter", number))
         for layer, (a, b) in begun.layers.items():
             assert torch.equal(now.after.layers[layer].A, a)
             assert torch.equal(now.after.layers[layer].B, b)
@@ -323,7 +323,7 @@ def test_bytes_by_rule(ran: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         *(
             ({"lora": {"rank": RANKS}, "aggregation": {"type": rule}}, f"'{rule}' cannot mix the ranks of lora.rank")
@@ -359,14 +359,14 @@ def test_bytes_by_rule(ran: Made) -> None:
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
-    changes: dict[str, dict[str, Any]], told: str, configured: Configs
+    changes: dict[str, dict[str, Any]], reason: str, configured: Configs
 ) -> None:
     tree = configured(None)
     for section, values in changes.items():
         tree[section] = {**tree.get(section, {}), **values}
     with pytest.raises(ConfigError) as caught:
         parse_config(tree)
-    assert told in str(caught.value)
+    assert reason in str(caught.value)
 
 
 def test_the_same_settings_where_they_go_together(configured: Configs) -> None:

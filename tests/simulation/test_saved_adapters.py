@@ -104,8 +104,8 @@ def test_the_last_checkpoint_is_what_is_exported(arm: str, source: Sources) -> N
             assert all(torch.equal(tensors[name], exported[name]) for name in exported)
 
 
-def distance(one: Adapter, other: Adapter) -> float:
-    pairs = [(update(one)[name], update(other)[name]) for name in one.layers]
+def distance(adapter: Adapter, other: Adapter) -> float:
+    pairs = [(update(adapter)[name], update(other)[name]) for name in adapter.layers]
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 

@@ -50,7 +50,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def changes(uneven: Path) -> dict[str, Mapping[str, Any]]:
-    """What the runs of this file have in common: greater steps would let rounding grow."""
+    """The settings that the runs of this file have in common: greater steps would let rounding grow."""
     return {"data": {"path": str(uneven)}, "train": {"learning_rate": 1e-3}}
 
 
@@ -99,12 +99,12 @@ def rounded(value: Any) -> Any:
 
 def same(directory: Path, reference: Path) -> None:
     """All that a run leaves behind, to rounding."""
-    mine, theirs = without_seconds(directory), without_seconds(reference)
-    assert len(mine) == len(theirs)
-    for line, other in zip(mine, theirs, strict=True):
+    records, expected = without_seconds(directory), without_seconds(reference)
+    assert len(records) == len(expected)
+    for line, other in zip(records, expected, strict=True):
         assert line == rounded(other)
-    for one, other in zip(adapters(directory), adapters(reference), strict=True):
-        assert largest_gap(one, other) < 3e-5
+    for adapter, other in zip(adapters(directory), adapters(reference), strict=True):
+        assert largest_gap(adapter, other) < 3e-5
     names = {str(path.relative_to(reference)) for path in reference.rglob("*")}
     assert {str(path.relative_to(directory)) for path in directory.rglob("*")} == names
     assert (directory / "holdings.json").read_text("utf-8") == (reference / "holdings.json").read_text("utf-8")
@@ -130,7 +130,7 @@ def graded(monkeypatch: pytest.MonkeyPatch) -> Graded:
 
 @pytest.fixture
 def seated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many clients sat down together, each time."""
+    """The number of clients that were seated together, at each call."""
     counts: list[int] = []
     real = Cohort.seat
 
@@ -156,7 +156,7 @@ def test_two_arms_of_two_seeds_are_what_four_runs_are_alone(
             same(result.directory / f"weights={arm}" / f"seed-{seed}", reference)
     assert together == graded, "the same samples"
     ends = [adapters(path)[0] for path in sorted(result.directory.glob("*/seed-*"))]
-    assert min(largest_gap(one, other) for i, one in enumerate(ends) for other in ends[:i]) > 1e-4, "four results"
+    assert min(largest_gap(end, other) for i, end in enumerate(ends) for other in ends[:i]) > 1e-4, "four results"
 
 
 def test_federated_and_alone_in_one_cohort(planned: Planner, alone: Callable[..., Path], seated: list[int]) -> None:
@@ -194,9 +194,9 @@ def test_one_after_another_gives_the_same(planned: Planner, seated: list[int], t
         sweep(planned(WEIGHTS, seeds=1, overrides=overrides), apart=apart).check()
         assert max(seated[1:]) == most
         for arm in ("weights=examples/seed-3", "weights=equal/seed-3"):
-            mine, theirs = tmp_path / "sweep" / arm, tmp_path / "together" / arm
-            assert without_seconds(mine) == [rounded(line) for line in without_seconds(theirs)]
-            assert largest_gap(adapters(mine)[0], adapters(theirs)[0]) < 1e-5
+            directory, reference = tmp_path / "sweep" / arm, tmp_path / "together" / arm
+            assert without_seconds(directory) == [rounded(line) for line in without_seconds(reference)]
+            assert largest_gap(adapters(directory)[0], adapters(reference)[0]) < 1e-5
         shutil.rmtree(tmp_path / "sweep")
 
 
@@ -236,7 +236,7 @@ def test_what_is_computed_at_once() -> None:
     h = asked("x/cyd", TrainRequest, train, steps=3)
     every = [a, b, c, d, e, f, g, h]
     assert batches(every) == [[a, c, f], [b, g], [d], [e], [h]]
-    assert batches(every, together=False) == [[one] for one in every]
+    assert batches(every, together=False) == [[member] for member in every]
     assert batches([]) == []
 
 

@@ -55,10 +55,10 @@ def test_a_sweep_over_seeds_alone_has_one_arm(planned: Planner) -> None:
 def test_where_a_sweep_lies(tmp_path: Path, planned: Planner) -> None:
     assert planned(directory=None).directory.parent == Path("runs")
     assert planned(directory=None).directory.name.startswith("trial-sweep-20")
-    own = tmp_path / "own.toml"
-    own.write_text("[run]\ndirectory = 'of/its/own'\n", "utf-8")
-    assert plan(own).directory == Path("of/its/own")
-    assert plan(own, directory=tmp_path).directory == tmp_path
+    path = tmp_path / "own.toml"
+    path.write_text("[run]\ndirectory = 'of/its/own'\n", "utf-8")
+    assert plan(path).directory == Path("of/its/own")
+    assert plan(path, directory=tmp_path).directory == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_threads_that_a_run_settled_are_gone_on_with(planned: Planner, tmp_path:
     config = planned().federations[0].config
     engine = config.engine.model_copy(update={"threads": 3})
     (place / "config.json").write_text(config.model_copy(update={"engine": engine}).model_dump_json(), "utf-8")
-    (one,) = planned().federations
-    assert (one.started, one.finished, one.config.engine.threads) == (True, False, 3)
+    (federation,) = planned().federations
+    assert (federation.started, federation.finished, federation.config.engine.threads) == (True, False, 3)
     with pytest.raises(ConfigError, match=r"engine.threads is 3 there and 2 here"):
         planned(overrides=["engine.threads=2"])

@@ -13,8 +13,8 @@ from fedrlvr.tasks.problem import Question
 
 def group(problem: str, letters: str, logps: Sequence[Sequence[float]] | None = None) -> Group:
     """One response for each letter, which is its answer; "-" is none that could be read."""
-    own = logps or [[-1.0]] * len(letters)
-    responses = [Response([5], own[i], f"{i}: {letter}", True) for i, letter in enumerate(letters)]
+    behaviour = logps or [[-1.0]] * len(letters)
+    responses = [Response([5], behaviour[i], f"{i}: {letter}", True) for i, letter in enumerate(letters)]
     return Group(Question(f"What is {problem}?", problem, "letters", "exact"), [1, 2], responses)
 
 
@@ -51,7 +51,7 @@ class FakeLedger:
 
     @property
     def names(self) -> list[str]:
-        """Who was asked about, in order."""
+        """The ids of the problems that were asked about, in order."""
         return [query.question.id for query in self.asked]
 
     def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:

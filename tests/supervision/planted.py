@@ -59,6 +59,6 @@ def seen(*kinds: str, seed: int = 0) -> Features:
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
-    """How often a positive is scored above a negative; a tie is half."""
+    """The share of pairs in which a positive is scored above a negative; a tie counts half."""
     differences = scores[positive.bool()].unsqueeze(1) - scores[~positive.bool()].unsqueeze(0)
     return float(((differences > 0).double() + 0.5 * (differences == 0).double()).mean())

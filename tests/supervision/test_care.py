@@ -53,8 +53,8 @@ def of(drawn: Mapping[str, str], number: int, hidden: int = 2) -> Step:
     return step(drawn, number=number, features=seen(list(drawn.values()), hidden))
 
 
-def multipliers(found: Sequence[Supervised]) -> list[float]:
-    return [one.multiplier for one in found]
+def multipliers(groups: Sequence[Supervised]) -> list[float]:
+    return [group.multiplier for group in groups]
 
 
 # Who is asked about and who is trusted.
@@ -67,18 +67,18 @@ def test_care_asks_about_the_largest_scores_and_trusts_the_most_reliable() -> No
     fates = [Fate.MASKED] * 8
     fates[0] = fates[2] = Fate.TRUSTED
     fates[3] = fates[6] = Fate.QUERIED
-    assert [one.fate for one in result] == fates
+    assert [group.fate for group in result] == fates
     assert multipliers(result) == [1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0]
-    assert [one.true for one in result] == [fate is Fate.QUERIED for fate in fates]
-    for one in result:
-        assert one.rewards == ([0.0, 0.0, 1.0] if one.true else [1.0, 1.0, 0.0])
+    assert [group.true for group in result] == [fate is Fate.QUERIED for fate in fates]
+    for group in result:
+        assert group.rewards == ([0.0, 0.0, 1.0] if group.true else [1.0, 1.0, 0.0])
 
 
 def test_the_query_says_what_the_probes_said() -> None:
     ledger = FakeLedger("b")
     care(FakeJudge()).supervise(of(EIGHT, 33), ledger)
-    told = [(query.rank, query.step, query.score, query.reliable) for query in ledger.asked]
-    assert told == [(1, 33, 4.0, 0.375), (2, 33, 2.0, 0.5)]
+    queries = [(query.rank, query.step, query.score, query.reliable) for query in ledger.asked]
+    assert queries == [(1, 33, 4.0, 0.375), (2, 33, 2.0, 0.5)]
     assert ledger.asked[0].responses == ("0: a", "2: b")
 
 
@@ -88,7 +88,7 @@ def test_the_query_says_what_the_probes_said() -> None:
 def test_no_vote_is_trusted_in_the_vote_free_steps(number: int, vote_free_steps: int, trusts: int) -> None:
     ledger = FakeLedger("b")
     result = care(FakeJudge(), vote_free_steps=vote_free_steps).supervise(of(EIGHT, number), ledger)
-    assert sum(one.fate is Fate.TRUSTED for one in result) == trusts
+    assert sum(group.fate is Fate.TRUSTED for group in result) == trusts
     assert ledger.names == (["p6", "p3"] if trusts else ["p6", "p0"])
 
 
@@ -97,7 +97,7 @@ def test_quotas_are_of_the_whole_step_and_what_has_a_label_is_not_ranked() -> No
     result = care(FakeJudge(), budget=0.375).supervise(of(EIGHT, 20), ledger)
     # Three are asked about and two trusted (p2, and p3 before p4 of the same P1), of all eight.
     assert ledger.names == ["p4", "p5", "p1"]
-    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [2, 3]
+    assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == [2, 3]
     assert multipliers(result) == [1.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0]
     assert result[0] == result[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
 
@@ -106,7 +106,7 @@ def test_the_share_to_trust_is_of_the_whole_step_too() -> None:
     ledger = FakeLedger("b", known=["p0", "p6"])
     result = care(FakeJudge(), budget=0.0, trusted=0.5).supervise(of(EIGHT, 20), ledger)
     # Four of the eight, though six are left: half of those would be three.
-    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [2, 3, 4, 5]
+    assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == [2, 3, 4, 5]
 
 
 def test_what_is_awaited_is_masked_and_neither_asked_again_nor_trusted() -> None:
@@ -118,7 +118,7 @@ def test_what_is_awaited_is_masked_and_neither_asked_again_nor_trusted() -> None
     judge.reliable = [0.0] * 6 + [1.0, 0.0]
     second = method.supervise(of(EIGHT, 21), ledger)
     assert second[6] == second[3] == Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False)
-    assert [place for place, one in enumerate(second) if one.fate is Fate.TRUSTED] == [0, 1]  # of P1 0, but not p6
+    assert [place for place, group in enumerate(second) if group.fate is Fate.TRUSTED] == [0, 1]  # of P1 0, but not p6
     assert ledger.names == ["p6", "p3", "p4", "p5"]
     ledger.arrive("p6")
     assert method.supervise(of(EIGHT, 22), ledger)[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
@@ -136,7 +136,7 @@ def test_a_budget_that_is_spent_leaves_trust_alone() -> None:
 @pytest.mark.parametrize(("trusted", "who"), [(0.0, []), (0.5, [0, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4, 5, 6, 7])])
 def test_the_share_to_trust_is_a_setting(trusted: float, who: list[int]) -> None:
     result = care(FakeJudge(), budget=0.0, trusted=trusted).supervise(of(EIGHT, 20), FakeLedger("b"))
-    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == who
+    assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == who
     assert multipliers(result) == [min(S[place], 1.0) if place in who else 0.0 for place in range(8)]
 
 
@@ -144,7 +144,7 @@ def test_a_vote_below_the_bar_is_not_trusted_and_may_be_asked_about() -> None:
     ledger = FakeLedger("b")
     method = Care(FakeJudge(), budget=0.25, trusted=0.5, vote_free_steps=20, min_reliability=0.75)  # type: ignore[arg-type]
     result = method.supervise(of(EIGHT, 20), ledger)
-    assert [place for place, one in enumerate(result) if one.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
+    assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
     assert ledger.names == ["p6", "p3"]
 
 
@@ -170,18 +170,18 @@ def test_the_probes_learn_from_the_labelled_of_the_step_alone_and_only_when_told
     drawn = {"p0": "aab", "p1": "abb", "p2": "aab", "p3": "abc", "p4": "aab", "p5": "aab"}
     judge = FakeJudge([0.0] * 6, [1.0, 0.0, 0.0, 2.0, 0.0, 0.5])
     ledger = FakeLedger({"p0": "b", "p2": "a", "p3": "c"}, known=["p2"])
-    mine, method = of(drawn, 5), care(judge, budget=0.3)
-    result = method.supervise(mine, ledger)
-    assert [place for place, one in enumerate(result) if one.true] == [0, 2, 3]
+    batch, method = of(drawn, 5), care(judge, budget=0.3)
+    result = method.supervise(batch, ledger)
+    assert [place for place, group in enumerate(result) if group.true] == [0, 2, 3]
     assert judge.taught == []
     with torch.no_grad():  # as in a caller that samples
         assert method.learn() == {"reliability_loss": 0.5}
     assert judge.gradients == [True]
     (new,) = judge.taught
     assert new is not None
-    assert mine.features is not None
-    assert torch.equal(new.prompt_PH, mine.features.prompt_PH[[0, 2, 3]])
-    assert torch.equal(new.response_PGH, mine.features.response_PGH[[0, 2, 3]])
+    assert batch.features is not None
+    assert torch.equal(new.prompt_PH, batch.features.prompt_PH[[0, 2, 3]])
+    assert torch.equal(new.response_PGH, batch.features.response_PGH[[0, 2, 3]])
     assert new.right_P.tolist() == [0, 1, 0]
     assert new.outside_P.tolist() == [1, 0, 1]
     assert new.correct_PG.tolist() == [[0, 0, 1], [1, 1, 0], [0, 0, 1]]
@@ -191,7 +191,7 @@ def test_a_label_that_is_awaited_or_a_trusted_vote_teaches_nothing() -> None:
     judge = FakeJudge()
     method = care(judge)
     result = method.supervise(of(EIGHT, 20), FakeLedger("b", at_once=False))
-    assert {one.fate for one in result} == {Fate.TRUSTED, Fate.QUERIED, Fate.MASKED}
+    assert {group.fate for group in result} == {Fate.TRUSTED, Fate.QUERIED, Fate.MASKED}
     method.learn()
     assert judge.taught == [None]
 
@@ -225,17 +225,17 @@ def test_real_probes_judge_and_learn() -> None:
     rng = torch.Generator().manual_seed(0)
     judge = Judge(4, 3, rng)
     method = Care(judge, budget=0.25, trusted=0.25, vote_free_steps=0)
-    mine, ledger = of(EIGHT, 0, hidden=4), FakeLedger("b")
-    assert mine.features is not None
-    before = judge.judge(mine.features)
-    result = method.supervise(mine, ledger)
+    batch, ledger = of(EIGHT, 0, hidden=4), FakeLedger("b")
+    assert batch.features is not None
+    before = judge.judge(batch.features)
+    result = method.supervise(batch, ledger)
     assert judge.updates == 0
     assert method.judged == Judged(before.reliable_P.tolist(), before.score_P.tolist())
-    assert sum(one.true for one in result) == len(ledger.names) == 2
+    assert sum(group.true for group in result) == len(ledger.names) == 2
     assert set(method.learn()) == {"reliability_loss", "response_loss", "correction_loss"}
     assert judge.updates == 1
-    names = [place for place, one in enumerate(result) if one.true]
-    assert torch.equal(judge.state()[0]["replay/prompt_PH"], mine.features.prompt_PH[names])
+    names = [place for place, group in enumerate(result) if group.true]
+    assert torch.equal(judge.state()[0]["replay/prompt_PH"], batch.features.prompt_PH[names])
 
 
 def test_care_reads_votes_and_hidden_states_and_needs_them() -> None:

@@ -23,24 +23,24 @@ def judge(seed: int = 0, settings: Settings | None = None) -> Judge:
 
 
 def taught(updates: int = 3, seed: int = 0) -> Judge:
-    one = judge(seed)
+    result = judge(seed)
     for update in range(updates):
-        one.learn(world(6, 100 + update).labelled())
-    return one
+        result.learn(world(6, 100 + update).labelled())
+    return result
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(tensors: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return tensors.keys() == other.keys() and all(torch.equal(tensors[name], other[name]) for name in tensors)
 
 
 def test_a_planted_signal_is_found() -> None:
     """Half of the votes are right. Only the hidden states tell which: the clusters are the same in all."""
-    fresh, one = world(300, 1, signal=0.5), judge()
+    fresh, probes = world(300, 1, signal=0.5), judge()
     known = fresh.labelled()
-    before = one.judge(fresh.seen)
+    before = probes.judge(fresh.seen)
     for step in range(20):
-        one.learn(world(13, 1000 + step, signal=0.5).labelled())
-    after = one.judge(fresh.seen)
+        probes.learn(world(13, 1000 + step, signal=0.5).labelled())
+    after = probes.judge(fresh.seen)
     worth = known.outside_P > 0
     assert auc(before.reliable_P, known.right_P) < 0.7
     assert auc(after.reliable_P, known.right_P) > 0.95
@@ -62,30 +62,30 @@ def test_the_score_is_the_gap_expected_of_the_number() -> None:
 
 
 def test_judging_changes_nothing_and_does_not_depend_on_who_else_is_judged() -> None:
-    one = taught()
-    before, taken = one.state(), seen("plain", "tied", "half")
-    together = one.judge(taken)
-    alone = one.judge(replace(taken, **{name: tensor[1:2] for name, tensor in taken.tensors().items()}))
+    probes = taught()
+    before, taken = probes.state(), seen("plain", "tied", "half")
+    together = probes.judge(taken)
+    alone = probes.judge(replace(taken, **{name: tensor[1:2] for name, tensor in taken.tensors().items()}))
     assert torch.allclose(together.score_P[1:2], alone.score_P, rtol=1e-5)
     assert torch.allclose(together.reliable_P[1:2], alone.reliable_P, rtol=1e-5)
     assert not together.score_P.requires_grad
-    assert same(one.state()[0], before[0])
+    assert same(probes.state()[0], before[0])
 
 
 def test_no_problems_can_be_judged_and_learned_from() -> None:
-    one, nothing = judge(), world(0, 0).labelled()
-    assert one.judge(nothing).score_P.shape == (0,)
-    before = one.state()[0]
-    assert one.learn(nothing) == one.learn(None) == {}
-    assert same(one.state()[0], before)
-    assert one.updates == 0
+    probes, nothing = judge(), world(0, 0).labelled()
+    assert probes.judge(nothing).score_P.shape == (0,)
+    before = probes.state()[0]
+    assert probes.learn(nothing) == probes.learn(None) == {}
+    assert same(probes.state()[0], before)
+    assert probes.updates == 0
 
 
 def test_a_single_labelled_problem_can_be_learned_from() -> None:
-    one = judge()
-    losses = one.learn(world(1, 0).labelled())
+    probes = judge()
+    losses = probes.learn(world(1, 0).labelled())
     assert set(losses) == {"reliability_loss", "response_loss", "correction_loss"}
-    tensors = one.state()[0]
+    tensors = probes.state()[0]
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert tensors["weights/reliability.prompt.0.num_batches_tracked"] == 0
     assert tensors["weights/reliability.response.0.num_batches_tracked"] == 3  # of eight responses
@@ -109,32 +109,32 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Labelled]]:
 
 
 def test_each_step_is_on_the_new_problems_and_16_replayed_ones(batches: dict[str, list[Labelled]]) -> None:
-    one, parts = judge(), [world(problems, 30 + problems).labelled() for problems in (5, 10, 9)]
+    probes, parts = judge(), [world(problems, 30 + problems).labelled() for problems in (5, 10, 9)]
     for part in parts:
-        one.learn(part)
-    one.learn(None)
+        probes.learn(part)
+    probes.learn(None)
     for of_probe in batches.values():
         assert [len(batch) for batch in of_probe] == [5] * 3 + [15] * 3 + [9 + 15] * 3 + [16] * 3
         assert torch.equal(of_probe[0].prompt_PH, parts[0].prompt_PH)
         assert torch.equal(of_probe[3].prompt_PH[:10], parts[1].prompt_PH)
         assert len({tuple(batch.prompt_PH[:, 0].tolist()) for batch in of_probe[-3:]}) == 3  # drawn anew
-    assert one.updates == 4
+    assert probes.updates == 4
 
 
 def test_the_number_is_learned_from_evenly_drawn_labels(batches: dict[str, list[Labelled]]) -> None:
-    one, batch = judge(), world(40, 5).labelled()
+    probes, batch = judge(), world(40, 5).labelled()
     outside_P = torch.zeros(40, dtype=torch.int64)
     outside_P[:8] = 2
     possible_PC = batch.possible_PC | (torch.arange(9) == 2)
-    one.learn(replace(batch, outside_P=outside_P, possible_PC=possible_PC))
-    one.learn(None)
+    probes.learn(replace(batch, outside_P=outside_P, possible_PC=possible_PC))
+    probes.learn(None)
     assert [int((batch.outside_P == 2).sum()) for batch in batches["correction"][3:]] == [8, 8, 8]
     assert min(int((batch.outside_P == 2).sum()) for batch in batches["reliability"][3:]) < 8
 
 
 def test_the_response_loss_counts_one_and_a_half_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the two parts as good as equal and opposite losses of one parameter, what is left is half of it."""
-    one, gradients = judge(settings=Settings(steps=1, clip=1e9)), []
+    probes, gradients = judge(settings=Settings(steps=1, clip=1e9)), []
 
     def loss(probe: ReliabilityProbe, batch: Labelled) -> tuple[Tensor, Tensor]:
         bias = probe.head[3].bias
@@ -142,39 +142,39 @@ def test_the_response_loss_counts_one_and_a_half_times(monkeypatch: pytest.Monke
         return -bias.sum(), bias.sum()
 
     monkeypatch.setattr(ReliabilityProbe, "loss", loss)
-    one.learn(world(4, 0).labelled())
+    probes.learn(world(4, 0).labelled())
     assert gradients == [[0.5, 0.5]]
 
 
 def test_an_update_is_three_small_clipped_steps_without_decay() -> None:
-    one = judge()
-    loud = {name: tensor * (30 if name.endswith("3.weight") else 1) for name, tensor in one.shared().items()}
-    one.load_flattened(torch.cat([tensor.flatten() for tensor in loud.values()]))
-    one.learn(world(6, 0).labelled())
-    tensors = one.state()[0]
+    probes = judge()
+    loud = {name: tensor * (30 if name.endswith("3.weight") else 1) for name, tensor in probes.shared().items()}
+    probes.load_flattened(torch.cat([tensor.flatten() for tensor in loud.values()]))
+    probes.learn(world(6, 0).labelled())
+    tensors = probes.state()[0]
     steps = {float(tensor) for name, tensor in tensors.items() if name.endswith(".step")}
     assert steps == {3.0}
     moved = max(float((tensors[f"weights/{name}"] - loud[name]).abs().max()) for name in loud if "running" not in name)
     assert 0.9e-4 < moved < 3.1e-4
-    assert one._optimizer.param_groups[0]["weight_decay"] == 0
-    for probe in one._probes.values():
+    assert probes._optimizer.param_groups[0]["weight_decay"] == 0
+    for probe in probes._probes.values():
         squares = sum(float(parameter.grad.square().sum()) for parameter in probe.parameters())
         assert squares**0.5 == pytest.approx(1, rel=1e-4)  # the gradient of such weights is longer
 
 
 def test_a_judge_goes_on_exactly_from_its_state() -> None:
-    one = taught()
-    tensors, plain = one.state()
+    probes = taught()
+    tensors, plain = probes.state()
     other = taught(updates=1, seed=9)
     other.load(load(save(tensors)), json.loads(json.dumps(plain)))
     assert same(other.state()[0], tensors)
     for step in (7, 8):
         batch = world(6, step).labelled()
-        assert one.learn(batch) == other.learn(batch)
-    assert same(one.state()[0], other.state()[0])
-    assert one.state()[1] == other.state()[1] == {"hidden": HIDDEN, "group": GROUP, "updates": 5}
+        assert probes.learn(batch) == other.learn(batch)
+    assert same(probes.state()[0], other.state()[0])
+    assert probes.state()[1] == other.state()[1] == {"hidden": HIDDEN, "group": GROUP, "updates": 5}
     taken = seen("plain", "tied", "half")
-    assert torch.equal(one.judge(taken).score_P, other.judge(taken).score_P)
+    assert torch.equal(probes.judge(taken).score_P, other.judge(taken).score_P)
 
 
 def test_what_was_learned_matters_to_the_state() -> None:
@@ -184,21 +184,21 @@ def test_what_was_learned_matters_to_the_state() -> None:
 
 def test_a_judge_that_has_learned_nothing_has_a_state_too() -> None:
     tensors, plain = judge(4).state()
-    one = taught()
-    one.load(load(save(tensors)), plain)
+    probes = taught()
+    probes.load(load(save(tensors)), plain)
     fresh, batch = judge(4), world(6, 7).labelled()
-    assert one.updates == 0
-    assert one.learn(batch) == fresh.learn(batch)
-    assert same(one.state()[0], fresh.state()[0])
+    assert probes.updates == 0
+    assert probes.learn(batch) == fresh.learn(batch)
+    assert same(probes.state()[0], fresh.state()[0])
 
 
 def test_a_state_is_a_copy_and_taken_as_one() -> None:
-    one = taught()
-    tensors, plain = one.state()
+    probes = taught()
+    tensors, plain = probes.state()
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
     other = judge()
     other.load(tensors, plain)
-    one.learn(world(6, 7).labelled())
+    probes.learn(world(6, 7).labelled())
     other.learn(world(6, 7).labelled())
     assert same(tensors, kept)
 
@@ -234,12 +234,12 @@ def test_a_state_that_is_not_whole_is_refused_and_changes_nothing(
 ) -> None:
     tensors, plain = taught(1, seed=5).state()
     spoil(tensors)
-    one = taught(1)
-    before = one.state()
+    probes = taught(1)
+    before = probes.state()
     with pytest.raises(ValueError, match=message):
-        one.load(tensors, plain)
-    assert same(one.state()[0], before[0])
-    assert one.state()[1] == before[1]
+        probes.load(tensors, plain)
+    assert same(probes.state()[0], before[0])
+    assert probes.state()[1] == before[1]
 
 
 def test_a_state_of_other_widths_is_refused() -> None:
@@ -250,12 +250,12 @@ def test_a_state_of_other_widths_is_refused() -> None:
 
 
 def test_shared_weights_are_copies() -> None:
-    one = taught()
-    weights = one.shared()
+    probes = taught()
+    weights = probes.shared()
     kept = {name: tensor.clone() for name, tensor in weights.items()}
-    one.learn(world(6, 7).labelled())
+    probes.learn(world(6, 7).labelled())
     assert same(weights, kept)
-    assert not same(one.shared(), kept)
+    assert not same(probes.shared(), kept)
 
 
 def test_features_of_other_widths_are_refused() -> None:

@@ -26,10 +26,10 @@ def test_true_labels_need_neither_votes_nor_hidden_states() -> None:
 
 def test_the_groups_themselves_are_left_as_they_are() -> None:
     for method in (TrueLabels(), MajorityVotes()):
-        mine = step({"p": "aab"})
-        method.supervise(mine, FakeLedger(known=["p"]))
-        assert [response.reward for response in mine.groups[0].responses] == [None, None, None]
-        assert mine.groups[0].multiplier == 1.0
+        drawn = step({"p": "aab"})
+        method.supervise(drawn, FakeLedger(known=["p"]))
+        assert [response.reward for response in drawn.groups[0].responses] == [None, None, None]
+        assert drawn.groups[0].multiplier == 1.0
 
 
 def test_a_problem_without_a_label_is_an_error_that_names_it() -> None:

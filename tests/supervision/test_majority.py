@@ -10,9 +10,9 @@ from fedrlvr.supervision import majority
 from fedrlvr.supervision.majority import clusters
 
 
-def near(one: str, other: str) -> bool:
+def near(answer: str, other: str) -> bool:
     """An equivalence that is not transitive."""
-    return abs(int(one) - int(other)) <= 1
+    return abs(int(answer) - int(other)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_largest_cluster_wins_and_a_tie_goes_to_the_earliest(
 
 
 def test_the_grader_says_what_is_the_same_and_the_first_answer_is_the_label() -> None:
-    assert majority(["3", "1/2", "0.5"], lambda one, other: Fraction(one) == Fraction(other)) == ("1/2", 2)
+    assert majority(["3", "1/2", "0.5"], lambda answer, other: Fraction(answer) == Fraction(other)) == ("1/2", 2)
 
 
 def test_an_answer_joins_the_first_cluster_whose_first_member_it_equals() -> None:
@@ -47,14 +47,14 @@ def test_an_answer_joins_the_first_cluster_whose_first_member_it_equals() -> Non
 
 
 def test_what_the_grader_would_not_equate_is_still_the_same_if_it_is_the_same_text() -> None:
-    assert majority(["x", "x"], lambda one, other: False) == ("x", 2)
+    assert majority(["x", "x"], lambda answer, other: False) == ("x", 2)
 
 
 def test_the_grader_is_asked_with_the_later_answer_first_and_never_about_what_could_not_be_read() -> None:
     asked = []
 
-    def same(one: str, other: str) -> bool:
-        asked.append((one, other))
+    def same(answer: str, other: str) -> bool:
+        asked.append((answer, other))
         return False
 
     clusters(["a", None, "b", "c"], same)

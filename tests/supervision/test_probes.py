@@ -178,9 +178,9 @@ def test_responses_outside_the_majority_are_averaged() -> None:
     votes = [clusters(answers) for answers in (["a"] * 6 + ["b", "b"], ["a"] * 6 + ["b", None])]
     hidden = torch.randn(1, 8, HIDDEN, generator=rng())
     hidden[0, 7] = hidden[0, 6]
-    both, one = (features(hidden[:, 0], hidden, [vote], [[1] * 8], LONGEST) for vote in votes)
-    same = {"valid_P": both.valid_P, "cluster_PG": both.cluster_PG, "possible_PC": both.possible_PC}
-    assert torch.allclose(correction()(both), correction()(replace(one, **same)), atol=1e-6)
+    two, single = (features(hidden[:, 0], hidden, [vote], [[1] * 8], LONGEST) for vote in votes)
+    same = {"valid_P": two.valid_P, "cluster_PG": two.cluster_PG, "possible_PC": two.possible_PC}
+    assert torch.allclose(correction()(two), correction()(replace(single, **same)), atol=1e-6)
 
 
 def test_lengths_matter_to_reliability_only() -> None:

@@ -46,16 +46,16 @@ def test_probability_asks_where_the_policy_is_least_sure() -> None:
         group("s", "ab", [[0.0], [0.0]]),  # 1
     ]
     ledger = FakeLedger()
-    mine = Step(0, groups, [voted("ab")] * 4, None, Random(0))
-    Selection("probability", budget=0.75, rest="masked").supervise(mine, ledger)
+    drawn = Step(0, groups, [voted("ab")] * 4, None, Random(0))
+    Selection("probability", budget=0.75, rest="masked").supervise(drawn, ledger)
     assert ledger.names == ["r", "p", "q"]
     assert [query.score for query in ledger.asked] == pytest.approx([-7 / 24, -0.5, -0.5])
 
 
 def test_the_oracle_asks_where_a_label_changes_most() -> None:
     ledger, peek = FakeLedger("b"), Peek()
-    mine = step({"p0": "aaaa", "p1": "abbb", "p2": "aac-", "p3": "aacb", "p4": "aabb", "p5": "aaab"})
-    Selection("oracle", budget=0.6, rest="masked", peek=peek).supervise(mine, ledger)
+    drawn = step({"p0": "aaaa", "p1": "abbb", "p2": "aac-", "p3": "aacb", "p4": "aabb", "p5": "aaab"})
+    Selection("oracle", budget=0.6, rest="masked", peek=peek).supervise(drawn, ledger)
     # Votes and right ones of four: 2 and 2, 3 and 1 (odds of 1 both), 2 and 1 (odds of 1/3), 2 and none (one side
     # has advantages). Unanimous or right is no gap.
     assert ledger.names == ["p4", "p5", "p3", "p2"]
@@ -65,13 +65,13 @@ def test_the_oracle_asks_where_a_label_changes_most() -> None:
 
 def test_the_oracle_sees_more_than_it_pays_for_and_trains_on_no_more() -> None:
     ledger, peek = FakeLedger("b", known=["p1"]), Peek()
-    mine = step({"p0": "aaaa", "p1": "aaab", "p2": "aabb", "p3": "aaab"})
-    result = Selection("oracle", budget=0.25, rest="masked", peek=peek).supervise(mine, ledger)
+    drawn = step({"p0": "aaaa", "p1": "aaab", "p2": "aabb", "p3": "aaab"})
+    result = Selection("oracle", budget=0.25, rest="masked", peek=peek).supervise(drawn, ledger)
     assert peek.seen == ["p0", "p2", "p3"]
     assert ledger.names == ["p2"]
-    assert [one.true for one in result] == [False, True, True, False]
+    assert [group.true for group in result] == [False, True, True, False]
     assert result[3].rewards == [1.0, 1.0, 1.0, 0.0]
-    assert [one.multiplier for one in result] == [0.0, 1.0, 1.0, 0.0]
+    assert [group.multiplier for group in result] == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_random_asks_as_the_steps_own_chance_says() -> None:
@@ -90,8 +90,8 @@ def test_the_share_is_of_the_whole_step_whatever_is_known(by: str) -> None:
     peek = Peek() if by == "oracle" else None
     result = Selection(by, budget=0.5, rest="masked", peek=peek).supervise(step(LETTERS), ledger)
     assert sorted(ledger.names) == ["p3", "p4", "p5"]
-    assert [one.fate for one in result] == [Fate.KNOWN] * 3 + [Fate.QUERIED] * 3
-    assert all(one.true and one.multiplier == 1.0 for one in result)
+    assert [group.fate for group in result] == [Fate.KNOWN] * 3 + [Fate.QUERIED] * 3
+    assert all(group.true and group.multiplier == 1.0 for group in result)
 
 
 @pytest.mark.parametrize("by", ["random", "entropy", "probability", "oracle"])
@@ -106,30 +106,30 @@ def test_a_total_that_is_spent_ends_the_asking(by: str) -> None:
 
 
 def test_the_rest_is_masked_or_trained_on_as_voted() -> None:
-    mine = {"p0": "aab", "p1": "abc", "p2": "---"}
-    masked = Selection("entropy", budget=0.1, rest="masked").supervise(step(mine), FakeLedger("c"))
-    voted_on = Selection("entropy", budget=0.1, rest="pseudo").supervise(step(mine), FakeLedger("c"))
-    assert [one.fate for one in masked] == [Fate.MASKED, Fate.QUERIED, Fate.MASKED]
-    assert [one.fate for one in voted_on] == [Fate.TRUSTED, Fate.QUERIED, Fate.TRUSTED]
-    assert [one.multiplier for one in masked] == [0.0, 1.0, 0.0]
-    assert [one.multiplier for one in voted_on] == [1.0, 1.0, 1.0]
+    answers = {"p0": "aab", "p1": "abc", "p2": "---"}
+    masked = Selection("entropy", budget=0.1, rest="masked").supervise(step(answers), FakeLedger("c"))
+    voted_on = Selection("entropy", budget=0.1, rest="pseudo").supervise(step(answers), FakeLedger("c"))
+    assert [group.fate for group in masked] == [Fate.MASKED, Fate.QUERIED, Fate.MASKED]
+    assert [group.fate for group in voted_on] == [Fate.TRUSTED, Fate.QUERIED, Fate.TRUSTED]
+    assert [group.multiplier for group in masked] == [0.0, 1.0, 0.0]
+    assert [group.multiplier for group in voted_on] == [1.0, 1.0, 1.0]
     for result in (masked, voted_on):
-        assert [one.rewards for one in result] == [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-        assert [one.true for one in result] == [False, True, False]
+        assert [group.rewards for group in result] == [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+        assert [group.true for group in result] == [False, True, False]
 
 
 def test_what_is_awaited_is_not_asked_again_and_is_as_the_rest() -> None:
-    mine = {"p0": "aab", "p1": "abc"}
+    answers = {"p0": "aab", "p1": "abc"}
     for rest, multiplier, fate in (("masked", 0.0, Fate.MASKED), ("pseudo", 1.0, Fate.TRUSTED)):
         ledger = FakeLedger("c", at_once=False)
         method = Selection("entropy", budget=0.5, rest=rest)  # type: ignore[arg-type]
-        first = method.supervise(step(mine), ledger)
+        first = method.supervise(step(answers), ledger)
         assert (first[1].fate, first[1].multiplier, first[1].true) == (Fate.QUERIED, multiplier, False)
-        second = method.supervise(step(mine), ledger)
+        second = method.supervise(step(answers), ledger)
         assert ledger.names == ["p1", "p0"]
         assert (second[1].fate, second[1].multiplier, second[1].true) == (fate, multiplier, False)
         ledger.arrive("p1")
-        third = method.supervise(step(mine), ledger)
+        third = method.supervise(step(answers), ledger)
         assert (third[1].fate, third[1].rewards, third[1].true) == (Fate.KNOWN, [0.0, 0.0, 1.0], True)
         assert ledger.names == ["p1", "p0"]
 

@@ -17,7 +17,7 @@ FIVE = {"p0": "aab", "p1": "abb", "p2": "aab", "p3": "aab", "p4": "abb"}
 
 
 def acquired(open_: int, queries: Sequence[int] = (), trusted: dict[int, float] | None = None) -> Acquired:
-    """Of so many open problems: who is asked about, and who is trusted how much."""
+    """An acquisition for `open_` problems: the places to ask about, and the multiplier of each trusted place."""
     multipliers = [1.0 if at in queries else (trusted or {}).get(at, 0.0) for at in range(open_)]
     return Acquired(tuple(queries), tuple(trusted or ()), tuple(multipliers))
 
@@ -30,10 +30,10 @@ def waiting(*names: str, **ledger: object) -> FakeLedger:
     return result
 
 
-def settled(mine: Step, ledger: FakeLedger, queries: Sequence[int], **options: object) -> list[Supervised]:
+def settled(drawn: Step, ledger: FakeLedger, queries: Sequence[int], **options: object) -> list[Supervised]:
     """Settled with these of the open problems asked about and nobody trusted."""
-    drawn = look_up(mine, ledger, 1.0)
-    return settle(mine, ledger, drawn, acquired(len(drawn.without), queries), **options)  # type: ignore[arg-type]
+    known = look_up(drawn, ledger, 1.0)
+    return settle(drawn, ledger, known, acquired(len(known.without), queries), **options)  # type: ignore[arg-type]
 
 
 # What the ledger says.
@@ -67,10 +67,10 @@ def test_a_label_that_says_nobody_is_right_is_a_label() -> None:
 
 
 def test_each_problem_has_the_fate_that_the_table_says() -> None:
-    mine, ledger = step(FIVE), waiting("p3", truth={"p1": "b", "p4": "a"}, known=["p1"])
+    batch, ledger = step(FIVE), waiting("p3", truth={"p1": "b", "p4": "a"}, known=["p1"])
     ledger.at_once = True
-    drawn = look_up(mine, ledger, 0.4)
-    result = settle(mine, ledger, drawn, acquired(3, queries=[2], trusted={0: 0.5}))
+    known = look_up(batch, ledger, 0.4)
+    result = settle(batch, ledger, known, acquired(3, queries=[2], trusted={0: 0.5}))
     assert result == [
         Supervised([1.0, 1.0, 0.0], 0.5, Fate.TRUSTED, true=False),
         Supervised([0.0, 1.0, 1.0], 1.0, Fate.KNOWN, true=True),
@@ -82,19 +82,19 @@ def test_each_problem_has_the_fate_that_the_table_says() -> None:
 
 
 def test_an_answer_that_does_not_come_at_once_is_masked_and_counts_when_it_is_there() -> None:
-    mine, ledger = step({"p": "aab", "q": "aab"}), FakeLedger("b", at_once=False)
-    assert settled(mine, ledger, [1])[1] == Supervised([1.0, 1.0, 0.0], 0.0, Fate.QUERIED, true=False)
-    assert settled(mine, ledger, [])[1] == Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False)
+    batch, ledger = step({"p": "aab", "q": "aab"}), FakeLedger("b", at_once=False)
+    assert settled(batch, ledger, [1])[1] == Supervised([1.0, 1.0, 0.0], 0.0, Fate.QUERIED, true=False)
+    assert settled(batch, ledger, [])[1] == Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False)
     assert ledger.names == ["q"]
     ledger.arrive("q")
-    assert settled(mine, ledger, [0])[1] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
+    assert settled(batch, ledger, [0])[1] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
     assert ledger.names == ["q", "p"]
 
 
 def test_where_the_rest_counts_as_voted_so_does_what_is_asked_or_awaited_without_an_answer() -> None:
-    mine, ledger = step({"p": "aab", "q": "aab", "r": "aab"}), waiting("p", truth="b")
-    drawn = look_up(mine, ledger, 1.0)
-    assert settle(mine, ledger, drawn, acquired(2, queries=[0], trusted={1: 1.0}), rest=1.0) == [
+    batch, ledger = step({"p": "aab", "q": "aab", "r": "aab"}), waiting("p", truth="b")
+    drawn = look_up(batch, ledger, 1.0)
+    assert settle(batch, ledger, drawn, acquired(2, queries=[0], trusted={1: 1.0}), rest=1.0) == [
         Supervised([1.0, 1.0, 0.0], 1.0, Fate.TRUSTED, true=False),
         Supervised([1.0, 1.0, 0.0], 1.0, Fate.QUERIED, true=False),
         Supervised([1.0, 1.0, 0.0], 1.0, Fate.TRUSTED, true=False),
@@ -111,17 +111,17 @@ def test_a_label_is_paid_for_once_however_often_its_problem_is_drawn() -> None:
 
 @pytest.mark.parametrize("rest", [0.0, 1.0])
 def test_a_problem_drawn_twice_in_a_step_is_asked_about_once_and_its_label_counts_for_both(rest: float) -> None:
-    mine, ledger = step([("p", "aab"), ("q", "aab"), ("p", "bba")]), FakeLedger("b")
-    assert look_up(mine, ledger, 1.0).without == [0, 1]
-    result = settled(mine, ledger, [0], rest=rest)
+    batch, ledger = step([("p", "aab"), ("q", "aab"), ("p", "bba")]), FakeLedger("b")
+    assert look_up(batch, ledger, 1.0).without == [0, 1]
+    result = settled(batch, ledger, [0], rest=rest)
     assert result[0] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
     assert result[2] == Supervised([1.0, 1.0, 0.0], 1.0, Fate.KNOWN, true=True)
     assert ledger.names == ["p"]
 
 
 def test_a_problem_drawn_twice_without_an_answer_counts_as_all_others_the_second_time() -> None:
-    mine = step([("p", "aab"), ("p", "bba")])
-    result = settled(mine, FakeLedger("b", at_once=False), [0])
+    batch = step([("p", "aab"), ("p", "bba")])
+    result = settled(batch, FakeLedger("b", at_once=False), [0])
     assert result == [
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.QUERIED, true=False),
         Supervised([1.0, 1.0, 0.0], 0.0, Fate.MASKED, true=False),
@@ -158,10 +158,10 @@ def test_a_tie_goes_to_the_answer_that_came_first() -> None:
 
 
 def test_a_query_says_why_the_label_is_wanted() -> None:
-    mine, ledger = step({"p": "aab", "q": "aaa", "r": "cbb"}, number=7), FakeLedger(known=["p"])
-    drawn = look_up(mine, ledger, 1.0)
+    batch, ledger = step({"p": "aab", "q": "aaa", "r": "cbb"}, number=7), FakeLedger(known=["p"])
+    drawn = look_up(batch, ledger, 1.0)
     scores, reliable = [9.0, 1.5, 2.5], [0.9, 0.25, 0.75]
-    settle(mine, ledger, drawn, acquired(2, queries=[1, 0]), score=scores.__getitem__, reliable=reliable.__getitem__)
+    settle(batch, ledger, drawn, acquired(2, queries=[1, 0]), score=scores.__getitem__, reliable=reliable.__getitem__)
     assert ledger.asked == [
         Query(Question("What is r?", "r", "letters", "exact"), 7, 1, 2.5, 0.75, "b", 2, 3, ("1: b", "0: c")),
         Query(Question("What is q?", "q", "letters", "exact"), 7, 2, 1.5, 0.25, "a", 3, 3, ("0: a",)),
@@ -192,9 +192,9 @@ def test_the_responses_shown_disagree_and_the_majoritys_comes_first(letters: str
 
 
 def test_of_a_long_response_the_end_is_shown() -> None:
-    mine, ledger = Step(0, [group("p", "a")], [voted("a")], None, Random(0)), FakeLedger()
-    mine.groups[0].responses[0].text = "x" * LONGEST_SHOWN + "the end"
-    settled(mine, ledger, [0])
+    batch, ledger = Step(0, [group("p", "a")], [voted("a")], None, Random(0)), FakeLedger()
+    batch.groups[0].responses[0].text = "x" * LONGEST_SHOWN + "the end"
+    settled(batch, ledger, [0])
     (shown,) = ledger.asked[0].responses
     assert len(shown) == LONGEST_SHOWN
     assert shown.endswith("xthe end")

@@ -15,7 +15,7 @@ from fedrlvr.tasks.voting import answers, sameness
 
 def members(kind: Kind, *given: str) -> tuple[int | None, ...]:
     """The clusters of responses that box these answers."""
-    return clusters(answers([wrap(one, kind) for one in given], kind), sameness(kind)).members
+    return clusters(answers([wrap(answer, kind) for answer in given], kind), sameness(kind)).members
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_majority_that_is_the_gold_answer_has_the_graders_rewards(kind: Kind) 
         "yes_no_maybe": ["no", "No", "yes", "NO"],
         "exact": ["one two", "One Two", "three", "ONE  TWO"],
     }[kind]
-    completions = [wrap(one, kind) for one in given]
+    completions = [wrap(answer, kind) for answer in given]
     result = clusters(answers(completions, kind), sameness(kind))
     assert result.pseudo_rewards == [1.0, 1.0, 0.0, 1.0]
     assert result.pseudo_rewards == [grade(completion, given[0], kind) for completion in completions]

@@ -29,9 +29,9 @@ def one_layer(a: list[list[float]], b: list[list[float]]) -> Adapter:
     return adapter_from(a, b, 2.0, "x")
 
 
-def plus(one: Adapter, other: Adapter) -> Adapter:
-    both = zip(one.layers.items(), other.layers.values(), strict=True)
-    return one.alike({name: Factors(f.A + g.A, f.B + g.B) for (name, f), g in both})
+def plus(adapter: Adapter, other: Adapter) -> Adapter:
+    both = zip(adapter.layers.items(), other.layers.values(), strict=True)
+    return adapter.alike({name: Factors(f.A + g.A, f.B + g.B) for (name, f), g in both})
 
 
 def of(lost: ArrayRecord, like: Adapter) -> Adapter:
@@ -42,8 +42,8 @@ def zeros() -> Adapter:
     return one_layer([[0.0, 0.0, 0.0]], [[0.0], [0.0]])
 
 
-def close(one: Adapter, other: Adapter, tolerance: float) -> None:
-    for (name, a), (_, b) in zip(one.tensors(), other.tensors(), strict=True):
+def close(adapter: Adapter, other: Adapter, tolerance: float) -> None:
+    for (name, a), (_, b) in zip(adapter.tensors(), other.tensors(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance, msg=name)
 
 

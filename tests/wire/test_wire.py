@@ -137,20 +137,20 @@ def test_probes_arrive_bit_by_bit(count: int | None) -> None:
 
 
 def test_probes_of_unknown_number_are_no_way_around_the_checks() -> None:
-    def told(array: Array) -> str:
+    def refusal(array: Array) -> str:
         with pytest.raises(AdapterError) as caught:
             read_probes(ArrayRecord({"probes": array}), None, place="ann")
         return str(caught.value)
 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
-    assert "ann: its probes have shape (10000000000000,)" in told(
+    assert "ann: its probes have shape (10000000000000,)" in refusal(
         Array("float32", (10**13,), "numpy.ndarray", header.getvalue())
     )
-    assert "have shape (3, 1)" in told(Array(np.zeros((3, 1), np.float32)))
-    assert "have shape ()" in told(Array(np.zeros((), np.float32)))
-    assert "expected float32" in told(Array(np.zeros(3)))
-    assert "not finite" in told(Array(np.array([0, np.nan], np.float32)))
+    assert "have shape (3, 1)" in refusal(Array(np.zeros((3, 1), np.float32)))
+    assert "have shape ()" in refusal(Array(np.zeros((), np.float32)))
+    assert "expected float32" in refusal(Array(np.zeros(3)))
+    assert "not finite" in refusal(Array(np.array([0, np.nan], np.float32)))
     assert read_probes(probes_record(torch.zeros(0)), None, place="ann").shape == (0,)
 
 

@@ -97,8 +97,8 @@ def test_a_slip_is_carried_on():
         assert units[0] == "1" or units[1] == "2"
         assert units != "12"
         # The tens slip too, from what the units' carry makes of them; so does the answer.
-        assert sum(one != other for one, other in zip(f"{4 + 8 + int(units[0]):2}", f"{tens:>2}", strict=True)) == 1
-        assert sum(one != other for one, other in zip(tens + units[1], answer, strict=True)) == 1
+        assert sum(digit != right for digit, right in zip(f"{4 + 8 + int(units[0]):2}", f"{tens:>2}", strict=True)) == 1
+        assert sum(digit != right for digit, right in zip(tens + units[1], answer, strict=True)) == 1
 
 
 def test_slips_come_at_their_rate():
@@ -122,25 +122,29 @@ def test_half_of_each_domain_has_each_error():
 def test_noise_covers_every_cell_and_is_respected():
     assert set(NOISE) == {(family, level) for family in FAMILIES for level in LEVELS}
     drawn: dict[tuple[str, str], list[Demonstration]] = {}
-    for one in islice(demonstrations(seed=3), 16 * 600):
-        drawn.setdefault((one.family, one.level), []).append(one)
+    for example in islice(demonstrations(seed=3), 16 * 600):
+        drawn.setdefault((example.family, example.level), []).append(example)
     for cell, shown in drawn.items():
-        wrong = [one for one in shown if int(one.response.rsplit(" ", 1)[1]) != _answer_from_prompt(one.prompt)]
-        assert wrong == [one for one in shown if not one.correct]
+        wrong = [
+            example
+            for example in shown
+            if int(example.response.rsplit(" ", 1)[1]) != _answer_from_prompt(example.prompt)
+        ]
+        assert wrong == [example for example in shown if not example.correct]
         # Four standard errors of a share of 600.
         assert len(wrong) / len(shown) == pytest.approx(NOISE[cell], abs=4 * (0.25 / 600) ** 0.5)
-        assert max(len(one.response) for one in shown) <= MAX_RESPONSE
+        assert max(len(example.response) for example in shown) <= MAX_RESPONSE
 
 
 def test_without_noise_every_demonstration_is_right():
-    for one in islice(demonstrations(seed=3, noise={}), 320):
-        assert one.correct
-        assert int(one.response.rsplit(" ", 1)[1]) == _answer_from_prompt(one.prompt)
+    for example in islice(demonstrations(seed=3, noise={}), 320):
+        assert example.correct
+        assert int(example.response.rsplit(" ", 1)[1]) == _answer_from_prompt(example.prompt)
 
 
 def test_demonstrations_are_of_train_problems_only():
-    held_out = {one.prompt for split in ("public", "test") for one in problems(split=split, size=100, seed=0)}
-    assert not held_out & {one.prompt for one in islice(demonstrations(seed=0), 8000)}
+    held_out = {problem.prompt for split in ("public", "test") for problem in problems(split=split, size=100, seed=0)}
+    assert not held_out & {example.prompt for example in islice(demonstrations(seed=0), 8000)}
 
 
 def test_splits_are_disjoint_and_ids_unique():
@@ -161,7 +165,9 @@ def test_every_cell_is_large_enough(split, size):
 def test_problems_are_reproducible():
     """The card was measured on these very problems: where they change, weights and card must be made anew."""
     chosen = problems(split="test", size=4, seed=0)
-    digest = hashlib.sha256("\n".join(f"{one.id} {one.prompt} {one.answer}" for one in chosen).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join(f"{problem.id} {problem.prompt} {problem.answer}" for problem in chosen).encode()
+    ).hexdigest()
     assert digest[:16] == "de7cb6fd8199fd63"
     assert chosen == problems(split="test", size=4, seed=0)
     assert chosen != problems(split="test", size=4, seed=1)
@@ -169,8 +175,8 @@ def test_problems_are_reproducible():
 
 def test_families_and_levels_can_be_chosen():
     chosen = problems(split="train", size=3, seed=0, families=["dose", "sum"], levels=["hard"])
-    assert [one.source for one in chosen] == ["dose"] * 3 + ["sum"] * 3
-    assert {one.info["level"] for one in chosen} == {"hard"}
+    assert [problem.source for problem in chosen] == ["dose"] * 3 + ["sum"] * 3
+    assert {problem.info["level"] for problem in chosen} == {"hard"}
     assert dict(chosen[0].info) == {"level": "hard", "domain": "clinical", "error": "diffuse"}
     assert chosen[0].kind == "math"
 

@@ -40,7 +40,12 @@ def test_importing_the_zoo_is_light():
 def test_the_tokenizer_round_trips_every_prompt_and_response():
     tokenizer = AutoTokenizer.from_pretrained(weights_dir())
     shown = list(islice(demonstrations(seed=7), 800))
-    for text in [CHARACTERS, "a  b ,.!?\n x 's", *(one.prompt for one in shown), *(one.response for one in shown)]:
+    for text in [
+        CHARACTERS,
+        "a  b ,.!?\n x 's",
+        *(example.prompt for example in shown),
+        *(example.response for example in shown),
+    ]:
         tokens = tokenizer(text)["input_ids"]
         assert len(tokens) == len(text) + 1
         assert tokens[0] == tokenizer.bos_token_id
@@ -68,7 +73,7 @@ def test_the_card_covers_every_cell_and_all_but_one_are_on_target(card):
     ]
     missed = [score for score in scores if not score.on_target]
     # Known and on the card: the majority of eight is right on 88 of 100 where 90 is the aim.
-    assert [(one.family, one.level, one.majority) for one in missed] == [("product", "easy", 0.88)]
+    assert [(score.family, score.level, score.majority) for score in missed] == [("product", "easy", 0.88)]
     assert all(score.n >= 200 for score in scores)
     assert table(scores) in card
 
@@ -86,7 +91,7 @@ def test_the_right_way_is_within_reach(card):
 
 @pytest.mark.parametrize("family", ["sum", "unit"])
 def test_the_card_is_reproduced(card, embedded, family):
-    said = next(one for one in read_scores(card) if (one.family, one.level) == (family, "easy"))
+    said = next(row for row in read_scores(card) if (row.family, row.level) == (family, "easy"))
     result = score(*embedded, family, "easy", size=50, seed=0)
     # Four standard errors of 400 samples; of 50 problems for the others.
     assert result.sampled == pytest.approx(said.sampled, abs=4 * (0.25 / 400) ** 0.5)
@@ -97,7 +102,7 @@ def test_the_card_is_reproduced(card, embedded, family):
 
 def test_responses_keep_the_order_of_their_prompts(embedded):
     chosen = problems(split="test", size=2, seed=0)
-    prompts = [one.prompt for one in chosen]
+    prompts = [problem.prompt for problem in chosen]
     together = respond(*embedded, prompts, sample=False)
     assert together == [respond(*embedded, [prompt], sample=False)[0] for prompt in prompts]
 
@@ -110,10 +115,10 @@ def test_answer_of():
 
 def test_only_the_response_is_trained_on():
     tokenizer = build()
-    one = next(demonstrations(seed=0))
-    tokens, labels = tensors(tokenizer, [one])
-    assert tokenizer.decode(tokens[0]) == f"<s>{one.prompt}{one.response}</s>"
-    assert tokenizer.decode(labels[0][labels[0] != IGNORED]) == f"{one.response}</s>"
+    example = next(demonstrations(seed=0))
+    tokens, labels = tensors(tokenizer, [example])
+    assert tokenizer.decode(tokens[0]) == f"<s>{example.prompt}{example.response}</s>"
+    assert tokenizer.decode(labels[0][labels[0] != IGNORED]) == f"{example.response}</s>"
 
 
 def test_the_schedule_rises_then_falls():
