@@ -120,7 +120,9 @@ def check_enough(rule: str, clients: int, trim: float, hostile: int) -> None:
         rule, ""
     )
     if clients < (least := ROBUST_MEANS[rule](trim, hostile)):
-        raise ValueError(f"robust = {rule!r}{setting} needs at least {least} clients in a round, not {clients}")
+        raise ValueError(
+            f"aggregation.robust = {rule!r}{setting} needs at least {least} clients in a round, not {clients}"
+        )
 
 
 def _trimmed_mean(values_KN: NDArray[np.float64], trim: float) -> NDArray[np.float64]:

@@ -234,8 +234,8 @@ def export(
 ) -> None:
     """Write the adapter that a run trained as a PEFT directory, or as merged weights.
 
-    A run that is not finished gives the adapter of its newest checkpoint. Rules that change the base weights (flora,
-    fedex) end in an adapter whose rank has grown with the rounds.
+    A run that is not finished gives the adapter of its newest checkpoint. The rules flora and fedex
+    change the base weights and end in an adapter whose rank has grown with the rounds.
     """
     if max_rank is not None and merged:
         raise ConfigError("--max-rank limits the rank of an adapter, and --merged writes none. Leave one of them out.")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fedrlvr.cli.options import Directory, Insecure, toml_value
 from fedrlvr.config.reference import summary
 from fedrlvr.config.sections import NAME, EngineConfig, Section
-from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, explanations, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
 from fedrlvr.output import echo, echo_lines
@@ -242,10 +242,8 @@ def _validated(tree: dict[str, Any]) -> SiteConfig:
     try:
         return SiteConfig.model_validate(tree)
     except ValidationError as error:
-        items = error.errors(include_url=False)
-        parts = [(str(item["loc"][0]) if item["loc"] else "", item["msg"]) for item in items]
-        texts = (f"--{key}: {text}" if key else text for key, text in parts)
-        raise ConfigError(f"{'; '.join(texts).replace('Value error, ', '')}.") from None
+        texts = (re.sub(r"^(\w+?)s?(\.[^:]*)?: ", r"--\1: ", text) for text in explanations(error))
+        raise ConfigError(f"{'; '.join(texts)}.") from None
 
 
 def _deactivate_crashed(org: Organisation) -> None:
@@ -310,7 +308,7 @@ def _say_next(org: Organisation, authority: Path) -> None:
         "Then, here:",
         f"  fedrlvr site check {place}",
         f"  fedrlvr site run {place}",
-        "which runs, with state/bin first in PATH so that no code of a server is ever started:",
+        "The second command runs this, with state/bin first in PATH so that no code of a server is ever started:",
         f"  {shlex.join(supernode_command(org))}",
     ]
     echo_lines("\n".join(lines))

@@ -2,7 +2,7 @@
 
 A deployed organisation is a cohort of one; a simulation hands over everybody's messages at once, and a sweep those of
 several federations, which share a cohort and nothing else. Training is in local_training.py, and what a client
-remembers between messages in memory.py.
+remembers between messages in state.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Start of a client's work on a message with a model delta (model_delta.py): parts that are sent, drawn and remembered.
+"""Start of a client's work on a message with a model delta: parts that are sent, drawn and remembered. Its message is
+in wire/model_delta.py.
 
 What a client remembers of the global model lies in its own `context.state`, beside the rest of its memory, and changes
 only when the message has been answered.

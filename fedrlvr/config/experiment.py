@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import ValidationError, model_validator
 
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
@@ -31,6 +32,7 @@ from fedrlvr.config.sections import (
 )
 from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.files import read_json
+from fedrlvr.zoo import embedded_config
 
 
 class Config(Section):
@@ -100,7 +102,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     tree: dict[str, Any] = {}
     where = "the configuration"
     if path is not None:
-        where = str(path)
+        where = "the embedded default" if path == embedded_config() else str(path)
         try:
             tree = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -110,7 +112,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"{path} cannot be read: {reason}.") from None
     for override in overrides:
         _override(tree, override)
-    return parse_config(tree, where=where)
+    return parse_config(tree, where=f"{where} with --set" if overrides else where)
 
 
 def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> Config:
@@ -118,7 +120,7 @@ def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> C
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, where)) from None
+        raise ConfigError(_explain(error, tree, where)) from None
 
 
 EXTENDABLE = "train.rounds"
@@ -179,13 +181,16 @@ _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswa
 """Sections that are one of several by their `type`, and one of these types."""
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
     """One paragraph: each wrong key by its dotted path, with the nearest known key where it is unknown."""
     parts = []
     for item in error.errors(include_url=False):
         location = [str(part) for part in item["loc"]]
         if len(location) > 1 and location[0] in _UNIONS:
             del location[1:2]  # pydantic names the member of the union there, the file does not
+        if values := _values(location, item["type"]):
+            del location[2:]  # pydantic has an error for each kind of value that a setting takes
+            item = {**item, "msg": f"allowed: {values}", "input": tree[location[0]][location[1]]}
         dotted = ".".join(location)
         if item["type"] == "extra_forbidden" and dotted in _RENAMED:
             parts.append(f"{dotted} is now called {_RENAMED[dotted]}")
@@ -205,16 +210,25 @@ def _explain(error: ValidationError, where: str) -> str:
             message = item["msg"].removeprefix("Value error, ")
             got = "" if isinstance(item["input"], dict | Section) else f" (got {item['input']!r})"
             # A check across sections has no place of its own; its message names the settings.
+            message = "this is a section of settings" if item["type"].startswith("model_") else message
             parts.append(f"{dotted}: {message[0].lower()}{message[1:]}{got}" if dotted else message)
-    return f"{where}: {'; '.join(parts)}."
+    return f"{where}: {'; '.join(dict.fromkeys(parts))}."
+
+
+def _values(location: list[str], kind: str) -> str:
+    """The values that a setting takes, in words; nothing where the error is of no setting or not of a kind of value."""
+    if len(location) < 2 or (len(location) == 2 and not kind.endswith(("_type", "_parsing"))):
+        return ""
+    section, name = location[:2]
+    classes = members(Config.model_fields[section].annotation)
+    return next((type_of(member, name) for member in classes if name in member.model_fields), "")
 
 
 def _sections() -> dict[str, set[str]]:
     """Keys of each section; a union section knows the keys of all its members."""
     known: dict[str, set[str]] = {}
     for name, info in Config.model_fields.items():
-        members = [m for m in getattr(info.annotation, "__args__", (info.annotation,)) if m is not None]
-        known[name] = {key for member in members for key in member.model_fields}
+        known[name] = {key for member in members(info.annotation) for key in member.model_fields}
     return known
 
 

@@ -221,7 +221,7 @@ class PubSwapCoordination(Section):
             section, setting = most.split(".")
             wanted, room = getattr(self, name), getattr(getattr(config, section), setting)
             if wanted > room:
-                raise ValueError(f"coordination.{name} = {wanted} is more than {most} = {room}")
+                raise ValueError(f"coordination.{name} = {wanted} is more than {most} = {room}; change one of them")
 
 
 Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
@@ -234,12 +234,6 @@ RuleName = Annotated[
 Precision = Literal["float32", "float16", "int8"]
 """Number format in which clients send adapters."""
 FGRPO = OnlyWith("weights", ("fgrpo",))
-
-
-def _server_rate(value: float | str) -> float | str:
-    if value != "auto" and (isinstance(value, str) or value <= 0):
-        raise ValueError("should be a number above 0, or 'auto'")
-    return value
 
 
 WITH_MOMENTUM = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.has_momentum]
@@ -276,7 +270,7 @@ class AggregationConfig(Section):
     """Share of the clients that `trimmed_mean` drops at each end, for every number. Unset: 0.2."""
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
     """Number of hostile clients that `krum` withstands; it needs at least 2 x this + 3 clients in a round. Unset: 1."""
-    server_learning_rate: Annotated[float | str, AfterValidator(_server_rate)] = 1.0
+    server_learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Length of the server's step, as a multiple of the clients' mean change in a round (with the server optimizers
     `adam` and `yogi`, the size of a number's change). The default 1 makes the mean of the clients the global model. Set
     a number up to the square root of the number of clients where clients hold different problems and synchronise

@@ -126,6 +126,11 @@ def describe(section: str, field: FieldInfo) -> Iterator[SettingRow]:
         yield SettingRow(section, name, _type_text(schema), default, sentence, SINCE[f"{section}.{name}"])
 
 
+def type_of(member: type[Section], name: str) -> str:
+    """The values that a setting takes, in words, such as `whole number or list of text`."""
+    return _type_text(_schema(member, name))
+
+
 def _schema(member: type[Section], name: str) -> dict[str, Any]:
     schema: dict[str, Any] = member.model_json_schema()["properties"][name]
     return schema
@@ -147,14 +152,15 @@ def _values(values: Iterable[Any]) -> str:
 def _type_text(schema: dict[str, Any]) -> str:
     """A JSON schema in words: `whole number, 1 to 64`."""
     if "anyOf" in schema:
-        return " or ".join(_type_text(part) for part in schema["anyOf"] if part.get("type") != "null")
+        texts = [_type_text(part) for part in schema["anyOf"] if part.get("type") != "null"]
+        return (", or " if any("," in text for text in texts) else " or ").join(texts)
     if "enum" in schema or "const" in schema:
         return _values(schema.get("enum", [schema.get("const")]))
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ", ".join(filter(None, ("whole number" if kind == "integer" else "number", _range_text(schema))))
     if kind == "array" and "prefixItems" in schema:
-        return f"[{', '.join(map(_type_text, schema['prefixItems']))}]"
+        return "[least, largest]"
     if kind == "array":
         return f"list of {_type_text(schema['items'])}"
     names = {"boolean": "true or false", "string": "path" if schema.get("format") == "path" else "text"}

@@ -38,7 +38,6 @@ NO_EFFECT = "no_effect"
 FEDERATED = OnlyWith("federation.arm", ("federated",))
 """Marks a setting of what passes between clients."""
 
-
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 """The smallest normal and the largest number of float32."""
 
@@ -47,6 +46,16 @@ class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, tree: Any) -> Any:
+        for name in cls.model_fields.keys() & (tree if isinstance(tree, dict) else ()):  # Python counts True as 1
+            kind, value = str(cls.model_fields[name].annotation), tree[name]
+            items = value.values() if isinstance(value, dict) and "dict[str, int]" in kind else [value]
+            if "bool" not in kind and bool in map(type, items):
+                raise ValueError(f"{name} should not be true or false")
+        return tree
 
     @field_validator("*")
     @classmethod

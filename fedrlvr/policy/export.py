@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def _logps(model: Any, base: Base) -> Tensor:
 def _peft_model(model: Any, directory: Path) -> Any:
     peft = importlib.import_module("peft")  # no dependency of fedrlvr: used where somebody has installed it
     try:
-        return peft.PeftModel.from_pretrained(model, directory).eval()
+        with warnings.catch_warnings():  # of PEFT's use of transformers, about which nobody who exports can do anything
+            warnings.simplefilter("ignore", FutureWarning)
+            return peft.PeftModel.from_pretrained(model, directory).eval()
     except Exception as error:  # PEFT raises many kinds where it cannot apply an adapter
         raise AdapterError(
             f"PEFT cannot load the adapter on this model ({_first_line(error)}). Write whole weights with --merged."

@@ -59,6 +59,12 @@ class MemoryEstimate:
         return self.weights + self.adapters + max(self.sampling, self.training)
 
 
+def frozen_parameters(cohort: Cohort) -> list[Tensor]:
+    """The parameters of the base model without those of the clients' adapters, which hang on its layers."""
+    adapters = {id(factor) for layer in cohort.stack.layers.values() for factor in layer.parameters(recurse=False)}
+    return [parameter for parameter in cohort.base.model.parameters() if id(parameter) not in adapters]
+
+
 def estimate(cohort: Cohort, config: Config, *, longest_prompt: int, test_problems: int) -> MemoryEstimate:
     """Estimate the memory that a run of this configuration needs on the cohort's device.
 
@@ -68,7 +74,7 @@ def estimate(cohort: Cohort, config: Config, *, longest_prompt: int, test_proble
     central = config.federation.arm == "central"
     clients = 1 if central else config.federation.clients_per_round
     problems = train.problems_per_step * (len(config.federation.names) if central else 1)
-    weights = sum(t.numel() * t.element_size() for t in (*base.model.parameters(), *base.model.buffers()))
+    weights = sum(t.numel() * t.element_size() for t in (*frozen_parameters(cohort), *base.model.buffers()))
     parameters = sum(config.lora.largest * sum(layer.weight.shape) for layer in cohort.stack.layers.values())
     everyone = 1 if central else len(config.federation.names)
 

@@ -1,5 +1,5 @@
-"""The server's model for rules that save bytes or change the base weights (model_delta.py): it decides which tensors
-each client still needs.
+"""The server's model for rules that save bytes or change the base weights (wire/model_delta.py): it decides which
+tensors each client still needs.
 
 change    the update that has been added to every client's base weights, of scale 1
 last      its newest part

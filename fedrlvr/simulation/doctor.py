@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.memory import MemoryEstimate, estimate
+from fedrlvr.policy.memory import MemoryEstimate, estimate, frozen_parameters
 from fedrlvr.reporting import units
 from fedrlvr.reporting.doctor import Finding, free_memory
 from fedrlvr.simulation.run import new_cohort
@@ -58,7 +58,7 @@ def examine(config: Config) -> Iterator[Finding]:
 
 def _model(cohort: Cohort) -> Iterator[Finding]:
     base = cohort.base
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    parameters = sum(parameter.numel() for parameter in frozen_parameters(cohort))
     adapted = sum(cohort.stack.rank * sum(layer.weight.shape) for layer in cohort.stack.layers.values())
     yield Finding(
         "model",

@@ -2,7 +2,8 @@
 
 Clients draw FFA-LoRA's A and FLoRA's new adapters from the run's seed. They remember a change of the base weights, and
 the half of the adapter that a RoLoRA round leaves as it was: a client that is known to be up to date is sent only what
-is new, any other client all of it. The server's side is in delta_model.py, the client's in delta_start.py.
+is new, any other client all of it. The server's side is in server/delta_model.py, the client's in
+client/delta_start.py.
 """
 
 from __future__ import annotations

@@ -85,14 +85,14 @@ def test_a_clock_that_is_set_back_starts_no_count_anew(tmp_path: Path) -> None:
 
 
 def test_counts_that_start_at_zero_are_told(tmp_path: Path) -> None:
-    told: list[str] = []
-    counts = AnsweredCounts(tmp_path, Clock(), told.append)
+    lines: list[str] = []
+    counts = AnsweredCounts(tmp_path, Clock(), lines.append)
     for deleted in (False, False, True):
         if deleted:
             counts.path.unlink()
         counts.count(Limits(), "ann", "main", "r", "train", None)
-    assert len(told) == 2, "at first, and after the file was deleted"
-    assert all("answered.json" in line for line in told)
+    assert len(lines) == 2, "at first, and after the file was deleted"
+    assert all("answered.json" in line for line in lines)
 
 
 def test_the_first_message_with_a_request_is_remembered(tmp_path: Path) -> None:

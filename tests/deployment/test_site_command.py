@@ -123,7 +123,7 @@ def test_init_overwrites_nothing(tmp_path: Path, authority: Path) -> None:
         (["--name", "a b"], "--name: "),
         (["--superlink", "link.example"], "--superlink: write host:port"),
         (["--insecure"], "insecure is for a SuperLink on this machine"),
-        (["--task", "a.b"], "--tasks: "),
+        (["--task", "a.b"], "--task: "),
         (["--data", "absent"], "there is no such file"),
         (["--root-certificates", "absent"], "there is no such file"),
     ],
@@ -251,7 +251,7 @@ def test_check_of_a_config_that_cannot_be_read_says_so_and_ends(tmp_path: Path) 
     (tmp_path / "site.toml").write_text("nam = 1\n")
     result = CliRunner().invoke(site, ["check", str(tmp_path)])
     assert result.exit_code == 1
-    assert "nam: Extra inputs" in result.output
+    assert "nam: unknown setting" in result.output
 
 
 def test_status_shows_the_last_of_what_was_asked_and_stop_ends_the_worker(organisation: Organisations) -> None:

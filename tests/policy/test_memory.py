@@ -43,7 +43,8 @@ def test_the_parts_of_a_tiny_llama(cohort) -> None:  # type: ignore[no-untyped-d
     assert needed.rows == 30
     assert needed.sampling == 256 * (15 * 20 + 30 * 10) + 12 * 30 * 100 + 15 * 20 * 4 * (32 + 32) * 4
     parameters = sum(parameter.numel() for parameter in cohort.base.model.parameters())
-    assert needed.weights >= 4 * (parameters - 2 * 4 * 64)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in cohort.base.model.buffers())
+    assert needed.weights == 4 * (parameters - 2 * 4 * 64) + buffers  # without the one client's factors
     assert needed.peak == needed.weights + needed.adapters + max(needed.sampling, needed.training)
 
 

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.reference import type_of
 from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
-from fedrlvr.errors import ConfigError, validation_text
+from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
 MessageType = Literal["train", "query.respond", "evaluate"]
@@ -91,7 +92,7 @@ class Limits(Section):
     evaluate_samples: int = Field(64, ge=1)
     """Largest number of responses to each held-out problem."""
     lora_rank: int = Field(64, ge=1)
-    """Largest rank of this organisation's adapter, and of any other client's."""
+    """Largest LoRA rank of an adapter in a run: this organisation's, and those of the other clients."""
     change_rank: int = Field(1024, ge=0)
     """Largest rank of a change of the base weights that the server sends, as the aggregation rules flora and fedex do.
     0 refuses every change."""
@@ -105,7 +106,8 @@ class Limits(Section):
     """Largest number of labels that all runs of a task may ask for together. A server must then state a
     supervision.budget_total, which is reserved for its run. Unset: no limit."""
     audit: bool = False
-    """Whether a server may measure accuracies that only all answers together give. This is for experiments."""
+    """Whether a server may measure the accuracy of majority votes with all answers, also those that were not asked for.
+    This is for experiments."""
     share_probes: bool = True
     """Whether the weights of CARE's probes may leave this organisation."""
     own_adapter: bool = False
@@ -120,7 +122,8 @@ class Limits(Section):
     probe_learning_rate: Range = (0.0, 0.01)
     """Least and largest learning rate of CARE's probes."""
     beta1: Range = (0.5, 0.999)
-    """Least and largest decay of AdamW's first moment. With 0 a reply would show the last gradient alone."""
+    """Least and largest decay rate of AdamW's first moment, the running mean of gradients. With 0 a reply would
+    show the last gradient alone."""
     beta2: Range = (0.5, 0.9999)
     """Least and largest decay rate of AdamW's second moment, the running mean of squared gradients. With 0 a reply
     would give the last gradient away."""
@@ -129,9 +132,9 @@ class Limits(Section):
     max_grad_norm: Range = (0.01, 100.0)
     """Least and largest norm that a gradient is clipped to. With a tiny norm AdamW returns the exact gradient."""
     clip_low: Range = (0.01, 1.0)
-    """Least and largest lower clipping bound of the policy ratio (train.clip_low), as a distance from 1."""
+    """Least and largest train.clip_low that is accepted. The lower bound of the policy ratio is 1 minus it."""
     clip_high: Range = (0.01, 10.0)
-    """Range of the upper clipping bound that a server may set (train.clip_high), as a distance from 1."""
+    """Smallest and largest train.clip_high that a server may set. The upper bound of the policy ratio is 1 plus it."""
     scale_free: bool = True
     """Whether AdamW runs without its epsilon, so that a first step reveals only the signs of gradients. If false, a
     server could obtain gradients instead of steps, by sending factors so small that their gradients are far below
@@ -316,4 +319,35 @@ def load_site(path: Path | str) -> Organisation:
     try:
         return Organisation(SiteConfig.model_validate(tree), file)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {validation_text(error)}.") from None
+        raise ConfigError(f"{file}: {'; '.join(explanations(error))}.") from None
+
+
+def explanations(error: ValidationError) -> list[str]:
+    """The errors in the settings of a site file as texts, each with the setting's name first."""
+    texts = []
+    for item in error.errors(include_url=False):
+        *sections, name = location = [str(part) for part in item["loc"] if part != "[key]"] or [""]
+        section = _SECTIONS.get(location[0], SiteConfig) if sections else SiteConfig
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = sorted(section.model_fields)
+            text = f"unknown setting, {suggestion(name, known, ''.join(f'{part}.' for part in sections))}"
+        elif item["type"] == "missing" and len(location) == 1:
+            text = "this setting is required"
+        elif item["type"] == "string_pattern_mismatch":
+            text = "letters, digits, - and _ only, at most 64"
+        elif name in section.model_fields or (sections and sections[-1] in section.model_fields):
+            setting = name if name in section.model_fields else sections.pop()
+            location = [*sections, setting]
+            if not item["type"].startswith("value_error"):
+                text = f"allowed: {type_of(section, setting)}"
+        texts.append(f"{'.'.join(location)}: {text[0].lower()}{text[1:]}" if item["loc"] else text)
+    return list(dict.fromkeys(map(printable, texts)))
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "tasks": TaskConfig,
+    "machine": MachineConfig,
+    "engine": EngineConfig,
+    "limits": Limits,
+}

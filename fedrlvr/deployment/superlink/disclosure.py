@@ -66,3 +66,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )
+    yield (
+        "By its own site.toml an organisation may refuse a request, withhold a reply, pool small sources and round its "
+        "numbers (docs/privacy.md)"
+    )
