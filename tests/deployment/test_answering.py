@@ -253,6 +253,7 @@ def _respond(config: Config) -> ConfigRecord:
         "train": config.train.model_dump(),
         "supervision": config.supervision.model_dump(),
         "exchange": 1,
+        "coordination": {"type": "pubswap"},
     }
     return ConfigRecord({"request": json.dumps(request)})
 

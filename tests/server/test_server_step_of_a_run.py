@@ -277,7 +277,7 @@ def test_a_wrapper_that_changes_the_aggregate_is_refused_with_a_step(tmp_path: P
     ("settings", "names"),
     [
         ({"server_learning_rate": 0}, ("server_learning_rate",)),
-        ({"server_learning_rate": "fast"}, ("server_learning_rate", "'auto'")),
+        ({"server_learning_rate": "fast"}, ("server_learning_rate", "auto")),
         ({"server_momentum": 0.5}, ("server_momentum", "server_optimizer")),
         ({"server_beta1": 0.5, "server_optimizer": "momentum"}, ("server_beta1", "server_optimizer")),
         ({"server_agreement": "clients"}, ("server_agreement", "server_learning_rate")),
