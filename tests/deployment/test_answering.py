@@ -533,6 +533,18 @@ def test_counts_hold_over_runs_and_workers(
     assert "limits.rounds" in refusal(floored(organisation, rounds=2), content, message_id="d")
 
 
+def test_messages_beyond_the_count_drive_out_no_memory_of_another_run(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    site = floored(organisation, messages_per_day=1)
+    assert trained(site, train_content(config, cohort, terms(config, cohort, run="first")), "m1")
+    for number in range(site.org.config.keep_runs + 1):
+        later = train_content(config, cohort, terms(config, cohort, run=f"run-{number}"))
+        assert "limits.messages_per_day" in refusal(site, later, message_id=f"n{number}")
+    assert [path.name for path in (site.org.state / "runs").iterdir()] == ["first"]
+
+
 def test_an_adapter_that_is_too_large_is_refused(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:

@@ -161,6 +161,8 @@ class Answering:
             return before
         cohort = self._cohort(terms)
         self._count(kind, terms, request)  # before the problems are looked at, since a refusal tells of them too
+        # Only now, or messages that are refused could drive out the memories of other runs.
+        begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
             limits.check_evaluation(allowed, self.org.name, request, len(client.test))
@@ -211,8 +213,8 @@ class Answering:
                 )
 
     def _states_of(self, terms: Terms) -> RoundStates:
-        root = begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         if terms.run != self._run:
+            root = self.org.state / "runs" / terms.run
             self._run = terms.run
             self._states = RoundStates(root, self.org.name, lambda line: self.tell(f"run {terms.run}: {line}"))
         return self._states
