@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from factories import FLOORS_OFF, make_site, write_secret
-from organisations import Organisations, References, federation, give_secrets
+from organisations import Organisations, References, answering, federation, give_secrets
 
 from fedrlvr.config import Config
+from fedrlvr.deployment.site import client_app
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.deployment.site.handler import SAMPLING_SECRET
+from fedrlvr.deployment.site.handler import SAMPLING_SECRET, Answering
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.simulation.run import new_cohort, run
 
@@ -80,3 +81,19 @@ def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
     yield make
     for org in made:
         channel.stop(org)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answering]]:
+    """Stand-ins for the organisations' workers, by name; each is made when it is first asked, and has its site.log in
+    memory (`log_of`)."""
+    made: dict[str, Answering] = {}
+
+    def ask(org: Organisation, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        if org.name not in made:
+            made[org.name] = answering(org)
+        return made[org.name].reply(head, data)
+
+    monkeypatch.setattr(client_app, "ask", ask)
+    yield made
+    torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from small_runs import settings, write_problems
 from fedrlvr.config import Config, parse_config
 from fedrlvr.deployment.site.client_app import app
 from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.handler import Answering
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
@@ -21,6 +22,7 @@ from fedrlvr.simulation.run import Federation, new_cohort
 from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.own import write_own
 from fedrlvr.wire.messages import adapter_to_arrays, content
+from fedrlvr.wire.serialization import pack, unpack
 
 NAMES = ("ann", "bob")
 
@@ -148,3 +150,31 @@ def arrays(content: RecordDict, name: str = "arrays") -> list[bytes]:
     record = content[name]
     assert isinstance(record, ArrayRecord)
     return [array.data for array in record.values()]
+
+
+def answering(org: Organisation) -> Answering:
+    lines: list[str] = []
+    site = Answering(org, lines.append)
+    site.lines = lines  # type: ignore[attr-defined]
+    return site
+
+
+def log_of(site: Answering) -> list[str]:
+    return site.lines  # type: ignore[attr-defined]
+
+
+def refusal(site: Answering, content: RecordDict, **head: Any) -> str:
+    reply, data = site.reply(header(**head), pack(content))
+    assert (reply["ok"], reply["kind"], data) == (False, "refused", b"")
+    assert log_of(site)[-1].endswith(f"refused: {reply['reason']}")
+    return str(reply["reason"])
+
+
+def trained(site: Answering, content: RecordDict, message_id: str = "m1") -> list[bytes]:
+    reply, data = site.reply(header(message_id=message_id), pack(content))
+    assert reply == {"ok": True}, log_of(site)[-1]
+    return arrays(unpack(data))
+
+
+def terms(config: Config, cohort: Cohort, **changes: Any) -> Any:
+    return terms_of(config, cohort.base, **{"client": "ann", **changes})
