@@ -40,7 +40,9 @@ def listening(org: Organisation, answer: Callable[[Frames], Frames | None]) -> N
     listener = Listener(str(path), "AF_UNIX", authkey=channel.secret(org.state))
 
     def talk() -> None:
-        with listener, listener.accept() as connection:
+        connection = listener.accept()
+        listener.close()  # its path goes before the other side can see the end of this connection and start another
+        with connection:
             reply = answer(channel.receive(connection))
             if reply is not None:
                 channel.send(connection, *reply)
