@@ -297,8 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"])
-    except SystemExit:
-        if not received():
+    except SystemExit as ended:
+        if not received() or not ended.code:  # 0: the command took the signal for its end, as the desk does
             raise
         _fail("interrupted", debug, exit_code())  # outside of what says more
     except FedrlvrError as error:
