@@ -68,9 +68,10 @@ def new_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A directory to fill under another name; at the end its files are on disk and it takes the place of the old one.
+    After any exception the old directory is intact, and nothing else is left.
 
     Raises:
-        CheckpointError: it cannot be written; the old directory is intact, and nothing else is left.
+        CheckpointError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -86,6 +87,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         cause = error.__cause__ if isinstance(error, CheckpointError) else error  # of a file written within
         raise CheckpointError(f"{path} cannot be written ({getattr(cause, 'strerror', None) or error}).") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)

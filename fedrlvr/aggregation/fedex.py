@@ -26,11 +26,11 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.aggregation.averaging import mean
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, ServerUpdate, check_before, checked, shape
+from fedrlvr.aggregation.lora_rule import Pairs, ProductAggregation, Result, ServerUpdate, check_before, checked, shape
 from fedrlvr.aggregation.stacking import compact, of_delta, of_scale_1, stack
 
 
-class FedExLoRA(LoraAggregation):
+class FedExLoRA(ProductAggregation):
     """The mean of FedIT, with the residual as a change of the base weights (None if no two clients count)."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:

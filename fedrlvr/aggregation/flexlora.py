@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.adapter import Adapter, Factors
-from fedrlvr.aggregation.lora_rule import LoraAggregation, Pairs, Result, ServerUpdate, check_before, checked, shape
+from fedrlvr.aggregation.lora_rule import Pairs, ProductAggregation, Result, ServerUpdate, check_before, checked, shape
 from fedrlvr.aggregation.stacking import of_delta, stacked
 
 
-class FlexLoRA(LoraAggregation):
+class FlexLoRA(ProductAggregation):
     """The mean update at one rank, largest components first, in the first adapter's type."""
 
     def aggregate(self, pairs: Pairs, *, rank: int | None = None, before: Adapter | None = None) -> Result:

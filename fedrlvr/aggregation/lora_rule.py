@@ -71,16 +71,6 @@ class LoraAggregation(ABC):
                 or adapters that the rule cannot aggregate.
         """
 
-    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
-        """The round's model moved by `update`, for a rule whose entry has server_step = "products".
-
-        before: the round's adapter, of this rank; a client of a lower rank began with the first of its components.
-
-        Raises:
-            ValueError: as `aggregate`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no server step on products")
-
     def state(self) -> dict[str, Tensor]:
         """Tensors that the rule remembers between rounds, for the checkpoint. A rule without a state has none."""
         return {}
@@ -93,6 +83,20 @@ class LoraAggregation(ABC):
         """
         if state:
             raise ValueError(f"{type(self).__name__} has no state, but was given {', '.join(sorted(state))}")
+
+
+class ProductAggregation(LoraAggregation):
+    """Base of the rules whose entry has server_step = "products"."""
+
+    @abstractmethod
+    def stepped(self, pairs: Pairs, update: ServerUpdate, *, rank: int, before: Adapter) -> Result:
+        """The round's model moved by `update`.
+
+        before: the round's adapter, of this rank; a client of a lower rank began with the first of its components.
+
+        Raises:
+            ValueError: as `aggregate`.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class LoraRule:
     changes_base: the rule adds an update to the base weights of every client.
     restarts: every round begins with a fresh adapter, drawn from the run's seed.
     server_step: what a server step scales the mean change of (server_step.py); None: the rule has none. With "factors"
-        the rule's result is the weighted mean of the factors; with "products" the rule has `stepped`.
+        the rule's result is the weighted mean of the factors; with "products" it is a `ProductAggregation`.
     new_components: an adapter's components after a round are not those before it, so that optimizer moments and
         rounding errors of the old components do not apply to the new ones.
     """

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +57,19 @@ def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direc
 
     Raises:
         ModelError: the base model cannot be loaded.
-        AdapterError: the adapter does not fit it, or what was written is not the trained policy; it is removed.
+        AdapterError: the adapter does not fit it, or what was written is not the trained policy; no directory is made.
         CheckpointError: the directory cannot be written.
     """
     base, stack, trained = _policy(adapter, model, lora)
-    with _removed_on_error(directory):
-        save_peft(adapter, directory, base_name=base_reference(model.name), fused_experts=base.fused_experts)
+    with atomic_directory(directory) as temporary:
+        save_peft(adapter, temporary, base_name=base_reference(model.name), fused_experts=base.fused_experts)
         if importlib.util.find_spec("peft") is not None:
             reader = "PEFT"
             stack.remove()
-            written = _logps(_peft_model(base.model, directory), base)
+            written = _logps(_peft_model(base.model, temporary), base)
         else:
             reader = "the adapter, as fedrlvr reads it (PEFT is not installed),"
-            stack.seat([in_model_order(load_peft(directory), adapter, place=str(directory))])
+            stack.seat([in_model_order(load_peft(temporary), adapter, place=str(directory))])
             written = _logps(base.model, base)
         return _compared(trained, written, base, reader, "Write whole weights with --merged.")
 
@@ -97,8 +94,7 @@ def export_merged(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direct
     with atomic_directory(directory) as temporary:
         base.model.save_pretrained(temporary, safe_serialization=True)
         base.tokenizer.save_pretrained(temporary)
-    with _removed_on_error(directory):
-        written = _logps(_plain_model(directory, base), base)
+        written = _logps(_plain_model(temporary, base), base)
         return _compared(trained, written, base, "the merged weights", "Export the adapter instead.", untied=untied)
 
 
@@ -169,15 +165,6 @@ def _untie(model: Any, adapted: set[str]) -> bool:
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = False
     return bool(shared)
-
-
-@contextmanager
-def _removed_on_error(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
 
 
 def _first_line(error: Exception) -> str:

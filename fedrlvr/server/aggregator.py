@@ -15,6 +15,7 @@ from typing import Any
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
+from fedrlvr.aggregation.lora_rule import ProductAggregation
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
 from fedrlvr.aggregation.server_step import ServerStep, moved
 from fedrlvr.config.methods import AggregationConfig
@@ -185,6 +186,7 @@ class Combiner:
         if rule.server_step == "factors":
             return Result(moved(before, mean, update))
         pairs = ((adapter, shares[client]) for client, adapter in adapters.items())
+        assert isinstance(self.rule, ProductAggregation), "the entry of the rule says so"
         return self.rule.stepped(pairs, update, rank=before.rank, before=before)
 
     def _weight(self, client: str, examples: Mapping[str, int], record: RoundRecord) -> float:
