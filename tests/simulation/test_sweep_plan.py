@@ -52,7 +52,8 @@ def test_a_sweep_over_seeds_alone_has_one_arm(planned: Planner) -> None:
     ]
 
 
-def test_where_a_sweep_lies(tmp_path: Path, planned: Planner) -> None:
+def test_where_a_sweep_lies(tmp_path: Path, planned: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert planned(directory=None).directory.parent == Path("runs")
     assert planned(directory=None).directory.name.startswith("trial-sweep-20")
     path = tmp_path / "own.toml"
