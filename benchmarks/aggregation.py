@@ -45,6 +45,7 @@ from benchmarks.aggregation_cells import (
     failed,
 )
 from benchmarks.aggregation_data import write_all
+from benchmarks.aggregation_figures import draw
 from benchmarks.aggregation_tables import write
 from benchmarks.cells import run_all, timed
 from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
@@ -119,7 +120,7 @@ def main() -> None:
         write_all(DATA)
         wanted = [(p, c) for p in chosen.parts for c in PARTS[p] if not chosen.cells or c in chosen.cells]
         run_all([(p, c, chosen.seeds or SEEDS[p]) for p, c in wanted], run_cell, chosen.jobs)
-    write(chosen.seeds)
+    write(draw, chosen.seeds)
 
 
 if __name__ == "__main__":

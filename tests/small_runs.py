@@ -184,3 +184,16 @@ def start_command(arguments: Sequence[str], out: Path, largest_file: int | None 
     process = _workers.Process(target=_command, args=(list(arguments), str(out), largest_file))
     process.start()
     return process
+
+
+def exchanges(tmp: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    """Two rounds of three local steps and two exchanges about two of six public problems."""
+    coordination = {"type": "pubswap", "exchanges": 2, "public_problems": 2, **changes.pop("coordination", {})}
+    train = {"local_steps": 3, **changes.pop("train", {})}
+    data = {"public_size": 6, **changes.pop("data", {})}
+    return {"train": train, "data": data, "coordination": coordination, **changes}
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    """The records in a run's metrics.jsonl."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]

@@ -38,6 +38,7 @@ from benchmarks.aggregation_data import (
     scaled,
     write_all,
 )
+from benchmarks.aggregation_figures import draw
 from benchmarks.aggregation_tables import (
     COUNTED,
     goal_table,
@@ -339,7 +340,7 @@ def test_what_has_been_run_becomes_tables_and_figures(tmp_path: Path, monkeypatc
     monkeypatch.setattr(aggregation_tables, "ROOT", tmp_path)
     (tmp_path / "docs" / "results").mkdir(parents=True)
     with pytest.raises(SystemExit, match="no cell"):
-        aggregation_tables.write(2)
+        aggregation_tables.write(draw, 2)
     clients = dict.fromkeys(HOLDERS, 0.25)
     lines = [record(r, dict.fromkeys(HOLDERS, 0.5), clients) for r in range(ROUNDS + 1)]
     for r in (0, 4, ROUNDS):
@@ -355,7 +356,7 @@ def test_what_has_been_run_becomes_tables_and_figures(tmp_path: Path, monkeypatc
     (runs / "d" / "nan" / "none").mkdir(parents=True)
     (runs / "d" / "nan" / "none" / "failed.json").write_text('{"0": "why", "1": "why"}', "utf-8")
     (runs / "d" / "nan" / "none" / "seconds.json").write_text('{"cpu": 1.0}', "utf-8")
-    aggregation_tables.write(2)
+    aggregation_tables.write(draw, 2)
     results = json.loads((tmp_path / "docs" / "results" / "aggregation.json").read_text("utf-8"))
     result = Counter((run["part"], run["cell"]) for run in results["runs"])
     assert result == {("c", "even/examples"): 2, ("c", "even/fgrpo"): 2, ("d", "sign/none"): 2, ("d", "nan/none"): 2}

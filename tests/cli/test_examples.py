@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from anytext import any_text_model
+from small_runs import lines
 
 from fedrlvr.config import load_config
 
@@ -35,10 +36,6 @@ def any_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(**values: object) -> list[str]:
     """`--set` for each; a double underscore stands for the dot."""
     return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_there_is_an_example_for_each_main_task() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from factories import make_strategy
 from fakes import answering, contexts, scores_reply, start_round, train_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from small_runs import lines
 
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import printable
@@ -70,11 +70,6 @@ def federation(
 
     strategy.start(LocalGrid(answering(answer), contexts()), Checkpoints(directory, 3))
     return strategy
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, from which a report can be made."""
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def extra(value: Any) -> Callable[[Message, RecordDict], None]:

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message, RecordDict
 from leaks import Secrets, contents, leaks, searchable
 from safetensors.torch import load_file
-from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
+from small_runs import CLIENTS, Configs, adapter_bytes, exchanges, lines, without_seconds
 
 import fedrlvr
 from fedrlvr import coordination as coordination_package
@@ -44,16 +44,6 @@ from fedrlvr.wire.public_messages import (
 )
 from fedrlvr.wire.serialization import unpack
 
-Watching = Callable[..., list[Message]]
-
-
-def exchanges(tmp: Path, **changes: dict[str, Any]) -> dict[str, Any]:
-    """Two rounds of three local steps and two exchanges about two of six public problems."""
-    coordination = {"type": "pubswap", "exchanges": 2, "public_problems": 2, **changes.pop("coordination", {})}
-    train = {"local_steps": 3, **changes.pop("train", {})}
-    data = {"public_size": 6, **changes.pop("data", {})}
-    return {"train": train, "data": data, "coordination": coordination, **changes}
-
 
 @pytest.fixture
 def watching(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
@@ -69,10 +59,6 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
     monkeypatch.setattr(run_module, "LocalGrid", Recording)
     return seen
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_a_rounds_messages_are_those_of_the_design(
@@ -298,15 +284,11 @@ def test_a_client_left_out_is_told_so_in_the_next_exchange(
     monkeypatch.setattr(run_module, "LocalGrid", OtherTokens)
     with caplog.at_level("WARNING", "fedrlvr.client"):
         fedrlvr.run(configured(tmp_path / "run", **exchanges(tmp_path, train={"rounds": 1})))
-    reasons = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
-    assert len(reasons) == 1
-    assert reasons[0].startswith(
-        "bob: the server says: your responses of exchange 1 of round 1 were left out: tokenizer"
-    )
+    (reason,) = [r.getMessage() for r in caplog.records if "the server says" in r.getMessage()]
+    assert reason.startswith("bob: the server says: your responses of exchange 1 of round 1 were left out: tokenizer")
     for exchange in lines(tmp_path / "run")[1]["exchanges"]:
-        assert exchange["clients"]["bob"]["dropped_stamp"] == 8
-        assert exchange["clients"]["bob"]["pooled"] == 0
-        assert exchange["clients"]["bob"]["swapped_in"] == 0
+        bob = exchange["clients"]["bob"]
+        assert (bob["dropped_stamp"], bob["pooled"], bob["swapped_in"]) == (8, 0, 0)
 
 
 def beyond_the_vocabulary(sent: Sent) -> Sent:
