@@ -64,6 +64,22 @@ def test_a_directory_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp
     assert (path / "part" / "file").read_text("utf-8") == "new"
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_directory_that_is_given_up_half_way_leaves_the_old_one_too(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "adapter"
+    path.mkdir()
+
+    def given_up(directory: Path) -> None:
+        (directory / "part").touch()
+        raise error
+
+    with pytest.raises(error), atomic_directory(path) as other:
+        given_up(other)
+    assert [file.name for file in tmp_path.rglob("*")] == ["adapter"]
+
+
 def test_a_new_file_never_replaces_one_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     new_file(path, b"first")
