@@ -218,8 +218,8 @@ class SiteRelease(Release):
         }
         if missed := [f"limits.{name} = {getattr(limits, name)}" for name, kept in floors.items() if not kept]:
             raise FloorError(
-                f"{request.place}: too little was trained on in this round for anything to leave ({', '.join(missed)}). "
-                "More train.local_steps or train.problems_per_step put more behind a reply."
+                f"{request.place}: too little was trained on in this round for anything to leave ({', '.join(missed)})"
+                ". More train.local_steps or train.problems_per_step put more behind a reply."
             )
 
     def _numbers(self, record: MetricRecord, counts: Mapping[str, int], chances: _Chances) -> dict[str, Any]:
