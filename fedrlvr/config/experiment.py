@@ -13,21 +13,19 @@ from typing import Annotated, Any
 from pydantic import ValidationError, model_validator
 
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
-    DataConfig,
     EngineConfig,
     EvaluateConfig,
     FederationConfig,
     LoraConfig,
     ModelConfig,
-    Partition,
     RunConfig,
     SamplingConfig,
     Section,
-    SourcePartition,
     TrainConfig,
 )
 from fedrlvr.errors import ConfigError, suggestion

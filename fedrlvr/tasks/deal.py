@@ -20,7 +20,7 @@ from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.rewards import grader_for
-from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
+from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
 from fedrlvr.tasks.task import Instruction, prompt_text
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class Dealt:
     @property
     def by_holder(self) -> dict[str, list[Problem]]:
         """All problems with their answers, by the name of who holds them: a client or "the public set"."""
-        held = {client.name: [*client.answers.everything(), *client.test] for client in self.clients}
+        held = {client.name: _all_of(client) for client in self.clients}
         return held | ({_PUBLIC: self.public} if self.public else {})
 
     @property
     def digest(self) -> str:
         """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
         digest = hashlib.sha256()
-        held = [(client.name, (*client.answers.everything(), *client.test)) for client in self.clients]
+        held = [(client.name, _all_of(client)) for client in self.clients]
         for name, problems in [*held, ("", self.public)]:
             for problem in problems:
                 row = (name, problem.id, problem.prompt, problem.answer, problem.source)
@@ -66,14 +66,19 @@ def deal(config: Config) -> Dealt:
         ConfigError, DataError, GradingError: as the loaders, graders and partitions say.
     """
     data, seed = config.data, config.run.seed
-    train, public, test = _apart(config)
+    train, public, validation, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
-    check_disjoint(train, public, test)
+    check_disjoint(train=train, public=public, validation=validation, test=test)
     names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
     alpha = getattr(config.partition, "alpha", 1.0)
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
-    held_out = deal_like(parts, test)
+    held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
+    if config.evaluate.split == "validation" and (lacking := [name for name in names if not chosen_on[name]]):
+        raise DataError(
+            f"evaluate.split = 'validation': {', '.join(lacking)} without validation problems. Raise "
+            f"data.validation_size, which is {data.validation_size}."
+        )
     reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
@@ -84,6 +89,7 @@ def deal(config: Config) -> Dealt:
             held_out[name],
             reward,
             instruction=instruction,
+            validation=chosen_on[name],
             rank=ranks.get(name),
             ledger=_ledger(config, name),
             run=config.run.directory.name if config.run.directory else "",
@@ -103,13 +109,23 @@ def check_dealt(dealt: Dealt, data: DataConfig) -> None:
         check_golds(dealt.by_holder, data.unreachable_golds)
 
 
-def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """Problems for training, public and held-out ones."""
+def _all_of(client: ClientData) -> list[Problem]:
+    """Every problem of a client."""
+    return [*client.answers.everything(), *client.validation, *client.test]
+
+
+def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem], list[Problem]]:
+    """Problems for training, public, validation and held-out ones."""
     data = config.data
     train, test = _load_both(data, unlabelled=config.supervision.unlabelled)
     test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
-    train, public = take_public(drop_overlap(train, test), data.public_size, config.run.seed)
-    return train, public, test
+    train, public = set_aside(drop_overlap(train, test), data.public_size, config.run.seed, setting="data.public_size")
+    train, validation = _set_validation_aside(train, data, config.run.seed)
+    return train, public, validation, test
+
+
+def _set_validation_aside(train: Sequence[Problem], data: DataConfig, seed: int) -> tuple[list[Problem], list[Problem]]:
+    return set_aside(train, data.validation_size, stream(seed, "validation"), setting="data.validation_size")
 
 
 def public_problems(config: Config, base: Base) -> list[Problem]:
@@ -118,23 +134,26 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
     Raises:
         ConfigError, DataError: as these.
     """
-    _, public, _ = _apart(config)
+    _, public, _, _ = _apart(config)
     if config.data.reward is None:
         check_golds({_PUBLIC: public}, config.data.unreachable_golds)
     return _public_that_fit(public, base, config, instruction_of(config.data))
 
 
-def own_problems(data: DataConfig, *, unlabelled: bool, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """One organisation's problems, for training and held-out, from a data section of its own.
+def own_problems(
+    data: DataConfig, *, unlabelled: bool, seed: int
+) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """One organisation's problems from a data section of its own: for training, for validation, and held-out ones.
 
     Raises:
         ConfigError, DataError, GradingError: as the loaders say.
     """
     train, test = _load_both(data, unlabelled=unlabelled)
     test = _sample(test, data.test_size, stream(0, "test"))
-    train = _sample(drop_overlap(train, test), data.train_size, stream(seed, "train"))
-    check_disjoint(train, [], test)
-    return train, test
+    train, validation = _set_validation_aside(drop_overlap(train, test), data, seed)
+    train = _sample(train, data.train_size, stream(seed, "train"))
+    check_disjoint(train=train, validation=validation, test=test)
+    return train, validation, test
 
 
 def instruction_of(data: DataConfig) -> Instruction:
@@ -204,15 +223,17 @@ def fit_client(client: ClientData, base: Base, limit: int | None, longest: int) 
         DataError: as `fit_prompts`.
     """
     train = [p for p in client.train if _fits(p, client.name, client.instruction, base, limit, longest)]
+    validation = [p for p in client.validation if _fits(p, client.name, client.instruction, base, limit, longest)]
     test = [p for p in client.test if _fits(p, client.name, client.instruction, base, limit, longest)]
-    dropped = len(client.train) - len(train), len(client.test) - len(test)
+    held_out = len(client.validation) + len(client.test) - len(validation) - len(test)
+    dropped = len(client.train) - len(train), held_out
     if any(dropped):
         _log.info("%s: left out %d training and %d held-out problems with long prompts", client.name, *dropped)
     if not train:
         raise DataError(
             f"{client.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
         )
-    return replace(client, train=train, test=test)
+    return replace(client, train=train, validation=validation, test=test)
 
 
 def _public_that_fit(

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.reference import type_of
-from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.sections import Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
