@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
+from fedrlvr.config.federation import Deviation
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deviations import as_held
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
-from fedrlvr.tasks.rewards import grader_for
+from fedrlvr.tasks.rewards import Reward, grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
 from fedrlvr.tasks.task import Instruction, prompt_text
 
@@ -69,12 +71,12 @@ def deal(config: Config) -> Dealt:
     train, public, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
     check_disjoint(train, public, test)
+    train, test = _as_clients_hold(config, train, test)
     names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
-    alpha = getattr(config.partition, "alpha", 1.0)
-    kind = "iid" if len(names) == 1 else config.partition.type
-    parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
+    parts = _parts(config, train, names)
     held_out = deal_like(parts, test)
-    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
+    reward = _grader(config, data.reward)
+    deviations = config.federation.deviations
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [
@@ -83,14 +85,52 @@ def deal(config: Config) -> Dealt:
             parts[name],
             held_out[name],
             reward,
+            training_reward=_grader(config, stated.reward) if stated.reward else None,
             instruction=instruction,
             rank=ranks.get(name),
+            free_rider=stated.free_rider,
             ledger=_ledger(config, name),
             run=config.run.directory.name if config.run.directory else "",
         )
         for name in names
+        for stated in (deviations.get(name, Deviation()),)
     ]
     return Dealt(clients, public, who_holds_what(parts), who_holds_what(held_out))
+
+
+def _parts(config: Config, train: Sequence[Problem], names: Sequence[str]) -> dict[str, list[Problem]]:
+    """The training problems by client, as the configuration divides them."""
+    alpha = getattr(config.partition, "alpha", 1.0)
+    kind = "iid" if len(names) == 1 else config.partition.type
+    return partition(train, names, type=kind, alpha=alpha, seed=config.run.seed)
+
+
+def _as_clients_hold(config: Config, train: list[Problem], test: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """Training and held-out problems, in order, as the clients that deviate hold them, also where they are pooled."""
+    deviations = config.federation.deviations
+    if not deviations:
+        return train, test
+    if any(stated.wrong_labels for stated in deviations.values()) and not task_of(config.data.name).takes_labels:
+        raise ConfigError(
+            f"federation.deviations: the problems of {config.data.name} are scored without a label, so wrong_labels "
+            "has no effect. Leave it out."
+        )
+    parts = _parts(config, train, config.federation.names)
+    held_out = deal_like(parts, test)
+    changed = [
+        as_held(name, parts[name], held_out[name], stated, config.run.seed) for name, stated in deviations.items()
+    ]
+    return tuple(  # type: ignore[return-value]  # of two
+        [new.get(problem.id, problem) for problem in problems]
+        for problems, new in (
+            (train, {p.id: p for of_client, _ in changed for p in of_client}),
+            (test, {p.id: p for _, of_client in changed for p in of_client}),
+        )
+    )
+
+
+def _grader(config: Config, path: str | None) -> Reward:
+    return grader_for(path, arithmetic=config.data.arithmetic, directory=config.run.started_in)
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:
