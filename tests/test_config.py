@@ -20,7 +20,7 @@ from fedrlvr.config import (
     load_resolved,
     parse_config,
 )
-from fedrlvr.config.sections import DirichletPartition, IidPartition, SourcePartition
+from fedrlvr.config.problems import DirichletPartition, IidPartition, SourcePartition
 from fedrlvr.errors import ConfigError, FedrlvrError
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ one client's length. g = `auto`, the agreement step, which is our own, makes up 
 
     r = (sum_k p_k |D_k|) / |D|, from 1 to sqrt(1 / sum_k p_k^2), which is sqrt(K) for equal weights
     a = cos(D, D of the last round) with agreement `mean`, or sum_k p_k cos(D_k, D_k of the last round) with `clients`;
-        1 in the first round
+        1 in the first round, and always with agreement `none`
     g = 1 + (r - 1) max(0, a)
 
 1. A D that is zero up to rounding has r = 1, and later rounds are compared with the last D that was not zero.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # torch is imported where something is computed, so that a configuration is checked without it.
 
-Agreement = Literal["mean", "clients"]
+Agreement = Literal["mean", "clients", "none"]
 MOMENTUM, BETA1, BETA2, EPSILON = 0.9, 0.9, 0.99, 1e-3
 """Values of the optimizers' settings where the configuration does not set them; the last three are Flower's."""
 ROUNDING = 1e-6
@@ -121,7 +121,7 @@ class ServerStep:
                 agreement = self._agreement_of_clients(changes, shares)
             else:
                 agreement = float(cosines[-2, -1]) if previous else 1.0
-                if has_moved:
+                if has_moved and self.agreement == "mean":
                     self.remember("previous", mean)
             rate = 1.0 + (ratio - 1.0) * max(0.0, agreement)
             numbers |= {"ratio": ratio, "agreement": agreement}

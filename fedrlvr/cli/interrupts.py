@@ -55,7 +55,9 @@ def resumable(directory: Path, again: Sequence[str]) -> Iterator[None]:
     """
 
     def last_line() -> str:
-        if any((place / "config.json").is_file() for place in (directory, *directory.glob("*"), *directory.glob("*/*"))):
+        if any(
+            (place / "config.json").is_file() for place in (directory, *directory.glob("*"), *directory.glob("*/*"))
+        ):
             return f"finished rounds are kept in {directory}; go on with: {shlex.join(again)}"
         return f"nothing was written to {directory} yet; give the same command again"
 

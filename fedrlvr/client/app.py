@@ -167,7 +167,10 @@ class CohortApp:
             max_new_tokens=asked.sampling.max_new_tokens,
             temperature=asked.evaluate.temperature,
         )
-        prompts = {row: request.encode(self.cohort.base, request.data.test) for row, request in requests.items()}
+        prompts = {
+            row: request.encode(self.cohort.base, request.data.split(asked.evaluate.split))
+            for row, request in requests.items()
+        }
         # One stream for every evaluation: before and after are compared on the same random numbers.
         seeds = {
             row: stream(private_seed(request.asked.seed, request.data.secret), request.client.name, "evaluate")
@@ -175,24 +178,24 @@ class CohortApp:
         }
         drawn = self.cohort.sample(prompts, decoding, seeds)
         scores = {
-            row: request.client.release.scores(request, _scores(request.data, drawn[row]))
+            row: request.client.release.scores(request, _scores(request.data, asked.evaluate.split, drawn[row]))
             for row, request in requests.items()
         }
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))
-            problems = sum(len(request.data.test) for request in federation.values())
+            problems = sum(len(prompts[request.row]) for request in federation.values())
             first.client.observer.notify(Evaluated(first.asked.round, problems))
         return [
-            scores_content(scores[row], {"num-examples": len(request.data.test), "seconds_evaluate": seconds})
+            scores_content(scores[row], {"num-examples": len(prompts[row]), "seconds_evaluate": seconds})
             for row, request in requests.items()
         ]
 
 
-def _scores(client: ClientData, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
-    """Pass rates of the held-out problems, summed by source."""
+def _scores(client: ClientData, split: str, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
+    """Pass rates of the problems of a split, summed by source."""
     rates: dict[str, list[float]] = {}
-    for problem, responses in zip(client.test, drawn, strict=True):
+    for problem, responses in zip(client.split(split), drawn, strict=True):
         right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
         rates.setdefault(problem.source, []).append(sum(right) / len(right))
     return [

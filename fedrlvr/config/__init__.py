@@ -1,7 +1,7 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
-`experiment` reads the file and holds the checks across sections; `sections` and `methods` hold its sections, `methods`
-those of the three seams; `reference` describes every setting.
+`experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
+those about the problems, and `methods` those of the three seams; `reference` describes every setting.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fedrlvr.config.methods import (
     SelectionSupervision,
     Supervision,
 )
+from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.sections import (
-    DataConfig,
     EngineConfig,
     EvaluateConfig,
     LoraConfig,

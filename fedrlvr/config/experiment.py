@@ -14,20 +14,18 @@ from pydantic import ValidationError, model_validator
 
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
-    DataConfig,
     EngineConfig,
     EvaluateConfig,
     LoraConfig,
     ModelConfig,
-    Partition,
     RunConfig,
     SamplingConfig,
     Section,
-    SourcePartition,
     TrainConfig,
 )
 from fedrlvr.errors import ConfigError, suggestion

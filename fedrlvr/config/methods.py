@@ -294,8 +294,8 @@ class AggregationConfig(Section):
     change by less than this in a round move less than server_learning_rate. Unset: 0.001."""
     server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
     """Comparison with the last round that `server_learning_rate = "auto"` makes: of the mean change (`mean`), or of
-    each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client.
-    Unset: mean."""
+    each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client. With
+    `none` no comparison is made, and the step always makes up for all of the shortening. Unset: mean."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
     rewards. Unset: relative."""

@@ -1,6 +1,7 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-The sections of the three seams are in methods.py. A default is stated in these two files and nowhere else. Unknown
+The sections about the problems are in problems.py, those of the three seams in methods.py. A default is stated in these
+three files and nowhere else. Unknown
 keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does not go
 together with other sections is refused by a section's `check`.
 """
@@ -253,66 +254,6 @@ class LoraConfig(Section):
             raise ValueError(f"aggregation.type = {rule.name!r} cannot mix the ranks of lora.rank; {able} can")
 
 
-class DataConfig(Section):
-    """The problems, before they are divided among clients."""
-
-    name: str = "embedded"
-    """Data set: embedded, gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl (your own files), or
-    `reasoning_gym:<family>`."""
-    path: UserPath | None = None
-    """File or directory with the problems. Unset: the data set is downloaded from the Hugging Face hub (extra `hub`),
-    if it is there."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the data set's loader, such as {hub = "..."}, or {families = ["sum"], levels = ["easy"]} for the
-    embedded problems."""
-    train_size: int | None = Field(None, ge=1)
-    """Number of training problems to keep, drawn by seed. Unset: all are kept."""
-    public_size: int = Field(0, ge=0)
-    """Number of problems set aside as the public set, which no client holds and only coordination uses. With
-    coordination.type = 'none' nobody uses them, so that runs with and without exchanges train on the same private
-    problems."""
-    test_size: int | None = Field(None, ge=1)
-    """Number of held-out problems to keep, drawn by seed and spread evenly over sources. Unset: all of them."""
-    max_prompt_tokens: int | None = Field(None, ge=1)
-    """Longest prompt in tokens; problems with a longer prompt are dropped and counted. Unset: no problem is dropped,
-    and a prompt that is too long for the model is an error."""
-    instruction: str | None = None
-    """Text appended to each prompt. Unset: the task's own instruction, which is empty for the embedded problems."""
-    unreachable_golds: float = Field(0.05, ge=0, le=1)
-    """Largest accepted share of gold answers that no short marked answer can match, such as a sentence or Markdown. A
-    run above it is refused before training; 1 accepts all."""
-    reward: str | None = None
-    """Import path `module:function` of your own `reward(completion, answer, **info) -> float`. Unset: the package's
-    grader for the problem's kind."""
-    arithmetic: bool = False
-    """Whether unevaluated arithmetic (`9+9`) counts as correct where the gold answer is its value (18). Off by default,
-    because a policy could otherwise earn the reward by copying an expression from the prompt."""
-
-
-class IidPartition(Section):
-    """Problems are divided at random, so that every client gets the same mix of sources."""
-
-    type: Literal["iid"] = "iid"
-
-
-class SourcePartition(Section):
-    """Whole sources (subjects, families) go to clients, so that clients hold different kinds of problems."""
-
-    type: Literal["source"] = "source"
-
-
-class DirichletPartition(Section):
-    """Each source is split among clients by shares drawn from Dirichlet(alpha)."""
-
-    type: Literal["dirichlet"] = "dirichlet"
-    alpha: float = Field(0.5, gt=0)
-    """Concentration of the Dirichlet distribution. A small value gives each source to few clients; a large value comes
-    close to `iid`."""
-
-
-Partition = Annotated[IidPartition | SourcePartition | DirichletPartition, Field(discriminator="type")]
-
-
 class SamplingConfig(Section):
     """Sampling of responses from the policy."""
 
@@ -442,11 +383,18 @@ class EngineConfig(Section):
     """
 
 
+Split = Literal["test", "validation"]
+"""Problems of a client that an evaluation measures."""
+
+
 class EvaluateConfig(Section):
     """Sampled pass@1 on held-out problems, which each client measures on its own."""
 
     every: int = Field(0, ge=0)
     """Rounds between two evaluations. 0 evaluates before the first round and after the last one only."""
+    split: Split = "test"
+    """Problems that are measured: `test` is the held-out problems; `validation` is those that data.validation_size sets
+    aside, for choosing settings while the held-out problems stay unseen."""
     samples: int = Field(1, ge=1, le=256)
     """Number of responses to each held-out problem; pass@1 is the mean over them."""
     temperature: float = Field(1.0, ge=0, le=10)

@@ -55,7 +55,7 @@ class Participation:
     observer: Observer
     record: RoundRecord = field(default_factory=lambda: RoundRecord(0))
     asked: int = 0
-    declared: dict[str, dict[str, int]] = field(default_factory=lambda: {"train": {}, "test": {}})
+    declared: dict[str, dict[str, int]] = field(default_factory=lambda: {"train": {}, "validation": {}, "test": {}})
     """Problems of each client as known at the start, or else as it first reported them."""
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
@@ -71,7 +71,7 @@ class Participation:
         self.asked = len(asked)
         return [node for node in asked if self.clients.get(node) not in self.record.left_out]
 
-    def problems(self, client: str, part: Literal["train", "test"], reported: float) -> int:
+    def problems(self, client: str, part: Literal["train", "validation", "test"], reported: float) -> int:
         """A client's number of problems: what it reports, and never more than it declared at the start."""
         declared = self.declared[part].setdefault(client, int(reported))
         if reported > declared:

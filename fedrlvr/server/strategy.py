@@ -219,7 +219,7 @@ class FederatedRLVR(Strategy):
     def _evaluated(self, reply: Reply) -> tuple[str, dict[str, float], list[SourceScores]]:
         client, place, message = reply.client, reply.place, reply.message
         numbers, scores = read_numbers(message, place=place), read_scores(message, place=place)
-        declared = self.participation.problems(client, "test", numbers["num-examples"])
+        declared = self.participation.problems(client, self.config.evaluate.split, numbers["num-examples"])
         if (n := sum(score.n for score in scores)) > declared:
             raise MessageError(f"{place}: scores of {n} problems, where the client has declared {declared}")
         return client, numbers, scores

@@ -26,6 +26,7 @@ from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
+from fedrlvr.tasks.partition import who_holds_what
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
 
@@ -157,8 +158,11 @@ class Federation:
 
     def _holdings(self) -> dict[str, Any]:
         holdings: dict[str, Any] = {"digest": self.dealt.digest}
-        for key, table in (("train", self.dealt.train_table), ("test", self.dealt.test_table)):
-            holdings[key] = [[h.client, h.source, h.problems] for h in table]
+        validation = who_holds_what({client.name: client.validation for client in self.dealt.clients})
+        tables = {"train": self.dealt.train_table, "validation": validation, "test": self.dealt.test_table}
+        for key, table in tables.items():
+            if table or key != "validation":
+                holdings[key] = [[h.client, h.source, h.problems] for h in table]
         return holdings
 
     def _public_set(self) -> PublicSet | None:

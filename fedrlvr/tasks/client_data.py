@@ -20,7 +20,7 @@ class ClientData:
     """The data of one client, which never leaves the client's machine.
 
     train: training problems as questions; their answers are sealed in `answers`.
-    test: held-out problems.
+    test: held-out problems. validation: problems to choose settings on, if any are set aside.
     reward: (completion, problem) -> the true reward.
     instruction: kind of problem -> the sentence appended to prompts of that kind.
     rank: of the client's adapter; None is the run's.
@@ -36,6 +36,7 @@ class ClientData:
     test: Sequence[Problem]
     reward: Reward
     instruction: Instruction = no_instruction
+    validation: Sequence[Problem] = ()
     rank: int | None = None
     free_rider: bool = False
     ledger: Path | None = None
@@ -63,6 +64,10 @@ class ClientData:
         return cls(
             name, [p.question for p in train], Answers(name, train, training_reward or reward), test, reward, **others
         )
+
+    def split(self, name: str) -> Sequence[Problem]:
+        """The problems that an evaluation of this split measures: `test` or `validation`."""
+        return self.validation if name == "validation" else self.test
 
     def prompt_text(self, problem: Problem | Question) -> str:
         """A problem's prompt with the instruction of its kind: the text that the model is asked."""

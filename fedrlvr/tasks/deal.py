@@ -16,13 +16,13 @@ from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
-from fedrlvr.tasks.deviations import as_held
+from fedrlvr.tasks.deviations import reworded, with_wrong_labels
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.rewards import Reward, grader_for
-from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, take_public
+from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
 from fedrlvr.tasks.task import Instruction, prompt_text
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class Dealt:
     @property
     def by_holder(self) -> dict[str, list[Problem]]:
         """All problems with their answers, by the name of who holds them: a client or "the public set"."""
-        held = {client.name: [*client.answers.everything(), *client.test] for client in self.clients}
+        held = {client.name: _all_of(client) for client in self.clients}
         return held | ({_PUBLIC: self.public} if self.public else {})
 
     @property
     def digest(self) -> str:
         """Hash of every client's problems, in order: two runs with one digest train and test on the same."""
         digest = hashlib.sha256()
-        held = [(client.name, (*client.answers.everything(), *client.test)) for client in self.clients]
+        held = [(client.name, _all_of(client)) for client in self.clients]
         for name, problems in [*held, ("", self.public)]:
             for problem in problems:
                 row = (name, problem.id, problem.prompt, problem.answer, problem.source)
@@ -68,15 +68,22 @@ def deal(config: Config) -> Dealt:
         ConfigError, DataError, GradingError: as the loaders, graders and partitions say.
     """
     data, seed = config.data, config.run.seed
-    train, public, test = _apart(config)
+    train, public, validation, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
-    check_disjoint(train, public, test)
-    train, test = _as_clients_hold(config, train, test)
+    check_disjoint(train=train, public=public, validation=validation, test=test)
+    train, validation, test = _as_clients_hold(config, train, validation, test)
     names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
     parts = _parts(config, train, names)
-    held_out = deal_like(parts, test)
+    held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
+    if config.evaluate.split == "validation" and (lacking := [name for name in names if not chosen_on[name]]):
+        raise DataError(
+            f"evaluate.split = 'validation': {', '.join(lacking)} without validation problems. Raise "
+            f"data.validation_size, which is {data.validation_size}."
+        )
     reward = _grader(config, data.reward)
     deviations = config.federation.deviations
+    if data.train_on_public:
+        parts = {name: [*held, *public] for name, held in parts.items()}
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [
@@ -87,6 +94,7 @@ def deal(config: Config) -> Dealt:
             reward,
             training_reward=_grader(config, stated.reward) if stated.reward else None,
             instruction=instruction,
+            validation=chosen_on[name],
             rank=ranks.get(name),
             free_rider=stated.free_rider,
             ledger=_ledger(config, name),
@@ -105,28 +113,23 @@ def _parts(config: Config, train: Sequence[Problem], names: Sequence[str]) -> di
     return partition(train, names, type=kind, alpha=alpha, seed=config.run.seed)
 
 
-def _as_clients_hold(config: Config, train: list[Problem], test: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+def _as_clients_hold(config: Config, train: list[Problem], *held_out: list[Problem]) -> list[list[Problem]]:
     """Training and held-out problems, in order, as the clients that deviate hold them, also where they are pooled."""
     deviations = config.federation.deviations
-    if not deviations:
-        return train, test
     if any(stated.wrong_labels for stated in deviations.values()) and not task_of(config.data.name).takes_labels:
         raise ConfigError(
             f"federation.deviations: the problems of {config.data.name} are scored without a label, so wrong_labels "
             "has no effect. Leave it out."
         )
-    parts = _parts(config, train, config.federation.names)
-    held_out = deal_like(parts, test)
-    changed = [
-        as_held(name, parts[name], held_out[name], stated, config.run.seed) for name, stated in deviations.items()
-    ]
-    return tuple(  # type: ignore[return-value]  # of two
-        [new.get(problem.id, problem) for problem in problems]
-        for problems, new in (
-            (train, {p.id: p for of_client, _ in changed for p in of_client}),
-            (test, {p.id: p for _, of_client in changed for p in of_client}),
-        )
-    )
+    parts = _parts(config, train, config.federation.names) if deviations else {}
+    shares = [parts, *(deal_like(parts, problems) if parts else {} for problems in held_out)]
+    seed = config.run.seed
+    for name, stated in deviations.items():
+        shares[0][name] = with_wrong_labels(name, shares[0][name], stated.wrong_labels, seed)
+        for share in shares:
+            share[name] = [reworded(problem, stated.prompt_template) for problem in share[name]]
+    held = [{problem.id: problem for share in of_split.values() for problem in share} for of_split in shares]
+    return [[new.get(p.id, p) for p in problems] for problems, new in zip((train, *held_out), held, strict=True)]
 
 
 def _grader(config: Config, path: str | None) -> Reward:
@@ -143,13 +146,23 @@ def check_dealt(dealt: Dealt, data: DataConfig) -> None:
         check_golds(dealt.by_holder, data.unreachable_golds)
 
 
-def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """Problems for training, public and held-out ones."""
+def _all_of(client: ClientData) -> list[Problem]:
+    """Every problem of a client."""
+    return [*client.answers.everything(), *client.validation, *client.test]
+
+
+def _apart(config: Config) -> tuple[list[Problem], list[Problem], list[Problem], list[Problem]]:
+    """Problems for training, public, validation and held-out ones."""
     data = config.data
     train, test = _load_both(data, unlabelled=config.supervision.unlabelled)
     test = _sample(test, data.test_size, stream(0, "test"))  # the same held-out problems for every seed
-    train, public = take_public(drop_overlap(train, test), data.public_size, config.run.seed)
-    return train, public, test
+    train, public = set_aside(drop_overlap(train, test), data.public_size, config.run.seed, setting="data.public_size")
+    train, validation = _set_validation_aside(train, data, config.run.seed)
+    return train, public, validation, test
+
+
+def _set_validation_aside(train: Sequence[Problem], data: DataConfig, seed: int) -> tuple[list[Problem], list[Problem]]:
+    return set_aside(train, data.validation_size, stream(seed, "validation"), setting="data.validation_size")
 
 
 def public_problems(config: Config, base: Base) -> list[Problem]:
@@ -158,23 +171,26 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
     Raises:
         ConfigError, DataError: as these.
     """
-    _, public, _ = _apart(config)
+    _, public, _, _ = _apart(config)
     if config.data.reward is None:
         check_golds({_PUBLIC: public}, config.data.unreachable_golds)
     return _public_that_fit(public, base, config, instruction_of(config.data))
 
 
-def own_problems(data: DataConfig, *, unlabelled: bool, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """One organisation's problems, for training and held-out, from a data section of its own.
+def own_problems(
+    data: DataConfig, *, unlabelled: bool, seed: int
+) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """One organisation's problems from a data section of its own: for training, for validation, and held-out ones.
 
     Raises:
         ConfigError, DataError, GradingError: as the loaders say.
     """
     train, test = _load_both(data, unlabelled=unlabelled)
     test = _sample(test, data.test_size, stream(0, "test"))
-    train = _sample(drop_overlap(train, test), data.train_size, stream(seed, "train"))
-    check_disjoint(train, [], test)
-    return train, test
+    train, validation = _set_validation_aside(drop_overlap(train, test), data, seed)
+    train = _sample(train, data.train_size, stream(seed, "train"))
+    check_disjoint(train=train, validation=validation, test=test)
+    return train, validation, test
 
 
 def instruction_of(data: DataConfig) -> Instruction:
@@ -244,15 +260,17 @@ def fit_client(client: ClientData, base: Base, limit: int | None, longest: int) 
         DataError: as `fit_prompts`.
     """
     train = [p for p in client.train if _fits(p, client.name, client.instruction, base, limit, longest)]
+    validation = [p for p in client.validation if _fits(p, client.name, client.instruction, base, limit, longest)]
     test = [p for p in client.test if _fits(p, client.name, client.instruction, base, limit, longest)]
-    dropped = len(client.train) - len(train), len(client.test) - len(test)
+    held_out = len(client.validation) + len(client.test) - len(validation) - len(test)
+    dropped = len(client.train) - len(train), held_out
     if any(dropped):
         _log.info("%s: left out %d training and %d held-out problems with long prompts", client.name, *dropped)
     if not train:
         raise DataError(
             f"{client.name}: no training problem has at most data.max_prompt_tokens = {limit} tokens. Raise it."
         )
-    return replace(client, train=train, test=test)
+    return replace(client, train=train, validation=validation, test=test)
 
 
 def _public_that_fit(

@@ -10,25 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedrlvr.config.federation import PROMPT, Deviation
+from fedrlvr.config.federation import PROMPT
 from fedrlvr.errors import DataError
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.grading import is_right
 from fedrlvr.tasks.problem import Problem
-
-
-def as_held(
-    client: str, train: Sequence[Problem], test: Sequence[Problem], deviation: Deviation, seed: int
-) -> tuple[list[Problem], list[Problem]]:
-    """A client's training and held-out problems with its deviation.
-
-    Raises:
-        DataError: as `with_wrong_labels`.
-    """
-    wrong = with_wrong_labels(client, train, deviation.wrong_labels, seed)
-    return [reworded(p, deviation.prompt_template) for p in wrong], [
-        reworded(p, deviation.prompt_template) for p in test
-    ]
 
 
 def reworded(problem: Problem, template: str | None) -> Problem:

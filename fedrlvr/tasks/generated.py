@@ -51,7 +51,8 @@ class GeneratedTask(Task):
         """
         if "size" in data.options:
             raise ConfigError("data.options.size: say data.train_size and data.test_size instead.")
-        sizes = (data.train_size or TRAIN_SIZE) + data.public_size, data.test_size or TEST_SIZE
+        kept = data.train_size or TRAIN_SIZE
+        sizes = kept + data.public_size + data.validation_size, data.test_size or TEST_SIZE
         train, test = ({**data.options, "size": self.option_size(size, data.options)} for size in sizes)
         return train, test
 

@@ -1,4 +1,4 @@
-"""Train, public and test stay apart by content: two problems with one `content_key` are one problem."""
+"""Train, public, validation and test stay apart by content: two problems with one `content_key` are one problem."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fedrlvr.tasks.problem import Problem
 _log = logger("tasks")
 
 
-def check_disjoint(train: Sequence[Problem], public: Sequence[Problem], test: Sequence[Problem]) -> None:
-    """Make sure that no problem stands in two of the splits.
+def check_disjoint(**splits: Sequence[Problem]) -> None:
+    """Make sure that no problem stands in two of the splits, which are given by name.
 
     Raises:
         DataError: names the two splits, how many problems they share, and one of them by both ids.
     """
-    for (name, left), (other, right) in combinations((("train", train), ("public", public), ("test", test)), 2):
+    for (name, left), (other, right) in combinations(splits.items(), 2):
         ids = {problem.content_key: problem.id for problem in left}
         shared = [problem for problem in right if problem.content_key in ids]
         if shared:
@@ -52,25 +52,30 @@ def drop_overlap(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[
     return kept
 
 
-def take_public(train: Sequence[Problem], size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+def set_aside(train: Sequence[Problem], size: int, seed: int, *, setting: str) -> tuple[list[Problem], list[Problem]]:
     """Set `size` problems with an answer aside, spread over sources in proportion: (the rest, those), both in order.
 
     Further copies of a problem set aside leave the rest too, so the two sides share no content.
 
+    setting: of the configuration, which says how many.
+
     Raises:
-        DataError: fewer than `size` + 1 different problems are there, or fewer than `size` with an answer.
+        DataError: fewer than `size` + 1 different problems are there, or fewer than `size` with an answer; the text
+            names the setting.
     """
+    if not size:
+        return list(train), []
     answered = [problem for problem in train if problem.answer]
     there, known = ({problem.content_key for problem in group} for group in (train, answered))
     if size >= len(there):
         raise DataError(
-            f"{size} public problems cannot be set aside from {len(there)} different training problems and leave any. "
-            "Lower data.public_size or give more problems."
+            f"{setting} = {size}: so many problems cannot be set aside from {len(there)} different training problems "
+            f"and leave any. Lower {setting} or give more problems."
         )
     if size > len(known):
         raise DataError(
-            f"{size} public problems cannot be set aside: they need an answer, which only {len(known)} of "
-            f"{len(there)} different training problems have. Lower data.public_size or add rows with answers."
+            f"{setting} = {size}: problems that are set aside need an answer, which only {len(known)} of {len(there)} "
+            f"different training problems have. Lower {setting} or add rows with answers."
         )
     public = sample(answered, size, seed)
     taken = {problem.content_key for problem in public}

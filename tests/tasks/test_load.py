@@ -21,7 +21,7 @@ KNOWN = ["gsm8k", "math", "svamp", "medqa", "medmcqa", "pubmedqa"]
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_gold_answer_scores_and_nothing_else_does(name: str, fixtures: Path) -> None:
     splits = {split: load(name, fixtures / name, split) for split in ("train", "test")}
-    check_disjoint(splits["train"], [], splits["test"])
+    check_disjoint(train=splits["train"], public=[], test=splits["test"])
     for problems in splits.values():
         assert validate(problems, grader_for(None), attacked=5).failures == []
 
@@ -94,7 +94,7 @@ def test_pubmedqa(fixtures: Path, tmp_path: Path) -> None:
     alone.write_bytes((fixtures / "pubmedqa" / "ori_pqal.json").read_bytes())
     both = [load("pubmedqa", alone, split) for split in ("train", "test")]
     assert sum(map(len, both)) == 12
-    check_disjoint(both[0], [], both[1])
+    check_disjoint(train=both[0], public=[], test=both[1])
 
 
 def test_the_split_by_content_is_the_same_everywhere(fixtures: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_single_file_is_split_by_content_whatever_the_set(fixtures: Path) -> N
     assert len(train) + len(test) == 24
     assert train
     assert test
-    check_disjoint(train, [], test)
+    check_disjoint(train=train, public=[], test=test)
 
 
 def test_own_rows_and_their_aliases(fixtures: Path) -> None:

@@ -39,7 +39,7 @@ def test_every_gold_answer_scores(name: str, real_data: Find, caplog: pytest.Log
     skipped = [message.rpartition("/")[2] for message in caplog.messages]
     print(skipped)
     assert skipped == ([UNUSABLE] if name == "math" else [])
-    check_disjoint(train, [], test)
+    check_disjoint(train=train, public=[], test=test)
     assert drop_overlap(train, test) == train
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedrlvr.errors import DataError, GradingError
-from fedrlvr.tasks import Problem, check_disjoint, drop_overlap, grade, grader_for, load, take_public, validate
+from fedrlvr.tasks import Problem, check_disjoint, drop_overlap, grade, grader_for, load, set_aside, validate
 from fedrlvr.tasks.problem import Kind
 from fedrlvr.tasks.splits import sample
 
@@ -101,7 +101,7 @@ def test_of_a_single_file_only_problems_with_an_answer_are_held_out(fixtures: Pa
     # The seven prompts' buckets are 0, 81, 94, 8, 89, 82, 84; the second to the fifth have no answer.
     assert [p.prompt for p in test] == ["What is 6 x 6?", "What is 18 / 3?"]
     assert [p.answer for p in train] == ["52", "", "", "", ""]
-    check_disjoint(train, [], test)
+    check_disjoint(train=train, public=[], test=test)
 
 
 def test_a_copy_without_an_answer_of_a_held_out_problem_is_not_trained_on(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_copy_without_an_answer_of_a_held_out_problem_is_not_trained_on(tmp_pa
     train, test = (load("jsonl", tmp_path, split, unlabelled=True) for split in ("train", "test"))
     assert ([p.id for p in train], [p.id for p in test]) == (["b", "c"], ["a"])
     with pytest.raises(DataError, match="train and test splits share 1 problems"):
-        check_disjoint(train, [], test)
+        check_disjoint(train=train, public=[], test=test)
     assert [p.id for p in drop_overlap(train, test)] == ["c"]
 
 
@@ -141,32 +141,30 @@ def test_public_problems_have_an_answer() -> None:
     train = [problem(f"a{n}", "1" if n < 4 else "", "a") for n in range(10)]
     train += [problem(f"b{n}", "1", "b") for n in range(8)]
     for seed in range(4):
-        rest, public = take_public(train, 6, seed)
+        rest, public = set_aside(train, 6, seed, setting="data.public_size")
         assert all(p.answer for p in public)
         assert Counter(p.source for p in public) == {"a": 2, "b": 4}
         assert [p for p in train if p not in public] == rest
-    rest, public = take_public(train, 12, seed=0)  # all that have one; the rest are trained on
+    rest, public = set_aside(
+        train, 12, seed=0, setting="data.public_size"
+    )  # all that have one; the rest are trained on
     assert {p.answer for p in rest} == {""}
     assert len(public) == 12
 
 
 def test_a_public_problem_takes_its_copies_without_an_answer_along() -> None:
     train = [problem("Same", ""), problem("same", "1"), problem("other", "")]
-    rest, public = take_public(train, 1, seed=0)
+    rest, public = set_aside(train, 1, seed=0, setting="data.public_size")
     assert ([p.id for p in rest], [p.id for p in public]) == (["other/"], ["same/1"])
 
 
 def test_too_few_answers_for_the_public_set_is_said() -> None:
     train = [problem("a", "1"), problem("A", "2"), problem("b", ""), problem("c", ""), problem("B", "")]
-    with pytest.raises(DataError) as error:
-        take_public(train, 2, seed=0)
-    assert str(error.value) == (
-        "2 public problems cannot be set aside: they need an answer, which only 1 of 3 different training problems "
-        "have. Lower data.public_size or add rows with answers."
-    )
-    with pytest.raises(DataError, match=r"3 public .* 3 different"):
-        take_public(train, 3, seed=0)
-    assert take_public(train[2:], 0, seed=0) == (train[2:], [])
+    with pytest.raises(DataError, match=r"data\.public_size = 2: .* only 1 of 3 "):
+        set_aside(train, 2, seed=0, setting="data.public_size")
+    with pytest.raises(DataError, match=r"data\.public_size = 3"):
+        set_aside(train, 3, seed=0, setting="data.public_size")
+    assert set_aside(train[2:], 0, seed=0, setting="data.public_size") == (train[2:], [])
 
 
 def test_a_sample_takes_no_notice_of_answers() -> None:
@@ -176,7 +174,7 @@ def test_a_sample_takes_no_notice_of_answers() -> None:
     assert drawn == [p for p in train if p in drawn]
     bare = [Problem(p.prompt, "1", p.id, p.source, p.kind) for p in train]
     assert [p.id for p in sample(bare, 3, seed=0)] == [p.id for p in drawn]
-    assert [p.id for p in take_public(bare, 3, seed=0)[1]] == [p.id for p in drawn]
+    assert [p.id for p in set_aside(bare, 3, seed=0, setting="data.public_size")[1]] == [p.id for p in drawn]
     copies = [problem("same", ""), problem("Same", "1"), problem("other", "")]
     assert [p.id for p in sample(copies, 2, seed=0)] == ["same/", "other/"]
 

@@ -208,12 +208,12 @@ def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding
     title, data, limits = f"task {name}", org.task(name), org.config.limits
     try:
         try:
-            train, test = own_problems(data, unlabelled=False, seed=0)
+            train, validation, test = own_problems(data, unlabelled=False, seed=0)
         except DataError:
             if not ("desk" in limits.labels_from or "majority" in limits.supervision):
                 raise
-            train, test = own_problems(data, unlabelled=True, seed=0)
-        problems = [*train, *test]
+            train, validation, test = own_problems(data, unlabelled=True, seed=0)
+        problems = [*train, *validation, *test]
         graded = problems[:: -(-len(problems) // MOST_GRADED) or 1]
         verdict = validate(graded, grader_for(data.reward, arithmetic=data.arithmetic), attacked=20)
     except FedrlvrError as error:

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
+from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.reference import type_of
-from fedrlvr.config.sections import DataConfig, Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.sections import Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
@@ -28,8 +29,9 @@ class TaskConfig(DataConfig):
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
-        if self.public_size:
-            raise ValueError("public_size has no place here: public problems come from the server")
+        for name in ("public_size", "train_on_public"):
+            if getattr(self, name):
+                raise ValueError(f"{name} has no place here: public problems come from the server")
         return self
 
 

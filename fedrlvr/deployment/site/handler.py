@@ -165,7 +165,7 @@ class Answering:
         begin_run(self.org.state / "runs", terms.run, self.org.config.keep_runs)
         client = self._client_data(terms, request, cohort.base)
         if isinstance(request, EvaluateRequest):
-            limits.check_evaluation(allowed, self.org.name, request, len(client.test))
+            limits.check_evaluation(allowed, self.org.name, request, len(client.split(request.evaluate.split)))
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
         self._check_cohort(terms, request.seed)
@@ -290,17 +290,20 @@ class Answering:
         if kept is None or kept.key != key:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
-            train, test = own_problems(task, unlabelled=lenient, seed=request.seed)
+            train, validation, test = own_problems(task, unlabelled=lenient, seed=request.seed)
             if task.reward is None:
-                check_golds({self.org.name: [*train, *test]}, task.unreachable_golds)
+                check_golds({self.org.name: [*train, *validation, *test]}, task.unreachable_golds)
             if not self.org.config.limits.source_names:
-                test = [replace(problem, source=terms.task) for problem in test]
+                validation, test = (
+                    [replace(problem, source=terms.task) for problem in part] for part in (validation, test)
+                )
             data = ClientData.of(
                 self.org.name,
                 train,
                 test,
                 grader_for(task.reward, arithmetic=task.arithmetic),
                 instruction=instruction_of(task),
+                validation=validation,
                 rank=terms.rank,
                 run=terms.run,
                 secret=secret(state_directory(self.org), SAMPLING_SECRET),
@@ -326,7 +329,9 @@ class Answering:
         Raises:
             LimitError: a prompt is longer than a server's limit, which would so choose among this site's problems.
         """
-        texts = [data.prompt_text(problem) for problems in (data.train, data.test) for problem in problems]
+        texts = [
+            data.prompt_text(problem) for problems in (data.train, data.validation, data.test) for problem in problems
+        ]
         if any(len(prompt) > limit for prompt in base.encode_all(texts)):
             raise LimitError(
                 f"{self.org.name} lets no server leave out problems by the length of their prompts "

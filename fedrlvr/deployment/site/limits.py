@@ -148,11 +148,13 @@ def check_problems(limits: Limits, request: StretchRequest, problems: int, *, na
 
 
 def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, problems: int) -> None:
-    """Check that an evaluation samples no more tokens than is allowed.
+    """Check that an evaluation has problems, and samples no more tokens than is allowed.
 
     Raises:
-        LimitError: it does.
+        LimitError: it has none, or samples more.
     """
+    if not problems:
+        raise LimitError(f"{name} has no {request.evaluate.split} problems to evaluate (evaluate.split)")
     tokens = problems * request.evaluate.samples * request.sampling.max_new_tokens
     if reason := _reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message"):
         raise LimitError(f"{name} allows {reason}")
