@@ -22,7 +22,7 @@ from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import AdapterError, CheckpointError, ConfigError
 from fedrlvr.policy.peft_format import CONFIG_FILE, load_peft
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from fedrlvr.server.run_directory import STATE_FILE
+from fedrlvr.server.run_directory import STATE_FILE, personal_directory
 from fedrlvr.wire.messages import arrays_to_adapter
 
 T = TypeVar("T")
@@ -112,6 +112,22 @@ class SavedRun:
                 "it, or go on with the run (fedrlvr run --resume)."
             )
         return load_peft(self.directory / "adapter" / (client or ""))
+
+    def personal_adapter(self, client: str) -> Adapter | None:
+        """A client's personal adapter of a finished run, on the original base weights (`personal.type`).
+
+        None: the run is not finished, has no personal adapters, or this client was left out when they were made. In a
+        deployment they lie at the organisations, and this machine has none.
+
+        Raises:
+            ConfigError: there is no client of this name.
+            AdapterError: the adapter cannot be read.
+        """
+        names = self.config.federation.names
+        if client not in names:
+            raise ConfigError(f"--client {client}: there is no such client; name one of {', '.join(names)}.")
+        directory = personal_directory(self.directory, client)
+        return load_peft(directory) if self.finished and (directory / CONFIG_FILE).is_file() else None
 
     def own_adapter(self, checkpoint: Checkpoint, client: str) -> Adapter:
         """A client's own adapter in the arm `local`, after the checkpoint's round.
