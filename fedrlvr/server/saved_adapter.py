@@ -85,11 +85,11 @@ class SavedRun:
                     raise
 
     def adapter(self, client: str | None = None) -> Adapter:
-        """The adapter on the original base weights. client: whose, in the arm `local`.
+        """The adapter on the original base weights. client: whose, in the arm `local`; else whose personal adapter.
 
         Raises:
             ConfigError: a client is named and there is one adapter for all, the reverse, or no client of this name.
-            AdapterError: the run has no adapter yet.
+            AdapterError: the run has no adapter yet, or none of this client.
             CheckpointError: as `newest`.
         """
         names = self.config.federation.names
@@ -98,6 +98,14 @@ class SavedRun:
             if client is not None:
                 hint = f"--client {client}: there is no such client; {hint}"
             raise ConfigError(f"{self.directory}: the arm 'local' has one adapter per client; {hint}.")
+        if client is not None and self.config.personal.method.finishes:
+            if (own := self.personal_adapter(client)) is not None:
+                return own
+            raise AdapterError(
+                f"{self.directory}: there is no personal adapter of {client} here. They are made after the last "
+                "round, without clients that are left out then (metrics.jsonl); in a deployment each lies at its "
+                "organisation, in state/runs/RUN/clients/NAME/personal."
+            )
         if client is not None and not self.local:
             arm = self.config.federation.arm
             raise ConfigError(f"{self.directory}: the arm {arm!r} has one adapter for all clients; leave out --client.")

@@ -74,11 +74,15 @@ def deal(config: Config) -> Dealt:
     kind = "iid" if len(names) == 1 else config.partition.type
     parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
-    if config.evaluate.split == "validation" and (lacking := [name for name in names if not chosen_on[name]]):
-        raise DataError(
-            f"evaluate.split = 'validation': {', '.join(lacking)} without validation problems. Raise "
-            f"data.validation_size, which is {data.validation_size}."
-        )
+    for needs, setting in (
+        (config.evaluate.split == "validation", "evaluate.split = 'validation'"),
+        (config.personal.method.mixes, f"personal.type = {config.personal.type!r}"),
+    ):
+        if needs and (lacking := [name for name in names if not chosen_on[name]]):
+            raise DataError(
+                f"{setting}: {', '.join(lacking)} without validation problems. Raise data.validation_size, which is "
+                f"{data.validation_size}."
+            )
     reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
