@@ -84,6 +84,8 @@ def deal(config: Config) -> Dealt:
                 f"{data.validation_size}."
             )
     reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
+    if data.train_on_public:
+        parts = {name: [*held, *public] for name, held in parts.items()}
     instruction = instruction_of(data)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [

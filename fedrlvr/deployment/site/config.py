@@ -29,8 +29,9 @@ class TaskConfig(DataConfig):
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
-        if self.public_size:
-            raise ValueError("public_size has no place here: public problems come from the server")
+        for name in ("public_size", "train_on_public"):
+            if getattr(self, name):
+                raise ValueError(f"{name} has no place here: public problems come from the server")
         return self
 
 

@@ -24,6 +24,11 @@ def check(config: Config) -> None:
         )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
+    if config.data.train_on_public:
+        raise ConfigError(
+            "data.train_on_public: organisations train on the problems of their own machines alone. Leave it out, or "
+            "give them the public problems as part of their own."
+        )
     if config.run.secrets is not None:
         raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
 
