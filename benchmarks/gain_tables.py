@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.audit import holm, p_value
 from benchmarks.gain_cells import CELLS, CHOICE_SEED, EVALUATIONS, FEDERATIONS, ROOT, RUNS, STEPS, Arm, directory_of
+from benchmarks.gain_choices import chosen_step
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
@@ -52,8 +53,6 @@ def load_choices() -> dict[str, dict[str, float]]:
 
 def load(seeds: int) -> Cells:
     """Every cell with the runs that are finished, of at least two seeds."""
-    from benchmarks.gain import chosen_step
-
     cells: Cells = {}
     for federation, tau, arm in CELLS:
         if arm.step == "tuned" and not _choice(federation, tau, arm).exists():
