@@ -10,8 +10,9 @@ eight families are divided by Dirichlet(0.5), so that the clients' numbers of pr
 drawn many times; the prompts of one client are worded differently. Scores are pass@1 on 1,024 held-out problems, one
 sample each, mean over the families.
 
-The learning rate is chosen for each federation and tau, and the fixed server step for each federation, tau and rule, by
-the score on 1,024 validation problems at the end of one run at seed 100; the arms are run at seeds from 0.
+The learning rate and FedIT's fixed server step are chosen for each federation and tau (and the step for each use of
+the public problems), by the score on 1,024 validation problems at the end of one run at seed 100; the arms are run at
+seeds from 0.
 
 Resumable: a cell is a sweep over seeds in runs/gain, and finished runs are not run again. Writes docs/results/gain.json
 and .md, and docs/figures/gain.svg.

@@ -167,15 +167,15 @@ def test_finishing_is_the_arm_local_continued_from_the_same_adapter(configured: 
     federation = Federation(config, tmp_path / "run", cohort, Observer())
     begun = adapter_to_arrays(cohort.fresh_adapter(7))
     result = {}
-    for own in (False, True):
-        request = make_request(config, round=3, personal=not own, own_adapter=own)
-        state = RecordDict({OWN_ADAPTER: begun}) if own else RecordDict()
-        body = content(request) if own else content(request, arrays=begun)
+    for local in (False, True):
+        request = make_request(config, round=3, personal=not local, own_adapter=local)
+        state = RecordDict({OWN_ADAPTER: begun}) if local else RecordDict()
+        body = content(request) if local else content(request, arrays=begun)
         context = Context(1, 1, {}, state, {})
         (reply,) = federation.app([Message(body, 1, "train")], [context])
-        kept = arrays_in(context, OWN_ADAPTER if own else PERSONAL_ADAPTER)
+        kept = arrays_in(context, OWN_ADAPTER if local else PERSONAL_ADAPTER)
         assert kept is not None
-        result[own] = [array.data for array in kept.values()], sorted(reply.content)
+        result[local] = [array.data for array in kept.values()], sorted(reply.content)
     assert result[True] == result[False]
     assert result[True][0] != [array.data for array in begun.values()]
 
