@@ -80,17 +80,6 @@ def personal(directory: Path) -> dict[str, bytes]:
     return {path.parts[-3]: path.read_bytes() for path in directory.glob("clients/*/personal/*.safetensors")}
 
 
-def timeless(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without seconds, those of the personal adapters included."""
-    records = without_seconds(directory)
-    part = records[-1].get("personal", {})
-    part.pop("seconds", None)
-    for numbers in part.get("clients", {}).values():
-        for name in [name for name in numbers if name.startswith("seconds_")]:
-            del numbers[name]
-    return records
-
-
 @pytest.fixture(scope="module")
 def made(configured: Configs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of the finished run of a variant."""
@@ -129,9 +118,9 @@ def test_the_global_adapter_and_its_numbers_are_those_of_a_run_without(
     changes = {section: values for section, values in VARIANTS[name].items() if section != "personal"}
     fedrlvr.run(configured(tmp_path / "run", **changes))
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(made(name))
-    with_it = timeless(made(name))
+    with_it = without_seconds(made(name))
     assert set(with_it[-1].pop("personal")) == {"clients", "evaluate"}
-    assert with_it == timeless(tmp_path / "run")
+    assert with_it == without_seconds(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -197,7 +186,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     resume(tmp_path / "run")
     assert personal(tmp_path / "run") == personal(made(name))
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(made(name))
-    assert timeless(tmp_path / "run") == timeless(made(name))
+    assert without_seconds(tmp_path / "run") == without_seconds(made(name))
 
 
 def test_a_finished_run_is_not_finished_again_and_gets_back_what_it_lost(
@@ -210,7 +199,7 @@ def test_a_finished_run_is_not_finished_again_and_gets_back_what_it_lost(
     shutil.rmtree(tmp_path / "run" / "clients" / "bob" / "personal")
     resume(tmp_path / "run")
     assert personal(tmp_path / "run") == personal(made("mix"))
-    assert timeless(tmp_path / "run") == timeless(made("mix"))
+    assert without_seconds(tmp_path / "run") == without_seconds(made("mix"))
 
 
 def test_a_longer_run_has_the_personal_adapters_of_its_length(
@@ -219,7 +208,7 @@ def test_a_longer_run_has_the_personal_adapters_of_its_length(
     fedrlvr.run(configured(tmp_path / "run", **FINISH, train={"rounds": 1}))
     resume(tmp_path / "run", ["train.rounds=2"])
     assert personal(tmp_path / "run") == personal(made("finish"))
-    assert timeless(tmp_path / "run")[-1] == timeless(made("finish"))[-1]
+    assert without_seconds(tmp_path / "run")[-1] == without_seconds(made("finish"))[-1]
 
 
 def failing(client: str, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str] = ("train",)) -> None:
