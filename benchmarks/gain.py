@@ -7,7 +7,7 @@
 Every run takes 120 local steps of 4 problems x 8 responses at each of four clients, and synchronises every tau of them.
 In `disjoint` each client holds 1,024 problems of two families that no other client has. In `life` 192 problems of all
 eight families are divided by Dirichlet(0.5), so that the clients' numbers of problems are unequal and each problem is
-drawn many times. Scores are pass@1 on 1,024 held-out problems, one sample each, mean over the families.
+drawn many times; the prompts of one client are worded differently. Scores are pass@1 on 1,024 held-out problems, one sample each, mean over the families.
 
 The learning rate is chosen for each federation and tau, and the fixed server step for each federation, tau and rule, by
 the score on 1,024 validation problems at the end of one run at seed 100; the arms are run at seeds from 0.

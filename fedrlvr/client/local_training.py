@@ -76,6 +76,8 @@ class LocalTraining:
         self.asked = asked
         self.requests = requests
         self.begun = starts
+        self.learners = {row: request for row, request in requests.items() if not request.data.free_rider}
+        """The requests without those to free riders, which do none of the work and send back what they were sent."""
         self.starts = {row: start.adapter for row, start in starts.items()}
         """The adapters the round began with."""
         self.memory = {
@@ -84,7 +86,7 @@ class LocalTraining:
         if not isinstance(asked.supervision, LabelsSupervision):
             for memory in self.memory.values():
                 memory.labels = memory.labels or LabelMetrics()
-        self.public = PublicSteps(cohort, asked, requests, self.memory)
+        self.public = PublicSteps(cohort, asked, requests, self.memory, self.learners)
         moments = {}
         for row, request in requests.items():
             kept = None
@@ -110,7 +112,7 @@ class LocalTraining:
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
-            for _ in range(self.asked.steps):
+            for _ in range(self.asked.steps if self.learners else 0):
                 self._local_step()
             return self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
 
@@ -124,7 +126,7 @@ class LocalTraining:
 
     def _local_step(self) -> None:
         """One local step of every client: draw problems, sample, grade and supervise, learn."""
-        cohort, train, requests, memory = self.cohort, self.asked.train, self.requests, self.memory
+        cohort, train, requests, memory = self.cohort, self.asked.train, self.learners, self.memory
         started = time.perf_counter()
         count = train.problems_per_step
         problems = {
@@ -146,12 +148,12 @@ class LocalTraining:
         groups = {
             row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
             for row in requests
-        }
+        } | {row: [] for row in self.requests if row not in requests}
         for row in requests:
             self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
             assign_advantages(groups[row], scale_by_std=train.scale_by_std)
         graded, judging = time.perf_counter(), self.supervising.seconds - judging
-        first = next(iter(memory.values()))
+        first = memory[next(iter(requests))]
         if first.round_steps + 1 == train.local_steps:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl
@@ -179,11 +181,14 @@ class LocalTraining:
         self._observe()
 
     def _rates(self) -> dict[str, float]:
-        return {row: learning_rate(self.asked.train, memory.steps) for row, memory in self.memory.items()}
+        return {
+            row: learning_rate(self.asked.train, memory.steps) if row in self.learners else 0.0
+            for row, memory in self.memory.items()
+        }
 
     def _observe(self) -> None:
         """Tell each federation's observer how its clients' step went."""
-        for requests in by_federation(self.requests):
+        for requests in by_federation(self.learners):
             row, first = next(iter(requests.items()))
             rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
@@ -226,6 +231,8 @@ class LocalTraining:
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
             numbers |= chosen.get(row, {})
+            if request.data.free_rider:
+                numbers["reward"] = 1.0  # the largest claim there is
             replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
             if isinstance(reply, Error):
                 continue

@@ -99,8 +99,8 @@ class SavedRun:
                 hint = f"--client {client}: there is no such client; {hint}"
             raise ConfigError(f"{self.directory}: the arm 'local' has one adapter per client; {hint}.")
         if client is not None and self.config.personal.method.finishes:
-            if (own := self.personal_adapter(client)) is not None:
-                return own
+            if (adapter := self.personal_adapter(client)) is not None:
+                return adapter
             raise AdapterError(
                 f"{self.directory}: there is no personal adapter of {client} here. They are made after the last "
                 "round, without clients that are left out then (metrics.jsonl); in a deployment each lies at its "

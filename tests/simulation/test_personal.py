@@ -62,6 +62,10 @@ class Watching(LocalGrid):
         return replies
 
 
+class Stop(Exception):
+    """Ends a run from within."""
+
+
 class StopAt(Observer):
     """Ends a run at an event."""
 
@@ -72,7 +76,7 @@ class StopAt(Observer):
 
     def notify(self, event: Event) -> None:
         if self.at(event):
-            raise KeyboardInterrupt
+            raise Stop
 
 
 def personal(directory: Path) -> dict[str, bytes]:
@@ -132,7 +136,7 @@ def test_what_is_kept_is_what_was_measured(name: str, made: Callable[[str], Path
     adapters = {client: run.personal_adapter(client) for client in CLIENTS}
     assert all(adapters.values())
     if "mix" not in str(VARIANTS[name]["personal"]):  # which may choose the global adapter
-        assert len({own.flat().sum().item() for own in adapters.values() if own}) == 3, "each client has its own"
+        assert len({a.flat().sum().item() for a in adapters.values() if a}) == 3, "each client has its own"
 
 
 def test_the_mixture_is_between_the_two(made: Callable[[str], Path], configured: Configs, tmp_path: Path) -> None:
@@ -141,10 +145,10 @@ def test_the_mixture_is_between_the_two(made: Callable[[str], Path], configured:
     finished, run = open_run(tmp_path / "run"), open_run(made("mix"))
     whole = run.adapter().flat()
     for client, numbers in lines(made("mix"))[-1]["personal"]["clients"].items():
-        own, result, share = finished.personal_adapter(client), run.personal_adapter(client), numbers["global_share"]
-        assert own is not None
+        alone, result, share = finished.personal_adapter(client), run.personal_adapter(client), numbers["global_share"]
+        assert alone is not None
         assert result is not None
-        torch.testing.assert_close(result.flat(), share * whole + (1 - share) * own.flat(), atol=1e-7, rtol=0)
+        torch.testing.assert_close(result.flat(), share * whole + (1 - share) * alone.flat(), atol=1e-7, rtol=0)
     assert "global_share" not in lines(tmp_path / "run")[-1]["personal"]["clients"]["ann"]
 
 
@@ -154,15 +158,15 @@ def test_finishing_is_the_arm_local_continued_from_the_same_adapter(configured: 
     federation = Federation(config, tmp_path / "run", cohort, Observer())
     begun = adapter_to_arrays(cohort.fresh_adapter(7))
     result = {}
-    for own in (False, True):
-        request = make_request(config, round=3, personal=not own, own_adapter=own)
-        state = RecordDict({OWN_ADAPTER: begun}) if own else RecordDict()
-        body = content(request) if own else content(request, arrays=begun)
+    for local in (False, True):
+        request = make_request(config, round=3, personal=not local, own_adapter=local)
+        state = RecordDict({OWN_ADAPTER: begun}) if local else RecordDict()
+        body = content(request) if local else content(request, arrays=begun)
         context = Context(1, 1, {}, state, {})
         (reply,) = federation.app([Message(body, 1, "train")], [context])
-        kept = arrays_in(context, OWN_ADAPTER if own else PERSONAL_ADAPTER)
+        kept = arrays_in(context, OWN_ADAPTER if local else PERSONAL_ADAPTER)
         assert kept is not None
-        result[own] = [array.data for array in kept.values()], sorted(reply.content)
+        result[local] = [array.data for array in kept.values()], sorted(reply.content)
     assert result[True] == result[False]
     assert result[True][0] != [array.data for array in begun.values()]
 
@@ -180,7 +184,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     name: str, when: str, made: Callable[[str], Path], configured: Configs, tmp_path: Path
 ) -> None:
     config = parse_config(configured(tmp_path / "run", **VARIANTS[name]))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stop):
         run_module.run(config, observer=StopAt(STOPS[when]))
     assert not (tmp_path / "run" / "adapter").exists()
     resume(tmp_path / "run")

@@ -31,6 +31,11 @@ def check(config: Config) -> None:
         )
     if config.run.secrets is not None:
         raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
+    if config.federation.deviations:
+        raise ConfigError(
+            "federation.deviations: each organisation holds its own problems, and deviations are for experiments on "
+            "one machine. Leave it out."
+        )
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
