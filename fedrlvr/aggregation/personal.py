@@ -46,14 +46,14 @@ PERSONAL: dict[str, PersonalMethod] = {
 FINISHING = [name for name, method in PERSONAL.items() if method.finishes]
 
 
-def mixed(whole: Adapter, own: Adapter, share: float) -> Adapter:
+def mixed(whole: Adapter, finished: Adapter, share: float) -> Adapter:
     """`share` times the global adapter plus (1 - `share`) times a client's own, factor by factor, in float64.
 
-    whole, own: of one layout. share: in [0, 1]; at its ends the result is the one adapter to the bit.
+    whole, finished: of one layout. share: in [0, 1]; at its ends the result is the one adapter to the bit.
     """
     if share in (0.0, 1.0):
-        return whole if share else own
-    return own.filled(whole.flat().mul_(share).add_(own.flat(), alpha=1 - share))
+        return whole if share else finished
+    return finished.filled(whole.flat().mul_(share).add_(finished.flat(), alpha=1 - share))
 
 
 def best_share(right: Mapping[float, int]) -> float:

@@ -75,9 +75,9 @@ class LocalTraining:
         self.cohort = cohort
         self.asked = asked
         self.requests = requests
+        self.begun = starts
         self.learners = {row: request for row, request in requests.items() if not request.data.free_rider}
         """The requests without those to free riders, which do none of the work and send back what they were sent."""
-        self.begun = starts
         self.starts = {row: start.adapter for row, start in starts.items()}
         """The adapters the round began with."""
         self.memory = {
@@ -230,9 +230,9 @@ class LocalTraining:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            numbers |= chosen.get(row, {})
             if request.data.free_rider:
                 numbers["reward"] = 1.0  # the largest claim there is
-            numbers |= chosen.get(row, {})
             replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
             if isinstance(reply, Error):
                 continue

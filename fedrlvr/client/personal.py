@@ -62,14 +62,14 @@ def mix(
     choose: EvaluateConfig,
     requests: Mapping[str, ClientRequest],
     starts: Mapping[str, Start],
-    own: Mapping[str, Adapter],
+    trained: Mapping[str, Adapter],
 ) -> tuple[dict[str, Adapter], dict[str, float]]:
     """Interpolate each client's adapter with the global one; by row the result, and the share of the global adapter.
 
     The share is that of SHARES with the highest pass@1 on the client's own validation problems, all shares on the same
     random numbers; in a tie the largest. The cohort is seated anew.
 
-    starts: what the clients began with. own: what they trained.
+    starts: what the clients began with. trained: what they ended with.
     """
     decoding = Decoding(
         responses=choose.samples, max_new_tokens=sampling.max_new_tokens, temperature=choose.temperature
@@ -82,11 +82,11 @@ def mix(
     changes = {row: begin.change for row, begin in starts.items() if begin.change is not None}
     right: dict[str, dict[float, int]] = {row: {} for row in requests}
     for share in SHARES:
-        cohort.seat({row: mixed(starts[row].adapter, own[row], share) for row in requests}, changes)
+        cohort.seat({row: mixed(starts[row].adapter, trained[row], share) for row in requests}, changes)
         drawn = cohort.sample(prompts, decoding, seeds)
         for row, request in requests.items():
             pairs = zip(request.data.validation, drawn[row], strict=True)
             rewards = [request.data.grade(problem, [r.text for r in responses]) for problem, responses in pairs]
             right[row][share] = sum(reward >= CORRECT for of_problem in rewards for reward in of_problem)
     shares = {row: best_share(right[row]) for row in requests}
-    return {row: mixed(starts[row].adapter, own[row], share) for row, share in shares.items()}, shares
+    return {row: mixed(starts[row].adapter, trained[row], share) for row, share in shares.items()}, shares

@@ -1,4 +1,4 @@
-"""The section about personal adapters."""
+"""The section about the personal adapters of the clients."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def export_personal(
         if arrays is None or client in left_out:
             shutil.rmtree(place, ignore_errors=True)
             continue
-        own = arrays_to_adapter(arrays, strategy.model.start_of(config.lora.rank_of(client)), place=client)
-        whole = add(own, change) if change else own
+        adapter = arrays_to_adapter(arrays, strategy.model.start_of(config.lora.rank_of(client)), place=client)
+        whole = add(adapter, change) if change else adapter
         assert whole is not None
         private_directory(place.parent)
         with atomic_directory(place) as files:

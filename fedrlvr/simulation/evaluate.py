@@ -78,8 +78,8 @@ def _personal(run: SavedRun) -> ClientScores:
     config = run.config
     if not config.personal.method.finishes:
         raise ConfigError(f"{run.directory}: personal.type = {config.personal.type!r} makes no personal adapters.")
-    kept = {client: run.personal_adapter(client) for client in config.federation.names}
-    adapters = {client: adapter for client, adapter in kept.items() if adapter is not None}
+    saved = {client: run.personal_adapter(client) for client in config.federation.names}
+    adapters = {client: adapter for client, adapter in saved.items() if adapter is not None}
     if not adapters:
         raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
     # Rules that change the base weights end in adapters whose rank and alpha have grown.

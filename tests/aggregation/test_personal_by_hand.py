@@ -22,11 +22,11 @@ def test_a_quarter_of_the_global_adapter() -> None:
     assert WHOLE.layers["q"].A.tolist() == [[1.0, 2.0]], "what goes in stays as it is"
 
 
-@pytest.mark.parametrize(("share", "position"), [(1.0, 0), (0.0, 1)])
-def test_at_its_ends_the_mix_is_one_of_the_two_to_the_bit(share: float, position: int) -> None:
+@pytest.mark.parametrize(("share", "place"), [(1.0, 0), (0.0, 1)])
+def test_at_its_ends_the_mix_is_one_of_the_two_to_the_bit(share: float, place: int) -> None:
     both = random_adapter(1), random_adapter(2)
     result = mixed(*both, share)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result.tensors(), both[position].tensors(), strict=True))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result.tensors(), both[place].tensors(), strict=True))
 
 
 @pytest.mark.parametrize(
