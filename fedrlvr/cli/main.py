@@ -1,5 +1,5 @@
-"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor, and for organisations on their own
-machines superlink | federate | site.
+"""The command line: run | sweep | contribution | eval | tasks | validate | desk | export | doctor, and for
+organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -114,6 +115,9 @@ def sweep(
         show_sweep(result.lines, planned.seeds)
         echo(f"sweep.json, sweep.md and all runs are in {result.directory}")
     result.check()
+
+
+app.command()(contribution)
 
 
 @app.command(name="eval")

@@ -49,8 +49,12 @@ class FederationConfig(Section):
     clients: int | list[str] = 4
     """Number of clients (client-1, client-2, ...) or a list of their names, all in one script (Latin, Cyrillic, ...).
     Names that differ only in case, accents or similar characters (0 and O, 1 and l) are refused."""
+    excluded: list[str] = Field(default_factory=list)
+    """Clients that hold problems and are evaluated, and never train, so that runs with and without them have the same
+    partition and held-out problems. Unset: every client trains. `fedrlvr contribution` sets it."""
     fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
-    """Share of the clients that train in a round, drawn by seed; at least one client trains."""
+    """Share of the clients that train in a round, drawn by seed among those that are not excluded; at least one client
+    trains."""
     quorum: float = Field(1.0, gt=0, le=1)
     """Smallest share of the asked clients that must give a usable answer. The other clients are left out of the round,
     by name and with a reason. With 1, a client that fails ends the run, which --resume continues."""
@@ -78,7 +82,13 @@ class FederationConfig(Section):
         return value
 
     def check(self, config: Any) -> None:
-        """The deviating clients exist, and each deviation has an effect with the arm and the supervision."""
+        """The named clients exist, and each deviation has an effect with the arm and the supervision."""
+        for client in self.excluded:
+            if client not in self.names or self.excluded.count(client) > 1:
+                reason = "there is no such client" if client not in self.names else "the client is named twice"
+                raise ValueError(f"federation.excluded = {client!r}: {reason}; the clients are {', '.join(self.names)}")
+        if not self.training:
+            raise ValueError("federation.excluded names every client; at least one client must train")
         for client, deviation in self.deviations.items():
             place = f"federation.deviations.{client}"
             if client not in self.names:
@@ -103,9 +113,19 @@ class FederationConfig(Section):
         return _client_names(self.clients)
 
     @property
+    def training(self) -> list[str]:
+        """Names of the clients that train, in the order of the file."""
+        return [name for name in self.names if name not in self.excluded]
+
+    @property
     def clients_per_round(self) -> int:
         """Number of clients that train in a round."""
-        return max(1, math.floor(self.fraction * len(self.names) + 0.5))
+        return share_of(self.fraction, len(self.training))
+
+
+def share_of(fraction: float, clients: int) -> int:
+    """Number of clients that a round draws from so many, at least one."""
+    return max(1, math.floor(fraction * clients + 0.5))
 
 
 def _client_names(clients: int | list[str]) -> list[str]:

@@ -64,7 +64,7 @@ _SINCE = """
 0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens
 0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length
-0.9.0 federation deviations
+0.9.0 federation excluded deviations
 0.9.0 deviations wrong_labels free_rider prompt_template reward
 """
 SINCE = {

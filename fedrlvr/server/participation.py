@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
+from fedrlvr.config.federation import share_of
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
@@ -59,9 +60,10 @@ class Participation:
     """Problems of each client as known at the start, or else as it first reported them."""
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
-        """The nodes drawn for a round, without those that have been left out of it."""
-        nodes = sorted(grid.get_node_ids())
-        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
+        """The nodes drawn for a round among those that train, without those that have been left out of it."""
+        federation = self.config.federation
+        nodes = sorted(n for n in grid.get_node_ids() if self.clients.get(n) not in federation.excluded)
+        count = share_of(federation.fraction, len(nodes))
         drawn = random.Random(stream(self.config.run.seed, "clients", round_)).sample(nodes, count)
         return self.present(drawn)
 

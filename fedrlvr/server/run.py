@@ -205,9 +205,8 @@ class Server:
                     return
                 for name, context in memories.items():
                     like = self.initial.at_rank(self.config.lora.rank_of(name))
-                    arrays = arrays_in(context, OWN_ADAPTER)
-                    assert arrays is not None
-                    adapter = arrays_to_adapter(arrays, like, place=name)
+                    arrays = arrays_in(context, OWN_ADAPTER)  # a client that is excluded has none of its own
+                    adapter = like if arrays is None else arrays_to_adapter(arrays, like, place=name)
                     save_peft(adapter, directory / name, base_name=base_name, fused_experts=fused)
         except CheckpointError as error:
             raise CheckpointError(

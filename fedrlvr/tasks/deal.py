@@ -72,7 +72,9 @@ def deal(config: Config) -> Dealt:
     train = _sample(train, data.train_size, stream(seed, "train"))
     check_disjoint(train=train, public=public, validation=validation, test=test)
     train, validation, test = _as_clients_hold(config, train, validation, test)
-    names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
+    names = config.federation.names
+    if config.federation.arm == "central":
+        names, train = [CENTRAL], _of_training_clients(config, train)
     parts = _parts(config, train, names)
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
     for needs, setting in (
@@ -134,6 +136,15 @@ def _as_clients_hold(config: Config, train: list[Problem], *held_out: list[Probl
             share[name] = [reworded(problem, stated.prompt_template) for problem in share[name]]
     held = [{problem.id: problem for share in of_split.values() for problem in share} for of_split in shares]
     return [[new.get(p.id, p) for p in problems] for problems, new in zip((train, *held_out), held, strict=True)]
+
+
+def _of_training_clients(config: Config, train: list[Problem]) -> list[Problem]:
+    """The training problems, in order, without those of the clients that are excluded."""
+    if not config.federation.excluded:
+        return train
+    parts = _parts(config, train, config.federation.names)
+    left_out = {problem.id for client in config.federation.excluded for problem in parts[client]}
+    return [problem for problem in train if problem.id not in left_out]
 
 
 def _grader(config: Config, path: str | None) -> Reward:

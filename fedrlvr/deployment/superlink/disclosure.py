@@ -70,6 +70,8 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
         )
+    if excluded := config.federation.excluded:
+        yield f"  never an adapter from {', '.join(excluded)}, which federation.excluded keeps from training"
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
     finishes = config.personal.method.finishes
     if finishes:
