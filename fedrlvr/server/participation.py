@@ -62,7 +62,8 @@ class Participation:
     def drawn(self, round_: int, grid: Grid) -> list[int]:
         """The nodes drawn for a round among those that train, without those that have been left out of it."""
         federation = self.config.federation
-        nodes = sorted(n for n in grid.get_node_ids() if self.clients.get(n) not in federation.excluded)
+        excluded = () if federation.arm == "central" else federation.excluded  # whose one client has a name of its own
+        nodes = sorted(node for node in grid.get_node_ids() if self.clients.get(node) not in excluded)
         count = share_of(federation.fraction, len(nodes))
         drawn = random.Random(stream(self.config.run.seed, "clients", round_)).sample(nodes, count)
         return self.present(drawn)
