@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client import personal
 from fedrlvr.client.initial_adapter import Start
 from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
@@ -40,6 +41,7 @@ from fedrlvr.wire.messages import (
     PROBES,
     RespondRequest,
     StretchRequest,
+    TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     metrics_record,
@@ -73,6 +75,7 @@ class LocalTraining:
         self.cohort = cohort
         self.asked = asked
         self.requests = requests
+        self.begun = starts
         self.learners = {row: request for row, request in requests.items() if not request.data.free_rider}
         """The requests without those to free riders, which do none of the work and send back what they were sent."""
         self.starts = {row: start.adapter for row, start in starts.items()}
@@ -211,15 +214,23 @@ class LocalTraining:
         """End the round: give adapters and numbers, and remember what lasts."""
         adapters = self.cohort.adapters()
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
+        chosen: dict[str, dict[str, float]] = {}
+        if isinstance(self.asked, TrainRequest) and (choose := self.asked.choose):
+            adapters, shares = personal.mix(
+                self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
+            )
+            chosen = {row: {"global_share": share} for row, share in shares.items()}
         packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
             arrays, lost = packed[row]
-            rest = RecordDict() if request.asked.own_adapter else RecordDict({ARRAYS: arrays})
-            if (probes := self.supervising.settle(row)) is not None:
+            stays = request.asked.own_adapter or request.asked.personal
+            rest = RecordDict() if stays else RecordDict({ARRAYS: arrays})
+            if (probes := self.supervising.settle(row)) is not None and not request.asked.personal:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            numbers |= chosen.get(row, {})
             if request.data.free_rider:
                 numbers["reward"] = 1.0  # the largest claim there is
             replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
@@ -228,6 +239,8 @@ class LocalTraining:
             memory.finish(request.context, moments.get(row))
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
+            elif request.asked.personal:
+                personal.remember(request.context, arrays, request.asked.round)
             if lost is not None:
                 request.context.state[LOST] = lost
         return replies

@@ -14,6 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
@@ -50,6 +51,7 @@ class Config(Section):
     coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
+    personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
 

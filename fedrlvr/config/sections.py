@@ -1,9 +1,9 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-The sections about the problems are in problems.py, those of the three seams in methods.py. A default is stated in these
-three files and nowhere else. Unknown
-keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does not go
-together with other sections is refused by a section's `check`.
+The sections about the problems are in problems.py, the one about personal adapters in personal.py, those of the three
+seams in methods.py. A default is stated in these four files and nowhere else. Unknown keys are errors. So is a setting
+that has no effect, which is stated at the setting (`OnlyWith`); what else does not go together with other sections is
+refused by a section's `check`.
 """
 
 from __future__ import annotations

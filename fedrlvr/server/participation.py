@@ -93,21 +93,17 @@ class Participation:
     def request(self, kind: type[R], round_: int, steps: int, **fields: Any) -> R:
         """A request for training, with what every such request of this run asks.
 
-        fields: those of this kind alone.
+        fields: those of this kind alone, and those that differ.
         """
         config, rule = self.config, self.model.rule
-        return kind(
-            round=round_,
-            seed=config.run.seed,
-            sampling=config.sampling,
-            steps=steps,
-            train=config.train,
-            supervision=config.supervision,
-            trains=rule.trains(round_),
-            precision=config.aggregation.precision,
-            feedback=not rule.new_components,
-            **fields,
-        )
+        usual = {
+            "train": config.train,
+            "supervision": config.supervision,
+            "trains": rule.trains(round_),
+            "precision": config.aggregation.precision,
+            "feedback": not rule.new_components,
+        }
+        return kind(round=round_, seed=config.run.seed, sampling=config.sampling, steps=steps, **usual | fields)
 
     def content(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
         """A request's content for a node; with arrays it brings the client what it lacks of the global model."""

@@ -16,7 +16,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.client.app import CohortApp
 from fedrlvr.client.state import OWN_ADAPTER
 from fedrlvr.config import AggregationConfig, Config, LabelsSupervision
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import AdapterError, ConfigError
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
@@ -44,11 +44,13 @@ def evaluate(config: Config, adapter: Path | None) -> ClientScores:
     return _of_everybody(config, loaded, str(adapter))
 
 
-def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
+def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, ClientScores]:
     """The round of a run's checkpoint and its scores; the round is None where the checkpoints have been deleted.
 
+    personal: with each client's personal adapter, instead of the global one; clients without one are left out.
+
     Raises:
-        ConfigError: the clients' problems are not on this machine.
+        ConfigError: the clients' problems are not on this machine, or the run makes no personal adapters.
         AdapterError: the run has no adapter yet.
         FedrlvrError: as `evaluate`.
     """
@@ -59,6 +61,8 @@ def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
             f"--adapter {run.directory}."
         )
+    if personal:
+        return None, _personal(run)
     arm = config.federation.arm
     saved = run.newest(lambda c: (c, _own_adapters(run, c) if arm == "local" else {}))
     if saved is None and arm == "local":
@@ -68,6 +72,25 @@ def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
         return None, _of_everybody(config, run.adapter(), str(run.directory / "adapter"))
     checkpoint, adapters = saved
     return checkpoint.round, _Evaluation(config).scores(checkpoint, adapters=adapters)
+
+
+def _personal(run: SavedRun) -> ClientScores:
+    config = run.config
+    if not config.personal.method.finishes:
+        raise ConfigError(f"{run.directory}: personal.type = {config.personal.type!r} makes no personal adapters.")
+    saved = {client: run.personal_adapter(client) for client in config.federation.names}
+    adapters = {client: adapter for client, adapter in saved.items() if adapter is not None}
+    if not adapters:
+        raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
+    # Rules that change the base weights end in adapters whose rank and alpha have grown.
+    largest = max(adapters.values(), key=lambda adapter: adapter.rank)
+    adapters = {client: adapter.with_alpha(largest.alpha) for client, adapter in adapters.items()}
+    ranks = {name: adapters[name].rank if name in adapters else largest.rank for name in config.federation.names}
+    lora = config.lora.model_copy(update={"rank": ranks, "alpha": largest.alpha})
+    federation = config.federation.model_copy(update={"arm": "local"})
+    alone = {"lora": lora, "aggregation": AggregationConfig(), "federation": federation}
+    scores = _Evaluation(config.model_copy(update=alone)).scores(adapters=adapters)
+    return {client: of_client for client, of_client in scores.items() if client in adapters}
 
 
 def _own_adapters(run: SavedRun, checkpoint: Checkpoint) -> dict[str, Adapter]:

@@ -77,11 +77,15 @@ def deal(config: Config) -> Dealt:
         names, train = [CENTRAL], _of_training_clients(config, train)
     parts = _parts(config, train, names)
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
-    if config.evaluate.split == "validation" and (lacking := [name for name in names if not chosen_on[name]]):
-        raise DataError(
-            f"evaluate.split = 'validation': {', '.join(lacking)} without validation problems. Raise "
-            f"data.validation_size, which is {data.validation_size}."
-        )
+    for needs, setting in (
+        (config.evaluate.split == "validation", "evaluate.split = 'validation'"),
+        (config.personal.method.mixes, f"personal.type = {config.personal.type!r}"),
+    ):
+        if needs and (lacking := [name for name in names if not chosen_on[name]]):
+            raise DataError(
+                f"{setting}: {', '.join(lacking)} without validation problems. Raise data.validation_size, which is "
+                f"{data.validation_size}."
+            )
     reward = _grader(config, data.reward)
     deviations = config.federation.deviations
     if data.train_on_public:

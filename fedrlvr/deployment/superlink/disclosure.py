@@ -73,8 +73,15 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     if excluded := config.federation.excluded:
         yield f"  never an adapter from {', '.join(excluded)}, which federation.excluded keeps from training"
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
+    finishes = config.personal.method.finishes
+    if finishes:
+        yield (
+            f"  and after the last round: numbers and scores of the personal adapter that it makes by "
+            f"{config.personal.steps} more local steps"
+        )
     yield (
         "Never: its own problems, their answers, its responses to them, "
+        + ("its personal adapter, " if finishes else "")
         + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )
