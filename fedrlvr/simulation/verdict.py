@@ -133,34 +133,53 @@ def check_judgeable(run: SavedRun) -> None:
 
 
 def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watch: Watch) -> Verdict:
-    if alone is None:
-        other = _train_alone(run, cohort, watch)
-    else:
-        other = open_run(alone)
-        _check_alone(run, other)
+    if alone is not None:
+        _check_alone(run, open_run(alone))
     evaluate = run.config.evaluate.model_copy(update={"split": "test"})
     evaluator = Evaluator(run.config.model_copy(update={"evaluate": evaluate}), cohort)
-    for place in (run.directory, other.directory):
-        if _digest(place) != evaluator.digest:
-            raise DataError(
-                f"{place}: the problems are not those that the run was trained and evaluated on, so nothing can be "
-                "compared. Restore the data."
-            )
-    verdict = _compare(run, evaluator, _own(other), _personal(run), matrix)
+    if _digest(run.directory) != evaluator.digest:
+        raise DataError(
+            f"{run.directory}: the problems are not those that the run was trained and evaluated on, so nothing can be "
+            "compared. Restore the data."
+        )
+    other = open_run(alone) if alone is not None else _train_alone(run, cohort, watch)
+    verdict = compare(evaluator, evaluator.of_run(run)[1].rates, own(other), _personal(run), matrix=matrix)
     verdict.notes.extend(_notes(run.config, other.config))
     verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
-    verdict.write(run.directory)
-    report.write_report(run.directory, run.config, read_metrics(run.directory))
+    write(verdict, run)
     return verdict
 
 
-def _compare(
-    run: SavedRun, evaluator: Evaluator, alone: dict[str, Adapter], personal: dict[str, Adapter], matrix: bool
+def write(verdict: Verdict, run: SavedRun) -> None:
+    """Write a verdict to the directory of a run, and into its report.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    verdict.write(run.directory)
+    report.write_report(run.directory, run.config, read_metrics(run.directory))
+
+
+def compare(
+    evaluator: Evaluator,
+    federated: ClientRates,
+    alone: dict[str, Adapter],
+    personal: dict[str, Adapter],
+    *,
+    matrix: bool = False,
 ) -> Verdict:
+    """The verdict on the clients of a config, written nowhere yet.
+
+    federated: pass rates with the adapter of the federation. alone, personal: adapters by client; every client has one
+    that it trained alone.
+
+    Raises:
+        FedrlvrError: an adapter is of another model, or as evaluations say.
+    """
     rates: dict[str, ClientRates] = {
         BASE: evaluator.of_everybody(None).rates,
         ALONE: evaluator.of_each(alone).rates,
-        FEDERATED: evaluator.of_run(run)[1].rates,
+        FEDERATED: federated,
     }
     if personal:
         of_personal = evaluator.of_each(personal).rates
@@ -170,7 +189,7 @@ def _compare(
     for kind, adapters in ((ALONE, alone), (PERSONAL, personal)):
         for name, adapter in adapters.items() if matrix else ():
             rows.append(MatrixRow.of(kind, name, evaluator.of_everybody(adapter).rates))
-    config = run.config
+    config = evaluator.config
     about = {
         "fedrlvr": __version__,
         "seed": config.run.seed,
@@ -180,39 +199,49 @@ def _compare(
     return Verdict(config.train.rounds, clients, about, [], rows)
 
 
-def alone_config(config: Config, directory: Path) -> Config:
-    """The configuration that trains a federation's clients each alone, in this directory.
+def check_labels(config: Config) -> None:
+    """Check that nobody has to be asked for the labels of a second run.
 
     Raises:
-        ConfigError: a setting cannot be had in the arm `local`, or people would have to give labels twice.
+        ConfigError: people give the labels.
     """
-    if config.supervision.unlabelled and getattr(config.supervision, "labels_from", "") == "desk":
+    if getattr(config.supervision, "labels_from", "dataset") == "desk":
         raise ConfigError(
-            "supervision.labels_from = 'desk': people would be asked for the labels of a second run. Train the arm "
-            "'local' with the same run.ledgers (fedrlvr run --set federation.arm=local), and give it with --alone."
+            "supervision.labels_from = 'desk': people would be asked for labels again, for the run that trains alone. "
+            "In a simulation, train the arm 'local' with the same run.ledgers (fedrlvr run --set federation.arm=local) "
+            "and give it to `fedrlvr verdict --alone`."
         )
-    config = config.in_arm("local")
-    return config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
 
 
 def _train_alone(run: SavedRun, cohort: Cohort, watch: Watch) -> SavedRun:
     """The finished run of the arm `local` in the run's directory, trained now as far as it is not."""
     directory = run.directory / ALONE_DIRECTORY
-    config = alone_config(run.config, directory)
+    check_labels(run.config)
+    config = run.config.in_arm("local")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
     started = (directory / "config.json").is_file()
     other = SavedRun(directory, config)
     if started:
         stored = open_run(directory).config
-        train = stored.train.model_copy(update={"rounds": config.train.rounds})
-        if (reason := difference(config, stored.model_copy(update={"train": train}))) is not None:
+        extended = stored.train.model_copy(update={"rounds": config.train.rounds})
+        if (reason := difference(config, stored.model_copy(update={"train": extended}))) is not None:
             raise ConfigError(f"{directory} holds a run of another configuration ({reason}). Move it away.")
         if stored.train.rounds == config.train.rounds and other.finished:
             return other
     elif (run.directory / START).is_dir():
         shutil.copytree(run.directory / START, directory / START, dirs_exist_ok=True)
-    with locked(directory):
-        Federation(config, directory, cohort, watch()).go(resume=started)
+    train(config, directory, cohort, watch, resume=started)
     return other
+
+
+def train(config: Config, directory: Path, cohort: Cohort, watch: Watch, *, resume: bool) -> None:
+    """Run the rounds of a config that are not done, in its directory, on this cohort.
+
+    Raises:
+        FedrlvrError: as `simulation.run.run`.
+    """
+    with locked(directory):
+        Federation(config, directory, cohort, watch()).go(resume=resume)
 
 
 def _check_alone(run: SavedRun, other: SavedRun) -> None:
@@ -261,7 +290,12 @@ def _notes(config: Config, other: Config) -> list[str]:
     return notes
 
 
-def _own(other: SavedRun) -> dict[str, Adapter]:
+def own(other: SavedRun) -> dict[str, Adapter]:
+    """Every client's adapter in a finished run of the arm `local`.
+
+    Raises:
+        CheckpointError, AdapterError: they cannot be read.
+    """
     return other.newest(lambda checkpoint: own_adapters(other, checkpoint)) or own_adapters(other, None)
 
 

@@ -178,8 +178,8 @@ def test_no_result_of_a_problem_is_written_down(
 
     def lists(value: Any) -> list[list[Any]]:
         if isinstance(value, dict):
-            return [found for item in value.values() for found in lists(item)]
-        return [value, *(found for item in value for found in lists(item))] if isinstance(value, list) else []
+            return [part for item in value.values() for part in lists(item)]
+        return [value, *(part for item in value for part in lists(item))] if isinstance(value, list) else []
 
     tree = written(directory)
     assert [part for part in lists(tree) if part] == []
