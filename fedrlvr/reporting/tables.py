@@ -95,22 +95,27 @@ def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -
 
 
 def verdict_table(verdict: Verdict, console: Console | None = None) -> None:
-    """Print one line a client: pass@1 with each model, and the difference to training alone; then the matrix."""
+    """Print one line a client: pass@1 with each model, and the difference to training alone; then the matrix.
+
+    In a narrow terminal only the difference that decides is shown; verdict.json and the report have all.
+    """
     from rich.text import Text
 
     console = console or new_console()
-    between = " " if console.width >= WIDE or len(verdict.compared) == 1 else "\n"
-    title = "pass@1 on each client's own held-out problems; differences in points, paired by problem, 95 % intervals"
-    gains = [f"{model} - alone" for model in verdict.compared]
-    table = new_table(title, ["client"], ["n", *verdict.models, *gains])
+    compared = verdict.compared if console.width >= WIDE else verdict.compared[-1:]
+    title = (
+        "pass@1 in % on each client's own held-out problems; differences in points, 95 % intervals, paired by problem"
+    )
+    table = new_table(title, ["client"], ["n", *verdict.models, *(f"{model} - alone" for model in compared)])
     table.add_column("verdict", no_wrap=True)
+    table.collapse_padding = console.width < WIDE
     for line in verdict.clients:
-        differences = [line.minus_alone.get(model) for model in verdict.compared]
+        differences = [line.minus_alone.get(model) for model in compared]
         table.add_row(
             plain(line.client),
             units.count(line.n),
-            *(units.percent(line.pass_at_1.get(model)) for model in verdict.models),
-            *(Text(units.points(d.estimate if d else None, between)) for d in differences),
+            *(units.percent(line.pass_at_1.get(model)).removesuffix(" %") for model in verdict.models),
+            *(Text(units.points(d.estimate if d else None)) for d in differences),
             Text(line.word, style=_COLOURS.get(line.word, "")),
         )
     console.print(table)

@@ -115,8 +115,8 @@ class ClientVerdict:
 
     @property
     def word(self) -> str:
-        """Result in a word: better, worse or unclear."""
-        return self.decisive.word if self.decisive else "no held-out problems"
+        """Result in a word: better, worse or unclear; `no problems` where none is held out."""
+        return self.decisive.word if self.decisive else "no problems"
 
 
 @dataclass(frozen=True)

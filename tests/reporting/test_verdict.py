@@ -91,7 +91,7 @@ def made() -> Verdict:
 
 def test_the_personal_adapter_decides_where_there_is_one() -> None:
     verdict = made()
-    assert [client.word for client in verdict.clients] == ["worse", "unclear", "no held-out problems"]
+    assert [client.word for client in verdict.clients] == ["worse", "unclear", "no problems"]
     assert verdict.worse == ["ann"]
     assert verdict.clients[1].minus_alone["federated"].word == "worse"
 
@@ -120,9 +120,12 @@ def test_a_line_a_client_in_the_terminal() -> None:
     one_model_less = Verdict(5, [made().clients[0]])
     verdict_table(one_model_less, Console(file=out, width=80))
     (line,) = [line for line in out.getvalue().splitlines() if line.strip().startswith("ann")]
-    assert line.split()[1:] == ["8", "0.0", "%", "75.0", "%", "0.0", "%", "-75.0", "[-100.0,", "-36.3]", "worse"]
+    assert line.split()[1:] == ["8", "0.0", "75.0", "0.0", "-75.0", "[-100.0,", "-36.3]", "worse"]
     verdict_table(made(), Console(file=out, width=80))
     assert "ann, alone" in out.getvalue()
+    assert "personal - alone" in out.getvalue()
+    assert "…" not in out.getvalue(), "nothing is cut"
+    assert any(line.startswith((" bob", "bob")) for line in out.getvalue().splitlines())
 
 
 def test_the_report_has_both_tables() -> None:
