@@ -16,7 +16,8 @@ def draw(cells: Cells, root: Path) -> None:
     draw_robust(cells, root)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of this size in inches, whose SVG is the same each time."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "fedrlvr"
@@ -25,7 +26,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, root: Path, name: str) -> None:
+def save_figure(figure: Any, root: Path, name: str) -> None:
+    """Write a figure to docs/figures below `root`."""
     (root / "docs" / "figures").mkdir(exist_ok=True)
     figure.savefig(root / "docs" / "figures" / name, metadata={"Date": None}, facecolor="white")
 
@@ -36,7 +38,7 @@ def draw_weights(cells: Cells, root: Path) -> None:
     columns = [f for f in WEIGHTS if any(("c", f"{f}/{w}") in cells for w in rows)]
     if not rows:
         return
-    figure = _figure(3 * len(columns), 2.6 * len(rows))
+    figure = new_figure(3 * len(columns), 2.6 * len(rows))
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey=True)
     for axes_of_row, weights in zip(grid, rows, strict=True):
         for axes, federation in zip(axes_of_row, columns, strict=True):
@@ -55,7 +57,7 @@ def draw_weights(cells: Cells, root: Path) -> None:
             axes.title.set_fontsize(9)
             axes.legend(frameon=False, fontsize=7)
         axes_of_row[0].set_ylabel("weight")
-    _save(figure, root, "aggregation_weights.svg")
+    save_figure(figure, root, "aggregation_weights.svg")
 
 
 def draw_robust(cells: Cells, root: Path) -> None:
@@ -63,7 +65,7 @@ def draw_robust(cells: Cells, root: Path) -> None:
     present = [d for d in DEFENCES if any(("d", f"{a}/{d}") in cells for a in ("nobody", *ATTACKS))]
     if not present:
         return
-    figure = _figure(7.5, 3.4)
+    figure = new_figure(7.5, 3.4)
     axes = figure.subplots()
     attacks = ("nobody", "sign", "scaled")
     for place, attack in enumerate(attacks):
@@ -79,4 +81,4 @@ def draw_robust(cells: Cells, root: Path) -> None:
     axes.set_xticks(range(len(present)), [DEFENDED.get(d, d).replace(", ", "\n") for d in present], fontsize=8)
     axes.set(ylabel="pass@1 of seven honest families, %", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8, title="hostile")
-    _save(figure, root, "aggregation_robust.svg")
+    save_figure(figure, root, "aggregation_robust.svg")

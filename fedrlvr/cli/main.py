@@ -1,5 +1,5 @@
-"""The command line: run | sweep | verdict | eval | tasks | validate | desk | export | doctor, and for organisations on
-their own machines superlink | federate | site.
+"""The command line: run | sweep | verdict | contribution | eval | tasks | validate | desk | export | doctor, and for
+organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -119,6 +120,9 @@ def sweep(
     result.check()
 
 
+app.command()(contribution)
+
+
 @app.command(name="eval")
 def evaluate(
     source: Annotated[
@@ -132,6 +136,9 @@ def evaluate(
         ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Evaluate each client's personal adapter of a finished run.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate pass@1 on the held-out problems of every client.
@@ -140,6 +147,10 @@ def evaluate(
     """
     if base and adapter is not None:
         raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
+    if personal and (base or adapter is not None or source.is_file()):
+        raise ConfigError(
+            "--personal evaluates a run's own adapters; give a run directory, without --base and --adapter."
+        )
     if source.is_file():
         settings, run = load_config(source, overrides or ()), None
         if not base and adapter is None:
@@ -159,7 +170,7 @@ def evaluate(
         if run is None or base or adapter is not None:
             scores = engine.evaluate(settings, adapter)
         else:
-            round_, scores = engine.evaluate_run(run)
+            round_, scores = engine.evaluate_run(run, personal=personal)
             if round_ is not None:
                 echo(f"round {round_} of {settings.train.rounds}")
     scores_table(scores_json(scores))
@@ -233,7 +244,10 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(callback=expanded, help="Directory to write; it must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
-    client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(help="The client whose own adapter is written: its personal one, or that of the arm `local`."),
+    ] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
     """Write the adapter that a run trained as a PEFT directory, or as merged weights.

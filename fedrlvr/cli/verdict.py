@@ -44,10 +44,11 @@ def verdict(
 
         engine.check_judgeable(run)
         if alone is None and (steps := engine.missing_steps(run)):
+            clients = len(run.config.federation.training)
             echo(
                 f"{run_directory} has no finished run of each client alone, so that is trained first, in "
-                f"{run_directory / engine.ALONE_DIRECTORY}: {steps} local steps of {len(run.config.federation.names)} "
-                "clients together, as many as the run has."
+                f"{run_directory / engine.ALONE_DIRECTORY}: {steps} local steps of {clients} clients together, with as "
+                "many rounds as the run."
             )
         result = engine.judge(run, alone=alone, matrix=matrix, watch=lambda: progress(quiet=quiet))
     verdict_table(result)

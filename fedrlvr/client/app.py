@@ -63,6 +63,10 @@ def start_of(reading: Reading, request: ClientRequest) -> Start:
     Raises:
         MessageError, AdapterError: the message lacks something, or cannot be used.
     """
+    if request.uses_personal:
+        from fedrlvr.client import personal
+
+        return personal.start(reading, request)
     remembers = request.under_way and HELD in request.context.state
     if not request.asked.own_adapter and (DELTA in request.message.content or remembers):
         from fedrlvr.client import delta_start

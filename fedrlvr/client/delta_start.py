@@ -32,11 +32,11 @@ def start(reading: Reading, request: ClientRequest) -> Start:
         AdapterError: an adapter or change that cannot be used.
     """
     if request.under_way:
-        return replace(reading.start(request), change=_held_change(reading, request))
+        return replace(reading.start(request), change=held_change(reading, request))
     delta, change = read_delta(request.message), None
     if delta.since is not None:
         _check_held(request, delta.since)
-        change = _held_change(reading, request)
+        change = held_change(reading, request)
     adapter = _rest(reading, request, delta)
     if delta.halves is not None:
         arrays = record_in(request.message.content, ARRAYS, ArrayRecord)
@@ -59,7 +59,7 @@ def _record(reading: Reading, adapter: Adapter) -> ArrayRecord:
     return record
 
 
-def _held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
+def held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
     """The change of the base weights that the client remembers.
 
     Raises:

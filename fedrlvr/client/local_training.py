@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client import personal
 from fedrlvr.client.initial_adapter import Start
 from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
@@ -40,6 +41,7 @@ from fedrlvr.wire.messages import (
     PROBES,
     RespondRequest,
     StretchRequest,
+    TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     metrics_record,
@@ -73,6 +75,9 @@ class LocalTraining:
         self.cohort = cohort
         self.asked = asked
         self.requests = requests
+        self.begun = starts
+        self.learners = {row: request for row, request in requests.items() if not request.data.free_rider}
+        """The requests without those to free riders, which do none of the work and send back what they were sent."""
         self.starts = {row: start.adapter for row, start in starts.items()}
         """The adapters the round began with."""
         self.memory = {
@@ -81,7 +86,7 @@ class LocalTraining:
         if not isinstance(asked.supervision, LabelsSupervision):
             for memory in self.memory.values():
                 memory.labels = memory.labels or LabelMetrics()
-        self.public = PublicSteps(cohort, asked, requests, self.memory)
+        self.public = PublicSteps(cohort, asked, requests, self.memory, self.learners)
         moments = {}
         for row, request in requests.items():
             kept = None
@@ -107,7 +112,7 @@ class LocalTraining:
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
-            for _ in range(self.asked.steps):
+            for _ in range(self.asked.steps if self.learners else 0):
                 self._local_step()
             return self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
 
@@ -121,7 +126,7 @@ class LocalTraining:
 
     def _local_step(self) -> None:
         """One local step of every client: draw problems, sample, grade and supervise, learn."""
-        cohort, train, requests, memory = self.cohort, self.asked.train, self.requests, self.memory
+        cohort, train, requests, memory = self.cohort, self.asked.train, self.learners, self.memory
         started = time.perf_counter()
         count = train.problems_per_step
         problems = {
@@ -143,12 +148,12 @@ class LocalTraining:
         groups = {
             row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
             for row in requests
-        }
+        } | {row: [] for row in self.requests if row not in requests}
         for row in requests:
             self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
             assign_advantages(groups[row], scale_by_std=train.scale_by_std)
         graded, judging = time.perf_counter(), self.supervising.seconds - judging
-        first = next(iter(memory.values()))
+        first = memory[next(iter(requests))]
         if first.round_steps + 1 == train.local_steps:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl
@@ -176,11 +181,14 @@ class LocalTraining:
         self._observe()
 
     def _rates(self) -> dict[str, float]:
-        return {row: learning_rate(self.asked.train, memory.steps) for row, memory in self.memory.items()}
+        return {
+            row: learning_rate(self.asked.train, memory.steps) if row in self.learners else 0.0
+            for row, memory in self.memory.items()
+        }
 
     def _observe(self) -> None:
         """Tell each federation's observer how its clients' step went."""
-        for requests in by_federation(self.requests):
+        for requests in by_federation(self.learners):
             row, first = next(iter(requests.items()))
             rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
@@ -206,21 +214,33 @@ class LocalTraining:
         """End the round: give adapters and numbers, and remember what lasts."""
         adapters = self.cohort.adapters()
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
+        chosen: dict[str, dict[str, float]] = {}
+        if isinstance(self.asked, TrainRequest) and (choose := self.asked.choose):
+            adapters, shares = personal.mix(
+                self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
+            )
+            chosen = {row: {"global_share": share} for row, share in shares.items()}
         packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
             arrays, lost = packed[row]
-            rest = RecordDict() if request.asked.own_adapter else RecordDict({ARRAYS: arrays})
-            if (probes := self.supervising.settle(row)) is not None:
+            stays = request.asked.own_adapter or request.asked.personal
+            rest = RecordDict() if stays else RecordDict({ARRAYS: arrays})
+            if (probes := self.supervising.settle(row)) is not None and not request.asked.personal:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            numbers |= chosen.get(row, {})
+            if request.data.free_rider:
+                numbers["reward"] = 1.0  # the largest claim there is
             replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
             if isinstance(reply, Error):
                 continue
             memory.finish(request.context, moments.get(row))
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
+            elif request.asked.personal:
+                personal.remember(request.context, arrays, request.asked.round)
             if lost is not None:
                 request.context.state[LOST] = lost
         return replies

@@ -126,7 +126,12 @@ class ClientRequest:
     @property
     def under_way(self) -> bool:
         """Whether the message continues a round: it brings no model, and the client does not keep its own."""
-        return not self.asked.own_adapter and not {ARRAYS, DELTA} & set(self.message.content)
+        return not (self.asked.own_adapter or self.uses_personal) and not {ARRAYS, DELTA} & set(self.message.content)
+
+    @property
+    def uses_personal(self) -> bool:
+        """Whether the message is about the personal adapter as it is, rather than making one."""
+        return self.asked.personal and isinstance(self.asked, EvaluateRequest)
 
     @property
     def place(self) -> str:

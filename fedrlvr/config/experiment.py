@@ -13,7 +13,9 @@ from typing import Annotated, Any
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
@@ -21,7 +23,6 @@ from fedrlvr.config.sections import (
     NO_EFFECT,
     EngineConfig,
     EvaluateConfig,
-    FederationConfig,
     LoraConfig,
     ModelConfig,
     OnlyWith,
@@ -52,6 +53,7 @@ class Config(Section):
     coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
+    personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
 
@@ -84,7 +86,8 @@ class Config(Section):
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         names = ("directory", "ledgers", "started_in", "secrets")
         run = {name: _absolute(getattr(self.run, name)) for name in names}
-        if self.data.reward is not None and run["started_in"] is None:
+        rewards = (self.data.reward, *(deviation.reward for deviation in self.federation.deviations.values()))
+        if any(rewards) and run["started_in"] is None:
             run["started_in"] = Path.cwd()
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
@@ -205,6 +208,10 @@ _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswa
 """Sections that are one of several by their `type`, and one of these types."""
 
 
+_TABLES: dict[tuple[str, ...], type[Section]] = {("federation", "deviations"): Deviation}
+"""Settings that are tables of sections by name, and these sections' class."""
+
+
 def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
     """One paragraph: each wrong key by its dotted path, with the nearest known key where it is unknown."""
     parts = []
@@ -245,6 +252,8 @@ def _values(location: list[str], kind: str) -> str:
         return ""
     section, name = location[:2]
     classes = members(Config.model_fields[section].annotation)
+    if tuple(location[:2]) in _TABLES and len(location) > 2:
+        return ""  # of a setting within the table
     return next((type_of(member, name) for member in classes if name in member.model_fields), "")
 
 
@@ -258,6 +267,8 @@ def _sections() -> dict[str, set[str]]:
 
 def _siblings(location: list[str]) -> list[str]:
     sections = _sections()
+    if len(location) == 4 and tuple(location[:2]) in _TABLES:
+        return sorted(_TABLES[location[0], location[1]].model_fields)
     return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))
 
 

@@ -27,6 +27,10 @@ class DataConfig(Section):
     """Number of problems set aside as the public set, which no client holds and only coordination uses. With
     coordination.type = 'none' nobody uses them, so that runs with and without exchanges train on the same private
     problems."""
+    train_on_public: bool = False
+    """Whether every client also trains on the public problems, as if it held them. It is the simplest use of public
+    problems, with which exchanges of responses are compared, and exists in simulations only. Needs data.public_size.
+    """
     validation_size: int = Field(0, ge=0)
     """Number of training problems set aside as validation problems, drawn by seed, spread evenly over sources and
     divided among the clients like the held-out ones. Nobody trains on them; `evaluate.split = "validation"` measures
@@ -47,6 +51,11 @@ class DataConfig(Section):
     arithmetic: bool = False
     """Whether unevaluated arithmetic (`9+9`) counts as correct where the gold answer is its value (18). Off by default,
     because a policy could otherwise earn the reward by copying an expression from the prompt."""
+
+    def check(self, config: Any) -> None:
+        """There are public problems where they are to be trained on."""
+        if self.train_on_public and not self.public_size:
+            raise ValueError("data.train_on_public has no effect with data.public_size = 0")
 
 
 class IidPartition(Section):

@@ -1,14 +1,13 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-The sections about the problems are in problems.py, those of the three seams in methods.py. A default is stated in these
-three files and nowhere else. Unknown
-keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does not go
-together with other sections is refused by a section's `check`.
+The sections about the problems are in problems.py, the one about personal adapters in personal.py, those of the three
+seams in methods.py. A default is stated in these four files and nowhere else. Unknown keys are errors. So is a setting
+that has no effect, which is stated at the setting (`OnlyWith`); what else does not go together with other sections is
+refused by a section's `check`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
-from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
 from fedrlvr.rl.loss import LOSSES
 from fedrlvr.rl.samples import Unfinished
 
@@ -267,51 +265,6 @@ class LoraConfig(Section):
         if arm == "federated" and not rule.mixes_ranks:
             able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.mixes_ranks))
             raise ValueError(f"aggregation.type = {rule.name!r} cannot mix the ranks of lora.rank; {able} can")
-
-
-class FederationConfig(Section):
-    """The clients of a run, and the rules for clients that fail."""
-
-    clients: int | list[str] = 4
-    """Number of clients (client-1, client-2, ...) or a list of their names, all in one script (Latin, Cyrillic, ...).
-    Names that differ only in case, accents or similar characters (0 and O, 1 and l) are refused."""
-    fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
-    """Share of the clients that train in a round, drawn by seed; at least one client trains."""
-    quorum: float = Field(1.0, gt=0, le=1)
-    """Smallest share of the asked clients that must give a usable answer. The other clients are left out of the round,
-    by name and with a reason. With 1, a client that fails ends the run, which --resume continues."""
-    deadline: float = Field(3600.0, gt=0, le=604800)
-    """Seconds that a client has to answer a message. A late client is left out of the round or ends the run, as
-    `quorum` says. It has no effect in a simulation."""
-    task: Name = "main"
-    """Name of the task that organisations train on, as it stands in their own site.toml (docs/organisations.md). In a
-    simulation the problems come from [data]."""
-    arm: Literal["federated", "local", "central"] = "federated"
-    """Arm of an experiment: `federated`, or one of two references. `local` trains each client alone, and nothing
-    travels; `central` pools all problems at one client."""
-
-    @field_validator("clients")
-    @classmethod
-    def _clients(cls, value: int | list[str]) -> int | list[str]:
-        if isinstance(value, list):
-            check_client_names(value)
-        elif not 1 <= value <= MOST_CLIENTS:
-            raise ValueError(f"between 1 and {MOST_CLIENTS} clients")
-        return value
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the clients, in the order of the file."""
-        return _client_names(self.clients)
-
-    @property
-    def clients_per_round(self) -> int:
-        """Number of clients that train in a round."""
-        return max(1, math.floor(self.fraction * len(self.names) + 0.5))
-
-
-def _client_names(clients: int | list[str]) -> list[str]:
-    return [f"client-{i + 1}" for i in range(clients)] if isinstance(clients, int) else list(clients)
 
 
 class SamplingConfig(Section):

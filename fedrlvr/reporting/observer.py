@@ -65,7 +65,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted(Event):
-    """A round enters a phase: train, aggregate, evaluate or checkpoint."""
+    """A round enters a phase: train, aggregate, evaluate, checkpoint, or after the last one personal."""
 
     round: int
     phase: str
@@ -129,6 +129,16 @@ class RoundSaved(Event):
     """A round's record, memories and checkpoint are on disk; no resumed run does the round again."""
 
     round: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalEnded(Event):
+    """The clients have made their personal adapters, after the last round.
+
+    record: what belongs into the record of that round, as `personal`.
+    """
+
     record: Mapping[str, Any]
 
 

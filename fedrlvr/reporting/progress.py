@@ -15,6 +15,7 @@ from fedrlvr.reporting.observer import (
     Evaluated,
     Event,
     Observer,
+    PersonalEnded,
     PhaseStarted,
     RoundSaved,
     RunFailed,
@@ -63,6 +64,8 @@ class PlainProgress(Observer):
                     self._print(f"{event.directory}: {clients}, {rounds}{again}")
             case RoundSaved():
                 self._print("  ".join(self._round(event)))
+            case PersonalEnded():
+                self._print("  ".join(personal_line(event)))
             case RunFailed() if event.federation:  # the command itself reports the failure of a single run
                 self._print(sweep_failure(event))
 
@@ -82,6 +85,15 @@ class PlainProgress(Observer):
 
     def _print(self, line: str) -> None:
         echo(line, file=self.out)
+
+
+def personal_line(event: PersonalEnded) -> Iterable[str]:
+    """The parts of the line about the personal adapters: their clients, and pass@1 if it was measured."""
+    if event.federation:
+        yield event.federation
+    yield "personal adapters"
+    for overall, _ in evaluations([{"round": 0, **event.record}]).values():
+        yield f"held-out pass@1 {units.percent(overall.mean)}"
 
 
 def sweep_opening(event: SweepStarted) -> str:
@@ -163,6 +175,8 @@ class LiveProgress(Observer):
     def _locate(self, event: Event, round_: int, phase: str = "") -> None:
         """Set the position: of a single run its round and phase, of a sweep the rounds done."""
         done, phase = (self.rounds_done, "") if event.federation else (round_, phase)
+        if done > self.rounds:  # personal adapters come after the last round
+            done, phase = self.rounds, f"personal adapters  {phase}"
         self.position = f"round {done}/{self.rounds}  {phase}".rstrip()
 
     def _lap(self) -> float:

@@ -36,6 +36,7 @@ from fedrlvr.reporting.scores import (
     label_lines,
     mean_shares,
     natural,
+    personal_scores,
     series,
     shares,
     summarise,
@@ -174,7 +175,8 @@ def render(
         server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),
-        left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
+        personal=personal_scores(records),
+        left_out=_left_out(records),
         dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
@@ -201,6 +203,13 @@ def _read_holdings(path: Path) -> Holdings | None:
         ) from None
 
 
+def _left_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Round, client and reason of each that was left out, also of the personal adapters."""
+    parts = [(str(record["round"]), record) for record in records]
+    parts += [("personal", record["personal"]) for record in records[-1:] if "personal" in record]
+    return [(place, *pair) for place, part in parts for pair in sorted(part.get("left_out", {}).items())]
+
+
 def _method(config: Config) -> str:
     """The method in a few words, by its seams."""
     if config.federation.arm != "federated":
@@ -218,7 +227,8 @@ def _method(config: Config) -> str:
     options += [f"server step {how.server_learning_rate}"] if how.server_learning_rate != 1 else []
     options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
-    return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
+    personal = f", personal {config.personal.type}" if config.personal.type != "none" else ""
+    return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}{personal}"
 
 
 def _labels_bought(config: Config) -> str:

@@ -193,6 +193,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
     )
 
 
+def personal_scores(records: Sequence[Mapping[str, Any]]) -> Scores | None:
+    """Pass@1 of the last global adapter (before) and of the clients' personal ones (after) on the same problems; None
+    if the run has none, or clients let no score out."""
+    last = records[-1] if records else {}
+    if "personal" not in last:
+        return None
+    both = [(0, last.get("evaluate", {})), (1, last["personal"].get("evaluate", {}))]
+    return summarise([{"round": place, "evaluate": scores} for place, scores in both])
+
+
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Estimate, dict[str, Estimate]]]:
     """Overall pass@1 and that of each source, by evaluated round."""
     by_round = {}
@@ -250,6 +260,7 @@ def dropped_responses(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, i
 
 def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
     """Bytes, tokens and seconds of a run, summed over its rounds."""
+    records = [*records, *({"round": 0, **record["personal"]} for record in records if "personal" in record)]
     rows = [(client, numbers) for _, client, numbers in client_numbers(records)]
 
     def bytes_of(direction: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from fedrlvr.reporting.scores import (
     Totals,
     label_lines,
     natural,
+    personal_scores,
     summarise,
     totals,
 )
@@ -56,6 +57,10 @@ def final_table(
     else:
         greedy = config.evaluate.temperature == 0
         console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < WIDE))
+    if (personal := personal_scores(records)) is not None:
+        console.print(
+            _change_table(personal, "personal adapters,", ("global", "personal"), narrow=console.width < WIDE)
+        )
     labels = label_lines(records)
     if any(line.asked or line.held for line in labels):
         console.print(_labels_table(labels))
@@ -160,9 +165,9 @@ def holdings_table(
         console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")
 
 
-def _change_table(scores: Scores, kind: str, *, narrow: bool) -> Table:
+def _change_table(scores: Scores, kind: str, columns: tuple[str, str] = ("before", "after"), *, narrow: bool) -> Table:
     title = f"{kind} pass@1 on n held-out problems, with 95 % intervals"
-    table = new_table(title, ["client", "family"], ["n", "before", "after", "gain in points"])
+    table = new_table(title, ["client", "family"], ["n", *columns, "gain in points"])
     between = "\n" if narrow else " "
     short = len(scores.lines) <= MOST_LINES
     last = None

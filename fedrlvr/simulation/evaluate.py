@@ -70,11 +70,13 @@ def evaluate(config: Config, adapter: Path | None) -> ClientScores:
     return Evaluator(config).of_everybody(loaded, str(adapter)).scores
 
 
-def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
+def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, ClientScores]:
     """The round of a run's checkpoint and its scores; the round is None where the checkpoints have been deleted.
 
+    personal: with each client's personal adapter, instead of the global one; clients without one are left out.
+
     Raises:
-        ConfigError: the clients' problems are not on this machine.
+        ConfigError: the clients' problems are not on this machine, or the run makes no personal adapters.
         AdapterError: the run has no adapter yet.
         FedrlvrError: as `evaluate`.
     """
@@ -84,17 +86,40 @@ def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
             f"--adapter {run.directory}."
         )
+    if personal:
+        return None, _personal(run)
     round_, evaluation = Evaluator(run.config).of_run(run)
     return round_, evaluation.scores
 
 
+def _personal(run: SavedRun) -> ClientScores:
+    if not run.config.personal.method.finishes:
+        raise ConfigError(f"{run.directory}: personal.type = {run.config.personal.type!r} makes no personal adapters.")
+    adapters = personal_adapters(run)
+    if not adapters:
+        raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
+    return Evaluator(run.config).of_each(adapters).scores
+
+
+def personal_adapters(run: SavedRun) -> dict[str, Adapter]:
+    """The personal adapters of a finished run, by client; clients without one are left out.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+    """
+    if not run.config.personal.method.finishes:
+        return {}
+    saved = {client: run.personal_adapter(client) for client in run.config.federation.names}
+    return {client: adapter for client, adapter in saved.items() if adapter is not None}
+
+
 def own_adapters(run: SavedRun, checkpoint: Checkpoint | None) -> dict[str, Adapter]:
-    """Every client's own adapter in a run of the arm `local`: of a checkpoint, or (None) the exported ones.
+    """Each training client's own adapter in a run of the arm `local`: of a checkpoint, or (None) the exported ones.
 
     Raises:
         CheckpointError, AdapterError: they cannot be read.
     """
-    names = run.config.federation.names
+    names = run.config.federation.training
     if checkpoint is None:
         return {client: load_peft(run.directory / "adapter" / client) for client in names}
     return {client: run.own_adapter(checkpoint, client) for client in names}
@@ -147,21 +172,20 @@ class Evaluator:
         return self._evaluation(config, Checkpoint(0, in_model_order(loaded, initial, place=place), {}))
 
     def of_each(self, adapters: Mapping[str, Adapter]) -> Evaluation:
-        """Evaluation of every client with an adapter of its own, of whatever rank.
+        """Evaluation of these clients, each with an adapter of its own, of whatever rank and alpha.
 
         Raises:
-            AdapterError: an adapter is of another model, or has another alpha than the others.
+            AdapterError: an adapter is of another model.
         """
-        alphas = {adapter.alpha for adapter in adapters.values()}
-        if len(alphas) > 1:
-            raise AdapterError(
-                f"These adapters have different values of alpha ({', '.join(map(str, sorted(alphas)))})."
-            )
+        # Rules that change the base weights end in adapters whose rank and alpha have grown.
+        largest = max(adapters.values(), key=lambda adapter: adapter.rank)
+        adapters = {client: adapter.with_alpha(largest.alpha) for client, adapter in adapters.items()}
         ranks = {client: adapter.rank for client, adapter in adapters.items()}
-        same = len(set(ranks.values())) == 1
-        rank = next(iter(ranks.values())) if same else ranks
-        lora = self.config.lora.model_copy(update={"rank": rank, "alpha": alphas.pop()})
-        return self._evaluation(self._alone("local", lora), adapters=adapters)
+        rank = ranks if len(set(ranks.values())) > 1 else largest.rank
+        lora = self.config.lora.model_copy(update={"rank": rank, "alpha": largest.alpha})
+        everybody = self._evaluation(self._alone("local", lora), adapters=adapters)
+        scores = {client: of_client for client, of_client in everybody.scores.items() if client in adapters}
+        return Evaluation(scores, {client: everybody.rates[client] for client in adapters})
 
     def _alone(self, arm: str, lora: LoraConfig) -> Config:
         """The config for whole adapters, which are sent or kept, and nothing else."""

@@ -181,9 +181,9 @@ class Federation:
         return public_set(self.dealt.public, self.cohort.base, reward)
 
     def _effective(self) -> Config:
-        """The central arm's one client takes as many problems a step as all clients together would."""
+        """The central arm's one client takes as many problems a step as all clients that train would together."""
         if self.config.federation.arm != "central":
             return self.config
         train = self.config.train
-        many = train.problems_per_step * len(self.config.federation.names)
+        many = train.problems_per_step * len(self.config.federation.training)
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})

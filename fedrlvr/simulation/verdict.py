@@ -30,14 +30,17 @@ from fedrlvr.server.run_directory import RUN_ID_FILE, locked
 from fedrlvr.server.saved_adapter import SavedRun, open_run
 from fedrlvr.server.starting_adapter import START
 from fedrlvr.simulation import run as federation
-from fedrlvr.simulation.evaluate import ClientRates, Evaluator, own_adapters
+from fedrlvr.simulation.evaluate import ClientRates, Evaluator, own_adapters, personal_adapters
 from fedrlvr.simulation.run import Federation, RunResult, new_cohort
 from fedrlvr.simulation.sweep_plan import difference
 from fedrlvr.version import __version__
 
 ALONE_DIRECTORY = "alone"
 """The directory, in that of a run, of the run that trains its clients alone."""
-_EQUAL = ("run.seed", "model.name", "train.rounds", "train.local_steps", "train.problems_per_step")
+_EQUAL = (
+    *("run.seed", "model.name", "train.rounds", "train.local_steps", "train.problems_per_step"),
+    *("federation.excluded", "federation.deviations"),
+)
 """Settings that a given run of the arm `local` must have in common with the run."""
 
 Watch = Callable[[], Observer]
@@ -102,7 +105,7 @@ def missing_steps(run: SavedRun) -> int:
     other = run.directory / ALONE_DIRECTORY
     train = run.config.train
     done = open_run(other).checkpoints.rounds() if (other / "config.json").is_file() else []
-    return (train.rounds - max(done, default=0)) * train.local_steps * len(run.config.federation.names)
+    return (train.rounds - max(done, default=0)) * train.local_steps * len(run.config.federation.training)
 
 
 def check_judgeable(run: SavedRun) -> None:
@@ -143,7 +146,7 @@ def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watc
             "compared. Restore the data."
         )
     other = open_run(alone) if alone is not None else _train_alone(run, cohort, watch)
-    verdict = compare(evaluator, evaluator.of_run(run)[1].rates, own(other), _personal(run), matrix=matrix)
+    verdict = compare(evaluator, evaluator.of_run(run)[1].rates, own(other), personal_adapters(run), matrix=matrix)
     verdict.notes.extend(_notes(run.config, other.config))
     verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
     write(verdict, run)
@@ -170,8 +173,8 @@ def compare(
 ) -> Verdict:
     """The verdict on the clients of a config, written nowhere yet.
 
-    federated: pass rates with the adapter of the federation. alone, personal: adapters by client; every client has one
-    that it trained alone.
+    federated: pass rates with the adapter of the federation. alone, personal: adapters by client. The verdict is on the
+    clients that have one trained alone.
 
     Raises:
         FedrlvrError: an adapter is of another model, or as evaluations say.
@@ -280,11 +283,14 @@ def _notes(config: Config, other: Config) -> list[str]:
             here, there = given[section].get(name), stored[section].get(name)
             if here != there:
                 notes.append(f"{section}.{name} is {there!r} alone and {here!r} in the federation.")
-    if config.federation.clients_per_round < len(config.federation.names):
+    clients = config.federation
+    if clients.clients_per_round < len(clients.training):
         notes.append(
-            f"A client trains in {config.federation.clients_per_round} of {len(config.federation.names)} rounds of the "
-            "federation on average, and in every round alone (federation.fraction)."
+            f"A client trains in {clients.clients_per_round} of {len(clients.training)} rounds of the federation "
+            "on average, and in every round alone (federation.fraction)."
         )
+    if clients.excluded:
+        notes.append(f"No verdict on {', '.join(clients.excluded)}, excluded from training (federation.excluded).")
     if config.coordination.type != "none":
         notes.append("The federation also trains on public problems, and a client alone does not (coordination.type).")
     return notes
@@ -297,13 +303,6 @@ def own(other: SavedRun) -> dict[str, Adapter]:
         CheckpointError, AdapterError: they cannot be read.
     """
     return other.newest(lambda checkpoint: own_adapters(other, checkpoint)) or own_adapters(other, None)
-
-
-def _personal(run: SavedRun) -> dict[str, Adapter]:
-    """Every client's personal adapter; none where the run has none."""
-    read = getattr(run, "personal_adapter", lambda client: None)
-    adapters = {client: read(client) for client in run.config.federation.names}
-    return {client: adapter for client, adapter in adapters.items() if adapter is not None}
 
 
 def _digest(directory: Path) -> object:

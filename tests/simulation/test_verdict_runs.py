@@ -194,7 +194,8 @@ def test_no_result_of_a_problem_is_written_down(
             for sequence in (rates, [round(3 * rate) for rate in rates]):
                 for separator in (",", ", ", "\n", " "):
                     assert separator.join(map(str, sequence)).encode() not in data, path
-        assert b"test-1" not in data, f"{path} holds the id of a held-out problem"
+        for client in CLIENTS:
+            assert f"{client}-test-".encode() not in data, f"{path} holds the id of a held-out problem"
 
 
 # Refusals.
@@ -260,3 +261,33 @@ def test_another_learning_rate_alone_is_allowed_and_noted(finished: Runs, tmp_pa
     (other / "config.json").write_text(json.dumps(config), "utf-8")
     verdict = judge(open_run(directory), alone=other)
     assert verdict.notes == ["train.learning_rate is 0.003 alone and 0.01 in the federation."]
+
+
+def test_personal_adapters_are_compared_too_and_decide(configured: Configs, tmp_path: Path) -> None:
+    """With a rule whose personal adapters have a higher rank than those that train."""
+    directory = tmp_path / "run"
+    changes = {"personal": {"type": "finish", "steps": 2}, "aggregation": {"type": "fedex"}}
+    fedrlvr.run(configured(directory, **changes, run={"seed": 3, "directory": str(directory), "verdict": True}))
+    assert open_run(directory / "alone").config.personal.type == "none"
+    measured = read_metrics(directory)[-1]["personal"]["evaluate"]
+    verdict = written(directory)
+    for client in CLIENTS:
+        line = verdict["clients"][client]
+        (score,) = measured[client].values()
+        assert line["pass@1"]["personal"] == pytest.approx(score["total"] / score["n"])
+        gain = line["pass@1"]["personal"] - line["pass@1"]["alone"]
+        assert line["minus_alone"]["personal"]["mean"] == pytest.approx(gain)
+    assert any(c["pass@1"]["personal"] != c["pass@1"]["federated"] for c in verdict["clients"].values())
+    rows = [(row.owner, row.model) for row in judge(open_run(directory), matrix=True).matrix]
+    assert rows == [(None, "federated"), *((c, kind) for kind in ("alone", "personal") for c in CLIENTS)]
+
+
+def test_a_client_that_is_excluded_has_no_verdict(configured: Configs, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    federation = {"clients": list(CLIENTS), "excluded": ["bob"]}
+    run = {"seed": 3, "directory": str(directory), "verdict": True}
+    fedrlvr.run(configured(directory, federation=federation, run=run))
+    verdict = judge(open_run(directory), matrix=True)
+    assert [client.client for client in verdict.clients] == ["ann", "cyd"]
+    assert verdict.notes == ["No verdict on bob, excluded from training (federation.excluded)."]
+    assert set(verdict.matrix[0].pass_at_1) == {"ann", "bob", "cyd"}

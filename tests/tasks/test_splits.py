@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from fedrlvr.config import parse_config
-from fedrlvr.errors import DataError
+from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import Problem, check_disjoint, drop_overlap, set_aside
 from fedrlvr.tasks.deal import deal
 
@@ -67,7 +67,7 @@ def test_set_aside_takes_every_copy_of_what_it_takes() -> None:
 
 def test_set_aside_needs_something_left() -> None:
     train = [problem("same", "1"), problem("Same", "2"), problem("other", "3")]
-    with pytest.raises(DataError, match=r"2 public .* 2 different"):
+    with pytest.raises(DataError, match=r"data\.public_size = 2"):
         set_aside(train, 2, seed=0, setting="data.public_size")
     assert set_aside(train, 0, seed=0, setting="data.public_size") == (train, [])
 
@@ -92,3 +92,15 @@ def test_an_evaluation_of_the_validation_split_needs_such_problems_at_every_clie
     settings = {"data": {"train_size": 48, "test_size": 48}, "evaluate": {"split": "validation"}}
     with pytest.raises(DataError, match=r"data\.validation_size"):
         deal(parse_config(settings))
+
+
+def test_public_problems_that_are_trained_on_join_every_clients_own() -> None:
+    sizes = {"train_size": 48, "public_size": 16, "test_size": 48}
+    (apart, joined) = (deal(parse_config({"data": {**sizes, "train_on_public": both}})) for both in (False, True))
+    public = [problem.question for problem in apart.public]
+    for before, after in zip(apart.clients, joined.clients, strict=True):
+        assert [*before.train, *public] == after.train
+        assert before.test == after.test
+        assert {problem.answer for problem in joined.public} <= {p.answer for p in after.answers.everything()}
+    with pytest.raises(ConfigError, match=r"data\.train_on_public"):
+        parse_config({"data": {"train_on_public": True}})

@@ -29,8 +29,9 @@ class TaskConfig(DataConfig):
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
-        if self.public_size:
-            raise ValueError("public_size has no place here: public problems come from the server")
+        for name in ("public_size", "train_on_public"):
+            if getattr(self, name):
+                raise ValueError(f"{name} has no place here: public problems come from the server")
         return self
 
 
@@ -74,7 +75,7 @@ class Limits(Section):
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
     new run does not reset the count."""
     local_steps: int = Field(100, ge=1)
-    """Largest number of local steps in a round."""
+    """Largest number of local steps in a round, and of personal steps after the last one."""
     problems_per_step: int = Field(256, ge=1)
     """Largest number of problems in a local step."""
     group_size: int = Field(64, ge=2)
@@ -114,6 +115,9 @@ class Limits(Section):
     own_adapter: bool = False
     """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
     run across organisations never needs it."""
+    personal: bool = True
+    """Whether a server may have this site make a personal adapter, which stays here (personal.type). Numbers of its
+    training and its scores leave as those of any other adapter do."""
     prompt_filter: bool = False
     """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. If false, such a run is
     refused: numbers over two sets of problems that differ by one problem would describe that problem. Set the task's

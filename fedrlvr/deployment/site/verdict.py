@@ -136,7 +136,7 @@ def _alone(org: Organisation, experiment: Config, model: str) -> Config:
     tree["lora"]["rank"] = rank
     tree["data"] = data.model_dump() | {"max_prompt_tokens": min(lengths, default=None)}
     tree["partition"] = {"type": "iid"}
-    tree["federation"]["clients"] = [org.name]
+    tree["federation"] = {"arm": "local", "clients": [org.name], "task": experiment.federation.task}
     tree["evaluate"]["split"] = "test"
     tree["engine"] = org.config.engine.model_dump()
     return parse_config(tree, where="the experiment at this organisation")

@@ -29,8 +29,18 @@ def check(config: Config) -> None:
         )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
+    if config.data.train_on_public:
+        raise ConfigError(
+            "data.train_on_public: organisations train on the problems of their own machines alone. Leave it out, or "
+            "give them the public problems as part of their own."
+        )
     if config.run.secrets is not None:
         raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
+    if config.federation.deviations:
+        raise ConfigError(
+            "federation.deviations: each organisation holds its own problems, and deviations are for experiments on "
+            "one machine. Leave it out."
+        )
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
@@ -65,9 +75,18 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
         )
+    if excluded := config.federation.excluded:
+        yield f"  never an adapter from {', '.join(excluded)}, which federation.excluded keeps from training"
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
+    finishes = config.personal.method.finishes
+    if finishes:
+        yield (
+            f"  and after the last round: numbers and scores of the personal adapter that it makes by "
+            f"{config.personal.steps} more local steps"
+        )
     yield (
         "Never: its own problems, their answers, its responses to them, "
+        + ("its personal adapter, " if finishes else "")
         + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )
