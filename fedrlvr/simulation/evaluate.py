@@ -61,7 +61,7 @@ def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, 
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
             f"--adapter {run.directory}."
         )
-    if personal:
+    if personal or config.personal.method.keeps is not None:  # where no adapter is everybody's
         return None, _personal(run)
     arm = config.federation.arm
     saved = run.newest(lambda c: (c, _own_adapters(run, c) if arm == "local" else {}))
@@ -76,7 +76,7 @@ def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, 
 
 def _personal(run: SavedRun) -> ClientScores:
     config = run.config
-    if not config.personal.method.finishes:
+    if not config.personal.method.makes_adapters:
         raise ConfigError(f"{run.directory}: personal.type = {config.personal.type!r} makes no personal adapters.")
     saved = {client: run.personal_adapter(client) for client in config.federation.names}
     adapters = {client: adapter for client, adapter in saved.items() if adapter is not None}
