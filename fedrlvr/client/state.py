@@ -25,7 +25,12 @@ from fedrlvr.rl import Group
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 PROBES = "fedrlvr.probes"
-PERSONAL, PERSONAL_ADAPTER = "fedrlvr.personal", "fedrlvr.personal.adapter"
+PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE = (
+    "fedrlvr.personal",
+    "fedrlvr.personal.adapter",
+    "fedrlvr.personal.change",
+)
+KEPT_HALVES = "fedrlvr.kept.halves"
 HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
 ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
     "fedrlvr.round",

@@ -106,6 +106,8 @@ class Participation:
             "trains": rule.trains(round_),
             "precision": config.aggregation.precision,
             "feedback": not rule.new_components,
+            "sends": self.model.sends(round_) if self.config.personal.method.keeps else None,
+            "keeps": self.config.personal.method.keeps,
         }
         return kind(round=round_, seed=config.run.seed, sampling=config.sampling, steps=steps, **usual | fields)
 

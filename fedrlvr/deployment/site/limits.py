@@ -196,7 +196,7 @@ def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
     terms, request, delta = asked.terms, asked.request, asked.delta
     if request.run_round > terms.rounds:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.run_round}"
-    if request.personal and not limits.personal:
+    if (request.personal or getattr(request, "keeps", None)) and not limits.personal:
         yield "no personal adapter that stays here (limits.personal)"
     if request.own_adapter and not limits.own_adapter:
         yield "no adapter that stays here (limits.own_adapter)"
