@@ -184,8 +184,12 @@ def verdict(
         Path, typer.Option(callback=expanded, help="The TOML configuration that the server ran, from its operator.")
     ],
     adapter: Annotated[
-        Path, typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator.")
-    ],
+        Path | None,
+        typer.Option(
+            callback=expanded,
+            help="Directory of the federation's adapter, from the server's operator; left out with fedsa and fedalt.",
+        ),
+    ] = None,
     personal: Annotated[
         Path | None,
         typer.Option(callback=expanded, help="Directory of this organisation's own adapter of the federation."),
@@ -199,8 +203,9 @@ def verdict(
     than alone beyond the 95 % interval, also after an error, and 0 otherwise.
     """
     org, experiment = load_site(directory), load_config(config, overrides or ())
-    again = ["fedrlvr", "site", "verdict", str(directory), "--config", str(config), "--adapter", str(adapter)]
-    again += [*(["--personal", str(personal)] if personal else ())]
+    again = ["fedrlvr", "site", "verdict", str(directory), "--config", str(config)]
+    for option, place in (("--adapter", adapter), ("--personal", personal)):
+        again += [option, str(place)] if place else []
     for override in overrides or ():
         again += ["--set", override]
     with interruptible("nothing was written; give the same command again"):
