@@ -219,6 +219,9 @@ def read_verdict(directory: Path, rounds: int) -> Verdict | None:
             )
             for name, line in tree["clients"].items()
         ]
+        for d in (d for client in clients for d in client.minus_alone.values()):
+            if d.n < 1 or not (-1 <= d.mean <= 1 and 0 <= d.variance <= 4):
+                raise ValueError(f"{d} is no difference of pass rates")
         matrix = [MatrixRow(row["model"], row["client"], dict(row["pass@1"])) for row in tree["matrix"]]
         verdict = Verdict(int(tree["rounds"]), clients, {}, [str(note) for note in tree["notes"]], matrix)
     except FileNotFoundError:

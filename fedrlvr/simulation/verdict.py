@@ -335,5 +335,6 @@ def _digest(directory: Path) -> object:
         return read_json(directory / "holdings.json")["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{directory / 'holdings.json'} cannot be read ({error}), so its problems are unknown."
+            f"{directory / 'holdings.json'} cannot be read ({error}), so the problems of the run are unknown. Restore "
+            "the file."
         ) from None
