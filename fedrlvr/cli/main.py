@@ -1,4 +1,4 @@
-"""The command line: run | sweep | contribution | eval | tasks | validate | desk | export | doctor, and for
+"""The command line: run | sweep | verdict | contribution | eval | tasks | validate | desk | export | doctor, and for
 organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
@@ -22,6 +22,7 @@ from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, 
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
+from fedrlvr.cli.verdict import verdict
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.output import echo, echo_lines
@@ -55,11 +56,10 @@ def run(
         warn_of_schedule(settings, overrides or ())
     with interruptible("nothing was written; give the same command again"):
         from fedrlvr.reporting.progress import progress
-        from fedrlvr.reporting.tables import final_table
+        from fedrlvr.reporting.tables import final_table, verdict_table
         from fedrlvr.server.run_directory import new_directory
-        from fedrlvr.simulation import run as local
+        from fedrlvr.simulation import verdict as local
 
-        observer = progress(quiet=quiet)
         if resume is None:
             directory = settings.run.directory or new_directory(settings.run.name)
             settings = settings.model_copy(update={"run": settings.run.model_copy(update={"directory": directory})})
@@ -70,10 +70,13 @@ def run(
             again += ["--set", override]
         with resumable(directory, again):
             if resume is None:
-                result = local.run(settings, observer=observer)
+                judged = local.run(settings, lambda: progress(quiet=quiet))
             else:
-                result = local.resume(resume, overrides or (), observer=observer)
+                judged = local.resume(resume, overrides or (), lambda: progress(quiet=quiet))
+        result = judged.result
         final_table(result.records, result.config, result.directory)
+        if judged.verdict is not None:
+            verdict_table(judged.verdict)
 
 
 @app.command()
@@ -215,20 +218,21 @@ def validate(
     failures = 0
     reward = dealt.clients[0].reward  # everybody's
     for name, problems in dealt.by_holder.items():
-        verdict = validate_problems(problems, reward, attacked=attacked)
-        without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
-        for failure in verdict.failures[:10]:
+        checked = validate_problems(problems, reward, attacked=attacked)
+        without = f", {checked.unlabelled} without an answer" if checked.unlabelled else ""
+        echo(f"{name}: {len(problems)} problems{without}, {len(checked.failures)} failures")
+        for failure in checked.failures[:10]:
             echo(f"  {failure.id}: {failure.reason}")
-        for note in verdict.notes[:10]:
+        for note in checked.notes[:10]:
             echo(f"  note: {note.id}: {note.reason}")
-        failures += len(verdict.failures)
+        failures += len(checked.failures)
     if failures:
         raise typer.Exit(1)
 
 
 app.command()(desk)
 app.command()(federate)
+app.command()(verdict)
 app.add_typer(site, name="site")
 app.add_typer(superlink, name="superlink")
 

@@ -54,6 +54,10 @@ class Release:
         """
         return reply
 
+    def rated(self, request: ClientRequest, rates: Sequence[float]) -> None:
+        """Take the pass rate of each problem of an evaluation, in their order. Nothing keeps these rates here, and no
+        message has a place for them."""
+
     def scores(self, request: ClientRequest, scores: list[SourceScores]) -> list[SourceScores]:
         """The scores of an evaluation as they may leave."""
         return scores

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
@@ -24,6 +25,7 @@ from fedrlvr.config.sections import (
     EvaluateConfig,
     LoraConfig,
     ModelConfig,
+    OnlyWith,
     RunConfig,
     SamplingConfig,
     Section,
@@ -61,6 +63,25 @@ class Config(Section):
             return self.run.ledgers / f"{client}.sqlite"
         return run_directory / "clients" / client / "ledger.sqlite"
 
+    def in_arm(self, arm: str) -> Config:
+        """The configuration of another arm of the experiment, on the same problems. Settings that have no effect in
+        that arm are at their defaults.
+
+        Raises:
+            ConfigError: another setting cannot be had in that arm; the text names it.
+        """
+        tree = self.model_dump()
+        tree["federation"]["arm"] = arm
+        for section, info in type(self).model_fields.items():
+            fields = type(getattr(self, section)).model_fields
+            if _without_effect(info, "federation.arm", arm):
+                del tree[section]
+                continue
+            for name, field in fields.items():
+                if _without_effect(field, "arm" if section == "federation" else "federation.arm", arm):
+                    del tree[section][name]
+        return parse_config(tree, where=f"the configuration of the arm {arm!r}")
+
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         names = ("directory", "ledgers", "started_in", "secrets")
@@ -85,6 +106,11 @@ class Config(Section):
         for _, section in self:
             section.check(self)
         return self
+
+
+def _without_effect(info: FieldInfo, setting: str, value: str) -> bool:
+    """Whether a section or a setting has no effect with this value of another setting."""
+    return any(isinstance(m, OnlyWith) and m.setting == setting and value not in m.values for m in info.metadata)
 
 
 def _absolute(path: Path | None) -> Path | None:

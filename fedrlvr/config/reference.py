@@ -57,6 +57,7 @@ _SINCE = """
 0.8.0 run started_in secrets
 0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate
 0.8.0 limits beta1 beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu
+0.9.0 run verdict
 0.9.0 data validation_size train_on_public
 0.9.0 evaluate split
 0.9.0 personal type steps learning_rate

@@ -146,11 +146,24 @@ class RunConfig(Section):
     """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
     state/sampling.secret, to repeat on one machine what organisations computed. AdamW then has no epsilon, as at
     the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
+    verdict: Annotated[bool, FEDERATED] = False
+    """Whether the run also trains every client alone, in `alone` in its directory, and then compares both on each
+    client's held-out problems, as `fedrlvr verdict` does. It about doubles the time of training, and changes neither
+    rounds nor adapters of the run. The default compares nothing."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"
     """Experiment tracker that gets the metrics as well; metrics.jsonl is always written. `tensorboard` needs the extra
     `trackers`."""
+
+    def check(self, config: Any) -> None:
+        """A verdict needs labels that are there before training."""
+        if self.verdict and getattr(config.supervision, "labels_from", "dataset") == "desk":
+            raise ValueError(
+                "run.verdict: with supervision.labels_from = 'desk' people would be asked for the labels of both runs. "
+                "Leave it out, train the arm 'local' with the same run.ledgers, and give it to `fedrlvr verdict "
+                "--alone`"
+            )
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]

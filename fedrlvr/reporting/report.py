@@ -42,6 +42,7 @@ from fedrlvr.reporting.scores import (
     summarise,
     totals,
 )
+from fedrlvr.reporting.verdict import Verdict, read_verdict
 from fedrlvr.version import __version__
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
@@ -111,13 +112,14 @@ class ReportWriter(Observer):
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
-    records: the lines of metrics.jsonl. `<directory>/holdings.json` is used if it is there.
+    records: the lines of metrics.jsonl. `<directory>/holdings.json` and `verdict.json` are used if they are there.
 
     Raises:
-        CheckpointError: the page cannot be written (an old one is intact), or holdings.json cannot be read.
+        CheckpointError: the page cannot be written (an old one is intact), or one of these cannot be read.
     """
     path = directory / "report.html"
-    page = render(config, records, _read_holdings(directory / "holdings.json"))
+    holdings, gains = _read_holdings(directory / "holdings.json"), read_verdict(directory, config.train.rounds)
+    page = render(config, records, holdings, gains)
     try:
         atomic_text(path, page)
     except CheckpointError as error:
@@ -128,10 +130,15 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
     return path
 
 
-def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdings | None = None) -> str:
+def render(
+    config: Config,
+    records: Sequence[Mapping[str, Any]],
+    holdings: Holdings | None = None,
+    gains: Verdict | None = None,
+) -> str:
     """The report's page as HTML text.
 
-    holdings: number of problems by "train" and "test", then by (client, source).
+    holdings: number of problems by "train" and "test", then by (client, source). gains: each client's verdict.
     """
     import jinja2
 
@@ -142,7 +149,15 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (units.percent, units.with_interval, units.signed, units.count, units.size, units.duration):
+    for function in (
+        units.percent,
+        units.with_interval,
+        units.signed,
+        units.count,
+        units.size,
+        units.duration,
+        units.points,
+    ):
         environment.filters[function.__name__] = function
     scores = summarise(records)
     sums = totals(records)
@@ -151,6 +166,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         scores=scores,
         sums=sums,
         verdict=_verdict(scores.overall, len(scores.sources)) if scores else None,
+        gains=gains,
         greedy=config.evaluate.temperature == 0,
         shared=scores is not None and len(scores.lines) > len(scores.sources),
         method=_method(config),

@@ -36,7 +36,7 @@ from fedrlvr.wire.messages import (
 
 
 def personal_adapters(strategy: FederatedRLVR, grid: Grid, timeout: float) -> dict[str, Any]:
-    """Have every client make its personal adapter and measure it on its held-out problems; the record of both.
+    """Have each client that trains make its personal adapter and measure it on held-out problems; the record of both.
 
     A client that fails is left out by name, as in a round.
 
@@ -70,7 +70,7 @@ def personal_adapters(strategy: FederatedRLVR, grid: Grid, timeout: float) -> di
         brings = arrays if kind == MessageType.TRAIN else None
         return [
             Message(participation.content(request, node, brings), node, kind, group_id=str(round_))
-            for node in participation.present(grid.get_node_ids())
+            for node in participation.present(participation.training(grid))
         ]
 
     replies = participation.ask(grid, messages(MessageType.TRAIN, request), timeout)

@@ -255,8 +255,9 @@ def test_all_that_is_beyond_is_said_at_once() -> None:
     with pytest.raises(LimitError) as error:
         check(limits(local_steps=1, group_size=2, least_clients=9), "train", TERMS, train(), 0)
     assert str(error.value) == (
-        "clinic-a allows at least 9 organisations in a run (limits.least_clients), asked for 3; at most 1 local "
-        "steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked for 4"
+        "clinic-a allows at least 9 organisations that train in a run (limits.least_clients), asked for 3; at most 1 "
+        "local steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked "
+        "for 4"
     )
 
 

@@ -56,7 +56,7 @@ BOUNDS = (
     FieldLimit("rounds", most, ("run_round", "terms.rounds"), "rounds"),
     FieldLimit("lora_rank", most, ("terms.rank", "terms.largest"), "as the rank of an adapter"),
     FieldLimit("lora_scale", within, ("terms.scale",), "as the scale alpha / rank of an adapter"),
-    FieldLimit("least_clients", least, ("terms.clients",), "organisations in a run"),
+    FieldLimit("least_clients", least, ("terms.clients",), "organisations that train in a run"),
     FieldLimit("change_rank", most, ("delta.change_rank",), "as the rank of a change of the base weights"),
     FieldLimit("max_new_tokens", most, ("sampling.max_new_tokens",), "tokens in a response"),
     FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),

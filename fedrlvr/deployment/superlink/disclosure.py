@@ -22,6 +22,11 @@ def check(config: Config) -> None:
             f"federation.arm = {config.federation.arm!r} is a reference for one machine, where nothing travels. Run it "
             "with `fedrlvr run`, or set federation.arm = 'federated'."
         )
+    if config.run.verdict:
+        raise ConfigError(
+            "run.verdict: the problems that a verdict is about stay at the organisations. Leave it out; each "
+            "organisation makes its own with `fedrlvr site verdict`."
+        )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
     if config.data.train_on_public:
