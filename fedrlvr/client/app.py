@@ -71,7 +71,12 @@ def start_of(reading: Reading, request: ClientRequest) -> Start:
     if not request.asked.own_adapter and (DELTA in request.message.content or remembers):
         from fedrlvr.client import delta_start
 
-        return delta_start.start(reading, request)
+        start = delta_start.start(reading, request)
+        if not request.asked.personal or isinstance(request.asked, StretchRequest):
+            return start
+        from fedrlvr.client import personal
+
+        return personal.of_parts(start, request)
     return reading.start(request)
 
 

@@ -16,12 +16,21 @@ import torch
 from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.client import personal
 from fedrlvr.client.initial_adapter import Start
 from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
-from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
+from fedrlvr.client.state import (
+    KEPT_HALVES,
+    LOST,
+    MOMENTS,
+    OWN_ADAPTER,
+    ROUND_ANCHOR,
+    ROUND_MOMENTS,
+    Memory,
+    arrays_in,
+    remember_personal,
+)
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
 from fedrlvr.errors import AdapterError, FloorError
@@ -216,6 +225,8 @@ class LocalTraining:
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
         chosen: dict[str, dict[str, float]] = {}
         if isinstance(self.asked, TrainRequest) and (choose := self.asked.choose):
+            from fedrlvr.client import personal
+
             adapters, shares = personal.mix(
                 self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
             )
@@ -237,10 +248,12 @@ class LocalTraining:
             if isinstance(reply, Error):
                 continue
             memory.finish(request.context, moments.get(row))
+            if (halves := self.asked.keeps) is not None:
+                request.context.state[KEPT_HALVES] = adapter_to_arrays(adapters[row], halves)
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
             elif request.asked.personal:
-                personal.remember(request.context, arrays, request.asked.round)
+                remember_personal(request.context, arrays, request.asked.round)
             if lost is not None:
                 request.context.state[LOST] = lost
         return replies
@@ -265,7 +278,7 @@ class LocalTraining:
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""
-        precision, halves = self.asked.precision, self.asked.trains
+        precision, halves = self.asked.precision, self.asked.sends or self.asked.trains
         if precision == "float32":
             return adapter_to_arrays(adapter, halves), None
         lost = arrays_in(request.context, LOST) if self.asked.feedback else None

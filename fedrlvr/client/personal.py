@@ -1,28 +1,31 @@
-"""A client's personal adapter, which is made after the last round and never leaves the client.
+"""A client's personal adapter, which is made when the rounds are over and never leaves the client.
 
 A `train` message for it brings the global model as any other does. What is trained stays in the client's memory, with
-the round it was made in, and a later `evaluate` message uses it.
+the round it was made in, and a later `evaluate` message uses it. Where clients keep a part of their adapter in every
+round, the last `evaluate` message brings the other part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation.personal import SHARES, best_share, mixed
 from fedrlvr.aggregation.stacking import add
-from fedrlvr.client.delta_start import held_change
+from fedrlvr.client.delta_start import held_change, of_scale_1
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.client.state import PERSONAL, PERSONAL_ADAPTER, arrays_in
+from fedrlvr.client.state import PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE, arrays_in
 from fedrlvr.config import EvaluateConfig, SamplingConfig
 from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import private_seed, stream
+from fedrlvr.wire.messages import adapter_to_arrays
 
 
 def start(reading: Reading, request: ClientRequest) -> Start:
@@ -35,7 +38,26 @@ def start(reading: Reading, request: ClientRequest) -> Start:
     if arrays is None or not isinstance(record, ConfigRecord) or record["round"] != request.asked.round:
         raise MessageError(f"{request.place}: no personal adapter of this round is here")
     adapter = reading.adapter(arrays, request.client.initial, f"{request.client.name}'s personal adapter")
-    return Start(adapter, held_change(reading, request))
+    rank, beside = int(record.get("rank", 0)), arrays_in(request.context, PERSONAL_CHANGE)  # type: ignore[arg-type]
+    if not rank or beside is None:
+        return Start(adapter, held_change(reading, request))
+    like = of_scale_1(request.client.largest, rank)
+    return Start(adapter, reading.adapter(beside, like, f"what {request.client.name}'s personal adapter is beside"))
+
+
+def of_parts(begin: Start, request: ClientRequest) -> Start:
+    """The personal adapter that a message's part of the model and the client's own make, with a note to keep it.
+
+    begin: both together.
+    """
+    rank = begin.change.rank if begin.change is not None else 0
+    keep: dict[str, ArrayRecord | ConfigRecord] = {
+        PERSONAL: ConfigRecord({"round": request.asked.round, "rank": rank}),
+        PERSONAL_ADAPTER: adapter_to_arrays(begin.adapter),
+    }
+    if begin.change is not None:
+        keep[PERSONAL_CHANGE] = adapter_to_arrays(begin.change)
+    return replace(begin, keep={**begin.keep, **keep})
 
 
 def whole(request: ClientRequest) -> Adapter:
@@ -48,12 +70,6 @@ def whole(request: ClientRequest) -> Adapter:
     """
     begin = start(Reading(), request)
     return begin.adapter if begin.change is None else add(begin.adapter, begin.change) or begin.adapter
-
-
-def remember(context: Context, adapter: ArrayRecord, round_: int) -> None:
-    """Keep a personal adapter in the client's memory. round_: that of the message it was made for."""
-    context.state[PERSONAL] = ConfigRecord({"round": round_})
-    context.state[PERSONAL_ADAPTER] = adapter
 
 
 def mix(

@@ -131,7 +131,8 @@ class ClientRequest:
     @property
     def uses_personal(self) -> bool:
         """Whether the message is about the personal adapter as it is, rather than making one."""
-        return self.asked.personal and isinstance(self.asked, EvaluateRequest)
+        brings = {ARRAYS, DELTA} & set(self.message.content)
+        return self.asked.personal and isinstance(self.asked, EvaluateRequest) and not brings
 
     @property
     def place(self) -> str:

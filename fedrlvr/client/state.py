@@ -25,7 +25,12 @@ from fedrlvr.rl import Group
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 PROBES = "fedrlvr.probes"
-PERSONAL, PERSONAL_ADAPTER = "fedrlvr.personal", "fedrlvr.personal.adapter"
+PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE = (
+    "fedrlvr.personal",
+    "fedrlvr.personal.adapter",
+    "fedrlvr.personal.change",
+)
+KEPT_HALVES = "fedrlvr.kept.halves"
 HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
 ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
     "fedrlvr.round",
@@ -186,3 +191,9 @@ def arrays_in(context: Context, name: str) -> ArrayRecord | None:
     """The arrays of this name that a context remembers."""
     record = context.state.get(name)
     return record if isinstance(record, ArrayRecord) else None
+
+
+def remember_personal(context: Context, adapter: ArrayRecord, round_: int) -> None:
+    """Keep a personal adapter in the client's memory. round_: that of the message it was made for."""
+    context.state[PERSONAL] = ConfigRecord({"round": round_})
+    context.state[PERSONAL_ADAPTER] = adapter

@@ -61,11 +61,16 @@ class Participation:
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
         """The nodes drawn for a round among those that train, without those that have been left out of it."""
-        federation = self.config.federation
-        nodes = sorted(n for n in grid.get_node_ids() if self.clients.get(n) not in federation.excluded)
-        count = share_of(federation.fraction, len(nodes))
+        nodes = self.training(grid)
+        count = share_of(self.config.federation.fraction, len(nodes))
         drawn = random.Random(stream(self.config.run.seed, "clients", round_)).sample(nodes, count)
         return self.present(drawn)
+
+    def training(self, grid: Grid) -> list[int]:
+        """The nodes whose clients train, in order: all but those that the federation excludes."""
+        federation = self.config.federation
+        excluded = () if federation.arm == "central" else federation.excluded  # whose one client has a name of its own
+        return sorted(node for node in grid.get_node_ids() if self.clients.get(node) not in excluded)
 
     def present(self, nodes: Iterable[int]) -> list[int]:
         """These nodes, in order, without those that have been left out of the round."""
@@ -101,6 +106,8 @@ class Participation:
             "trains": rule.trains(round_),
             "precision": config.aggregation.precision,
             "feedback": not rule.new_components,
+            "sends": self.model.sends(round_) if self.config.personal.method.keeps else None,
+            "keeps": self.config.personal.method.keeps,
         }
         return kind(round=round_, seed=config.run.seed, sampling=config.sampling, steps=steps, **usual | fields)
 

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid
 
 from fedrlvr.aggregation.stacking import add
-from fedrlvr.client.state import PERSONAL_ADAPTER, arrays_in
+from fedrlvr.client.state import PERSONAL, PERSONAL_ADAPTER, arrays_in
 from fedrlvr.files import atomic_directory, private_directory
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
@@ -36,7 +36,7 @@ from fedrlvr.wire.messages import (
 
 
 def personal_adapters(strategy: FederatedRLVR, grid: Grid, timeout: float) -> dict[str, Any]:
-    """Have every client make its personal adapter and measure it on its held-out problems; the record of both.
+    """Have each client that trains make its personal adapter and measure it on held-out problems; the record of both.
 
     A client that fails is left out by name, as in a round.
 
@@ -70,7 +70,7 @@ def personal_adapters(strategy: FederatedRLVR, grid: Grid, timeout: float) -> di
         brings = arrays if kind == MessageType.TRAIN else None
         return [
             Message(participation.content(request, node, brings), node, kind, group_id=str(round_))
-            for node in participation.present(grid.get_node_ids())
+            for node in participation.present(participation.training(grid))
         ]
 
     replies = participation.ask(grid, messages(MessageType.TRAIN, request), timeout)
@@ -98,14 +98,17 @@ def export_personal(
     Raises:
         CheckpointError: it cannot be written.
     """
-    config, change = strategy.config, strategy.model.updates().get("change")
+    config, model = strategy.config, strategy.model
+    round_ = config.train.rounds + config.personal.method.finishes
     for client, context in memories.items():
         place, arrays = personal_directory(directory, client), arrays_in(context, PERSONAL_ADAPTER)
-        if arrays is None or client in left_out:
+        record = context.state.get(PERSONAL)
+        current = isinstance(record, ConfigRecord) and record["round"] == round_
+        if arrays is None or not current or client in left_out:
             shutil.rmtree(place, ignore_errors=True)
             continue
-        adapter = arrays_to_adapter(arrays, strategy.model.start_of(config.lora.rank_of(client)), place=client)
-        whole = add(adapter, change) if change else adapter
+        adapter = arrays_to_adapter(arrays, model.start_of(config.lora.rank_of(client)), place=client)
+        whole = add(adapter, beside) if (beside := model.beside(client)) else adapter
         assert whole is not None
         private_directory(place.parent)
         with atomic_directory(place) as files:

@@ -147,6 +147,12 @@ class Server:
                     "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
                     "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
                 )
+            if self.wrap and self.config.personal.method.beside_others:
+                raise ConfigError(
+                    f"personal.type = {self.config.personal.type!r}: a strategy around this one sees the mean of all "
+                    "adapters, and whatever it does to it (noise, clipping, secure sums) the means that clients are "
+                    "sent would escape. Choose another personal.type."
+                )
             hooks = self.wrap(strategy) if self.wrap else None
             train, timeout = self.config.train, self.config.federation.deadline
             clients = list(names.values())
@@ -154,7 +160,7 @@ class Server:
                 RunStarted(str(self.directory), clients, train.rounds, train.local_steps, first_round=first_round)
             )
             strategy.start(grid, checkpoints, first_round=first_round, timeout=timeout, hooks=hooks)
-            if self.config.personal.method.finishes:
+            if self.config.personal.method.makes_adapters:
                 self._personal(strategy, grid, memories, timeout)
             self._export(strategy.model, memories)
             records = read_metrics(self.directory)
@@ -187,7 +193,11 @@ class Server:
 
     def _personal(self, strategy: FederatedRLVR, grid: Grid, memories: Mapping[str, Context], timeout: float) -> None:
         """Have the clients make their personal adapters, unless that is done."""
-        done = read_metrics(self.directory)[-1].get("personal")
+        last = read_metrics(self.directory)[-1]
+        if not self.config.personal.method.finishes:  # the last evaluation has made them
+            export_personal(self.directory, strategy, self.base, memories, last.get("left_out", ()))
+            return
+        done = last.get("personal")
         if done is not None:
             made = set(memories) - set(done.get("left_out", ()))
             if all(personal_directory(self.directory, client).is_dir() for client in made):

@@ -98,13 +98,18 @@ class SavedRun:
             if client is not None:
                 hint = f"--client {client}: there is no such client; {hint}"
             raise ConfigError(f"{self.directory}: the arm 'local' has one adapter per client; {hint}.")
-        if client is not None and self.config.personal.method.finishes:
+        if client is not None and self.config.personal.method.makes_adapters:
             if (adapter := self.personal_adapter(client)) is not None:
                 return adapter
             raise AdapterError(
                 f"{self.directory}: there is no personal adapter of {client} here. They are made after the last "
                 "round, without clients that are left out then (metrics.jsonl); in a deployment each lies at its "
                 "organisation, in state/runs/RUN/clients/NAME/personal."
+            )
+        if self.config.personal.method.keeps is not None:
+            raise ConfigError(
+                f"{self.directory}: personal.type = {self.config.personal.type!r} has one adapter per client; name one "
+                f"with --client ({', '.join(names)})."
             )
         if client is not None and not self.local:
             arm = self.config.federation.arm

@@ -86,15 +86,16 @@ def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, 
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
             f"--adapter {run.directory}."
         )
-    if personal:
+    if personal or run.config.personal.method.keeps is not None:  # where no adapter is everybody's
         return None, _personal(run)
     round_, evaluation = Evaluator(run.config).of_run(run)
     return round_, evaluation.scores
 
 
 def _personal(run: SavedRun) -> ClientScores:
-    if not run.config.personal.method.finishes:
-        raise ConfigError(f"{run.directory}: personal.type = {run.config.personal.type!r} makes no personal adapters.")
+    method = run.config.personal.method
+    if not method.makes_adapters:
+        raise ConfigError(f"{run.directory}: personal.type = {method.name!r} makes no personal adapters.")
     adapters = personal_adapters(run)
     if not adapters:
         raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
@@ -107,7 +108,7 @@ def personal_adapters(run: SavedRun) -> dict[str, Adapter]:
     Raises:
         AdapterError: an adapter cannot be read.
     """
-    if not run.config.personal.method.finishes:
+    if not run.config.personal.method.makes_adapters:
         return {}
     saved = {client: run.personal_adapter(client) for client in run.config.federation.names}
     return {client: adapter for client, adapter in saved.items() if adapter is not None}

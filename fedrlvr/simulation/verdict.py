@@ -146,7 +146,9 @@ def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watc
             "compared. Restore the data."
         )
     other = open_run(alone) if alone is not None else _train_alone(run, cohort, watch)
-    verdict = compare(evaluator, evaluator.of_run(run)[1].rates, own(other), personal_adapters(run), matrix=matrix)
+    # Where clients keep a part of their adapter in every round, no adapter is everybody's.
+    federated = evaluator.of_run(run)[1].rates if run.config.personal.method.keeps is None else None
+    verdict = compare(evaluator, federated, own(other), personal_adapters(run), matrix=matrix)
     verdict.notes.extend(_notes(run.config, other.config))
     verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
     write(verdict, run)
@@ -165,7 +167,7 @@ def write(verdict: Verdict, run: SavedRun) -> None:
 
 def compare(
     evaluator: Evaluator,
-    federated: ClientRates,
+    federated: ClientRates | None,
     alone: dict[str, Adapter],
     personal: dict[str, Adapter],
     *,
@@ -173,8 +175,8 @@ def compare(
 ) -> Verdict:
     """The verdict on the clients of a config, written nowhere yet.
 
-    federated: pass rates with the adapter of the federation. alone, personal: adapters by client. The verdict is on the
-    clients that have one trained alone.
+    federated: pass rates with the adapter of the federation; None where there is none for all. alone, personal:
+        adapters by client. The verdict is on the clients that have one trained alone.
 
     Raises:
         FedrlvrError: an adapter is of another model, or as evaluations say.
@@ -182,13 +184,14 @@ def compare(
     rates: dict[str, ClientRates] = {
         BASE: evaluator.of_everybody(None).rates,
         ALONE: evaluator.of_each(alone).rates,
-        FEDERATED: federated,
     }
+    if federated is not None:
+        rates[FEDERATED] = federated
     if personal:
         of_personal = evaluator.of_each(personal).rates
         rates[PERSONAL] = {client: of_personal[client] for client in personal}
     clients = [ClientVerdict.of(name, {model: of[name] for model, of in rates.items() if name in of}) for name in alone]
-    rows = [MatrixRow.of(FEDERATED, None, rates[FEDERATED])] if matrix else []
+    rows = [MatrixRow.of(FEDERATED, None, federated)] if matrix and federated is not None else []
     for kind, adapters in ((ALONE, alone), (PERSONAL, personal)):
         for name, adapter in adapters.items() if matrix else ():
             rows.append(MatrixRow.of(kind, name, evaluator.of_everybody(adapter).rates))

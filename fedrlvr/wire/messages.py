@@ -54,7 +54,8 @@ class Request(BaseModel):
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
     personal: of the personal adapters, which come after the last round and count as one round more: training keeps its
-    result at the client, and an evaluation uses it.
+    result at the client, and an evaluation uses it. An evaluation that brings a part of the model makes the personal
+    adapter of it and of what the client keeps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -76,7 +77,8 @@ class StretchRequest(Request):
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
-    trains: the half of the adapter that is trained, and sent. precision: what it is sent in. feedback: whether what
+    trains: the half of the adapter that is trained, and sent, unless `sends` names a part of it. keeps: halves that the
+    client begins its next round with (personal adapters). precision: what it is sent in. feedback: whether what
     rounding loses is to be sent the next time.
     """
 
@@ -87,6 +89,8 @@ class StretchRequest(Request):
     trains: Halves = "AB"
     precision: Precision = "float32"
     feedback: bool = True
+    sends: Halves | None = Field(None, exclude_if=lambda value: value is None)
+    keeps: Halves | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:

@@ -46,13 +46,15 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "lora": {"rank": {"ann": 2, "bob": 4}},
         "personal": {"type": "finish", "steps": 2},
     },
+    "fedsa": {"train": {"rounds": 2}, "personal": {"type": "fedsa"}},
+    "fedalt": {"train": {"rounds": 3}, "personal": {"type": "fedalt"}},
     "asking": {
         "train": {"rounds": 2},
         "supervision": {"type": "random", "budget": 0.5, "rest": "pseudo"},
     },
 }
 """Federations whose clients remember something: moments; a round under way; a change of the base weights; labels;
-a personal adapter. In one the server remembers their changes."""
+a personal adapter, or a part of one. In one the server remembers their changes."""
 
 
 def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:

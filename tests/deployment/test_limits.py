@@ -163,6 +163,7 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     ({"least_new_tokens": 17}, TERMS, evaluate(), 0, ("limits.least_new_tokens", "16")),
     ({}, TERMS, train(own_adapter=True), 0, ("limits.own_adapter",)),
     ({"personal": False}, TERMS, train(personal=True, round=6), 0, ("limits.personal",)),
+    ({"personal": False}, TERMS, train(keeps="B", sends="A"), 0, ("limits.personal",)),
     ({"personal": False}, TERMS, evaluate(personal=True, round=6), 0, ("limits.personal",)),
     ({"rounds": 6}, TERMS, train(personal=True, round=7), 0, ("round 6",)),
     ({"rounds": 6}, TERMS, evaluate(personal=True, round=7), 0, ("round 6",)),
@@ -254,8 +255,9 @@ def test_all_that_is_beyond_is_said_at_once() -> None:
     with pytest.raises(LimitError) as error:
         check(limits(local_steps=1, group_size=2, least_clients=9), "train", TERMS, train(), 0)
     assert str(error.value) == (
-        "clinic-a allows at least 9 organisations in a run (limits.least_clients), asked for 3; at most 1 local "
-        "steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked for 4"
+        "clinic-a allows at least 9 organisations that train in a run (limits.least_clients), asked for 3; at most 1 "
+        "local steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked "
+        "for 4"
     )
 
 
@@ -280,6 +282,7 @@ def test_a_range_that_is_upside_down_is_no_range(name: str) -> None:
 
 HARMLESS = {
     *("seed", "exchange", "send", "trains", "precision", "feedback", "own_adapter", "personal"),
+    *("sends", "keeps"),
     *("sampling.top_k", "evaluate.every", "evaluate.temperature", "evaluate.split"),
     *("choose.every", "choose.temperature", "choose.split"),
     *("train.rounds", "train.loss", "train.scale_by_std", "train.schedule", "train.warmup_steps"),
@@ -292,7 +295,7 @@ HARMLESS = {
     *("terms.protocol", "terms.version", "terms.run", "terms.client", "terms.task", "terms.model"),
     *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.chat_template", "terms.alpha"),
     *("terms.targets", "terms.max_prompt_tokens"),
-    *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep"),
+    *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }
 """Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""
 

@@ -49,8 +49,16 @@ def both(organisation: Organisations) -> Mapping[str, Organisation]:
     return {name: organisation(name) for name in ("ann", "bob")}
 
 
-@pytest.mark.parametrize("stop", ["", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("variant", "stop"),
+    [
+        *(("finish", stop) for stop in ("", "train", "evaluate")),
+        *(("fedsa", s) for s in ("", "evaluate")),
+        ("fedalt", ""),
+    ],
+)
 def test_a_site_keeps_the_adapter_that_a_simulation_makes(
+    variant: str,
     stop: str,
     model: Path,
     both: Mapping[str, Organisation],
@@ -59,11 +67,12 @@ def test_a_site_keeps_the_adapter_that_a_simulation_makes(
     tmp_path: Path,
 ) -> None:
     """Also where the server, and the workers with it, were killed while the personal adapters were made."""
-    config = federation(model, tmp_path / "problems", tmp_path / "run", "finish")
+    config = federation(model, tmp_path / "problems", tmp_path / "run", variant)
     give_problems(config, tmp_path / "sites")
+    round_ = str(config.train.rounds + config.personal.method.finishes)
 
     def before(client: str, message: Message) -> None:
-        if (client, message.metadata.message_type, message.metadata.group_id) == ("bob", stop, "3"):
+        if (client, message.metadata.message_type, message.metadata.group_id) == ("bob", stop, round_):
             raise Stop
 
     if stop:
@@ -71,10 +80,10 @@ def test_a_site_keeps_the_adapter_that_a_simulation_makes(
             Deployed(config, both, before=before).go()
         workers.clear()
     Deployed(config, both).go(resume=bool(stop))
-    assert adapter_bytes(tmp_path / "run") == adapter_bytes(reference("finish"))
-    assert without_seconds(tmp_path / "run") == without_seconds(reference("finish"))
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(reference(variant))
+    assert without_seconds(tmp_path / "run") == without_seconds(reference(variant))
     for name, org in both.items():
-        assert of_site(org) == own(reference("finish"), name)
+        assert of_site(org) == own(reference(variant), name)
     assert not list((tmp_path / "run").rglob("personal"))
     assert any("the personal adapter stays here" in line for line in log_of(workers["ann"]))
 
@@ -151,4 +160,8 @@ def test_the_server_says_that_the_personal_adapter_never_travels(model: Path, tm
 
     with_it = told(federation(model, tmp_path / "problems", tmp_path / "run", "finish"))
     assert "its personal adapter" in with_it.partition("Never:")[2]
+    fedsa = told(federation(model, tmp_path / "problems", tmp_path / "run", "fedsa"))
+    assert "the A factors of its adapter, whose B factors stay there" in fedsa
+    fedalt = told(federation(model, tmp_path / "problems", tmp_path / "run", "fedalt"))
+    assert "its own adapter, for the means that the others are sent" in fedalt
     assert "personal" not in told(federation(model, tmp_path / "problems", tmp_path / "run", "moments"))

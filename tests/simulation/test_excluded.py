@@ -45,6 +45,15 @@ def test_exchanges_leave_an_excluded_client_out(configured: Configs, tmp_path: P
         assert trained(line) == ["ann", "cyd"]
 
 
+def test_an_excluded_client_makes_no_personal_adapter(configured: Configs, tmp_path: Path) -> None:
+    deviations = {"ann": {"free_rider": True}}
+    fedrlvr.run(configured(tmp_path, federation={**BOB, "deviations": deviations}, personal={"type": "finish"}))
+    last = lines(tmp_path)[-1]
+    assert sorted(last["personal"]["evaluate"]) == ["ann", "cyd"]
+    assert last["personal"]["evaluate"]["ann"] == last["evaluate"]["ann"], "a free rider's is the global one"
+    assert sorted(evaluate_run(open_run(tmp_path), personal=True)[1]) == ["ann", "cyd"]
+
+
 def test_alone_an_excluded_client_keeps_the_adapter_that_the_run_starts_from(
     configured: Configs, tmp_path: Path
 ) -> None:

@@ -20,9 +20,10 @@ from fedrlvr.client.app import CohortApp
 from fedrlvr.client.state import OWN_ADAPTER, PERSONAL_ADAPTER, arrays_in
 from fedrlvr.config import parse_config
 from fedrlvr.errors import AdapterError, ConfigError, DataError, RoundError
-from fedrlvr.reporting.observer import Event, Observer, PersonalEnded, PhaseStarted
+from fedrlvr.reporting.observer import Event, Observer, PersonalEnded, PhaseStarted, RoundSaved
 from fedrlvr.server.metrics_log import scores_json
-from fedrlvr.server.saved_adapter import open_run
+from fedrlvr.server.saved_adapter import SavedRun, open_run
+from fedrlvr.server.strategy import WrappingStrategy
 from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.evaluate import evaluate_run
 from fedrlvr.simulation.grid import LocalGrid
@@ -47,6 +48,23 @@ VARIANTS: dict[str, Changes] = {
     "care": {**FINISH, "supervision": {"type": "care", "budget": 0.5, "share_probes": True}},
 }
 """A personal adapter with a base that rounds change, with halves in turns, after exchanges, and with shared probes."""
+KEEPING: dict[str, Changes] = {
+    "fedsa": {
+        "personal": {"type": "fedsa"},
+        "train": {"rounds": 3, "optimizer_state": "keep"},
+        "federation": {"fraction": 0.6},
+        "aggregation": {"precision": "int8", "server_learning_rate": "auto"},
+    },
+    "fedsa pubswap": {
+        "personal": {"type": "fedsa"},
+        "data": {"public_size": 4},
+        "train": {"rounds": 2, "proximal_mu": 0.1},
+        "coordination": {"type": "pubswap", "exchanges": 1, "public_problems": 2},
+    },
+    "fedalt": {"personal": {"type": "fedalt"}, "train": {"rounds": 5}, "federation": {"fraction": 0.6}},
+}
+"""Clients that keep a part of their adapter in every round: B, also with exchanges, or all of it."""
+EVERY = {**VARIANTS, **KEEPING}
 
 
 class Watching(LocalGrid):
@@ -92,7 +110,7 @@ def made(configured: Configs, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def make(name: str) -> Path:
         if name not in done:
             done[name] = tmp_path_factory.mktemp("personal") / "run"
-            fedrlvr.run(configured(done[name], **VARIANTS[name]))
+            fedrlvr.run(configured(done[name], **EVERY[name]))
         return done[name]
 
     return make
@@ -127,15 +145,15 @@ def test_the_global_adapter_and_its_numbers_are_those_of_a_run_without(
     assert with_it == without_seconds(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_kept_is_what_was_measured(name: str, made: Callable[[str], Path]) -> None:
-    run = open_run(made(name))
-    wanted = lines(made(name))[-1]["personal"]["evaluate"]
+    run, last = open_run(made(name)), lines(made(name))[-1]
+    wanted = last.get("personal", last)["evaluate"]
     _, scores = evaluate_run(run, personal=True)
     assert scores_json(scores) == wanted
     adapters = {client: run.personal_adapter(client) for client in CLIENTS}
     assert all(adapters.values())
-    if "mix" not in str(VARIANTS[name]["personal"]):  # which may choose the global adapter
+    if "mix" not in str(EVERY[name]["personal"]):  # which may choose the global adapter
         assert len({a.flat().sum().item() for a in adapters.values() if a}) == 3, "each client has its own"
 
 
@@ -213,6 +231,99 @@ def test_a_longer_run_has_the_personal_adapters_of_its_length(
     resume(tmp_path / "run", ["train.rounds=2"])
     assert personal(tmp_path / "run") == personal(made("finish"))
     assert without_seconds(tmp_path / "run")[-1] == without_seconds(made("finish"))[-1]
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_run_that_stopped_between_rounds_goes_on_with_what_its_clients_keep(
+    name: str, after: int, made: Callable[[str], Path], configured: Configs, tmp_path: Path
+) -> None:
+    stop = StopAt(lambda event: isinstance(event, RoundSaved) and event.round == after)
+    with pytest.raises(Stop):
+        run_module.run(parse_config(configured(tmp_path / "run", **KEEPING[name])), observer=stop)
+    resume(tmp_path / "run")
+    assert personal(tmp_path / "run") == personal(made(name))
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(made(name))
+    assert without_seconds(tmp_path / "run") == without_seconds(made(name))
+
+
+@pytest.mark.parametrize("name", ["fedsa", "fedalt"])
+def test_a_longer_run_of_clients_that_keep_a_part(
+    name: str, made: Callable[[str], Path], configured: Configs, tmp_path: Path
+) -> None:
+    fedrlvr.run(configured(tmp_path / "run", **{**KEEPING[name], "train": {**KEEPING[name]["train"], "rounds": 1}}))
+    resume(tmp_path / "run", [f"train.rounds={KEEPING[name]['train']['rounds']}"])
+    assert personal(tmp_path / "run") == personal(made(name))
+
+
+def numbers_of(run: SavedRun, half: int) -> int:
+    return sum(factors[half].numel() for factors in run.checkpoints.load().adapter.layers.values())  # type: ignore[union-attr]
+
+
+def test_with_fedsa_only_a_travels_and_each_client_has_its_own_b(made: Callable[[str], Path]) -> None:
+    run = open_run(made("fedsa pubswap"))
+    a, b = numbers_of(run, 0), numbers_of(run, 1)
+    for record in lines(made("fedsa pubswap"))[1:]:
+        for numbers in record["clients"].values():
+            assert 0 < numbers["bytes_up"] - numbers["bytes_up_exchanges"] - 4 * a < min(4 * b, 2500)
+    checkpoint = run.checkpoints.load()
+    assert checkpoint is not None
+    adapters = [run.personal_adapter(client) for client in CLIENTS]
+    for layer, (shared, first) in checkpoint.adapter.layers.items():
+        assert not first.any(), "the B of the server is that of the first adapter"
+        kept = [adapter.layers[layer].B for adapter in adapters if adapter]
+        assert all(torch.equal(adapter.layers[layer].A, shared) for adapter in adapters if adapter)
+        assert all(bool(half.any()) for half in kept)
+        assert not torch.equal(kept[0], kept[1])
+    for numbers in lines(made("fedsa"))[-1]["clients"].values():  # int8: a byte a number, or nothing where not drawn
+        assert numbers["bytes_up"] < 2500 + a
+
+
+def test_with_fedalt_a_client_ends_beside_the_mean_of_what_the_others_sent_last(made: Callable[[str], Path]) -> None:
+    run = open_run(made("fedalt"))
+    checkpoint = run.checkpoints.load()
+    assert checkpoint is not None
+    sent = {name.removeprefix("own."): adapter for name, adapter in checkpoint.updates.items()}
+    assert set(sent) == set(CLIENTS)
+    for client in CLIENTS:
+        adapter = run.personal_adapter(client)
+        assert adapter is not None
+        others = [sent[name] for name in CLIENTS if name != client]
+        for layer, (a, b) in adapter.layers.items():
+            mean_a = torch.stack([other.layers[layer].A for other in others]).mean(0)
+            mean_b = torch.stack([other.layers[layer].B for other in others]).mean(0)
+            wanted = 2.0 * (sent[client].layers[layer].B @ sent[client].layers[layer].A + mean_b @ mean_a)
+            torch.testing.assert_close(adapter.scale * (b @ a), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_whoever_asks_for_the_one_adapter_of_such_a_run_is_told_that_there_is_none(made: Callable[[str], Path]) -> None:
+    for name in ("fedsa", "fedalt"):
+        with pytest.raises(ConfigError, match="--client"):
+            open_run(made(name)).adapter()
+        assert open_run(made(name)).adapter("ann").rank == {"fedsa": 4, "fedalt": 8}[name]
+
+
+@pytest.mark.parametrize("name", ["fedsa", "fedalt"])
+def test_a_given_adapter_is_where_clients_that_keep_a_part_begin(
+    name: str, made: Callable[[str], Path], configured: Configs, tmp_path: Path
+) -> None:
+    changes = {"personal": {"type": name}, "train": {"rounds": 1, "learning_rate": 1e-20}}
+    tree = configured(tmp_path / "run", **changes)
+    fedrlvr.run({**tree, "model": {**tree["model"], "adapter": str(made("finish") / "adapter")}})
+    begun = open_run(made("finish")).adapter()
+    adapter = open_run(tmp_path / "run").personal_adapter("bob")
+    assert adapter is not None
+    for layer, (a, b) in begun.layers.items():
+        update = adapter.scale * (adapter.layers[layer].B @ adapter.layers[layer].A)
+        parts = {"fedsa": 1, "fedalt": 2}[name]  # its own, and the mean of the others', which are the same here
+        torch.testing.assert_close(update, parts * begun.scale * (b @ a), atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrapper_cannot_be_escaped_by_means_that_it_does_not_see(configured: Configs, tmp_path: Path) -> None:
+    config = settled(parse_config(configured(tmp_path / "run", **KEEPING["fedalt"])), tmp_path / "run")
+    federation = Federation(config, tmp_path / "run", new_cohort(config), Observer(), wrap=WrappingStrategy)
+    with pytest.raises(ConfigError, match=r"personal\.type"):
+        federation.go(resume=False)
 
 
 def failing(client: str, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str] = ("train",)) -> None:

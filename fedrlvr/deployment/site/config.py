@@ -161,8 +161,8 @@ class Limits(Section):
     """Largest size of one layer's update that the server sends: scale x norm of A x norm of B, where the norms are
     Euclidean."""
     least_clients: int = Field(2, ge=1)
-    """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
-    server states the number, and this machine cannot verify it."""
+    """Privacy floor: least number of organisations that train in a run, because an average of few describes each of
+    them. The server states the number, and this machine cannot verify it."""
     least_problems: int = Field(8, ge=1)
     """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
     response that leaves after local steps. A task with fewer is not trained on."""

@@ -49,7 +49,6 @@ from fedrlvr.wire.messages import (
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
-    TrainRequest,
     record_in,
 )
 from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
@@ -183,8 +182,9 @@ class Answering:
         (reply,) = app([message], [context])
         withheld = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else ""
         answer = _WITHHELD + withheld.encode() if withheld else pack(reply.content)
-        if isinstance(request, TrainRequest) and request.personal and not withheld:
-            self._keep_personal(terms, app.request(message, context), cohort.base)
+        answered = app.request(message, context)
+        if request.personal and not withheld and not answered.uses_personal:
+            self._keep_personal(terms, answered, cohort.base)
         states.save(request.round, past, context, message_id, answer)
         self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {_sent(reply.content)}")
         return answer

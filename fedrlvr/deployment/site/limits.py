@@ -56,7 +56,7 @@ BOUNDS = (
     FieldLimit("rounds", most, ("run_round", "terms.rounds"), "rounds"),
     FieldLimit("lora_rank", most, ("terms.rank", "terms.largest"), "as the rank of an adapter"),
     FieldLimit("lora_scale", within, ("terms.scale",), "as the scale alpha / rank of an adapter"),
-    FieldLimit("least_clients", least, ("terms.clients",), "organisations in a run"),
+    FieldLimit("least_clients", least, ("terms.clients",), "organisations that train in a run"),
     FieldLimit("change_rank", most, ("delta.change_rank",), "as the rank of a change of the base weights"),
     FieldLimit("max_new_tokens", most, ("sampling.max_new_tokens",), "tokens in a response"),
     FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),
@@ -196,7 +196,7 @@ def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
     terms, request, delta = asked.terms, asked.request, asked.delta
     if request.run_round > terms.rounds:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.run_round}"
-    if request.personal and not limits.personal:
+    if (request.personal or getattr(request, "keeps", None)) and not limits.personal:
         yield "no personal adapter that stays here (limits.personal)"
     if request.own_adapter and not limits.own_adapter:
         yield "no adapter that stays here (limits.own_adapter)"

@@ -51,10 +51,12 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     public = config.coordination if isinstance(config.coordination, PubSwapCoordination) else None
 
     def sized(each: int) -> str:
-        return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
+        if numbers is None or config.personal.method.keeps is not None:  # not all of them travel
+            return ""
+        return f" ({numbers:,} numbers, {units.size(each * numbers)})"
 
     yield (
-        "To each organisation, each round: the settings of this run; the global adapter"
+        f"To each organisation, each round: the settings of this run; {config.personal.method.down}"
         + sized(4)
         + ("; the change of the base weights" if change else "")
         + ("; the average of CARE's probes" if config.supervision.shares_probes else "")
@@ -64,7 +66,8 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
             + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
-    up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
+    travelling = config.personal.method.up + sized(_BYTES[config.aggregation.precision])
+    up = f"From each organisation, each round: {travelling}"
     yield (
         up
         + "; numbers (rewards, losses, token counts, seconds; docs/report.md lists them)"
