@@ -16,12 +16,21 @@ import torch
 from flwr.app import ArrayRecord, Error, RecordDict
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.client import personal
 from fedrlvr.client.initial_adapter import Start
 from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
-from fedrlvr.client.state import KEPT_HALVES, LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
+from fedrlvr.client.state import (
+    KEPT_HALVES,
+    LOST,
+    MOMENTS,
+    OWN_ADAPTER,
+    ROUND_ANCHOR,
+    ROUND_MOMENTS,
+    Memory,
+    arrays_in,
+    remember_personal,
+)
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
 from fedrlvr.errors import AdapterError, FloorError
@@ -216,6 +225,8 @@ class LocalTraining:
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
         chosen: dict[str, dict[str, float]] = {}
         if isinstance(self.asked, TrainRequest) and (choose := self.asked.choose):
+            from fedrlvr.client import personal
+
             adapters, shares = personal.mix(
                 self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
             )
@@ -242,7 +253,7 @@ class LocalTraining:
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
             elif request.asked.personal:
-                personal.remember(request.context, arrays, request.asked.round)
+                remember_personal(request.context, arrays, request.asked.round)
             if lost is not None:
                 request.context.state[LOST] = lost
         return replies
