@@ -184,8 +184,9 @@ def verdict(
         Path, typer.Option(callback=expanded, help="The TOML configuration that the server ran, from its operator.")
     ],
     adapter: Annotated[
-        Path, typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator.")
-    ],
+        Path | None,
+        typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator."),
+    ] = None,
     personal: Annotated[
         Path | None,
         typer.Option(callback=expanded, help="Directory of this organisation's own adapter of the federation."),
@@ -195,14 +196,14 @@ def verdict(
 ) -> None:
     """Compare the federation's adapter with one trained here alone, on this organisation's own held-out problems.
 
-    Nothing is sent. The same command goes on where it was interrupted. The exit code is 1 if the organisation is worse
-    than alone beyond the 95 % interval, also after an error, and 0 otherwise.
+    Nothing is sent. The same command goes on where it was interrupted. The exit code is 0, or 1 if the federation's
+    adapter is worse beyond the 95 % interval, or if the command failed.
     """
     org, experiment = load_site(directory), load_config(config, overrides or ())
-    again = ["fedrlvr", "site", "verdict", str(directory), "--config", str(config), "--adapter", str(adapter)]
-    again += [*(["--personal", str(personal)] if personal else ())]
-    for override in overrides or ():
-        again += ["--set", override]
+    again = ["fedrlvr", "site", "verdict", str(directory), "--config", str(config)]
+    for option, values in (("--adapter", [adapter]), ("--personal", [personal]), ("--set", overrides or ())):
+        for value in values:
+            again += [option, str(value)] if value else []
     with interruptible("nothing was written; give the same command again"):
         from fedrlvr.deployment.site import verdict as engine
 

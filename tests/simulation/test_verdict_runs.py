@@ -305,3 +305,19 @@ def test_with_the_clients_secrets_the_random_numbers_are_those_of_the_run(config
     for client, line in written(directory)["clients"].items():
         (score,) = scores[client].values()
         assert line["pass@1"]["federated"] == score["total"] / score["n"]
+
+
+@pytest.mark.parametrize("kind", ["fedsa", "fedalt"])
+def test_where_no_adapter_is_everybodys_the_personal_ones_are_compared(
+    kind: str, configured: Configs, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    run = {"seed": 3, "directory": str(directory), "verdict": True}
+    fedrlvr.run(configured(directory, personal={"type": kind}, run=run))
+    scores = read_metrics(directory)[-1]["evaluate"]
+    for client, line in written(directory)["clients"].items():
+        (score,) = scores[client].values()
+        assert line["pass@1"].keys() == {"base", "alone", "personal"}
+        assert line["pass@1"]["personal"] == pytest.approx(score["total"] / score["n"])
+    rows = [row.adapter for row in judge(open_run(directory), matrix=True).matrix]
+    assert rows == [f"{client}, {model}" for model in ("alone", "personal") for client in CLIENTS]

@@ -48,24 +48,29 @@ class SiteVerdict:
     directory: Path
     todo: int
 
-    def make(self, adapter: Path, personal: Path | None, watch: Watch) -> Verdict:
+    def make(self, adapter: Path | None, personal: Path | None, watch: Watch) -> Verdict:
         """Train alone as far as that is not done, compare, and write the verdict into the run's directory.
 
-        adapter: of the federation. personal: of this organisation, if it has one.
+        adapter: of the federation. personal: of this organisation. None where there is none; with some methods no
+            adapter is everybody's.
 
         Raises:
+            ConfigError: there is neither.
             AdapterError: an adapter cannot be read, or is of another model.
             FedrlvrError: as training and evaluation say; rounds that are done stay done.
         """
+        if adapter is None and personal is None:
+            raise ConfigError("Name what is compared with training alone: --adapter DIR, --personal DIR, or both.")
         run, cohort = SavedRun(self.directory, self.config), new_cohort(self.config)
-        federated = _loaded(adapter, cohort)
+        federated = None if adapter is None else _loaded(adapter, cohort)
         own_personal = {} if personal is None else {self.org.name: _loaded(personal, cohort)}
         if not run.finished:
             train(self.config, self.directory, cohort, watch, resume=(self.directory / "config.json").exists())
         evaluator = Evaluator(self.config, cohort)
-        rates = evaluator.of_everybody(federated, str(adapter)).rates
+        rates = None if federated is None else evaluator.of_everybody(federated, str(adapter)).rates
         verdict = compare(evaluator, rates, own(run), own_personal)
-        verdict.about["adapter"] = str(adapter)
+        places = {"adapter": adapter, "personal": personal}
+        verdict.about.update({name: str(place) for name, place in places.items() if place is not None})
         write(verdict, run)
         return verdict
 
