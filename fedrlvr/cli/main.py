@@ -1,4 +1,5 @@
-"""The command line: run | sweep | eval | tasks | validate | desk | export | doctor, and for organisations on their own
+"""The command line: run | sweep | eval | responses | tasks | validate | desk | export | doctor,
+and for organisations on their own
 machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
@@ -18,6 +19,7 @@ from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
 from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
+from fedrlvr.cli.responses import responses
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
@@ -216,6 +218,7 @@ def validate(
         raise typer.Exit(1)
 
 
+app.command()(responses)
 app.command()(desk)
 app.command()(federate)
 app.add_typer(site, name="site")

@@ -27,7 +27,6 @@ from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
     Clusters,
-    Ledger,
     MajorityVotes,
     Selection,
     Step,
@@ -40,6 +39,7 @@ from fedrlvr.supervision.care import Care
 from fedrlvr.supervision.features import Features, Labelled, features
 from fedrlvr.supervision.judge import Judge, Judgement, Settings
 from fedrlvr.supervision.selection import SELECTIONS
+from fedrlvr.supervision.types import Fate
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
 
@@ -64,12 +64,24 @@ class TimedJudge(Judge):
         return losses
 
 
+@dataclass(frozen=True)
+class Known:
+    """Knowledge of a client about a group that was supervised.
+
+    label, rewards: the true answer and the true rewards, where the ledger has the label or an audit knows every answer.
+    """
+
+    fate: Fate
+    label: str | None
+    rewards: list[float] | None
+
+
 @dataclass
 class ClientSupervision:
     """One client's supervision. disk: its ledger, where labels are asked for. judge: its probes, if any."""
 
     method: Supervision
-    ledger: Ledger
+    ledger: NoLabels | ClientLedger
     disk: LabelLedger | None = None
     judge: TimedJudge | None = None
 
@@ -182,6 +194,7 @@ class Supervising:
     ) -> None:
         self.asked, self.requests, self.memory = asked, requests, memory
         self._clients: dict[str, ClientSupervision] = {}
+        self._last: dict[str, list[tuple[Supervised, list[float] | None]]] = {}  # of the step supervised last, by row
         make = SUPERVISIONS[type(asked.supervision)]
         try:
             for row, request in requests.items():
@@ -213,6 +226,7 @@ class Supervising:
                 response.reward = reward
             group.multiplier = verdict.multiplier
         learnt = _used(client.disk, memory.steps, groups, verdicts)
+        self._last[row] = [(verdict, verdict.rewards if verdict.true else None) for verdict in verdicts]
         if memory.labels is None:
             return
         judged = client.method.judged if isinstance(client.method, Care) else None
@@ -221,6 +235,20 @@ class Supervising:
         if self.asked.supervision.audits:
             true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(votes, verdicts, true, reliable, judged.scores if judged else None)
+            self._last[row] = list(zip(verdicts, true, strict=True))
+
+    def known(self, row: str, place: int, group: Group) -> Known:
+        """Knowledge of a client about a group, which stood at this place in the step supervised last.
+
+        A label that was not paid for stays sealed, unless supervision.audit opens every answer.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        verdict, rewards = self._last[row][place]
+        data, ledger = self.requests[row].data, self._clients[row].ledger
+        ledger = AllLabels(data.answers) if self.asked.supervision.audits else ledger
+        return Known(verdict.fate, None if rewards is None else ledger.label(group.problem.question), rewards)
 
     def learn(self, row: str) -> None:
         """Let a client's probes learn from the step that was supervised last; after the policy's update."""

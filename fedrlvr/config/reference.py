@@ -59,6 +59,8 @@ _SINCE = """
 0.8.0 limits beta1 beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu
 0.9.0 data validation_size train_on_public
 0.9.0 evaluate split
+0.9.0 run responses
+0.9.0 site responses
 0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens
 0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length

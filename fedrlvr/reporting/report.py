@@ -16,6 +16,7 @@ from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, Selecti
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
+from fedrlvr.output import logger
 from fedrlvr.reporting import units
 from fedrlvr.reporting.figures import (
     COLOURS,
@@ -26,6 +27,7 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.observer import Event, Observer, RunEnded
+from fedrlvr.reporting.responses import LoggedResponse, excerpt
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -43,10 +45,14 @@ from fedrlvr.reporting.scores import (
 )
 from fedrlvr.version import __version__
 
+_log = logger("reporting")
+
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
 """Packages whose versions can change a result."""
+MOST_RESPONSES_SHOWN = 8
+"""Largest number of responses in a report."""
 
 
 _CURVES = (
@@ -110,13 +116,14 @@ class ReportWriter(Observer):
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
-    records: the lines of metrics.jsonl. `<directory>/holdings.json` is used if it is there.
+    records: the lines of metrics.jsonl. `<directory>/holdings.json` and responses below `<directory>/clients` are used
+    if they are there; only a simulation has the latter.
 
     Raises:
         CheckpointError: the page cannot be written (an old one is intact), or holdings.json cannot be read.
     """
     path = directory / "report.html"
-    page = render(config, records, _read_holdings(directory / "holdings.json"))
+    page = render(config, records, _read_holdings(directory / "holdings.json"), _read_responses(directory))
     try:
         atomic_text(path, page)
     except CheckpointError as error:
@@ -127,10 +134,16 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
     return path
 
 
-def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdings | None = None) -> str:
+def render(
+    config: Config,
+    records: Sequence[Mapping[str, Any]],
+    holdings: Holdings | None = None,
+    responses: Sequence[tuple[str, LoggedResponse]] = (),
+) -> str:
     """The report's page as HTML text.
 
-    holdings: number of problems by "train" and "test", then by (client, source).
+    holdings: number of problems by "train" and "test", then by (client, source). responses: a few, each with its
+    client.
     """
     import jinja2
 
@@ -162,6 +175,7 @@ def render(config: Config, records: Sequence[Mapping[str, Any]], holdings: Holdi
         dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
+        responses=responses,
         settings=_settings(config),
         versions=_versions(),
         many=COLOURS,
@@ -183,6 +197,15 @@ def _read_holdings(path: Path) -> Holdings | None:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Delete it to have a report without the problems by client."
         ) from None
+
+
+def _read_responses(directory: Path) -> list[tuple[str, LoggedResponse]]:
+    """A few responses of a simulation's clients; none where they cannot be read, which a warning says."""
+    try:
+        return excerpt(directory, MOST_RESPONSES_SHOWN)
+    except CheckpointError as error:
+        _log.warning("The report shows no responses: %s", error)
+        return []
 
 
 def _method(config: Config) -> str:
