@@ -18,7 +18,16 @@ import typer
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
-from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
+from fedrlvr.cli.options import (
+    AllowNothing,
+    ConfigPath,
+    Overrides,
+    Quiet,
+    Resume,
+    end_run,
+    expanded,
+    warn_of_schedule,
+)
 from fedrlvr.cli.responses import responses
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
@@ -45,6 +54,7 @@ def run(
     overrides: Overrides = None,
     resume: Resume = None,
     quiet: Quiet = False,
+    allow_nothing: AllowNothing = False,
 ) -> None:
     """Run a federation on this machine."""
     if resume is not None and config is not None:
@@ -75,6 +85,7 @@ def run(
             else:
                 result = local.resume(resume, overrides or (), observer=observer)
         final_table(result.records, result.config, result.directory)
+    end_run(result.directory, trained_nothing=result.trained_nothing, allowed=allow_nothing)
 
 
 @app.command()

@@ -26,7 +26,6 @@ from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
-    Clusters,
     MajorityVotes,
     Selection,
     Step,
@@ -40,6 +39,7 @@ from fedrlvr.supervision.features import Features, Labelled, features
 from fedrlvr.supervision.judge import Judge, Judgement, Settings
 from fedrlvr.supervision.selection import SELECTIONS
 from fedrlvr.supervision.types import Fate
+from fedrlvr.tasks.rewards import grades_by_kind
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
 
@@ -213,7 +213,14 @@ class Supervising:
             GradingError: a reward fails. LedgerError: the ledger fails.
         """
         client, request, memory = self._clients[row], self.requests[row], self.memory[row]
-        votes = [_votes(group) for group in groups] if self.reads_votes else []
+        by_kind = grades_by_kind(request.data.reward)
+        read = [answers(group.texts, group.problem.kind) for group in groups] if by_kind or self.reads_votes else []
+        if read:  # a function of the user's own, where nobody votes, need not read an answer at all
+            memory.metrics.read(read)
+        votes = []
+        if self.reads_votes:
+            pairs = zip(groups, read, strict=True)
+            votes = [clusters(of_group, sameness(group.problem.kind)) for group, of_group in pairs]
         seen = None
         if states is not None:
             lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
@@ -299,8 +306,3 @@ def shared_numbers(base: Base, config: Config) -> int | None:
     if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
-
-
-def _votes(group: Group) -> Clusters:
-    kind = group.problem.kind
-    return clusters(answers([response.text for response in group.responses], kind), sameness(kind))

@@ -18,6 +18,7 @@ from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
 from fedrlvr.output import logger
 from fedrlvr.reporting import units
+from fedrlvr.reporting.advice import advise, round_means
 from fedrlvr.reporting.figures import (
     COLOURS,
     Curve,
@@ -61,6 +62,7 @@ _CURVES = (
     Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
     Curve("response_length", "Response length, tokens"),
     Curve("unfinished", "Responses cut at the length limit", percent=True),
+    Curve("unreadable", "Responses without a readable answer", percent=True),
     Curve("kl_to_base", "KL to the base model, per token"),
     Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
     Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
@@ -176,6 +178,7 @@ def render(
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
         responses=responses,
+        advice=advise([round_means(record) for record in records]),
         settings=_settings(config),
         versions=_versions(),
         many=COLOURS,
