@@ -21,8 +21,7 @@ from typing import Any
 
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.machine import description
-from fedrlvr.reporting.scores import evaluations, totals
-from fedrlvr.reporting.sweep_table import t95
+from fedrlvr.reporting.scores import evaluations, t95, totals
 from fedrlvr.server.metrics_log import read_metrics, scores_json
 from fedrlvr.simulation.evaluate import evaluate
 from fedrlvr.simulation.run import resume, run

@@ -33,6 +33,7 @@ FEDERATIONS: dict[str, list[str]] = {
         "data.train_size=192",
         "partition.type=dirichlet",
         "partition.alpha=0.5",
+        "federation.deviations={west = {prompt_template = 'Q: {prompt}'}}",
     ],
 }
 """Settings of each federation."""
@@ -71,7 +72,7 @@ PUBLIC: dict[str, list[str]] = {
 
 AGREEMENTS = {"ratio": "none", "auto": "mean", "clients": "clients"}
 CORE = [Arm("fedit", step) for step in ("1", "auto", "tuned", "clients", "2", "ratio")]
-PRODUCTS = [Arm("flexlora", step) for step in ("1", "auto", "tuned", "2")]
+PRODUCTS = [Arm("flexlora", step) for step in ("1", "auto", "2")]
 SEARCH = [Arm("fedit", "search")]
 EXCHANGING = [Arm("fedit", "tuned", public) for public in PUBLIC if public]
 FREQUENT = [Arm("fedit", step) for step in ("1", "auto")]

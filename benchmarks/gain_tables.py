@@ -11,6 +11,9 @@ from typing import Any
 
 from benchmarks.audit import holm, p_value
 from benchmarks.gain_cells import CELLS, CHOICE_SEED, EVALUATIONS, FEDERATIONS, ROOT, RUNS, STEPS, Arm, directory_of
+from benchmarks.gain_choices import chosen_step
+from benchmarks.gain_sites import load_verdicts
+from benchmarks.gain_sites_tables import site_tables
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
@@ -52,8 +55,6 @@ def load_choices() -> dict[str, dict[str, float]]:
 
 def load(seeds: int) -> Cells:
     """Every cell with the runs that are finished, of at least two seeds."""
-    from benchmarks.gain import chosen_step
-
     cells: Cells = {}
     for federation, tau, arm in CELLS:
         if arm.step == "tuned" and not _choice(federation, tau, arm).exists():
@@ -321,7 +322,8 @@ def write(seeds: int) -> None:
     )
     parts: list[Sequence[str]] = [[about, ""]]
     parts += [step_table(cells, federation, tau) for federation in FEDERATIONS for tau in EVALUATIONS]
-    parts += [goal_lines(cells), exchange_table(cells), choice_table(choices)]
+    verdicts = load_verdicts(seeds)
+    parts += [goal_lines(cells), exchange_table(cells), site_tables(verdicts), choice_table(choices)]
     text = "\n".join(line for part in parts for line in part).rstrip() + "\n"
     results = ROOT / "docs" / "results"
     (results / "gain.md").write_text(text, "utf-8")
@@ -330,7 +332,13 @@ def write(seeds: int) -> None:
         for (federation, tau, arm), by_seed in cells.items()
         for seed, run in by_seed.items()
     ]
-    (results / "gain.json").write_text(json.dumps({"about": about, "choices": choices, "runs": runs}, indent=1) + "\n")
+    sites = [
+        {"federation": federation, "kind": kind, "seed": seed, **verdict}
+        for (federation, kind), by_seed in verdicts.items()
+        for seed, verdict in by_seed.items()
+    ]
+    tree = {"about": about, "choices": choices, "runs": runs, "sites": sites}
+    (results / "gain.json").write_text(json.dumps(tree, indent=1) + "\n")
     draw(cells)
     print(text)
 

@@ -43,6 +43,6 @@ def run(config: Config | dict[str, Any] | Path | str) -> RunResult:
         config = parse_config(config)
     elif not isinstance(config, Config):
         config = load_config(config)
-    from fedrlvr.simulation.run import run as run_here
+    from fedrlvr.simulation.verdict import run as run_here
 
-    return run_here(config)
+    return run_here(config).result

@@ -70,6 +70,13 @@ class Adapter:
             self.alpha,
         )
 
+    def with_alpha(self, alpha: float) -> Adapter:
+        """The same update of the weights under another alpha; B makes up for the change of scale."""
+        if alpha == self.alpha:
+            return self
+        ratio = self.alpha / alpha
+        return Adapter({name: Factors(a, b * ratio) for name, (a, b) in self.layers.items()}, alpha)
+
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Output and input size (d, k) of each layer."""

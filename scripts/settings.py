@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from fedrlvr.config import Config
+from fedrlvr.config.federation import Deviation
 from fedrlvr.config.reference import SettingRow, describe, members, summary, types
 from fedrlvr.deployment.site.config import Limits, MachineConfig, SiteConfig
 
@@ -47,6 +48,7 @@ def everything() -> Iterator[SettingRow]:
     """Every setting of both files."""
     for name, info in Config.model_fields.items():
         yield from describe(name, info)
+    yield from describe("deviations", FieldInfo(annotation=Deviation))
     for name, section in (("site", SiteConfig), ("machine", MachineConfig), ("limits", Limits)):
         yield from describe(name, FieldInfo(annotation=section))
 
@@ -64,6 +66,9 @@ def page() -> str:
             if len(classes) > 1
         ]
         lines += ([""] if len(classes) > 1 else []) + _table(describe(name, info))
+        if name == "federation":
+            lines += ["#### [federation.deviations.NAME]", "", summary(Deviation), ""]
+            lines += _table(describe("deviations", FieldInfo(annotation=Deviation)))
     lines += ["## Site file", "", "### Top of the file", "", summary(SiteConfig), ""]
     lines += _table(describe("site", FieldInfo(annotation=SiteConfig)))
     for name, section in (("machine", MachineConfig), ("limits", Limits)):

@@ -12,7 +12,7 @@ import torch
 
 from fedrlvr.adapter import Adapter, Factors
 from fedrlvr.config import Config, parse_config
-from fedrlvr.config.sections import FederationConfig
+from fedrlvr.config.federation import FederationConfig
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.files import private_directory

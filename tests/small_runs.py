@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "coordination": {"type": "pubswap", "exchanges": 1, "public_problems": 2},
         "aggregation": {"type": "fedex", "precision": "float16"},
     },
+    "finish": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}, "personal": {"type": "finish", "steps": 2}},
     "step": {
         "train": {"rounds": 5},
         "federation": {"fraction": 0.6},
@@ -70,7 +71,8 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
 }
 """Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, weighed by
 FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small as it can
-be sent; a changed base with mixed ranks; one with exchanges; and a server's step on factors and on products."""
+be sent; a changed base with mixed ranks; one with exchanges; personal adapters at the end; and a server's step on
+factors and on products."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:
@@ -143,9 +145,9 @@ def write_toml(path: Path, tree: Mapping[str, Mapping[str, Any]]) -> Path:
 def without_seconds(directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what differs from one run to the next."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
-    for line in lines:
-        del line["seconds"]
-        for numbers in line["clients"].values():
+    for part in [*lines, *(line["personal"] for line in lines if "personal" in line)]:
+        del part["seconds"]
+        for numbers in part["clients"].values():
             for key in [key for key in numbers if key.startswith("seconds_")]:
                 del numbers[key]
     return lines

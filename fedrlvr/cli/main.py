@@ -1,6 +1,5 @@
-"""The command line: run | sweep | eval | responses | tasks | validate | desk | export | doctor,
-and for organisations on their own
-machines superlink | federate | site.
+"""The command line: run | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
+doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -15,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -32,6 +32,7 @@ from fedrlvr.cli.responses import responses
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
+from fedrlvr.cli.verdict import verdict
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.output import echo, echo_lines
@@ -66,11 +67,10 @@ def run(
         warn_of_schedule(settings, overrides or ())
     with interruptible("nothing was written; give the same command again"):
         from fedrlvr.reporting.progress import progress
-        from fedrlvr.reporting.tables import final_table
+        from fedrlvr.reporting.tables import final_table, verdict_table
         from fedrlvr.server.run_directory import new_directory
-        from fedrlvr.simulation import run as local
+        from fedrlvr.simulation import verdict as local
 
-        observer = progress(quiet=quiet)
         if resume is None:
             directory = settings.run.directory or new_directory(settings.run.name)
             settings = settings.model_copy(update={"run": settings.run.model_copy(update={"directory": directory})})
@@ -81,10 +81,13 @@ def run(
             again += ["--set", override]
         with resumable(directory, again):
             if resume is None:
-                result = local.run(settings, observer=observer)
+                judged = local.run(settings, lambda: progress(quiet=quiet))
             else:
-                result = local.resume(resume, overrides or (), observer=observer)
+                judged = local.resume(resume, overrides or (), lambda: progress(quiet=quiet))
+        result = judged.result
         final_table(result.records, result.config, result.directory)
+        if judged.verdict is not None:
+            verdict_table(judged.verdict)
     end_run(result.directory, trained_nothing=result.trained_nothing, allowed=allow_nothing)
 
 
@@ -129,6 +132,9 @@ def sweep(
     result.check()
 
 
+app.command()(contribution)
+
+
 @app.command(name="eval")
 def evaluate(
     source: Annotated[
@@ -142,6 +148,9 @@ def evaluate(
         ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model without an adapter.")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Evaluate each client's personal adapter of a finished run.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate pass@1 on the held-out problems of every client.
@@ -150,6 +159,10 @@ def evaluate(
     """
     if base and adapter is not None:
         raise ConfigError("--base evaluates without an adapter; leave out --adapter.")
+    if personal and (base or adapter is not None or source.is_file()):
+        raise ConfigError(
+            "--personal evaluates a run's own adapters; give a run directory, without --base and --adapter."
+        )
     if source.is_file():
         settings, run = load_config(source, overrides or ()), None
         if not base and adapter is None:
@@ -169,7 +182,7 @@ def evaluate(
         if run is None or base or adapter is not None:
             scores = engine.evaluate(settings, adapter)
         else:
-            round_, scores = engine.evaluate_run(run)
+            round_, scores = engine.evaluate_run(run, personal=personal)
             if round_ is not None:
                 echo(f"round {round_} of {settings.train.rounds}")
     scores_table(scores_json(scores))
@@ -217,14 +230,14 @@ def validate(
     failures = 0
     reward = dealt.clients[0].reward  # everybody's
     for name, problems in dealt.by_holder.items():
-        verdict = validate_problems(problems, reward, attacked=attacked)
-        without = f", {verdict.unlabelled} without an answer" if verdict.unlabelled else ""
-        echo(f"{name}: {len(problems)} problems{without}, {len(verdict.failures)} failures")
-        for failure in verdict.failures[:10]:
+        checked = validate_problems(problems, reward, attacked=attacked)
+        without = f", {checked.unlabelled} without an answer" if checked.unlabelled else ""
+        echo(f"{name}: {len(problems)} problems{without}, {len(checked.failures)} failures")
+        for failure in checked.failures[:10]:
             echo(f"  {failure.id}: {failure.reason}")
-        for note in verdict.notes[:10]:
+        for note in checked.notes[:10]:
             echo(f"  note: {note.id}: {note.reason}")
-        failures += len(verdict.failures)
+        failures += len(checked.failures)
     if failures:
         raise typer.Exit(1)
 
@@ -232,6 +245,7 @@ def validate(
 app.command()(responses)
 app.command()(desk)
 app.command()(federate)
+app.command()(verdict)
 app.add_typer(site, name="site")
 app.add_typer(superlink, name="superlink")
 
@@ -243,7 +257,10 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(callback=expanded, help="Directory to write; it must not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Write whole weights instead of a PEFT adapter.")] = False,
-    client: Annotated[str | None, typer.Option(help="The client, in a run of the arm `local`.")] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(help="The client whose own adapter is written: its personal one, or that of the arm `local`."),
+    ] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
     """Write the adapter that a run trained as a PEFT directory, or as merged weights.

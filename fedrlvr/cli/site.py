@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from fedrlvr.cli.options import Directory, Insecure, toml_value
+from fedrlvr.cli.interrupts import interruptible, resumable
+from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
+from fedrlvr.config import load_config
 from fedrlvr.config.reference import summary
 from fedrlvr.config.sections import NAME, EngineConfig, Section
 from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, explanations, load_site
@@ -201,6 +203,49 @@ def stop(directory: Directory) -> None:
     from fedrlvr.deployment.site import socket as channel
 
     echo("the worker has ended" if channel.stop(org) else "no worker was running")
+
+
+@site.command()
+def verdict(
+    directory: Directory,
+    config: Annotated[
+        Path, typer.Option(callback=expanded, help="The TOML configuration that the server ran, from its operator.")
+    ],
+    adapter: Annotated[
+        Path, typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator.")
+    ],
+    personal: Annotated[
+        Path | None,
+        typer.Option(callback=expanded, help="Directory of this organisation's own adapter of the federation."),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the federation's adapter with one trained here alone, on this organisation's own held-out problems.
+
+    Nothing is sent. The same command goes on where it was interrupted. The exit code is 1 if the organisation is worse
+    than alone beyond the 95 % interval, also after an error, and 0 otherwise.
+    """
+    org, experiment = load_site(directory), load_config(config, overrides or ())
+    again = ["fedrlvr", "site", "verdict", str(directory), "--config", str(config), "--adapter", str(adapter)]
+    again += [*(["--personal", str(personal)] if personal else ())]
+    for override in overrides or ():
+        again += ["--set", override]
+    with interruptible("nothing was written; give the same command again"):
+        from fedrlvr.deployment.site import verdict as engine
+
+        planned = engine.plan(org, experiment)
+        with resumable(planned.directory, again):
+            from fedrlvr.reporting.progress import progress
+            from fedrlvr.reporting.tables import verdict_table
+
+            if planned.todo:
+                echo(f"{org.name} trains alone first, {planned.todo} local steps, in {planned.directory}.")
+            result = planned.make(adapter, personal, lambda: progress(quiet=quiet))
+    verdict_table(result)
+    echo(f"verdict.json and report.html are in {planned.directory}; nothing was sent")
+    if result.worse:
+        raise typer.Exit(1)
 
 
 def supernode_command(org: Organisation) -> list[str]:

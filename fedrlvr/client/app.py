@@ -64,11 +64,20 @@ def start_of(reading: Reading, request: ClientRequest) -> Start:
     Raises:
         MessageError, AdapterError: the message lacks something, or cannot be used.
     """
+    if request.uses_personal:
+        from fedrlvr.client import personal
+
+        return personal.start(reading, request)
     remembers = request.under_way and HELD in request.context.state
     if not request.asked.own_adapter and (DELTA in request.message.content or remembers):
         from fedrlvr.client import delta_start
 
-        return delta_start.start(reading, request)
+        start = delta_start.start(reading, request)
+        if not request.asked.personal or isinstance(request.asked, StretchRequest):
+            return start
+        from fedrlvr.client import personal
+
+        return personal.of_parts(start, request)
     return reading.start(request)
 
 
@@ -179,10 +188,7 @@ class CohortApp:
             for row, request in requests.items()
         }
         drawn = self.cohort.sample(prompts, decoding, seeds)
-        scores = {
-            row: request.client.release.scores(request, _scores(request.data, asked.evaluate.split, drawn[row]))
-            for row, request in requests.items()
-        }
+        scores = {row: self._scores(request, asked.evaluate.split, drawn[row]) for row, request in requests.items()}
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))
@@ -193,14 +199,21 @@ class CohortApp:
             for row, request in requests.items()
         ]
 
-
-def _scores(client: ClientData, split: str, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
-    """Pass rates of the problems of a split, summed by source."""
-    rates: dict[str, list[float]] = {}
-    for problem, responses in zip(client.split(split), drawn, strict=True):
-        right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
-        rates.setdefault(problem.source, []).append(sum(right) / len(right))
-    return [
-        SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))
-        for source, rs in sorted(rates.items())
-    ]
+    @staticmethod
+    def _scores(request: ClientRequest, split: str, drawn: Sequence[Sequence[Response]]) -> list[SourceScores]:
+        """Pass rates of the problems of a split, summed by source, as the client lets them out."""
+        client, release = request.data, request.client.release
+        problems = client.split(split)
+        rates = []
+        for problem, responses in zip(problems, drawn, strict=True):
+            right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
+            rates.append(sum(right) / len(right))
+        release.rated(request, rates)
+        by_source: dict[str, list[float]] = {}
+        for problem, rate in zip(problems, rates, strict=True):
+            by_source.setdefault(problem.source, []).append(rate)
+        sums = [
+            SourceScores(source=source, n=len(rs), total=sum(rs), squares=sum(r * r for r in rs))
+            for source, rs in sorted(by_source.items())
+        ]
+        return release.scores(request, sums)

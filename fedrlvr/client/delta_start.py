@@ -15,7 +15,7 @@ from fedrlvr.adapter import Adapter, fresh
 from fedrlvr.aggregation.stacking import add
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.client.state import HELD, HELD_ADAPTER, HELD_CHANGE, arrays_in
+from fedrlvr.client.state import HELD, HELD_ADAPTER, HELD_CHANGE, KEPT_HALVES, arrays_in
 from fedrlvr.errors import MessageError
 from fedrlvr.seeds import stream
 from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays, record_in
@@ -32,15 +32,17 @@ def start(reading: Reading, request: ClientRequest) -> Start:
         AdapterError: an adapter or change that cannot be used.
     """
     if request.under_way:
-        return replace(reading.start(request), change=_held_change(reading, request))
+        return replace(reading.start(request), change=held_change(reading, request))
     delta, change = read_delta(request.message), None
     if delta.since is not None:
         _check_held(request, delta.since)
-        change = _held_change(reading, request)
+        change = held_change(reading, request)
     adapter = _rest(reading, request, delta)
     if delta.halves is not None:
         arrays = record_in(request.message.content, ARRAYS, ArrayRecord)
         adapter = reading.sent(arrays, adapter, request, delta.halves)
+    if delta.own_halves is not None and (kept := arrays_in(request.context, KEPT_HALVES)) is not None:
+        adapter = reading.adapter(kept, adapter, f"what {request.client.name} keeps of its adapter", delta.own_halves)
     if delta.change_rank or CHANGE in request.message.content:
         old, new = change, _sent_change(reading, request, delta.change_rank)
         change = reading.once((id(old), id(new)), lambda: add(old, new))
@@ -59,7 +61,7 @@ def _record(reading: Reading, adapter: Adapter) -> ArrayRecord:
     return record
 
 
-def _held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
+def held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
     """The change of the base weights that the client remembers.
 
     Raises:
@@ -71,7 +73,7 @@ def _held_change(reading: Reading, request: ClientRequest) -> Adapter | None:
         return None
     if arrays is None:
         raise MessageError(f"{request.place}: the change of the base weights is missing from what is remembered here")
-    return reading.adapter(arrays, _of_scale_1(request.client.largest, rank), request.client.name)
+    return reading.adapter(arrays, of_scale_1(request.client.largest, rank), request.client.name)
 
 
 def _rest(reading: Reading, request: ClientRequest, delta: ModelDelta) -> Adapter:
@@ -93,7 +95,7 @@ def _sent_change(reading: Reading, request: ClientRequest, rank: int) -> Adapter
     if arrays is None or not 1 <= rank <= max(min(shape) for shape in largest.shapes.values()):
         raise MessageError(f"{request.place}: a request without the change of the base weights that it announces")
     place = f"the change of the base weights sent to {request.client.name} in round {request.asked.round}"
-    return reading.adapter(arrays, _of_scale_1(largest, rank), place)
+    return reading.adapter(arrays, of_scale_1(largest, rank), place)
 
 
 def _check_held(request: ClientRequest, since: int) -> None:
@@ -107,5 +109,5 @@ def _check_held(request: ClientRequest, since: int) -> None:
         )
 
 
-def _of_scale_1(initial: Adapter, rank: int) -> Adapter:
+def of_scale_1(initial: Adapter, rank: int) -> Adapter:
     return Adapter(initial.at_rank(rank).layers, float(rank))

@@ -21,7 +21,17 @@ from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
 from fedrlvr.client.responses import ResponseNotes
-from fedrlvr.client.state import LOST, MOMENTS, OWN_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, Memory, arrays_in
+from fedrlvr.client.state import (
+    KEPT_HALVES,
+    LOST,
+    MOMENTS,
+    OWN_ADAPTER,
+    ROUND_ANCHOR,
+    ROUND_MOMENTS,
+    Memory,
+    arrays_in,
+    remember_personal,
+)
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.config import LabelsSupervision
 from fedrlvr.errors import AdapterError, FloorError
@@ -41,6 +51,7 @@ from fedrlvr.wire.messages import (
     PROBES,
     RespondRequest,
     StretchRequest,
+    TrainRequest,
     adapter_to_arrays,
     arrays_to_adapter,
     metrics_record,
@@ -74,6 +85,9 @@ class LocalTraining:
         self.cohort = cohort
         self.asked = asked
         self.requests = requests
+        self.begun = starts
+        self.learners = {row: request for row, request in requests.items() if not request.data.free_rider}
+        """The requests without those to free riders, which do none of the work and send back what they were sent."""
         self.starts = {row: start.adapter for row, start in starts.items()}
         """The adapters the round began with."""
         self.memory = {
@@ -82,7 +96,7 @@ class LocalTraining:
         if not isinstance(asked.supervision, LabelsSupervision):
             for memory in self.memory.values():
                 memory.labels = memory.labels or LabelMetrics()
-        self.public = PublicSteps(cohort, asked, requests, self.memory)
+        self.public = PublicSteps(cohort, asked, requests, self.memory, self.learners)
         moments = {}
         for row, request in requests.items():
             kept = None
@@ -99,7 +113,7 @@ class LocalTraining:
         scale_free = any(request.client.release.scale_free for request in requests.values())
         cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
-        self.notes = ResponseNotes(requests)
+        self.notes = ResponseNotes(self.learners)
 
     def run(self) -> list[RecordDict | Error]:
         """Train as the requests ask, and return each client's reply. Memories change only at the very end.
@@ -109,7 +123,7 @@ class LocalTraining:
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
-            for _ in range(self.asked.steps):
+            for _ in range(self.asked.steps if self.learners else 0):
                 self._local_step()
             replies = self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
             self.notes.write()
@@ -125,7 +139,7 @@ class LocalTraining:
 
     def _local_step(self) -> None:
         """One local step of every client: draw problems, sample, grade and supervise, learn."""
-        cohort, train, requests, memory = self.cohort, self.asked.train, self.requests, self.memory
+        cohort, train, requests, memory = self.cohort, self.asked.train, self.learners, self.memory
         started = time.perf_counter()
         count = train.problems_per_step
         problems = {
@@ -142,7 +156,7 @@ class LocalTraining:
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
         sampled, judging = time.perf_counter(), self.supervising.seconds
-        first = next(iter(memory.values()))
+        first = memory[next(iter(requests))]
         if first.round_steps == 0:
             self.notes.sampled(drawn)
         for of_client in drawn.values():
@@ -150,7 +164,7 @@ class LocalTraining:
         groups = {
             row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
             for row in requests
-        }
+        } | {row: [] for row in self.requests if row not in requests}
         for row in requests:
             self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
             assign_advantages(groups[row], scale_by_std=train.scale_by_std)
@@ -183,11 +197,14 @@ class LocalTraining:
         self._observe()
 
     def _rates(self) -> dict[str, float]:
-        return {row: learning_rate(self.asked.train, memory.steps) for row, memory in self.memory.items()}
+        return {
+            row: learning_rate(self.asked.train, memory.steps) if row in self.learners else 0.0
+            for row, memory in self.memory.items()
+        }
 
     def _observe(self) -> None:
         """Tell each federation's observer how its clients' step went."""
-        for requests in by_federation(self.requests):
+        for requests in by_federation(self.learners):
             row, first = next(iter(requests.items()))
             rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
@@ -213,21 +230,37 @@ class LocalTraining:
         """End the round: give adapters and numbers, and remember what lasts."""
         adapters = self.cohort.adapters()
         moments = self.cohort.moments() if self.asked.train.optimizer_state == "keep" else {}
+        chosen: dict[str, dict[str, float]] = {}
+        if isinstance(self.asked, TrainRequest) and (choose := self.asked.choose):
+            from fedrlvr.client import personal
+
+            adapters, shares = personal.mix(
+                self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
+            )
+            chosen = {row: {"global_share": share} for row, share in shares.items()}
         packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
             arrays, lost = packed[row]
-            rest = RecordDict() if request.asked.own_adapter else RecordDict({ARRAYS: arrays})
-            if (probes := self.supervising.settle(row)) is not None:
+            stays = request.asked.own_adapter or request.asked.personal
+            rest = RecordDict() if stays else RecordDict({ARRAYS: arrays})
+            if (probes := self.supervising.settle(row)) is not None and not request.asked.personal:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
             numbers = memory.metrics.summary() | (memory.labels.summary() if memory.labels else {})
+            numbers |= chosen.get(row, {})
+            if request.data.free_rider:
+                numbers["reward"] = 1.0  # the largest claim there is
             replies.append(reply := self._released(row, self._reply(row, rest, **numbers)))
             if isinstance(reply, Error):
                 continue
             memory.finish(request.context, moments.get(row))
+            if (halves := self.asked.keeps) is not None:
+                request.context.state[KEPT_HALVES] = adapter_to_arrays(adapters[row], halves)
             if request.asked.own_adapter:
                 request.context.state[OWN_ADAPTER] = arrays
+            elif request.asked.personal:
+                remember_personal(request.context, arrays, request.asked.round)
             if lost is not None:
                 request.context.state[LOST] = lost
         return replies
@@ -252,7 +285,7 @@ class LocalTraining:
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""
-        precision, halves = self.asked.precision, self.asked.trains
+        precision, halves = self.asked.precision, self.asked.sends or self.asked.trains
         if precision == "float32":
             return adapter_to_arrays(adapter, halves), None
         lost = arrays_in(request.context, LOST) if self.asked.feedback else None

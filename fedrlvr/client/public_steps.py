@@ -47,7 +47,8 @@ Shared = list[tuple[Response, int]]
 class PublicSteps:
     """The public steps that one batch of messages asks for.
 
-    memory: by row of the cohort, as the requests. swaps: by row the numbers of the public steps that were taken.
+    memory: by row of the cohort, as the requests. learners: the requests without those to free riders.
+    swaps: by row the numbers of the public steps that were taken.
 
     Raises:
         MessageError: public problems that cannot be read.
@@ -57,6 +58,7 @@ class PublicSteps:
     asked: StretchRequest
     requests: Mapping[str, ClientRequest]
     memory: Mapping[str, Memory]
+    learners: Mapping[str, ClientRequest]
     swaps: dict[str, SwapMetrics] = field(default_factory=dict)
     problems: dict[str, list[Problem]] = field(default_factory=dict)
 
@@ -120,19 +122,21 @@ class PublicSteps:
             GradingError: a client's grader fails.
         """
         assert isinstance(self.asked, RespondRequest)
+        if not self.learners:
+            return
         started = time.perf_counter()
         cohort, sampling = self.cohort, self.asked.sampling
-        prompts = {row: request.encode(cohort.base, self.problems[row]) for row, request in self.requests.items()}
+        prompts = {row: request.encode(cohort.base, self.problems[row]) for row, request in self.learners.items()}
         seeds = {
             row: stream(request.seed, request.client.name, "public", request.asked.round, self.asked.exchange)
-            for row, request in self.requests.items()
+            for row, request in self.learners.items()
         }
         # Nothing is cut from the distribution, or a ratio against these log-probs would carry what was left of it.
         decoding = Decoding(sampling.group_size, sampling.max_new_tokens, sampling.temperature)
         drawn = cohort.sample(prompts, decoding, seeds)
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
-        for row, request in self.requests.items():
+        for row, request in self.learners.items():
             memory = self.memory[row]
             parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)
             memory.waiting = [Group(*group) for group in parts]
@@ -194,7 +198,7 @@ class PublicSteps:
         """
         shares: list[Shared] = [[] for _ in waiting]
         record = record_in(request.message.content, SHARE, ArrayRecord)
-        if record is None:
+        if record is None or not waiting:  # a free rider, which answered nothing, waits for nothing
             return shares
         base, sampling = self.cohort.base, self.asked.sampling
         sent = read_responses(

@@ -55,6 +55,10 @@ class Release:
         """
         return reply
 
+    def rated(self, request: ClientRequest, rates: Sequence[float]) -> None:
+        """Take the pass rate of each problem of an evaluation, in their order. Nothing keeps these rates here, and no
+        message has a place for them."""
+
     def scores(self, request: ClientRequest, scores: list[SourceScores]) -> list[SourceScores]:
         """The scores of an evaluation as they may leave."""
         return scores
@@ -125,7 +129,13 @@ class ClientRequest:
     @property
     def under_way(self) -> bool:
         """Whether the message continues a round: it brings no model, and the client does not keep its own."""
-        return not self.asked.own_adapter and not {ARRAYS, DELTA} & set(self.message.content)
+        return not (self.asked.own_adapter or self.uses_personal) and not {ARRAYS, DELTA} & set(self.message.content)
+
+    @property
+    def uses_personal(self) -> bool:
+        """Whether the message is about the personal adapter as it is, rather than making one."""
+        brings = {ARRAYS, DELTA} & set(self.message.content)
+        return self.asked.personal and isinstance(self.asked, EvaluateRequest) and not brings
 
     @property
     def place(self) -> str:

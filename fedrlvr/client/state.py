@@ -1,11 +1,11 @@
 """A client's memory between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, its probes, the rounding error of what it sent, and what delta_start.py keeps
-of the global model. In the middle of a round with exchanges also: its adapter, moments and probes as they are,
-and its responses to the public problems whose pool it waits for. A message that brings a model begins this part anew,
-and the end of the round removes it, so a round that was broken off leaves no trace. A client's labels are in a ledger
-of their own (`fedrlvr.labels`).
+kept, its own adapter in the arm `local`, its personal adapter, its probes, the rounding error of what it sent, and what
+delta_start.py keeps of the global model. In the middle of a round with exchanges also: its adapter, moments and probes
+as they are, and its responses to the public problems whose pool it waits for. A message that brings a model begins this
+part anew, and the end of the round removes it, so a round that was broken off leaves no trace. A client's labels are in
+a ledger of their own (`fedrlvr.labels`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from fedrlvr.rl import Group
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
 PROBES = "fedrlvr.probes"
+PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE = (
+    "fedrlvr.personal",
+    "fedrlvr.personal.adapter",
+    "fedrlvr.personal.change",
+)
+KEPT_HALVES = "fedrlvr.kept.halves"
 HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
 ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
     "fedrlvr.round",
@@ -185,3 +191,9 @@ def arrays_in(context: Context, name: str) -> ArrayRecord | None:
     """The arrays of this name that a context remembers."""
     record = context.state.get(name)
     return record if isinstance(record, ArrayRecord) else None
+
+
+def remember_personal(context: Context, adapter: ArrayRecord, round_: int) -> None:
+    """Keep a personal adapter in the client's memory. round_: that of the message it was made for."""
+    context.state[PERSONAL] = ConfigRecord({"round": round_})
+    context.state[PERSONAL_ADAPTER] = adapter

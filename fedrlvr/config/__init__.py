@@ -1,7 +1,8 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, and `methods` those of the three seams; `reference` describes every setting.
+those about the problems, `personal` the one about personal adapters, and `methods` those of the three seams;
+`reference` describes every setting.
 """
 
 from __future__ import annotations

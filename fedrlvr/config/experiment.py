@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
+from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
@@ -20,9 +23,9 @@ from fedrlvr.config.sections import (
     NO_EFFECT,
     EngineConfig,
     EvaluateConfig,
-    FederationConfig,
     LoraConfig,
     ModelConfig,
+    OnlyWith,
     RunConfig,
     SamplingConfig,
     Section,
@@ -50,6 +53,7 @@ class Config(Section):
     coordination: Annotated[Coordination, FEDERATED] = NoCoordination()
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
+    personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
 
@@ -59,11 +63,31 @@ class Config(Section):
             return self.run.ledgers / f"{client}.sqlite"
         return run_directory / "clients" / client / "ledger.sqlite"
 
+    def in_arm(self, arm: str) -> Config:
+        """The configuration of another arm of the experiment, on the same problems. Settings that have no effect in
+        that arm are at their defaults.
+
+        Raises:
+            ConfigError: another setting cannot be had in that arm; the text names it.
+        """
+        tree = self.model_dump()
+        tree["federation"]["arm"] = arm
+        for section, info in type(self).model_fields.items():
+            fields = type(getattr(self, section)).model_fields
+            if _without_effect(info, "federation.arm", arm):
+                del tree[section]
+                continue
+            for name, field in fields.items():
+                if _without_effect(field, "arm" if section == "federation" else "federation.arm", arm):
+                    del tree[section][name]
+        return parse_config(tree, where=f"the configuration of the arm {arm!r}")
+
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         names = ("directory", "ledgers", "started_in", "secrets")
         run = {name: _absolute(getattr(self.run, name)) for name in names}
-        if self.data.reward is not None and run["started_in"] is None:
+        rewards = (self.data.reward, *(deviation.reward for deviation in self.federation.deviations.values()))
+        if any(rewards) and run["started_in"] is None:
             run["started_in"] = Path.cwd()
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
@@ -82,6 +106,11 @@ class Config(Section):
         for _, section in self:
             section.check(self)
         return self
+
+
+def _without_effect(info: FieldInfo, setting: str, value: str) -> bool:
+    """Whether a section or a setting has no effect with this value of another setting."""
+    return any(isinstance(m, OnlyWith) and m.setting == setting and value not in m.values for m in info.metadata)
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -179,6 +208,10 @@ _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswa
 """Sections that are one of several by their `type`, and one of these types."""
 
 
+_TABLES: dict[tuple[str, ...], type[Section]] = {("federation", "deviations"): Deviation}
+"""Settings that are tables of sections by name, and these sections' class."""
+
+
 def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
     """One paragraph: each wrong key by its dotted path, with the nearest known key where it is unknown."""
     parts = []
@@ -219,6 +252,8 @@ def _values(location: list[str], kind: str) -> str:
         return ""
     section, name = location[:2]
     classes = members(Config.model_fields[section].annotation)
+    if tuple(location[:2]) in _TABLES and len(location) > 2:
+        return ""  # of a setting within the table
     return next((type_of(member, name) for member in classes if name in member.model_fields), "")
 
 
@@ -232,6 +267,8 @@ def _sections() -> dict[str, set[str]]:
 
 def _siblings(location: list[str]) -> list[str]:
     sections = _sections()
+    if len(location) == 4 and tuple(location[:2]) in _TABLES:
+        return sorted(_TABLES[location[0], location[1]].model_fields)
     return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))
 
 

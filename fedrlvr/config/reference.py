@@ -57,13 +57,18 @@ _SINCE = """
 0.8.0 run started_in secrets
 0.8.0 limits messages_per_day evaluations_per_day own_adapter prompt_filter learning_rate probe_learning_rate
 0.8.0 limits beta1 beta2 weight_decay max_grad_norm clip_low clip_high scale_free kl_beta proximal_mu
+0.9.0 run verdict
 0.9.0 data validation_size train_on_public
 0.9.0 evaluate split
 0.9.0 run responses
 0.9.0 site responses
+0.9.0 personal type steps learning_rate
+0.9.0 limits personal
 0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens
 0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length
+0.9.0 federation excluded deviations
+0.9.0 deviations wrong_labels free_rider prompt_template reward
 """
 SINCE = {
     f"{section}.{name}": version
@@ -149,7 +154,8 @@ def _default(info: FieldInfo) -> str:
 
 def _values(values: Iterable[Any]) -> str:
     """`a`, `b` or `c`."""
-    *others, last = ("unset" if value is None else f"`{value}`" for value in values)
+    texts = (str(value).lower() if isinstance(value, bool) else value for value in values)
+    *others, last = ("unset" if text is None else f"`{text}`" for text in texts)
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -1,14 +1,13 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-The sections about the problems are in problems.py, those of the three seams in methods.py. A default is stated in these
-three files and nowhere else. Unknown
-keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does not go
-together with other sections is refused by a section's `check`.
+The sections about the problems are in problems.py, the one about personal adapters in personal.py, those of the three
+seams in methods.py. A default is stated in these four files and nowhere else. Unknown keys are errors. So is a setting
+that has no effect, which is stated at the setting (`OnlyWith`); what else does not go together with other sections is
+refused by a section's `check`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
-from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
 from fedrlvr.rl.loss import LOSSES
 from fedrlvr.rl.samples import Unfinished
 
@@ -154,11 +152,24 @@ class RunConfig(Section):
     """Number of responses of each client that each round of a simulation writes to `clients/<client>/responses.jsonl`
     in the run's directory, for `fedrlvr responses` and the report. 0 writes none, and the report shows no prompt. It
     has no effect on organisations' own machines, where site.toml decides."""
+    verdict: Annotated[bool, FEDERATED] = False
+    """Whether the run also trains every client alone, in `alone` in its directory, and then compares both on each
+    client's held-out problems, as `fedrlvr verdict` does. It about doubles the time of training, and changes neither
+    rounds nor adapters of the run. The default compares nothing."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"
     """Experiment tracker that gets the metrics as well; metrics.jsonl is always written. `tensorboard` needs the extra
     `trackers`."""
+
+    def check(self, config: Any) -> None:
+        """A verdict needs labels that are there before training."""
+        if self.verdict and getattr(config.supervision, "labels_from", "dataset") == "desk":
+            raise ValueError(
+                "run.verdict: with supervision.labels_from = 'desk' people would be asked for the labels of both runs. "
+                "Leave it out, train the arm 'local' with the same run.ledgers, and give it to `fedrlvr verdict "
+                "--alone`"
+            )
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -260,51 +271,6 @@ class LoraConfig(Section):
         if arm == "federated" and not rule.mixes_ranks:
             able = ", ".join(sorted(rule.name for rule in RULES.values() if rule.mixes_ranks))
             raise ValueError(f"aggregation.type = {rule.name!r} cannot mix the ranks of lora.rank; {able} can")
-
-
-class FederationConfig(Section):
-    """The clients of a run, and the rules for clients that fail."""
-
-    clients: int | list[str] = 4
-    """Number of clients (client-1, client-2, ...) or a list of their names, all in one script (Latin, Cyrillic, ...).
-    Names that differ only in case, accents or similar characters (0 and O, 1 and l) are refused."""
-    fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
-    """Share of the clients that train in a round, drawn by seed; at least one client trains."""
-    quorum: float = Field(1.0, gt=0, le=1)
-    """Smallest share of the asked clients that must give a usable answer. The other clients are left out of the round,
-    by name and with a reason. With 1, a client that fails ends the run, which --resume continues."""
-    deadline: float = Field(3600.0, gt=0, le=604800)
-    """Seconds that a client has to answer a message. A late client is left out of the round or ends the run, as
-    `quorum` says. It has no effect in a simulation."""
-    task: Name = "main"
-    """Name of the task that organisations train on, as it stands in their own site.toml (docs/organisations.md). In a
-    simulation the problems come from [data]."""
-    arm: Literal["federated", "local", "central"] = "federated"
-    """Arm of an experiment: `federated`, or one of two references. `local` trains each client alone, and nothing
-    travels; `central` pools all problems at one client."""
-
-    @field_validator("clients")
-    @classmethod
-    def _clients(cls, value: int | list[str]) -> int | list[str]:
-        if isinstance(value, list):
-            check_client_names(value)
-        elif not 1 <= value <= MOST_CLIENTS:
-            raise ValueError(f"between 1 and {MOST_CLIENTS} clients")
-        return value
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the clients, in the order of the file."""
-        return _client_names(self.clients)
-
-    @property
-    def clients_per_round(self) -> int:
-        """Number of clients that train in a round."""
-        return max(1, math.floor(self.fraction * len(self.names) + 0.5))
-
-
-def _client_names(clients: int | list[str]) -> list[str]:
-    return [f"client-{i + 1}" for i in range(clients)] if isinstance(clients, int) else list(clients)
 
 
 class SamplingConfig(Section):

@@ -26,7 +26,7 @@ class Terms(BaseModel):
     """The run that a message belongs to.
 
     run: its id, also the name of a directory at the client; the same after a resume. client: what the server calls the
-    receiver. clients: how many take part. rounds: the last round's number.
+    receiver. clients: how many train. rounds: the last round's number.
     task: which of the organisation's tasks, by the name it has there.
     model: as the server names it. model_id, weights_id, tokenizer_id: digests (policy/base.py) that must be the
     receiver's too. rank: of the receiver's adapter; largest: of anybody's.

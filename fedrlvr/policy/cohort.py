@@ -149,7 +149,7 @@ class Cohort:
 
         Of others' responses to public problems, and of one's own where `engine.sampled_logps` is off.
         """
-        self._training().rescore([prompts[c] for c in self.clients], [drawn[c] for c in self.clients])
+        self._training().rescore([prompts.get(c, ()) for c in self.clients], [drawn[c] for c in self.clients])
 
     def learn(self, groups: Mapping[str, Sequence[Group]], rates: Mapping[str, float]) -> dict[str, StepStats]:
         """One optimizer step of every seated client."""

@@ -73,7 +73,7 @@ def estimate(cohort: Cohort, config: Config, *, longest_prompt: int, test_proble
     base, engine, sampling, train = cohort.base, config.engine, config.sampling, config.train
     central = config.federation.arm == "central"
     clients = 1 if central else config.federation.clients_per_round
-    problems = train.problems_per_step * (len(config.federation.names) if central else 1)
+    problems = train.problems_per_step * (len(config.federation.training) if central else 1)
     weights = sum(t.numel() * t.element_size() for t in (*frozen_parameters(cohort), *base.model.buffers()))
     parameters = sum(config.lora.largest * sum(layer.weight.shape) for layer in cohort.stack.layers.values())
     everyone = 1 if central else len(config.federation.names)

@@ -65,7 +65,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted(Event):
-    """A round enters a phase: train, aggregate, evaluate or checkpoint."""
+    """A round enters a phase: train, aggregate, evaluate, checkpoint, or after the last one personal."""
 
     round: int
     phase: str
@@ -142,6 +142,16 @@ class Advised(Event):
     round: int
     rule: str
     sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalEnded(Event):
+    """The clients have made their personal adapters, after the last round.
+
+    record: what belongs into the record of that round, as `personal`.
+    """
+
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

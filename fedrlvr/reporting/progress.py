@@ -16,6 +16,7 @@ from fedrlvr.reporting.observer import (
     Evaluated,
     Event,
     Observer,
+    PersonalEnded,
     PhaseStarted,
     RoundSaved,
     RunFailed,
@@ -66,6 +67,8 @@ class PlainProgress(Observer):
                 self._print("  ".join(self._round(event)))
             case Advised():
                 self._print(advice_line(event))
+            case PersonalEnded():
+                self._print("  ".join(personal_line(event)))
             case RunFailed() if event.federation:  # the command itself reports the failure of a single run
                 self._print(sweep_failure(event))
 
@@ -85,6 +88,15 @@ class PlainProgress(Observer):
 
     def _print(self, line: str) -> None:
         echo(line, file=self.out)
+
+
+def personal_line(event: PersonalEnded) -> Iterable[str]:
+    """The parts of the line about the personal adapters: their clients, and pass@1 if it was measured."""
+    if event.federation:
+        yield event.federation
+    yield "personal adapters"
+    for overall, _ in evaluations([{"round": 0, **event.record}]).values():
+        yield f"held-out pass@1 {units.percent(overall.mean)}"
 
 
 def sweep_opening(event: SweepStarted) -> str:
@@ -173,6 +185,8 @@ class LiveProgress(Observer):
     def _locate(self, event: Event, round_: int, phase: str = "") -> None:
         """Set the position: of a single run its round and phase, of a sweep the rounds done."""
         done, phase = (self.rounds_done, "") if event.federation else (round_, phase)
+        if done > self.rounds:  # personal adapters come after the last round
+            done, phase = self.rounds, f"personal adapters  {phase}"
         self.position = f"round {done}/{self.rounds}  {phase}".rstrip()
 
     def _lap(self) -> float:

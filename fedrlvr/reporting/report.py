@@ -39,11 +39,13 @@ from fedrlvr.reporting.scores import (
     label_lines,
     mean_shares,
     natural,
+    personal_scores,
     series,
     shares,
     summarise,
     totals,
 )
+from fedrlvr.reporting.verdict import Verdict, read_verdict
 from fedrlvr.version import __version__
 
 _log = logger("reporting")
@@ -118,14 +120,15 @@ class ReportWriter(Observer):
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
-    records: the lines of metrics.jsonl. `<directory>/holdings.json` and responses below `<directory>/clients` are used
-    if they are there; only a simulation has the latter.
+    records: the lines of metrics.jsonl. `<directory>/holdings.json` and `verdict.json` are used if they are there, and
+    the responses below `<directory>/clients`, which only a simulation has.
 
     Raises:
-        CheckpointError: the page cannot be written (an old one is intact), or holdings.json cannot be read.
+        CheckpointError: the page cannot be written (an old one is intact), or one of these cannot be read.
     """
     path = directory / "report.html"
-    page = render(config, records, _read_holdings(directory / "holdings.json"), _read_responses(directory))
+    holdings, gains = _read_holdings(directory / "holdings.json"), read_verdict(directory, config.train.rounds)
+    page = render(config, records, holdings, gains, _read_responses(directory))
     try:
         atomic_text(path, page)
     except CheckpointError as error:
@@ -140,12 +143,13 @@ def render(
     config: Config,
     records: Sequence[Mapping[str, Any]],
     holdings: Holdings | None = None,
+    gains: Verdict | None = None,
     responses: Sequence[tuple[str, LoggedResponse]] = (),
 ) -> str:
     """The report's page as HTML text.
 
-    holdings: number of problems by "train" and "test", then by (client, source). responses: a few, each with its
-    client.
+    holdings: number of problems by "train" and "test", then by (client, source). gains: each client's verdict.
+    responses: a few, each with its client.
     """
     import jinja2
 
@@ -156,7 +160,15 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (units.percent, units.with_interval, units.signed, units.count, units.size, units.duration):
+    for function in (
+        units.percent,
+        units.with_interval,
+        units.signed,
+        units.count,
+        units.size,
+        units.duration,
+        units.points,
+    ):
         environment.filters[function.__name__] = function
     scores = summarise(records)
     sums = totals(records)
@@ -165,6 +177,7 @@ def render(
         scores=scores,
         sums=sums,
         verdict=_verdict(scores.overall, len(scores.sources)) if scores else None,
+        gains=gains,
         greedy=config.evaluate.temperature == 0,
         shared=scores is not None and len(scores.lines) > len(scores.sources),
         method=_method(config),
@@ -173,7 +186,8 @@ def render(
         server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),
-        left_out=[(r["round"], *pair) for r in records for pair in sorted(r.get("left_out", {}).items())],
+        personal=personal_scores(records),
+        left_out=_left_out(records),
         dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
@@ -211,6 +225,13 @@ def _read_responses(directory: Path) -> list[tuple[str, LoggedResponse]]:
         return []
 
 
+def _left_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Round, client and reason of each that was left out, also of the personal adapters."""
+    parts = [(str(record["round"]), record) for record in records]
+    parts += [("personal", record["personal"]) for record in records[-1:] if "personal" in record]
+    return [(place, *pair) for place, part in parts for pair in sorted(part.get("left_out", {}).items())]
+
+
 def _method(config: Config) -> str:
     """The method in a few words, by its seams."""
     if config.federation.arm != "federated":
@@ -228,7 +249,8 @@ def _method(config: Config) -> str:
     options += [f"server step {how.server_learning_rate}"] if how.server_learning_rate != 1 else []
     options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
-    return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}"
+    personal = f", personal {config.personal.type}" if config.personal.type != "none" else ""
+    return f"supervision {supervision}, coordination {coordination}, aggregation {aggregation}{fedprox}{personal}"
 
 
 def _labels_bought(config: Config) -> str:

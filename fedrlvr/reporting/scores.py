@@ -142,6 +142,37 @@ def macro_mean(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - down, mean + up, sum(part.n for part in parts))
 
 
+def t95(freedom: int) -> float:
+    """The t with 95 % of Student's distribution between -t and t, for so many degrees of freedom.
+
+    From the finite series for P(|T| < t) (Abramowitz and Stegun 26.7.3 and 26.7.4), by bisection.
+
+    Raises:
+        ValueError: less than one degree of freedom.
+    """
+    if freedom < 1:
+        raise ValueError("Student's distribution needs at least one degree of freedom")
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < 0.95:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
 def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
     """Pass@1 before and after; None if no round was evaluated, or clients let no score out."""
     evaluated = {int(record["round"]): sums for record in records if (sums := _sums(record))}
@@ -160,6 +191,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Scores | None:
         sources=[Comparison(None, s, _pooled(before).get(s), _pooled(after).get(s)) for s in sources],
         overall=Comparison(None, None, _overall(before), _overall(after)),
     )
+
+
+def personal_scores(records: Sequence[Mapping[str, Any]]) -> Scores | None:
+    """Pass@1 of the last global adapter (before) and of the clients' personal ones (after) on the same problems; None
+    if the run has none, or clients let no score out."""
+    last = records[-1] if records else {}
+    if "personal" not in last:
+        return None
+    both = [(0, last.get("evaluate", {})), (1, last["personal"].get("evaluate", {}))]
+    return summarise([{"round": place, "evaluate": scores} for place, scores in both])
 
 
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Estimate, dict[str, Estimate]]]:
@@ -219,6 +260,7 @@ def dropped_responses(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, i
 
 def totals(records: Sequence[Mapping[str, Any]]) -> Totals:
     """Bytes, tokens and seconds of a run, summed over its rounds."""
+    records = [*records, *({"round": 0, **record["personal"]} for record in records if "personal" in record)]
     rows = [(client, numbers) for _, client, numbers in client_numbers(records)]
 
     def bytes_of(direction: str) -> dict[str, int]:

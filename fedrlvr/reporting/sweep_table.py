@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
-from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.reporting.scores import evaluations, t95, totals
 from fedrlvr.reporting.tables import WIDE, new_table, plain
 
 if TYPE_CHECKING:
@@ -53,37 +53,6 @@ class ArmLine:
     minus_first: Spread | None
     tokens_sampled: Spread | None
     bytes_up: Spread | None
-
-
-def t95(freedom: int) -> float:
-    """The t with 95 % of Student's distribution between -t and t, for so many degrees of freedom.
-
-    From the finite series for P(|T| < t) (Abramowitz and Stegun 26.7.3 and 26.7.4), by bisection.
-
-    Raises:
-        ValueError: less than one degree of freedom.
-    """
-    if freedom < 1:
-        raise ValueError("Student's distribution needs at least one degree of freedom")
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < 0.95:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| < t)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * math.cos(angle) ** 2
-        total += term
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def spread(by_seed: Mapping[int, float]) -> Spread | None:

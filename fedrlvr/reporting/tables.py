@@ -16,6 +16,7 @@ from fedrlvr.reporting.scores import (
     Totals,
     label_lines,
     natural,
+    personal_scores,
     summarise,
     totals,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from fedrlvr.reporting.verdict import Verdict
     from fedrlvr.tasks.partition import Holding
 
 MOST_LINES = 48
@@ -36,6 +38,10 @@ MOST_CLIENTS = 16
 
 WIDE = 112
 """Columns of a terminal from which on intervals stand beside their means, not below."""
+
+
+_COLOURS = {"better": "green", "worse": "red"}
+"""Colours of the words of a verdict."""
 
 
 def final_table(
@@ -51,6 +57,10 @@ def final_table(
     else:
         greedy = config.evaluate.temperature == 0
         console.print(_change_table(scores, "greedy" if greedy else "sampled", narrow=console.width < WIDE))
+    if (personal := personal_scores(records)) is not None:
+        console.print(
+            _change_table(personal, "personal adapters,", ("global", "personal"), narrow=console.width < WIDE)
+        )
     labels = label_lines(records)
     if any(line.asked or line.held for line in labels):
         console.print(_labels_table(labels))
@@ -89,6 +99,42 @@ def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -
     (console or new_console()).print(table)
 
 
+def verdict_table(verdict: Verdict, console: Console | None = None) -> None:
+    """Print one line a client: pass@1 with each model, and the difference to training alone; then the matrix.
+
+    In a narrow terminal only the difference that decides is shown; verdict.json and the report have all.
+    """
+    from rich.text import Text
+
+    console = console or new_console()
+    compared = verdict.compared if console.width >= WIDE else verdict.compared[-1:]
+    title = (
+        "pass@1 in % on each client's own held-out problems; differences in points, 95 % intervals, paired by problem"
+    )
+    table = new_table(title, ["client"], ["n", *verdict.models, *(f"{model} - alone" for model in compared)])
+    table.add_column("verdict", no_wrap=True)
+    table.collapse_padding = console.width < WIDE
+    for line in verdict.clients:
+        differences = [line.minus_alone.get(model) for model in compared]
+        table.add_row(
+            plain(line.client),
+            units.count(line.n),
+            *(units.percent(line.pass_at_1.get(model)).removesuffix(" %") for model in verdict.models),
+            *(Text(units.points(d.estimate if d else None)) for d in differences),
+            Text(line.word, style=_COLOURS.get(line.word, "")),
+        )
+    console.print(table)
+    for note in verdict.notes:
+        console.print(Text(f"Note: {note}"))
+    if verdict.matrix:
+        names = [line.client for line in verdict.clients]
+        title = "pass@1 of every adapter (rows) on every client's held-out problems (columns)"
+        table = new_table(title, ["adapter"], names)
+        for row in verdict.matrix:
+            table.add_row(plain(row.adapter), *(units.percent(row.pass_at_1[name]) for name in names))
+        console.print(table)
+
+
 def holdings_table(
     config: Config,
     train_table: Sequence[Holding],
@@ -119,9 +165,9 @@ def holdings_table(
         console.print(f"Public set, in no client's hands: {units.count(public_count)} problems.")
 
 
-def _change_table(scores: Scores, kind: str, *, narrow: bool) -> Table:
+def _change_table(scores: Scores, kind: str, columns: tuple[str, str] = ("before", "after"), *, narrow: bool) -> Table:
     title = f"{kind} pass@1 on n held-out problems, with 95 % intervals"
-    table = new_table(title, ["client", "family"], ["n", "before", "after", "gain in points"])
+    table = new_table(title, ["client", "family"], ["n", *columns, "gain in points"])
     between = "\n" if narrow else " "
     short = len(scores.lines) <= MOST_LINES
     last = None
@@ -186,7 +232,7 @@ def _where_table(directory: Path) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for name in ("report.html", "metrics.jsonl", "config.json", "adapter", "checkpoints"):
+    for name in ("report.html", "metrics.jsonl", "verdict.json", "config.json", "adapter", "checkpoints"):
         if (directory / name).exists():
             table.add_row(name.partition(".")[0], plain(str(directory / name)))
     return table

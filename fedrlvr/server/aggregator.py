@@ -16,6 +16,7 @@ from typing import Any
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation import FGRPOWeights, Result, client_weights
 from fedrlvr.aggregation.lora_rule import ProductAggregation
+from fedrlvr.aggregation.personal import PERSONAL, PersonalMethod
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
 from fedrlvr.aggregation.server_step import ServerStep, moved
 from fedrlvr.config.methods import AggregationConfig
@@ -169,7 +170,7 @@ class Combiner:
         # Replies come in any order, and sums made in one order have the same bits.
         adapters = {client: adapters[client] for client in sorted(adapters)}
         rule, before = self.config.rule, model.adapter
-        robust, halves = self.config.robust in ROBUST_MEANS, rule.trains(record.round)
+        robust, halves = self.config.robust in ROBUST_MEANS, model.sends(record.round)
         changes = {c: step.space.change(a, model.start_of(a.rank), halves) for c, a in adapters.items()}
         if robust:
             replaced = self._robust(adapters, model, record).adapter
@@ -228,8 +229,14 @@ def _unchanged(model: GlobalModel) -> Result:
     return Result(adapter=None if model.rule.restarts else model.adapter, change=None)
 
 
-def global_model(config: AggregationConfig, adapter: Adapter, seed: int) -> GlobalModel:
-    """Global model of the server, for the configured LoRA rule."""
+def global_model(
+    config: AggregationConfig, adapter: Adapter, seed: int, personal: PersonalMethod = PERSONAL["none"]
+) -> GlobalModel:
+    """Global model of the server, for the configured LoRA rule and way to personal adapters."""
+    if personal.keeps is not None:
+        from fedrlvr.server.personal_model import OthersModel, SharedHalfModel
+
+        return (OthersModel if personal.beside_others else SharedHalfModel)(config.rule, adapter, seed, personal)
     if config.rule.sends_whole_adapter:
         return GlobalModel(config.rule, adapter, seed)
     from fedrlvr.server.delta_model import DeltaModel

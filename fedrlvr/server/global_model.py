@@ -39,9 +39,20 @@ class GlobalModel:
         """
         assert change is None, "this rule leaves the base weights as they are"
 
-    def start_of(self, rank: int) -> Adapter:
-        """The adapter a client of this rank begins with."""
+    def start_of(self, rank: int, client: str = "") -> Adapter:
+        """The adapter a client of this rank begins with. client: its name, where clients begin with their own."""
         return self.adapter.at_rank(rank)
+
+    def sends(self, round_: int) -> Halves:
+        """Halves of the adapter that clients send in a round."""
+        return self.rule.trains(round_)
+
+    def took(self, client: str, adapter: Adapter) -> None:
+        """Note the adapter that a client has sent, once it is checked."""
+
+    def beside(self, client: str) -> Adapter | None:
+        """Update of scale 1 on top of which a client's adapter comes; None: the base weights are as they were."""
+        return self.updates().get("change")
 
     def bring(self, client: str, rank: int, arrays: ArrayRecord) -> dict[str, ArrayRecord | ConfigRecord]:
         """The records by which a message brings the model to a client.

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text, parse_json
-from fedrlvr.reporting.observer import Event, Observer, RoundEnded, RunStarted
+from fedrlvr.reporting.observer import Event, Observer, PersonalEnded, RoundEnded, RunStarted
 from fedrlvr.wire.messages import Calibration, SourceScores
 
 
@@ -90,7 +90,8 @@ class MetricsLog(Observer):
         self.path = directory / "metrics.jsonl"
 
     def notify(self, event: Event) -> None:
-        """Append a line when a round ends; when a run starts, drop the lines of rounds that have no checkpoint.
+        """Append a line when a round ends, and add the personal adapters to the last one; when a run starts, drop the
+        lines of rounds that have no checkpoint.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
@@ -103,6 +104,9 @@ class MetricsLog(Observer):
                 self._rewind(event.first_round - 1)
             case RoundEnded():
                 self._append(event)
+            case PersonalEnded():
+                *lines, last = read_metrics(self.path.parent)
+                self._replace([*lines, {**last, "personal": dict(event.record)}])
 
     def _append(self, event: RoundEnded) -> None:
         """Append the round's line; earlier lines stay valid whatever happens in between."""
@@ -124,7 +128,10 @@ class MetricsLog(Observer):
                 f"{self.path} does not hold each of the rounds 0 to {last} once, which the checkpoint says are done. "
                 "Restore the file, or start a new run."
             )
-        atomic_text(self.path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+        self._replace(kept)
+
+    def _replace(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        atomic_text(self.path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.config import Config
+from fedrlvr.config.federation import share_of
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.output import logger
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
@@ -59,11 +60,17 @@ class Participation:
     """Problems of each client as known at the start, or else as it first reported them."""
 
     def drawn(self, round_: int, grid: Grid) -> list[int]:
-        """The nodes drawn for a round, without those that have been left out of it."""
-        nodes = sorted(grid.get_node_ids())
-        count = max(1, math.floor(self.config.federation.fraction * len(nodes) + 0.5))
+        """The nodes drawn for a round among those that train, without those that have been left out of it."""
+        nodes = self.training(grid)
+        count = share_of(self.config.federation.fraction, len(nodes))
         drawn = random.Random(stream(self.config.run.seed, "clients", round_)).sample(nodes, count)
         return self.present(drawn)
+
+    def training(self, grid: Grid) -> list[int]:
+        """The nodes whose clients train, in order: all but those that the federation excludes."""
+        federation = self.config.federation
+        excluded = () if federation.arm == "central" else federation.excluded  # whose one client has a name of its own
+        return sorted(node for node in grid.get_node_ids() if self.clients.get(node) not in excluded)
 
     def present(self, nodes: Iterable[int]) -> list[int]:
         """These nodes, in order, without those that have been left out of the round."""
@@ -90,21 +97,19 @@ class Participation:
     def request(self, kind: type[R], round_: int, steps: int, **fields: Any) -> R:
         """A request for training, with what every such request of this run asks.
 
-        fields: those of this kind alone.
+        fields: those of this kind alone, and those that differ.
         """
         config, rule = self.config, self.model.rule
-        return kind(
-            round=round_,
-            seed=config.run.seed,
-            sampling=config.sampling,
-            steps=steps,
-            train=config.train,
-            supervision=config.supervision,
-            trains=rule.trains(round_),
-            precision=config.aggregation.precision,
-            feedback=not rule.new_components,
-            **fields,
-        )
+        usual = {
+            "train": config.train,
+            "supervision": config.supervision,
+            "trains": rule.trains(round_),
+            "precision": config.aggregation.precision,
+            "feedback": not rule.new_components,
+            "sends": self.model.sends(round_) if self.config.personal.method.keeps else None,
+            "keeps": self.config.personal.method.keeps,
+        }
+        return kind(round=round_, seed=config.run.seed, sampling=config.sampling, steps=steps, **usual | fields)
 
     def content(self, request: Request, node: int, arrays: ArrayRecord | None) -> RecordDict:
         """A request's content for a node; with arrays it brings the client what it lacks of the global model."""

@@ -26,13 +26,15 @@ from fedrlvr.files import atomic_directory, atomic_text, read_json
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.advice import Adviser, trained_nothing
-from fedrlvr.reporting.observer import Listeners, Observer, RunEnded, RunFailed, RunStarted
+from fedrlvr.reporting.observer import Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import MetricsLog, read_metrics
+from fedrlvr.server.personal import export_personal, personal_adapters
+from fedrlvr.server.run_directory import personal_directory
 from fedrlvr.server.starting_adapter import START, Beginning
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.tasks.problem import Problem
@@ -152,6 +154,12 @@ class Server:
                     "supervision.share_probes: a strategy around this one sees adapters, and whatever it does to them "
                     "(noise, clipping, secure sums) the probes would escape. Set share_probes = false."
                 )
+            if self.wrap and self.config.personal.method.beside_others:
+                raise ConfigError(
+                    f"personal.type = {self.config.personal.type!r}: a strategy around this one sees the mean of all "
+                    "adapters, and whatever it does to it (noise, clipping, secure sums) the means that clients are "
+                    "sent would escape. Choose another personal.type."
+                )
             hooks = self.wrap(strategy) if self.wrap else None
             train, timeout = self.config.train, self.config.federation.deadline
             clients = list(names.values())
@@ -159,6 +167,8 @@ class Server:
                 RunStarted(str(self.directory), clients, train.rounds, train.local_steps, first_round=first_round)
             )
             strategy.start(grid, checkpoints, first_round=first_round, timeout=timeout, hooks=hooks)
+            if self.config.personal.method.makes_adapters:
+                self._personal(strategy, grid, memories, timeout)
             self._export(strategy.model, memories)
             records = read_metrics(self.directory)
             self.observer.notify(RunEnded(records))
@@ -188,6 +198,21 @@ class Server:
         atomic_text(self.directory / "config.json", self.config.model_dump_json(indent=2) + "\n")
         atomic_text(path, json.dumps(holdings, indent=1) + "\n")
 
+    def _personal(self, strategy: FederatedRLVR, grid: Grid, memories: Mapping[str, Context], timeout: float) -> None:
+        """Have the clients make their personal adapters, unless that is done."""
+        last = read_metrics(self.directory)[-1]
+        if not self.config.personal.method.finishes:  # the last evaluation has made them
+            export_personal(self.directory, strategy, self.base, memories, last.get("left_out", ()))
+            return
+        done = last.get("personal")
+        if done is not None:
+            made = set(memories) - set(done.get("left_out", ()))
+            if all(personal_directory(self.directory, client).is_dir() for client in made):
+                return
+        record = personal_adapters(strategy, grid, timeout)
+        export_personal(self.directory, strategy, self.base, memories, record.get("left_out", ()))
+        self.observer.notify(PersonalEnded(record))
+
     def _export(self, model: GlobalModel, memories: Mapping[str, Context]) -> None:
         base_name, fused = base_reference(self.config.model.name), self.base.fused_experts
         try:
@@ -197,9 +222,8 @@ class Server:
                     return
                 for name, context in memories.items():
                     like = self.initial.at_rank(self.config.lora.rank_of(name))
-                    arrays = arrays_in(context, OWN_ADAPTER)
-                    assert arrays is not None
-                    adapter = arrays_to_adapter(arrays, like, place=name)
+                    arrays = arrays_in(context, OWN_ADAPTER)  # a client that is excluded has none of its own
+                    adapter = like if arrays is None else arrays_to_adapter(arrays, like, place=name)
                     save_peft(adapter, directory / name, base_name=base_name, fused_experts=fused)
         except CheckpointError as error:
             raise CheckpointError(

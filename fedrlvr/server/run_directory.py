@@ -21,6 +21,12 @@ RUN_ID_FILE = "run-id"
 """The file that says what a run with organisations on their own machines is called in messages."""
 
 
+def personal_directory(run: Path, client: str) -> Path:
+    """Directory of a client's personal adapter in PEFT's format, where a run has one; in a deployment it lies at the
+    client, under the directory of the run there."""
+    return run / "clients" / client / "personal"
+
+
 def new_directory(name: str) -> Path:
     """Make runs/<name>-<date>-<time>, with -2, -3, ... where another process has made that name first.
 

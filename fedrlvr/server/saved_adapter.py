@@ -22,7 +22,7 @@ from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import AdapterError, CheckpointError, ConfigError
 from fedrlvr.policy.peft_format import CONFIG_FILE, load_peft
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from fedrlvr.server.run_directory import STATE_FILE
+from fedrlvr.server.run_directory import STATE_FILE, personal_directory
 from fedrlvr.wire.messages import arrays_to_adapter
 
 T = TypeVar("T")
@@ -85,11 +85,11 @@ class SavedRun:
                     raise
 
     def adapter(self, client: str | None = None) -> Adapter:
-        """The adapter on the original base weights. client: whose, in the arm `local`.
+        """The adapter on the original base weights. client: whose, in the arm `local`; else whose personal adapter.
 
         Raises:
             ConfigError: a client is named and there is one adapter for all, the reverse, or no client of this name.
-            AdapterError: the run has no adapter yet.
+            AdapterError: the run has no adapter yet, or none of this client.
             CheckpointError: as `newest`.
         """
         names = self.config.federation.names
@@ -98,6 +98,19 @@ class SavedRun:
             if client is not None:
                 hint = f"--client {client}: there is no such client; {hint}"
             raise ConfigError(f"{self.directory}: the arm 'local' has one adapter per client; {hint}.")
+        if client is not None and self.config.personal.method.makes_adapters:
+            if (adapter := self.personal_adapter(client)) is not None:
+                return adapter
+            raise AdapterError(
+                f"{self.directory}: there is no personal adapter of {client} here. They are made after the last "
+                "round, without clients that are left out then (metrics.jsonl); in a deployment each lies at its "
+                "organisation, in state/runs/RUN/clients/NAME/personal."
+            )
+        if self.config.personal.method.keeps is not None:
+            raise ConfigError(
+                f"{self.directory}: personal.type = {self.config.personal.type!r} has one adapter per client; name one "
+                f"with --client ({', '.join(names)})."
+            )
         if client is not None and not self.local:
             arm = self.config.federation.arm
             raise ConfigError(f"{self.directory}: the arm {arm!r} has one adapter for all clients; leave out --client.")
@@ -112,6 +125,22 @@ class SavedRun:
                 "it, or go on with the run (fedrlvr run --resume)."
             )
         return load_peft(self.directory / "adapter" / (client or ""))
+
+    def personal_adapter(self, client: str) -> Adapter | None:
+        """A client's personal adapter of a finished run, on the original base weights (`personal.type`).
+
+        None: the run is not finished, has no personal adapters, or this client was left out when they were made. In a
+        deployment they lie at the organisations, and this machine has none.
+
+        Raises:
+            ConfigError: there is no client of this name.
+            AdapterError: the adapter cannot be read.
+        """
+        names = self.config.federation.names
+        if client not in names:
+            raise ConfigError(f"--client {client}: there is no such client; name one of {', '.join(names)}.")
+        directory = personal_directory(self.directory, client)
+        return load_peft(directory) if self.finished and (directory / CONFIG_FILE).is_file() else None
 
     def own_adapter(self, checkpoint: Checkpoint, client: str) -> Adapter:
         """A client's own adapter in the arm `local`, after the checkpoint's round.

@@ -64,7 +64,7 @@ class FederatedRLVR(Strategy):
         self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
         self.bound = ChangeBound(config.aggregation.change_bound)
         self.probes = SharedProbes.of(config, probes)
-        self.model = global_model(config.aggregation, adapter, config.run.seed)
+        self.model = global_model(config.aggregation, adapter, config.run.seed, config.personal.method)
         self.observer = observer
         self.participation = Participation(config, clients, self.model, self.probes, observer)
         self.exchange: Exchange | None = None
@@ -161,18 +161,19 @@ class FederatedRLVR(Strategy):
         examples = self.participation.problems(client, "train", numbers["num-examples"])
         numbers["num-examples"] = self.examples[client] = examples
         self.probes.add(client, probes, self.examples[client])
+        self.model.took(client, adapter)
         self.record.client(client).update(numbers)
         self.record.calibrations[client] = calibrations
         return client, adapter
 
     def _adapter_in(self, reply: Reply) -> Adapter:
-        start = self.model.start_of(self.participation.rank(reply.client))
+        start = self.model.start_of(self.participation.rank(reply.client), reply.client)
         if self.config.federation.arm == "local":
             return start
         arrays = record_in(reply.message.content, ARRAYS, ArrayRecord)
         if arrays is None:
             raise MessageError(f"{reply.place}: a train reply without an adapter")
-        halves, precision = self.model.rule.trains(reply.round), self.config.aggregation.precision
+        halves, precision = self.model.sends(reply.round), self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
             adapter = arrays_to_adapter(arrays, start, place=reply.place, halves=halves)
         else:
@@ -198,6 +199,7 @@ class FederatedRLVR(Strategy):
             round=server_round,
             seed=self.config.run.seed,
             own_adapter=local,
+            personal=self.config.personal.method.keeps is not None and server_round == last,
             sampling=self.config.sampling,
             evaluate=self.config.evaluate,
         )

@@ -1,22 +1,26 @@
 """Evaluate a run, one of its checkpoints, an adapter or the base model on a config's held-out problems: what
-`fedrlvr eval` does.
+`fedrlvr eval` does, and what `fedrlvr verdict` compares.
 
 Each client is evaluated as in a run: with its own held-out problems and random numbers. So a run's newest checkpoint
-gives the scores that its last evaluation wrote to metrics.jsonl.
+gives the scores that its last evaluation wrote to metrics.jsonl, and two evaluations can be compared by problem.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.app import CohortApp
+from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import OWN_ADAPTER
-from fedrlvr.config import AggregationConfig, Config, LabelsSupervision
-from fedrlvr.errors import ConfigError
+from fedrlvr.config import AggregationConfig, Config, LabelsSupervision, LoraConfig
+from fedrlvr.errors import AdapterError, ConfigError
+from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
@@ -25,12 +29,34 @@ from fedrlvr.server.run_directory import RUN_ID_FILE
 from fedrlvr.server.saved_adapter import SavedRun, load_adapter
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import RUN_ID, LocalGrid
-from fedrlvr.simulation.run import new_cohort
+from fedrlvr.simulation.run import new_cohort, with_secrets
 from fedrlvr.tasks.deal import deal, fit_prompts
 from fedrlvr.wire.messages import SourceScores, adapter_to_arrays
 
 ClientScores = dict[str, list[SourceScores]]
 """Sums of pass@1 by source, for each client."""
+ClientRates = dict[str, list[float]]
+"""Pass rates of each client's problems, in the order of the problems; they never leave this process."""
+
+
+class RateKeeper(Release):
+    """Keeps the pass rate of every evaluated problem, for a comparison problem by problem within this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: ClientRates = {}
+
+    def rated(self, request: ClientRequest, rates: Sequence[float]) -> None:
+        """Keep the rates by the client's name."""
+        self.rates[request.client.name] = list(rates)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of an evaluation of every client: sums by source, and the pass rate of each problem."""
+
+    scores: ClientScores
+    rates: ClientRates = field(repr=False)
 
 
 def evaluate(config: Config, adapter: Path | None) -> ClientScores:
@@ -41,87 +67,167 @@ def evaluate(config: Config, adapter: Path | None) -> ClientScores:
         FedrlvrError: as the config, the data and the model say.
     """
     loaded = load_adapter(adapter) if adapter is not None else None
-    return _of_everybody(config, loaded, str(adapter))
+    return Evaluator(config).of_everybody(loaded, str(adapter)).scores
 
 
-def evaluate_run(run: SavedRun) -> tuple[int | None, ClientScores]:
+def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, ClientScores]:
     """The round of a run's checkpoint and its scores; the round is None where the checkpoints have been deleted.
 
+    personal: with each client's personal adapter, instead of the global one; clients without one are left out.
+
     Raises:
-        ConfigError: the clients' problems are not on this machine.
+        ConfigError: the clients' problems are not on this machine, or the run makes no personal adapters.
         AdapterError: the run has no adapter yet.
         FedrlvrError: as `evaluate`.
     """
-    config = run.config
     if (run.directory / RUN_ID_FILE).exists():
         raise ConfigError(
             f"{run.directory}: this run's clients are organisations on their own machines, and so are their held-out "
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "
             f"--adapter {run.directory}."
         )
-    arm = config.federation.arm
-    saved = run.newest(lambda c: (c, _own_adapters(run, c) if arm == "local" else {}))
-    if saved is None and arm == "local":
-        adapters = {client: load_peft(run.directory / "adapter" / client) for client in config.federation.names}
-        return None, _Evaluation(config).scores(adapters=adapters)
-    if saved is None:
-        return None, _of_everybody(config, run.adapter(), str(run.directory / "adapter"))
-    checkpoint, adapters = saved
-    return checkpoint.round, _Evaluation(config).scores(checkpoint, adapters=adapters)
+    if personal or run.config.personal.method.keeps is not None:  # where no adapter is everybody's
+        return None, _personal(run)
+    round_, evaluation = Evaluator(run.config).of_run(run)
+    return round_, evaluation.scores
 
 
-def _own_adapters(run: SavedRun, checkpoint: Checkpoint) -> dict[str, Adapter]:
-    return {client: run.own_adapter(checkpoint, client) for client in run.config.federation.names}
+def _personal(run: SavedRun) -> ClientScores:
+    method = run.config.personal.method
+    if not method.makes_adapters:
+        raise ConfigError(f"{run.directory}: personal.type = {method.name!r} makes no personal adapters.")
+    adapters = personal_adapters(run)
+    if not adapters:
+        raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
+    return Evaluator(run.config).of_each(adapters).scores
 
 
-def _of_everybody(config: Config, loaded: Adapter | None, place: str) -> ClientScores:
-    """Scores of every client with this adapter, of whatever rank and alpha."""
-    lora = config.lora.model_copy(update={"rank": config.lora.largest})
-    if loaded is not None:
-        lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
-    arm = "central" if config.federation.arm == "central" else "federated"
-    federation = config.federation.model_copy(update={"arm": arm})
-    # One whole adapter is sent, and nothing else.
-    alone = {"lora": lora, "aggregation": AggregationConfig(), "federation": federation}
-    evaluation = _Evaluation(config.model_copy(update=alone))
-    if loaded is None:
-        return evaluation.scores()
-    return evaluation.scores(Checkpoint(0, in_model_order(loaded, evaluation.initial, place=place), {}))
+def personal_adapters(run: SavedRun) -> dict[str, Adapter]:
+    """The personal adapters of a finished run, by client; clients without one are left out.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+    """
+    if not run.config.personal.method.makes_adapters:
+        return {}
+    saved = {client: run.personal_adapter(client) for client in run.config.federation.names}
+    return {client: adapter for client, adapter in saved.items() if adapter is not None}
 
 
-class _Evaluation:
-    """The clients of a config, each with its held-out problems, in one cohort."""
+def own_adapters(run: SavedRun, checkpoint: Checkpoint | None) -> dict[str, Adapter]:
+    """Each training client's own adapter in a run of the arm `local`: of a checkpoint, or (None) the exported ones.
 
-    def __init__(self, config: Config) -> None:
+    Raises:
+        CheckpointError, AdapterError: they cannot be read.
+    """
+    names = run.config.federation.training
+    if checkpoint is None:
+        return {client: load_peft(run.directory / "adapter" / client) for client in names}
+    return {client: run.own_adapter(checkpoint, client) for client in names}
+
+
+class Evaluator:
+    """The clients of a config, each with its held-out problems, on one base model.
+
+    cohort: a cohort of the config's model to use, which is changed where an adapter has another rank; None loads one.
+    """
+
+    def __init__(self, config: Config, cohort: Cohort | None = None) -> None:
         run = config.run.model_copy(update={"directory": None, "ledgers": None})  # so that no ledger is opened
         config = config.model_copy(update={"run": run})
-        self.cohort = new_cohort(config)
-        self.dealt = fit_prompts(deal(config), self.cohort.base, config)
+        self.cohort = cohort or new_cohort(config)
+        self._lora = config.lora
+        dealt = fit_prompts(deal(config), self.cohort.base, config)
+        self.digest = dealt.digest
+        self.clients = dict(enumerate(with_secrets(dealt.clients, config.run.secrets), start=1))
         self.config = config.model_copy(update={"supervision": LabelsSupervision()})
-        self.initial = self.cohort.fresh_adapter(stream(config.run.seed, "adapter"))
 
-    def scores(self, checkpoint: Checkpoint | None = None, adapters: dict[str, Adapter] | None = None) -> ClientScores:
-        """Scores with the model of a checkpoint; without one with that of a run that begins.
+    def of_run(self, run: SavedRun) -> tuple[int | None, Evaluation]:
+        """The round of the checkpoint of a run of this config, and its evaluation, as in the run itself.
+
+        Raises:
+            AdapterError, CheckpointError: as `SavedRun.newest` and `SavedRun.adapter`.
+        """
+        saved = run.newest(lambda c: (c, own_adapters(run, c) if run.local else {}))
+        if saved is not None:
+            checkpoint, adapters = saved
+            return checkpoint.round, self._evaluation(self.config, checkpoint, adapters)
+        if run.local:
+            return None, self._evaluation(self.config, adapters=own_adapters(run, None))
+        return None, self.of_everybody(run.adapter(), str(run.directory / "adapter"))
+
+    def of_everybody(self, loaded: Adapter | None, place: str = "the adapter") -> Evaluation:
+        """Evaluation of every client with this adapter, of whatever rank and alpha; None is the base model.
+
+        Raises:
+            AdapterError: the adapter is of another model.
+        """
+        lora = self.config.lora.model_copy(update={"rank": self.config.lora.largest})
+        if loaded is not None:
+            lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
+        arm = "central" if self.config.federation.arm == "central" else "federated"
+        config = self._alone(arm, lora)
+        if loaded is None:
+            return self._evaluation(config)
+        initial = self._seat(config.lora)
+        return self._evaluation(config, Checkpoint(0, in_model_order(loaded, initial, place=place), {}))
+
+    def of_each(self, adapters: Mapping[str, Adapter]) -> Evaluation:
+        """Evaluation of these clients, each with an adapter of its own, of whatever rank and alpha.
+
+        Raises:
+            AdapterError: an adapter is of another model.
+        """
+        # Rules that change the base weights end in adapters whose rank and alpha have grown.
+        largest = max(adapters.values(), key=lambda adapter: adapter.rank)
+        adapters = {client: adapter.with_alpha(largest.alpha) for client, adapter in adapters.items()}
+        ranks = {client: adapter.rank for client, adapter in adapters.items()}
+        rank = ranks if len(set(ranks.values())) > 1 else largest.rank
+        lora = self.config.lora.model_copy(update={"rank": rank, "alpha": largest.alpha})
+        everybody = self._evaluation(self._alone("local", lora), adapters=adapters)
+        scores = {client: of_client for client, of_client in everybody.scores.items() if client in adapters}
+        return Evaluation(scores, {client: everybody.rates[client] for client in adapters})
+
+    def _alone(self, arm: str, lora: LoraConfig) -> Config:
+        """The config for whole adapters, which are sent or kept, and nothing else."""
+        federation = self.config.federation.model_copy(update={"arm": arm})
+        changes: dict[str, Any] = {"lora": lora, "aggregation": AggregationConfig(), "federation": federation}
+        return self.config.model_copy(update=changes)
+
+    def _seat(self, lora: LoraConfig) -> Adapter:
+        """Make the cohort take adapters of this shape; returns an adapter that leaves the model as it is."""
+        if lora != self._lora:
+            self.cohort.stack.remove()
+            self.cohort, self._lora = Cohort(self.cohort.base, lora, self.cohort.engine), lora
+        return self.cohort.fresh_adapter(stream(self.config.run.seed, "adapter"))
+
+    def _evaluation(
+        self, config: Config, checkpoint: Checkpoint | None = None, adapters: Mapping[str, Adapter] | None = None
+    ) -> Evaluation:
+        """Evaluation of the model of a checkpoint; without one of that of a run that begins.
 
         adapters: by client, in the arm `local`.
         """
-        clients = dict(enumerate(self.dealt.clients, start=1))
+        initial = self._seat(config.lora)
+        ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
+        clients = {node: replace(client, rank=ranks.get(client.name)) for node, client in self.clients.items()}
         names = {node: client.name for node, client in clients.items()}
-        strategy = FederatedRLVR(self.config, names, self.initial, Observer())
-        if self.config.model.adapter is not None:
+        strategy = FederatedRLVR(config, names, initial, Observer())
+        if config.model.adapter is not None:
             strategy.model.begin_with(None)
         if checkpoint is not None:
-            checkpoint.adapter.check_like(self.initial, place=f"the checkpoint of round {checkpoint.round}")
+            checkpoint.adapter.check_like(initial, place=f"the checkpoint of round {checkpoint.round}")
             strategy.model.restore(replace(checkpoint, strategy={}))  # no client remembers a part of it
         contexts = {node: Context(RUN_ID, node, {}, RecordDict(), {}) for node in clients}
         for node, name in names.items():
             if adapters and name in adapters:
-                like = self.initial.at_rank(self.config.lora.rank_of(name))
+                like = initial.at_rank(config.lora.rank_of(name))
                 adapter = in_model_order(adapters[name], like, place=f"the adapter of {name}")
                 contexts[node].state[OWN_ADAPTER] = adapter_to_arrays(adapter)
-        app = CohortApp(self.cohort, clients, self.initial, Observer())
+        keeper = RateKeeper()
+        app = CohortApp(self.cohort, clients, initial, Observer(), release=keeper)
         grid = LocalGrid(app, contexts)
         arrays = adapter_to_arrays(strategy.adapter, strategy.model.halves)
         messages = strategy.configure_evaluate(0, arrays, ConfigRecord(), grid)
         strategy.aggregate_evaluate(0, grid.send_and_receive(messages))
-        return strategy.record.scores
+        return Evaluation(strategy.record.scores, keeper.rates)

@@ -3,7 +3,7 @@ is in server/run.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,14 @@ from fedrlvr.tasks.partition import who_holds_what
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
 
 
-def run(config: Config, *, observer: Observer | None = None) -> RunResult:
+After = Callable[[RunResult, Cohort], None]
+"""Continuation of a run that has ended, on the same cohort."""
+
+
+def run(config: Config, *, observer: Observer | None = None, after: After | None = None) -> RunResult:
     """Run a federation on this machine, as one cohort.
+
+    after: is called when the run has ended, while its directory is still locked.
 
     Raises:
         FedrlvrError: whatever is wrong with the config, the data, the model, a round or the disk; rounds that are done
@@ -42,14 +48,16 @@ def run(config: Config, *, observer: Observer | None = None) -> RunResult:
     directory = config.run.directory or new_directory(config.run.name)
     with locked(directory):
         check_unused(directory)
-        return _alone(settled(config, directory), directory, observer, resume=False)
+        return _go(settled(config, directory), directory, observer, after, resume=False)
 
 
-def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer | None = None) -> RunResult:
+def resume(
+    directory: Path, overrides: Sequence[str] = (), *, observer: Observer | None = None, after: After | None = None
+) -> RunResult:
     """Go on with the run in a directory, exactly as if it had never stopped.
 
     overrides: `train.rounds=N`, to go on for longer. The learning rate then follows its schedule over N rounds, from
-        the first new round on.
+        the first new round on. after: as for `run`.
 
     Raises:
         ConfigError: the directory holds no run, more rounds than train.rounds are done, or an override is of another
@@ -62,7 +70,7 @@ def resume(directory: Path, overrides: Sequence[str] = (), *, observer: Observer
     config = config.model_copy(update={"run": here})
     with locked(directory):
         check_rounds(directory, config)
-        return _alone(config, directory, observer, resume=True)
+        return _go(config, directory, observer, after, resume=True)
 
 
 def settled(config: Config, directory: Path) -> Config:
@@ -86,12 +94,15 @@ def new_cohort(config: Config) -> Cohort:
     return cohort
 
 
-def _alone(config: Config, directory: Path, observer: Observer | None, *, resume: bool) -> RunResult:
+def _go(config: Config, directory: Path, observer: Observer | None, after: After | None, *, resume: bool) -> RunResult:
     federation = Federation(config, directory, new_cohort(config), observer or Observer())
-    return federation.go(resume=resume)
+    result = federation.go(resume=resume)
+    if after is not None:
+        after(result, federation.cohort)
+    return result
 
 
-def _with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[ClientData]:
+def with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[ClientData]:
     """Clients that mix the secrets in a directory into their streams.
 
     Raises:
@@ -131,7 +142,7 @@ class Federation:
         check_dealt(self.dealt, config.data)
         begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
         self.initial = begin.adapter
-        clients = dict(enumerate(_with_secrets(self.dealt.clients, config.run.secrets), start=1))
+        clients = dict(enumerate(with_secrets(self.dealt.clients, config.run.secrets), start=1))
         self.names = {node: client.name for node, client in clients.items()}
         self.server = Server(
             config,
@@ -172,9 +183,9 @@ class Federation:
         return public_set(self.dealt.public, self.cohort.base, reward)
 
     def _effective(self) -> Config:
-        """The central arm's one client takes as many problems a step as all clients together would."""
+        """The central arm's one client takes as many problems a step as all clients that train would together."""
         if self.config.federation.arm != "central":
             return self.config
         train = self.config.train
-        many = train.problems_per_step * len(self.config.federation.names)
+        many = train.problems_per_step * len(self.config.federation.training)
         return self.config.model_copy(update={"train": train.model_copy(update={"problems_per_step": many})})

@@ -96,6 +96,11 @@ def plan(
     if many > MOST_FEDERATIONS:
         raise ConfigError(f"This sweep has {many} federations; at most {MOST_FEDERATIONS} are run together.")
     base = load_config(path, overrides)
+    if base.run.verdict:
+        raise ConfigError(
+            "run.verdict: a sweep makes no verdicts. Leave it out, vary federation.arm=federated,local, and give two "
+            "runs of the sweep to `fedrlvr verdict RUN --alone RUN`."
+        )
     arms = _arms(path, overrides, values)
     place = directory or base.run.directory or new_directory(f"{base.run.name}-sweep")
     if (place / "config.json").exists():
@@ -182,9 +187,9 @@ def _planned(arm: Arm, seed: int, place: Path) -> Planned:
     started = (directory / "config.json").exists()
     if started:
         stored = load_resolved(directory / "config.json")
-        if (difference := _difference(config, stored)) is not None:
+        if (reason := difference(config, stored)) is not None:
             raise ConfigError(
-                f"{directory} holds a run of another configuration ({difference}). Give the same command as before, or "
+                f"{directory} holds a run of another configuration ({reason}). Give the same command as before, or "
                 "another --directory."
             )
         # The number of threads decides how sums are rounded: what was begun with some goes on with as many.
@@ -193,7 +198,7 @@ def _planned(arm: Arm, seed: int, place: Path) -> Planned:
     return Planned(arm.name, seed, config, directory, started, finished)
 
 
-def _difference(config: Config, started: Config) -> str | None:
+def difference(config: Config, started: Config) -> str | None:
     """The first setting that is not the same, with both values; None where all are.
 
     Not the directory, which may have moved, nor what only the run settled.

@@ -24,6 +24,7 @@ class ClientData:
     reward: (completion, problem) -> the true reward.
     instruction: kind of problem -> the sentence appended to prompts of that kind.
     rank: of the client's adapter; None is the run's.
+    free_rider: the client sends back what it is sent, in a simulated experiment.
     ledger: file of the labels the client has paid for; None for a client that pays for none.
     run: tells this run's uses of labels from those of other runs that share the ledger.
     secret: mixed into the client's private random streams; empty in a simulation.
@@ -37,18 +38,32 @@ class ClientData:
     instruction: Instruction = no_instruction
     validation: Sequence[Problem] = ()
     rank: int | None = None
+    free_rider: bool = False
     ledger: Path | None = None
     run: str = ""
     secret: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def of(cls, name: str, train: Sequence[Problem], test: Sequence[Problem], reward: Reward, **others: Any) -> Self:
+    def of(
+        cls,
+        name: str,
+        train: Sequence[Problem],
+        test: Sequence[Problem],
+        reward: Reward,
+        *,
+        training_reward: Reward | None = None,
+        **others: Any,
+    ) -> Self:
         """The data of a client whose problems have answers, which are sealed.
+
+        training_reward: of the training problems, where it is not `reward`.
 
         Raises:
             DataError: two training problems have one id.
         """
-        return cls(name, [p.question for p in train], Answers(name, train, reward), test, reward, **others)
+        return cls(
+            name, [p.question for p in train], Answers(name, train, training_reward or reward), test, reward, **others
+        )
 
     def split(self, name: str) -> Sequence[Problem]:
         """The problems that an evaluation of this split measures: `test` or `validation`."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
+from fedrlvr.config.federation import Deviation
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
+from fedrlvr.tasks.deviations import reworded, with_wrong_labels
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
-from fedrlvr.tasks.rewards import grader_for
+from fedrlvr.tasks.rewards import Reward, grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
 from fedrlvr.tasks.task import Instruction, prompt_text
 
@@ -69,17 +71,23 @@ def deal(config: Config) -> Dealt:
     train, public, validation, test = _apart(config)
     train = _sample(train, data.train_size, stream(seed, "train"))
     check_disjoint(train=train, public=public, validation=validation, test=test)
-    names = [CENTRAL] if config.federation.arm == "central" else config.federation.names
-    alpha = getattr(config.partition, "alpha", 1.0)
-    kind = "iid" if len(names) == 1 else config.partition.type
-    parts = partition(train, names, type=kind, alpha=alpha, seed=seed)
+    train, validation, test = _as_clients_hold(config, train, validation, test)
+    names = config.federation.names
+    if config.federation.arm == "central":
+        names, train = [CENTRAL], _of_training_clients(config, train)
+    parts = _parts(config, train, names)
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
-    if config.evaluate.split == "validation" and (lacking := [name for name in names if not chosen_on[name]]):
-        raise DataError(
-            f"evaluate.split = 'validation': {', '.join(lacking)} without validation problems. Raise "
-            f"data.validation_size, which is {data.validation_size}."
-        )
-    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
+    for needs, setting in (
+        (config.evaluate.split == "validation", "evaluate.split = 'validation'"),
+        (config.personal.method.mixes, f"personal.type = {config.personal.type!r}"),
+    ):
+        if needs and (lacking := [name for name in names if not chosen_on[name]]):
+            raise DataError(
+                f"{setting}: {', '.join(lacking)} without validation problems. Raise data.validation_size, which is "
+                f"{data.validation_size}."
+            )
+    reward = _grader(config, data.reward)
+    deviations = config.federation.deviations
     if data.train_on_public:
         parts = {name: [*held, *public] for name, held in parts.items()}
     instruction = instruction_of(data)
@@ -90,15 +98,57 @@ def deal(config: Config) -> Dealt:
             parts[name],
             held_out[name],
             reward,
+            training_reward=_grader(config, stated.reward) if stated.reward else None,
             instruction=instruction,
             validation=chosen_on[name],
             rank=ranks.get(name),
+            free_rider=stated.free_rider,
             ledger=_ledger(config, name),
             run=config.run.directory.name if config.run.directory else "",
         )
         for name in names
+        for stated in (deviations.get(name, Deviation()),)
     ]
     return Dealt(clients, public, who_holds_what(parts), who_holds_what(held_out))
+
+
+def _parts(config: Config, train: Sequence[Problem], names: Sequence[str]) -> dict[str, list[Problem]]:
+    """The training problems by client, as the configuration divides them."""
+    alpha = getattr(config.partition, "alpha", 1.0)
+    kind = "iid" if len(names) == 1 else config.partition.type
+    return partition(train, names, type=kind, alpha=alpha, seed=config.run.seed)
+
+
+def _as_clients_hold(config: Config, train: list[Problem], *held_out: list[Problem]) -> list[list[Problem]]:
+    """Training and held-out problems, in order, as the clients that deviate hold them, also where they are pooled."""
+    deviations = config.federation.deviations
+    if any(stated.wrong_labels for stated in deviations.values()) and not task_of(config.data.name).takes_labels:
+        raise ConfigError(
+            f"federation.deviations: the problems of {config.data.name} are scored without a label, so wrong_labels "
+            "has no effect. Leave it out."
+        )
+    parts = _parts(config, train, config.federation.names) if deviations else {}
+    shares = [parts, *(deal_like(parts, problems) if parts else {} for problems in held_out)]
+    seed = config.run.seed
+    for name, stated in deviations.items():
+        shares[0][name] = with_wrong_labels(name, shares[0][name], stated.wrong_labels, seed)
+        for share in shares:
+            share[name] = [reworded(problem, stated.prompt_template) for problem in share[name]]
+    held = [{problem.id: problem for share in of_split.values() for problem in share} for of_split in shares]
+    return [[new.get(p.id, p) for p in problems] for problems, new in zip((train, *held_out), held, strict=True)]
+
+
+def _of_training_clients(config: Config, train: list[Problem]) -> list[Problem]:
+    """The training problems, in order, without those of the clients that are excluded."""
+    if not config.federation.excluded:
+        return train
+    parts = _parts(config, train, config.federation.names)
+    left_out = {problem.id for client in config.federation.excluded for problem in parts[client]}
+    return [problem for problem in train if problem.id not in left_out]
+
+
+def _grader(config: Config, path: str | None) -> Reward:
+    return grader_for(path, arithmetic=config.data.arithmetic, directory=config.run.started_in)
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:

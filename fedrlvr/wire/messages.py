@@ -3,6 +3,7 @@ below.
 
     train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
                    up    arrays: the adapter           metrics: numbers               probes: the client's
+                         of a personal adapter the numbers alone
     evaluate       down  arrays: the adapter           config: an EvaluateRequest
                    up    metrics: numbers              config: names of sources
     query.respond  what an exchange adds: public_messages.py; the round's first message brings the probes
@@ -52,6 +53,9 @@ class Request(BaseModel):
 
     round: counted from 1; 0 is before the first.
     own_adapter: use the adapter the client keeps itself, and send none (the arm `local`).
+    personal: of the personal adapters, which come after the last round and count as one round more: training keeps its
+    result at the client, and an evaluation uses it. An evaluation that brings a part of the model makes the personal
+    adapter of it and of what the client keeps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -59,7 +63,13 @@ class Request(BaseModel):
     round: int = Field(ge=0)
     seed: int = Field(ge=0)
     own_adapter: bool = False
+    personal: bool = Field(False, exclude_if=lambda value: not value)  # so that other messages are as they were
     sampling: SamplingConfig
+
+    @property
+    def run_round(self) -> int:
+        """The round of the run that the message belongs to; personal adapters belong to the last one."""
+        return self.round - self.personal
 
 
 class StretchRequest(Request):
@@ -67,7 +77,8 @@ class StretchRequest(Request):
 
     steps: local steps to take now, of the round's `train.local_steps`.
     coordination: set in a round with exchanges.
-    trains: the half of the adapter that is trained, and sent. precision: what it is sent in. feedback: whether what
+    trains: the half of the adapter that is trained, and sent, unless `sends` names a part of it. keeps: halves that the
+    client begins its next round with (personal adapters). precision: what it is sent in. feedback: whether what
     rounding loses is to be sent the next time.
     """
 
@@ -78,6 +89,8 @@ class StretchRequest(Request):
     trains: Halves = "AB"
     precision: Precision = "float32"
     feedback: bool = True
+    sends: Halves | None = Field(None, exclude_if=lambda value: value is None)
+    keeps: Halves | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:
@@ -86,12 +99,22 @@ class StretchRequest(Request):
 
 
 class TrainRequest(StretchRequest):
-    """Take the round's last local steps, or just the public steps on the last share, and send the adapter."""
+    """Take the round's last local steps, or just the public steps on the last share, and send the adapter.
+
+    choose: set where a personal adapter is mixed with the global one: how responses to the validation problems are
+    sampled, by which the client chooses the shares.
+    """
+
+    choose: EvaluateConfig | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _something_to_do(self) -> TrainRequest:
         if not self.steps and self.coordination is None:
             raise ValueError("steps must be at least 1 in a round without exchanges")
+        if self.personal and (self.own_adapter or self.coordination or not self.run_round):
+            raise ValueError("a personal adapter begins with the global adapter after the last round")
+        if self.choose is not None and not self.personal:
+            raise ValueError("choose is for personal adapters")
         return self
 
 
@@ -272,7 +295,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("tokens_sampled", "tokens_trained", "public_tokens_sampled", "public_tokens_trained"), _COUNT),
     **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length"), _COUNT),
     **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
-    **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked"), _SHARE),
+    **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
     **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
     **dict.fromkeys(("reward", "verified_reward"), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},

@@ -31,6 +31,7 @@ class ModelDelta(BaseModel):
     change_rank: of the change of the base weights that travels; 0: none does. It is added to the change that a client
     remembers which has to remember a version.
     keep: what the client is to remember, for messages that will not bring it.
+    own_halves: of the adapter, those that the client replaces by what it has trained for itself, once there is any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class ModelDelta(BaseModel):
     seeded: int | None = Field(None, ge=0)
     change_rank: int = Field(0, ge=0, le=1 << 16)
     keep: Keep = "nothing"
+    own_halves: Halves | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _halves_from_nowhere(self) -> ModelDelta:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gain import best
 from benchmarks.gain_cells import BASE, CELLS, FEDERATIONS, PUBLIC, STEPS, Arm, choosing, directory_of, settings
+from benchmarks.gain_choices import best
 from benchmarks.gain_search import at_step
 from benchmarks.gain_tables import area, kind, paired, reached
 from fedrlvr.config import load_config

@@ -18,7 +18,7 @@ from small_runs import lines
 from fedrlvr.config import load_config
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ("care", "desk", "embedded", "fgrpo", "mixed_ranks", "pubswap")
+GENERATED = ("care", "desk", "embedded", "few_problems", "fgrpo", "mixed_ranks", "pubswap")
 """Examples on the embedded problems."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -43,6 +43,7 @@ def test_there_is_an_example_for_each_main_task() -> None:
         "care",
         "desk",
         "embedded",
+        "few_problems",
         "fgrpo",
         "gsm8k",
         "math",

@@ -40,22 +40,30 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "flora": {"train": {"rounds": 2}, "aggregation": {"type": "flora"}, "lora": {"rank": {"ann": 2, "bob": 4}}},
     "step": {"train": {"rounds": 3}, "aggregation": {"server_learning_rate": "auto", "server_agreement": "clients"}},
+    "finish": {
+        "train": {"rounds": 2},
+        "aggregation": {"type": "flora"},
+        "lora": {"rank": {"ann": 2, "bob": 4}},
+        "personal": {"type": "finish", "steps": 2},
+    },
+    "fedsa": {"train": {"rounds": 2}, "personal": {"type": "fedsa"}},
+    "fedalt": {"train": {"rounds": 3}, "personal": {"type": "fedalt"}},
     "asking": {
         "train": {"rounds": 2},
         "supervision": {"type": "random", "budget": 0.5, "rest": "pseudo"},
     },
 }
-"""Federations whose clients remember something: moments; a round under way; a change of the base weights; labels.
-In one the server remembers their changes."""
+"""Federations whose clients remember something: moments; a round under way; a change of the base weights; labels;
+a personal adapter, or a part of one. In one the server remembers their changes."""
 
 
 def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:
     """The configuration of a small federation of ann and bob."""
     write_problems(problems, NAMES)
     changes: dict[str, Any] = {key: dict(value) for key, value in VARIANTS[variant].items()}
-    for key, value in more.items():
+    for key, value in {"federation": {"clients": list(NAMES)}, **more}.items():
         changes[key] = {**changes.get(key, {}), **value}
-    return parse_config(settings(model, problems, directory, federation={"clients": list(NAMES)}, **changes))
+    return parse_config(settings(model, problems, directory, **changes))
 
 
 def give_problems(config: Config, sites: Path) -> None:

@@ -185,6 +185,11 @@ def test_insecure_is_for_this_machine_alone(flower: Flower, exp: Path, tmp_path:
         (("alone.toml", "--superlink", "hub"), "nothing travels"),
         (("exp.toml", "--superlink", "hub", "--set", "run.ledgers=/x"), "run.ledgers"),
         (("exp.toml", "--superlink", "hub", "--set", "run.secrets=/x"), "run.secrets"),
+        (("exp.toml", "--superlink", "hub", "--set", "run.verdict=true"), "fedrlvr site verdict"),
+        (
+            ("exp.toml", "--superlink", "hub", "--set", "federation.deviations.client-1.free_rider=true"),
+            "federation.deviations",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_is_started(

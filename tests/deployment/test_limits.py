@@ -12,7 +12,14 @@ from factories import make_request, make_terms
 from pydantic import BaseModel
 
 from fedrlvr.deployment.site.config import Limits
-from fedrlvr.deployment.site.limits import BOUNDS, TRAINING_BOUNDS, check, check_evaluation, check_problems
+from fedrlvr.deployment.site.limits import (
+    BOUNDS,
+    TRAINING_BOUNDS,
+    check,
+    check_choice,
+    check_evaluation,
+    check_problems,
+)
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
 from fedrlvr.wire.messages import EvaluateRequest, RespondRequest, TrainRequest
@@ -85,6 +92,8 @@ def test_all_that_is_at_its_limit_is_answered() -> None:
     check(AT_THE_EDGE, "train", TERMS, train(supervision=ASKS), 0)
     check(AT_THE_EDGE, "query.respond", TERMS, respond(), 6)
     check(AT_THE_EDGE, "evaluate", TERMS, evaluate(), 0)
+    check(AT_THE_EDGE, "train", TERMS, train(personal=True, round=6, choose={"samples": 3}), 0)
+    check(AT_THE_EDGE, "evaluate", TERMS, evaluate(personal=True, round=6), 0)
 
 
 def limits(**changes: Any) -> Limits:
@@ -153,6 +162,19 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     ({"least_new_tokens": 17}, TERMS, train(), 0, ("limits.least_new_tokens", "16")),
     ({"least_new_tokens": 17}, TERMS, evaluate(), 0, ("limits.least_new_tokens", "16")),
     ({}, TERMS, train(own_adapter=True), 0, ("limits.own_adapter",)),
+    ({"personal": False}, TERMS, train(personal=True, round=6), 0, ("limits.personal",)),
+    ({"personal": False}, TERMS, train(keeps="B", sends="A"), 0, ("limits.personal",)),
+    ({"personal": False}, TERMS, evaluate(personal=True, round=6), 0, ("limits.personal",)),
+    ({"rounds": 6}, TERMS, train(personal=True, round=7), 0, ("round 6",)),
+    ({"rounds": 6}, TERMS, evaluate(personal=True, round=7), 0, ("round 6",)),
+    ({"local_steps": 2}, TERMS, train(personal=True), 0, ("limits.local_steps", "3")),
+    (
+        {"evaluate_samples": 3},
+        TERMS,
+        train(personal=True, choose={"samples": 4}),
+        0,
+        ("limits.evaluate_samples", "4"),
+    ),
     ({}, TERMS, evaluate(own_adapter=True), 0, ("limits.own_adapter",)),
     ({"lora_scale": (0, 1.9)}, TERMS, evaluate(), 0, ("limits.lora_scale", "2.0")),
     (
@@ -233,8 +255,9 @@ def test_all_that_is_beyond_is_said_at_once() -> None:
     with pytest.raises(LimitError) as error:
         check(limits(local_steps=1, group_size=2, least_clients=9), "train", TERMS, train(), 0)
     assert str(error.value) == (
-        "clinic-a allows at least 9 organisations in a run (limits.least_clients), asked for 3; at most 1 local "
-        "steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked for 4"
+        "clinic-a allows at least 9 organisations that train in a run (limits.least_clients), asked for 3; at most 1 "
+        "local steps (limits.local_steps), asked for 3; at most 2 responses to a problem (limits.group_size), asked "
+        "for 4"
     )
 
 
@@ -258,8 +281,10 @@ def test_a_range_that_is_upside_down_is_no_range(name: str) -> None:
 
 
 HARMLESS = {
-    *("seed", "exchange", "send", "trains", "precision", "feedback", "own_adapter"),
-    *("sampling.top_k", "evaluate.every", "evaluate.temperature"),
+    *("seed", "exchange", "send", "trains", "precision", "feedback", "own_adapter", "personal"),
+    *("sends", "keeps"),
+    *("sampling.top_k", "evaluate.every", "evaluate.temperature", "evaluate.split"),
+    *("choose.every", "choose.temperature", "choose.split"),
     *("train.rounds", "train.loss", "train.scale_by_std", "train.schedule", "train.warmup_steps"),
     *("train.unfinished", "train.optimizer_state"),
     *("supervision.type", "supervision.audit", "supervision.share_probes", "supervision.labels_from"),
@@ -270,7 +295,7 @@ HARMLESS = {
     *("terms.protocol", "terms.version", "terms.run", "terms.client", "terms.task", "terms.model"),
     *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.chat_template", "terms.alpha"),
     *("terms.targets", "terms.max_prompt_tokens"),
-    *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep"),
+    *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }
 """Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""
 
@@ -292,6 +317,7 @@ def test_every_field_that_a_server_may_fill_is_bounded_or_known_to_be_harmless()
     asked = set().union(*(fields_of(kind) for kind in (TrainRequest, RespondRequest, EvaluateRequest)))
     asked |= fields_of(Terms, "terms.") | fields_of(ModelDelta, "delta.")
     bounded = {field for limit in (*BOUNDS, *TRAINING_BOUNDS) for field in limit.fields} - {"public", "terms.scale"}
+    bounded = {"round" if field == "run_round" else field for field in bounded}
     assert asked == bounded | HARMLESS
     assert not bounded & HARMLESS
 
@@ -300,6 +326,16 @@ def test_an_evaluation_samples_for_every_held_out_problem() -> None:
     check_evaluation(Limits(tokens_per_message=10 * 3 * 16), "clinic-a", evaluate(), 10)
     with pytest.raises(LimitError, match=r"^clinic-a .* 479 .*tokens_per_message.* 480$"):
         check_evaluation(Limits(tokens_per_message=479), "clinic-a", evaluate(), 10)
+
+
+def test_a_personal_adapter_is_chosen_by_validation_problems_within_the_tokens_of_a_message() -> None:
+    asked = train(personal=True, choose={"samples": 3})
+    check_choice(Limits(tokens_per_message=5 * 10 * 3 * 16), "clinic-a", asked, 10)
+    check_choice(Limits(tokens_per_message=1), "clinic-a", train(personal=True), 0)
+    with pytest.raises(LimitError, match=r"^clinic-a .* 2399 .*tokens_per_message.* 2400$"):
+        check_choice(Limits(tokens_per_message=2399), "clinic-a", asked, 10)
+    with pytest.raises(LimitError, match=r"^clinic-a .*validation_size"):
+        check_choice(Limits(), "clinic-a", asked, 0)
 
 
 def test_the_page_on_privacy_names_every_limit_and_every_field_without_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from factories import make_terms
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedrlvr import __version__
+from fedrlvr.config import parse_config
+from fedrlvr.deployment.superlink.server_app import terms_of
 from fedrlvr.deployment.terms import LONGEST, PROTOCOL, TERMS, Terms, read_terms, terms_record
 from fedrlvr.errors import MessageError
 
@@ -26,6 +29,14 @@ def test_terms_come_back_as_they_went() -> None:
         terms = Terms(**PLAIN, **more)
         assert read_terms(RecordDict({TERMS: terms_record(terms)})) == terms
     assert (terms.protocol, terms.version) == (PROTOCOL, __version__)
+
+
+def test_the_number_of_clients_is_that_of_those_that_train() -> None:
+    """A site's floor `least_clients` is about how many adapters an average has."""
+    config = parse_config({"federation": {"clients": ["ann", "bob", "cyd"], "excluded": ["cyd"]}})
+    cohort: Any = SimpleNamespace(base=SimpleNamespace(model_id="m", weights_id="w", tokenizer_id="t"))
+    terms = terms_of(config, cohort, "run")
+    assert {client: of_client.clients for client, of_client in terms.items()} == {"ann": 2, "bob": 2, "cyd": 2}
 
 
 @pytest.mark.parametrize(

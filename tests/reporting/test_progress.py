@@ -13,6 +13,7 @@ from fedrlvr.reporting.observer import (
     Advised,
     Evaluated,
     Observer,
+    PersonalEnded,
     PhaseStarted,
     RoundSaved,
     RunFailed,
@@ -89,12 +90,14 @@ def test_plain_lines(clock: Clock) -> None:
     for round_, seconds in enumerate((4.0, 10.0, 61.0)):
         clock.after(seconds)
         plain.notify(saved(round_))
+    plain.notify(PersonalEnded({"clients": {}, "evaluate": run_records()[2]["evaluate"]}))
     plain.notify(RunFailed("its disk"))  # which the command says
     assert out.getvalue().splitlines() == [
         "runs/x: 2 clients, 2 rounds",
         "round 0/2  held-out pass@1 40.0 %  4.0 s",
         "round 1/2  reward 0.150  10.0 s",
         "round 2/2  reward 0.300  held-out pass@1 55.0 %  1:01",
+        "personal adapters  held-out pass@1 55.0 %",
     ]
     plain.notify(RunStarted("runs/x", ["alpha"], rounds=5, local_steps=2, first_round=3))
     assert out.getvalue().splitlines()[-1] == "runs/x: 1 client, 5 rounds, going on with round 3"
@@ -144,6 +147,14 @@ def test_live_display(clock: Clock) -> None:
     finally:
         live.close()
     live.close()  # a second time does no harm
+
+
+def test_steps_after_the_last_round_are_those_of_personal_adapters(clock: Clock) -> None:
+    live = LiveProgress(Console(file=io.StringIO()), clock)
+    live.notify(RunStarted("runs/x", ["alpha"], rounds=2, local_steps=2, first_round=0))
+    live.notify(StepEnded(3, 1, 7, {"alpha": 0.5}, 10))
+    live.close()
+    assert live.position == "round 2/2  personal adapters  train  step 1/7"
 
 
 def test_live_display_sums_many_clients_up(clock: Clock) -> None:

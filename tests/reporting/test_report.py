@@ -140,6 +140,18 @@ def test_public_responses_that_were_dropped_are_counted_by_client_and_reason() -
     assert "hidden 4, tail 8" in page(records).words
 
 
+def test_personal_adapters_have_a_table_of_their_own_and_who_was_left_out_of_them_is_said() -> None:
+    records = run_records()
+    part = {"clients": {}, "seconds": {}, "evaluate": records[-1]["evaluate"], "left_out": {"client-1": "no disk"}}
+    config = parse_config({"personal": {"type": "finish", "steps": 7}})
+    page = render(config, [*records[:-1], {**records[-1], "personal": part}])
+    assert "<h2>Personal adapters</h2>" in page
+    assert "7 local steps" in page
+    assert "no disk" in page
+    assert "personal finish" in page
+    assert "<h2>Personal adapters</h2>" not in render(config, records)
+
+
 def test_client_weights_are_drawn_where_they_change() -> None:
     records = run_records()
     for alpha, record in ((0.5, records[1]), (0.5, records[2])):

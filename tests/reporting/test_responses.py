@@ -123,7 +123,7 @@ def test_a_model_s_text_reaches_a_terminal_and_a_page_with_its_escapes(
         main(["responses", str(tmp_path)])
     out = capsys.readouterr().out
     assert "    one\\x1b]0;title\\x07\n    \\u202e<script>two\n" in out
-    page = render(Config(), [], None, excerpt(tmp_path, 4))
+    page = render(Config(), [], responses=excerpt(tmp_path, 4))
     for text in (out, page):
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
     assert "<script>" not in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from fedrlvr.reporting.scores import (
     macro_mean,
     mean_reward,
     natural,
+    personal_scores,
     series,
     summarise,
     totals,
@@ -166,3 +168,26 @@ def test_mean_reward_is_over_those_who_trained():
 
 def test_natural_order():
     assert sorted(["client-10", "client-2", "b", "client-1"], key=natural) == ["b", "client-1", "client-2", "client-10"]
+
+
+def test_personal_scores_compare_with_the_last_global_adapter_and_count_in_the_totals() -> None:
+    def scores(total: float) -> dict[str, Any]:
+        return {"ann": {"sums": {"n": 10, "total": total, "squares": total}}}
+
+    numbers = {"bytes_up": 1, "bytes_down": 2, "tokens_sampled": 30}
+    last = {"round": 2, "clients": {"ann": numbers}, "seconds": {"train": 1.0}, "evaluate": scores(4.0)}
+    assert personal_scores([last]) is None
+    personal = {"clients": {"ann": numbers}, "seconds": {"train": 2.0}, "evaluate": scores(7.0)}
+    compared = personal_scores([{**last, "evaluate": scores(1.0), "round": 1}, {**last, "personal": personal}])
+    assert compared is not None
+    (line,) = compared.clients
+    assert line.before is not None
+    assert line.after is not None
+    assert (line.before.mean, line.after.mean) == (0.4, 0.7)
+    sums = totals([{**last, "personal": personal}])
+    assert (sums.bytes_up, sums.bytes_down, sums.tokens_sampled, sums.rounds) == ({"ann": 2}, {"ann": 4}, 60, 2)
+    assert sums.wall == {"train": 3.0}
+    overall = summarise([{**last, "personal": personal}])
+    assert overall is not None
+    assert overall.overall.after is not None
+    assert overall.overall.after.mean == 0.4, "the global adapter's scores are not mixed with personal ones"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedrlvr.reporting.sweep_table import show_sweep, spread, t95, tabulate, to_json, to_markdown
+from fedrlvr.reporting.scores import t95
+from fedrlvr.reporting.sweep_table import show_sweep, spread, tabulate, to_json, to_markdown
 
 ABOUT = {"command": "fedrlvr sweep", "date": "2026-11-21 10:00", "seeds": [3, 4], "machine": "2 cores", "fedrlvr": "1"}
 

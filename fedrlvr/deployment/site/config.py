@@ -75,7 +75,7 @@ class Limits(Section):
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
     new run does not reset the count."""
     local_steps: int = Field(100, ge=1)
-    """Largest number of local steps in a round."""
+    """Largest number of local steps in a round, and of personal steps after the last one."""
     problems_per_step: int = Field(256, ge=1)
     """Largest number of problems in a local step."""
     group_size: int = Field(64, ge=2)
@@ -115,6 +115,9 @@ class Limits(Section):
     own_adapter: bool = False
     """Whether a server may train an adapter that stays here between rounds, as the arm `local` of an experiment does. A
     run across organisations never needs it."""
+    personal: bool = True
+    """Whether a server may have this site make a personal adapter, which stays here (personal.type). Numbers of its
+    training and its scores leave as those of any other adapter do."""
     prompt_filter: bool = False
     """Whether a server's data.max_prompt_tokens may leave out some of this site's problems. If false, such a run is
     refused: numbers over two sets of problems that differ by one problem would describe that problem. Set the task's
@@ -158,8 +161,8 @@ class Limits(Section):
     """Largest size of one layer's update that the server sends: scale x norm of A x norm of B, where the norms are
     Euclidean."""
     least_clients: int = Field(2, ge=1)
-    """Privacy floor: least number of organisations in a run, because an average of few describes each of them. The
-    server states the number, and this machine cannot verify it."""
+    """Privacy floor: least number of organisations that train in a run, because an average of few describes each of
+    them. The server states the number, and this machine cannot verify it."""
     least_problems: int = Field(8, ge=1)
     """Privacy floor: least number of different private problems behind an adapter, behind CARE's probes, and behind any
     response that leaves after local steps. A task with fewer is not trained on."""

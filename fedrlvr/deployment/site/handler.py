@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
+from fedrlvr.client import personal
 from fedrlvr.client.app import CohortApp, asked_in
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig
@@ -26,12 +27,15 @@ from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
+from fedrlvr.files import atomic_directory
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
+from fedrlvr.server.run_directory import personal_directory
 from fedrlvr.simulation.grid import delivered
 from fedrlvr.tasks import grader_for, task_of
 from fedrlvr.tasks.client_data import ClientData
@@ -169,6 +173,7 @@ class Answering:
             limits.check_evaluation(allowed, self.org.name, request, len(client.split(request.evaluate.split)))
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
+            limits.check_choice(allowed, self.org.name, request, len(client.validation))
         self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
@@ -179,9 +184,24 @@ class Answering:
         (reply,) = app([message], [context])
         withheld = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else ""
         answer = _WITHHELD + withheld.encode() if withheld else pack(reply.content)
+        answered = app.request(message, context)
+        if request.personal and not withheld and not answered.uses_personal:
+            self._keep_personal(terms, answered, cohort.base)
         states.save(request.round, past, context, message_id, answer)
         self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {_sent(reply.content)}")
         return answer
+
+    def _keep_personal(self, terms: Terms, request: ClientRequest, base: Base) -> None:
+        """Write the personal adapter that a message left in the memory to the run's directory here, in PEFT's format.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        place = personal_directory(self.org.state / "runs" / terms.run, self.org.name)
+        with atomic_directory(place) as directory:
+            name = base_reference(str(self.org.model(terms.model).name))
+            save_peft(personal.whole(request), directory, base_name=name, fused_experts=base.fused_experts)
+        self.tell(f"run {terms.run}: the personal adapter stays here, in {place}")
 
     def _count(self, kind: str, terms: Terms, request: StretchRequest | EvaluateRequest) -> None:
         """Count a message that is about to be computed.
@@ -380,7 +400,8 @@ def _memory(states: RoundStates, request: ClientRequest) -> Past:
 def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     """What is asked, in words and counts."""
     if isinstance(request, EvaluateRequest):
-        return f"evaluate with {request.evaluate.samples} responses to each held-out problem"
+        what = "evaluate the personal adapter" if request.personal else "evaluate"
+        return f"{what} with {request.evaluate.samples} responses to each held-out problem"
     each = f"{request.train.problems_per_step} problems x {request.sampling.group_size} responses"
     tasks = (
         [f"train {request.steps} steps x {each} with rewards from {request.supervision.type}"] if request.steps else []
@@ -388,7 +409,7 @@ def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     if isinstance(request, RespondRequest):
         tasks.append(f"answer {public} public problems x {request.sampling.group_size} responses")
     else:
-        tasks.append("send the adapter")
+        tasks.append("keep the personal adapter" if request.personal else "send the adapter")
     return " and ".join(tasks)
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedrlvr.aggregation.personal import SHARES
 from fedrlvr.config import Asking
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
-from fedrlvr.wire.messages import EvaluateRequest, StretchRequest
+from fedrlvr.wire.messages import EvaluateRequest, StretchRequest, TrainRequest
 
 if TYPE_CHECKING:
     from fedrlvr.wire.model_delta import ModelDelta
@@ -52,14 +53,14 @@ class FieldLimit:
 
 
 BOUNDS = (
-    FieldLimit("rounds", most, ("round", "terms.rounds"), "rounds"),
+    FieldLimit("rounds", most, ("run_round", "terms.rounds"), "rounds"),
     FieldLimit("lora_rank", most, ("terms.rank", "terms.largest"), "as the rank of an adapter"),
     FieldLimit("lora_scale", within, ("terms.scale",), "as the scale alpha / rank of an adapter"),
-    FieldLimit("least_clients", least, ("terms.clients",), "organisations in a run"),
+    FieldLimit("least_clients", least, ("terms.clients",), "organisations that train in a run"),
     FieldLimit("change_rank", most, ("delta.change_rank",), "as the rank of a change of the base weights"),
     FieldLimit("max_new_tokens", most, ("sampling.max_new_tokens",), "tokens in a response"),
     FieldLimit("least_new_tokens", least, ("sampling.max_new_tokens",), "tokens as the longest response"),
-    FieldLimit("evaluate_samples", most, ("evaluate.samples",), "responses to each held-out problem"),
+    FieldLimit("evaluate_samples", most, ("evaluate.samples", "choose.samples"), "responses to each held-out problem"),
     FieldLimit("local_steps", most, ("steps", "train.local_steps"), "local steps"),
     FieldLimit("problems_per_step", most, ("train.problems_per_step",), "problems in a local step"),
     FieldLimit("updates_per_batch", most, ("train.updates_per_batch",), "optimizer steps on a sampled batch"),
@@ -160,6 +161,24 @@ def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, proble
         raise LimitError(f"{name} allows {reason}")
 
 
+def check_choice(limits: Limits, name: str, request: StretchRequest, problems: int) -> None:
+    """Check that a mixed personal adapter can be chosen by validation problems, within the tokens that are allowed.
+
+    Raises:
+        LimitError: there are none, or too many tokens would be sampled.
+    """
+    if not isinstance(request, TrainRequest) or (choose := request.choose) is None:
+        return
+    if not problems:
+        raise LimitError(
+            f"{name} has no validation problems, by which personal.type = 'mix' chooses: set validation_size of its "
+            "task in site.toml (data.validation_size)"
+        )
+    tokens = len(SHARES) * problems * choose.samples * request.sampling.max_new_tokens
+    if reason := _reason(limits, "tokens_per_message", most, tokens, "tokens sampled to choose a personal adapter"):
+        raise LimitError(f"{name} allows {reason}")
+
+
 def _beyond(limits: Limits, bounds: tuple[FieldLimit, ...], asked: Asked) -> Iterator[str]:
     """A reason for each bound that is exceeded, with the first value that exceeds it."""
     for bound in bounds:
@@ -175,8 +194,10 @@ def _reason(limits: Limits, setting: str, compare: Compare, value: float, words:
 
 def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
     terms, request, delta = asked.terms, asked.request, asked.delta
-    if request.round > terms.rounds:
-        yield f"no round beyond the run's own {terms.rounds}, asked for round {request.round}"
+    if request.run_round > terms.rounds:
+        yield f"no round beyond the run's own {terms.rounds}, asked for round {request.run_round}"
+    if (request.personal or getattr(request, "keeps", None)) and not limits.personal:
+        yield "no personal adapter that stays here (limits.personal)"
     if request.own_adapter and not limits.own_adapter:
         yield "no adapter that stays here (limits.own_adapter)"
     if delta is not None and not limits.change_rank and delta.keep == "change" and delta.since is not None:

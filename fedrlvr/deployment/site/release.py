@@ -188,7 +188,9 @@ class SiteRelease(Release):
         if memory.influence or not isinstance(asked, RespondRequest):
             self._check_floors(request, memory, reply)
         if (record := record_in(reply, METRICS, MetricRecord)) is not None:
-            reply[METRICS] = MetricRecord(self._numbers(record, _counts(asked, memory), _Chances(request)))
+            reply[METRICS] = MetricRecord(
+                self._numbers(record, _counts(asked, memory, len(request.data.validation)), _Chances(request))
+            )
         if (record := record_in(reply, EXCHANGE, MetricRecord)) is not None and self.limits.round_numbers:
             public = asked.coordination.public_problems if asked.coordination else 1
             chances = _Chances(request)
@@ -253,10 +255,11 @@ def _widest_input(adapter: Adapter) -> int:
     return max(k for _, k in adapter.shapes.values())
 
 
-def _counts(asked: StretchRequest, memory: Memory) -> dict[str, int]:
-    """Different private problems behind each number of a train reply."""
+def _counts(asked: StretchRequest, memory: Memory, validation: int) -> dict[str, int]:
+    """Different private problems behind each number of a train reply. validation: problems of this split."""
     drawn = len(memory.influence)
     counts = {"": drawn, "ratio_max": 1, "kl_to_base": min(drawn, asked.train.problems_per_step)}
+    counts["global_share"] = validation
     if (labels := memory.labels) is not None:
         counts |= dict.fromkeys(("verified_reward", "majority_right"), min(labels.used, labels.total))
         counts |= dict.fromkeys(PROBE_LOSSES, labels.total)

@@ -22,6 +22,11 @@ def check(config: Config) -> None:
             f"federation.arm = {config.federation.arm!r} is a reference for one machine, where nothing travels. Run it "
             "with `fedrlvr run`, or set federation.arm = 'federated'."
         )
+    if config.run.verdict:
+        raise ConfigError(
+            "run.verdict: the problems that a verdict is about stay at the organisations. Leave it out; each "
+            "organisation makes its own with `fedrlvr site verdict`."
+        )
     if config.run.ledgers is not None:
         raise ConfigError("run.ledgers: each organisation keeps its own ledger, in its own directory. Leave it out.")
     if config.data.train_on_public:
@@ -31,6 +36,11 @@ def check(config: Config) -> None:
         )
     if config.run.secrets is not None:
         raise ConfigError("run.secrets: each organisation has its own secret, in its own directory. Leave it out.")
+    if config.federation.deviations:
+        raise ConfigError(
+            "federation.deviations: each organisation holds its own problems, and deviations are for experiments on "
+            "one machine. Leave it out."
+        )
 
 
 def travels(config: Config, numbers: int | None = None, change: bool = False) -> Iterator[str]:
@@ -41,10 +51,12 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     public = config.coordination if isinstance(config.coordination, PubSwapCoordination) else None
 
     def sized(each: int) -> str:
-        return "" if numbers is None else f" ({numbers:,} numbers, {units.size(each * numbers)})"
+        if numbers is None or config.personal.method.keeps is not None:  # not all of them travel
+            return ""
+        return f" ({numbers:,} numbers, {units.size(each * numbers)})"
 
     yield (
-        "To each organisation, each round: the settings of this run; the global adapter"
+        f"To each organisation, each round: the settings of this run; {config.personal.method.down}"
         + sized(4)
         + ("; the change of the base weights" if change else "")
         + ("; the average of CARE's probes" if config.supervision.shares_probes else "")
@@ -54,7 +66,8 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
             + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
-    up = f"From each organisation, each round: its adapter{sized(_BYTES[config.aggregation.precision])}"
+    travelling = config.personal.method.up + sized(_BYTES[config.aggregation.precision])
+    up = f"From each organisation, each round: {travelling}"
     yield (
         up
         + "; numbers (rewards, losses, token counts, seconds; docs/report.md lists them)"
@@ -65,9 +78,18 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
         )
+    if excluded := config.federation.excluded:
+        yield f"  never an adapter from {', '.join(excluded)}, which federation.excluded keeps from training"
     yield "  and when evaluated: pass@1 sums by source, with the names of its sources"
+    finishes = config.personal.method.finishes
+    if finishes:
+        yield (
+            f"  and after the last round: numbers and scores of the personal adapter that it makes by "
+            f"{config.personal.steps} more local steps"
+        )
     yield (
         "Never: its own problems, their answers, its responses to them, "
+        + ("its personal adapter, " if finishes else "")
         + ("" if isinstance(config.supervision, LabelsSupervision) else "labels, ")
         + "its optimizer and random state"
     )

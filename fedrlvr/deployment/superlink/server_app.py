@@ -105,7 +105,7 @@ def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
         client: Terms(
             run=run,
             client=client,
-            clients=len(config.federation.names),
+            clients=len(config.federation.training),
             rounds=config.train.rounds,
             task=config.federation.task,
             model=Path(name).name if Path(name).is_dir() else name,

@@ -1,0 +1,50 @@
+"""Settings that `scripts/bench gain` chooses on validation problems: the learning rate, and the fixed server step."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.cells import timed
+from benchmarks.gain_cells import BASE, FIXED_STEPS, RATES, RUNS, Arm, choosing
+from fedrlvr.reporting.scores import evaluations
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation.sweep import sweep
+from fedrlvr.simulation.sweep_plan import plan
+
+
+def choose(federation: str, tau: int, arm: Arm, rate: str = "") -> dict[str, float]:
+    """The validation score at the end of a run for each learning rate, or with a rate for each fixed server step.
+
+    arm: its rule and its use of the public problems count.
+    """
+    kind, values = ("step", FIXED_STEPS) if rate else ("rate", RATES)
+    directory = RUNS / "choices" / federation / f"tau-{tau}" / Arm(arm.rule, kind, arm.public).name
+    kept = directory / "scores.json"
+    if not kept.exists():
+        given, key = choosing(federation, tau, arm.rule, arm.public), "train.learning_rate"
+        if rate:
+            given, key = [*given, f"train.learning_rate={rate}"], "aggregation.server_learning_rate"
+        what = plan(BASE, given, [f"{key}={','.join(values)}"], directory=directory)
+        with timed(directory):
+            sweep(what, command="scripts/bench gain").check()
+        scores = {}
+        for value, planned in zip(values, what.federations, strict=True):
+            curve = evaluations(read_metrics(planned.directory))
+            scores[value] = curve[max(curve)][0].mean
+        kept.write_text(json.dumps(scores), "utf-8")
+    return dict(json.loads(kept.read_text("utf-8")))
+
+
+def best(scores: dict[str, float]) -> str:
+    """The value of the highest score; of equal ones the smallest."""
+    return max(scores, key=lambda value: (scores[value], -float(value)))
+
+
+def chosen_rate(federation: str, tau: int) -> str:
+    """The learning rate chosen at this tau, with FedIT and a server step of 1; it serves every arm."""
+    return best(choose(federation, tau, Arm("fedit", "")))
+
+
+def chosen_step(federation: str, tau: int, arm: Arm) -> str:
+    """The fixed server step chosen at this tau for the arm's rule and use of the public problems."""
+    return best(choose(federation, tau, arm, chosen_rate(federation, tau)))

@@ -1,0 +1,132 @@
+"""The section [federation]: the clients of a run, and those that deviate from the others in an experiment.
+
+Each docstring is the text of a setting in docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
+from fedrlvr.config.sections import Name, OnlyWith, Section
+
+TRAINS = OnlyWith("free_rider", (False,))
+"""Marks a deviation in training, which a free rider does not do."""
+PROMPT = "{prompt}"
+"""Stands for a problem's own prompt in a client's prompt template."""
+
+
+class Deviation(Section):
+    """Differences of one client from the others, as real federations have them."""
+
+    wrong_labels: Annotated[float, TRAINS] = Field(0.0, ge=0, le=1)
+    """Share of the client's training problems that get a wrong answer, which is that of another of its training
+    problems. The problems are drawn by seed; held-out problems keep their answers. 0: every answer stays as it is."""
+    free_rider: bool = False
+    """Whether the client returns the adapter that it was sent, without training, as if it had trained on all of its
+    problems. It reports a mean reward of 1 and gives no response in an exchange."""
+    prompt_template: str | None = None
+    """Text of this client's prompts in training and evaluation, in which `{prompt}` stands for the problem's own
+    prompt. Unset: the prompts stay as they are."""
+    reward: Annotated[str | None, TRAINS] = None
+    """Import path `module:function` of the client's own reward for its training problems, as `data.reward` is for all.
+    Held-out and public problems keep the reward of the run. Unset: data.reward."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _holds_the_prompt(cls, value: str | None) -> str | None:
+        if value is not None and PROMPT not in value:
+            raise ValueError(f"write {PROMPT} where the problem's own prompt stands")
+        return value
+
+
+class FederationConfig(Section):
+    """The clients of a run, and the rules for clients that fail."""
+
+    clients: int | list[str] = 4
+    """Number of clients (client-1, client-2, ...) or a list of their names, all in one script (Latin, Cyrillic, ...).
+    Names that differ only in case, accents or similar characters (0 and O, 1 and l) are refused."""
+    excluded: list[str] = Field(default_factory=list)
+    """Clients that hold problems and are evaluated, and never train, so that runs with and without them have the same
+    partition and held-out problems. Unset: every client trains. `fedrlvr contribution` sets it."""
+    fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
+    """Share of the clients that train in a round, drawn by seed among those that are not excluded; at least one client
+    trains."""
+    quorum: float = Field(1.0, gt=0, le=1)
+    """Smallest share of the asked clients that must give a usable answer. The other clients are left out of the round,
+    by name and with a reason. With 1, a client that fails ends the run, which --resume continues."""
+    deadline: float = Field(3600.0, gt=0, le=604800)
+    """Seconds that a client has to answer a message. A late client is left out of the round or ends the run, as
+    `quorum` says. It has no effect in a simulation."""
+    task: Name = "main"
+    """Name of the task that organisations train on, as it stands in their own site.toml (docs/organisations.md). In a
+    simulation the problems come from [data]."""
+    deviations: dict[str, Deviation] = Field(default_factory=dict)
+    """Clients that deviate from the others in a simulated federation, a table by client name, such as
+    {clinic-c = {wrong_labels = 0.5}, clinic-d = {free_rider = true}}. Unset: no client does. It is refused where
+    organisations run on their own machines."""
+    arm: Literal["federated", "local", "central"] = "federated"
+    """Arm of an experiment: `federated`, or one of two references. `local` trains each client alone, and nothing
+    travels; `central` pools all problems at one client."""
+
+    @field_validator("clients")
+    @classmethod
+    def _clients(cls, value: int | list[str]) -> int | list[str]:
+        if isinstance(value, list):
+            check_client_names(value)
+        elif not 1 <= value <= MOST_CLIENTS:
+            raise ValueError(f"between 1 and {MOST_CLIENTS} clients")
+        return value
+
+    def check(self, config: Any) -> None:
+        """The named clients exist, and each deviation has an effect with the arm and the supervision."""
+        for client in self.excluded:
+            if client not in self.names or self.excluded.count(client) > 1:
+                reason = "there is no such client" if client not in self.names else "the client is named twice"
+                raise ValueError(f"federation.excluded = {client!r}: {reason}; the clients are {', '.join(self.names)}")
+        if not self.training:
+            raise ValueError("federation.excluded names every client; at least one client must train")
+        for client, deviation in self.deviations.items():
+            place = f"federation.deviations.{client}"
+            if client not in self.names:
+                raise ValueError(f"{place}: there is no such client; the clients are {', '.join(self.names)}")
+            for name in ("free_rider", "reward"):
+                if self.arm == "central" and getattr(deviation, name):
+                    raise ValueError(
+                        f"{place}.{name} has no effect with federation.arm = 'central', which has one client"
+                    )
+            supervision = config.supervision
+            unlabelled = {"wrong_labels": supervision.unlabelled or not supervision.verified}
+            for name, useless in {**unlabelled, "reward": not supervision.verified}.items():
+                if useless and getattr(deviation, name):
+                    raise ValueError(
+                        f"{place}.{name} has no effect with supervision.type = {supervision.type!r}, whose rewards do "
+                        "not come from the labels of the data set"
+                    )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the clients, in the order of the file."""
+        return _client_names(self.clients)
+
+    @property
+    def training(self) -> list[str]:
+        """Names of the clients that train, in the order of the file."""
+        return [name for name in self.names if name not in self.excluded]
+
+    @property
+    def clients_per_round(self) -> int:
+        """Number of clients that train in a round."""
+        return share_of(self.fraction, len(self.training))
+
+
+def share_of(fraction: float, clients: int) -> int:
+    """Number of clients that a round draws from so many, at least one."""
+    return max(1, math.floor(fraction * clients + 0.5))
+
+
+def _client_names(clients: int | list[str]) -> list[str]:
+    return [f"client-{i + 1}" for i in range(clients)] if isinstance(clients, int) else list(clients)

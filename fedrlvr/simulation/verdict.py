@@ -1,0 +1,318 @@
+"""Verdict on a run, the gain of each of its clients: `fedrlvr verdict`, and the end of a run with `run.verdict`.
+
+The run's clients are also trained each alone (the arm `local`), with the same settings and on the same problems, in
+`alone` in the run's directory. Then the base model, the adapters trained alone, the federated adapter and the personal
+adapters of a run that has some are evaluated on each client's held-out problems with the same random numbers, so that
+they are compared problem by problem. Pass rates of problems stay in this process; verdict.json and the report have each
+client's n, means and variances.
+
+The arm `local` is trained on the same cohort, after the federated run and not beside it: rows that share a batch change
+the rounding of all, and a run with a verdict ends with the adapter that it has without.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedrlvr.adapter import Adapter
+from fedrlvr.config import Config
+from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.files import read_json
+from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting import report
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.verdict import ALONE, BASE, FEDERATED, PERSONAL, ClientVerdict, MatrixRow, Verdict
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.server.run_directory import RUN_ID_FILE, locked
+from fedrlvr.server.saved_adapter import SavedRun, open_run
+from fedrlvr.server.starting_adapter import START
+from fedrlvr.simulation import run as federation
+from fedrlvr.simulation.evaluate import ClientRates, Evaluator, own_adapters, personal_adapters
+from fedrlvr.simulation.run import Federation, RunResult, new_cohort
+from fedrlvr.simulation.sweep_plan import difference
+from fedrlvr.version import __version__
+
+ALONE_DIRECTORY = "alone"
+"""The directory, in that of a run, of the run that trains its clients alone."""
+_EQUAL = (
+    *("run.seed", "model.name", "train.rounds", "train.local_steps", "train.problems_per_step"),
+    *("federation.excluded", "federation.deviations"),
+)
+"""Settings that a given run of the arm `local` must have in common with the run."""
+
+Watch = Callable[[], Observer]
+"""Makes an observer for each run that is trained."""
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A run that has ended, and its verdict if the run asks for one."""
+
+    result: RunResult
+    verdict: Verdict | None
+
+
+def run(config: Config, watch: Watch = Observer) -> JudgedRun:
+    """Run a federation as `simulation.run.run` does; with `run.verdict` also train its clients alone, and compare.
+
+    Raises:
+        FedrlvrError: as `simulation.run.run` and `judge`.
+    """
+    return _judged(lambda after: federation.run(config, observer=watch(), after=after), watch)
+
+
+def resume(directory: Path, overrides: Sequence[str] = (), watch: Watch = Observer) -> JudgedRun:
+    """Go on with a run as `simulation.run.resume` does; with `run.verdict` also with training alone, and compare.
+
+    Raises:
+        FedrlvrError: as `simulation.run.resume` and `judge`.
+    """
+    return _judged(lambda after: federation.resume(directory, overrides, observer=watch(), after=after), watch)
+
+
+def _judged(go: Callable[[federation.After], RunResult], watch: Watch) -> JudgedRun:
+    verdicts: list[Verdict] = []
+
+    def after(result: RunResult, cohort: Cohort) -> None:
+        if result.config.run.verdict:
+            verdicts.append(_judge(open_run(result.directory), cohort, None, False, watch))
+
+    result = go(after)
+    return JudgedRun(result, verdicts[0] if verdicts else None)
+
+
+def judge(run: SavedRun, *, alone: Path | None = None, matrix: bool = False, watch: Watch = Observer) -> Verdict:
+    """The verdict on a finished run, written to verdict.json and into its report. The arm `local` is trained first
+    where it is missing or unfinished.
+
+    alone: directory of a finished run of the arm `local` to compare with; None is `alone` in the run's directory.
+    matrix: evaluate every client's adapters on every client's problems too.
+
+    Raises:
+        ConfigError: there is no verdict on such a run, or `alone` is none of the same problems, seed and steps.
+        FedrlvrError: as training and evaluation say; rounds that are done stay done.
+    """
+    check_judgeable(run)
+    with locked(run.directory):
+        return _judge(run, new_cohort(run.config), alone, matrix, watch)
+
+
+def missing_steps(run: SavedRun) -> int:
+    """Local steps of all clients alone that are still to be done before the run can be judged."""
+    other = run.directory / ALONE_DIRECTORY
+    train = run.config.train
+    done = open_run(other).checkpoints.rounds() if (other / "config.json").is_file() else []
+    return (train.rounds - max(done, default=0)) * train.local_steps * len(run.config.federation.training)
+
+
+def check_judgeable(run: SavedRun) -> None:
+    """Check that there can be a verdict on this run.
+
+    Raises:
+        ConfigError: its clients are elsewhere, it is of another arm, a checkpoint, or not finished.
+    """
+    place, arm = run.directory, run.config.federation.arm
+    if (place / RUN_ID_FILE).exists():
+        raise ConfigError(
+            f"{place}: this run's clients are organisations on their own machines, and so are their held-out problems. "
+            "Each organisation makes its own verdict with `fedrlvr site verdict`."
+        )
+    if arm != "federated":
+        raise ConfigError(
+            f"{place}: a verdict compares a federated run with each client alone, and this is a run of the arm "
+            f"{arm!r}. Give the federated run" + (f", and this one as --alone {place}." if arm == "local" else ".")
+        )
+    if run.round is not None:
+        raise ConfigError(f"{place}: a verdict is about a finished run, not about a checkpoint. Give its directory.")
+    if not run.finished:
+        done = max(run.checkpoints.rounds(), default=0)
+        raise ConfigError(
+            f"{place}: the run is not finished ({done} of {run.config.train.rounds} rounds are done). Go on with "
+            f"`fedrlvr run --resume {place}`, then ask for the verdict."
+        )
+
+
+def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watch: Watch) -> Verdict:
+    if alone is not None:
+        _check_alone(run, open_run(alone))
+    evaluate = run.config.evaluate.model_copy(update={"split": "test"})
+    evaluator = Evaluator(run.config.model_copy(update={"evaluate": evaluate}), cohort)
+    if _digest(run.directory) != evaluator.digest:
+        raise DataError(
+            f"{run.directory}: the problems are not those that the run was trained and evaluated on, so nothing can be "
+            "compared. Restore the data."
+        )
+    other = open_run(alone) if alone is not None else _train_alone(run, cohort, watch)
+    # Where clients keep a part of their adapter in every round, no adapter is everybody's.
+    federated = evaluator.of_run(run)[1].rates if run.config.personal.method.keeps is None else None
+    verdict = compare(evaluator, federated, own(other), personal_adapters(run), matrix=matrix)
+    verdict.notes.extend(_notes(run.config, other.config))
+    verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
+    write(verdict, run)
+    return verdict
+
+
+def write(verdict: Verdict, run: SavedRun) -> None:
+    """Write a verdict to the directory of a run, and into its report.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    verdict.write(run.directory)
+    report.write_report(run.directory, run.config, read_metrics(run.directory))
+
+
+def compare(
+    evaluator: Evaluator,
+    federated: ClientRates | None,
+    alone: dict[str, Adapter],
+    personal: dict[str, Adapter],
+    *,
+    matrix: bool = False,
+) -> Verdict:
+    """The verdict on the clients of a config, written nowhere yet.
+
+    federated: pass rates with the adapter of the federation; None where there is none for all. alone, personal:
+        adapters by client. The verdict is on the clients that have one trained alone.
+
+    Raises:
+        FedrlvrError: an adapter is of another model, or as evaluations say.
+    """
+    rates: dict[str, ClientRates] = {
+        BASE: evaluator.of_everybody(None).rates,
+        ALONE: evaluator.of_each(alone).rates,
+    }
+    if federated is not None:
+        rates[FEDERATED] = federated
+    if personal:
+        of_personal = evaluator.of_each(personal).rates
+        rates[PERSONAL] = {client: of_personal[client] for client in personal}
+    clients = [ClientVerdict.of(name, {model: of[name] for model, of in rates.items() if name in of}) for name in alone]
+    rows = [MatrixRow.of(FEDERATED, None, federated)] if matrix and federated is not None else []
+    for kind, adapters in ((ALONE, alone), (PERSONAL, personal)):
+        for name, adapter in adapters.items() if matrix else ():
+            rows.append(MatrixRow.of(kind, name, evaluator.of_everybody(adapter).rates))
+    config = evaluator.config
+    about = {
+        "fedrlvr": __version__,
+        "seed": config.run.seed,
+        "samples": config.evaluate.samples,
+        "temperature": config.evaluate.temperature,
+    }
+    return Verdict(config.train.rounds, clients, about, [], rows)
+
+
+def check_labels(config: Config) -> None:
+    """Check that nobody has to be asked for the labels of a second run.
+
+    Raises:
+        ConfigError: people give the labels.
+    """
+    if getattr(config.supervision, "labels_from", "dataset") == "desk":
+        raise ConfigError(
+            "supervision.labels_from = 'desk': people would be asked for labels again, for the run that trains alone. "
+            "In a simulation, train the arm 'local' with the same run.ledgers (fedrlvr run --set federation.arm=local) "
+            "and give it to `fedrlvr verdict --alone`."
+        )
+
+
+def _train_alone(run: SavedRun, cohort: Cohort, watch: Watch) -> SavedRun:
+    """The finished run of the arm `local` in the run's directory, trained now as far as it is not."""
+    directory = run.directory / ALONE_DIRECTORY
+    check_labels(run.config)
+    config = run.config.in_arm("local")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
+    started = (directory / "config.json").is_file()
+    other = SavedRun(directory, config)
+    if started:
+        stored = open_run(directory).config
+        extended = stored.train.model_copy(update={"rounds": config.train.rounds})
+        if (reason := difference(config, stored.model_copy(update={"train": extended}))) is not None:
+            raise ConfigError(f"{directory} holds a run of another configuration ({reason}). Move it away.")
+        if stored.train.rounds == config.train.rounds and other.finished:
+            return other
+    elif (run.directory / START).is_dir():
+        shutil.copytree(run.directory / START, directory / START, dirs_exist_ok=True)
+    train(config, directory, cohort, watch, resume=started)
+    return other
+
+
+def train(config: Config, directory: Path, cohort: Cohort, watch: Watch, *, resume: bool) -> None:
+    """Run the rounds of a config that are not done, in its directory, on this cohort.
+
+    Raises:
+        FedrlvrError: as `simulation.run.run`.
+    """
+    with locked(directory):
+        Federation(config, directory, cohort, watch()).go(resume=resume)
+
+
+def _check_alone(run: SavedRun, other: SavedRun) -> None:
+    """
+    Raises:
+        ConfigError: the other run is not finished, is no run of the arm `local`, or is one of another seed, model,
+            number of steps or other problems.
+    """
+    place = f"--alone {other.directory}"
+    if not other.local:
+        raise ConfigError(f"{place}: this is a run of the arm {other.config.federation.arm!r}. Give one of 'local'.")
+    if not other.finished:
+        raise ConfigError(f"{place}: the run is not finished. Go on with `fedrlvr run --resume {other.directory}`.")
+    for setting in _EQUAL:
+        here, there = _value(run.config, setting), _value(other.config, setting)
+        if here != there:
+            raise ConfigError(f"{place}: {setting} is {there!r} there and {here!r} in {run.directory}.")
+    if _digest(run.directory) != _digest(other.directory):
+        raise ConfigError(
+            f"{place}: its clients hold other problems than those of {run.directory} (holdings.json), so nothing can "
+            "be compared."
+        )
+
+
+def _value(config: Config, setting: str) -> object:
+    section, name = setting.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _notes(config: Config, other: Config) -> list[str]:
+    """Sentences on what else differs between a federated run and the run of its clients alone."""
+    notes = []
+    given, stored = (c.in_arm("local").model_dump(mode="json") for c in (config, other))
+    for section in ("model", "lora", "sampling", "train", "supervision"):
+        for name in {**given[section], **stored[section]}:
+            here, there = given[section].get(name), stored[section].get(name)
+            if here != there:
+                notes.append(f"{section}.{name} is {there!r} alone and {here!r} in the federation.")
+    clients = config.federation
+    if clients.clients_per_round < len(clients.training):
+        notes.append(
+            f"A client trains in {clients.clients_per_round} of {len(clients.training)} rounds of the federation "
+            "on average, and in every round alone (federation.fraction)."
+        )
+    if clients.excluded:
+        notes.append(f"No verdict on {', '.join(clients.excluded)}, excluded from training (federation.excluded).")
+    if config.coordination.type != "none":
+        notes.append("The federation also trains on public problems, and a client alone does not (coordination.type).")
+    return notes
+
+
+def own(other: SavedRun) -> dict[str, Adapter]:
+    """Every client's adapter in a finished run of the arm `local`.
+
+    Raises:
+        CheckpointError, AdapterError: they cannot be read.
+    """
+    return other.newest(lambda checkpoint: own_adapters(other, checkpoint)) or own_adapters(other, None)
+
+
+def _digest(directory: Path) -> object:
+    """Hash of the problems that a run was trained and evaluated on."""
+    try:
+        return read_json(directory / "holdings.json")["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{directory / 'holdings.json'} cannot be read ({error}), so its problems are unknown."
+        ) from None

@@ -1,0 +1,58 @@
+"""Problems of a client that deviates from the others in an experiment: wrong labels, and prompts of another form.
+
+Real federations have such clients. What a client does differently in training is in client/local_training.py.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedrlvr.config.federation import PROMPT
+from fedrlvr.errors import DataError
+from fedrlvr.seeds import stream
+from fedrlvr.tasks.grading import is_right
+from fedrlvr.tasks.problem import Problem
+
+
+def reworded(problem: Problem, template: str | None) -> Problem:
+    """The problem with its prompt in a template; None leaves it as it is."""
+    return problem if template is None else replace(problem, prompt=template.replace(PROMPT, problem.prompt))
+
+
+def with_wrong_labels(client: str, problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
+    """The problems, in order, with a wrong answer for the nearest whole number to `share` of them, drawn by seed.
+
+    The wrong answer is that of another of the problems, of the same source if one of them has a different answer. A
+    larger share keeps the wrong answers of a smaller one.
+
+    Raises:
+        DataError: a problem has no counterpart with a different answer of its kind.
+    """
+    order = list(range(len(problems)))
+    random.Random(stream(seed, client, "wrong labels")).shuffle(order)
+    changed = list(problems)
+    for index in order[: math.floor(share * len(problems) + 0.5)]:
+        changed[index] = replace(problems[index], answer=_wrong_answer(client, problems[index], problems, seed))
+    return changed
+
+
+def _wrong_answer(client: str, problem: Problem, problems: Sequence[Problem], seed: int) -> str:
+    different = [
+        other
+        for other in problems
+        if other.kind == problem.kind
+        and other.answer
+        and other.answer != problem.answer
+        and not is_right(other.answer, problem.answer, problem.kind, arithmetic=True)
+    ]
+    same_source = [other for other in different if other.source == problem.source]
+    if not different:
+        raise DataError(
+            f"federation.deviations.{client}.wrong_labels: the client holds no problem with another answer than "
+            f"problem {problem.id!r}. Give the client more problems, or leave wrong_labels out."
+        )
+    rng = random.Random(stream(seed, client, "wrong label", problem.id))
+    return rng.choice(same_source or different).answer

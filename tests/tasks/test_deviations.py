@@ -1,0 +1,126 @@
+"""Clients that deviate: which answers become wrong, and that nothing else of the data changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedrlvr.config import parse_config
+from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.tasks import Problem
+from fedrlvr.tasks.deal import Dealt, deal
+from fedrlvr.tasks.deviations import reworded, with_wrong_labels
+
+# Three answers of one source, two of them equal in value though not in letters, and one problem of another source.
+HELD = [
+    Problem("1?", "1", "a", "s", "math"),
+    Problem("1.0?", "1.0", "b", "s", "math"),
+    Problem("2?", "2", "c", "s", "math"),
+    Problem("9?", "9", "d", "t", "math"),
+]
+
+
+def test_all_labels_wrong_are_those_of_other_problems_of_the_source_with_another_answer() -> None:
+    wrong = with_wrong_labels("x", HELD, 1.0, seed=0)
+    a, b, c, d = (problem.answer for problem in wrong)
+    assert (a, b) == ("2", "2"), "1 and 1.0 are one answer, so neither is wrong for the other"
+    assert c in ("1", "1.0")
+    assert d in ("1", "1.0", "2"), "no other problem of its source: any source"
+    assert [(p.prompt, p.id, p.source) for p in wrong] == [(p.prompt, p.id, p.source) for p in HELD]
+
+
+def test_a_share_is_a_whole_number_of_problems_drawn_by_seed_and_client() -> None:
+    many = [Problem(f"{i}?", str(i), str(i), "s", "math") for i in range(10)]
+
+    def changed(share: float, seed: int = 0, client: str = "x") -> dict[str, str]:
+        wrong = with_wrong_labels(client, many, share, seed)
+        return {new.id: new.answer for new, old in zip(wrong, many, strict=True) if new != old}
+
+    assert changed(0.0) == {}
+    assert [len(changed(share)) for share in (0.04, 0.05, 0.3, 1.0)] == [0, 1, 3, 10]
+    assert changed(0.3) == changed(0.3)
+    assert changed(0.3).items() <= changed(0.7).items(), "a larger share keeps the wrong answers of a smaller one"
+    assert changed(0.5) != changed(0.5, seed=1)
+    assert changed(0.5) != changed(0.5, client="y")
+
+
+def test_a_client_with_one_answer_cannot_have_wrong_labels() -> None:
+    with pytest.raises(DataError, match=r"federation\.deviations\.x\.wrong_labels"):
+        with_wrong_labels("x", HELD[:2], 0.5, seed=0)
+
+
+def test_a_template_takes_the_prompt_as_it_is() -> None:
+    problem = Problem("{x} {prompt}?", "1", "a", "s", "math")
+    assert reworded(problem, "Q: {prompt}").prompt == "Q: {x} {prompt}?"
+    assert reworded(problem, None) is problem
+
+
+def dealt(arm: str = "federated", **deviations: dict[str, Any]) -> Dealt:
+    federation = {"clients": ["a", "b"], "arm": arm, "deviations": deviations}
+    tree: dict[str, Any] = {
+        "data": {"train_size": 64, "test_size": 32},
+        "partition": {"type": "iid"},
+        "federation": federation,
+    }
+    return deal(parse_config(tree))
+
+
+def test_deviations_change_their_own_client_s_problems_and_the_digest() -> None:
+    plain, wrong = dealt(), dealt(b={"wrong_labels": 0.5})
+    assert plain.digest != wrong.digest
+    (a, b), (a_wrong, b_wrong) = plain.clients, wrong.clients
+    assert a.answers.everything() == a_wrong.answers.everything()
+    pairs = list(zip(b.answers.everything(), b_wrong.answers.everything(), strict=True))
+    assert sum(old.answer != new.answer for old, new in pairs) == 16
+    assert (a.test, b.test) == (a_wrong.test, b_wrong.test), "held-out problems keep their answers"
+
+    other = dealt(b={"prompt_template": "Q: {prompt}"})
+    assert other.digest != plain.digest
+    assert [q.prompt for q in other.clients[1].train] == [f"Q: {q.prompt}" for q in b.train]
+    assert [p.prompt for p in other.clients[1].test] == [f"Q: {p.prompt}" for p in b.test]
+    assert other.clients[0].train == a.train
+
+
+def test_the_arm_central_pools_the_problems_as_the_clients_hold_them() -> None:
+    template = {"prompt_template": "Q: {prompt}", "wrong_labels": 1.0}
+    (pooled,) = dealt("central", b=template).clients
+    apart = dealt(b=template).clients
+    train = [problem for client in apart for problem in client.answers.everything()]
+    test = [problem for client in apart for problem in client.test]
+    assert sorted(pooled.answers.everything(), key=lambda p: p.id) == sorted(train, key=lambda p: p.id)
+    assert sorted(pooled.test, key=lambda p: p.id) == sorted(test, key=lambda p: p.id)
+    assert sum(p.prompt.startswith("Q: ") for p in pooled.test) == len(apart[1].test) > 0
+
+
+def test_a_client_s_own_reward_is_for_its_training_alone() -> None:
+    both = dealt(b={"reward": "small_runs:parity"}).clients
+    problem = both[1].answers.everything()[0]
+    assert both[1].answers.grade(problem.question, problem.answer, ["b", "a"]) == [1.0, 0.0], "98 is even, 97 is not"
+    assert both[1].grade(problem, ["b", f"#### {problem.answer}"]) == [0.0, 1.0]
+    assert both[0].answers.grade(problem := both[0].train[0], "2", ["b", "#### 2"]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("deviation", "others", "named"),
+    [
+        ({"c": {"free_rider": True}}, {}, "federation.deviations.c: there is no such client"),
+        ({"a": {"wrong_label": 0.5}}, {}, "wrong_labels"),
+        ({"a": {"wrong_labels": 1.5}}, {}, "federation.deviations.a.wrong_labels"),
+        ({"a": {"prompt_template": "Q:"}}, {}, "federation.deviations.a.prompt_template"),
+        ({"a": {"free_rider": True, "wrong_labels": 0.5}}, {}, "free_rider = true"),
+        (
+            {"a": {"wrong_labels": 0.5}},
+            {"supervision": {"type": "majority"}},
+            "deviations.a.wrong_labels has no effect",
+        ),
+        ({"a": {"free_rider": True}}, {"federation": {"arm": "central"}}, "deviations.a.free_rider has no effect"),
+    ],
+)
+def test_a_deviation_that_cannot_be_or_has_no_effect_is_refused(
+    deviation: dict[str, Any], others: dict[str, dict[str, Any]], named: str
+) -> None:
+    federation = {"clients": ["a", "b"], "deviations": deviation, **others.get("federation", {})}
+    with pytest.raises(ConfigError) as refused:
+        parse_config({**others, "federation": federation})
+    assert named.casefold() in str(refused.value).casefold()
