@@ -54,7 +54,7 @@ def test_a_run_that_trains_nothing_says_so_last_and_exits_with_3_unless_it_is_al
     assert said.err.splitlines()[-1].startswith("Nothing was trained: no optimizer step had a gradient")
     (advice,) = (line for line in said.out.splitlines() if line.startswith("advice: "))
     assert "rewards of rounds" not in advice
-    assert "data.reward" in advice
+    assert "Every reward" in advice
     again = fedrlvr("run", "--resume", tmp_path / "run", "--quiet", "--allow-nothing")
     assert (again.code, again.err.splitlines()[-1]) == (0, said.err.splitlines()[-1])
     shown = fedrlvr("responses", tmp_path / "run", "--client", "bob", "--wrong")
