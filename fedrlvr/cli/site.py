@@ -213,7 +213,10 @@ def verdict(
     ],
     adapter: Annotated[
         Path | None,
-        typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator."),
+        typer.Option(
+            callback=expanded,
+            help="Directory of the federation's adapter, from the server's operator; left out with fedsa and fedalt.",
+        ),
     ] = None,
     personal: Annotated[
         Path | None,

@@ -115,8 +115,9 @@ class ClientVerdict:
 
     @property
     def word(self) -> str:
-        """Result in a word: better, worse or unclear; `no problems` where none is held out."""
-        return self.decisive.word if self.decisive else "no problems"
+        """Result in a word: better, worse or unclear; `no problems` where none is held out, `no adapter` where the
+        client has none of the federation to compare."""
+        return self.decisive.word if self.decisive else "no adapter" if self.n else "no problems"
 
 
 @dataclass(frozen=True)

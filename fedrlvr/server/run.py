@@ -202,7 +202,11 @@ class Server:
         """Have the clients make their personal adapters, unless that is done."""
         last = read_metrics(self.directory)[-1]
         if not self.config.personal.method.finishes:  # the last evaluation has made them
-            export_personal(self.directory, strategy, self.base, memories, last.get("left_out", ()))
+            without = {
+                *last.get("left_out", ()),
+                *self.config.federation.excluded,
+            }  # who are measured, and keep nothing
+            export_personal(self.directory, strategy, self.base, memories, without)
             return
         done = last.get("personal")
         if done is not None:

@@ -132,6 +132,8 @@ class RespondRequest(StretchRequest):
     def _rules_of_the_exchange(self) -> RespondRequest:
         if self.coordination is None:
             raise ValueError("coordination is needed for an exchange")
+        if self.personal:
+            raise ValueError("personal adapters are made without exchanges, after the last round")
         return self
 
 
