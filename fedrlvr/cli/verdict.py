@@ -29,8 +29,8 @@ def verdict(
 ) -> None:
     """Compare, for each client, the federated adapter with one that the client trained alone.
 
-    The comparison is on the client's own held-out problems, paired by problem. The exit code is 1 if a client is worse
-    than alone beyond its 95 % interval, also after an error, and 0 otherwise.
+    The comparison is on the client's own held-out problems, paired by problem. The exit code is 0, or 1 if a client is
+    worse than alone beyond its 95 % interval, or if the command failed.
     """
     from fedrlvr.server.saved_adapter import open_run
 

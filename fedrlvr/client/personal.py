@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation.personal import SHARES, best_share, mixed
@@ -70,12 +70,6 @@ def whole(request: ClientRequest) -> Adapter:
     """
     begin = start(Reading(), request)
     return begin.adapter if begin.change is None else add(begin.adapter, begin.change) or begin.adapter
-
-
-def remember(context: Context, adapter: ArrayRecord, round_: int) -> None:
-    """Keep a personal adapter in the client's memory. round_: that of the message it was made for."""
-    context.state[PERSONAL] = ConfigRecord({"round": round_})
-    context.state[PERSONAL_ADAPTER] = adapter
 
 
 def mix(

@@ -191,3 +191,9 @@ def arrays_in(context: Context, name: str) -> ArrayRecord | None:
     """The arrays of this name that a context remembers."""
     record = context.state.get(name)
     return record if isinstance(record, ArrayRecord) else None
+
+
+def remember_personal(context: Context, adapter: ArrayRecord, round_: int) -> None:
+    """Keep a personal adapter in the client's memory. round_: that of the message it was made for."""
+    context.state[PERSONAL] = ConfigRecord({"round": round_})
+    context.state[PERSONAL_ADAPTER] = adapter

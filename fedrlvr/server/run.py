@@ -25,6 +25,7 @@ from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.files import atomic_directory, atomic_text, read_json
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
+from fedrlvr.reporting.advice import Adviser, trained_nothing
 from fedrlvr.reporting.observer import Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
@@ -51,6 +52,11 @@ class RunResult:
     config: Config
     records: list[dict[str, Any]]
 
+    @property
+    def trained_nothing(self) -> bool:
+        """Whether no optimizer step had a gradient, so that the adapter is the one that the run started from."""
+        return trained_nothing(self.records)
+
 
 def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> PublicSet | None:
     """The public problems with the data to check responses to them; None if there are none."""
@@ -74,7 +80,7 @@ class Server:
     begin: what everybody begins with. public: what exchanges are about, if any.
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
-    observer: the last of the run's listeners (`self.observer`), which the server closes at the end.
+    observer: the last of the run's listeners (`self.observer`), which the server closes at the end; but for advice.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Server:
                 make_tracker(config.run.tracker, directory),
                 ReportWriter(directory, config),
                 observer,
+                Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
             ]
         )
 

@@ -98,6 +98,7 @@ def test_a_site_makes_its_own_verdict_and_sends_nothing(
     assert again.exit_code == done.exit_code
     assert "local steps" not in again.output, "training is done once"
     assert json.loads((made / "verdict.json").read_text("utf-8")) == tree
+    assert "federated" not in command(directory, toml, "--personal", adapter).output
     assert adapter_bytes(made) == before
 
 
@@ -176,6 +177,8 @@ def test_an_adapter_of_another_model_is_refused_before_training(
     planned = plan(load_site(ann()), parse_config(experiment))
     with pytest.raises(AdapterError, match="other"):
         planned.make(other, None, fedrlvr.reporting.observer.Observer)
+    with pytest.raises(ConfigError, match="--adapter DIR, --personal DIR"):
+        planned.make(None, None, fedrlvr.reporting.observer.Observer)
     with pytest.raises(AdapterError, match="missing"):
         planned.make(tmp_path / "missing", None, fedrlvr.reporting.observer.Observer)
     assert not planned.directory.exists()

@@ -10,8 +10,10 @@ from rich.console import Console
 from run_samples import run_records
 
 from fedrlvr.reporting.observer import (
+    Advised,
     Evaluated,
     Observer,
+    PersonalEnded,
     PhaseStarted,
     RoundSaved,
     RunFailed,
@@ -88,12 +90,14 @@ def test_plain_lines(clock: Clock) -> None:
     for round_, seconds in enumerate((4.0, 10.0, 61.0)):
         clock.after(seconds)
         plain.notify(saved(round_))
+    plain.notify(PersonalEnded({"clients": {}, "evaluate": run_records()[2]["evaluate"]}))
     plain.notify(RunFailed("its disk"))  # which the command says
     assert out.getvalue().splitlines() == [
         "runs/x: 2 clients, 2 rounds",
         "round 0/2  held-out pass@1 40.0 %  4.0 s",
         "round 1/2  reward 0.150  10.0 s",
         "round 2/2  reward 0.300  held-out pass@1 55.0 %  1:01",
+        "personal adapters  held-out pass@1 55.0 %",
     ]
     plain.notify(RunStarted("runs/x", ["alpha"], rounds=5, local_steps=2, first_round=3))
     assert out.getvalue().splitlines()[-1] == "runs/x: 1 client, 5 rounds, going on with round 3"
@@ -145,6 +149,14 @@ def test_live_display(clock: Clock) -> None:
     live.close()  # a second time does no harm
 
 
+def test_steps_after_the_last_round_are_those_of_personal_adapters(clock: Clock) -> None:
+    live = LiveProgress(Console(file=io.StringIO()), clock)
+    live.notify(RunStarted("runs/x", ["alpha"], rounds=2, local_steps=2, first_round=0))
+    live.notify(StepEnded(3, 1, 7, {"alpha": 0.5}, 10))
+    live.close()
+    assert live.position == "round 2/2  personal adapters  train  step 1/7"
+
+
 def test_live_display_sums_many_clients_up(clock: Clock) -> None:
     live = LiveProgress(Console(file=io.StringIO(), width=120), clock)
     try:
@@ -194,11 +206,13 @@ def test_plain_lines_of_a_sweep_begin_with_the_federation() -> None:
     now += 3
     plain.notify(federation_saved(2, FIRST))
     plain.notify(federation_saved(1, SECOND, 0.25))
+    plain.notify(Advised(1, "no reward", "Every reward is 0.", federation=SECOND))
     plain.notify(RunFailed("its disk", federation=SECOND))
     assert out.getvalue().splitlines() == [
         "runs/x: 3 federations, 1 of them finished before",
         "as-given/seed-1  round 2/4  reward 0.500  5.0 s",
         "as-given/seed-2  round 1/4  reward 0.250  3.0 s",
+        "as-given/seed-2: advice: Every reward is 0.",
         "as-given/seed-2: failed (its disk)",
     ]
 
@@ -214,8 +228,14 @@ def test_the_bar_counts_steps_of_all_federations_with_those_done_before() -> Non
         sweep.notify(StepEnded(1, step, 5, {}, 10, federation=FIRST))
     sweep.notify(federation_saved(1, FIRST))
     assert (sweep.steps_done, sweep.steps, sweep.position) == (15, 40, "round 3/8")
+    sweep.notify(Advised(1, "no reward", "[Every] reward is 0.", federation=FIRST))
     sweep.notify(RunFailed("[no] disk", federation=SECOND))
     sweep.close()
     shown = out.getvalue()
-    for part in ("runs/[x]: 2 federations", "round 3/8", "as-given/seed-2: failed ([no] disk)"):
+    for part in (
+        "runs/[x]: 2 federations",
+        "round 3/8",
+        "advice: [Every] reward is 0.",
+        "as-given/seed-2: failed ([no] disk)",
+    ):
         assert part in shown

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import write_secret
 from small_runs import CLIENTS, Configs, Runs, adapter_bytes, without_seconds, write_problems
 from test_resume import Stop, StopAfter
 
@@ -16,10 +17,10 @@ import fedrlvr
 from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.server.metrics_log import read_metrics, scores_json
 from fedrlvr.server.saved_adapter import open_run
 from fedrlvr.simulation import verdict as engine
-from fedrlvr.simulation.evaluate import RateKeeper
+from fedrlvr.simulation.evaluate import RateKeeper, evaluate_run
 from fedrlvr.simulation.verdict import judge, missing_steps
 
 FIVE = {"train": {"rounds": 5}}
@@ -325,3 +326,32 @@ def test_a_client_that_is_excluded_has_no_verdict(configured: Configs, tmp_path:
     assert [client.client for client in verdict.clients] == ["ann", "cyd"]
     assert verdict.notes == ["No verdict on bob, excluded from training (federation.excluded)."]
     assert set(verdict.matrix[0].pass_at_1) == {"ann", "bob", "cyd"}
+
+
+def test_with_the_clients_secrets_the_random_numbers_are_those_of_the_run(configured: Configs, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    for client in CLIENTS:
+        write_secret(tmp_path / "secrets" / f"{client}.secret", client)
+    run = {"seed": 3, "directory": str(directory), "secrets": str(tmp_path / "secrets"), "verdict": True}
+    fedrlvr.run(configured(directory, train={"rounds": 1}, run=run))
+    scores = read_metrics(directory)[-1]["evaluate"]
+    assert scores_json(evaluate_run(open_run(directory))[1]) == scores
+    for client, line in written(directory)["clients"].items():
+        (score,) = scores[client].values()
+        assert line["pass@1"]["federated"] == score["total"] / score["n"]
+
+
+@pytest.mark.parametrize("kind", ["fedsa", "fedalt"])
+def test_where_no_adapter_is_everybodys_the_personal_ones_are_compared(
+    kind: str, configured: Configs, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    run = {"seed": 3, "directory": str(directory), "verdict": True}
+    fedrlvr.run(configured(directory, personal={"type": kind}, run=run))
+    scores = read_metrics(directory)[-1]["evaluate"]
+    for client, line in written(directory)["clients"].items():
+        (score,) = scores[client].values()
+        assert line["pass@1"].keys() == {"base", "alone", "personal"}
+        assert line["pass@1"]["personal"] == pytest.approx(score["total"] / score["n"])
+    rows = [row.adapter for row in judge(open_run(directory), matrix=True).matrix]
+    assert rows == [f"{client}, {model}" for model in ("alone", "personal") for client in CLIENTS]

@@ -67,8 +67,8 @@ class SiteVerdict:
                 f"{stated} leaves no adapter that all organisations share; leave out --adapter, and give this "
                 "organisation's own with --personal."
             )
-        if keeps is None and adapter is None:
-            raise ConfigError(f"{stated}: give the federation's adapter with --adapter.")
+        if adapter is None and personal is None:
+            raise ConfigError("Name what is compared with training alone: --adapter DIR, --personal DIR, or both.")
         run, cohort = SavedRun(self.directory, self.config), new_cohort(self.config)
         federated = None if adapter is None else _loaded(adapter, cohort)
         own_personal = {} if personal is None else {self.org.name: _loaded(personal, cohort)}
@@ -77,8 +77,9 @@ class SiteVerdict:
         evaluator = Evaluator(self.config, cohort)
         rates = None if federated is None else evaluator.of_everybody(federated, str(adapter)).rates
         verdict = compare(evaluator, rates, own(run), own_personal)
+        places = {"adapter": adapter, "personal": personal}
+        verdict.about.update({name: str(place) for name, place in places.items() if place is not None})
         verdict.notes.extend(unequal(self.experiment))
-        verdict.about["adapter"] = None if adapter is None else str(adapter)
         write(verdict, run)
         return verdict
 
