@@ -11,7 +11,7 @@ from factories import write_secret
 
 from fedrlvr.errors import ConfigError
 from fedrlvr.seeds import private_seed, stream
-from fedrlvr.simulation.run import _with_secrets
+from fedrlvr.simulation.run import with_secrets
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem
 
@@ -47,10 +47,10 @@ def test_a_secret_is_in_no_text_about_its_client() -> None:
 def test_secrets_of_a_directory_are_given_by_name(tmp_path: Path) -> None:
     for name in ("ann", "bob"):
         write_secret(tmp_path / f"{name}.secret", name)
-    ann, bob = _with_secrets([client("ann"), client("bob")], tmp_path)
+    ann, bob = with_secrets([client("ann"), client("bob")], tmp_path)
     assert (len(ann.secret), len(bob.secret)) == (32, 32)
     assert ann.secret != bob.secret
-    assert [c.secret for c in _with_secrets([ann, client("bob")], None)] == [ann.secret, b""]
+    assert [c.secret for c in with_secrets([ann, client("bob")], None)] == [ann.secret, b""]
 
 
 @pytest.mark.parametrize("data", [None, b"", b"x" * 65])
@@ -58,4 +58,4 @@ def test_a_secret_that_cannot_be_used_is_named(data: bytes | None, tmp_path: Pat
     if data is not None:
         (tmp_path / "ann.secret").write_bytes(data)
     with pytest.raises(ConfigError, match=r"run\.secrets: .*ann\.secret"):
-        _with_secrets([client("ann")], tmp_path)
+        with_secrets([client("ann")], tmp_path)

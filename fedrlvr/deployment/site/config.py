@@ -73,7 +73,7 @@ class Limits(Section):
     responses reveals something about the held-out answers."""
     rounds: int = Field(1000, ge=1)
     """Largest number of rounds in a run, and of adapters that a task gives in 30 days over all runs and all servers. A
-    new run does not reset the count."""
+    new run does not reset the count, and the personal steps after the last round (personal.type) count as a round."""
     local_steps: int = Field(100, ge=1)
     """Largest number of local steps in a round, and of personal steps after the last one."""
     problems_per_step: int = Field(256, ge=1)
