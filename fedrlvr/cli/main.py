@@ -25,6 +25,7 @@ from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
@@ -314,7 +315,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        with memory_limit():
+            app([argument for argument in arguments if argument != "--debug"])
     except SystemExit as ended:
         if not received() or not ended.code:  # 0: the command took the signal for its end, as the desk does
             raise
