@@ -18,6 +18,8 @@ EVALUATIONS = {60: 1, 20: 1, 5: 4}
 CHOICE_SEED = 100
 """Seed of the runs that settings are chosen by; no arm is run at it."""
 RATES = ("1.5e-3", "3e-3", "6e-3")
+RATES_ALONE = ("5e-4", "1e-3", "1.5e-3", "3e-3")
+"""Learning rates to choose from where each site trains alone, without a mean that steadies it."""
 FIXED_STEPS = ("1", "1.5", "2", "2.5")
 COMMON = [
     "data.public_size=256",

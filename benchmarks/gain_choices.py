@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from benchmarks.cells import timed
-from benchmarks.gain_cells import BASE, FIXED_STEPS, RATES, RUNS, Arm, choosing
+from benchmarks.gain_cells import BASE, FIXED_STEPS, RATES, RATES_ALONE, RUNS, Arm, choosing
 from fedrlvr.reporting.scores import evaluations
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import plan
+
+CHOICES = RUNS / "choices"
 
 
 def choose(federation: str, tau: int, arm: Arm, rate: str = "") -> dict[str, float]:
@@ -18,12 +21,16 @@ def choose(federation: str, tau: int, arm: Arm, rate: str = "") -> dict[str, flo
     arm: its rule and its use of the public problems count.
     """
     kind, values = ("step", FIXED_STEPS) if rate else ("rate", RATES)
-    directory = RUNS / "choices" / federation / f"tau-{tau}" / Arm(arm.rule, kind, arm.public).name
+    given, key = choosing(federation, tau, arm.rule, arm.public), "train.learning_rate"
+    if rate:
+        given, key = [*given, f"train.learning_rate={rate}"], "aggregation.server_learning_rate"
+    return _scored(key, values, given, CHOICES / federation / f"tau-{tau}" / Arm(arm.rule, kind, arm.public).name)
+
+
+def _scored(key: str, values: tuple[str, ...], given: list[str], directory: Path) -> dict[str, float]:
+    """The score at the end of a run for each value of a setting, kept in the directory of the runs."""
     kept = directory / "scores.json"
     if not kept.exists():
-        given, key = choosing(federation, tau, arm.rule, arm.public), "train.learning_rate"
-        if rate:
-            given, key = [*given, f"train.learning_rate={rate}"], "aggregation.server_learning_rate"
         what = plan(BASE, given, [f"{key}={','.join(values)}"], directory=directory)
         with timed(directory):
             sweep(what, command="scripts/bench gain").check()
@@ -48,3 +55,9 @@ def chosen_rate(federation: str, tau: int) -> str:
 def chosen_step(federation: str, tau: int, arm: Arm) -> str:
     """The fixed server step chosen at this tau for the arm's rule and use of the public problems."""
     return best(choose(federation, tau, arm, chosen_rate(federation, tau)))
+
+
+def chosen_rate_alone(federation: str) -> str:
+    """The learning rate chosen for training each site alone, scored on the sites' own validation problems."""
+    given = [*choosing(federation, 20, "fedit", ""), "federation.arm=local"]
+    return best(_scored("train.learning_rate", RATES_ALONE, given, CHOICES / federation / "alone-rate"))

@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.simulation.verdict import judge
-
 from benchmarks.cells import timed
 from benchmarks.gain_cells import BASE, COMMON, FEDERATIONS, ROOT, RUNS, schedule
-from benchmarks.gain_choices import chosen_rate
+from benchmarks.gain_choices import chosen_rate, chosen_rate_alone
 from fedrlvr.server.saved_adapter import open_run
 from fedrlvr.simulation.contribution import leave_one_out, measure
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import plan
+from fedrlvr.simulation.verdict import judge
 
 TAU = 20
 PERSONAL: dict[str, list[str]] = {
@@ -45,8 +44,12 @@ def directory_of(federation: str, kind: str, seed: int) -> Path:
 def run_sites(federation: str, kind: str, seeds: int) -> None:
     """All seeds of one kind, as one cohort."""
     directory = RUNS / "sites" / federation / kind
-    rate = f"train.learning_rate={chosen_rate(federation, TAU)}"
-    given = [*COMMON, *FEDERATIONS[federation], *schedule(TAU), rate, "evaluate.every=0", *PERSONAL[kind]]
+    rates = [f"train.learning_rate={chosen_rate(federation, TAU)}"]
+    if kind == "alone":
+        rates = [f"train.learning_rate={chosen_rate_alone(federation)}"]
+    elif any(setting.startswith("personal.steps") for setting in PERSONAL[kind]):
+        rates += [f"personal.learning_rate={chosen_rate_alone(federation)}"]
+    given = [*COMMON, *FEDERATIONS[federation], *schedule(TAU), *rates, "evaluate.every=0", *PERSONAL[kind]]
     what = plan(BASE, given, seeds=seeds, directory=directory)
     with timed(directory):
         if not all(planned.finished for planned in what.federations):

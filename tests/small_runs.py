@@ -80,6 +80,11 @@ def parity(completion: str, answer: str, **info: Any) -> float:
     return float(sum(map(ord, completion)) % 2 == 0)
 
 
+def zero(completion: str, answer: str, **info: Any) -> float:
+    """A reward from which nothing is learnt."""
+    return 0.0
+
+
 def not_a_number(completion: str, answer: str, **info: Any) -> float:
     """A reward that is none."""
     return float("nan")

@@ -19,7 +19,16 @@ from typing import Annotated
 import typer
 
 from fedrlvr.cli.interrupts import interruptible
-from fedrlvr.cli.options import CONNECTION, Insecure, Overrides, Resume, warn_of_schedule, write_connection
+from fedrlvr.cli.options import (
+    CONNECTION,
+    AllowNothing,
+    Insecure,
+    Overrides,
+    Resume,
+    end_run,
+    warn_of_schedule,
+    write_connection,
+)
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
@@ -85,6 +94,7 @@ def federate(
     resume: Resume = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for all organisations to connect.")] = 300.0,
     overrides: Overrides = None,
+    allow_nothing: AllowNothing = False,
 ) -> None:
     """Run a federation of organisations on their own machines.
 
@@ -117,10 +127,13 @@ def federate(
             with interruptible(f"the run in {directory} was not started; go on with: {again}"):
                 run = _submit(link, directory, wait)
             _follow(link, run, directory, again)
+        from fedrlvr.reporting.advice import trained_nothing
         from fedrlvr.reporting.tables import final_table
         from fedrlvr.server.metrics_log import read_metrics
 
-        final_table(read_metrics(directory), settings, directory)
+        records = read_metrics(directory)
+        final_table(records, settings, directory)
+    end_run(directory, trained_nothing=trained_nothing(records), allowed=allow_nothing)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""The command line: run | sweep | verdict | contribution | eval | tasks | validate | desk | export | doctor, and for
-organisations on their own machines superlink | federate | site.
+"""The command line: run | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
+doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -18,7 +18,17 @@ from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
 from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
-from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, Resume, expanded, warn_of_schedule
+from fedrlvr.cli.options import (
+    AllowNothing,
+    ConfigPath,
+    Overrides,
+    Quiet,
+    Resume,
+    end_run,
+    expanded,
+    warn_of_schedule,
+)
+from fedrlvr.cli.responses import responses
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
@@ -46,6 +56,7 @@ def run(
     overrides: Overrides = None,
     resume: Resume = None,
     quiet: Quiet = False,
+    allow_nothing: AllowNothing = False,
 ) -> None:
     """Run a federation on this machine."""
     if resume is not None and config is not None:
@@ -78,6 +89,7 @@ def run(
         final_table(result.records, result.config, result.directory)
         if judged.verdict is not None:
             verdict_table(judged.verdict)
+    end_run(result.directory, trained_nothing=result.trained_nothing, allowed=allow_nothing)
 
 
 @app.command()
@@ -231,6 +243,7 @@ def validate(
         raise typer.Exit(1)
 
 
+app.command()(responses)
 app.command()(desk)
 app.command()(federate)
 app.command()(verdict)

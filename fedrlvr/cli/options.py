@@ -33,6 +33,9 @@ Overrides = Annotated[
 ]
 Resume = Annotated[Path | None, typer.Option(callback=expanded, help="Continue the run in this directory.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print one line a round instead of live progress.")]
+AllowNothing = Annotated[
+    bool, typer.Option("--allow-nothing", help="Exit with 0, not 3, also if the run has trained nothing.")
+]
 Directory = Annotated[Path, typer.Argument(help="The directory that holds its settings, keys and state.")]
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Use neither TLS nor keys; with a SuperLink on this machine, to try it out.")
@@ -41,6 +44,27 @@ ExtraNames = Annotated[
     list[str] | None,
     typer.Option("--name", help="A further name or IP address that the certificate is for; may be repeated."),
 ]
+
+
+TRAINED_NOTHING = 3
+"""Exit code of a run whose adapter is the one that it started from."""
+
+
+def end_run(directory: Path, *, trained_nothing: bool, allowed: bool) -> None:
+    """End the command of a run: if it has trained nothing, with a line that says so, and exit code 3 unless allowed.
+
+    Raises:
+        typer.Exit: with `TRAINED_NOTHING`.
+    """
+    if not trained_nothing:
+        return
+    echo(
+        "Nothing was trained: no optimizer step had a gradient, so the adapter is the one that the run started from. "
+        f"{directory / 'report.html'} says what is known of the cause (docs/start.md, Nothing is learnt).",
+        err=True,
+    )
+    if not allowed:
+        raise typer.Exit(TRAINED_NOTHING)
 
 
 def warn_of_schedule(settings: Config, overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedrlvr.cli.interrupts import interruptible, resumable
 from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
+from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
 from fedrlvr.config import load_config
 from fedrlvr.config.reference import summary
 from fedrlvr.config.sections import NAME, EngineConfig, Section
@@ -169,6 +170,33 @@ def status(directory: Directory) -> None:
 
 
 @site.command()
+def responses(
+    directory: Directory,
+    run: Annotated[
+        str | None, typer.Option(metavar="ID", help="A run, as state/runs names it; by default the newest.")
+    ] = None,
+    round_: RoundNumber = None,
+    wrong: Wrong = False,
+    most: Most = 12,
+    whole: Whole = False,
+) -> None:
+    """Show responses to private problems that site.toml (responses = N) has had written on this machine."""
+    org = load_site(directory)
+    from fedrlvr.reporting.responses import response_files, show
+
+    files = {path: path.stat().st_mtime for path in (org.state / "runs").glob("*") if response_files(path)}
+    if not files:
+        raise ConfigError(
+            f"{org.state / 'runs'} holds no responses. Set responses = 4 in {org.path}; rounds from then on write some."
+        )
+    chosen = max(files, key=files.__getitem__) if run is None else org.state / "runs" / run
+    if chosen not in files:
+        raise ConfigError(f"--run {run}: no responses of this run. Runs: {', '.join(sorted(p.name for p in files))}.")
+    echo(f"{org.name}, run {chosen.name}")
+    show(response_files(chosen), round_=round_, wrong=wrong, most=most, whole=whole)
+
+
+@site.command()
 def stop(directory: Directory) -> None:
     """End the worker, and with it the model in its memory. The next message starts another."""
     org = load_site(directory)
@@ -185,7 +213,10 @@ def verdict(
     ],
     adapter: Annotated[
         Path | None,
-        typer.Option(callback=expanded, help="Directory of the federation's adapter, from the server's operator."),
+        typer.Option(
+            callback=expanded,
+            help="Directory of the federation's adapter, from the server's operator; left out with fedsa and fedalt.",
+        ),
     ] = None,
     personal: Annotated[
         Path | None,

@@ -22,6 +22,7 @@ from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.observer import Evaluated, Observer
+from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.rl import CORRECT, Response
 from fedrlvr.seeds import private_seed, stream
 from fedrlvr.tasks.client_data import ClientData
@@ -87,7 +88,7 @@ class CohortApp:
     initial: the adapter a client without one starts from, of the largest rank; others are checked against its names and
         shapes.
     federation: tells its clients from those of other federations on the same cohort; "" if there are none.
-    release: what the clients accept and let out.
+    release: what the clients accept and let out. log: where each client writes a few of its responses.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class CohortApp:
         observer: Observer,
         federation: str = "",
         release: Release | None = None,
+        log: ResponseLog | None = None,
     ) -> None:
         self.cohort = cohort
         self.initial = initial
@@ -106,7 +108,7 @@ class CohortApp:
         initials = {rank: initial.at_rank(rank) for rank in ranks}
         self.clients = {
             node: Client(
-                federation, client, initials[client.rank or initial.rank], initial, observer, release or Release()
+                federation, client, initials[client.rank or initial.rank], initial, observer, release or Release(), log
             )
             for node, client in data.items()
         }

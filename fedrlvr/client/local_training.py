@@ -20,6 +20,7 @@ from fedrlvr.client.initial_adapter import Start
 from fedrlvr.client.metrics import LabelMetrics
 from fedrlvr.client.public_steps import PublicSteps
 from fedrlvr.client.request import ClientRequest, by_federation
+from fedrlvr.client.responses import ResponseNotes
 from fedrlvr.client.state import (
     KEPT_HALVES,
     LOST,
@@ -112,6 +113,7 @@ class LocalTraining:
         scale_free = any(request.client.release.scale_free for request in requests.values())
         cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
+        self.notes = ResponseNotes(self.learners)
 
     def run(self) -> list[RecordDict | Error]:
         """Train as the requests ask, and return each client's reply. Memories change only at the very end.
@@ -123,7 +125,9 @@ class LocalTraining:
                 self.public.train(self._rates())
             for _ in range(self.asked.steps if self.learners else 0):
                 self._local_step()
-            return self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
+            replies = self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
+            self.notes.write()
+            return replies
 
     def _shared_probes(self) -> dict[str, torch.Tensor]:
         """The averaged weights of all clients' probes that messages bring, by row."""
@@ -152,6 +156,9 @@ class LocalTraining:
         if not cohort.engine.sampled_logps:
             cohort.rescore(prompts, drawn)
         sampled, judging = time.perf_counter(), self.supervising.seconds
+        first = memory[next(iter(requests))]
+        if first.round_steps == 0:
+            self.notes.sampled(drawn)
         for of_client in drawn.values():
             withhold_unfinished(chain.from_iterable(of_client), train.unfinished)
         groups = {
@@ -161,8 +168,8 @@ class LocalTraining:
         for row in requests:
             self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
             assign_advantages(groups[row], scale_by_std=train.scale_by_std)
+            self.notes.supervised(row, groups[row], self.supervising)
         graded, judging = time.perf_counter(), self.supervising.seconds - judging
-        first = memory[next(iter(requests))]
         if first.round_steps + 1 == train.local_steps:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl

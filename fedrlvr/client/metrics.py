@@ -67,6 +67,11 @@ class StepMetrics:
         self.means.add("response_length", self.last_tokens, len(responses))
         self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
 
+    def read(self, answers: Sequence[Sequence[str | None]]) -> None:
+        """Add the answers that were read from the responses of one local step, by problem; None: none could be."""
+        every = [answer for of_problem in answers for answer in of_problem]
+        self.means.add("unreadable", every.count(None), len(every))
+
     def learned(self, stats: StepStats) -> None:
         """Add the statistics of one optimizer step."""
         self.means.add("loss", stats.loss)

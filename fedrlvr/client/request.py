@@ -17,6 +17,7 @@ from fedrlvr.adapter import Adapter
 from fedrlvr.client.state import Memory
 from fedrlvr.policy.base import Base
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import private_seed
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
@@ -69,7 +70,8 @@ class Client:
 
     federation: tells its federation from others on the same cohort; "" where there is only one.
     initial: the adapter the client starts from, of its own rank. largest: the same of the federation's largest rank.
-    observer: is told how the federation's work goes. release: what may come in and leave.
+    observer: is told how the federation's work goes. release: what may come in and leave. log: where the client writes
+    a few of its responses, if anywhere.
     """
 
     federation: str
@@ -78,6 +80,7 @@ class Client:
     largest: Adapter
     observer: Observer
     release: Release = field(default_factory=Release)
+    log: ResponseLog | None = None
 
     @property
     def name(self) -> str:

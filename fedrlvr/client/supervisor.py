@@ -26,8 +26,6 @@ from fedrlvr.policy.hidden_states import HiddenStates, width
 from fedrlvr.rl import Group
 from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
-    Clusters,
-    Ledger,
     MajorityVotes,
     Selection,
     Step,
@@ -40,6 +38,8 @@ from fedrlvr.supervision.care import Care
 from fedrlvr.supervision.features import Features, Labelled, features
 from fedrlvr.supervision.judge import Judge, Judgement, Settings
 from fedrlvr.supervision.selection import SELECTIONS
+from fedrlvr.supervision.types import Fate
+from fedrlvr.tasks.rewards import grades_by_kind
 from fedrlvr.tasks.voting import answers, sameness
 from fedrlvr.wire.messages import StretchRequest
 
@@ -64,12 +64,24 @@ class TimedJudge(Judge):
         return losses
 
 
+@dataclass(frozen=True)
+class Known:
+    """Knowledge of a client about a group that was supervised.
+
+    label, rewards: the true answer and the true rewards, where the ledger has the label or an audit knows every answer.
+    """
+
+    fate: Fate
+    label: str | None
+    rewards: list[float] | None
+
+
 @dataclass
 class ClientSupervision:
     """One client's supervision. disk: its ledger, where labels are asked for. judge: its probes, if any."""
 
     method: Supervision
-    ledger: Ledger
+    ledger: NoLabels | ClientLedger
     disk: LabelLedger | None = None
     judge: TimedJudge | None = None
 
@@ -182,6 +194,7 @@ class Supervising:
     ) -> None:
         self.asked, self.requests, self.memory = asked, requests, memory
         self._clients: dict[str, ClientSupervision] = {}
+        self._last: dict[str, list[tuple[Supervised, list[float] | None]]] = {}  # of the step supervised last, by row
         make = SUPERVISIONS[type(asked.supervision)]
         try:
             for row, request in requests.items():
@@ -200,7 +213,14 @@ class Supervising:
             GradingError: a reward fails. LedgerError: the ledger fails.
         """
         client, request, memory = self._clients[row], self.requests[row], self.memory[row]
-        votes = [_votes(group) for group in groups] if self.reads_votes else []
+        by_kind = grades_by_kind(request.data.reward)
+        read = [answers(group.texts, group.problem.kind) for group in groups] if by_kind or self.reads_votes else []
+        if read:  # a function of the user's own, where nobody votes, need not read an answer at all
+            memory.metrics.read(read)
+        votes = []
+        if self.reads_votes:
+            pairs = zip(groups, read, strict=True)
+            votes = [clusters(of_group, sameness(group.problem.kind)) for group, of_group in pairs]
         seen = None
         if states is not None:
             lengths = [[len(response.token_ids) for response in group.responses] for group in groups]
@@ -213,6 +233,7 @@ class Supervising:
                 response.reward = reward
             group.multiplier = verdict.multiplier
         learnt = _used(client.disk, memory.steps, groups, verdicts)
+        self._last[row] = [(verdict, verdict.rewards if verdict.true else None) for verdict in verdicts]
         if memory.labels is None:
             return
         judged = client.method.judged if isinstance(client.method, Care) else None
@@ -221,6 +242,20 @@ class Supervising:
         if self.asked.supervision.audits:
             true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
             memory.labels.audit(votes, verdicts, true, reliable, judged.scores if judged else None)
+            self._last[row] = list(zip(verdicts, true, strict=True))
+
+    def known(self, row: str, place: int, group: Group) -> Known:
+        """Knowledge of a client about a group, which stood at this place in the step supervised last.
+
+        A label that was not paid for stays sealed, unless supervision.audit opens every answer.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        verdict, rewards = self._last[row][place]
+        data, ledger = self.requests[row].data, self._clients[row].ledger
+        ledger = AllLabels(data.answers) if self.asked.supervision.audits else ledger
+        return Known(verdict.fate, None if rewards is None else ledger.label(group.problem.question), rewards)
 
     def learn(self, row: str) -> None:
         """Let a client's probes learn from the step that was supervised last; after the policy's update."""
@@ -271,8 +306,3 @@ def shared_numbers(base: Base, config: Config) -> int | None:
     if not config.supervision.shares_probes:
         return None
     return Judge(width(base), config.sampling.group_size, torch.Generator().manual_seed(0)).flattened().numel()
-
-
-def _votes(group: Group) -> Clusters:
-    kind = group.problem.kind
-    return clusters(answers([response.text for response in group.responses], kind), sameness(kind))

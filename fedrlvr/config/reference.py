@@ -60,6 +60,8 @@ _SINCE = """
 0.9.0 run verdict
 0.9.0 data validation_size train_on_public
 0.9.0 evaluate split
+0.9.0 run responses
+0.9.0 site responses
 0.9.0 personal type steps learning_rate
 0.9.0 limits personal
 0.8.0 limits temperature top_p lora_scale factor_value update_norm least_group_size least_new_tokens

@@ -121,6 +121,8 @@ def _expanded(path: Path) -> Path:
         raise ValueError(str(error)) from None
 
 
+MOST_RESPONSES = 64
+"""Largest number of responses that a client writes down in a round."""
 UserPath = Annotated[Path, AfterValidator(_expanded)]
 """A path in which ~ stands for the home directory."""
 
@@ -146,6 +148,10 @@ class RunConfig(Section):
     """Directory of the clients' sampling secrets (`<client>.secret`), copies of the organisations' own files
     state/sampling.secret, to repeat on one machine what organisations computed. AdamW then has no epsilon, as at
     the organisations. Unset: no secret is mixed into the random streams. The secrets never leave the machine."""
+    responses: int = Field(4, ge=0, le=MOST_RESPONSES)
+    """Number of responses of each client that each round of a simulation writes to `clients/<client>/responses.jsonl`
+    in the run's directory, for `fedrlvr responses` and the report. 0 writes none, and the report shows no prompt. It
+    has no effect on organisations' own machines, where site.toml decides."""
     verdict: Annotated[bool, FEDERATED] = False
     """Whether the run also trains every client alone, in `alone` in its directory, and then compares both on each
     client's held-out problems, as `fedrlvr verdict` does. It about doubles the time of training, and changes neither

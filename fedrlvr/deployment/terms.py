@@ -16,7 +16,7 @@ from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages' protocol. It rises whenever another release would misread a message."""
 LONGEST = 1 << 14
 """Largest number of characters in the terms."""

@@ -31,6 +31,10 @@ class NoLabels:
         """None for every problem, since none has a label."""
         return None
 
+    def label(self, problem: Question) -> str | None:
+        """Label of a problem: None, since none can be asked for."""
+        return None
+
     def awaited(self, problem: Question) -> bool:
         """Whether a label is awaited: never, since none can be asked for."""
         return False
@@ -63,7 +67,11 @@ class AllLabels(NoLabels):
         Raises:
             GradingError: the reward fails.
         """
-        return self._answers.grade(problem, self._answers.price(problem), completions)
+        return self._answers.grade(problem, self.label(problem), completions)
+
+    def label(self, problem: Question) -> str:
+        """Label of a problem: the data set's own answer."""
+        return self._answers.price(problem)
 
 
 class ClientLedger:
@@ -92,8 +100,16 @@ class ClientLedger:
             GradingError: the reward fails.
             LedgerError: the ledger cannot be read.
         """
-        label = self.disk.label(problem.id, sameness(problem.kind))
+        label = self.label(problem)
         return None if label is None else self._answers.grade(problem, label, completions)
+
+    def label(self, problem: Question) -> str | None:
+        """Label of a problem that was paid for, or None.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        return self.disk.label(problem.id, sameness(problem.kind))
 
     def awaited(self, problem: Question) -> bool:
         """Whether the problem was asked about. Callers ask this only for problems without a label."""

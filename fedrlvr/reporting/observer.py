@@ -133,6 +133,18 @@ class RoundSaved(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Advised(Event):
+    """A rule of advice holds for the first time in the run.
+
+    rule: its name. sentence: what is wrong, and the setting to change.
+    """
+
+    round: int
+    rule: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class PersonalEnded(Event):
     """The clients have made their personal adapters, after the last round.
 

@@ -12,6 +12,7 @@ from fedrlvr.output import console as new_console
 from fedrlvr.output import echo
 from fedrlvr.reporting import units
 from fedrlvr.reporting.observer import (
+    Advised,
     Evaluated,
     Event,
     Observer,
@@ -51,7 +52,7 @@ class PlainProgress(Observer):
         self._round_started: dict[str, float] = {}
 
     def notify(self, event: Event) -> None:
-        """Print a line at the start and for each saved round; in a sweep also for a federation that failed."""
+        """Print a line at the start, for each saved round, for advice, and in a sweep for a federation that failed."""
         match event:
             case SweepStarted():
                 self._print(sweep_opening(event))
@@ -64,6 +65,8 @@ class PlainProgress(Observer):
                     self._print(f"{event.directory}: {clients}, {rounds}{again}")
             case RoundSaved():
                 self._print("  ".join(self._round(event)))
+            case Advised():
+                self._print(advice_line(event))
             case PersonalEnded():
                 self._print("  ".join(personal_line(event)))
             case RunFailed() if event.federation:  # the command itself reports the failure of a single run
@@ -105,6 +108,11 @@ def sweep_opening(event: SweepStarted) -> str:
 def sweep_failure(event: RunFailed) -> str:
     """The line about a federation that failed."""
     return f"{event.federation}: failed ({event.reason})"
+
+
+def advice_line(event: Advised) -> str:
+    """The line of a rule of advice, once a run."""
+    return f"{event.federation}{': ' if event.federation else ''}advice: {event.sentence}"
 
 
 def _number(count: int, noun: str) -> str:
@@ -161,6 +169,8 @@ class LiveProgress(Observer):
                 self._locate(event, event.round)
                 if not event.federation:
                     self.pass_at_1 |= {n: overall.mean for n, (overall, _) in evaluations([event.record]).items()}
+            case Advised():
+                self._live.console.print(advice_line(event), style="yellow", markup=False, highlight=False)
             case RunFailed() if event.federation:
                 self._live.console.print(sweep_failure(event), markup=False, highlight=False)
 

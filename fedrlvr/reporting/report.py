@@ -16,7 +16,9 @@ from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, Selecti
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
 from fedrlvr.machine import package_version
+from fedrlvr.output import logger
 from fedrlvr.reporting import units
+from fedrlvr.reporting.advice import advise, round_means
 from fedrlvr.reporting.figures import (
     COLOURS,
     Curve,
@@ -26,6 +28,7 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.observer import Event, Observer, RunEnded
+from fedrlvr.reporting.responses import LoggedResponse, excerpt
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
@@ -45,10 +48,14 @@ from fedrlvr.reporting.scores import (
 from fedrlvr.reporting.verdict import Verdict, read_verdict
 from fedrlvr.version import __version__
 
+_log = logger("reporting")
+
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
 PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
 """Packages whose versions can change a result."""
+MOST_RESPONSES_SHOWN = 8
+"""Largest number of responses in a report."""
 
 
 _CURVES = (
@@ -57,6 +64,7 @@ _CURVES = (
     Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
     Curve("response_length", "Response length, tokens"),
     Curve("unfinished", "Responses cut at the length limit", percent=True),
+    Curve("unreadable", "Responses without a readable answer", percent=True),
     Curve("kl_to_base", "KL to the base model, per token"),
     Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
     Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
@@ -112,14 +120,15 @@ class ReportWriter(Observer):
 def write_report(directory: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write `<directory>/report.html` as a whole and return its path.
 
-    records: the lines of metrics.jsonl. `<directory>/holdings.json` and `verdict.json` are used if they are there.
+    records: the lines of metrics.jsonl. `<directory>/holdings.json` and `verdict.json` are used if they are there, and
+    the responses below `<directory>/clients`, which only a simulation has.
 
     Raises:
         CheckpointError: the page cannot be written (an old one is intact), or one of these cannot be read.
     """
     path = directory / "report.html"
     holdings, gains = _read_holdings(directory / "holdings.json"), read_verdict(directory, config.train.rounds)
-    page = render(config, records, holdings, gains)
+    page = render(config, records, holdings, gains, _read_responses(directory))
     try:
         atomic_text(path, page)
     except CheckpointError as error:
@@ -135,10 +144,12 @@ def render(
     records: Sequence[Mapping[str, Any]],
     holdings: Holdings | None = None,
     gains: Verdict | None = None,
+    responses: Sequence[tuple[str, LoggedResponse]] = (),
 ) -> str:
     """The report's page as HTML text.
 
     holdings: number of problems by "train" and "test", then by (client, source). gains: each client's verdict.
+    responses: a few, each with its client.
     """
     import jinja2
 
@@ -180,6 +191,8 @@ def render(
         dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
+        responses=responses,
+        advice=advise([round_means(record) for record in records]),
         settings=_settings(config),
         versions=_versions(),
         many=COLOURS,
@@ -201,6 +214,15 @@ def _read_holdings(path: Path) -> Holdings | None:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Delete it to have a report without the problems by client."
         ) from None
+
+
+def _read_responses(directory: Path) -> list[tuple[str, LoggedResponse]]:
+    """A few responses of a simulation's clients; none where they cannot be read, which a warning says."""
+    try:
+        return excerpt(directory, MOST_RESPONSES_SHOWN)
+    except CheckpointError as error:
+        _log.warning("The report shows no responses: %s", error)
+        return []
 
 
 def _left_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

@@ -115,8 +115,9 @@ class ClientVerdict:
 
     @property
     def word(self) -> str:
-        """Result in a word: better, worse or unclear; `no problems` where none is held out."""
-        return self.decisive.word if self.decisive else "no problems"
+        """Result in a word: better, worse or unclear; `no problems` where none is held out, `no adapter` where the
+        client has none of the federation to compare."""
+        return self.decisive.word if self.decisive else "no adapter" if self.n else "no problems"
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,9 @@ def read_verdict(directory: Path, rounds: int) -> Verdict | None:
             )
             for name, line in tree["clients"].items()
         ]
+        for d in (d for client in clients for d in client.minus_alone.values()):
+            if d.n < 1 or not (-1 <= d.mean <= 1 and 0 <= d.variance <= 4):
+                raise ValueError(f"{d} is no difference of pass rates")
         matrix = [MatrixRow(row["model"], row["client"], dict(row["pass@1"])) for row in tree["matrix"]]
         verdict = Verdict(int(tree["rounds"]), clients, {}, [str(note) for note in tree["notes"]], matrix)
     except FileNotFoundError:

@@ -26,6 +26,7 @@ from fedrlvr.files import atomic_directory, atomic_text, read_json
 from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
+from fedrlvr.reporting.advice import Adviser, trained_nothing
 from fedrlvr.reporting.observer import Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
@@ -52,6 +53,11 @@ class RunResult:
     config: Config
     records: list[dict[str, Any]]
 
+    @property
+    def trained_nothing(self) -> bool:
+        """Whether no optimizer step had a gradient, so that the adapter is the one that the run started from."""
+        return trained_nothing(self.records)
+
 
 def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> PublicSet | None:
     """The public problems with the data to check responses to them; None if there are none."""
@@ -75,7 +81,7 @@ class Server:
     begin: what everybody begins with. public: what exchanges are about, if any.
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
-    observer: the last of the run's listeners (`self.observer`), which the server closes at the end.
+    observer: the last of the run's listeners (`self.observer`), which the server closes at the end; but for advice.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Server:
                 make_tracker(config.run.tracker, directory),
                 ReportWriter(directory, config),
                 observer,
+                Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
             ]
         )
 
@@ -197,7 +204,11 @@ class Server:
         """Have the clients make their personal adapters, unless that is done."""
         last = read_metrics(self.directory)[-1]
         if not self.config.personal.method.finishes:  # the last evaluation has made them
-            export_personal(self.directory, strategy, self.base, memories, last.get("left_out", ()))
+            without = {
+                *last.get("left_out", ()),
+                *self.config.federation.excluded,
+            }  # who are measured, and keep nothing
+            export_personal(self.directory, strategy, self.base, memories, without)
             return
         done = last.get("personal")
         if done is not None:

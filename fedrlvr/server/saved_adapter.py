@@ -148,7 +148,13 @@ class SavedRun:
         if client not in names:
             raise ConfigError(f"--client {client}: there is no such client; name one of {', '.join(names)}.")
         directory = personal_directory(self.directory, client)
-        return load_peft(directory) if self.finished and (directory / CONFIG_FILE).is_file() else None
+        if not self.finished or not (directory / CONFIG_FILE).is_file():
+            return None
+        try:
+            return load_peft(directory)
+        except AdapterError as error:
+            again = f"Delete this directory and `fedrlvr run --resume {self.directory}` makes it again."
+            raise AdapterError(f"{error} {again}") from None
 
     def own_adapter(self, checkpoint: Checkpoint, client: str) -> Adapter:
         """A client's own adapter in the arm `local`, after the checkpoint's round.

@@ -19,6 +19,7 @@ from fedrlvr.client.app import CohortApp
 from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import OWN_ADAPTER
 from fedrlvr.config import AggregationConfig, Config, LabelsSupervision, LoraConfig
+from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.errors import AdapterError, ConfigError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import in_model_order, load_peft
@@ -192,7 +193,8 @@ class Evaluator:
         """The config for whole adapters, which are sent or kept, and nothing else."""
         federation = self.config.federation.model_copy(update={"arm": arm})
         changes: dict[str, Any] = {"lora": lora, "aggregation": AggregationConfig(), "federation": federation}
-        return self.config.model_copy(update=changes)
+        # Where clients keep a part of their adapter, a message would bring the other part alone.
+        return self.config.model_copy(update={**changes, "personal": PersonalConfig()})
 
     def _seat(self, lora: LoraConfig) -> Adapter:
         """Make the cohort take adapters of this shape; returns an adapter that leaves the model as it is."""

@@ -18,6 +18,7 @@ from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import RunResult, Server, Wrap, public_set
@@ -155,7 +156,8 @@ class Federation:
         )
         # With their secrets, organisations are repeated as they train.
         release = Release(scale_free=config.run.secrets is not None)
-        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release)
+        log = ResponseLog(directory, config.run.responses)
+        self.app = CohortApp(cohort, clients, self.initial, self.server.observer, name, release, log)
 
     def go(self, *, resume: bool, handler: Handler | None = None) -> RunResult:
         """Run all rounds that are not done, and return the result.

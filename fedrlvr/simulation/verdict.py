@@ -13,6 +13,7 @@ the rounding of all, and a run with a verdict ends with the adapter that it has 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watc
     # Where clients keep a part of their adapter in every round, no adapter is everybody's.
     federated = evaluator.of_run(run)[1].rates if run.config.personal.method.keeps is None else None
     verdict = compare(evaluator, federated, own(other), personal_adapters(run), matrix=matrix)
-    verdict.notes.extend(_notes(run.config, other.config))
+    verdict.notes.extend(_notes(run, other.config))
     verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
     write(verdict, run)
     return verdict
@@ -202,7 +203,11 @@ def compare(
         "samples": config.evaluate.samples,
         "temperature": config.evaluate.temperature,
     }
-    return Verdict(config.train.rounds, clients, about, [], rows)
+    without = [client.client for client in clients if personal and client.client not in personal]
+    notes = [f"No personal adapter of {', '.join(without)}, left out when they were made."] if without else []
+    if notes and federated is not None:
+        notes[0] += " There the federated adapter decides."
+    return Verdict(config.train.rounds, clients, about, notes, rows)
 
 
 def check_labels(config: Config) -> None:
@@ -277,23 +282,39 @@ def _value(config: Config, setting: str) -> object:
     return getattr(getattr(config, section), name)
 
 
-def _notes(config: Config, other: Config) -> list[str]:
+def _notes(run: SavedRun, other: Config) -> list[str]:
     """Sentences on what else differs between a federated run and the run of its clients alone."""
-    notes = []
+    config, notes = run.config, []
     given, stored = (c.in_arm("local").model_dump(mode="json") for c in (config, other))
     for section in ("model", "lora", "sampling", "train", "supervision"):
         for name in {**given[section], **stored[section]}:
             here, there = given[section].get(name), stored[section].get(name)
             if here != there:
                 notes.append(f"{section}.{name} is {there!r} alone and {here!r} in the federation.")
-    clients = config.federation
+    notes += unequal(config)
+    absent = Counter(client for record in read_metrics(run.directory) for client in record.get("left_out", ()))
+    if missing := ", ".join(f"{client} of {rounds}" for client, rounds in sorted(absent.items())):
+        notes.append(f"Left out of rounds of the federation, and of none alone: {missing} (federation.quorum).")
+    if riders := [name for name, stated in config.federation.deviations.items() if stated.free_rider]:
+        notes.append(f"{', '.join(riders)}: a free rider learns nothing alone either (federation.deviations).")
+    if excluded := config.federation.excluded:
+        notes.append(f"No verdict on {', '.join(excluded)}, excluded from training (federation.excluded).")
+    return notes
+
+
+def unequal(config: Config) -> list[str]:
+    """Sentences on settings by which a client trains more or less in a federation than alone."""
+    notes, clients = [], config.federation
     if clients.clients_per_round < len(clients.training):
         notes.append(
             f"A client trains in {clients.clients_per_round} of {len(clients.training)} rounds of the federation "
             "on average, and in every round alone (federation.fraction)."
         )
-    if clients.excluded:
-        notes.append(f"No verdict on {', '.join(clients.excluded)}, excluded from training (federation.excluded).")
+    if config.personal.method.finishes:
+        notes.append(
+            f"A personal adapter has taken {config.personal.steps} more local steps than the one that was trained "
+            "alone (personal.steps)."
+        )
     if config.coordination.type != "none":
         notes.append("The federation also trains on public problems, and a client alone does not (coordination.type).")
     return notes
@@ -314,5 +335,6 @@ def _digest(directory: Path) -> object:
         return read_json(directory / "holdings.json")["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{directory / 'holdings.json'} cannot be read ({error}), so its problems are unknown."
+            f"{directory / 'holdings.json'} cannot be read ({error}), so the problems of the run are unknown. Restore "
+            "the file."
         ) from None

@@ -77,11 +77,11 @@ def deal(config: Config) -> Dealt:
         names, train = [CENTRAL], _of_training_clients(config, train)
     parts = _parts(config, train, names)
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
-    for needs, setting in (
-        (config.evaluate.split == "validation", "evaluate.split = 'validation'"),
-        (config.personal.method.mixes, f"personal.type = {config.personal.type!r}"),
+    for needs, setting, needy in (
+        (config.evaluate.split == "validation", "evaluate.split = 'validation'", names),
+        (config.personal.method.mixes, f"personal.type = {config.personal.type!r}", config.federation.training),
     ):
-        if needs and (lacking := [name for name in names if not chosen_on[name]]):
+        if needs and (lacking := [name for name in needy if not chosen_on[name]]):
             raise DataError(
                 f"{setting}: {', '.join(lacking)} without validation problems. Raise data.validation_size, which is "
                 f"{data.validation_size}."

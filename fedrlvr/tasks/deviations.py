@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,9 @@ from fedrlvr.errors import DataError
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.grading import is_right
 from fedrlvr.tasks.problem import Problem
+
+_WHOLE = re.compile(r"[0-9]{1,15}")
+"""A whole number. Every grader tells two different ones apart."""
 
 
 def reworded(problem: Problem, template: str | None) -> Problem:
@@ -39,20 +43,24 @@ def with_wrong_labels(client: str, problems: Sequence[Problem], share: float, se
     return changed
 
 
+def _differ(problem: Problem, other: Problem) -> bool:
+    """Whether two problems are of one kind, and its grader calls the answer of the second wrong for the first."""
+    answers = problem.answer, other.answer
+    if other.kind != problem.kind or not other.answer or other.answer == problem.answer:
+        return False
+    whole = all(_WHOLE.fullmatch(answer) for answer in answers)
+    if whole and int(answers[0]) != int(answers[1]):  # most pairs, and a grader takes a hundred times as long
+        return True
+    return not is_right(other.answer, problem.answer, problem.kind, arithmetic=True)
+
+
 def _wrong_answer(client: str, problem: Problem, problems: Sequence[Problem], seed: int) -> str:
-    different = [
-        other
-        for other in problems
-        if other.kind == problem.kind
-        and other.answer
-        and other.answer != problem.answer
-        and not is_right(other.answer, problem.answer, problem.kind, arithmetic=True)
-    ]
-    same_source = [other for other in different if other.source == problem.source]
+    of_source = [other for other in problems if other.source == problem.source and _differ(problem, other)]
+    different = of_source or [other for other in problems if _differ(problem, other)]
     if not different:
         raise DataError(
             f"federation.deviations.{client}.wrong_labels: the client holds no problem with another answer than "
             f"problem {problem.id!r}. Give the client more problems, or leave wrong_labels out."
         )
     rng = random.Random(stream(seed, client, "wrong label", problem.id))
-    return rng.choice(same_source or different).answer
+    return rng.choice(different).answer

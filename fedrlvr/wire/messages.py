@@ -132,6 +132,8 @@ class RespondRequest(StretchRequest):
     def _rules_of_the_exchange(self) -> RespondRequest:
         if self.coordination is None:
             raise ValueError("coordination is needed for an exchange")
+        if self.personal:
+            raise ValueError("personal adapters are made without exchanges, after the last round")
         return self
 
 
@@ -294,9 +296,9 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "num-examples": (0, 1e9),
     **dict.fromkeys(("tokens_sampled", "tokens_trained", "public_tokens_sampled", "public_tokens_trained"), _COUNT),
     **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length"), _COUNT),
-    **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "clip_fraction", "majority_right"), _SHARE),
+    **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
     **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
-    **dict.fromkeys(("audit_majority_right", "audit_reliable_right"), _SHARE),
+    **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
     **dict.fromkeys(("reward", "verified_reward"), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
     **dict.fromkeys(("loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"), _SINGLE),

@@ -45,6 +45,23 @@ def test_run_without_a_directory_makes_one_that_is_named_by_the_run(
     assert load_resolved(made / "config.json").run.directory == tmp_path / "runs" / made.name
 
 
+def test_a_run_that_trains_nothing_says_so_last_and_exits_with_3_unless_it_is_allowed(
+    fedrlvr: Command, toml: Toml, tmp_path: Path
+) -> None:
+    path = toml(data={"reward": "small_runs:zero"}, sampling={"group_size": 16})
+    said = fedrlvr("run", path, "--quiet")
+    assert said.code == 3
+    assert said.err.splitlines()[-1].startswith("Nothing was trained: no optimizer step had a gradient")
+    (advice,) = (line for line in said.out.splitlines() if line.startswith("advice: "))
+    assert "rewards of rounds" not in advice
+    assert "Every reward" in advice
+    again = fedrlvr("run", "--resume", tmp_path / "run", "--quiet", "--allow-nothing")
+    assert (again.code, again.err.splitlines()[-1]) == (0, said.err.splitlines()[-1])
+    shown = fedrlvr("responses", tmp_path / "run", "--client", "bob", "--wrong")
+    assert shown.code == 0
+    assert shown.out.count("bob, round 2, problem bob-train-") == 4
+
+
 def test_the_settings_that_are_written_down_are_those_that_ran(runs: Arm) -> None:
     config = load_resolved(runs("local") / "config.json")
     assert (config.federation.arm, config.train.rounds, config.run.seed) == ("local", 2, 3)

@@ -71,6 +71,7 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
     said = fedrlvr(
         "run",
         path,
+        "--allow-nothing",  # a random model earns no reward
         *settings(
             run__directory=tmp_path / "run",
             model__name=model if generated else any_text,
@@ -111,6 +112,7 @@ def test_an_example_runs_a_round_on_the_real_data(name: str, fedrlvr: Command, a
     said = fedrlvr(
         "run",
         ROOT / "examples" / f"{name}.toml",
+        "--allow-nothing",
         *settings(
             data__path=REAL / name,
             model__name=any_text,

@@ -28,6 +28,7 @@ from organisations import (
     train_content,
     trained,
 )
+from siteparts import output_of
 from small_runs import adapter_bytes, without_seconds, write_problems
 
 from fedrlvr.client.app import CohortApp
@@ -36,7 +37,9 @@ from fedrlvr.deployment.site import client_app
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
 from fedrlvr.deployment.terms import terms_record
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.reporting.responses import read_logged, response_files
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.wire.serialization import pack, unpack
 
@@ -156,6 +159,29 @@ def test_the_log_says_what_was_asked_and_what_was_sent(config: Config, cohort: C
     counted = int(log[4].split("adapter ")[1].split(" bytes")[0].replace(",", ""))
     assert size < counted < size + 200  # and the arrays' names
     assert len(log) == 5
+
+
+def test_responses_are_written_here_only_if_site_toml_says_so_and_never_leave(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    content = train_content(config, cohort, terms(config, cohort))
+    silent, telling = answering(organisation()), answering(organisation(responses=3))
+    sent = trained(silent, content, "m1")
+    assert response_files(silent.org.state / "runs" / "run") == {}
+    assert trained(telling, content, "m2") == sent, "the adapter is the same with them"
+    path = response_files(telling.org.state / "runs" / "run")["ann"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    responses = read_logged(path)
+    assert [(response.round, response.prompt.endswith("of ann?")) for response in responses] == [(1, True)] * 3
+    assert not [line for line in log_of(telling) if "train-" in line or "of ann?" in line]
+    output = output_of("responses", telling.org.directory, "--run", "run")
+    assert responses[0].prompt in output
+    with pytest.raises(ConfigError, match="--run other"):
+        output_of("responses", telling.org.directory, "--run", "other")
+    path.unlink()
+    with pytest.raises(ConfigError, match="responses = 4"):
+        output_of("responses", telling.org.directory)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class Flower:
         self.submitted = 'Using SuperLink\n{"success": true, "run-id": "77"}'
         self.status: str | None = "finished:completed"
         self.interrupt = False
+        self.records: list[dict[str, Any]] = [{"round": 1, "clients": {"ann": {"num-examples": 8}}}]
 
     def flwr(self, link: federate_command.Link, *arguments: str) -> subprocess.CompletedProcess[str]:
         self.calls.append(arguments)
@@ -70,7 +71,7 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
     monkeypatch.setattr(federate_command.Link, "flwr", lambda link, *a: result.flwr(link, *a))
     monkeypatch.setattr(federate_command.Link, "follow", lambda link, *a: result.follow(link, *a))
     monkeypatch.setattr("fedrlvr.reporting.tables.final_table", lambda *_: print("the table"))
-    monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: [])
+    monkeypatch.setattr("fedrlvr.server.metrics_log.read_metrics", lambda _: result.records)
     return result
 
 
@@ -125,6 +126,18 @@ def test_it_says_what_will_travel_submits_an_app_without_code_and_follows_the_ru
     assert settings.engine.threads, "a resumed run rounds alike"
     assert said.index("Never: its own problems") < said.index("Run directory:") < said.index("the table")
     assert "2 public problems" in said
+    assert "Nothing was trained" not in said
+
+
+def test_a_run_in_which_no_reply_was_used_exits_with_3_unless_it_is_allowed(
+    flower: Flower, exp: Path, hub: Path, tmp_path: Path
+) -> None:
+    flower.records = [{"round": 1, "clients": {"ann": {"bytes_up": 9}}, "left_out": {"ann": "a floor"}}]
+    for number, (options, expected) in enumerate((((), 3), (("--allow-nothing",), 0))):
+        directory = ("--set", f"run.directory={tmp_path / str(number)}")
+        said, error, code = federate(exp, "--superlink", hub, *directory, *options)
+        assert (error, code) == (None, expected)
+        assert "Nothing was trained" in said
 
 
 def test_the_app_names_what_is_there() -> None:

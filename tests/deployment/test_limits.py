@@ -96,6 +96,12 @@ def test_all_that_is_at_its_limit_is_answered() -> None:
     check(AT_THE_EDGE, "evaluate", TERMS, evaluate(personal=True, round=6), 0)
 
 
+def test_an_exchange_is_no_way_to_a_round_beyond_the_runs_own() -> None:
+    """Personal adapters count as one round more, and only a train message makes them."""
+    with pytest.raises(ValueError, match="personal"):
+        RespondRequest(**{**respond().model_dump(), "personal": True, "round": 6})
+
+
 def limits(**changes: Any) -> Limits:
     return AT_THE_EDGE.model_copy(update=changes)
 

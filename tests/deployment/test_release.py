@@ -154,7 +154,7 @@ def request(kind: str = "train", **changes: Any) -> ClientRequest:
         settings = asked.model_dump() | {"coordination": {"type": "pubswap", "public_problems": 6}, "exchange": 1}
         asked = RespondRequest.model_validate(settings)
     fields = {"asked": asked.model_copy(update=changes), "place": "ann: round 1", "seed": 5}
-    data, client = SimpleNamespace(name="ann", secret=b""), SimpleNamespace(initial=make_adapter())
+    data, client = SimpleNamespace(name="ann", secret=b"", validation=range(9)), SimpleNamespace(initial=make_adapter())
     return cast(ClientRequest, SimpleNamespace(**fields, data=data, client=client))
 
 
@@ -300,6 +300,16 @@ def test_numbers_over_too_few_problems_stay(nearest: None) -> None:
         "grad_norm": 0.2,
         **counts,
     }, "the KL is of the four problems of the last step"
+
+
+def test_the_share_of_a_mixed_adapter_leaves_only_where_nothing_is_rounded() -> None:
+    """It compares counts of right responses exactly: 9 validation problems are enough for `least_scored` = 8."""
+    made = memory((0.1, eight()))
+    for limits, leaves in ((Limits(), False), (Limits(round_numbers=False), True)):
+        numbers = SiteRelease(limits, "main").trained(request(), made, reply(global_share=0.75))["metrics"]
+        assert ("global_share" in numbers) == leaves
+    strict = SiteRelease(Limits(round_numbers=False, least_scored=10), "main")
+    assert "global_share" not in strict.trained(request(), made, reply(global_share=0.75))["metrics"]
 
 
 def test_numbers_over_enough_labels_leave_rounded(nearest: None) -> None:

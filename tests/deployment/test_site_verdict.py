@@ -102,6 +102,22 @@ def test_a_site_makes_its_own_verdict_and_sends_nothing(
     assert adapter_bytes(made) == before
 
 
+def test_where_organisations_share_no_adapter_the_personal_one_is_compared(
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
+) -> None:
+    directory = ann()
+    toml = write_toml(tmp_path / "exp.toml", {**experiment, "aggregation": {}, "personal": {"type": "fedsa"}})
+    for options in ([], ["--adapter", adapter, "--personal", adapter]):
+        refused = command(directory, toml, *options)
+        assert isinstance(refused.exception, ConfigError)
+        assert "--adapter" in str(refused.exception)
+    command(directory, toml, "--personal", adapter)
+    (made,) = (directory / "state" / "verdict").glob("main-*")
+    tree = json.loads((made / "verdict.json").read_text("utf-8"))
+    assert list(tree["clients"]["ann"]["pass@1"]) == ["base", "alone", "personal"]
+    assert ["federation.fraction" in note for note in tree["notes"]] == [True]
+
+
 def test_it_trains_what_a_simulation_of_the_site_alone_trains(
     ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
 ) -> None:

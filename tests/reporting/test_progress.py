@@ -10,6 +10,7 @@ from rich.console import Console
 from run_samples import run_records
 
 from fedrlvr.reporting.observer import (
+    Advised,
     Evaluated,
     Observer,
     PersonalEnded,
@@ -205,11 +206,13 @@ def test_plain_lines_of_a_sweep_begin_with_the_federation() -> None:
     now += 3
     plain.notify(federation_saved(2, FIRST))
     plain.notify(federation_saved(1, SECOND, 0.25))
+    plain.notify(Advised(1, "no reward", "Every reward is 0.", federation=SECOND))
     plain.notify(RunFailed("its disk", federation=SECOND))
     assert out.getvalue().splitlines() == [
         "runs/x: 3 federations, 1 of them finished before",
         "as-given/seed-1  round 2/4  reward 0.500  5.0 s",
         "as-given/seed-2  round 1/4  reward 0.250  3.0 s",
+        "as-given/seed-2: advice: Every reward is 0.",
         "as-given/seed-2: failed (its disk)",
     ]
 
@@ -225,8 +228,14 @@ def test_the_bar_counts_steps_of_all_federations_with_those_done_before() -> Non
         sweep.notify(StepEnded(1, step, 5, {}, 10, federation=FIRST))
     sweep.notify(federation_saved(1, FIRST))
     assert (sweep.steps_done, sweep.steps, sweep.position) == (15, 40, "round 3/8")
+    sweep.notify(Advised(1, "no reward", "[Every] reward is 0.", federation=FIRST))
     sweep.notify(RunFailed("[no] disk", federation=SECOND))
     sweep.close()
     shown = out.getvalue()
-    for part in ("runs/[x]: 2 federations", "round 3/8", "as-given/seed-2: failed ([no] disk)"):
+    for part in (
+        "runs/[x]: 2 federations",
+        "round 3/8",
+        "advice: [Every] reward is 0.",
+        "as-given/seed-2: failed ([no] disk)",
+    ):
         assert part in shown

@@ -115,6 +115,16 @@ def test_a_damaged_verdict_is_named(text: str, tmp_path: Path) -> None:
         read_verdict(tmp_path, 5)
 
 
+@pytest.mark.parametrize(("number", "value"), [("n", "0"), ("n", "-3"), ("mean", "1e999"), ("variance", "-1.0")])
+def test_a_verdict_of_impossible_numbers_is_damaged(number: str, value: str, tmp_path: Path) -> None:
+    path = made().write(tmp_path)
+    tree = json.loads(path.read_text("utf-8"))
+    tree["clients"]["ann"]["minus_alone"]["federated"][number] = "HERE"
+    path.write_text(json.dumps(tree).replace('"HERE"', value), "utf-8")
+    with pytest.raises(CheckpointError, match=r"verdict\.json"):
+        read_verdict(tmp_path, 5)
+
+
 def test_a_line_a_client_in_the_terminal() -> None:
     out = io.StringIO()
     one_model_less = Verdict(5, [made().clients[0]])

@@ -57,6 +57,12 @@ def same_as(directory: Path, reference: Path) -> None:
     lines = without_seconds(directory)
     assert [line["round"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert lines == without_seconds(reference)
+    texts = [
+        {path.relative_to(root): path.read_bytes() for path in root.glob("clients/*/responses.jsonl")}
+        for root in (directory, reference)
+    ]
+    assert texts[0]
+    assert texts[0] == texts[1]
     assert list(directory.rglob(".*")) == [], "something temporary is left behind"
 
 

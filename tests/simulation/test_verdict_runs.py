@@ -283,6 +283,40 @@ def test_personal_adapters_are_compared_too_and_decide(configured: Configs, tmp_
     assert rows == [(None, "federated"), *((c, kind) for kind in ("alone", "personal") for c in CLIENTS)]
 
 
+@pytest.mark.parametrize("kind", ["fedsa", "fedalt"])
+def test_a_matrix_has_whole_adapters_where_clients_keep_a_part(kind: str, configured: Configs, tmp_path: Path) -> None:
+    """A client's own adapters come to the same there as in the verdict; a client that is excluded has none."""
+    directory = tmp_path / "run"
+    federation = {"clients": list(CLIENTS), "excluded": ["bob"]}
+    changes = {"personal": {"type": kind}, "federation": federation, "evaluate": {"samples": 16, "temperature": 1.0}}
+    fedrlvr.run(configured(directory, **changes))
+    verdict = judge(open_run(directory), matrix=True)
+    rows = {row.adapter: row.pass_at_1 for row in verdict.matrix}
+    assert list(rows) == [f"{client}, {model}" for model in ("alone", "personal") for client in ("ann", "cyd")]
+    for client in verdict.clients:
+        for model in ("alone", "personal"):
+            assert (
+                rows[f"{client.client}, {model}"][client.client] == client.pass_at_1[model] != client.pass_at_1["base"]
+            )
+
+
+def test_what_else_differs_from_training_alone_is_noted(configured: Configs, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    federation = {"clients": list(CLIENTS), "deviations": {"bob": {"free_rider": True}}}
+    fedrlvr.run(configured(directory, federation=federation, personal={"type": "finish", "steps": 3}))
+    *lines, last = (directory / "metrics.jsonl").read_text("utf-8").splitlines()
+    last = json.dumps({**json.loads(last), "left_out": {"cyd": "late"}})
+    (directory / "metrics.jsonl").write_text("\n".join([*lines, last, ""]), "utf-8")
+    shutil.rmtree(directory / "clients" / "ann" / "personal")
+    verdict = judge(open_run(directory))
+    without, steps, missing, riders = verdict.notes
+    assert "of ann" in without
+    assert verdict.clients[0].decisive == verdict.clients[0].minus_alone["federated"]
+    assert "3 more local steps" in steps
+    assert "cyd of 1" in missing
+    assert riders.startswith("bob: ")
+
+
 def test_a_client_that_is_excluded_has_no_verdict(configured: Configs, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     federation = {"clients": list(CLIENTS), "excluded": ["bob"]}

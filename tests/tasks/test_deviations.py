@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import permutations
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +12,8 @@ from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import Problem
 from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.deviations import reworded, with_wrong_labels
+from fedrlvr.tasks.grading import is_right
+from fedrlvr.tasks.problem import Kind
 
 # Three answers of one source, two of them equal in value though not in letters, and one problem of another source.
 HELD = [
@@ -28,6 +31,19 @@ def test_all_labels_wrong_are_those_of_other_problems_of_the_source_with_another
     assert c in ("1", "1.0")
     assert d in ("1", "1.0", "2"), "no other problem of its source: any source"
     assert [(p.prompt, p.id, p.source) for p in wrong] == [(p.prompt, p.id, p.source) for p in HELD]
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_two_answers_are_told_apart_as_their_grader_does(kind: Kind) -> None:
+    """Also whole numbers, which are compared without it: 1 and 01 are two texts and one number."""
+    answers = {"math": ("1", "01", "1.0", "2", "20"), "exact": ("1", "01", "1.0", "2")}
+    for truth, other in permutations(answers.get(kind, ("yes", "no") if kind == "yes_no_maybe" else ("A", "B")), 2):
+        pair = [Problem("p?", truth, "a", "s", kind), Problem("q?", other, "b", "s", kind)]
+        if is_right(other, truth, kind, arithmetic=True):
+            with pytest.raises(DataError, match="wrong_labels"):
+                with_wrong_labels("x", pair, 1.0, seed=0)
+        else:
+            assert [problem.answer for problem in with_wrong_labels("x", pair, 1.0, seed=0)] == [other, truth]
 
 
 def test_a_share_is_a_whole_number_of_problems_drawn_by_seed_and_client() -> None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from fedrlvr.config.methods import LabelSource, SupervisionType
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.reference import type_of
-from fedrlvr.config.sections import Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.sections import MOST_RESPONSES, Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 
@@ -220,6 +220,10 @@ class SiteConfig(Section):
     another worker."""
     keep_runs: int = Field(5, ge=1)
     """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
+    responses: int = Field(0, ge=0, le=MOST_RESPONSES)
+    """Number of responses to private problems that each round of a run writes to `responses.jsonl` in its directory
+    under `state/runs`, with prompt and answer, for this site's people to read with `fedrlvr site responses`. They never
+    leave the machine. 0 writes none; set a few while rewards are to be understood."""
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
     """Problems that a server may ask to train on, by the name of their task."""
     models: dict[str, str] = Field(min_length=1)

@@ -34,6 +34,7 @@ from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
+from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
 from fedrlvr.server.run_directory import personal_directory
 from fedrlvr.simulation.grid import delivered
@@ -183,7 +184,8 @@ class Answering:
         self._check_cohort(terms, request.seed)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
-        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release)
+        log = ResponseLog(self.org.state / "runs" / terms.run, self.org.config.responses)
+        app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release, log=log)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
         (reply,) = app([message], [context])

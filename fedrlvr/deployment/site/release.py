@@ -8,6 +8,7 @@ that a number is about:
     trained tokens, losses, norms          the same, relative to their size: which problems had a gradient follows from
                                            them for whoever can compute what each label would give
     lengths, sampled tokens, seconds, ...  rounded to two significant digits
+    the share of a mixed adapter           stays here: it is an exact comparison of two counts of right responses
     numbers of problems and of labels      as they are
 
 A number that is rounded to the nearest multiple would tell for certain when it crosses the middle of two, which a
@@ -38,7 +39,7 @@ from fedrlvr.wire.public_messages import EXCHANGE, SHARE
 
 POOLED = "other sources"
 """Name under which the scores of small sources leave together."""
-SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "clip_fraction"}
+SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"}
 SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
 """Numbers that are means of values between 0 and 1, or of rewards."""
@@ -46,6 +47,9 @@ OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "respons
 """Names of the numbers of any size that depend on which responses were right."""
 EXACT = {"num-examples", "labels_asked", "labels_used", "labels_total", "swapped_in", "rescued", "refused"}
 """Names of the counts that leave exactly. Those of swaps are about responses that have left already."""
+CHOICE = "global_share"
+"""Name of the share that a client chose by its validation problems. A server that shapes both adapters could learn from
+it of a single problem, which no rounding of so few values hides."""
 PROBE_LOSSES = ("reliability_loss", "response_loss", "correction_loss")
 
 
@@ -234,7 +238,7 @@ class SiteRelease(Release):
             if isinstance(value, list):
                 if not any(value):
                     del numbers[name]
-            elif name not in EXACT and n < least:
+            elif (name not in EXACT and n < least) or (name == CHOICE and self.limits.round_numbers):
                 del numbers[name]
             elif self.limits.round_numbers:
                 numbers[name] = _rounded(name, value, n, chances(name))
@@ -259,7 +263,7 @@ def _counts(asked: StretchRequest, memory: Memory, validation: int) -> dict[str,
     """Different private problems behind each number of a train reply. validation: problems of this split."""
     drawn = len(memory.influence)
     counts = {"": drawn, "ratio_max": 1, "kl_to_base": min(drawn, asked.train.problems_per_step)}
-    counts["global_share"] = validation
+    counts[CHOICE] = validation
     if (labels := memory.labels) is not None:
         counts |= dict.fromkeys(("verified_reward", "majority_right"), min(labels.used, labels.total))
         counts |= dict.fromkeys(PROBE_LOSSES, labels.total)

@@ -31,7 +31,7 @@ from fedrlvr.reporting.verdict import Verdict
 from fedrlvr.server.saved_adapter import SavedRun, load_adapter
 from fedrlvr.simulation.evaluate import Evaluator
 from fedrlvr.simulation.run import new_cohort, settled
-from fedrlvr.simulation.verdict import Watch, check_labels, compare, own, train, write
+from fedrlvr.simulation.verdict import Watch, check_labels, compare, own, train, unequal, write
 from fedrlvr.tasks.deal import deal
 from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 
@@ -40,10 +40,12 @@ from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 class SiteVerdict:
     """An organisation's own comparison, planned and checked against its limits.
 
-    config: of the run that trains it alone. directory: of that run. todo: local steps that are still to be done.
+    experiment: what the server ran. config: of the run that trains the organisation alone. directory: of that run.
+    todo: local steps that are still to be done.
     """
 
     org: Organisation
+    experiment: Config
     config: Config
     directory: Path
     todo: int
@@ -51,14 +53,20 @@ class SiteVerdict:
     def make(self, adapter: Path | None, personal: Path | None, watch: Watch) -> Verdict:
         """Train alone as far as that is not done, compare, and write the verdict into the run's directory.
 
-        adapter: of the federation. personal: of this organisation. None where there is none; with some methods no
-            adapter is everybody's.
+        adapter: of the federation; None where organisations share none (personal.type).
+        personal: of this organisation, if it has one.
 
         Raises:
-            ConfigError: there is neither.
+            ConfigError: an adapter is missing, or is one that the federation does not have.
             AdapterError: an adapter cannot be read, or is of another model.
             FedrlvrError: as training and evaluation say; rounds that are done stay done.
         """
+        stated, keeps = f"personal.type = {self.experiment.personal.type!r}", self.experiment.personal.method.keeps
+        if keeps is not None and (adapter is not None or personal is None):
+            raise ConfigError(
+                f"{stated} leaves no adapter that all organisations share; leave out --adapter, and give this "
+                "organisation's own with --personal."
+            )
         if adapter is None and personal is None:
             raise ConfigError("Name what is compared with training alone: --adapter DIR, --personal DIR, or both.")
         run, cohort = SavedRun(self.directory, self.config), new_cohort(self.config)
@@ -71,6 +79,7 @@ class SiteVerdict:
         verdict = compare(evaluator, rates, own(run), own_personal)
         places = {"adapter": adapter, "personal": personal}
         verdict.about.update({name: str(place) for name, place in places.items() if place is not None})
+        verdict.notes.extend(unequal(self.experiment))
         write(verdict, run)
         return verdict
 
@@ -110,7 +119,7 @@ def plan(org: Organisation, experiment: Config) -> SiteVerdict:
         config = settled(config, directory)
     _check_problems(org, experiment, config)
     done = max(SavedRun(directory, config).checkpoints.rounds(), default=0)
-    return SiteVerdict(org, config, directory, (config.train.rounds - done) * config.train.local_steps)
+    return SiteVerdict(org, experiment, config, directory, (config.train.rounds - done) * config.train.local_steps)
 
 
 def _loaded(place: Path, cohort: Cohort) -> Adapter:
