@@ -71,6 +71,18 @@ class RoundError(FedrlvrError, RuntimeError):
     """A round of the run cannot be completed."""
 
 
+class MemoryLimitError(FedrlvrError, MemoryError):
+    """The memory of a GPU or of the machine ran out (out_of_memory.py).
+
+    public: the phase and the names of the settings to change, without sizes and values. Sizes depend on private
+    prompts, so an organisation sends this text alone.
+    """
+
+    def __init__(self, text: str, public: str = "") -> None:
+        super().__init__(text)
+        self.public = printable(public)
+
+
 class MissingExtraError(FedrlvrError, ImportError):
     """An optional dependency is needed; the message names the extra to install."""
 

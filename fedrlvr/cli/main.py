@@ -35,6 +35,7 @@ from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
 
@@ -263,7 +264,7 @@ def export(
     ] = None,
     max_rank: Annotated[int | None, typer.Option(min=1, help="Reject an adapter of a higher rank.")] = None,
 ) -> None:
-    """Write the adapter that a run trained as a PEFT directory, or as merged weights.
+    """Write the adapter that a run trained as a PEFT directory, or as merged weights, with a model card.
 
     A run that is not finished gives the adapter of its newest checkpoint. The rules flora and fedex
     change the base weights and end in an adapter whose rank has grown with the rounds.
@@ -273,10 +274,14 @@ def export(
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists already; give a new directory.")
     from fedrlvr.policy.export import export_adapter, export_merged
+    from fedrlvr.server.model_card import documents, read_facts
     from fedrlvr.server.saved_adapter import open_run
 
     run = open_run(run_directory)
-    settings, adapter = run.config, run.adapter(client)
+    round_, adapter = run.adapter_round, run.adapter(client)
+    while round_ != run.adapter_round:  # the run is under way, and has written its next checkpoint meanwhile
+        round_, adapter = run.adapter_round, run.adapter(client)
+    settings = run.config
     if max_rank is not None and adapter.rank > max_rank:
         rule = settings.aggregation.rule
         reason = f", since {rule.name} adds each round to the base weights" if rule.changes_base else ""
@@ -284,7 +289,15 @@ def export(
             f"The adapter has rank {adapter.rank}{reason}, and --max-rank allows {max_rank}. Write whole weights with "
             "--merged, or allow the rank (vLLM: --max-lora-rank)."
         )
-    comparison = (export_merged if merged else export_adapter)(adapter, settings.model, settings.lora, out)
+    facts = read_facts(run.directory, settings, round_, client, rank=adapter.rank, alpha=adapter.alpha, merged=merged)
+    write = export_merged if merged else export_adapter
+    comparison = write(
+        adapter,
+        settings.model,
+        settings.lora,
+        out,
+        lambda base: documents(facts, base.rendered if base.chat_template else None),
+    )
     echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
     echo(str(comparison))
 
@@ -327,7 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        with memory_limit():
+            app([argument for argument in arguments if argument != "--debug"])
     except SystemExit as ended:
         if not received() or not ended.code:  # 0: the command took the signal for its end, as the desk does
             raise

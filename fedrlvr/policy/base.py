@@ -17,6 +17,7 @@ from fedrlvr.config import ModelConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.files import read_json
 from fedrlvr.machine import cores
+from fedrlvr.out_of_memory import LOADING, memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.attention import use_own_attention
 from fedrlvr.policy.capabilities import Decodes, can_pack, can_share, has_plain_head, steady_length, way_to_decode
@@ -168,7 +169,16 @@ def load_base(config: ModelConfig) -> Base:
     Raises:
         ModelError: the name is no model, the device or dtype cannot be had, or something about the files, weights,
             tokenizer, chat template or architecture is not as it must be (policy/model_check.py, capabilities.py).
+        MemoryLimitError: memory ran out.
     """
+    gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    dtype = str(_dtype(config.dtype, torch.device("cuda" if gpu else "cpu"))).removeprefix("torch.")
+    with memory_limit(LOADING, {"model.dtype": dtype, "model.name": config.name}):
+        return _checked_base(config)
+
+
+def _checked_base(config: ModelConfig) -> Base:
+    """The base model, loaded, checked and frozen."""
     name, place, device = config.name, directory_of(config), _device(config.device)
     model, tokenizer = _loaded(config, place, device)
     model.requires_grad_(False)
@@ -291,7 +301,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"model.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"model.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from fedrlvr.errors import ModelError
+from fedrlvr.out_of_memory import memory_error
 from fedrlvr.output import logger
 from fedrlvr.policy.attention import Packing, SharedPrompts, no_mask
 from fedrlvr.policy.cache import Decodes, RowCache, cache_argument, optional, prompt_cache
@@ -34,6 +35,8 @@ def has_plain_head(model: Any, name: str) -> bool:
             return False
         apart, whole = head(decoder(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
     except Exception as error:  # a foreign architecture may fail here in any way, and then it just has no such head
+        if memory_error(error):
+            raise
         _log.info("%s: logits cannot be made apart from the model (%s)", name, reason(error))
         return False
     return _alike(apart, whole)
@@ -59,6 +62,8 @@ def can_pack(model: Any, name: str) -> bool:
             model(input_ids=torch.tensor([prompt + response], device=device)).logits[0] for response in (first, second)
         ]
     except Exception as error:  # as above: an architecture that does not hand the packing to its attention
+        if memory_error(error):
+            raise
         _log.warning(
             "%s: a prompt cannot be shared by its responses in training, which costs time (%s)", name, reason(error)
         )
@@ -88,6 +93,8 @@ def way_to_decode(model: Any, name: str) -> Decodes:
                 return way
             reasons.append(f"{way}: rows of a batch do not get the logits they get alone")
         except Exception as error:  # as above: the next way is tried, and if none is left all reasons are given
+            if memory_error(error):
+                raise
             reasons.append(f"{way}: {reason(error)}")
     try:
         apart = [_decoded(model, [p], [e], "own-unpadded")[0] for p, e in zip(prompts, ends, strict=True)]
@@ -95,6 +102,8 @@ def way_to_decode(model: Any, name: str) -> Decodes:
             return "own-unpadded"
         reasons.append("a cached token does not get the logits that it gets in the whole text")
     except Exception as error:  # as above
+        if memory_error(error):
+            raise
         reasons.append(reason(error))
     _log.info("%s: %s", name, "; ".join(reasons))
     raise ModelError(
@@ -249,6 +258,8 @@ def can_share(model: Any) -> bool:
     try:
         shared = _decoded(model, prompts, ends, "filled", share=True)
     except Exception as error:  # as in `has_plain_head`
+        if memory_error(error):
+            raise
         _log.info("prompts cannot be shared in sampling (%s)", reason(error))
         return False
     return all(_alike(a, b) for a, b in zip(shared, alone, strict=True))

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
 from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.errors import ModelError
+from fedrlvr.out_of_memory import LOADING, PLACING, SAMPLING, TRAINING, memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.hidden_states import HiddenStates
-from fedrlvr.policy.learner import Learner, StepStats
+from fedrlvr.policy.learner import Learner, StepStats, suitable_tokens
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.model_check import in_one_line
 from fedrlvr.policy.sampler import Decoding, Sampler, SampleRequest
@@ -40,7 +43,8 @@ class Cohort:
     def __init__(self, base: Base, lora: LoraConfig, engine: EngineConfig) -> None:
         self.base = base
         self.engine = engine
-        with in_one_line(base.name, f"{type(base.model).__name__} cannot take adapters on lora.targets"):
+        cannot = f"{type(base.model).__name__} cannot take adapters on lora.targets"
+        with self._memory_in_loading(), in_one_line(base.name, cannot):
             self.stack = LoraStack(base.model, lora)
         if lora.targets == "all-linear" and base.fused_experts:
             _log.warning(
@@ -53,6 +57,7 @@ class Cohort:
         self.clients: list[str] = []
         self._changes: Mapping[str, Adapter] = {}
         self._learner: Learner | None = None
+        self._sampling = SamplingConfig()
 
     def fresh_adapter(self, seed: int) -> Adapter:
         """An adapter that leaves the base model as it is."""
@@ -68,10 +73,12 @@ class Cohort:
             AdapterError: a change of a layer that is not adapted, or that does not fit it.
         """
         changes = changes or {}
-        self.stack.seat(list(adapters.values()), [changes.get(client) for client in adapters])
+        self._learner = None
+        rank = max((adapter.rank for adapter in adapters.values()), default=0)
+        with memory_limit(PLACING, {"lora.rank": rank, **self._shared(len(adapters))}):
+            self.stack.seat(list(adapters.values()), [changes.get(client) for client in adapters])
         self.clients = list(adapters)
         self._changes = {client: changes[client] for client in adapters if client in changes}
-        self._learner = None
 
     def begin_training(
         self,
@@ -89,19 +96,21 @@ class Cohort:
         they are not those seated now. trains: both factors, or one of them while the other is frozen: it has no
         gradient, decay or pull, and its moments stay as they are. scale_free: as for `StackedAdamW`.
         """
-        self.stack.train(trains)
-        self._learner = Learner(
-            self.base,
-            self.stack,
-            train,
-            self.engine,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_new_tokens,
-            anchors=self.stack.stacked([anchors[client] for client in self.clients]) if anchors else (),
-        )
-        self._learner.optimizer.scale_free = scale_free
-        for client, state in (moments or {}).items():
-            self._learner.optimizer.restore(self.clients.index(client), state)
+        self._sampling = sampling
+        with self._memory_in_training():
+            self.stack.train(trains)
+            self._learner = Learner(
+                self.base,
+                self.stack,
+                train,
+                self.engine,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                anchors=self.stack.stacked([anchors[client] for client in self.clients]) if anchors else (),
+            )
+            self._learner.optimizer.scale_free = scale_free
+            for client, state in (moments or {}).items():
+                self._learner.optimizer.restore(self.clients.index(client), state)
 
     def sample(
         self,
@@ -118,17 +127,18 @@ class Cohort:
         Raises:
             DataError: a prompt and its longest response do not fit the model.
             ModelError: states are asked for, and the sampler cannot give them.
+            MemoryLimitError: memory ran out.
         """
-        samples = self.sampler.sample(
-            SampleRequest(
-                prompts={client: prompts.get(client, ()) for client in self.clients},
-                decoding=decoding,
-                seeds={client: seeds.get(client, 0) for client in self.clients},
-                adapters=self.adapters,
-                changes=self._changes,
-                hidden_states=states is not None,
-            )
+        request = SampleRequest(
+            prompts={client: prompts.get(client, ()) for client in self.clients},
+            decoding=decoding,
+            seeds={client: seeds.get(client, 0) for client in self.clients},
+            adapters=self.adapters,
+            changes=self._changes,
+            hidden_states=states is not None,
         )
+        with self._memory_in_sampling(decoding):
+            samples = self.sampler.sample(request)
         if states is not None:
             for client, of_client in samples.items():
                 assert of_client.hidden_states is not None, "a sampler gives the hidden states it is asked for"
@@ -149,11 +159,22 @@ class Cohort:
 
         Of others' responses to public problems, and of one's own where `engine.sampled_logps` is off.
         """
-        self._training().rescore([prompts.get(c, ()) for c in self.clients], [drawn[c] for c in self.clients])
+        with self._memory_in_training():
+            self._training().rescore([prompts.get(c, ()) for c in self.clients], [drawn[c] for c in self.clients])
 
     def learn(self, groups: Mapping[str, Sequence[Group]], rates: Mapping[str, float]) -> dict[str, StepStats]:
-        """One optimizer step of every seated client."""
-        stats = self._training().step([groups[c] for c in self.clients], [rates[c] for c in self.clients])
+        """One optimizer step of every seated client.
+
+        Raises:
+            MemoryLimitError: memory ran out; the base model is as it was.
+        """
+        learner = self._training()
+        try:
+            with self._memory_in_training():
+                stats = learner.step([groups[c] for c in self.clients], [rates[c] for c in self.clients])
+        finally:  # a worker samples from the same model for its next message, whatever happened
+            self.stack.spans = None
+            self.base.model.eval()
         return dict(zip(self.clients, stats, strict=True))
 
     def kl_to_base(self, groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:
@@ -161,7 +182,8 @@ class Cohort:
 
         Of the first responses of each group (`KL_RESPONSES`); needs `begin_training`.
         """
-        values = self._training().kl_to_base([groups[c] for c in self.clients])
+        with self._memory_in_training():
+            values = self._training().kl_to_base([groups[c] for c in self.clients])
         return dict(zip(self.clients, values, strict=True))
 
     def adapters(self) -> dict[str, Adapter]:
@@ -184,9 +206,11 @@ class Cohort:
 
         Raises:
             ModelError: one of these does not hold, or the architecture fails in one of the passes.
+            MemoryLimitError: memory ran out.
         """
         base, kind = self.base, type(self.base.model).__name__
-        with in_one_line(base.name, f"{kind} is not an architecture that fedrlvr can train"):
+        cannot = f"{kind} is not an architecture that fedrlvr can train"
+        with self._memory_in_loading(), in_one_line(base.name, cannot):
             prompts = [ids[: max(1, base.max_length - CHECK_TOKENS)] for ids in base.encode_all(CHECK_PROMPTS)]
             plain, moved = self.fresh_adapter(seed), self.fresh_adapter(seed)
             generator = torch.Generator().manual_seed(seed)
@@ -245,6 +269,30 @@ class Cohort:
         logps = logits.float().log_softmax(dim=-1).cpu()
         expected = logps[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)]
         return float((expected - torch.tensor(response.logps)).abs().max())
+
+    def _shared(self, clients: int) -> dict[str, Any]:
+        """The setting by which clients share a batch, where several do."""
+        return {"engine.cohort": True} if clients > 1 and self.engine.cohort else {}
+
+    def _memory_in_loading(self) -> AbstractContextManager[None]:
+        dtype = str(self.base.model.dtype).removeprefix("torch.")
+        return memory_limit(LOADING, {"model.dtype": dtype, "model.name": self.base.name})
+
+    def _memory_in_sampling(self, decoding: Decoding) -> AbstractContextManager[None]:
+        rows, least = self.engine.decode_rows, len(self.clients) * decoding.responses
+        settings = {"sampling.group_size": decoding.responses, "sampling.max_new_tokens": decoding.max_new_tokens}
+        if rows > least:  # a problem of each client is decoded at once in any case
+            settings["engine.decode_rows"] = rows
+        return memory_limit(SAMPLING, settings | self._shared(len(self.clients)))
+
+    def _memory_in_training(self) -> AbstractContextManager[None]:
+        settings = {
+            "engine.micro_batch_tokens": self.engine.micro_batch_tokens or suitable_tokens(self.base),
+            "model.gradient_checkpointing": self.base.checkpointing,
+            "lora.rank": max(self.stack.ranks, default=self.stack.rank),
+            "sampling.group_size": self._sampling.group_size,
+        }
+        return memory_limit(TRAINING, settings | self._shared(len(self.clients)))
 
     def _training(self) -> Learner:
         if self._learner is None:

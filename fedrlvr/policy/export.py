@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import LoraConfig, ModelConfig
 from fedrlvr.errors import AdapterError, ModelError
-from fedrlvr.files import atomic_directory
+from fedrlvr.files import atomic_directory, atomic_text
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.peft_format import base_reference, in_model_order, load_peft, save_peft
@@ -50,10 +51,17 @@ class ExportCheck:
         return text + "; the output head no longer shares the input embeddings' weight" * self.untied
 
 
-def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, directory: Path) -> ExportCheck:
+Documents = Callable[[Base], Mapping[str, str]]
+"""Texts that go into an exported directory, by file name, for the base model as it was loaded."""
+
+
+def export_adapter(
+    adapter: Adapter, model: ModelConfig, lora: LoraConfig, directory: Path, documents: Documents = lambda base: {}
+) -> ExportCheck:
     """Write a PEFT directory. It is read again with `peft` where that is installed, else as fedrlvr reads one.
 
-    lora: the section of the run that trained the adapter; rank and alpha are the adapter's own.
+    lora: the section of the run that trained the adapter; rank and alpha are the adapter's own. documents: texts that
+    the directory holds as well.
 
     Raises:
         ModelError: the base model cannot be loaded.
@@ -63,6 +71,7 @@ def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direc
     base, stack, trained = _policy(adapter, model, lora)
     with atomic_directory(directory) as temporary:
         save_peft(adapter, temporary, base_name=base_reference(model.name), fused_experts=base.fused_experts)
+        _write(documents(base), temporary)
         if importlib.util.find_spec("peft") is not None:
             reader = "PEFT"
             stack.remove()
@@ -74,7 +83,9 @@ def export_adapter(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direc
         return _compared(trained, written, base, reader, "Write whole weights with --merged.")
 
 
-def export_merged(adapter: Adapter, model: ModelConfig, lora: LoraConfig, directory: Path) -> ExportCheck:
+def export_merged(
+    adapter: Adapter, model: ModelConfig, lora: LoraConfig, directory: Path, documents: Documents = lambda base: {}
+) -> ExportCheck:
     """Write W0 + (alpha / r) B A for every adapted layer, with the tokenizer, as an ordinary model directory.
 
     The sum is taken in float32 and stored in the base weights' type. An adapted output head that shares its weight with
@@ -94,8 +105,14 @@ def export_merged(adapter: Adapter, model: ModelConfig, lora: LoraConfig, direct
     with atomic_directory(directory) as temporary:
         base.model.save_pretrained(temporary, safe_serialization=True)
         base.tokenizer.save_pretrained(temporary)
+        _write(documents(base), temporary)
         written = _logps(_plain_model(temporary, base), base)
         return _compared(trained, written, base, "the merged weights", "Export the adapter instead.", untied=untied)
+
+
+def _write(documents: Mapping[str, str], directory: Path) -> None:
+    for name, text in documents.items():
+        atomic_text(directory / name, text)
 
 
 def _policy(adapter: Adapter, model: ModelConfig, lora: LoraConfig) -> tuple[Base, LoraStack, Tensor]:

@@ -23,6 +23,7 @@ from fedrlvr.client.supervisor import shared_numbers
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError, DataError
 from fedrlvr.files import atomic_directory, atomic_text, read_json
+from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.advice import Adviser, trained_nothing
@@ -177,7 +178,8 @@ class Server:
     @contextlib.contextmanager
     def _closing_listeners(self) -> Iterator[None]:
         try:
-            yield
+            with memory_limit():  # the server's own; clients name their phase
+                yield
         except Exception as error:
             self.observer.notify(RunFailed(str(error)))
             raise

@@ -53,6 +53,14 @@ class SavedRun:
         return self.round is None and newest >= self.config.train.rounds and (self.directory / "adapter").is_dir()
 
     @property
+    def adapter_round(self) -> int:
+        """The round whose adapter `adapter` reads now; 0 is the start."""
+        if self.round is not None:
+            return self.round
+        last = self.config.train.rounds
+        return last if self.finished else max(self.checkpoints.rounds(), default=last)
+
+    @property
     def local(self) -> bool:
         """Whether each client has an adapter of its own."""
         return self.config.federation.arm == "local"

@@ -79,6 +79,10 @@ class EmbeddedTask(GeneratedTask):
         """Nothing: the embedded reasoner was trained on the bare prompts."""
         return ""
 
+    def example(self, kind: Kind) -> str:
+        """A sum, worded as the embedded problems are."""
+        return "58 plus 26?"
+
     def option_size(self, size: int, options: Mapping[str, Any]) -> int:
         """Number of problems for each family and level, so that there are `size` in all."""
         from fedrlvr.zoo import FAMILIES, LEVELS

@@ -30,6 +30,7 @@ class GymTask(GeneratedTask):
     """The problems of one reasoning-gym family; its scorer takes no label that people give."""
 
     takes_labels = False
+    kinds = ("exact",)
 
     def __init__(self, family: str) -> None:
         self.name, self.family = f"reasoning_gym:{family}", family

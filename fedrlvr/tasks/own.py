@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 from fedrlvr.errors import ConfigError, DataError, GradingError
 from fedrlvr.output import logger
@@ -41,6 +41,7 @@ class OwnTask(Task):
     """The user's own problems: a JSONL file, or a directory with train.jsonl and test.jsonl."""
 
     name = "jsonl"
+    kinds = get_args(Kind)
 
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]

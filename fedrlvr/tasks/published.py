@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from fedrlvr.errors import ConfigError, DataError, MissingExtraError
 from fedrlvr.output import logger
 from fedrlvr.tasks.files import DataRow, read_rows
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Kind, Problem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
@@ -39,6 +39,7 @@ class PublishedTask(Task):
     files: names in a directory.
     hub: id and configuration of either split.
     hub_splits: names of the two splits on the hub.
+    kinds: as of every `Task`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PublishedTask(Task):
     files: tuple[str, str]
     hub: tuple[tuple[str, str | None], tuple[str, str | None]]
     hub_splits: tuple[str, str] = ("train", "test")
+    kinds: tuple[Kind, ...] = ("math",)
 
     def load(
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]

@@ -177,10 +177,28 @@ PUBLISHED: tuple[PublishedTask, ...] = (
         (("DigitalLearningGmbH/MATH-lighteval", None), ("HuggingFaceH4/MATH-500", None)),
     ),
     PublishedTask("svamp", svamp, ("SVAMP.json",) * 2, (("ChilleD/SVAMP", None),) * 2),
-    PublishedTask("medqa", medqa, ("dev_mediq.jsonl", "test.jsonl"), (("GBaker/MedQA-USMLE-4-options", None),) * 2),
-    _MedMcqa(
-        "medmcqa", medmcqa, ("dev.jsonl",) * 2, (("openlifescienceai/medmcqa", None),) * 2, ("train", "validation")
+    PublishedTask(
+        "medqa",
+        medqa,
+        ("dev_mediq.jsonl", "test.jsonl"),
+        (("GBaker/MedQA-USMLE-4-options", None),) * 2,
+        kinds=("choice",),
     ),
-    _PubMedQa("pubmedqa", pubmedqa, ("ori_pqal.json",) * 2, (("qiaojin/PubMedQA", "pqa_labeled"),) * 2, ("train",) * 2),
+    _MedMcqa(
+        "medmcqa",
+        medmcqa,
+        ("dev.jsonl",) * 2,
+        (("openlifescienceai/medmcqa", None),) * 2,
+        ("train", "validation"),
+        kinds=("choice",),
+    ),
+    _PubMedQa(
+        "pubmedqa",
+        pubmedqa,
+        ("ori_pqal.json",) * 2,
+        (("qiaojin/PubMedQA", "pqa_labeled"),) * 2,
+        ("train",) * 2,
+        kinds=("yes_no_maybe",),
+    ),
 )
 """The published data sets. A new one is a function above and an entry here."""

@@ -15,6 +15,15 @@ from fedrlvr.tasks.problem import Kind, Problem, Question
 if TYPE_CHECKING:
     from fedrlvr.config import DataConfig
 
+EXAMPLES: Mapping[str, str] = {
+    "math": "A clinic has 3 wards with 14 beds each, and 25 of these beds are taken. How many beds are free?",
+    "choice": "Which planet is the closest to the sun?\n\nA. Venus\nB. Mercury\nC. Mars\nD. Jupiter",
+    "yes_no_maybe": "Water boils at a lower temperature on a high mountain.\n\nQuestion: Does the pressure of the air "
+    "change the boiling point of water?",
+    "exact": "Write the letters of the word stone in the reverse order.",
+}
+"""A made-up problem of each kind, for documentation; it is in no data set."""
+
 Instruction = Callable[[Kind], str]
 """Kind of problem -> the sentence appended to prompts of that kind; "" for none."""
 
@@ -26,11 +35,13 @@ class Task(ABC):
     splits: names of the splits that `load` knows.
     takes_labels: a label that people give decides the reward. False for a data set with a scorer of its own, for which
         such a label would have no effect.
+    kinds: kinds of its problems, the usual kind first.
     """
 
     name: str
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     takes_labels: ClassVar[bool] = True
+    kinds: tuple[Kind, ...] = ("math",)
 
     @abstractmethod
     def load(
@@ -49,6 +60,10 @@ class Task(ABC):
     def instruction(self, kind: Kind) -> str:
         """The sentence appended to prompts of one kind, unless the configuration says another."""
         return instruction(kind)
+
+    def example(self, kind: Kind) -> str:
+        """A made-up problem of one kind, worded as the problems of the data set are."""
+        return EXAMPLES[kind]
 
     def options_of(self, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of `load` for the train (public problems included) and the test split of a configuration.

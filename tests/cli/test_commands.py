@@ -167,6 +167,12 @@ def test_export_writes_the_adapter_peft_reads(fedrlvr: Command, runs: Arm, model
     )
     config = json.loads((tmp_path / "whole" / "peft" / "adapter_config.json").read_text("utf-8"))
     assert (config["r"], config["base_model_name_or_path"]) == (4, str(model))
+    card = (tmp_path / "whole" / "peft" / "README.md").read_text("utf-8")
+    assert f'base_model: "{model.name}"' in card
+    assert "| rounds | 2 of 2, 2 local steps each |" in card
+    assert "| training problems | 24 at 3 clients" in card
+    assert str(model.parent) not in card
+    assert json.loads((tmp_path / "whole" / "peft" / "prompt.json").read_text("utf-8"))["instruction"]["math"] == ""
     assert fedrlvr("export", runs("local"), tmp_path / "bob", "--client", "bob").code == 0
     assert adapter_bytes_of(tmp_path / "bob") == adapter_bytes(runs("local"))["bob/adapter_model.safetensors"]
 

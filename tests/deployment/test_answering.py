@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from organisations import (
     VARIANTS,
@@ -256,6 +257,29 @@ def test_what_goes_wrong_is_not_told_to_the_server(
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (GradingError); the log there says why"}
     assert log_of(site)[-1] == "run run, round 1: failed (GradingError); worker.log says why"
     assert "ann-train-" in caplog.text  # the organisation's own log names the problem
+
+
+def test_memory_that_runs_out_fails_one_message_and_names_the_settings_alone(
+    config: Config, cohort: Cohort, ann: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = train_content(config, cohort, terms(config, cohort))
+
+    def fail(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB. of ann?")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedrlvr.policy.learner.response_logps", fail)
+        ann._check_cohort = lambda *_: None  # type: ignore[method-assign]
+        reply, _ = ann.reply(header(message_id="m1"), pack(content))
+    assert reply["kind"] == "failed"
+    assert reply["reason"] == (
+        "failed at ann: GPU memory ran out in training; at the site, lower engine.micro_batch_tokens or set "
+        "machine.gradient_checkpointing = true; in the run, lower lora.rank or lower sampling.group_size"
+    )
+    assert "engine.micro_batch_tokens" in log_of(ann)[-1]
+    after = trained(ann, content, "m2")
+    assert after == trained(answering(ann.org), content, "m3"), "as if the message had not been asked before"
+    assert len([line for line in log_of(ann) if line.startswith("loaded")]) == 1, "the worker and its model live on"
 
 
 def test_more_than_the_limits_allow_is_refused_before_anything_is_loaded(

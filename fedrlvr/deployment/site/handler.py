@@ -26,8 +26,9 @@ from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
-from fedrlvr.errors import AdapterError, LimitError, MessageError, printable
+from fedrlvr.errors import AdapterError, LimitError, MemoryLimitError, MessageError, printable
 from fedrlvr.files import atomic_directory
+from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
@@ -124,7 +125,8 @@ class Answering:
             del message.content[TERMS]
             request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
-            answer = self._answer(where, message, terms, request)
+            with memory_limit():
+                answer = self._answer(where, message, terms, request)
             if answer.startswith(_WITHHELD):
                 return {"ok": False, "kind": "withheld", "reason": answer.removeprefix(_WITHHELD).decode()}, b""
             return {"ok": True}, answer
@@ -133,6 +135,11 @@ class Answering:
             self.tell(f"{where}: refused: {reason}")
             _log.warning("%s: refused: %s", where, reason)
             return {"ok": False, "kind": "refused", "reason": reason}, b""
+        except MemoryLimitError as error:  # the model stays: what the message needed beside it is free again
+            self.tell(f"{where}: failed: {error.public}; worker.log has the sizes")
+            _log.exception("%s: failed", where)
+            reason = f"failed at {self.org.name}: {error.public}"[:MOST_REASON]
+            return {"ok": False, "kind": "failed", "reason": reason}, b""
         except Exception as error:  # whatever it is, the worker lives on, and its text may hold what must not leave
             self.tell(f"{where}: failed ({type(error).__name__}); worker.log says why")
             _log.exception("%s: failed", where)

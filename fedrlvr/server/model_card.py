@@ -1,0 +1,318 @@
+"""The model card (README.md) and the prompt settings (prompt.json) of an exported adapter.
+
+A card may be published, so it holds no path, no problem of the run, and of a federation across machines no client's
+name and no client's number of problems. Foreign text is cleaned, and stands in code spans.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedrlvr.config import Config
+from fedrlvr.errors import CheckpointError, printable
+from fedrlvr.files import read_json
+from fedrlvr.reporting import units
+from fedrlvr.reporting.scores import Comparison, client_numbers, difference, personal_scores, summarise
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.tasks import task_of
+from fedrlvr.tasks.deal import instruction_of
+from fedrlvr.tasks.extraction import wrap
+from fedrlvr.tasks.problem import Kind, Question
+from fedrlvr.tasks.task import EXAMPLES, prompt_text
+from fedrlvr.version import __version__
+
+CARD, PROMPT = "README.md", "prompt.json"
+"""Names of the two files in an exported directory."""
+PROMPT_FORMAT = 1
+"""Version of the format of prompt.json."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Facts of a run, and of its exported adapter.
+
+    round: of the adapter. client: whose adapter it is; None for the global one. rank, alpha: of the adapter. records:
+    lines of metrics.jsonl up to the round. problems: number of training problems by client; empty where it is unknown.
+    deployed: the clients are organisations on their own machines.
+    """
+
+    config: Config
+    round: int
+    client: str | None
+    rank: int
+    alpha: float
+    merged: bool
+    records: Sequence[Mapping[str, Any]] = ()
+    problems: Mapping[str, int] = field(default_factory=dict)
+    deployed: bool = False
+
+    @property
+    def personal(self) -> bool:
+        """Whether the adapter is a client's personal one."""
+        return self.client is not None and self.config.personal.method.makes_adapters
+
+
+def read_facts(
+    directory: Path, config: Config, round_: int, client: str | None, *, rank: int, alpha: float, merged: bool
+) -> CardFacts:
+    """Facts of a run in `directory`. Files that are missing or damaged leave their part of the card out."""
+    try:
+        records = [record for record in read_metrics(directory) if record["round"] <= round_]
+    except CheckpointError:
+        records = []
+    problems: dict[str, int] = {}
+    deployed = False
+    try:
+        holdings = read_json(directory / "holdings.json")
+        deployed = "train" not in holdings and "public" in holdings
+        for name, _, count in holdings.get("train", ()):
+            problems[str(name)] = problems.get(str(name), 0) + int(count)
+    except (OSError, ValueError, TypeError, AttributeError):
+        problems = {}
+    if deployed:  # the number that each client last stated; the total of one client would be its own
+        problems = {name: int(numbers.get("num-examples") or 0) for _, name, numbers in client_numbers(records)}
+        problems = problems if len(problems) > 1 else {}
+    return CardFacts(config, round_, client, rank, alpha, merged, records, problems, deployed)
+
+
+def documents(facts: CardFacts, rendered: Callable[[str], str] | None) -> dict[str, str]:
+    """The texts of README.md and prompt.json, by file name.
+
+    rendered: a prompt in the chat template; None where prompts are not put into it.
+    """
+    asking = prompt_settings(facts, chat_template=rendered is not None)
+    return {
+        CARD: printable(_card(facts, asking, rendered), keep="\n"),
+        PROMPT: json.dumps(asking, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def prompt_settings(facts: CardFacts, *, chat_template: bool) -> dict[str, Any]:
+    """The fields of prompt.json: how the model was asked in training.
+
+    A field is null where the run's server does not know it: an organisation words its own prompts and grades by its own
+    reward.
+    """
+    config, data = facts.config, facts.config.data
+    append = instruction_of(data)
+    deviation = config.federation.deviations.get(facts.client or "")
+    marks = [wrap("ANSWER", "exact"), wrap("ANSWER", "math"), "#### ANSWER"]
+    return {
+        "format": PROMPT_FORMAT,
+        "fedrlvr": __version__,
+        "chat_template": chat_template,
+        "prompt_template": deviation.prompt_template if deviation else None,
+        "instruction": None if facts.deployed else {kind: append(kind) for kind in task_of(data.name).kinds},
+        "answer_marks": None if facts.deployed or data.reward is not None else marks,
+        "sampling": config.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}),
+    }
+
+
+def _card(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[str], str] | None) -> str:
+    what = "a model with the LoRA adapter merged in" if facts.merged else "a LoRA adapter"
+    adapter = "the personal adapter of one client" if facts.personal else "the adapter of one client"
+    front = {
+        "base_model": base_name(facts.config),
+        **({"base_model_relation": "finetune"} if facts.merged else {}),
+        "library_name": "transformers" if facts.merged else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["fedrlvr", "federated-learning", "reinforcement-learning", "rlvr", "lora"],
+    }
+    head = "\n".join(f"{key}: {json.dumps(printable_tree(value), ensure_ascii=False)}" for key, value in front.items())
+    title = f"{what[2].upper()}{what[3:]} of the run {_code(facts.config.run.name)}"
+    how = _HOW[facts.config.federation.arm]
+    opening = (
+        f"This directory holds {what}{'' if facts.client is None else f', {adapter}'}. It was trained with fedrlvr by "
+        f"reinforcement learning with verifiable rewards, {how}."
+    )
+    rows = "\n".join(f"| {name} | {text} |" for name, text in _rows(facts))
+    parts = [
+        f"---\n{head}\n---",
+        f"# {title}",
+        opening,
+        f"| | |\n|---|---|\n{rows}",
+        "## Scores",
+        _scores(facts),
+        "## How to ask the model",
+        _asking(facts, asking, rendered),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_HOW = {
+    "federated": "by clients that do not pool their problems: each trains an adapter, and a server aggregates them",
+    "local": "by one client alone, on its own problems",
+    "central": "on the pooled problems of all clients",
+}
+"""How an arm trains, in the card's first sentence."""
+
+
+def _rows(facts: CardFacts) -> list[tuple[str, str]]:
+    config = facts.config
+    federation, train, targets = config.federation, config.train, config.lora.targets
+    named = _code(targets) if isinstance(targets, str) else ", ".join(map(_code, targets))
+    rows = [
+        ("base model", _code(base_name(config))),
+        ("LoRA", f"rank {facts.rank}, alpha {facts.alpha:g}, targets {named}"),
+        ("arm", federation.arm),
+        ("rounds", f"{facts.round} of {train.rounds}, {train.local_steps} local steps each"),
+        ("local step", f"{train.problems_per_step} problems x {config.sampling.group_size} responses"),
+        ("supervision", _code(config.supervision.type)),
+        ("coordination", _code(config.coordination.type)),
+    ]
+    if federation.arm == "federated":
+        rows.append(("aggregation", f"{_code(config.aggregation.type)}, weights {_code(config.aggregation.weights)}"))
+    if facts.client is not None:
+        rows.append(("client", _code(facts.client)))
+    if facts.personal:
+        rows.append(("personal adapter", _code(config.personal.type)))
+    data = f"task {_code(federation.task)} of each organisation" if facts.deployed else _code(config.data.name)
+    return [
+        *rows,
+        ("data set", data),
+        ("training problems", _problems(facts)),
+        ("exported by", f"fedrlvr {__version__}"),
+    ]
+
+
+def _problems(facts: CardFacts) -> str:
+    clients = len(facts.config.federation.names)
+    if not facts.problems:
+        return f"at {clients} clients; their number is not known here"
+    total = f"{units.count(sum(facts.problems.values()))} at {clients} clients"
+    if facts.deployed:
+        return total
+    return total + f" ({', '.join(f'{_code(name)} {units.count(count)}' for name, count in facts.problems.items())})"
+
+
+def _scores(facts: CardFacts) -> str:
+    config = facts.config
+    scores = summarise(facts.records)
+    personal = personal_scores(facts.records) if facts.personal else None
+    lines: list[tuple[str, Comparison]] = []
+    for scored, what in ((scores, "after" if personal is None else "global adapter, after"), (personal, "personal")):
+        if scored is None:
+            continue
+        line = scored.overall
+        if facts.client is not None:
+            line = next(
+                (line for line in scored.clients if line.client == facts.client), Comparison(None, None, None, None)
+            )
+        label = f"{what} round {scored.after_round}" if scored is scores else "personal adapter"
+        lines.append((label, line))
+    if not lines or all(line.before is None and line.after is None for _, line in lines):
+        return "The run has no scores here."
+    first = lines[0][1]
+    table = [("before training", first.before), *((label, line.after) for label, line in lines)]
+    rows = [f"| {label} | {units.count(e.n)} | {units.with_interval(e)} |" for label, e in table if e is not None]
+    last = lines[-1][1].after
+    holder = "the client's own" if facts.client is not None else "all clients'"
+    how = "greedy decoding" if config.evaluate.temperature == 0 else f"temperature {config.evaluate.temperature:g}"
+    held_out = "held-out" if config.evaluate.split == "test" else "validation"
+    text = f"Pass@1 on {holder} {held_out} problems ({how}; mean over sources of problems), with 95 % intervals:\n\n"
+    text += "\n".join(["| | problems | pass@1 |", "|---|---|---|", *rows])
+    if first.before is not None and last is not None:
+        change = units.points(difference(last, first.before))
+        text += f"\n\nChange from before training to the last line: {change} percentage points."
+    return text
+
+
+def _asking(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[str], str] | None) -> str:
+    data = facts.config.data
+    task = task_of(data.name)
+    kind: Kind = "math" if facts.deployed else data.options.get("kind", task.kinds[0])
+    template = asking["prompt_template"]
+    question = EXAMPLES["math"] if facts.deployed else task.example(kind)
+    question = question if template is None else template.replace("{prompt}", question)
+    append = (lambda _: "") if facts.deployed else instruction_of(data)
+    text = prompt_text(Question(question, "", "", kind), append)
+    if facts.deployed:
+        appended = "Each organisation appends an instruction of its own to its prompts, which is not known here."
+    elif append(kind):
+        appended = "An instruction was appended to each prompt (`instruction`, by the kind of the problem)."
+    else:
+        appended = "No instruction was appended to the prompts."
+    marks = asking["answer_marks"]
+    marked = (
+        "Answers were read by a reward function that is not part of this directory."
+        if marks is None
+        else "The answer of a response stands in one of these marks: " + ", ".join(map(_code, marks)) + "."
+    )
+    used = "were put into the tokenizer's chat template" if rendered else "were not put into a chat template"
+    sentences = (
+        f"`{PROMPT}` holds the settings with which the model was asked in training. Prompts {used}. {appended} {marked}"
+    )
+    return "\n\n".join(
+        [
+            sentences,
+            "A made-up problem, as the model reads it:",
+            _block(rendered(text) if rendered else text),
+            "The same in Python, run in this directory:",
+            _block(_program(facts, question, kind), "python"),
+        ]
+    )
+
+
+def _program(facts: CardFacts, question: str, kind: str) -> str:
+    """A program that asks the model one question by the settings in prompt.json."""
+    name = json.dumps(printable(base_name(facts.config)), ensure_ascii=False)
+    imports = ["import json", "from pathlib import Path", ""]
+    if facts.merged:
+        imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        load = ['tokenizer = AutoTokenizer.from_pretrained(".")', 'model = AutoModelForCausalLM.from_pretrained(".")']
+    else:
+        imports += ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        if facts.config.model.name == "embedded":
+            imports[3:3] = ["from fedrlvr.zoo import weights_dir"]
+            base = "base = str(weights_dir())"
+        else:
+            local = "  # the directory of the base model, wherever it lies" if facts.config.model.local else ""
+            base = f"base = {name}{local}"
+        load = [
+            base,
+            "tokenizer = AutoTokenizer.from_pretrained(base)",
+            'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")',
+        ]
+    return "\n".join(
+        [
+            *imports,
+            *load,
+            f'asking = json.loads(Path("{PROMPT}").read_text("utf-8"))',
+            f"text = {json.dumps(printable(question, keep=chr(10)), ensure_ascii=False)}",
+            f'instruction = (asking["instruction"] or {{}}).get("{kind}")',
+            'text += f"\\n{instruction}" if instruction else ""',
+            'if asking["chat_template"]:',
+            '    message = {"role": "user", "content": text}',
+            "    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)",
+            'ids = tokenizer(text, add_special_tokens=not asking["chat_template"], return_tensors="pt")["input_ids"]',
+            'tokens = model.generate(ids, do_sample=False, max_new_tokens=asking["sampling"]["max_new_tokens"])',
+            "print(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))",
+        ]
+    )
+
+
+def base_name(config: Config) -> str:
+    """The base model's name for others: a hub id, or the last part of a directory's path."""
+    name = config.model.name
+    return Path(name).name if config.model.local else name
+
+
+def printable_tree(value: Any) -> Any:
+    """The value with every text in it made printable."""
+    return [printable_tree(item) for item in value] if isinstance(value, list) else printable(str(value))
+
+
+def _code(text: str) -> str:
+    """Foreign text in a code span, which Markdown does not read and a table's cell holds."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _block(text: str, language: str = "text") -> str:
+    """Text in a fence that is longer than any within."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{printable(text, keep=chr(10))}\n{fence}"
