@@ -18,7 +18,8 @@ seeds from 0.
 `sites` trains every site alone, and federations at tau 20 with each kind of personal adapter, and takes the verdict of
 each. `contribution` leaves each of six sites out in turn, of which one has half of its labels wrong and one is idle.
 
-Resumable: a cell is a sweep over seeds in runs/gain, and finished runs are not run again. Writes docs/results/gain.json
+Resumable: a cell is a sweep over seeds in runs/gain. Neither finished runs nor those in docs/results/gain.json are run
+again. Writes docs/results/gain.json
 and .md, and docs/figures/gain.svg.
 """
 
@@ -30,6 +31,7 @@ import os
 from benchmarks.cells import run_all, timed
 from benchmarks.gain_cells import BASE, CELLS, FEDERATIONS, Arm, directory_of, settings
 from benchmarks.gain_choices import chosen_rate, chosen_step
+from benchmarks.gain_results import committed_runs, first_missing
 from benchmarks.gain_search import LineSearch
 from benchmarks.gain_sites import PERSONAL, judge_sites, run_contribution, run_sites
 from benchmarks.gain_tables import write
@@ -47,7 +49,10 @@ def run_cell(federation: str, tau: int, arm: Arm, seeds: int) -> None:
         return LineSearch
 
     given = settings(federation, tau, arm, rate=chosen_rate(federation, tau), tuned=tuned)
-    what = plan(BASE, given, seeds=seeds, directory=directory)
+    first = first_missing(committed_runs().get((federation, tau, arm.name), {}))
+    if first >= seeds:
+        return
+    what = plan(BASE, [*given, f"run.seed={first}"], seeds=seeds - first, directory=directory)
     if all(planned.finished for planned in what.federations):
         return
     with timed(directory):

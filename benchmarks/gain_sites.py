@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.cells import timed
 from benchmarks.gain_cells import BASE, COMMON, FEDERATIONS, ROOT, RUNS, schedule
 from benchmarks.gain_choices import chosen_rate, chosen_rate_alone
+from benchmarks.gain_results import committed_verdicts, first_missing
 from fedrlvr.server.saved_adapter import open_run
 from fedrlvr.simulation.contribution import leave_one_out, measure
 from fedrlvr.simulation.sweep import sweep
@@ -50,7 +51,12 @@ def run_sites(federation: str, kind: str, seeds: int) -> None:
     elif any(setting.startswith("personal.steps") for setting in PERSONAL[kind]):
         rates += [f"personal.learning_rate={chosen_rate_alone(federation)}"]
     given = [*COMMON, *FEDERATIONS[federation], *schedule(TAU), *rates, "evaluate.every=0", *PERSONAL[kind]]
-    what = plan(BASE, given, seeds=seeds, directory=directory)
+    # Every kind is compared with `alone`.
+    needing = [other for other in PERSONAL if other != "alone"] if kind == "alone" else [kind]
+    first = min(first_missing(committed_verdicts().get((federation, other), {})) for other in needing)
+    if first >= seeds:
+        return
+    what = plan(BASE, [*given, f"run.seed={first}"], seeds=seeds - first, directory=directory)
     with timed(directory):
         if not all(planned.finished for planned in what.federations):
             sweep(what, command="scripts/bench gain").check()
@@ -83,8 +89,8 @@ def run_contribution(seeds: int) -> None:
 
 
 def load_verdicts(seeds: int) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
-    """verdict.json of every judged run, by federation and kind, by seed."""
-    verdicts: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    """verdict.json of every judged run, of docs/results/gain.json or here, by federation and kind, by seed."""
+    verdicts = committed_verdicts()
     for federation in FEDERATIONS:
         for kind in PERSONAL:
             for seed in range(seeds):

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.audit import holm, p_value
 from benchmarks.gain_cells import CELLS, CHOICE_SEED, EVALUATIONS, FEDERATIONS, ROOT, RUNS, STEPS, Arm, directory_of
 from benchmarks.gain_choices import chosen_step
+from benchmarks.gain_results import committed, committed_runs
 from benchmarks.gain_sites import load_verdicts
 from benchmarks.gain_sites_tables import site_tables
 from benchmarks.tables import table
@@ -45,7 +46,7 @@ RULE_NAMES = {"fedit": "FedIT", "flexlora": "FlexLoRA"}
 def load_choices() -> dict[str, dict[str, float]]:
     """Validation scores in % by value, by the choice's place under runs/gain/choices."""
     root = RUNS / "choices"
-    return {
+    return committed()["choices"] | {
         str(path.parent.relative_to(root)): {
             value: 100 * score for value, score in json.loads(path.read_text()).items()
         }
@@ -54,15 +55,18 @@ def load_choices() -> dict[str, dict[str, float]]:
 
 
 def load(seeds: int) -> Cells:
-    """Every cell with the runs that are finished, of at least two seeds."""
+    """Every cell with the runs that are finished, here or in docs/results/gain.json, of at least two seeds."""
     cells: Cells = {}
+    earlier = committed_runs()
     for federation, tau, arm in CELLS:
-        if arm.step == "tuned" and not _choice(federation, tau, arm).exists():
+        is_chosen = (federation, tau, arm.name) in earlier or _choice(federation, tau, arm).exists()
+        if arm.step == "tuned" and not is_chosen:
             continue
         tuned = chosen_step(federation, tau, arm) if arm.step == "tuned" else ""
         place = directory_of(federation, tau, arm, tuned) / "as-given"
         paths = {seed: place / f"seed-{seed}" for seed in range(seeds)}
         runs = {seed: run_of(path, tau) for seed, path in paths.items() if (path / "report.html").exists()}
+        runs = dict(sorted({**earlier.get((federation, tau, arm.name), {}), **runs}.items()))
         if len(runs) > 1:
             cells[federation, tau, arm.name] = runs
     return cells
@@ -317,8 +321,9 @@ def write(seeds: int) -> None:
     spent = [json.loads(path.read_text())["cpu"] for path in RUNS.rglob("seconds.json")]
     about = (
         f"`scripts/bench gain`, {datetime.date.today()}, fedrlvr {__version__}, {description()}, one torch thread a "
-        f"process, {sum(spent) / 3600:.1f} CPU hours. pass@1 in %, 1,024 held-out problems, one sample each, mean over "
-        "the families; mean and 95 % interval (Student's t) over n seeds from 0; differences are paired by seed."
+        f"process; runs still on this machine took {sum(spent) / 3600:.1f} CPU hours. pass@1 in %, 1,024 held-out "
+        "problems, one sample each, mean over the families; mean and 95 % interval (Student's t) over n seeds from 0; "
+        "differences are paired by seed."
     )
     parts: list[Sequence[str]] = [[about, ""]]
     parts += [step_table(cells, federation, tau) for federation in FEDERATIONS for tau in EVALUATIONS]

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.gain_cells import BASE, CELLS, FEDERATIONS, PUBLIC, STEPS, Arm, choosing, directory_of, settings
 from benchmarks.gain_choices import best
+from benchmarks.gain_results import committed_choice, committed_runs, committed_verdicts, first_missing
 from benchmarks.gain_search import at_step
 from benchmarks.gain_tables import area, kind, paired, reached
 from fedrlvr.config import load_config
@@ -76,3 +77,19 @@ def test_a_candidate_of_the_line_search_by_hand() -> None:
     moved = at_step(start, mean, 1.5)
     for (name, old), (_, new), (_, got) in zip(start.tensors(), mean.tensors(), moved.tensors(), strict=True):
         assert got.sub(1.5 * new - 0.5 * old).abs().max() < 1e-6, name
+
+
+def test_the_bench_goes_on_from_the_committed_results() -> None:
+    runs = committed_runs()
+    assert set(runs["disjoint", 60, "fedit-auto"]) >= {0, 1, 2}
+    assert {"pass@1", "families", "step", "bytes_up"} <= runs["disjoint", 60, "fedit-auto"][0].keys()
+    assert set(committed_verdicts()["life", "finish"]) >= {0, 1, 2}
+    scores = committed_choice("disjoint/tau-60/fedit-step")
+    assert scores is not None
+    assert best(scores) == "1.5"
+    assert committed_choice("disjoint/tau-60/nothing") is None
+
+
+@pytest.mark.parametrize(("done", "first"), [((), 0), ((0, 1, 2), 3), ((0, 2), 1), ((1,), 0)])
+def test_seeds_go_on_from_the_first_that_is_missing(done: tuple[int, ...], first: int) -> None:
+    assert first_missing(done) == first
