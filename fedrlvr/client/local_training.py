@@ -116,10 +116,7 @@ class LocalTraining:
         self.notes = ResponseNotes(self.learners)
 
     def run(self) -> list[RecordDict | Error]:
-        """Train as the requests ask, and return each client's reply. Memories change only at the very end.
-
-        Memories change only at the very end.
-        """
+        """Train as the requests ask, and return each client's reply. Memories change only at the very end."""
         with self.supervising:
             if self.public.waiting:
                 self.public.train(self._rates())
