@@ -1,6 +1,6 @@
 """Entry point of `python -m fedrlvr`, the same as the command `fedrlvr`."""
 
-from fedrlvr.cli.interrupts import end, install
+from fedrlvr.interrupts import end, install
 
 
 def main() -> None:

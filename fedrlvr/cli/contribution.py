@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedrlvr.cli.interrupts import resumable
 from fedrlvr.cli.options import ConfigPath, Overrides, Quiet, expanded
+from fedrlvr.interrupts import resumable
 from fedrlvr.output import echo
 from fedrlvr.zoo import embedded_config
 

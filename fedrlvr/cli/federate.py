@@ -18,7 +18,6 @@ from typing import Annotated
 
 import typer
 
-from fedrlvr.cli.interrupts import interruptible
 from fedrlvr.cli.options import (
     CONNECTION,
     AllowNothing,
@@ -34,6 +33,7 @@ from fedrlvr.deployment.flower_private import environment
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
+from fedrlvr.interrupts import interruptible
 from fedrlvr.output import echo
 
 APP = """\

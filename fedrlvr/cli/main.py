@@ -17,7 +17,6 @@ import typer
 from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
-from fedrlvr.cli.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
 from fedrlvr.cli.options import (
     AllowNothing,
     ConfigPath,
@@ -35,6 +34,7 @@ from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
+from fedrlvr.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
 from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import echo, echo_lines
 from fedrlvr.zoo import embedded_config
@@ -346,11 +346,14 @@ def main(arguments: list[str] | None = None) -> None:
         if not received() or not ended.code:  # 0: the command took the signal for its end, as the desk does
             raise
         _fail("interrupted", debug, exit_code())  # outside of what says more
-    except FedrlvrError as error:
-        _fail(f"error: {error}", debug, 1)
     except Interrupted as stop:
         _fail(str(stop), debug, exit_code())
-    except Exception as error:  # a bug of ours: say so in one line, and how to see where
+    except Exception as error:
+        if received():  # outside of what says more, as above
+            _fail("interrupted", debug, exit_code())
+        if isinstance(error, FedrlvrError):
+            _fail(f"error: {error}", debug, 1)
+        # a bug of ours: say so in one line, and how to see where
         _fail(f"unexpected error, please report it: {type(error).__name__}: {error} (--debug shows where)", debug, 70)
 
 

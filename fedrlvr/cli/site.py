@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from fedrlvr.cli.interrupts import interruptible, resumable
 from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
 from fedrlvr.config import load_config
@@ -23,6 +22,7 @@ from fedrlvr.config.sections import NAME, EngineConfig, Section
 from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, explanations, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
+from fedrlvr.interrupts import interruptible, resumable
 from fedrlvr.output import echo, echo_lines
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedrlvr.cli.interrupts import resumable
 from fedrlvr.cli.options import Quiet, expanded
+from fedrlvr.interrupts import resumable
 from fedrlvr.output import echo
 
 

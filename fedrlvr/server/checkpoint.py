@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from fedrlvr.adapter import Adapter
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import RoundDirectories, private_directory
+from fedrlvr.interrupts import raise_again
 from fedrlvr.server.run_directory import STATE_FILE, checkpoint_directories
 from fedrlvr.wire.serialization import pack, unpack
 
@@ -73,7 +74,9 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the disk is full or cannot be written; earlier rounds are intact.
+            KeyboardInterrupt: a signal came in this round, and something in it may have failed with that alone.
         """
+        raise_again()
         self.save_memories(checkpoint.round, self.memories)
         parts = {"": checkpoint.adapter, **{f"{name}/": update for name, update in checkpoint.updates.items()}}
         tensors = {prefix + name: t.contiguous() for prefix, part in parts.items() for name, t in part.tensors()}

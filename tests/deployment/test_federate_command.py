@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fedrlvr.cli import federate as federate_command
-from fedrlvr.cli.interrupts import Interrupted
 from fedrlvr.cli.main import app
 from fedrlvr.config import load_resolved
 from fedrlvr.deployment.superlink.disclosure import travels
 from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
+from fedrlvr.interrupts import Interrupted
 
 TOML = """
 [federation]

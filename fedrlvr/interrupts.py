@@ -2,6 +2,10 @@
 
 The first signal lets the command clean up. The second ends it at once, with the same line: every file of a run is
 written as a whole, so a run can be killed at any moment.
+
+The first one is a KeyboardInterrupt, and this can get lost: a library in C that calls Python may raise an exception of
+its own instead, or drop it. So any exception after a signal ends the command as the signal does, and no round is saved
+that was finished after one (`raise_again`).
 """
 
 from __future__ import annotations
@@ -42,6 +46,12 @@ def interruptible(last_line: str | Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(_line()) from None
+    except Interrupted:
+        raise
+    except Exception as error:
+        if not received():
+            raise
+        raise Interrupted(_line()) from error
     finally:
         _last_lines.pop()
 
@@ -75,6 +85,16 @@ def install() -> None:
 def received() -> bool:
     """Whether a signal has come since `install`."""
     return bool(_received)
+
+
+def raise_again() -> None:
+    """Nothing, unless a signal has come.
+
+    Raises:
+        KeyboardInterrupt: one has, and what it raised at first got lost.
+    """
+    if received():
+        raise KeyboardInterrupt
 
 
 def exit_code() -> int:
