@@ -16,6 +16,7 @@ DATA = Path("runs") / "aggregation" / "data"
 """From the root, where scripts/bench runs; it is written down with each run, whose directory may be moved."""
 ROUNDS, EVERY = 8, 4
 COMMON = [
+    "aggregation.server_learning_rate=1",  # the default when the results were made
     f"train.rounds={ROUNDS}",
     "train.local_steps=3",
     "train.problems_per_step=8",

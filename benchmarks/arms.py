@@ -36,6 +36,8 @@ def one(arm: str, seed: int) -> list[dict[str, Any]]:
     """The records of one run, done now or before."""
     directory = RUNS / f"{arm}-{seed}"
     overrides = [f"federation.arm={arm}", f"run.seed={seed}", "evaluate.every=1", f"run.directory={str(directory)!r}"]
+    if arm == "federated":
+        overrides.append("aggregation.server_learning_rate=1")  # the default when the results were made
     config: Config = load_config(CONFIG, overrides)
     if not (directory / "config.json").exists():
         return run(config).records

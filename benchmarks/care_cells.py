@@ -9,6 +9,7 @@ BASE = ROOT / "examples" / "embedded.toml"
 RUNS = ROOT / "runs" / "care"
 BATCH = 20
 COMMON = [
+    "aggregation.server_learning_rate=1",  # the default when the results were made
     "data.train_size=4096",
     "data.test_size=1024",
     f"train.problems_per_step={BATCH}",

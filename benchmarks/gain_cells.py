@@ -20,6 +20,10 @@ CHOICE_SEED = 100
 RATES = ("1.5e-3", "3e-3", "6e-3")
 RATES_ALONE = ("5e-4", "1e-3", "1.5e-3", "3e-3")
 """Learning rates to choose from where each site trains alone, without a mean that steadies it."""
+RATES_PERSONAL = ("1e-3", "1.5e-3", "3e-3")
+"""Learning rates to choose from where each site keeps a part of its adapter."""
+PLAIN = "aggregation.server_learning_rate=1"
+"""Plain averaging, whatever the default is."""
 FIXED_STEPS = ("1", "1.5", "2", "2.5")
 COMMON = [
     "data.public_size=256",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import timed
-from benchmarks.gain_cells import BASE, COMMON, FEDERATIONS, ROOT, RUNS, schedule
-from benchmarks.gain_choices import chosen_rate, chosen_rate_alone
+from benchmarks.gain_cells import BASE, COMMON, FEDERATIONS, PLAIN, ROOT, RUNS, schedule
+from benchmarks.gain_choices import chosen_rate, chosen_rate_alone, chosen_rate_personal
 from benchmarks.gain_results import committed_verdicts, first_missing
 from fedrlvr.server.saved_adapter import open_run
 from fedrlvr.simulation.contribution import leave_one_out, measure
@@ -20,13 +20,14 @@ from fedrlvr.simulation.verdict import judge
 TAU = 20
 PERSONAL: dict[str, list[str]] = {
     "alone": ["federation.arm=local"],
-    "finish": ["personal.type=finish", "personal.steps=20"],
-    "mix": ["personal.type=mix", "personal.steps=20"],
-    "fedsa": ["personal.type=fedsa"],
+    "finish": [PLAIN, "personal.type=finish", "personal.steps=20"],
+    "mix": [PLAIN, "personal.type=mix", "personal.steps=20"],
+    "fedsa": [PLAIN, "personal.type=fedsa"],
     "fedalt": ["personal.type=fedalt"],
 }
 """Runs that the verdicts need: every site alone, and a federation for each kind of personal adapter."""
 CONTRIBUTORS = [
+    PLAIN,
     "federation.clients=['north', 'east', 'south', 'west', 'half', 'idle']",
     "federation.deviations={half = {wrong_labels = 0.5}, idle = {free_rider = true}}",
     "data.train_size=288",
@@ -50,6 +51,8 @@ def run_sites(federation: str, kind: str, seeds: int) -> None:
         rates = [f"train.learning_rate={chosen_rate_alone(federation)}"]
     elif any(setting.startswith("personal.steps") for setting in PERSONAL[kind]):
         rates += [f"personal.learning_rate={chosen_rate_alone(federation)}"]
+    else:
+        rates = [f"train.learning_rate={chosen_rate_personal(federation, kind, PERSONAL[kind])}"]
     given = [*COMMON, *FEDERATIONS[federation], *schedule(TAU), *rates, "evaluate.every=0", *PERSONAL[kind]]
     # Every kind is compared with `alone`.
     needing = [other for other in PERSONAL if other != "alone"] if kind == "alone" else [kind]

@@ -62,6 +62,7 @@ class Case:
     robust: str = "none"
     precision: str = "float32"
     ranks: tuple[int, ...] = (RANK,)
+    step: float | str = 1
 
     @property
     def label(self) -> str:
@@ -70,6 +71,7 @@ class Case:
             return "replies made and dropped, no server"
         parts = [self.rule]
         parts += [f'robust = "{self.robust}"'] * (self.robust != "none")
+        parts += [f"server step {self.step}"] * (self.step != 1)
         parts += [self.precision] * (self.precision != "float32")
         parts += [f"ranks {', '.join(map(str, self.ranks))}"] * (len(self.ranks) > 1)
         return ", ".join(parts)
@@ -86,6 +88,7 @@ STREAMED = [
 HOLDING = [
     *(Case(rule, clients) for rule in ("flora", "fedex", "flexlora") for clients in (2, 4, 8)),
     *(Case("fedit", clients, robust="median") for clients in (4, 8)),  # two have no median
+    *(Case("fedit", clients, step="auto") for clients in (2, 4, 8)),
 ]
 
 
@@ -177,7 +180,12 @@ def strategy_for(case: Case, shapes: Mapping[str, tuple[int, int]]) -> Federated
         {
             "federation": {"clients": list(names.values())},
             "lora": {"rank": ranks if len(case.ranks) > 1 else rank, "alpha": ALPHA},
-            "aggregation": {"type": rule, "robust": case.robust, "precision": case.precision},
+            "aggregation": {
+                "type": rule,
+                "robust": case.robust,
+                "precision": case.precision,
+                "server_learning_rate": case.step,
+            },
         }
     )
     return FederatedRLVR(config, names, fresh(shapes, rank=rank, alpha=ALPHA, seed=0), Observer())

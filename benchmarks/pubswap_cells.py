@@ -11,6 +11,7 @@ TAUS = (60, 20, 5)
 STEPS, HALF, STRETCH = 120, 60, 5
 PRIVATE, PUBLIC = 4, 5
 COMMON = [
+    "aggregation.server_learning_rate=1",  # the default when the results were made
     "data.train_size=4096",
     "data.public_size=256",
     "data.test_size=2048",

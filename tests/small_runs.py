@@ -22,7 +22,10 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "all": {"train": {"rounds": 5}},
     "some": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}},
     "local": {"train": {"rounds": 5}, "federation": {"arm": "local"}},
-    "moments": {"train": {"rounds": 5, "optimizer_state": "keep", "schedule": "cosine", "warmup_steps": 2}},
+    "moments": {
+        "train": {"rounds": 5, "optimizer_state": "keep", "schedule": "cosine", "warmup_steps": 2},
+        "aggregation": {"server_learning_rate": 1},
+    },
     "fgrpo": {"train": {"rounds": 5}, "federation": {"fraction": 0.6}, "aggregation": {"weights": "fgrpo"}},
     "pubswap": {
         "train": {"rounds": 5, "local_steps": 3, "proximal_mu": 0.1},
@@ -69,7 +72,7 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         },
     },
 }
-"""Runs of five rounds: everybody trains, two of three do, each alone, with moments kept between rounds, weighed by
+"""Runs of five rounds: everybody trains, two of three do, each alone, by plain means with moments kept between rounds, weighed by
 FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small as it can
 be sent; a changed base with mixed ranks; one with exchanges; personal adapters at the end; and a server's step on
 factors and on products."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from fedrlvr.aggregation.client_weights import Baseline, Gain, Shape, Weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.aggregation.robust import HOSTILE, ROBUST_MEANS, TRIM, check_enough
-from fedrlvr.aggregation.server_step import SERVER_OPTIMIZERS, Agreement, ServerStep
+from fedrlvr.aggregation.server_step import MOST_COSINES, SERVER_OPTIMIZERS, Agreement, ServerStep
 from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
 from fedrlvr.coordination.ratio import RATIO_RULES, RatioRule
 from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule
@@ -270,13 +270,14 @@ class AggregationConfig(Section):
     """Share of the clients that `trimmed_mean` drops at each end, for every number. Unset: 0.2."""
     robust_hostile: Annotated[int | None, OnlyWith("robust", ("krum",))] = Field(None, ge=1)
     """Number of hostile clients that `krum` withstands; it needs at least 2 x this + 3 clients in a round. Unset: 1."""
-    server_learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
+    server_learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
     """Length of the server's step, as a multiple of the clients' mean change in a round (with the server optimizers
-    `adam` and `yogi`, the size of a number's change). The default 1 makes the mean of the clients the global model. Set
-    a number up to the square root of the number of clients where clients hold different problems and synchronise
-    rarely, and choose it on validation problems. `auto` is experimental: it chooses between 1 and that square root in
-    each round, by how much averaging shortens the changes and by how far their directions agree with the last round's
-    (docs/methods.md, section 5)."""
+    `adam` and `yogi`, the size of a number's change). 1 makes the mean of the clients the global model. `auto` chooses
+    between 1 and the square root of the number of clients in each round, by how much averaging shortens the changes and
+    by how far their directions agree with the last round's (docs/methods.md, section 5). Unset: `auto` where it was
+    measured to end as high as the best fixed step, which is for `fedit` with the server optimizer `sgd`, 2 to 32
+    clients in a round, no robust mean, and no part of the adapter that stays at the clients; 1 elsewhere, and with a
+    strategy around ours."""
     server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
     """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
     `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
@@ -292,7 +293,7 @@ class AggregationConfig(Section):
     server_epsilon: Annotated[float | None, OnlyWith("server_optimizer", ADAPTIVE)] = Field(None, gt=0)
     """Number added to the square root of the second moment by the server optimizers `adam` and `yogi`: numbers that
     change by less than this in a round move less than server_learning_rate. Unset: 0.001."""
-    server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", ("auto",))] = None
+    server_agreement: Annotated[Agreement | None, OnlyWith("server_learning_rate", (None, "auto"))] = None
     """Comparison with the last round that `server_learning_rate = "auto"` makes: of the mean change (`mean`), or of
     each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client. With
     `none` no comparison is made, and the step always makes up for all of the shortening. Unset: mean."""
@@ -325,20 +326,36 @@ class AggregationConfig(Section):
         options = {name.removeprefix("fgrpo_"): value for name, value in self if name.startswith("fgrpo_")}
         return {name: value for name, value in options.items() if value is not None}
 
-    @property
-    def server_step(self) -> ServerStep | None:
-        """A new server step for one run; None where the global model is the mean itself."""
-        if (self.server_learning_rate == 1 and self.server_optimizer == "sgd") or self.rule.server_step is None:
+    def server_rate(self, config: Any) -> float | Literal["auto"]:
+        """Length of the server's step in the experiment `config`: the setting, or what stands for an unset one."""
+        if self.server_learning_rate is not None:
+            return self.server_learning_rate
+        measured = self.type == "fedit" and self.server_optimizer == "sgd" and self.robust not in ROBUST_MEANS
+        measured = measured and config.federation.arm == "federated" and config.personal.method.keeps is None
+        return "auto" if measured and 2 <= config.federation.clients_per_round <= MOST_COSINES else 1.0
+
+    def server_step(self, config: Any) -> ServerStep | None:
+        """A new server step for one run of `config`; None where the global model is the mean itself."""
+        rate = self.server_rate(config)
+        if (rate == 1 and self.server_optimizer == "sgd") or self.rule.server_step is None:
             return None
         options = {name.removeprefix("server_"): value for name, value in self if name.startswith("server_")}
-        return ServerStep(self.rule.server_step, **{n: value for n, value in options.items() if value is not None})
+        options = {name: value for name, value in options.items() if value is not None}
+        return ServerStep(self.rule.server_step, **{**options, "learning_rate": rate})
 
-    def _check_server_step(self, clients: int) -> None:
+    def _check_server_step(self, config: Any) -> None:
         """
         Raises:
             ValueError: the rule, the optimizer, the robust mean or the clients of a round have no such server step.
         """
-        rate, optimizer = self.server_learning_rate, self.server_optimizer
+        rate, optimizer, clients = self.server_rate(config), self.server_optimizer, config.federation.clients_per_round
+        if self.server_agreement is not None and rate != "auto":
+            raise ValueError(
+                f"aggregation.server_agreement = {self.server_agreement!r} has no effect here without "
+                "aggregation.server_learning_rate = 'auto'; set both"
+            )
+        if self.server_learning_rate is None and optimizer == "sgd":
+            return
         stated = f"aggregation.server_learning_rate = {rate!r}"
         if optimizer != "sgd":
             stated = f"aggregation.server_optimizer = {optimizer!r}"
@@ -369,7 +386,7 @@ class AggregationConfig(Section):
 
     def check(self, config: Any) -> None:
         """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
-        self._check_server_step(config.federation.clients_per_round)
+        self._check_server_step(config)
         if self.weights == "fgrpo" and not config.supervision.verified:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "

@@ -246,7 +246,7 @@ def _method(config: Config) -> str:
     options = [f"weights {how.weights}"] if how.weights != "examples" else []
     options += [f"robust {how.robust}"] if how.robust != "none" else []
     options += [f"sent in {how.precision}"] if how.precision != "float32" else []
-    options += [f"server step {how.server_learning_rate}"] if how.server_learning_rate != 1 else []
+    options += [f"server step {rate}"] if (rate := how.server_rate(config)) != 1 else []
     options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")
     personal = f", personal {config.personal.type}" if config.personal.type != "none" else ""

@@ -34,16 +34,16 @@ Taken = Iterator[tuple[str, Adapter]]
 class Combiner:
     """Filters, weights and aggregates the adapters of each round, and keeps the client weights' state between rounds.
 
+    step: the server's step; None: the global model is the mean itself.
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
     """
 
-    def __init__(self, config: AggregationConfig, *, verified: bool = False) -> None:
+    def __init__(self, config: AggregationConfig, *, step: ServerStep | None = None, verified: bool = False) -> None:
         self.config = config
         self.rule = config.rule.aggregation()
         self.verified = verified
         self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
-        self.step = config.server_step
-        """The server's step; None: the global model is the mean itself."""
+        self.step = step
         self.middle = 0.0
         """The last median length of a change that was not zero; `largest_change` goes by it where a round's is."""
 

@@ -75,12 +75,21 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
     )
 
 
+def _plain_mean(config: Config) -> Config:
+    """The config with the server's step 1 where it sets none."""
+    how = config.aggregation
+    if how.server_learning_rate is not None:
+        return config
+    return config.model_copy(update={"aggregation": how.model_copy(update={"server_learning_rate": 1.0})})
+
+
 class Server:
     """Runs the rounds of one federation, and writes them down.
 
     begin: what everybody begins with. public: what exchanges are about, if any.
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
-    wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say).
+    wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say), which sees the
+        plain mean unless the config sets a server's step.
     observer: the last of the run's listeners (`self.observer`), which the server closes at the end; but for advice.
     """
 
@@ -96,8 +105,8 @@ class Server:
         asks: Config | None = None,
         wrap: Wrap | None = None,
     ) -> None:
-        self.config = config
-        self.asks = asks or config
+        self.config = _plain_mean(config) if wrap else config
+        self.asks = self.config if asks is None else _plain_mean(asks) if wrap else asks
         self.directory = directory
         self.base = base
         self.begin = begin
@@ -108,7 +117,7 @@ class Server:
             [
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
                 make_tracker(config.run.tracker, directory),
-                ReportWriter(directory, config),
+                ReportWriter(directory, self.config),
                 observer,
                 Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
             ]

@@ -61,7 +61,8 @@ class FederatedRLVR(Strategy):
         self.config = config
         self.clients = clients
         self.public = public
-        self.combiner = Combiner(config.aggregation, verified=config.supervision.type != "labels")
+        step = config.aggregation.server_step(config)
+        self.combiner = Combiner(config.aggregation, step=step, verified=config.supervision.type != "labels")
         self.bound = ChangeBound(config.aggregation.change_bound)
         self.probes = SharedProbes.of(config, probes)
         self.model = global_model(config.aggregation, adapter, config.run.seed, config.personal.method)

@@ -49,7 +49,10 @@ def test_a_reply_is_gone_when_the_next_but_one_comes(rule: str) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "options"),
-    [("flora", SMALL), ("fedex", SMALL), ("flexlora", SMALL), ("fedit", {**SMALL, "robust": "median"})],
+    [
+        *(("flora", SMALL), ("fedex", SMALL), ("flexlora", SMALL)),
+        *(("fedit", {**SMALL, **more}) for more in ({"robust": "median"}, {"step": "auto"})),
+    ],
 )
 def test_rules_that_look_at_all_adapters_together_hold_them_all(rule: str, options: dict[str, Any]) -> None:
     for clients in (4, 8):

@@ -110,7 +110,7 @@ def test_raw_fgrpo_weights_have_the_ratios_of_the_weights(options: dict[str, Any
     + [{"weights": "fgrpo", **{f"fgrpo_{name}": value for name, value in options.items()}} for options in OPTIONS],
 )
 def test_what_is_recorded_is_what_the_clients_counted(settings: dict[str, Any]) -> None:
-    strategy, examples = make_strategy(**settings), {"ann": 5, "bob": 3, "cyd": 2}
+    strategy, examples = make_strategy(server_learning_rate=1, **settings), {"ann": 5, "bob": 3, "cyd": 2}
     twin = FGRPOWeights(**strategy.config.aggregation.fgrpo)
     for round_, rewards in enumerate(rewards_of(4, seed=1), start=1):
         trained(
@@ -134,7 +134,7 @@ def test_what_is_recorded_is_what_the_clients_counted(settings: dict[str, Any]) 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_client_without_a_verified_reward_counts_as_recorded(options: dict[str, Any]) -> None:
     settings = {f"fgrpo_{name}": value for name, value in options.items()}
-    strategy = make_strategy(supervision={"type": "entropy"}, weights="fgrpo", **settings)
+    strategy = make_strategy(supervision={"type": "entropy"}, weights="fgrpo", server_learning_rate=1, **settings)
     twin, examples = FGRPOWeights(**options), {"ann": 5, "bob": 3, "cyd": 2}
     for round_, rewards in enumerate(rewards_of(5, seed=2), start=1):
         silent = [[], ["bob"], ["bob", "cyd"], list(examples), ["ann"]][round_ - 1]
@@ -349,7 +349,7 @@ def doubled(strategy: FederatedRLVR, directory: Path) -> list[tuple[str, list[st
 def test_what_a_wrapper_makes_of_the_aggregate_is_what_everybody_gets(
     rule: str, halves: list[str], tmp_path: Path
 ) -> None:
-    strategy = make_strategy(type=rule)
+    strategy = make_strategy(type=rule, server_learning_rate=1)
     seen = doubled(strategy, tmp_path)
     # Round 1: (0 + 1) x 2; round 2: (2 + 1) x 2; the adapter is evaluated before and after.
     values = [("evaluate", 0.0), ("train", 0.0), ("train", 2.0), ("evaluate", 6.0)]

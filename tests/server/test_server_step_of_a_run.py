@@ -236,8 +236,44 @@ def test_the_order_of_the_replies_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(results[0][1][name], tensor) for name, tensor in results[1][1].items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, "auto"),
+        ({"weights": "fgrpo"}, "auto"),
+        ({"robust": "clip"}, "auto"),
+        ({"server_learning_rate": 1}, 1),
+        ({"server_learning_rate": 1.5}, 1.5),
+        ({"federation": {"clients": 32}}, "auto"),
+        ({"federation": {"clients": 33}}, 1),
+        ({"federation": {"clients": 66, "fraction": 0.25}}, "auto"),
+        ({"federation": {"clients": ["ann"]}}, 1),
+        ({"federation": {"clients": ["ann", "bob"], "excluded": ["bob"]}}, 1),
+        ({"robust": "median"}, 1),
+        ({"server_optimizer": "nesterov"}, 1),
+        *(({"type": rule}, 1) for rule in RULES if rule != "fedit"),
+    ],
+)
+def test_an_unset_step_is_automatic_where_that_was_measured(settings: dict[str, Any], rate: float | str) -> None:
+    config = make_strategy(**settings).config
+    assert config.aggregation.server_rate(config) == rate
+
+
+@pytest.mark.parametrize("arm", ["local", "central"])
+def test_other_arms_have_no_step(arm: str) -> None:
+    config = make_strategy(federation={"arm": arm}).config
+    assert config.aggregation.server_rate(config) == 1
+    assert config.aggregation.server_step(config) is None
+
+
+@pytest.mark.parametrize("kind", ["fedsa", "fedalt"])
+def test_what_stays_at_the_clients_has_no_step_by_default(kind: str) -> None:
+    config = make_strategy(personal={"type": kind}).config
+    assert config.aggregation.server_rate(config) == 1
+
+
 def test_without_a_step_nothing_is_measured_or_remembered(tmp_path: Path) -> None:
-    strategy = make_strategy()
+    strategy = make_strategy(server_learning_rate=1)
     lines = ran(strategy, tmp_path)
     assert strategy.combiner.step is None
     assert not any("server_step" in line for line in lines)
@@ -280,7 +316,8 @@ def test_a_wrapper_that_changes_the_aggregate_is_refused_with_a_step(tmp_path: P
         ({"server_learning_rate": "fast"}, ("server_learning_rate", "auto")),
         ({"server_momentum": 0.5}, ("server_momentum", "server_optimizer")),
         ({"server_beta1": 0.5, "server_optimizer": "momentum"}, ("server_beta1", "server_optimizer")),
-        ({"server_agreement": "clients"}, ("server_agreement", "server_learning_rate")),
+        ({"server_agreement": "clients", "robust": "median"}, ("server_agreement", "server_learning_rate")),
+        ({"server_agreement": "clients", "server_learning_rate": 2}, ("server_agreement", "server_learning_rate")),
         ({"server_optimizer": "adam"}, ("server_optimizer = 'adam'", "server_learning_rate")),
         ({"server_optimizer": "sdg"}, ("server_optimizer",)),
         (

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
-from small_runs import Configs
+from small_runs import Configs, adapter_bytes
 
 import fedrlvr.simulation.run as engine
-from fedrlvr.config import parse_config
+from fedrlvr.config import load_resolved, parse_config
 from fedrlvr.policy.peft_format import load_peft
-from fedrlvr.server.strategy import FederatedRLVR
+from fedrlvr.reporting.observer import Observer
+from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
+from fedrlvr.simulation.run import Federation, new_cohort, settled
 
 
 def adapter_after(tree: dict[str, Any], directory: Path) -> dict[str, torch.Tensor]:
@@ -25,7 +27,12 @@ def test_server_side_clipping_of_flowers_bounds_what_a_round_changes(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directories = [tmp_path / name for name in ("plain", "clipped")]
-    trees = [configured(d, train={"rounds": 1}, federation={"clients": ["ann", "bob"]}) for d in directories]
+    changes = {
+        "train": {"rounds": 1},
+        "federation": {"clients": ["ann", "bob"]},
+        "aggregation": {"server_learning_rate": 1},
+    }
+    trees = [configured(directory, **changes) for directory in directories]
     plain = adapter_after(trees[0], directories[0])
     start, norm = FederatedRLVR.start, 0.25
 
@@ -43,3 +50,13 @@ def test_server_side_clipping_of_flowers_bounds_what_a_round_changes(
     }
     assert moved["plain"] > norm
     assert 0 < moved["clipped"] <= norm + 1e-6
+
+
+def test_a_wrapped_strategy_has_the_plain_mean_unless_a_step_is_set(configured: Configs, tmp_path: Path) -> None:
+    config = settled(parse_config(configured(tmp_path / "wrapped", train={"rounds": 1})), tmp_path / "wrapped")
+    Federation(config, tmp_path / "wrapped", new_cohort(config), Observer(), wrap=WrappingStrategy).go(resume=False)
+    written = load_resolved(tmp_path / "wrapped" / "config.json")
+    assert written.aggregation.server_learning_rate == 1
+    plain = configured(tmp_path / "plain", train={"rounds": 1}, aggregation={"server_learning_rate": 1})
+    engine.run(parse_config(plain))
+    assert adapter_bytes(tmp_path / "wrapped") == adapter_bytes(tmp_path / "plain")
