@@ -72,10 +72,10 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         },
     },
 }
-"""Runs of five rounds: everybody trains, two of three do, each alone, by plain means with moments kept between rounds, weighed by
-FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small as it can
-be sent; a changed base with mixed ranks; one with exchanges; personal adapters at the end; and a server's step on
-factors and on products."""
+"""Runs of five rounds: everybody trains, two of three do, each alone, by plain means with moments kept between rounds,
+weighed by FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small
+as it can be sent; a changed base with mixed ranks; one with exchanges; personal adapters at the end; and a server's
+step on factors and on products."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:
