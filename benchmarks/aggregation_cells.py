@@ -89,7 +89,7 @@ def _weights() -> dict[str, list[str]]:
     for federation, weightings in WEIGHTS.items():
         data = ["data.test_size=2048", *FEDERATION[federation]]
         if federation in FEDERATIONS:
-            data += ["data.name=jsonl", f"data.path={DATA / federation}", "data.instruction=''"]
+            data += ["data.name=jsonl", f"data.path={DATA / federation}", "prompt.instruction=''"]
         for weights in weightings:
             options = ["aggregation.weights=fgrpo", *FGRPO[weights]] if weights in FGRPO else None
             cells[f"{federation}/{weights}"] = [*COMMON, *data, *(options or [f"aggregation.weights={weights}"])]

@@ -326,7 +326,9 @@ def floor_app(work: Path, rounds: int, *, prompt: bool) -> Path:
 def edit(site_toml: Path, *, instruction: str, idle_minutes: float, threads: int) -> None:
     """What an organisation changes in its site.toml by hand."""
     text = site_toml.read_text("utf-8")
-    text, tasks = re.subn(r'^(name = "jsonl")$', rf"\1\ninstruction = {json.dumps(instruction)}", text, flags=re.M)
+    text, tasks = re.subn(
+        r'^(name = "jsonl")$', rf"\1\nprompt = {{instruction = {json.dumps(instruction)}}}", text, flags=re.M
+    )
     text, idle = re.subn(r"^# idle_minutes = .*$", f"idle_minutes = {idle_minutes}", text, flags=re.M)
     if (tasks, idle) != (1, 1):
         raise SystemExit(f"{site_toml} is not as `fedrlvr site init` used to write it.")

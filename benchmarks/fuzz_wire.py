@@ -216,7 +216,6 @@ def wire() -> dict[str, Reader]:
         model_id="i",
         weights_id="w",
         tokenizer_id="t",
-        chat_template=True,
         rank=4,
         largest=4,
         alpha=8.0,

@@ -39,7 +39,7 @@ FEDERATIONS: dict[str, list[str]] = {
         "data.train_size=192",
         "partition.type=dirichlet",
         "partition.alpha=0.5",
-        "federation.deviations={west = {prompt_template = 'Q: {prompt}'}}",
+        "federation.deviations={west = {template = 'Q: {{ prompt }}'}}",
     ],
 }
 """Settings of each federation."""

@@ -123,7 +123,6 @@ def random_base(case: Case, device: torch.device) -> Base:
         pad_id=0,
         eos_ids=frozenset([case.shape["vocab_size"]]),
         max_length=case.shape["max_position_embeddings"],
-        chat_template=False,
         packs=packs,
         shares=packs and decoding == "filled" and can_share(model),
         plain_head=has_plain_head(model, case.name),

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from fedrlvr.config import Config
 from fedrlvr.config.federation import Deviation
+from fedrlvr.config.prompt import RUN_WIDE
 from fedrlvr.config.reference import SettingRow, describe, members, summary, types
 from fedrlvr.deployment.site.config import Limits, MachineConfig, SiteConfig
 
@@ -40,6 +41,8 @@ This page is generated from the code: `python -m scripts.settings` writes it, an
 """
 _SHARED = {
     "data": "In the site file each task has these settings, as `[tasks.NAME]`.",
+    "prompt": "In the site file a task may state those that are in both files, as `[tasks.NAME.prompt]`; they take the "
+    "place of the server's.",
     "engine": "The site file has the same section for the organisation's machine.",
 }
 
@@ -92,7 +95,7 @@ def _code(default: str) -> str:
 def _file(setting: SettingRow) -> str:
     if setting.section in ("site", "machine", "limits"):
         return "site"
-    return "both" if setting.section in _SHARED and setting.name != "public_size" else "experiment"
+    return "both" if setting.section in _SHARED and setting.name not in {"public_size", *RUN_WIDE} else "experiment"
 
 
 if __name__ == "__main__":

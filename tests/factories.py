@@ -135,7 +135,6 @@ def make_terms(client: str = "ann", **changes: Any) -> Terms:
         "model_id": "m",
         "weights_id": "w",
         "tokenizer_id": "t",
-        "chat_template": True,
         "rank": 4,
         "largest": 4,
         "alpha": 8.0,
@@ -146,6 +145,13 @@ def make_terms(client: str = "ann", **changes: Any) -> Terms:
 def make_site(directory: Path, **changes: Any) -> Organisation:
     """An organisation whose site.toml has the least settings and these. None takes a setting out."""
     return load_site(write_site(directory, **changes))
+
+
+def inline(value: Any) -> str:
+    """A value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {inline(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(map(inline, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
 
 def write_site(directory: Path, **changes: Any) -> Path:
@@ -165,7 +171,7 @@ def write_site(directory: Path, **changes: Any) -> Path:
             for name, inner in value.items():
                 if isinstance(inner, Mapping):
                     lines.append(f"[{key}.{json.dumps(name)}]")
-                    lines += [f"{k} = {json.dumps(v)}" for k, v in inner.items()]
+                    lines += [f"{k} = {inline(v)}" for k, v in inner.items()]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "site.toml").write_text("\n".join(lines) + "\n", "utf-8")
     return directory / "site.toml"

@@ -211,9 +211,9 @@ def tasks(
             write_own(write / client.name / "train.jsonl", client.answers.everything())
             write_own(write / client.name / "test.jsonl", client.test)
     holdings_table(settings, dealt.train_table, dealt.test_table, len(dealt.public))
-    if write is not None and (stated := written_instruction(settings.data)) is not None:
+    if write is not None and (stated := written_instruction(settings.data, settings.prompt)) is not None:
         # Without it an organisation would append the default instruction, and the rewards of these problems be 0.
-        echo(f"In each organisation's site.toml, the task of these problems needs: instruction = {stated}")
+        echo(f"In each organisation's site.toml, the task of these problems needs: prompt = {{instruction = {stated}}}")
 
 
 @app.command()
@@ -296,7 +296,7 @@ def export(
         settings.model,
         settings.lora,
         out,
-        lambda base: documents(facts, base.rendered if base.chat_template else None),
+        lambda base: documents(facts, base.asking(settings.prompt).in_template),
     )
     echo(f"wrote {'merged weights' if merged else f'a PEFT adapter of rank {adapter.rank}'} to {out}")
     echo(str(comparison))

@@ -121,10 +121,11 @@ class ClientRequest:
     def seed(self) -> int:
         """Seed of the private streams of this message's training.
 
-        With a secret it depends on everything that is asked, so a message that is sent again with one setting changed
-        draws other responses, and the two replies cannot be subtracted.
+        With a secret it depends on everything that is asked, and on how, so a message that is sent again with one
+        setting changed draws other responses, and the two replies cannot be subtracted.
         """
-        return private_seed(self.asked.seed, self.data.secret, self.asked.model_dump_json() + self.variation)
+        asked = self.asked.model_dump_json() + self.variation + self.data.prompts.settings
+        return private_seed(self.asked.seed, self.data.secret, asked)
 
     @property
     def under_way(self) -> bool:
@@ -144,7 +145,7 @@ class ClientRequest:
 
     def encode(self, base: Base, problems: Sequence[Problem] | Sequence[Question]) -> list[list[int]]:
         """Token ids of these problems' prompts as this client asks them."""
-        return base.encode_all([self.data.prompt_text(problem) for problem in problems])
+        return base.encode_all([self.data.prompts.ask(problem) for problem in problems])
 
 
 def batches(requests: Sequence[ClientRequest], *, together: bool = True) -> list[list[ClientRequest]]:

@@ -62,7 +62,7 @@ def _noted(
         round=request.asked.round,
         problem=group.problem.id,
         source=group.problem.source,
-        prompt=request.data.prompt_text(group.problem),
+        prompt=request.data.prompts.text(group.problem),
         text=text,
         answer=extract(text, group.problem.kind),
         gold=known.label,

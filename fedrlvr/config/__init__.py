@@ -1,7 +1,8 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `personal` the one about personal adapters, and `methods` those of the three seams;
+those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, and `methods`
+those of the three seams;
 `reference` describes every setting.
 """
 
@@ -24,6 +25,7 @@ from fedrlvr.config.methods import (
     Supervision,
 )
 from fedrlvr.config.problems import DataConfig
+from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.config.sections import (
     EngineConfig,
     EvaluateConfig,
@@ -45,6 +47,7 @@ __all__ = [
     "LoraConfig",
     "MajoritySupervision",
     "ModelConfig",
+    "PromptConfig",
     "PubSwapCoordination",
     "SamplingConfig",
     "SelectionSupervision",

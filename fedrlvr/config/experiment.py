@@ -6,7 +6,7 @@ An unknown key is an error that names the nearest key.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
+from fedrlvr.config.prompt import PromptConfig, with_template
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
@@ -43,6 +44,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
     partition: Partition = SourcePartition()
     """Method that divides the problems among the clients."""
     federation: FederationConfig = FederationConfig()
@@ -143,7 +145,13 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
 
 def parse_config(tree: dict[str, Any], *, where: str = "the configuration") -> Config:
-    """Validate a nested dict; `where` names it in errors."""
+    """Validate a nested dict; `where` names it in errors. A file that `prompt.template` names is read.
+
+    Raises:
+        ConfigError: a key or value does not fit; the text names the key.
+    """
+    if isinstance(prompt := tree.get("prompt"), Mapping):
+        tree = {**tree, "prompt": with_template(prompt)}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -202,8 +210,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
 _RENAMED = {
     "supervision.warm_up": "supervision.vote_free_steps",
     "supervision.trust_above": "supervision.min_reliability",
+    "model.chat_template": 'prompt.chat, which is "auto", "on" or "off"',
+    "data.instruction": "prompt.instruction",
+    "federation.deviations.*.prompt_template": "federation.deviations.*.template, with {{ prompt }} for {prompt}",
 }
-"""Settings of earlier versions and their names today."""
+"""Settings of earlier versions and their names today. A * stands for a name in a table of sections."""
 _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswap"}
 """Sections that are one of several by their `type`, and one of these types."""
 
@@ -223,8 +234,9 @@ def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
             del location[2:]  # pydantic has an error for each kind of value that a setting takes
             item = {**item, "msg": f"allowed: {values}", "input": tree[location[0]][location[1]]}
         dotted = ".".join(location)
-        if item["type"] == "extra_forbidden" and dotted in _RENAMED:
-            parts.append(f"{dotted} is now called {_RENAMED[dotted]}")
+        renamed = ".".join([*location[:2], "*", *location[3:]]) if tuple(location[:2]) in _TABLES else dotted
+        if item["type"] == "extra_forbidden" and renamed in _RENAMED:
+            parts.append(f"{dotted} is now called {_RENAMED[renamed].replace('*', ''.join(location[2:3]))}")
         elif item["type"] == "extra_forbidden" and len(location) == 2 and location[1] in _siblings(location):
             parts.append(f"{dotted} has no effect with this {location[0]}.type")
         elif item["type"] == "extra_forbidden":

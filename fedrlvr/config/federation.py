@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
+from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.config.sections import Name, OnlyWith, Section
 
 TRAINS = OnlyWith("free_rider", (False,))
 """Marks a deviation in training, which a free rider does not do."""
-PROMPT = "{prompt}"
-"""Stands for a problem's own prompt in a client's prompt template."""
 
 
 class Deviation(Section):
@@ -28,18 +27,18 @@ class Deviation(Section):
     free_rider: bool = False
     """Whether the client returns the adapter that it was sent, without training, as if it had trained on all of its
     problems. It reports a mean reward of 1 and gives no response in an exchange."""
-    prompt_template: str | None = None
-    """Text of this client's prompts in training and evaluation, in which `{prompt}` stands for the problem's own
-    prompt. Unset: the prompts stay as they are."""
+    template: str | None = None
+    """Jinja template of this client's problems in training and evaluation, such as "Q: {{ prompt }}", as
+    `prompt.template` is for all clients. Unset: the problems stay as they are."""
     reward: Annotated[str | None, TRAINS] = None
     """Import path `module:function` of the client's own reward for its training problems, as `data.reward` is for all.
     Held-out and public problems keep the reward of the run. Unset: data.reward."""
 
-    @field_validator("prompt_template")
+    @field_validator("template")
     @classmethod
-    def _holds_the_prompt(cls, value: str | None) -> str | None:
-        if value is not None and PROMPT not in value:
-            raise ValueError(f"write {PROMPT} where the problem's own prompt stands")
+    def _words_the_problem(cls, value: str | None) -> str | None:
+        if value is not None and "instruction" in prompt_template(value).names:
+            raise ValueError("the instruction comes after this template, so that it has no place in it")
         return value
 
 
@@ -98,6 +97,8 @@ class FederationConfig(Section):
                     raise ValueError(
                         f"{place}.{name} has no effect with federation.arm = 'central', which has one client"
                     )
+            if deviation.template is not None and config.prompt.template is not None:
+                raise ValueError(f"{place}.template has no effect beside prompt.template. Leave one of them out")
             supervision = config.supervision
             unlabelled = {"wrong_labels": supervision.unlabelled or not supervision.verified}
             for name, useless in {**unlabelled, "reward": not supervision.verified}.items():

@@ -40,8 +40,6 @@ class DataConfig(Section):
     max_prompt_tokens: int | None = Field(None, ge=1)
     """Longest prompt in tokens; problems with a longer prompt are dropped and counted. Unset: no problem is dropped,
     and a prompt that is too long for the model is an error."""
-    instruction: str | None = None
-    """Text appended to each prompt. Unset: the task's own instruction, which is empty for the embedded problems."""
     unreachable_golds: float = Field(0.05, ge=0, le=1)
     """Largest accepted share of gold answers that no short marked answer can match, such as a sentence or Markdown. A
     run above it is refused before training; 1 accepts all."""

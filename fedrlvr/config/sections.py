@@ -1,9 +1,9 @@
 """The sections of a configuration: small pydantic models, one per question, a docstring per setting.
 
-The sections about the problems are in problems.py, the one about personal adapters in personal.py, those of the three
-seams in methods.py. A default is stated in these four files and nowhere else. Unknown keys are errors. So is a setting
-that has no effect, which is stated at the setting (`OnlyWith`); what else does not go together with other sections is
-refused by a section's `check`.
+The sections about the problems are in problems.py, that of their prompts in prompt.py, the one about personal adapters
+in personal.py, those of the three seams in methods.py. A default is stated in these five files and nowhere else.
+Unknown keys are errors. So is a setting that has no effect, which is stated at the setting (`OnlyWith`); what else does
+not go together with other sections is refused by a section's `check`.
 """
 
 from __future__ import annotations
@@ -190,9 +190,6 @@ class ModelConfig(Section):
     device: str = "auto"
     """Device that computes: `auto`, `cpu`, `cuda`, or one GPU, such as `cuda:1`. `auto` takes a GPU where there is one.
     """
-    chat_template: bool = True
-    """Whether each prompt is wrapped in the tokenizer's chat template, if it has one. Turn it off for a base model that
-    was not trained on chats."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory, about a third more time. Turn it on if
     training runs out of GPU memory."""

@@ -10,15 +10,16 @@ import json
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.config.sections import LARGEST, MAX_RANK, SMALLEST, Name, Targets
 from fedrlvr.errors import MessageError, validation_text
 from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the messages' protocol. It rises whenever another release would misread a message."""
-LONGEST = 1 << 14
+LONGEST = 1 << 18
 """Largest number of characters in the terms."""
 
 
@@ -29,7 +30,8 @@ class Terms(BaseModel):
     receiver. clients: how many train. rounds: the last round's number.
     task: which of the organisation's tasks, by the name it has there.
     model: as the server names it. model_id, weights_id, tokenizer_id: digests (policy/base.py) that must be the
-    receiver's too. rank: of the receiver's adapter; largest: of anybody's.
+    receiver's too. prompt: how problems are asked, where the organisation does not say so itself. rank: of the
+    receiver's adapter; largest: of anybody's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,7 +47,7 @@ class Terms(BaseModel):
     model_id: str = Field(max_length=200)
     weights_id: str = Field(max_length=200)
     tokenizer_id: str = Field(max_length=200)
-    chat_template: bool
+    prompt: PromptConfig = PromptConfig()
     rank: int = Field(ge=1, le=MAX_RANK)
     largest: int = Field(ge=1, le=MAX_RANK)
     alpha: float = Field(ge=SMALLEST, le=LARGEST)

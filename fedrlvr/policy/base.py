@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from fedrlvr.config import ModelConfig
+from fedrlvr.config import ModelConfig, PromptConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.files import read_json
 from fedrlvr.machine import cores
@@ -31,6 +31,7 @@ from fedrlvr.policy.model_check import (
     in_one_line,
     tokens_without_embedding,
 )
+from fedrlvr.tasks.prompts import Prompt
 
 _log = logger("policy")
 
@@ -43,6 +44,8 @@ class Base:
     """A frozen model with its tokenizer, and the properties that sampler and learner need.
 
     eos_ids: every token that ends a response.
+    chat: prompts are put into the tokenizer's chat template. template_args: of that template. prefill: text that every
+    response goes on from.
     max_length: prompt and response together, in tokens; no more than leaves other rows of a batch as they are.
     packs: the training pass can share a prompt among its responses (policy/attention.py).
     shares: the sampler can keep a prompt's keys and values once for its responses.
@@ -59,7 +62,9 @@ class Base:
     pad_id: int
     eos_ids: frozenset[int]
     max_length: int
-    chat_template: bool
+    chat: bool = False
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    prefill: str = ""
     checkpointing: bool = False
     packs: bool = False
     shares: bool = False
@@ -84,15 +89,30 @@ class Base:
         entries = sorted((index, token) for token, index in self.tokenizer.get_vocab().items())
         return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, in the chat template where there is one and it is wanted.
+    def asking(self, prompt: PromptConfig) -> Self:
+        """The same model and tokenizer, asked as a run's settings say.
+
+        Raises:
+            ModelError: the tokenizer has no chat template, and one is wanted.
+        """
+        has_template = bool(getattr(self.tokenizer, "chat_template", None))
+        if prompt.chat == "on" and not has_template:
+            raise ModelError(
+                f"model.name = {self.name!r}: its tokenizer has no chat template, and prompt.chat = 'on' wants one. "
+                "Say 'auto' or 'off', or give a model that was trained on chats."
+            )
+        chat = has_template and prompt.chat != "off"
+        return replace(self, chat=chat, template_args=dict(prompt.template_args), prefill=prompt.prefill)
+
+    def encode(self, prompt: Prompt | str) -> list[int]:
+        """Token ids of a prompt, in the chat template where there is one and it is wanted, and of the prefill.
 
         Raises:
             DataError: as `encode_all`.
         """
-        return self.encode_all([prompt])[0]
+        return self.encode_all([Prompt.of(prompt) if isinstance(prompt, str) else prompt])[0]
 
-    def encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, prompts: Sequence[Prompt] | Sequence[str]) -> list[list[int]]:
         """Token ids of several prompts, each as `encode` gives them.
 
         Raises:
@@ -100,22 +120,21 @@ class Base:
         """
         if not prompts:
             return []
-        texts = list(prompts)
-        if self.chat_template:
-            try:
-                texts = [self.rendered(text) for text in texts]
-            except Exception as error:  # whatever a template raises; its text may hold the prompt
-                raise DataError(
-                    f"the chat template of {self.name} cannot render a prompt ({type(error).__name__}). Correct the "
-                    "template, or set model.chat_template = false."
-                ) from None
+        try:
+            texts = [self.rendered(prompt) for prompt in prompts]
+        except Exception as error:  # whatever a template raises; its text may hold the prompt
+            raise DataError(
+                f"the chat template of {self.name} cannot render a prompt ({type(error).__name__}). Correct the "
+                "template, leave out prompt.system or prompt.template_args if it does not know them, or set "
+                "prompt.chat = 'off'."
+            ) from None
         # A template writes its own special tokens; adding the tokenizer's again would double the first one.
-        encoded = self.tokenizer(texts, add_special_tokens=not self.chat_template)["input_ids"]
+        encoded = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
         return [self._usable(list(ids)) for ids in encoded]
 
     def _usable(self, ids: list[int]) -> list[int]:
         """A prompt's tokens, without what the tokenizer appends to every text."""
-        tail = [] if self.chat_template else self._appended
+        tail = [] if self.chat else self._appended
         if tail and ids[-len(tail) :] == tail:
             ids = ids[: -len(tail)]
         if not ids:
@@ -141,9 +160,9 @@ class Base:
     @cached_property
     def opened_thought(self) -> str:
         r"""The end of a rendered prompt that opens a thought, such as `<think>\n`; "" where the template opens none."""
-        if not self.chat_template:
+        if not self.chat:
             return ""
-        rendered = self.rendered("?")
+        rendered = self._templated(Prompt.of("?"))
         start = rendered.rfind("<think>")
         return "" if start < 0 or "</think>" in rendered[start:] else rendered[start:]
 
@@ -151,18 +170,31 @@ class Base:
         """Text of a response, without special tokens.
 
         Where the prompt's template has opened a thought, the text begins with it: a grader that reads the text alone
-        then knows that nothing counts before the thought is closed.
+        then knows that nothing counts before the thought is closed. Then comes the prefill.
         """
-        return self.opened_thought + str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return self.opened_thought + self.prefill + text
 
-    def rendered(self, prompt: str) -> str:
-        """A prompt in the chat template, up to where the model is to begin."""
-        messages = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def rendered(self, prompt: Prompt | str) -> str:
+        """The text that the model reads: a prompt, in the chat template where it is used, and the prefill."""
+        prompt = Prompt.of(prompt) if isinstance(prompt, str) else prompt
+        return (self._templated(prompt) if self.chat else prompt.text) + self.prefill
+
+    @property
+    def in_template(self) -> Callable[[Prompt], str] | None:
+        """Maker of the text that the model reads where prompts are put into the chat template; else None."""
+        return self.rendered if self.chat else None
+
+    def _templated(self, prompt: Prompt) -> str:
+        messages = [turn._asdict() for turn in prompt.turns]
+        template = self.tokenizer.apply_chat_template
+        return str(template(messages, tokenize=False, add_generation_prompt=True, **self.template_args))
 
 
-def load_base(config: ModelConfig) -> Base:
+def load_base(config: ModelConfig, prompt: PromptConfig | None = None) -> Base:
     """Load the base model, check it and freeze its weights.
+
+    prompt: how it is asked; None: by the defaults.
 
     Only safetensors weights are read and no code from the model's repository is run.
 
@@ -174,10 +206,10 @@ def load_base(config: ModelConfig) -> Base:
     gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     dtype = str(_dtype(config.dtype, torch.device("cuda" if gpu else "cpu"))).removeprefix("torch.")
     with memory_limit(LOADING, {"model.dtype": dtype, "model.name": config.name}):
-        return _checked_base(config)
+        return _checked_base(config, prompt or PromptConfig())
 
 
-def _checked_base(config: ModelConfig) -> Base:
+def _checked_base(config: ModelConfig, prompt: PromptConfig) -> Base:
     """The base model, loaded, checked and frozen."""
     name, place, device = config.name, directory_of(config), _device(config.device)
     model, tokenizer = _loaded(config, place, device)
@@ -212,7 +244,6 @@ def _checked_base(config: ModelConfig) -> Base:
         pad_id=pad_id if isinstance(pad_id, int) and 0 <= pad_id < vocabulary else min(eos_ids),
         eos_ids=eos_ids,
         max_length=max_length,
-        chat_template=config.chat_template and bool(getattr(tokenizer, "chat_template", None)),
         checkpointing=config.gradient_checkpointing,
         packs=packs,
         shares=shares,
@@ -220,7 +251,7 @@ def _checked_base(config: ModelConfig) -> Base:
         decoding=decoding,
         model_id=_model_id(model),
         weights_id=_weights_id(model),
-    )
+    ).asking(prompt)
     check_prompt(base)
     return base
 

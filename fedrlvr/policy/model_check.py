@@ -157,8 +157,8 @@ def check_prompt(base: Any) -> None:
         ModelError: the template raises or loses the question, or the prompt is empty or ends in an end token.
         DataError: a token of the template has no embedding.
     """
-    name, advice = base.name, "Correct the template, or set model.chat_template = false."
-    if base.chat_template:
+    name, advice = base.name, "Correct the template, or set prompt.chat = 'off'."
+    if base.chat:
         with in_one_line(name, f"its chat template cannot render a question. {advice}"):
             rendered = base.rendered(QUESTION)
         if not all(line in rendered for line in QUESTION.splitlines()):

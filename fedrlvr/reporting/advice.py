@@ -158,8 +158,8 @@ def _no_reward_sentence(rounds: Rounds) -> str:
         cause = "The function that data.reward names gives 0 to every response: check it with `fedrlvr validate`"
     elif unreadable >= 0.5:
         cause = (
-            "Most responses do not mark their answer as the grader reads it: say in data.instruction how to, check "
-            "model.chat_template, or take a larger model (model.name)"
+            "Most responses do not mark their answer as the grader reads it: say in prompt.instruction how to, check "
+            "prompt.chat, or take a larger model (model.name)"
         )
     else:
         cause = (
@@ -201,8 +201,8 @@ def _cut_sentence(rounds: Rounds) -> str:
     recent = _recent(rounds)
     return (
         f"The length limit cuts {units.percent(_mean(recent, 'cut'))} of the responses of {_span(recent)}. Raise "
-        "sampling.max_new_tokens, or ask for shorter answers in data.instruction; train.unfinished says how responses "
-        "that are cut are rewarded."
+        "sampling.max_new_tokens, or ask for shorter answers in prompt.instruction; train.unfinished says how "
+        "responses that are cut are rewarded."
     )
 
 

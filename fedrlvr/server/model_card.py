@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.config import Config
+from fedrlvr.config import Config, PromptConfig
+from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import read_json
 from fedrlvr.reporting import units
@@ -23,12 +24,13 @@ from fedrlvr.tasks import task_of
 from fedrlvr.tasks.deal import instruction_of
 from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.problem import Kind, Question
-from fedrlvr.tasks.task import EXAMPLES, prompt_text
+from fedrlvr.tasks.prompts import Prompt, Prompts, no_instruction
+from fedrlvr.tasks.task import EXAMPLES
 from fedrlvr.version import __version__
 
 CARD, PROMPT = "README.md", "prompt.json"
 """Names of the two files in an exported directory."""
-PROMPT_FORMAT = 1
+PROMPT_FORMAT = 2
 """Version of the format of prompt.json."""
 
 
@@ -80,40 +82,52 @@ def read_facts(
     return CardFacts(config, round_, client, rank, alpha, merged, records, problems, deployed)
 
 
-def documents(facts: CardFacts, rendered: Callable[[str], str] | None) -> dict[str, str]:
+def documents(facts: CardFacts, rendered: Callable[[Prompt], str] | None) -> dict[str, str]:
     """The texts of README.md and prompt.json, by file name.
 
-    rendered: a prompt in the chat template; None where prompts are not put into it.
+    rendered: a prompt in the chat template, with the prefill; None where prompts are not put into it.
     """
-    asking = prompt_settings(facts, chat_template=rendered is not None)
+    asking = prompt_settings(facts, chat=rendered is not None)
     return {
         CARD: printable(_card(facts, asking, rendered), keep="\n"),
         PROMPT: json.dumps(asking, indent=2, ensure_ascii=False) + "\n",
     }
 
 
-def prompt_settings(facts: CardFacts, *, chat_template: bool) -> dict[str, Any]:
+def prompt_settings(facts: CardFacts, *, chat: bool) -> dict[str, Any]:
     """The fields of prompt.json: how the model was asked in training.
 
     A field is null where the run's server does not know it: an organisation words its own prompts and grades by its own
     reward.
     """
-    config, data = facts.config, facts.config.data
-    append = instruction_of(data)
-    deviation = config.federation.deviations.get(facts.client or "")
+    config, data, prompt = facts.config, facts.config.data, _prompt_of(facts)
+    append = instruction_of(data, prompt)
+    unknown = facts.deployed and prompt.instruction is None
     marks = [wrap("ANSWER", "exact"), wrap("ANSWER", "math"), "#### ANSWER"]
     return {
         "format": PROMPT_FORMAT,
         "fedrlvr": __version__,
-        "chat_template": chat_template,
-        "prompt_template": deviation.prompt_template if deviation else None,
-        "instruction": None if facts.deployed else {kind: append(kind) for kind in task_of(data.name).kinds},
+        "chat": chat,
+        "template_args": dict(prompt.template_args),
+        "system": prompt.system,
+        "template": prompt.template,
+        "instruction": None if unknown else {kind: append(kind) for kind in task_of(data.name).kinds},
+        "shots": [shot.model_dump() for shot in prompt.shots],
+        "examples": prompt.examples,
+        "prefill": prompt.prefill,
         "answer_marks": None if facts.deployed or data.reward is not None else marks,
         "sampling": config.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}),
     }
 
 
-def _card(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[str], str] | None) -> str:
+def _prompt_of(facts: CardFacts) -> PromptConfig:
+    """The run's settings of [prompt], with a client's own template where it deviates."""
+    prompt, deviation = facts.config.prompt, facts.config.federation.deviations.get(facts.client or "")
+    template = deviation.template if deviation else None
+    return prompt if template is None else prompt.model_copy(update={"template": template})
+
+
+def _card(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[Prompt], str] | None) -> str:
     what = "a model with the LoRA adapter merged in" if facts.merged else "a LoRA adapter"
     adapter = "the personal adapter of one client" if facts.personal else "the adapter of one client"
     front = {
@@ -222,16 +236,16 @@ def _scores(facts: CardFacts) -> str:
     return text
 
 
-def _asking(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[str], str] | None) -> str:
+def _asking(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[Prompt], str] | None) -> str:
     data = facts.config.data
     task = task_of(data.name)
     kind: Kind = "math" if facts.deployed else data.options.get("kind", task.kinds[0])
-    template = asking["prompt_template"]
     question = EXAMPLES["math"] if facts.deployed else task.example(kind)
-    question = question if template is None else template.replace("{prompt}", question)
-    append = (lambda _: "") if facts.deployed else instruction_of(data)
-    text = prompt_text(Question(question, "", "", kind), append)
-    if facts.deployed:
+    wording, unknown = _prompt_of(facts), asking["instruction"] is None
+    append = no_instruction if unknown else instruction_of(data, wording)
+    prompts = Prompts(wording.model_copy(update={"examples": 0}), append)
+    prompt = prompts.ask(Question(question, "made up", "", kind))
+    if unknown:
         appended = "Each organisation appends an instruction of its own to its prompts, which is not known here."
     elif append(kind):
         appended = "An instruction was appended to each prompt (`instruction`, by the kind of the problem)."
@@ -244,21 +258,28 @@ def _asking(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[str
         else "The answer of a response stands in one of these marks: " + ", ".join(map(_code, marks)) + "."
     )
     used = "were put into the tokenizer's chat template" if rendered else "were not put into a chat template"
+    shown = (
+        f" Before each problem stood {asking['examples']} training problems with their answers, which are not in this "
+        "directory; put examples of your own into `shots`."
+        if asking["examples"]
+        else ""
+    )
     sentences = (
-        f"`{PROMPT}` holds the settings with which the model was asked in training. Prompts {used}. {appended} {marked}"
+        f"`{PROMPT}` holds the settings with which the model was asked in training. Prompts {used}. {appended}{shown} "
+        f"{marked}"
     )
     return "\n\n".join(
         [
             sentences,
             "A made-up problem, as the model reads it:",
-            _block(rendered(text) if rendered else text),
+            _block(rendered(prompt) if rendered else prompt.text + wording.prefill),
             "The same in Python, run in this directory:",
-            _block(_program(facts, question, kind), "python"),
+            _block(_program(facts, asking, question, kind), "python"),
         ]
     )
 
 
-def _program(facts: CardFacts, question: str, kind: str) -> str:
+def _program(facts: CardFacts, asking: Mapping[str, Any], question: str, kind: str) -> str:
     """A program that asks the model one question by the settings in prompt.json."""
     name = json.dumps(printable(base_name(facts.config)), ensure_ascii=False)
     imports = ["import json", "from pathlib import Path", ""]
@@ -278,22 +299,62 @@ def _program(facts: CardFacts, question: str, kind: str) -> str:
             "tokenizer = AutoTokenizer.from_pretrained(base)",
             'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")',
         ]
+    if asking["template"] is not None:
+        imports[2:2] = ["", "from jinja2.sandbox import ImmutableSandboxedEnvironment"]
     return "\n".join(
         [
             *imports,
             *load,
             f'asking = json.loads(Path("{PROMPT}").read_text("utf-8"))',
-            f"text = {json.dumps(printable(question, keep=chr(10)), ensure_ascii=False)}",
-            f'instruction = (asking["instruction"] or {{}}).get("{kind}")',
-            'text += f"\\n{instruction}" if instruction else ""',
-            'if asking["chat_template"]:',
-            '    message = {"role": "user", "content": text}',
-            "    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)",
-            'ids = tokenizer(text, add_special_tokens=not asking["chat_template"], return_tensors="pt")["input_ids"]',
+            f"question = {json.dumps(printable(question, keep=chr(10)), ensure_ascii=False)}",
+            *_wording(asking, kind),
+            'ids = tokenizer(text, add_special_tokens=not asking["chat"], return_tensors="pt")["input_ids"]',
             'tokens = model.generate(ids, do_sample=False, max_new_tokens=asking["sampling"]["max_new_tokens"])',
-            "print(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))",
+            "response = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)",
+            'print(asking["prefill"] + response)',
         ]
     )
+
+
+def _wording(asking: Mapping[str, Any], kind: str) -> list[str]:
+    """Lines of the program that make `text`, what the model reads, of the question."""
+    template = asking["template"]
+    placed = template is not None and "instruction" in prompt_template(template).names
+    lines = [f'instruction = (asking["instruction"] or {{}}).get("{kind}") or ""', "", "", "def worded(text):"]
+    if template is not None:
+        lines += [
+            '    template = ImmutableSandboxedEnvironment().from_string(asking["template"])',
+            f'    text = template.render(prompt=text, kind="{kind}", instruction=instruction)',
+        ]
+    lines += ["    return text" if placed else '    return f"{text}\\n{instruction}" if instruction else text', "", ""]
+    if asking["chat"]:
+        turn = '{{"role": "{}", "content": {}}}'.format
+        lines += [f"messages = [{turn('system', asking_of('system')) if asking['system'] else ''}]"]
+        if asking["shots"]:
+            lines += [
+                'for shot in asking["shots"]:',
+                f"    messages.append({turn('user', 'worded(shot[' + chr(34) + 'prompt' + chr(34) + '])')})",
+                f"    messages.append({turn('assistant', 'shot[' + chr(34) + 'answer' + chr(34) + '].strip()')})",
+            ]
+        return [
+            *lines,
+            f"messages.append({turn('user', 'worded(question)')})",
+            'how = {"tokenize": False, "add_generation_prompt": True, **asking["template_args"]}',
+            'text = tokenizer.apply_chat_template(messages, **how) + asking["prefill"]',
+        ]
+    lines += [f"paragraphs = [{asking_of('system') if asking['system'] else ''}]"]
+    if asking["shots"]:
+        gap = "" if placed else ' + ("\\n" if instruction else "")'
+        lines += [
+            'for shot in asking["shots"]:',
+            f'    paragraphs.append(worded(shot["prompt"]){gap} + shot["answer"])',
+        ]
+    return [*lines, 'text = "\\n\\n".join([*paragraphs, worded(question)]) + asking["prefill"]']
+
+
+def asking_of(name: str) -> str:
+    """The program's expression for a field of prompt.json."""
+    return f'asking["{name}"]'
 
 
 def base_name(config: Config) -> str:

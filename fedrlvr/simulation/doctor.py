@@ -65,7 +65,7 @@ def _model(cohort: Cohort) -> Iterator[Finding]:
         f"{base.name}: {type(base.model).__name__}, {units.count(parameters)} parameters in "
         f"{str(base.model.dtype).removeprefix('torch.')} on {base.device}",
     )
-    template = "in its chat template" if base.chat_template else "as plain text, without a chat template"
+    template = "in its chat template" if base.chat else "as plain text, without a chat template"
     yield Finding("tokenizer", f"{units.count(base.vocabulary)} tokens; prompts are given {template}")
     yield Finding(
         "adapter",
@@ -116,9 +116,9 @@ def _data(dealt: Dealt, config: Config) -> Iterator[Finding]:
 def _prompts(dealt: Dealt, cohort: Cohort) -> list[int]:
     lengths: list[int] = []
     for client in dealt.clients:
-        texts = [client.prompt_text(problem) for problem in client.train]
-        texts += [client.prompt_text(problem) for problem in client.test]
-        lengths += [len(ids) for ids in cohort.base.encode_all(texts)]
+        prompts = [client.prompts.ask(problem) for problem in client.train]
+        prompts += [client.prompts.ask(problem) for problem in client.test]
+        lengths += [len(ids) for ids in cohort.base.encode_all(prompts)]
     return lengths
 
 

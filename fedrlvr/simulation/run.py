@@ -89,7 +89,7 @@ def new_cohort(config: Config) -> Cohort:
         ModelError: as `load_base` and `Cohort.self_check`.
     """
     torch.set_num_threads(config.engine.threads or threads_here(config.model))
-    cohort = Cohort(load_base(config.model), config.lora, config.engine)
+    cohort = Cohort(load_base(config.model, config.prompt), config.lora, config.engine)
     cohort.self_check(config.run.seed)
     return cohort
 

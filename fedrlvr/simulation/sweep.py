@@ -25,6 +25,7 @@ from flwr.app import Context, Message
 from fedrlvr.client.app import CohortApp
 from fedrlvr.client.request import ClientRequest, batches
 from fedrlvr.config import Config
+from fedrlvr.config.prompt import RUN_WIDE
 from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.machine import description
@@ -154,6 +155,7 @@ def _alike(federations: Sequence[Planned]) -> list[list[Planned]]:
     for planned in federations:
         config = settled(planned.config, planned.directory)
         shape = "\n".join(part.model_dump_json() for part in (config.model, config.lora, config.engine))
+        shape += config.prompt.model_dump_json(include=RUN_WIDE)
         groups.setdefault(shape, []).append(replace(planned, config=config))
     return list(groups.values())
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from fedrlvr.config.prompt import Wording
+from fedrlvr.errors import DataError
 from fedrlvr.labels.answers import Answers, rewards
 from fedrlvr.seeds import private_seed, stream
 from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.prompts import Instruction, Prompts, no_instruction
 from fedrlvr.tasks.rewards import Reward
-from fedrlvr.tasks.task import Instruction, no_instruction, prompt_text
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ClientData:
     train: training problems as questions; their answers are sealed in `answers`.
     test: held-out problems. validation: problems to choose settings on, if any are set aside.
     reward: (completion, problem) -> the true reward.
-    instruction: kind of problem -> the sentence appended to prompts of that kind.
+    wording: how prompts are worded. instruction: kind of problem -> the sentence appended to prompts of that kind.
+    seed: of the run, by which examples are drawn.
     rank: of the client's adapter; None is the run's.
     free_rider: the client sends back what it is sent, in a simulated experiment.
     ledger: file of the labels the client has paid for; None for a client that pays for none.
@@ -35,7 +39,9 @@ class ClientData:
     answers: Answers
     test: Sequence[Problem]
     reward: Reward
+    wording: Wording = field(default_factory=Wording)
     instruction: Instruction = no_instruction
+    seed: int = 0
     validation: Sequence[Problem] = ()
     rank: int | None = None
     free_rider: bool = False
@@ -69,9 +75,28 @@ class ClientData:
         """The problems that an evaluation of this split measures: `test` or `validation`."""
         return self.validation if name == "validation" else self.test
 
-    def prompt_text(self, problem: Problem | Question) -> str:
-        """A problem's prompt with the instruction of its kind: the text that the model is asked."""
-        return prompt_text(problem, self.instruction)
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Maker of this client's prompts, with the examples of this run.
+
+        Raises:
+            DataError: there are too few training problems to draw the examples from.
+        """
+        return Prompts(self.wording, self.instruction, self._examples())
+
+    def _examples(self) -> list[Problem]:
+        """The training problems that are shown as examples, and one more in the place of an example that is asked."""
+        count = self.wording.examples
+        if not count:
+            return []
+        answered = [problem for problem in self.answers.everything() if problem.answer]
+        if len(answered) <= count:
+            raise DataError(
+                f"{self.name}: prompt.examples = {count} needs {count + 1} training problems with an answer, and there "
+                f"are {len(answered)}. Lower it, or give prompt.shots."
+            )
+        rng = random.Random(stream(private_seed(self.seed, self.secret), self.name, "examples"))
+        return rng.sample(answered, count + 1)
 
     def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
         """True rewards of a problem whose answer is at hand: a held-out or a public one.

@@ -7,11 +7,13 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.config.federation import Deviation
+from fedrlvr.config.prompt import Wording
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
 from fedrlvr.seeds import stream
@@ -21,9 +23,9 @@ from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
+from fedrlvr.tasks.prompts import Instruction, Prompts
 from fedrlvr.tasks.rewards import Reward, grader_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
-from fedrlvr.tasks.task import Instruction, prompt_text
 
 if TYPE_CHECKING:
     from fedrlvr.policy.base import Base
@@ -90,7 +92,7 @@ def deal(config: Config) -> Dealt:
     deviations = config.federation.deviations
     if data.train_on_public:
         parts = {name: [*held, *public] for name, held in parts.items()}
-    instruction = instruction_of(data)
+    instruction = instruction_of(data, config.prompt)
     ranks = config.lora.rank if isinstance(config.lora.rank, dict) else {}
     clients = [
         ClientData.of(
@@ -99,7 +101,9 @@ def deal(config: Config) -> Dealt:
             held_out[name],
             reward,
             training_reward=_grader(config, stated.reward) if stated.reward else None,
+            wording=config.prompt,
             instruction=instruction,
+            seed=seed,
             validation=chosen_on[name],
             rank=ranks.get(name),
             free_rider=stated.free_rider,
@@ -133,7 +137,7 @@ def _as_clients_hold(config: Config, train: list[Problem], *held_out: list[Probl
     for name, stated in deviations.items():
         shares[0][name] = with_wrong_labels(name, shares[0][name], stated.wrong_labels, seed)
         for share in shares:
-            share[name] = [reworded(problem, stated.prompt_template) for problem in share[name]]
+            share[name] = [reworded(problem, stated.template) for problem in share[name]]
     held = [{problem.id: problem for share in of_split.values() for problem in share} for of_split in shares]
     return [[new.get(p.id, p) for p in problems] for problems, new in zip((train, *held_out), held, strict=True)]
 
@@ -189,7 +193,7 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
     _, public, _, _ = _apart(config)
     if config.data.reward is None:
         check_golds({_PUBLIC: public}, config.data.unreachable_golds)
-    return _public_that_fit(public, base, config, instruction_of(config.data))
+    return _public_that_fit(public, base, config)
 
 
 def own_problems(
@@ -208,18 +212,18 @@ def own_problems(
     return train, validation, test
 
 
-def instruction_of(data: DataConfig) -> Instruction:
+def instruction_of(data: DataConfig, wording: Wording) -> Instruction:
     """Kind of problem -> what is appended to its prompts: the configuration's instruction, or else the task's own."""
-    stated = data.instruction
+    stated = wording.instruction
     return task_of(data.name).instruction if stated is None else lambda kind: stated
 
 
-def written_instruction(data: DataConfig) -> str | None:
-    """The setting `instruction`, as TOML, that these problems need once they are files of the task `jsonl`.
+def written_instruction(data: DataConfig, wording: Wording) -> str | None:
+    """The instruction, as TOML, that these problems need once they are files of the task `jsonl`.
 
     None: the default of `jsonl` appends the same sentences.
     """
-    here, default = instruction_of(data), task_of("jsonl").instruction
+    here, default = instruction_of(data, wording), task_of("jsonl").instruction
     kinds = get_args(Kind)
     if all(here(kind) == default(kind) for kind in kinds):
         return None
@@ -261,7 +265,7 @@ def fit_prompts(dealt: Dealt, base: Base, config: Config) -> Dealt:
     """
     limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     clients = [fit_client(client, base, limit, longest) for client in dealt.clients]
-    public = _public_that_fit(dealt.public, base, config, instruction_of(config.data))
+    public = _public_that_fit(dealt.public, base, config)
     train_table = who_holds_what({client.name: client.train for client in clients})
     return Dealt(clients, public, train_table, who_holds_what({client.name: client.test for client in clients}))
 
@@ -274,9 +278,10 @@ def fit_client(client: ClientData, base: Base, limit: int | None, longest: int) 
     Raises:
         DataError: as `fit_prompts`.
     """
-    train = [p for p in client.train if _fits(p, client.name, client.instruction, base, limit, longest)]
-    validation = [p for p in client.validation if _fits(p, client.name, client.instruction, base, limit, longest)]
-    test = [p for p in client.test if _fits(p, client.name, client.instruction, base, limit, longest)]
+    fit = partial(_fits, holder=client.name, prompts=client.prompts, base=base, limit=limit, longest=longest)
+    train = [problem for problem in client.train if fit(problem)]
+    validation = [problem for problem in client.validation if fit(problem)]
+    test = [problem for problem in client.test if fit(problem)]
     held_out = len(client.validation) + len(client.test) - len(validation) - len(test)
     dropped = len(client.train) - len(train), held_out
     if any(dropped):
@@ -288,11 +293,10 @@ def fit_client(client: ClientData, base: Base, limit: int | None, longest: int) 
     return replace(client, train=train, validation=validation, test=test)
 
 
-def _public_that_fit(
-    problems: Sequence[Problem], base: Base, config: Config, instruction: Instruction
-) -> list[Problem]:
+def _public_that_fit(problems: Sequence[Problem], base: Base, config: Config) -> list[Problem]:
     limit, longest = config.data.max_prompt_tokens, config.sampling.max_new_tokens
-    public = [p for p in problems if _fits(p, _PUBLIC, instruction, base, limit, longest)]
+    prompts = Prompts(config.prompt, instruction_of(config.data, config.prompt))
+    public = [p for p in problems if _fits(p, _PUBLIC, prompts, base, limit, longest)]
     if len(public) < len(problems):
         _log.info("left out %d public problems with long prompts", len(problems) - len(public))
     if (least := getattr(config.coordination, "public_problems", 0)) > len(public):
@@ -304,7 +308,7 @@ def _public_that_fit(
 
 
 def _fits(
-    problem: Problem | Question, holder: str, instruction: Instruction, base: Base, limit: int | None, longest: int
+    problem: Problem | Question, holder: str, prompts: Prompts, base: Base, limit: int | None, longest: int
 ) -> bool:
     """Whether a problem's prompt has at most `limit` tokens."""
     room = base.max_length - longest
@@ -313,7 +317,7 @@ def _fits(
             f"data.max_prompt_tokens = {limit} and sampling.max_new_tokens = {longest} exceed the model's "
             f"{base.max_length} positions. Lower one of them."
         )
-    length = len(base.encode(prompt_text(problem, instruction)))
+    length = len(base.encode(prompts.ask(problem)))
     if limit is None and length > room:
         raise DataError(
             f"{holder}: the prompt of problem {problem.id!r} has {length} tokens, which with sampling.max_new_tokens = "

@@ -11,19 +11,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedrlvr.config.federation import PROMPT
 from fedrlvr.errors import DataError
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.grading import is_right
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.prompts import worded
 
 _WHOLE = re.compile(r"[0-9]{1,15}")
 """A whole number. Every grader tells two different ones apart."""
 
 
 def reworded(problem: Problem, template: str | None) -> Problem:
-    """The problem with its prompt in a template; None leaves it as it is."""
-    return problem if template is None else replace(problem, prompt=template.replace(PROMPT, problem.prompt))
+    """The problem with its prompt in a template; None leaves it as it is.
+
+    Raises:
+        DataError: the template does not fit the problem.
+    """
+    return problem if template is None else replace(problem, prompt=worded(problem, template))
 
 
 def with_wrong_labels(client: str, problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:

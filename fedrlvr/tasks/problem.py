@@ -6,10 +6,17 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["math", "choice", "yes_no_maybe", "exact"]
 KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class Turn(NamedTuple):
+    """One message of a conversation with the model."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 @dataclass(frozen=True, slots=True)

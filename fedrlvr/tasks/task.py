@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.tasks.extraction import instruction
-from fedrlvr.tasks.problem import Kind, Problem, Question
+from fedrlvr.tasks.problem import Kind, Problem
 
 if TYPE_CHECKING:
     from fedrlvr.config import DataConfig
@@ -23,9 +23,6 @@ EXAMPLES: Mapping[str, str] = {
     "exact": "Write the letters of the word stone in the reverse order.",
 }
 """A made-up problem of each kind, for documentation; it is in no data set."""
-
-Instruction = Callable[[Kind], str]
-"""Kind of problem -> the sentence appended to prompts of that kind; "" for none."""
 
 
 class Task(ABC):
@@ -74,17 +71,6 @@ class Task(ABC):
             ConfigError: an option that contradicts another setting.
         """
         return data.options, data.options
-
-
-def no_instruction(kind: Kind) -> str:
-    """Instruction of tasks whose prompts need none: the empty text."""
-    return ""
-
-
-def prompt_text(problem: Problem | Question, instruction: Instruction) -> str:
-    """A problem's prompt with the instruction of its kind: the text that the model is asked."""
-    appended = instruction(problem.kind)
-    return f"{problem.prompt}\n{appended}" if appended else problem.prompt
 
 
 def check_options(

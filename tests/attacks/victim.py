@@ -84,7 +84,7 @@ class Victim:
         place = "embedded" if model is None else str(model)
         org = make_site(
             directory / SITE,
-            tasks={name: {"name": "jsonl", "path": name, "instruction": ""} for name in tasks},
+            tasks={name: {"name": "jsonl", "path": name, "prompt": {"instruction": ""}} for name in tasks},
             models={"embedded": place},
             machine={"device": "cpu"},
             engine={"threads": 1},
@@ -182,7 +182,6 @@ class Victim:
             "model_id": self.home.model_id,
             "weights_id": self.home.weights_id,
             "tokenizer_id": self.home.tokenizer_id,
-            "chat_template": self.home.chat_template,
             "rank": adapter.rank,
             "largest": adapter.rank,
             "alpha": adapter.alpha,

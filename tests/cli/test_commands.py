@@ -118,9 +118,9 @@ def test_tasks_writes_each_clients_problems_to_files_of_its_own(fedrlvr: Command
 def test_tasks_names_the_instruction_that_written_problems_need(fedrlvr: Command, tmp_path: Path) -> None:
     """The embedded problems are put bare; an organisation's task of written problems would append a sentence."""
     embedded = ("--set", "data.train_size=8", "--set", "data.test_size=4", "--write")
-    assert 'needs: instruction = ""\n' in fedrlvr("tasks", *embedded, tmp_path / "bare").out
-    stated = fedrlvr("tasks", "--set", 'data.instruction=Say "so".', *embedded, tmp_path / "stated").out
-    assert 'needs: instruction = "Say \\"so\\"."\n' in stated
+    assert 'needs: prompt = {instruction = ""}\n' in fedrlvr("tasks", *embedded, tmp_path / "bare").out
+    stated = fedrlvr("tasks", "--set", 'prompt.instruction=Say "so".', *embedded, tmp_path / "stated").out
+    assert 'needs: prompt = {instruction = "Say \\"so\\"."}\n' in stated
     written = ("--set", "data.name=jsonl", "--set", f"data.path={tmp_path / 'bare' / 'north'}")
     assert "instruction" not in fedrlvr("tasks", *written, "--write", tmp_path / "own").out
 

@@ -276,10 +276,12 @@ def test_a_federation_on_one_machine(here: Path, fedrlvr: Command, stopped: list
         done = fedrlvr(*words, *(sets() if words[0] == "tasks" else []))
         assert done.code == 0, (words, done.out, done.err)
         if words[0] == "tasks":
-            assert 'instruction = ""' in done.out
+            assert 'prompt = {instruction = ""}' in done.out
         if words[:2] == ["site", "init"]:
             path = here / "site-a" / "site.toml"
             text = path.read_text("utf-8")
-            path.write_text(re.sub(r"^(path = .*)$", r'\1\ninstruction = ""', text, count=1, flags=re.M), "utf-8")
+            path.write_text(
+                re.sub(r"^(path = .*)$", r'\1\nprompt = {instruction = ""}', text, count=1, flags=re.M), "utf-8"
+            )
     status = fedrlvr("site", "status", "site-a")
     assert "clinic-a: SuperNode runs" in status.out, status

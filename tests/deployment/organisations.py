@@ -90,7 +90,7 @@ def terms_of(config: Config, base: Base, client: str, run: str = "run", **change
         "model_id": base.model_id,
         "weights_id": base.weights_id,
         "tokenizer_id": base.tokenizer_id,
-        "chat_template": config.model.chat_template,
+        "prompt": config.prompt,
         "rank": config.lora.rank_of(client),
         "largest": config.lora.largest,
         "alpha": config.lora.alpha,

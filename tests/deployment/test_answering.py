@@ -32,7 +32,7 @@ from siteparts import output_of
 from small_runs import adapter_bytes, without_seconds, write_problems
 
 from fedrlvr.client.app import CohortApp
-from fedrlvr.config import Config
+from fedrlvr.config import Config, PromptConfig
 from fedrlvr.deployment.site import client_app
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
@@ -251,7 +251,7 @@ def test_what_goes_wrong_is_not_told_to_the_server(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     give_problems(config, tmp_path / "sites")
-    task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:tells_all"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:tells_all"}
     site = answering(organisation(tasks={"main": task}))
     reply, _ = site.reply(header(), pack(train_content(config, cohort, terms(config, cohort))))
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (GradingError); the log there says why"}
@@ -388,12 +388,17 @@ def test_runs_of_other_ranks_follow_each_other_on_one_model(config: Config, coho
 
 
 def test_whether_prompts_go_into_the_template_is_the_runs_own(config: Config, cohort: Cohort, ann: Answering) -> None:
-    for name, wanted in (("one", True), ("two", False), ("three", True)):
-        held = ann._cohort(terms(config, cohort, run=name, chat_template=wanted))
-        assert held.base.chat_template is False, "the tiny model has no template"
-        held.base.tokenizer.chat_template = "{{ messages[0].content }}"
-        assert ann._cohort(terms(config, cohort, run=name, chat_template=wanted)).base.chat_template is wanted
-        held.base.tokenizer.chat_template = None
+    held = ann._cohort(terms(config, cohort))
+    assert held.base.chat is False, "the tiny model has no template"
+    tokenizer = held.base.tokenizer
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    try:
+        for name, chat in (("one", "on"), ("two", "off"), ("three", "on")):
+            asked = PromptConfig(chat=chat, prefill=name)
+            held = ann._cohort(terms(config, cohort, run=name, prompt=asked))
+            assert (held.base.chat, held.base.prefill) == (chat == "on", name)
+    finally:
+        tokenizer.chat_template = None
 
 
 def test_without_answers_one_can_be_evaluated_and_vote_but_not_be_graded(
@@ -428,7 +433,7 @@ def test_the_longest_prompt_is_the_shorter_of_the_runs_and_the_tasks(
 ) -> None:
     give_problems(config, tmp_path / "sites")
     length = max(len(cohort.base.encode(f"train {i} of ann?")) for i in range(8))
-    task = {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:parity"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:parity"}
     for run_, of_task, of_run in (("a", length - 1, None), ("b", None, length - 1), ("c", length, length - 1)):
         here = task if of_task is None else task | {"max_prompt_tokens": of_task}
         site = answering(organisation(tasks={"main": here}))

@@ -60,7 +60,14 @@ def test_flwr_run_in_a_clone_trains_a_federation_and_both_sides_name_what_a_site
             superlink=address,
             insecure=True,
             port=free_port(),
-            tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "", "reward": "small_runs:parity"}},
+            tasks={
+                "main": {
+                    "name": "jsonl",
+                    "path": "problems",
+                    "prompt": {"instruction": ""},
+                    "reward": "small_runs:parity",
+                }
+            },
             models={model.name: str(model)},
             machine={"device": "cpu"},
             engine={"threads": 1},

@@ -11,6 +11,7 @@ import pytest
 from factories import make_request, make_terms
 from pydantic import BaseModel
 
+from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.limits import (
     BOUNDS,
@@ -18,6 +19,7 @@ from fedrlvr.deployment.site.limits import (
     check,
     check_choice,
     check_evaluation,
+    check_examples,
     check_problems,
 )
 from fedrlvr.deployment.terms import Terms
@@ -233,6 +235,7 @@ def test_every_limit_is_enforced_somewhere_here() -> None:
         "scale_free",  # test_optimizer.py
         *("messages_per_day", "evaluations_per_day"),  # test_counts.py
         "prompt_filter",  # needs problems: test_answering.py
+        *("chat", "template_args", "instruction", "system", "template", "examples", "shots", "prefill"),  # below
         *("factor_value", "update_norm"),  # here and below: test_release.py
         *("least_learned", "least_tokens", "least_positions", "largest_ratio", "problem_share"),
         *("source_names", "least_scored", "round_numbers"),  # nothing is refused for them
@@ -255,6 +258,37 @@ def test_a_kind_of_message_that_is_not_answered(kind: str) -> None:
     with pytest.raises(LimitError) as error:
         check(limits(message_types=others), kind, TERMS, asked[kind], 0)
     assert all(word in str(error.value) for word in ("clinic-a", kind, "limits.message_types"))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "at_most", "beyond"),
+    [
+        ("chat", ("off",), "off", "auto"),
+        ("template_args", ("thinking",), {"thinking": True}, {"enable_thinking": True}),
+        ("instruction", 3, "abc", "abcd"),
+        ("system", 3, "abc", "abcd"),
+        ("prefill", 3, "abc", "abcd"),
+        ("template", 12, "{{ prompt }}", "{{ prompt }}!"),
+        ("template", 99, "Q: {{ prompt | trim }} {{ instruction }}", "{% if 'x' in prompt %}y{% endif %}{{ prompt }}"),
+        ("template", 99, "{{ kind }} {{ prompt }}", "{{ prompt or 'x' }}"),
+        ("template", 99, "{{ prompt }}", "{{ prompt | length }}{{ prompt }}"),
+        ("examples", 2, 2, 3),
+        ("shots", 1, [{"prompt": "1", "answer": "2"}], [{"prompt": "1", "answer": "2"}] * 2),
+    ],
+)
+def test_a_servers_prompts_are_bounded_part_by_part(name: str, allowed: Any, at_most: Any, beyond: Any) -> None:
+    check(limits(**{name: allowed}), "train", terms(prompt={name: at_most}), train(), 0)
+    with pytest.raises(LimitError, match=rf"^clinic-a .*limits\.{name}[^;]*$"):
+        check(limits(**{name: allowed}), "evaluate", terms(prompt={name: beyond}), evaluate(), 0)
+
+
+def test_examples_are_shown_neither_without_their_labels_nor_before_public_problems() -> None:
+    check_examples("clinic-a", train(), Wording(examples=2))
+    check_examples("clinic-a", evaluate(), Wording(examples=2))
+    check_examples("clinic-a", train(supervision=ASKS), Wording())
+    for request, setting in ((train(supervision=ASKS), "supervision.type"), (respond(), "coordination.type")):
+        with pytest.raises(LimitError, match=rf"^clinic-a .*prompt\.examples.*{setting}"):
+            check_examples("clinic-a", request, Wording(examples=2))
 
 
 def test_all_that_is_beyond_is_said_at_once() -> None:
@@ -299,8 +333,11 @@ HARMLESS = {
     *("coordination.type", "coordination.swap", "coordination.ratio", "coordination.cap", "coordination.gamma"),
     *("coordination.exchanges", "coordination.pool_size", "coordination.pool_tail", "coordination.pool_length"),
     *("terms.protocol", "terms.version", "terms.run", "terms.client", "terms.task", "terms.model"),
-    *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.chat_template", "terms.alpha"),
+    *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.alpha"),
     *("terms.targets", "terms.max_prompt_tokens"),
+    *("terms.prompt.chat", "terms.prompt.template_args", "terms.prompt.instruction", "terms.prompt.system"),
+    *("terms.prompt.template", "terms.prompt.examples", "terms.prompt.prefill"),
+    *("terms.prompt.shots.prompt", "terms.prompt.shots.answer"),
     *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }
 """Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""

@@ -188,13 +188,13 @@ def test_a_registration_that_cannot_be_asked_for_is_no_yes(
 
 
 def test_a_tasks_problems_are_counted_and_graded(organisation: Organisations) -> None:
-    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "Say it."}})
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": "Say it."}}})
     write_problems(org.directory / "problems", ["ann"], train=8, test=4)
     held: dict[str, Any] = {}
     result = checks.task(org, "main", held)
     assert result == Finding("task main", "8 problems for training, 4 held out; 12 gold answers graded")
     assert len(held["main"]) == 12
-    assert held["main"][0].endswith("\nSay it.")
+    assert held["main"][0].text.endswith("\nSay it.")
 
 
 def test_gold_answers_of_a_large_task_are_graded_spread_over_it(
@@ -246,7 +246,9 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
 
     def findings_of(limit: int) -> list[Finding]:
         org = organisation(
-            tasks={"main": {"name": "jsonl", "path": "problems", "instruction": "", "max_prompt_tokens": limit}}
+            tasks={
+                "main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "max_prompt_tokens": limit}
+            }
         )
         write_problems(org.directory / "problems", ["ann", "barbara"], train=8, test=4)
         held: dict[str, Any] = {}
@@ -267,7 +269,7 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
 
 
 def test_prompts_that_fill_the_model_are_told(organisation: Organisations) -> None:
-    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "instruction": 600 * "x"}})
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": 600 * "x"}}})
     write_problems(org.directory / "problems", ["ann"])
     held: dict[str, Any] = {}
     checks.task(org, "main", held)

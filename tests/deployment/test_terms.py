@@ -95,7 +95,7 @@ def test_another_protocol_is_told_by_both_versions_before_anything_else(content:
         {"alpha": 0},
         {"alpha": float("nan")},
         {"max_prompt_tokens": 0},
-        {"chat_template": None},
+        {"prompt": None},
         {"targets": "some"},
         {"model_id": "x" * 201},
         {"more": 1},

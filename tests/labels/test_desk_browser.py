@@ -338,7 +338,8 @@ def test_a_run_that_goes_on_uses_the_labels_in_its_next_rounds(browser: Browser,
     run = tmp_path / "run"
     tree = {
         "run": {"directory": str(run)},
-        "data": {"name": "jsonl", "path": str(write_sums(tmp_path / "sums")), "instruction": ""},
+        "data": {"name": "jsonl", "path": str(write_sums(tmp_path / "sums"))},
+        "prompt": {"instruction": ""},
         "federation": {"clients": ["clinic"]},
         "sampling": {"group_size": 4, "max_new_tokens": 32},
         "train": {"rounds": 2000, "local_steps": 1, "problems_per_step": 4},

@@ -13,15 +13,15 @@ from models import tiny_cohort, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
+from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, PromptConfig
 from fedrlvr.errors import DataError, ModelError
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.tasks import grade
 
 
-def load(directory: Path, **settings: Any) -> Base:
-    return load_base(ModelConfig(name=str(directory), device="cpu", **settings))
+def load(directory: Path, *, prompt: PromptConfig | None = None, **settings: Any) -> Base:
+    return load_base(ModelConfig(name=str(directory), device="cpu", **settings), prompt)
 
 
 def test_a_base_is_frozen_and_knows_its_ends(llama: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_base_is_frozen_and_knows_its_ends(llama: Path) -> None:
     assert base.pad_id == base.tokenizer.pad_token_id
     assert base.max_length == 512
     assert base.model.dtype == torch.float32
-    assert not base.chat_template
+    assert not base.chat
 
 
 def test_every_end_token_of_the_generation_config_counts(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_encode_without_a_chat_template(llama: Path) -> None:
 def test_encode_with_a_chat_template(tmp_path: Path) -> None:
     directory = tiny_model(tmp_path, "llama", chat_template=True)
     base = load(directory)
-    assert base.chat_template
+    assert base.chat
     # One <s>: the template writes it, and the tokenizer does not add a second one.
     assert base.tokenizer.decode(base.encode("1 + 1\nBe short.")) == "<s>[user] 1 + 1\nBe short.\n[assistant] "
-    off = load(directory, chat_template=False)
+    off = load(directory, prompt=PromptConfig(chat="off"))
     assert off.tokenizer.decode(off.encode("1 + 1")) == "<s>1 + 1"
 
 

@@ -15,15 +15,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from benchmarks.tiny_models import save_tiny
-from fedrlvr.config import LoraConfig, ModelConfig
+from fedrlvr.config import LoraConfig, ModelConfig, PromptConfig
 from fedrlvr.errors import DataError, FedrlvrError
 from fedrlvr.policy import model_check
 from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.sampler import Decoding
 
 
-def load(directory: Path, **settings: Any) -> Base:
-    return load_base(ModelConfig(name=str(directory), device="cpu", **settings))
+def load(directory: Path, *, prompt: PromptConfig | None = None, **settings: Any) -> Base:
+    return load_base(ModelConfig(name=str(directory), device="cpu", **settings), prompt)
 
 
 def refused(directory: Path) -> str:
@@ -65,8 +65,8 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_template_that_does_not_bring_the_question_to_the_model(kind: str, tmp_path: Path) -> None:
-    assert "chat_template" in refused(with_template(tmp_path, TEMPLATES[kind]))
-    assert not load(tmp_path, chat_template=False).chat_template
+    assert "prompt.chat" in refused(with_template(tmp_path, TEMPLATES[kind]))
+    assert not load(tmp_path, prompt=PromptConfig(chat="off")).chat
 
 
 def test_a_template_that_raises_on_some_prompts_is_not_quoted(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ HELD = {"grad_norm": 0.0, "tokens_trained": 0}
 CALLED_FOR: dict[str, list[tuple[Records, str]]] = {
     "no reward": [
         (records({**ZERO, "unfinished": 0.7, "unreadable": 0.9}), "raise sampling.max_new_tokens"),
-        (records({**ZERO, "unreadable": 0.9}, {**ZERO, "unreadable": 0.9}), "data.instruction"),
+        (records({**ZERO, "unreadable": 0.9}, {**ZERO, "unreadable": 0.9}), "prompt.instruction"),
         (records(ZERO), "larger model (model.name)"),
         (records({**ZERO, "unreadable": None}), "data.reward"),
         (records({"reward": 0.3}, {"reward": 0.2}, ZERO, ZERO), "lower train.learning_rate"),

@@ -16,14 +16,14 @@ import yaml
 from models import moved_adapter, tiny_cohort, tiny_model
 from transformers import AutoModelForCausalLM
 
-from fedrlvr.config import LoraConfig, ModelConfig, parse_config
+from fedrlvr.config import LoraConfig, ModelConfig, PromptConfig, parse_config
 from fedrlvr.policy.export import export_adapter, export_merged
 from fedrlvr.server.model_card import CARD, PROMPT, CardFacts, documents, prompt_settings, read_facts
 from fedrlvr.tasks import load, task_of
 from fedrlvr.tasks.deal import instruction_of
 from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.prompts import Prompts
 from fedrlvr.tasks.rows import PUBLISHED
-from fedrlvr.tasks.task import prompt_text
 
 
 def score(n: int, total: float) -> dict[str, float]:
@@ -104,8 +104,8 @@ def test_of_organisations_the_card_has_totals_only(tmp_path: Path) -> None:
     card = card_of(facts)
     assert "| training problems | 42 at 2 clients |" in card
     assert "ann" not in card
-    assert prompt_settings(facts, chat_template=True)["instruction"] is None
-    assert facts.config.data.instruction is None
+    assert prompt_settings(facts, chat=True)["instruction"] is None
+    assert facts.config.prompt.instruction is None
     assert "\\boxed" not in card, "an organisation words its own instruction"
 
 
@@ -134,19 +134,17 @@ def test_the_card_holds_no_path_and_no_raw_foreign_text() -> None:
 
 
 def test_prompt_settings_are_those_of_the_run() -> None:
-    assert prompt_settings(facts_of(), chat_template=False)["instruction"] == {
-        "math": task_of("gsm8k").instruction("math")
-    }
-    stated = facts_of(data={"name": "jsonl", "path": "/secret", "instruction": "Be brief."})
-    asking = prompt_settings(stated, chat_template=True)
+    assert prompt_settings(facts_of(), chat=False)["instruction"] == {"math": task_of("gsm8k").instruction("math")}
+    stated = facts_of(data={"name": "jsonl", "path": "/secret"}, prompt={"instruction": "Be brief."})
+    asking = prompt_settings(stated, chat=True)
     assert set(asking["instruction"].values()) == {"Be brief."}
     assert asking["answer_marks"] == ["<answer>ANSWER</answer>", r"\boxed{ANSWER}", "#### ANSWER"]
     graded_elsewhere = facts_of(data={"name": "gsm8k", "path": "/secret", "reward": "mine:reward"})
-    assert prompt_settings(graded_elsewhere, chat_template=True)["answer_marks"] is None
+    assert prompt_settings(graded_elsewhere, chat=True)["answer_marks"] is None
     reworded = facts_of(
-        "ann", federation={"clients": ["ann", "bob"], "deviations": {"ann": {"prompt_template": "Q: {prompt}"}}}
+        "ann", federation={"clients": ["ann", "bob"], "deviations": {"ann": {"template": "Q: {{ prompt }}"}}}
     )
-    assert prompt_settings(reworded, chat_template=True)["prompt_template"] == "Q: {prompt}"
+    assert prompt_settings(reworded, chat=True)["template"] == "Q: {{ prompt }}"
     assert "Q: A clinic" in card_of(reworded)
 
 
@@ -165,22 +163,20 @@ def test_the_cards_program_asks_the_model_as_it_was_trained(
     base = tiny_model(tmp_path / "base", chat_template=True)
     cohort = tiny_cohort(base, LoraConfig(rank=3, alpha=6.0))
     adapter = moved_adapter(cohort, 1)
-    model = ModelConfig(name=str(base), device="cpu", chat_template=chat)
+    model, prompted = ModelConfig(name=str(base), device="cpu"), PromptConfig(chat="auto" if chat else "off")
     facts = facts_of(merged=merged, model={"name": str(base)}, sampling={"max_new_tokens": 9})
     write = export_merged if merged else export_adapter
     out = tmp_path / "out"
-    write(
-        adapter, model, cohort_lora(adapter), out, lambda b: documents(facts, b.rendered if b.chat_template else None)
-    )
-    assert json.loads((out / PROMPT).read_text("utf-8"))["chat_template"] is chat
+    write(adapter, model, cohort_lora(adapter), out, lambda b: documents(facts, b.asking(prompted).in_template))
+    assert json.loads((out / PROMPT).read_text("utf-8"))["chat"] is chat
     card = (out / CARD).read_text("utf-8")
     question = Problem(task_of("gsm8k").example("math"), "17", "", "", "math")
-    prompt = prompt_text(question, instruction_of(facts.config.data))
+    prompt = Prompts(instruction=instruction_of(facts.config.data, prompted)).text(question)
     assert prompt in card
 
     plain = tmp_path / "plain"
     export_merged(adapter, model, cohort_lora(adapter), plain)
-    cohort.base = replace(cohort.base, chat_template=chat)
+    cohort.base = cohort.base.asking(prompted)
     ids = torch.tensor([cohort.base.encode(prompt)])
     tokens = AutoModelForCausalLM.from_pretrained(plain).generate(ids, do_sample=False, max_new_tokens=9)
     expected = cohort.base.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)

@@ -50,7 +50,8 @@ def settings(problems: Path, directory: Path, how: Mapping[str, Any], **changes:
     """Three rounds of two steps of four problems, for two clients of one family each."""
     tree: Tree = {
         "run": {"seed": 1, "directory": str(directory)},
-        "data": {"name": "jsonl", "path": str(problems), "instruction": ""},
+        "data": {"name": "jsonl", "path": str(problems)},
+        "prompt": {"instruction": ""},
         "partition": {"type": "source"},
         "federation": {"clients": list(CLIENTS)},
         "lora": {"rank": 4, "alpha": 8.0},

@@ -44,9 +44,9 @@ def test_each_prompt_is_sampled_with_the_instruction_of_its_own_kind(
         return real(self, prompts)
 
     monkeypatch.setattr(Base, "encode_all", encode_all)
-    data = {"path": write(tmp_path / "data", rows), "instruction": None}
+    data, prompt = {"path": write(tmp_path / "data", rows)}, {"instruction": None}
     train = {"rounds": 1, "local_steps": 1}
-    fedrlvr.run(configured(tmp_path / "run", data=data, train=train, federation={"clients": 1}))
+    fedrlvr.run(configured(tmp_path / "run", data=data, prompt=prompt, train=train, federation={"clients": 1}))
     asked = {text for text in texts if text.startswith(("train: ", "test: "))}
     assert len(asked) >= 6
     for text in asked:

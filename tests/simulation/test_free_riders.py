@@ -61,7 +61,7 @@ def test_a_free_rider_sends_back_the_bytes_that_it_was_sent(
         {"engine": {"cohort": False}},
         {"engine": {"sampled_logps": False, "cohort": False}, "aggregation": {"type": "flora", "weights": "fgrpo"}},
         {"aggregation": {"type": "fedex", "precision": "int8"}},
-        {"supervision": {"type": "care", "share_probes": True}, "data": {"instruction": ""}},
+        {"supervision": {"type": "care", "share_probes": True}, "prompt": {"instruction": ""}},
         {"aggregation": {"server_learning_rate": "auto", "server_agreement": "clients"}},
     ],
     ids=["one at a time", "fgrpo", "int8", "care", "server step"],

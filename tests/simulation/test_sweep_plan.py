@@ -87,7 +87,7 @@ def test_values_part_at_the_commas_outside_brackets_and_quotes(text: str, parts:
         (['lora.targets=["q_proj","v_proj"],all-linear'], ["targets=q_proj-v_proj", "targets=all-linear"]),
         (["data.path=/a/b c,/a/b-c"], ["path=a-b-c", "path=a-b-c-2"]),
         (["model.name=X,x"], ["name=X", "name=x-2"]),
-        (["data.instruction='',../.."], ["instruction=", "instruction=-2"]),
+        (["prompt.instruction='',../.."], ["instruction=", "instruction=-2"]),
         (["data.path=" + "p" * 300], ["path=" + "p" * 60]),
         (["model.name=a", "data.name=jsonl"], ["model.name=a,data.name=jsonl"]),
     ],

@@ -91,7 +91,7 @@ def test_deviations_change_their_own_client_s_problems_and_the_digest() -> None:
     assert sum(old.answer != new.answer for old, new in pairs) == 16
     assert (a.test, b.test) == (a_wrong.test, b_wrong.test), "held-out problems keep their answers"
 
-    other = dealt(b={"prompt_template": "Q: {prompt}"})
+    other = dealt(b={"template": "Q: {{ prompt }}"})
     assert other.digest != plain.digest
     assert [q.prompt for q in other.clients[1].train] == [f"Q: {q.prompt}" for q in b.train]
     assert [p.prompt for p in other.clients[1].test] == [f"Q: {p.prompt}" for p in b.test]
@@ -99,7 +99,7 @@ def test_deviations_change_their_own_client_s_problems_and_the_digest() -> None:
 
 
 def test_the_arm_central_pools_the_problems_as_the_clients_hold_them() -> None:
-    template = {"prompt_template": "Q: {prompt}", "wrong_labels": 1.0}
+    template = {"template": "Q: {{ prompt }}", "wrong_labels": 1.0}
     (pooled,) = dealt("central", b=template).clients
     apart = dealt(b=template).clients
     train = [problem for client in apart for problem in client.answers.everything()]
@@ -123,7 +123,7 @@ def test_a_client_s_own_reward_is_for_its_training_alone() -> None:
         ({"c": {"free_rider": True}}, {}, "federation.deviations.c: there is no such client"),
         ({"a": {"wrong_label": 0.5}}, {}, "wrong_labels"),
         ({"a": {"wrong_labels": 1.5}}, {}, "federation.deviations.a.wrong_labels"),
-        ({"a": {"prompt_template": "Q:"}}, {}, "federation.deviations.a.prompt_template"),
+        ({"a": {"template": "Q:"}}, {}, "federation.deviations.a.template"),
         ({"a": {"free_rider": True, "wrong_labels": 0.5}}, {}, "free_rider = true"),
         (
             {"a": {"wrong_labels": 0.5}},

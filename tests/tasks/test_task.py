@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedrlvr.config import DataConfig, parse_config
+from fedrlvr.config import DataConfig, PromptConfig, parse_config
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import KINDS, instruction, task_of
 from fedrlvr.tasks.deal import check_dealt, deal, instruction_of, own_problems
@@ -49,21 +49,21 @@ def test_each_prompt_gets_the_instruction_of_its_own_kind(tmp_path: Path) -> Non
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     tree = {"data": {"name": "jsonl", "path": str(tmp_path)}, "federation": {"clients": 1}}
     (client,) = deal(parse_config(tree)).clients
-    asked = {problem.kind: client.prompt_text(problem) for problem in [*client.train, *client.test]}
+    asked = {problem.kind: client.prompts.text(problem) for problem in [*client.train, *client.test]}
     assert asked.keys() == {"math", "choice"}
     for kind, text in asked.items():
         assert text.endswith("\n" + instruction(kind))
-    tree["data"]["instruction"] = "Be short."  # type: ignore[index]
+    tree["prompt"] = {"instruction": "Be short."}
     (client,) = deal(parse_config(tree)).clients
-    assert {client.prompt_text(p).rpartition("\n")[2] for p in [*client.train, *client.test]} == {"Be short."}
-    tree["data"]["instruction"] = ""  # type: ignore[index]
+    assert {client.prompts.text(p).rpartition("\n")[2] for p in [*client.train, *client.test]} == {"Be short."}
+    tree["prompt"] = {"instruction": ""}
     (client,) = deal(parse_config(tree)).clients
-    assert [client.prompt_text(p) for p in client.train] == [p.prompt for p in client.train]
+    assert [client.prompts.text(p) for p in client.train] == [p.prompt for p in client.train]
 
 
 def test_embedded_problems_are_asked_without_an_instruction() -> None:
-    assert {instruction_of(DataConfig())(kind) for kind in KINDS} == {""}  # type: ignore[arg-type]
-    assert instruction_of(DataConfig(name="medqa"))("choice") == instruction("choice")
+    assert {instruction_of(DataConfig(), PromptConfig())(kind) for kind in KINDS} == {""}  # type: ignore[arg-type]
+    assert instruction_of(DataConfig(name="medqa"), PromptConfig())("choice") == instruction("choice")
 
 
 def test_problems_whose_golds_cannot_be_met_are_refused_before_a_run(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fedrlvr.reporting.doctor import Finding, accelerator, disk
 
 if TYPE_CHECKING:
     from fedrlvr.policy.base import Base
+    from fedrlvr.tasks.prompts import Prompt
 
 CONNECT_S = 5.0
 MOST_GRADED = 1000
@@ -66,7 +67,7 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
         yield reached
     if reached is None or reached.status != "problem":
         yield registration(org)
-    prompts: dict[str, list[str]] = {}
+    prompts: dict[str, list[Prompt]] = {}
     for name in config.tasks:
         yield task(org, name, prompts)
     if skip_model:
@@ -196,14 +197,14 @@ def registration(org: Organisation) -> Finding:
     return Finding("registration", f"{org.config.superlink} does not know the key {mark}", "problem", advice)
 
 
-def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding:
+def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Finding:
     """Check a task: its problems load, some are for training and some held out, and every gold answer earns its reward.
 
-    prompts: takes the task's prompts, each with the instruction of its kind.
+    prompts: takes the task's prompts, worded as the task says.
     """
     from fedrlvr.tasks import grader_for, validate
+    from fedrlvr.tasks.client_data import ClientData
     from fedrlvr.tasks.deal import instruction_of, own_problems
-    from fedrlvr.tasks.task import prompt_text
 
     title, data, limits = f"task {name}", org.task(name), org.config.limits
     try:
@@ -226,15 +227,19 @@ def task(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Finding
     if len(train) < max(1, limits.least_problems):
         advice = f"Training is refused below limits.least_problems = {limits.least_problems}."
         return Finding(title, value, "problem", advice)
-    instruction = instruction_of(data)
-    prompts[name] = [prompt_text(problem, instruction) for problem in problems]
+    reward, instruction = grader_for(data.reward, arithmetic=data.arithmetic), instruction_of(data, data.prompt)
+    client = ClientData.of(org.name, train, test, reward, wording=data.prompt, instruction=instruction)
+    try:
+        prompts[name] = [client.prompts.ask(problem) for problem in problems]
+    except DataError as error:
+        return Finding(title, "its prompts cannot be made", "problem", str(error))
     if verdict.unlabelled:
         advice = "Only runs that ask people, or nobody, for labels can train on it."
         return Finding(title, f"{value}, {verdict.unlabelled} without an answer", "note", advice)
     return Finding(title, value)
 
 
-def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterator[Finding]:
+def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Iterator[Finding]:
     """Check a model: it loads on this organisation's device, an adapter changes its output, and each task's prompts fit
     it."""
     import torch
@@ -253,8 +258,8 @@ def model(org: Organisation, name: str, prompts: dict[str, list[str]]) -> Iterat
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
         Cohort(base, LoraConfig(), org.config.engine).self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
-        for task_name, texts in prompts.items():
-            yield _prompts(base, f"{title}, task {task_name}", texts, org.task(task_name).max_prompt_tokens)
+        for task_name, asked in prompts.items():
+            yield _prompts(base, f"{title}, task {task_name}", asked, org.task(task_name).max_prompt_tokens)
     except FedrlvrError as error:
         yield Finding(title, "cannot be used", "problem", str(error))
     finally:
@@ -275,8 +280,8 @@ def worker(org: Organisation) -> Finding:
     return Finding("worker", "runs and answers" if running else "starts and answers")
 
 
-def _prompts(base: Base, title: str, texts: list[str], limit: int | None) -> Finding:
-    lengths = [len(ids) for ids in base.encode_all(texts)]
+def _prompts(base: Base, title: str, prompts: list[Prompt], limit: int | None) -> Finding:
+    lengths = [len(ids) for ids in base.encode_all(prompts)]
     fitting = [length for length in lengths if limit is None or length <= limit]
     longest = max(fitting, default=0)
     value = f"prompts of up to {longest} tokens; {base.max_length - longest} are left for a response"

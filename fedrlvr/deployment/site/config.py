@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from fedrlvr.config.methods import LabelSource, SupervisionType
 from fedrlvr.config.problems import DataConfig
+from fedrlvr.config.prompt import Wording, with_template
 from fedrlvr.config.reference import type_of
 from fedrlvr.config.sections import MOST_RESPONSES, Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, printable, suggestion
@@ -25,7 +26,12 @@ MessageType = Literal["train", "query.respond", "evaluate"]
 
 class TaskConfig(DataConfig):
     """Problems that a server may ask this organisation to train on; they never leave it. The settings are those of
-    [data]."""
+    [data].
+
+    prompt: what is stated here takes the place of the server's own settings of [prompt].
+    """
+
+    prompt: Wording = Wording()
 
     @model_validator(mode="after")
     def _no_public_problems(self) -> TaskConfig:
@@ -153,6 +159,25 @@ class Limits(Section):
     """Least and largest sampling temperature in training."""
     top_p: Range = (0.1, 1.0)
     """Least and largest share of the probability that nucleus sampling keeps in training."""
+    chat: tuple[Literal["auto", "on", "off"], ...] = ("auto", "on", "off")
+    """Accepted values of a server's prompt.chat."""
+    template_args: tuple[str, ...] = ("enable_thinking", "thinking", "reasoning_effort")
+    """Arguments of a tokenizer's chat template that a server may set (prompt.template_args)."""
+    instruction: int = Field(2000, ge=0)
+    """Largest number of characters of an instruction that a server sends. Limits of a prompt's parts do not concern
+    the parts that a task states itself, in [tasks.NAME.prompt]."""
+    system: int = Field(2000, ge=0)
+    """Largest number of characters of a system message that a server sends."""
+    template: int = Field(2000, ge=0)
+    """Largest number of characters of a template that a server sends. One with a condition is always refused: numbers
+    of a run in which certain prompts are worded in another way would tell about these prompts. 0 refuses all."""
+    examples: int = Field(0, ge=0)
+    """Largest number of this organisation's training problems that a server may have put before every problem as
+    examples. They have a part in every gradient, which limits.problem_share does not count. 0 refuses them."""
+    shots: int = Field(16, ge=0)
+    """Largest number of questions with answers that a server sends to stand before every problem."""
+    prefill: int = Field(200, ge=0)
+    """Largest number of characters of the beginning of every response that a server sends."""
     lora_scale: Range = (0.0, 16.0)
     """Least and largest scale alpha / rank of an adapter's update."""
     factor_value: float = Field(10.0, gt=0)
@@ -325,6 +350,9 @@ def load_site(path: Path | str) -> Organisation:
         raise ConfigError(f"{file}: there is no such file. `fedrlvr site init` makes one.") from None
     except (OSError, ValueError, RecursionError) as error:  # UTF-8, TOML, or a number of thousands of digits
         raise ConfigError(f"{file} cannot be read as TOML: {error}.") from None
+    for name, task in tasks.items() if isinstance(tasks := tree.get("tasks"), dict) else ():
+        if isinstance(task, dict) and isinstance(task.get("prompt"), dict):
+            task["prompt"] = with_template(task["prompt"], file.parent, name=f"{file}: tasks.{name}.prompt")
     try:
         return Organisation(SiteConfig.model_validate(tree), file)
     except ValidationError as error:
@@ -337,8 +365,11 @@ def explanations(error: ValidationError) -> list[str]:
     for item in error.errors(include_url=False):
         *sections, name = location = [str(part) for part in item["loc"] if part != "[key]"] or [""]
         section = _SECTIONS.get(location[0], SiteConfig) if sections else SiteConfig
+        section = Wording if section is TaskConfig and "prompt" in location[2:-1] else section
         text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and sections[:1] == ["tasks"] and name == "instruction":
+            text = f"this setting is now called {'.'.join(sections)}.prompt.instruction"
+        elif item["type"] == "extra_forbidden":
             known = sorted(section.model_fields)
             text = f"unknown setting, {suggestion(name, known, ''.join(f'{part}.' for part in sections))}"
         elif item["type"] == "missing" and len(location) == 1:

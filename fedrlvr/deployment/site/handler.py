@@ -18,7 +18,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from fedrlvr.client import personal
 from fedrlvr.client.app import CohortApp, asked_in
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import Asking, LoraConfig
+from fedrlvr.config import Asking, LoraConfig, PromptConfig
+from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.counts import AnsweredCounts
@@ -32,6 +33,7 @@ from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.reporting.responses import ResponseLog
@@ -69,11 +71,15 @@ SAMPLING_SECRET = "sampling.secret"
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and its one cohort. checked: the self-check has passed."""
+    """A model in memory, and its one cohort.
+
+    asks: how the cohort's model is asked. checked: the self-check has passed.
+    """
 
     base: Base
     lora: LoraConfig | None = None
     cohort: Cohort | None = None
+    asks: PromptConfig | None = None
     checked: bool = False
 
 
@@ -285,10 +291,12 @@ class Answering:
                 loaded.cohort.stack.remove()
             loaded.cohort, loaded.checked = None, False
             loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
-        # The loaded model is one for all runs; whether prompts are put into its template is a run's own.
-        wanted = terms.chat_template and bool(getattr(loaded.base.tokenizer, "chat_template", None))
-        if loaded.cohort.base.chat_template != wanted:
-            loaded.cohort.base = replace(loaded.base, chat_template=wanted)
+            loaded.asks = None
+        # The loaded model is one for all runs; how it is asked is a run's own.
+        asks = terms.prompt.model_copy(update=Wording().model_dump())
+        if loaded.asks != asks:
+            loaded.cohort.base, loaded.asks = loaded.base.asking(asks), asks
+            check_prompt(loaded.cohort.base)
         return loaded.cohort
 
     def _check_cohort(self, terms: Terms, seed: int) -> None:
@@ -312,6 +320,8 @@ class Answering:
         section = request.supervision if isinstance(request, StretchRequest) else None
         answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
+        wording = terms.prompt.worded(task.prompt)
+        limits.check_examples(self.org.name, request, wording)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
         limit, longest = min(lengths, default=None), request.sampling.max_new_tokens
         key = (terms.model_copy(update={"clients": 1}).model_dump_json(), request.seed, longest)
@@ -331,7 +341,9 @@ class Answering:
                 train,
                 test,
                 grader_for(task.reward, arithmetic=task.arithmetic),
-                instruction=instruction_of(task),
+                wording=wording,
+                instruction=instruction_of(task, wording),
+                seed=request.seed,
                 validation=validation,
                 rank=terms.rank,
                 run=terms.run,
@@ -358,10 +370,9 @@ class Answering:
         Raises:
             LimitError: a prompt is longer than a server's limit, which would so choose among this site's problems.
         """
-        texts = [
-            data.prompt_text(problem) for problems in (data.train, data.validation, data.test) for problem in problems
-        ]
-        if any(len(prompt) > limit for prompt in base.encode_all(texts)):
+        every = (data.train, data.validation, data.test)
+        prompts = [data.prompts.ask(problem) for problems in every for problem in problems]
+        if any(len(ids) > limit for ids in base.encode_all(prompts)):
             raise LimitError(
                 f"{self.org.name} lets no server leave out problems by the length of their prompts "
                 f"(limits.prompt_filter), as data.max_prompt_tokens = {limit} would. Set max_prompt_tokens of the task "

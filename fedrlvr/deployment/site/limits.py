@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedrlvr.aggregation.personal import SHARES
 from fedrlvr.config import Asking
+from fedrlvr.config.prompt import PromptConfig, Wording
+from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
@@ -194,6 +196,7 @@ def _reason(limits: Limits, setting: str, compare: Compare, value: float, words:
 
 def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
     terms, request, delta = asked.terms, asked.request, asked.delta
+    yield from _of_prompts(limits, terms.prompt)
     if request.run_round > terms.rounds:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.run_round}"
     if (request.personal or getattr(request, "keeps", None)) and not limits.personal:
@@ -202,6 +205,40 @@ def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
         yield "no adapter that stays here (limits.own_adapter)"
     if delta is not None and not limits.change_rank and delta.keep == "change" and delta.since is not None:
         yield "no change of the base weights (limits.change_rank = 0)"
+
+
+def _of_prompts(limits: Limits, prompt: PromptConfig) -> Iterator[str]:
+    if prompt.chat not in limits.chat:
+        yield f"no prompt.chat = {prompt.chat!r} (limits.chat)"
+    if strange := sorted(set(prompt.template_args) - set(limits.template_args)):
+        yield f"no argument {strange[0]!r} of a chat template (limits.template_args)"
+    texts = {"instruction": "an instruction", "system": "a system message", "template": "a template"}
+    sizes = [
+        *((name, len(getattr(prompt, name) or ""), f"characters of {words}") for name, words in texts.items()),
+        ("prefill", len(prompt.prefill), "characters of a prefill"),
+        ("shots", len(prompt.shots), "examples that a server sends"),
+        ("examples", prompt.examples, "training problems as examples"),
+    ]
+    yield from filter(None, (_reason(limits, name, most, size, words) for name, size, words in sizes))
+    if prompt.template is not None and not prompt_template(prompt.template).is_plain:
+        yield "no template with conditions, constants or filters that choose (limits.template)"
+
+
+def check_examples(name: str, request: StretchRequest | EvaluateRequest, wording: Wording) -> None:
+    """Check that a run may show training problems with their answers in prompts, where they are to be shown.
+
+    wording: as the task and the server state it together.
+
+    Raises:
+        LimitError: the answers are not all paid for, or responses to public problems would leave.
+    """
+    if not wording.examples or not isinstance(request, StretchRequest):
+        return
+    shows = f"{name} shows no training problems as examples (prompt.examples = {wording.examples})"
+    if (kind := request.supervision.type) != "labels":
+        raise LimitError(f"{shows} with supervision.type = {kind!r}, which has not paid for their answers")
+    if request.coordination is not None:
+        raise LimitError(f"{shows} with coordination.type = {request.coordination.type!r}, by which responses leave")
 
 
 def _of_training(limits: Limits, asked: Asked, request: StretchRequest) -> Iterator[str]:

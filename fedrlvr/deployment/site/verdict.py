@@ -145,10 +145,10 @@ def _alone(org: Organisation, experiment: Config, model: str) -> Config:
     config = experiment.in_arm("local")
     tree = config.model_dump()
     tree["run"] = {"name": f"{org.name} alone", "seed": config.run.seed, "secrets": _secrets(org)}
-    asked = {name: tree["model"][name] for name in ("adapter", "chat_template")}
-    tree["model"] = org.model(model).model_dump() | asked
+    tree["model"] = org.model(model).model_dump() | {"adapter": tree["model"]["adapter"]}
+    tree["prompt"] = experiment.prompt.worded(data.prompt).model_dump()
     tree["lora"]["rank"] = rank
-    tree["data"] = data.model_dump() | {"max_prompt_tokens": min(lengths, default=None)}
+    tree["data"] = data.model_dump(exclude={"prompt"}) | {"max_prompt_tokens": min(lengths, default=None)}
     tree["partition"] = {"type": "iid"}
     tree["federation"] = {"arm": "local", "clients": [org.name], "task": experiment.federation.task}
     tree["evaluate"]["split"] = "test"
@@ -193,7 +193,7 @@ def _check_limits(org: Organisation, experiment: Config, model: str) -> None:
         model_id=here,
         weights_id=here,
         tokenizer_id=here,
-        chat_template=config.model.chat_template,
+        prompt=config.prompt,
         rank=lora.rank_of(org.name),
         largest=lora.largest,
         alpha=lora.alpha,

@@ -112,7 +112,7 @@ def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
             model_id=base.model_id,
             weights_id=base.weights_id,
             tokenizer_id=base.tokenizer_id,
-            chat_template=config.model.chat_template,
+            prompt=config.prompt,
             rank=config.lora.rank_of(client),
             largest=config.lora.largest,
             alpha=config.lora.alpha,
