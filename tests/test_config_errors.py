@@ -25,7 +25,6 @@ def refused(tree: dict[str, Any]) -> str:
         ("federation", "clients", "whole number or list of text", [1.5, [1, 2]]),
         ("lora", "targets", "`all-linear` or list of text", [3, [1], "q_proj"]),
         ("train", "rounds", "whole number, at least 1", ["three", [2]]),
-        ("prompt", "chat", "`auto`, `on` or `off`", [3]),
     ],
 )
 def test_an_error_of_a_kind_of_value_says_once_which_values_are_allowed(
