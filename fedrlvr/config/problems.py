@@ -13,7 +13,7 @@ class DataConfig(Section):
     """The problems, before they are divided among clients."""
 
     name: str = "embedded"
-    """Data set: embedded, gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl (your own files), or
+    """Data set: embedded, sums, gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl (your own files), or
     `reasoning_gym:<family>`."""
     path: UserPath | None = None
     """File or directory with the problems. Unset: the data set is downloaded from the Hugging Face hub (extra `hub`),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, DataError
+from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Kind, Problem
 from fedrlvr.tasks.task import Task, check_options
 
@@ -89,3 +92,46 @@ class EmbeddedTask(GeneratedTask):
 
         cells = len(options.get("families", FAMILIES)) * len(options.get("levels", LEVELS))
         return -(-size // max(cells, 1))
+
+
+class SumsTask(GeneratedTask):
+    """Sums of two numbers of one or two digits, such as `25+31=`: what a small real model can learn in minutes.
+
+    Each number has one or two digits with equal chances, as long as there are such sums left. A pair of numbers is in
+    one split only, whatever the seed.
+    """
+
+    name = "sums"
+
+    def generate(self, split: str, options: Mapping[str, Any]) -> list[Problem]:
+        """Different sums, drawn by the option `seed` (default 0).
+
+        Raises:
+            ConfigError: an option that is unknown or missing.
+            DataError: the split has fewer sums than asked for.
+        """
+        check_options(self.name, options, {"size", "seed"}, needed={"size"})
+        size, draw = options["size"], random.Random(stream(options.get("seed", 0), self.name, split))
+        cells = [_pairs(*digits, split) for digits in itertools.product(_NUMBERS, repeat=2)]
+        if size > (most := sum(map(len, cells))):
+            raise DataError(f"Data set {self.name!r} has {most:,} sums in split {split!r}, and {size:,} are asked for.")
+        for pairs in cells:
+            draw.shuffle(pairs)
+        chosen: list[tuple[int, int]] = []
+        while len(chosen) < size:
+            chosen += [pairs.pop()] if (pairs := draw.choice(cells)) else []
+        return [Problem(f"{a}+{b}=", str(a + b), f"{a}+{b}", "sum", "math") for a, b in chosen]
+
+    def example(self, kind: Kind) -> str:
+        """A sum that no split holds."""
+        return "0+0="
+
+
+_NUMBERS = (range(1, 10), range(10, 100))
+"""Numbers of one digit, and of two."""
+
+
+def _pairs(first: range, second: range, split: str) -> list[tuple[int, int]]:
+    """The pairs of one split: about every fifth is a test problem."""
+    pairs = itertools.product(first, second)
+    return [pair for pair in pairs if (stream(0, "sums", *pair) % 5 == 0) == (split == "test")]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.errors import ConfigError, DataError, suggestion
-from fedrlvr.tasks.generated import EmbeddedTask
+from fedrlvr.tasks.generated import EmbeddedTask, SumsTask
 from fedrlvr.tasks.gym import GymTask
 from fedrlvr.tasks.own import OwnTask
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rows import PUBLISHED
 from fedrlvr.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (*PUBLISHED, OwnTask(), EmbeddedTask())}
+TASKS: Mapping[str, Task] = {task.name: task for task in (*PUBLISHED, OwnTask(), EmbeddedTask(), SumsTask())}
 """Every data set by its name."""
 FAMILIES: Mapping[str, Callable[[str], Task]] = {"reasoning_gym": GymTask}
 """Data sets that are named `<prefix>:<family>`, by their prefix."""
@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, Callable[[str], Task]] = {"reasoning_gym": GymTask}
 def task_of(name: str) -> Task:
     """The task that a data set's name stands for.
 
-    name: gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl, embedded, or `reasoning_gym:<family>`.
+    name: gsm8k, math, svamp, medqa, medmcqa, pubmedqa, jsonl, embedded, sums, or `reasoning_gym:<family>`.
 
     Raises:
         ConfigError: there is no such data set.
@@ -51,7 +51,7 @@ def load(
         people give the labels. Other data sets have answers, and it changes nothing there.
     options: hub (an id other than the well-known one; a local directory works too), cop_from (medmcqa: the number of
         the first option; 1 in the published file, 0 on the hub), kind (jsonl: of rows that state none, default math);
-        `embedded` and `reasoning_gym` take their own (size, seed, ...).
+        `embedded`, `sums` and `reasoning_gym` take their own (size, seed, ...).
 
     Raises:
         ConfigError: an unknown name, split or option, or one that would have no effect.
