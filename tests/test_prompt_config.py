@@ -115,4 +115,4 @@ def test_a_tasks_own_wording_takes_the_place_of_the_servers() -> None:
     assert (worded.instruction, worded.system, worded.examples, len(worded.shots)) == ("", "S", 0, 1)
     assert (worded.chat, worded.prefill) == ("off", "x")
     assert server.worded(Wording(system=None)).system is None, "stated as unset"
-    assert {"chat", "template_args", "prefill"} == RUN_WIDE
+    assert {"chat", "template_args", "prefill", "stop"} == RUN_WIDE

@@ -21,6 +21,7 @@ from fedrlvr.coordination import Sent, flaw, reference, swap, usual_length
 from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
+from fedrlvr.policy.stops import ended, overruns
 from fedrlvr.rl import CORRECT, Group, Origin, Response, assign_advantages, withhold_unfinished
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.problem import Problem
@@ -190,8 +191,9 @@ class PublicSteps:
     def _share(self, request: ClientRequest, waiting: Sequence[Group], metrics: SwapMetrics) -> list[Shared]:
         """For each waiting group the responses of the client's share that pass the client's own checks.
 
-        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded, not
-        correct by this client's own grader, or not passed by the screening of the pool, which is done here once more.
+        A response is refused that is too long, not of this vocabulary, cut off where such responses are not graded,
+        goes on after a stop string, is not correct by this client's own grader, or not passed by the screening of the
+        pool, which is done here once more.
 
         Raises:
             MessageError: the share cannot be read.
@@ -218,7 +220,8 @@ class PublicSteps:
                 and 0 < len(foreign.token_ids) <= min(sampling.max_new_tokens, longest)
                 and min(foreign.token_ids) >= 0
                 and max(foreign.token_ids) < base.vocabulary
-                and (foreign.token_ids[-1] in base.eos_ids or self.asked.train.unfinished == "grade")
+                and (self.asked.train.unfinished == "grade" or ended(foreign.token_ids, base.eos_ids, base.stops))
+                and not overruns(foreign.token_ids, base.stops)
             )
             if usable:
                 text = base.decode(list(foreign.token_ids))
@@ -235,8 +238,8 @@ class PublicSteps:
             if not usable:
                 metrics.refused += 1
                 continue
-            ended = foreign.token_ids[-1] in base.eos_ids
-            response = Response(foreign.token_ids, foreign.logps, text, ended, Origin.FOREIGN, reward)
+            finished = ended(foreign.token_ids, base.eos_ids, base.stops)
+            response = Response(foreign.token_ids, foreign.logps, text, finished, Origin.FOREIGN, reward)
             shares[foreign.problem].append((response, foreign.age))
         if metrics.refused:
             _log.warning("%s: refused %d of the %d responses of its share", request.place, metrics.refused, len(sent))

@@ -92,6 +92,9 @@ class PromptConfig(Wording):
     prefill: Text = ""
     """Beginning of every response, which the model goes on from, such as `<answer>`. It is part of the text that is
     graded, and none of its tokens are trained on. The default is empty."""
+    stop: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default_factory=list, max_length=16)
+    """Strings that end a response, such as ["</answer>"]. The token that completes the string is the response's last
+    one; the text that is graded ends with the string. Unset: only an end token ends a response."""
 
     @field_validator("template_args")
     @classmethod

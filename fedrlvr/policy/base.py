@@ -31,6 +31,7 @@ from fedrlvr.policy.model_check import (
     in_one_line,
     tokens_without_embedding,
 )
+from fedrlvr.policy.stops import StopStrings
 from fedrlvr.tasks.prompts import Prompt
 
 _log = logger("policy")
@@ -45,7 +46,7 @@ class Base:
 
     eos_ids: every token that ends a response.
     chat: prompts are put into the tokenizer's chat template. template_args: of that template. prefill: text that every
-    response goes on from.
+    response goes on from. stop: strings that end a response.
     max_length: prompt and response together, in tokens; no more than leaves other rows of a batch as they are.
     packs: the training pass can share a prompt among its responses (policy/attention.py).
     shares: the sampler can keep a prompt's keys and values once for its responses.
@@ -65,6 +66,7 @@ class Base:
     chat: bool = False
     template_args: Mapping[str, Any] = field(default_factory=dict)
     prefill: str = ""
+    stop: tuple[str, ...] = ()
     checkpointing: bool = False
     packs: bool = False
     shares: bool = False
@@ -93,7 +95,7 @@ class Base:
         """The same model and tokenizer, asked as a run's settings say.
 
         Raises:
-            ModelError: the tokenizer has no chat template, and one is wanted.
+            ModelError: the tokenizer has no chat template, and one is wanted; or a stop string holds a special token.
         """
         has_template = bool(getattr(self.tokenizer, "chat_template", None))
         if prompt.chat == "on" and not has_template:
@@ -102,7 +104,15 @@ class Base:
                 "Say 'auto' or 'off', or give a model that was trained on chats."
             )
         chat = has_template and prompt.chat != "off"
-        return replace(self, chat=chat, template_args=dict(prompt.template_args), prefill=prompt.prefill)
+        special = self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids)) if prompt.stop else []
+        for text in prompt.stop:
+            if token := next((token for token in special if token and token in text), None):
+                raise ModelError(
+                    f"prompt.stop: {text!r} would never be found, because {token!r} is a special token of {self.name} "
+                    "and no part of a text. An end token ends a response by itself; leave it out."
+                )
+        arguments, stop = dict(prompt.template_args), tuple(prompt.stop)
+        return replace(self, chat=chat, template_args=arguments, prefill=prompt.prefill, stop=stop)
 
     def encode(self, prompt: Prompt | str) -> list[int]:
         """Token ids of a prompt, in the chat template where there is one and it is wanted, and of the prefill.
@@ -170,10 +180,19 @@ class Base:
         """Text of a response, without special tokens.
 
         Where the prompt's template has opened a thought, the text begins with it: a grader that reads the text alone
-        then knows that nothing counts before the thought is closed. Then comes the prefill.
+        then knows that nothing counts before the thought is closed. Then comes the prefill, and the response up to
+        the end of a stop string.
         """
-        text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-        return self.opened_thought + self.prefill + text
+        text = self._plain(token_ids)
+        return self.opened_thought + self.prefill + (text if self.stops is None else self.stops.cut(text))
+
+    @cached_property
+    def stops(self) -> StopStrings | None:
+        """The stop strings, as they are found in tokens; None if there are none."""
+        return StopStrings(self.stop, self._plain) if self.stop else None
+
+    def _plain(self, token_ids: list[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def rendered(self, prompt: Prompt | str) -> str:
         """The text that the model reads: a prompt, in the chat template where it is used, and the prefill."""

@@ -136,6 +136,7 @@ class Cohort:
             adapters=self.adapters,
             changes=self._changes,
             hidden_states=states is not None,
+            stops=None if decoding.past_end else self.base.stops,
         )
         with self._memory_in_sampling(decoding):
             samples = self.sampler.sample(request)

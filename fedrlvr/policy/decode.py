@@ -33,6 +33,7 @@ from fedrlvr.policy.forward import autocast
 from fedrlvr.policy.hidden_states import HiddenStates, RowStates
 from fedrlvr.policy.lora import LoraStack, Span
 from fedrlvr.policy.sampler import ClientSamples, Decoding, SampledResponse, SampleRequest
+from fedrlvr.policy.stops import StopStrings, StopWatch
 
 BLOCK = 128
 """Entries of a vocabulary that a draw adds up at once."""
@@ -77,7 +78,8 @@ class DecodeSampler:
         if request.hidden_states:
             states = [HiddenStates.room(self.base, len(client), decoding.responses) for client in prompts]
         with autocast(self.base, self.engine):
-            drawn = self._sample(prompts, decoding, [request.seeds[client] for client in request.prompts], states)
+            seeds = [request.seeds[client] for client in request.prompts]
+            drawn = self._sample(prompts, decoding, seeds, states, request.stops)
         return {
             client: ClientSamples(responses, client_states)
             for client, responses, client_states in zip(request.prompts, drawn, states, strict=True)
@@ -90,6 +92,7 @@ class DecodeSampler:
         decoding: Decoding,
         seeds: Sequence[int],
         states: Sequence[HiddenStates | None],
+        stops: StopStrings | None,
     ) -> list[list[list[SampledResponse]]]:
         """Responses by client, prompt and draw; `states` are written to, if there are any."""
         uniforms = [
@@ -112,7 +115,7 @@ class DecodeSampler:
             ]
             try:
                 with RowStates(self.base) if wanted else nullcontext() as row_states:
-                    part, starts = self._decode(now, decoding, u, row_states)
+                    part, starts = self._decode(now, decoding, u, row_states, stops)
             finally:
                 self.stack.spans = None
             if row_states is not None:
@@ -128,6 +131,7 @@ class DecodeSampler:
         decoding: Decoding,
         uniforms: list[Tensor],
         states: RowStates | None,
+        stops: StopStrings | None,
     ) -> tuple[list[list[list[SampledResponse]]], list[int]]:
         """The responses, and the row at which each client's begin."""
         base, engine = self.base, self.engine
@@ -151,8 +155,13 @@ class DecodeSampler:
         batch = _Batch(base, self.stack, flat, torch.tensor(owners), decoding, engine, u, ended, states)
         tokens = torch.zeros(rows, new_tokens, dtype=torch.int64)
         logps = torch.zeros(rows, new_tokens)
+        watch = StopWatch(stops, base.eos_ids, ended, new_tokens) if stops is not None else None
+        if watch is not None and states is not None:
+            batch.look_every = 1  # the states of a row that ended must not change any more
         for step in range(1, new_tokens + 1):
             if step == new_tokens or step % batch.look_every == 0:
+                if watch is not None:
+                    batch.ended |= watch.look(batch.where, batch.tokens, step).to(batch.ended.device)
                 alive = ~batch.ended.cpu()
                 if step == new_tokens or not bool(alive.any()):
                     break
@@ -164,10 +173,11 @@ class DecodeSampler:
             batch.advance()
         batch.write(tokens, logps)
 
-        # Tokens after a row's first end token were drawn for nothing, because the row had not left the batch yet.
+        # Tokens after a row's end were drawn for nothing, because the row had not left the batch yet.
         ends = torch.isin(tokens, _end_ids(base, decoding))
-        finished = ends.any(dim=1).tolist()
-        lengths = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens).tolist()
+        until = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, new_tokens + 1)
+        until = until if watch is None else torch.minimum(until, watch.lengths)
+        finished, lengths = (until <= new_tokens).tolist(), until.clamp(max=new_tokens).tolist()
         ids, lps = tokens.tolist(), logps.tolist()
 
         def response(row: int) -> SampledResponse:

@@ -13,6 +13,7 @@ from typing import Protocol
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import SamplingConfig
 from fedrlvr.policy.hidden_states import HiddenStates
+from fedrlvr.policy.stops import StopStrings
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SampleRequest:
     adapters: makes copies of all seated clients' adapters as they are now, for a sampler with a model of its own.
     changes: by client the frozen change (alpha / rank) B A of its base weights, which its adapter comes on top of.
         Clients without one are left out.
-    hidden_states: whether they are wanted.
+    hidden_states: whether they are wanted. stops: strings that end a response; None: there are none.
     """
 
     prompts: Mapping[str, Sequence[Sequence[int]]]
@@ -50,16 +51,17 @@ class SampleRequest:
     adapters: Callable[[], Mapping[str, Adapter]]
     changes: Mapping[str, Adapter]
     hidden_states: bool = False
+    stops: StopStrings | None = None
 
 
 @dataclass(slots=True)
 class SampledResponse:
     """One response, with its log-probs at sampling.
 
-    token_ids: its tokens, the end token included if one was drawn.
+    token_ids: its tokens, the end token or the token that completes a stop string included if one was drawn.
     logps: log-prob of each token under the whole distribution at the temperature (greedy: at 1), before any top-p or
         top-k cut.
-    finished: whether an end token was drawn, rather than `max_new_tokens` reached.
+    finished: whether it ended so, rather than at `max_new_tokens`.
     """
 
     token_ids: list[int]

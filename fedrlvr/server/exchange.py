@@ -36,6 +36,7 @@ from fedrlvr.coordination import (
 )
 from fedrlvr.errors import FedrlvrError, MessageError, printable
 from fedrlvr.output import logger
+from fedrlvr.policy.stops import StopStrings, ended, overruns
 from fedrlvr.reporting.observer import ExchangeEnded, Observer
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
@@ -71,7 +72,7 @@ class PublicSet:
     """The public problems, with the data to check and grade responses to them.
 
     decode: token ids -> text. reward: (completion, problem) -> the true reward.
-    model_id, tokenizer_id, vocabulary, eos_ids, special_ids: of the run's model.
+    model_id, tokenizer_id, vocabulary, eos_ids, special_ids: of the run's model. stops: the run's stop strings.
     """
 
     problems: Sequence[Problem]
@@ -82,6 +83,7 @@ class PublicSet:
     vocabulary: int
     eos_ids: frozenset[int] = frozenset()
     special_ids: frozenset[int] = frozenset()
+    stops: StopStrings | None = None
 
 
 class Exchange:
@@ -210,7 +212,7 @@ class Exchange:
                 dropped["too_many"] += 1
             elif len(response.token_ids) > self.longest:
                 dropped["too_long"] += 1
-            elif not self.grades_unfinished and response.token_ids[-1] not in self.public.eos_ids:
+            elif not self.grades_unfinished and not self._ended(response):
                 dropped["unfinished"] += 1
             elif (verdict := self._grade(response)) is None:
                 dropped["undecodable"] += 1
@@ -235,6 +237,12 @@ class Exchange:
         in_place = 0 <= response.problem < len(self.problems) and len(tokens) > 0
         return in_place and min(tokens) >= 0 and max(tokens) < self.public.vocabulary
 
+    def _ended(self, response: Sent) -> bool:
+        try:
+            return ended(response.token_ids, self.public.eos_ids, self.public.stops)
+        except Exception:  # as in `_grade`
+            return False
+
     def _grade(self, response: Sent) -> tuple[bool, str | None] | None:
         """Whether a response is correct, and why it may not be passed on if it is; None if it has no text. Each is
         graded once, whoever sent it."""
@@ -251,6 +259,8 @@ class Exchange:
         return self._graded[key]
 
     def _flaw(self, text: str, problem: Problem, response: Sent) -> str | None:
+        if overruns(response.token_ids, self.public.stops):
+            return "hidden"  # its text ends with the stop string
         return flaw(
             text,
             behind_answer(self.public.reward, text, problem),

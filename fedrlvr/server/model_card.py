@@ -115,6 +115,7 @@ def prompt_settings(facts: CardFacts, *, chat: bool) -> dict[str, Any]:
         "shots": [shot.model_dump() for shot in prompt.shots],
         "examples": prompt.examples,
         "prefill": prompt.prefill,
+        "stop": list(prompt.stop),
         "answer_marks": None if facts.deployed or data.reward is not None else marks,
         "sampling": config.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}),
     }
@@ -309,9 +310,7 @@ def _program(facts: CardFacts, asking: Mapping[str, Any], question: str, kind: s
             f"question = {json.dumps(printable(question, keep=chr(10)), ensure_ascii=False)}",
             *_wording(asking, kind),
             'ids = tokenizer(text, add_special_tokens=not asking["chat"], return_tensors="pt")["input_ids"]',
-            'tokens = model.generate(ids, do_sample=False, max_new_tokens=asking["sampling"]["max_new_tokens"])',
-            "response = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)",
-            'print(asking["prefill"] + response)',
+            *_answering(asking),
         ]
     )
 
@@ -350,6 +349,18 @@ def _wording(asking: Mapping[str, Any], kind: str) -> list[str]:
             f'    paragraphs.append(worded(shot["prompt"]){gap} + shot["answer"])',
         ]
     return [*lines, 'text = "\\n\\n".join([*paragraphs, worded(question)]) + asking["prefill"]']
+
+
+def _answering(asking: Mapping[str, Any]) -> list[str]:
+    """Lines of the program that print the response to `ids`."""
+    how = 'do_sample=False, max_new_tokens=asking["sampling"]["max_new_tokens"]'
+    how += ', stop_strings=asking["stop"], tokenizer=tokenizer' if asking["stop"] else ""
+    lines = [f"tokens = model.generate(ids, {how})"]
+    lines += ["response = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)"]
+    if not asking["stop"]:
+        return [*lines, 'print(asking["prefill"] + response)']
+    ends = '[response.find(stop) + len(stop) for stop in asking["stop"] if stop in response]'
+    return [*lines, f"ends = {ends}", 'print(asking["prefill"] + response[: min(ends, default=len(response))])']
 
 
 def asking_of(name: str) -> str:

@@ -72,6 +72,7 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
         base.vocabulary,
         eos_ids=base.eos_ids,
         special_ids=base.special_ids,
+        stops=base.stops,
     )
 
 

@@ -235,7 +235,17 @@ def test_every_limit_is_enforced_somewhere_here() -> None:
         "scale_free",  # test_optimizer.py
         *("messages_per_day", "evaluations_per_day"),  # test_counts.py
         "prompt_filter",  # needs problems: test_answering.py
-        *("chat", "template_args", "instruction", "system", "template", "examples", "shots", "prefill"),  # below
+        *(
+            "chat",
+            "template_args",
+            "instruction",
+            "system",
+            "template",
+            "examples",
+            "shots",
+            "prefill",
+            "stop",
+        ),  # below
         *("factor_value", "update_norm"),  # here and below: test_release.py
         *("least_learned", "least_tokens", "least_positions", "largest_ratio", "problem_share"),
         *("source_names", "least_scored", "round_numbers"),  # nothing is refused for them
@@ -273,6 +283,7 @@ def test_a_kind_of_message_that_is_not_answered(kind: str) -> None:
         ("template", 99, "{{ kind }} {{ prompt }}", "{{ prompt or 'x' }}"),
         ("template", 99, "{{ prompt }}", "{{ prompt | length }}{{ prompt }}"),
         ("examples", 2, 2, 3),
+        ("stop", 1, ["a"], ["a", "b"]),
         ("shots", 1, [{"prompt": "1", "answer": "2"}], [{"prompt": "1", "answer": "2"}] * 2),
     ],
 )
@@ -336,7 +347,7 @@ HARMLESS = {
     *("terms.model_id", "terms.weights_id", "terms.tokenizer_id", "terms.alpha"),
     *("terms.targets", "terms.max_prompt_tokens"),
     *("terms.prompt.chat", "terms.prompt.template_args", "terms.prompt.instruction", "terms.prompt.system"),
-    *("terms.prompt.template", "terms.prompt.examples", "terms.prompt.prefill"),
+    *("terms.prompt.template", "terms.prompt.examples", "terms.prompt.prefill", "terms.prompt.stop"),
     *("terms.prompt.shots.prompt", "terms.prompt.shots.answer"),
     *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }

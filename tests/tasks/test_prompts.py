@@ -87,10 +87,6 @@ def test_examples_are_training_problems_in_every_prompt_and_never_the_problem_it
     assert {ann.prompts.text(ann.test[0]) for _ in range(2)} == {"\n\n".join(shown)}
     texts = {client(5, 2, seed=seed).prompts.text(ann.test[0]) for seed in range(8)}
     assert len(texts) > 1, "another seed draws others"
-    assert client(5, 2, secret=b"x").prompts.text(ann.test[0]) in {
-        *texts,
-        client(5, 2, secret=b"x").prompts.text(ann.test[0]),
-    }
 
 
 def test_too_few_problems_for_the_examples_name_the_client_and_the_setting() -> None:

@@ -178,6 +178,8 @@ class Limits(Section):
     """Largest number of questions with answers that a server sends to stand before every problem."""
     prefill: int = Field(200, ge=0)
     """Largest number of characters of the beginning of every response that a server sends."""
+    stop: int = Field(8, ge=0)
+    """Largest number of strings that a server sends to end a response, each of at most 64 characters."""
     lora_scale: Range = (0.0, 16.0)
     """Least and largest scale alpha / rank of an adapter's update."""
     factor_value: float = Field(10.0, gt=0)

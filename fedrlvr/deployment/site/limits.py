@@ -217,6 +217,7 @@ def _of_prompts(limits: Limits, prompt: PromptConfig) -> Iterator[str]:
         *((name, len(getattr(prompt, name) or ""), f"characters of {words}") for name, words in texts.items()),
         ("prefill", len(prompt.prefill), "characters of a prefill"),
         ("shots", len(prompt.shots), "examples that a server sends"),
+        ("stop", len(prompt.stop), "stop strings"),
         ("examples", prompt.examples, "training problems as examples"),
     ]
     yield from filter(None, (_reason(limits, name, most, size, words) for name, size, words in sizes))
