@@ -1,5 +1,5 @@
 """The command line: run | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
-doctor, and for organisations on their own machines superlink | federate | site.
+model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -17,6 +17,7 @@ import typer
 from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
+from fedrlvr.cli.model import model
 from fedrlvr.cli.options import (
     AllowNothing,
     ConfigPath,
@@ -247,6 +248,7 @@ app.command()(responses)
 app.command()(desk)
 app.command()(federate)
 app.command()(verdict)
+app.add_typer(model, name="model")
 app.add_typer(site, name="site")
 app.add_typer(superlink, name="superlink")
 

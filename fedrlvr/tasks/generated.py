@@ -112,7 +112,7 @@ class SumsTask(GeneratedTask):
         """
         check_options(self.name, options, {"size", "seed"}, needed={"size"})
         size, draw = options["size"], random.Random(stream(options.get("seed", 0), self.name, split))
-        cells = [_pairs(*digits, split) for digits in itertools.product(_NUMBERS, repeat=2)]
+        cells = [_pairs(a, b, split) for a, b in itertools.product(_NUMBERS, _NUMBERS)]
         if size > (most := sum(map(len, cells))):
             raise DataError(f"Data set {self.name!r} has {most:,} sums in split {split!r}, and {size:,} are asked for.")
         for pairs in cells:
