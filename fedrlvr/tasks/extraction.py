@@ -13,6 +13,8 @@ later one when its content is unusable:
    `The correct option is B`, and the same with yes, no or maybe. A bare option (`B. Heparin`) counts if no line
    above gives another.
 
+A response to a problem of the kind `whole` is an answer and nothing else: that text, without white space around it.
+
 Marked answers that contradict each other are no answer: for `math` another marker behind the one that decides, for
 `choice` and `yes_no_maybe` any two.
 
@@ -53,6 +55,7 @@ _INSTRUCTIONS = {
     "choice": r"Reason step by step and put the letter of the right option in \boxed{}.",
     "yes_no_maybe": r"Reason step by step and put your final answer, one of yes, no and maybe, in \boxed{}.",
     "exact": "Reason step by step and put your final answer between answer tags: <answer></answer>.",
+    "whole": "",
 }
 _ONE_OF: dict[str, Callable[..., str | None]] = {"choice": option_letter, "yes_no_maybe": word_of}
 
@@ -79,6 +82,8 @@ def extract(completion: str, kind: Kind, *, in_thought: bool = False) -> str | N
     in_thought: the prompt ends within a thought.
     """
     text = _after_thinking(completion, in_thought)[-LOOKED_AT:]
+    if kind == "whole":
+        return _unmarked(text)
     marked = _marked(text, kind)
     if kind in _ONE_OF:
         return _agreed(text, marked, kind)
@@ -96,7 +101,7 @@ def behind_answer(completion: str, kind: Kind) -> int:
     after = completion.rpartition("</think>")[2]
     text = _after_thinking(completion, in_thought=False)[-LOOKED_AT:]
     uncounted = len(after) - len(after.partition("<think>")[0])
-    marked = _marked(text, kind)
+    marked = _marked(text, kind) if kind != "whole" else []
     return uncounted + len(text) - (marked[0].end if marked else len(text.rstrip()))
 
 
@@ -118,7 +123,10 @@ def balanced(text: str) -> bool:
 
 
 def wrap(answer: str, kind: Kind) -> str:
-    r"""A completion that gives `answer` and nothing else: tags for `exact` (free text may hold braces), else a box."""
+    r"""A completion that gives `answer` and nothing else: tags for `exact` (free text may hold braces), the bare answer
+    for `whole`, else a box."""
+    if kind == "whole":
+        return answer
     return f"<answer>{answer}</answer>" if kind == "exact" else rf"\boxed{{{answer}}}"
 
 
@@ -226,7 +234,9 @@ def _unboxed(text: str) -> str:
 
 
 def _usable(text: str) -> str | None:
+    return None if _BOX.search(text) else _unmarked(text)
+
+
+def _unmarked(text: str) -> str | None:
     text = text.strip()
-    if not text or len(text) > LONGEST_ANSWER or _CONTROL.search(text) or _BOX.search(text):
-        return None
-    return text
+    return None if not text or len(text) > LONGEST_ANSWER or _CONTROL.search(text) else text

@@ -97,11 +97,14 @@ class EmbeddedTask(GeneratedTask):
 class SumsTask(GeneratedTask):
     """Sums of two numbers of one or two digits, such as `25+31=`: what a small real model can learn in minutes.
 
+    A response is the sum and nothing else, as after examples such as `3+4=7`.
+
     Each number has one or two digits with equal chances, as long as there are such sums left. A pair of numbers is in
     one split only, whatever the seed.
     """
 
     name = "sums"
+    kinds = ("whole",)
 
     def generate(self, split: str, options: Mapping[str, Any]) -> list[Problem]:
         """Different sums, drawn by the option `seed` (default 0).
@@ -120,7 +123,7 @@ class SumsTask(GeneratedTask):
         chosen: list[tuple[int, int]] = []
         while len(chosen) < size:
             chosen += [pairs.pop()] if (pairs := draw.choice(cells)) else []
-        return [Problem(f"{a}+{b}=", str(a + b), f"{a}+{b}", "sum", "math") for a, b in chosen]
+        return [Problem(f"{a}+{b}=", str(a + b), f"{a}+{b}", "sum", "whole") for a, b in chosen]
 
     def example(self, kind: Kind) -> str:
         """A sum that no split holds."""

@@ -63,7 +63,7 @@ class GoldFault(NamedTuple):
 
 def spellings(gold: str, kind: Kind) -> Spellings:
     """The short answers that a model may mark to give `gold`."""
-    if kind == "exact":
+    if kind in ("exact", "whole"):
         return Spellings("", [gold])
     if kind == "choice":
         letter = re.fullmatch(r"\(?([A-Za-z])\)?", gold)

@@ -54,7 +54,7 @@ def canonical(answer: str, kind: Kind) -> str | None:
     if kind == "math":
         form = parse(answer)
         return None if form is None else form.key
-    if kind == "exact":
+    if kind in ("exact", "whole"):
         return " ".join(unicodedata.normalize("NFKC", answer).casefold().split()) or None
     return word_of(answer) if kind == "yes_no_maybe" else option_letter(answer)
 
@@ -64,4 +64,5 @@ _EXPECTED = {
     "choice": "one letter from A to Z",
     "yes_no_maybe": "yes, no or maybe",
     "exact": "any text",
+    "whole": "any text",
 }

@@ -213,7 +213,7 @@ def _object(data: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
 
 
 def _check_gold(answer: str, kind: Kind, where: str) -> None:
-    if "####" in answer and kind != "exact":
+    if "####" in answer and kind not in ("exact", "whole"):
         raise DataError(
             f"{where}: the answer holds '####', which in GSM8K's files stands before the final answer. Keep only what "
             "follows it, or load GSM8K's own files with data.name = 'gsm8k'."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-Kind = Literal["math", "choice", "yes_no_maybe", "exact"]
+Kind = Literal["math", "choice", "yes_no_maybe", "exact", "whole"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 

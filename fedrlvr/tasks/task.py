@@ -21,6 +21,7 @@ EXAMPLES: Mapping[str, str] = {
     "yes_no_maybe": "Water boils at a lower temperature on a high mountain.\n\nQuestion: Does the pressure of the air "
     "change the boiling point of water?",
     "exact": "Write the letters of the word stone in the reverse order.",
+    "whole": "48 + 16 = ",
 }
 """A made-up problem of each kind, for documentation; it is in no data set."""
 

@@ -131,7 +131,7 @@ def test_the_weights_arrive_unchanged_and_the_pad_token_is_not_the_end(tmp_path:
     smollm2.check_fetched(tmp_path / "model")
     assert "quantization_config" not in json.loads((tmp_path / "model" / "config.json").read_text("utf-8"))
     base = load_base(ModelConfig(name=str(tmp_path / "model"), device="cpu"))
-    assert (base.pad_id, base.eos_ids, base.chat_template) == (0, frozenset({2}), True)
+    assert (base.pad_id, base.eos_ids, base.tokenizer.chat_template is not None) == (0, frozenset({2}), True)
     (layer,) = base.model.model.layers
     assert torch.equal(base.model.model.embed_tokens.weight, tensors["token_embd"])
     assert torch.equal(base.model.lm_head.weight, tensors["token_embd"])  # tied: the file has no head

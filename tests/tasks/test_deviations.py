@@ -68,7 +68,7 @@ def test_a_client_with_one_answer_cannot_have_wrong_labels() -> None:
 
 def test_a_template_takes_the_prompt_as_it_is() -> None:
     problem = Problem("{x} {prompt}?", "1", "a", "s", "math")
-    assert reworded(problem, "Q: {prompt}").prompt == "Q: {x} {prompt}?"
+    assert reworded(problem, "Q: {{ prompt }}").prompt == "Q: {x} {prompt}?"
     assert reworded(problem, None) is problem
 
 

@@ -10,6 +10,9 @@ from fedrlvr.tasks import KINDS, extract, instruction, wrap
 from fedrlvr.tasks.extraction import LONGEST_ANSWER, LOOKED_AT, balanced, behind_answer, last_box
 from fedrlvr.tasks.problem import Kind
 
+MARKED = [kind for kind in KINDS if kind != "whole"]
+"""Kinds whose answer stands in a mark."""
+
 
 @pytest.mark.parametrize(
     ("completion", "answer"),
@@ -109,7 +112,7 @@ def test_final_word(last: str, word: str | None) -> None:
 
 
 def test_own_wrapping_is_extracted_and_an_instruction_repeated_is_no_answer() -> None:
-    for kind in KINDS:
+    for kind in MARKED:
         assert extract("Thus " + wrap("B", kind), kind) == "B"  # type: ignore[arg-type]
         assert extract(instruction(kind), kind) is None  # type: ignore[arg-type]
 
@@ -140,7 +143,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_a_megabyte_of_anything_costs_bounded_time(name: str) -> None:
     start = time.perf_counter()
-    answers = [extract(LONG[name], kind) for kind in KINDS]  # type: ignore[arg-type]
+    answers = [extract(LONG[name], kind) for kind in MARKED]  # type: ignore[arg-type]
     assert time.perf_counter() - start < 2.0
     assert answers == [None] * 4 if name != "closed boxes" else ["a"] * 4
 
@@ -168,3 +171,26 @@ def test_the_characters_behind_an_answer_are_counted_to_the_end_of_the_completio
 ) -> None:
     assert behind_answer(completion, kind) == behind
     assert behind_answer("x" * 30_000 + "\n" + completion, kind) == behind
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("64\n", "64"),
+        (" 64 ", "64"),
+        ("<think>48 and 16</think>64", "64"),
+        ("64\n3+4=7", "64\n3+4=7"),
+        (r"\boxed{64}", r"\boxed{64}"),
+        ("", None),
+        (" \n", None),
+        ("64\x00", None),
+        ("6" * (LONGEST_ANSWER + 1), None),
+    ],
+)
+def test_a_whole_response_is_the_answer(completion: str, answer: str | None) -> None:
+    assert extract(completion, "whole") == answer
+
+
+def test_behind_a_whole_response_is_white_space_alone() -> None:
+    assert behind_answer("64 \n", "whole") == 2
+    assert instruction("whole") == ""

@@ -78,7 +78,7 @@ ALPHABET = [
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(ALPHABET), max_size=40).map("".join), st.sampled_from(GOLDS))
 def test_nonsense_never_raises(text: str, gold: str) -> None:
-    for kind, answer in zip(KINDS, (gold, "B", "yes", "x"), strict=True):
+    for kind, answer in zip(KINDS, (gold, "B", "yes", "x", "x"), strict=True):
         assert grade(text, answer, kind) in (0.0, 1.0)  # type: ignore[arg-type]
         assert grade(rf"\boxed{{{text}}}", answer, kind) in (0.0, 1.0)  # type: ignore[arg-type]
     canonical(text, "math")
@@ -256,3 +256,10 @@ def test_importing_tasks_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=sys.path[0] or None
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_whole_response_is_right_up_to_case_width_and_white_space() -> None:
+    assert grade("64\n", "64", "whole") == 1.0
+    assert grade("A  Noun", "a noun", "whole") == 1.0
+    for wrong in ("64.", r"\boxed{64}", "64\n3+4=7", "#### 64", ""):
+        assert grade(wrong, "64", "whole") == 0.0
