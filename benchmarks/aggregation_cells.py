@@ -48,7 +48,7 @@ WEIGHTS = {
 are free of the scale of rewards, so `scales` has no options; in `even` the one is tried that helped elsewhere."""
 FEDERATION = {
     "even": [],
-    "scales": ["data.reward='benchmarks.aggregation_data:scaled'"],
+    "scales": ["data.rewards='benchmarks.aggregation_data:scaled'"],
     "difficulty": [f"federation.clients={list(DIFFICULTIES)}"],
     "wrong_labels": [],
 }

@@ -47,7 +47,7 @@ FEDERATIONS = ("scales", "difficulty", "wrong_labels")
 
 
 def scaled(completion: str, answer: str, scale: float) -> float:
-    """The scale if the answer is right, else 0: what `data.reward` of the federation `scales` names."""
+    """The scale if the answer is right, else 0: what `data.rewards` of the federation `scales` names."""
     return scale * grade(completion, answer, "math")
 
 

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from fedrlvr.config import Config
 from fedrlvr.config.federation import Deviation
+from fedrlvr.config.problems import RewardConfig
 from fedrlvr.config.prompt import RUN_WIDE
 from fedrlvr.config.reference import SettingRow, describe, members, summary, types
 from fedrlvr.deployment.site.config import Limits, MachineConfig, SiteConfig
@@ -52,6 +53,7 @@ def everything() -> Iterator[SettingRow]:
     for name, info in Config.model_fields.items():
         yield from describe(name, info)
     yield from describe("deviations", FieldInfo(annotation=Deviation))
+    yield from describe("rewards", FieldInfo(annotation=RewardConfig))
     for name, section in (("site", SiteConfig), ("machine", MachineConfig), ("limits", Limits)):
         yield from describe(name, FieldInfo(annotation=section))
 
@@ -69,6 +71,9 @@ def page() -> str:
             if len(classes) > 1
         ]
         lines += ([""] if len(classes) > 1 else []) + _table(describe(name, info))
+        if name == "data":
+            lines += ["#### Entries of data.rewards", "", summary(RewardConfig), ""]
+            lines += _table(describe("rewards", FieldInfo(annotation=RewardConfig)))
         if name == "federation":
             lines += ["#### [federation.deviations.NAME]", "", summary(Deviation), ""]
             lines += _table(describe("deviations", FieldInfo(annotation=Deviation)))
@@ -95,7 +100,11 @@ def _code(default: str) -> str:
 def _file(setting: SettingRow) -> str:
     if setting.section in ("site", "machine", "limits"):
         return "site"
-    return "both" if setting.section in _SHARED and setting.name not in {"public_size", *RUN_WIDE} else "experiment"
+    return (
+        "both"
+        if setting.section in (*_SHARED, "rewards") and setting.name not in {"public_size", *RUN_WIDE}
+        else "experiment"
+    )
 
 
 if __name__ == "__main__":

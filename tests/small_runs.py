@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -83,6 +84,17 @@ def parity(completion: str, answer: str, **info: Any) -> float:
     return float(sum(map(ord, completion)) % 2 == 0)
 
 
+def length_of(completion: str, answer: str, **info: Any) -> float:
+    """The number of characters, and 2: a reward that is never below 1."""
+    return 2.0 + len(completion)
+
+
+def hangs(completion: str, answer: str, **info: Any) -> float:
+    """A reward that nobody lives to see."""
+    time.sleep(3600)
+    return 0.0
+
+
 def zero(completion: str, answer: str, **info: Any) -> float:
     """A reward from which nothing is learnt."""
     return 0.0
@@ -117,7 +129,7 @@ def settings(model: Path, problems: Path, directory: Path | None, **changes: Map
         "run": {"seed": 3},
         "model": {"name": str(model), "device": "cpu"},
         "lora": {"rank": 4, "alpha": 8.0},
-        "data": {"name": "jsonl", "path": str(problems), "reward": "small_runs:parity"},
+        "data": {"name": "jsonl", "path": str(problems), "rewards": "small_runs:parity"},
         "prompt": {"instruction": ""},
         "partition": {"type": "source"},
         "federation": {"clients": list(CLIENTS)},

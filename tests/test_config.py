@@ -100,6 +100,15 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
         (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_steps"),
         (care(trust_above=0.5), "supervision.trust_above is now called supervision.min_reliability"),
+        ({"data": {"reward": "mine:f"}}, "data.reward is now called data.rewards"),
+        (
+            {"federation": {"deviations": {"client-1": {"reward": "mine:f"}}}},
+            "federation.deviations.client-1.reward is now called federation.deviations.client-1.rewards",
+        ),
+        (
+            {"data": {"rewards": [{"us": "mine:f"}]}},
+            "unknown key 'data.rewards.0.us' (did you mean 'data.rewards.0.use'?)",
+        ),
         (care(bugdet=0.1), "unknown key 'supervision.bugdet' (did you mean 'supervision.budget'?)"),
         ({"train": {"budget": 0.1}}, "unknown key 'train.budget' (did you mean 'supervision.budget'?)"),
         ({"supervision": {"type": "oracle", "ledgers": "x"}}, "'supervision.ledgers' (did you mean 'run.ledgers'?)"),
@@ -485,3 +494,40 @@ def test_a_number_that_float32_does_not_hold_is_refused_by_name(setting: str, va
     section, name = setting.split(".")
     with pytest.raises(ConfigError, match=rf"{section}\.{name}"):
         parse_config({section: {name: value}})
+
+
+def test_rewards_may_be_written_as_their_import_paths() -> None:
+    text, several = (parse_config({"data": {"rewards": stated}}) for stated in ("mine:f", ["grader", "mine:f"]))
+    assert [(entry.use, entry.weight) for entry in text.data.rewards] == [("mine:f", 1.0)]
+    assert [entry.use for entry in several.data.rewards] == ["grader", "mine:f"]
+    assert (text.data.graded_by_kind, several.data.graded_by_kind) == (False, True)
+    assert parse_config({}).data.graded_by_kind
+    assert text.with_absolute_paths().run.started_in is not None
+    assert parse_config({"data": {"rewards": "grader"}}).with_absolute_paths().run.started_in is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        ([{"use": "mine:f"}, {"use": "mine:f", "weight": 2}], "'mine:f' is there twice"),
+        ([f"mine:f{i}" for i in range(9)], "at most 8"),
+        ([{"use": "mine:f", "weight": 0}], "every weight is 0"),
+        ([{"use": "grader", "time_limit": 3}], "time_limit has no effect"),
+        ([{"use": "mine:f", "time_limit": 0}], "time_limit"),
+        ([{"use": "mine:f", "weight": "x"}], "data.rewards.0.weight"),
+    ],
+)
+def test_rewards_that_cannot_be_used(rewards: Any, reason: str) -> None:
+    assert reason in refused({"data": {"rewards": rewards}})
+
+
+def test_votes_go_with_one_reward_of_weight_1() -> None:
+    weighted = ["grader", {"use": "mine:f", "weight": 0.2}]
+    for tree in ({"data": {"rewards": weighted}}, {"data": {"rewards": [{"use": "mine:f", "weight": 2}]}}):
+        reason = refused({**tree, "supervision": {"type": "care"}})
+        assert "data.rewards" in reason
+        assert "supervision.type" in reason
+    deviating = {"federation": {"deviations": {"client-1": {"rewards": weighted}}}}
+    assert "deviations.client-1.rewards" in refused({**deviating, "supervision": {"type": "care"}})
+    parse_config({"data": {"rewards": "mine:f"}, "supervision": {"type": "care"}})
+    parse_config({"data": {"rewards": weighted}, **deviating})

@@ -206,7 +206,8 @@ class CohortApp:
         problems = client.split(split)
         rates = []
         for problem, responses in zip(problems, drawn, strict=True):
-            right = [reward >= CORRECT for reward in client.grade(problem, [response.text for response in responses])]
+            texts, finished = [r.text for r in responses], [r.finished for r in responses]
+            right = [reward >= CORRECT for reward in client.grade(problem, texts, finished)]
             rates.append(sum(right) / len(right))
         release.rated(request, rates)
         by_source: dict[str, list[float]] = {}

@@ -11,10 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from fedrlvr.policy.learner import StepStats
-from fedrlvr.rl import CORRECT, Group
+from fedrlvr.rl import CORRECT, Group, is_correct
 from fedrlvr.supervision import Clusters, Supervised, oracle_gap
 from fedrlvr.supervision.types import Fate
-from fedrlvr.wire.messages import BINS
+from fedrlvr.tasks.problem import WeightedReward
+from fedrlvr.wire.messages import BINS, reward_name
 
 
 @dataclass
@@ -62,7 +63,9 @@ class StepMetrics:
         self.last_tokens = sum(len(response.token_ids) for response in responses)
         self.tokens_sampled += self.last_tokens
         self.means.add("reward", sum(rewards), len(rewards))
-        self.means.add("pass@1", sum(reward >= CORRECT for reward in rewards), len(rewards))
+        self.means.add("pass@1", sum(map(is_correct, rewards)), len(rewards))
+        for place, total in enumerate(_parts(groups)):
+            self.means.add(reward_name(place), total, len(rewards))
         self.means.add("zero_variance_groups", sum(group.same_rewards for group in groups), len(groups))
         self.means.add("response_length", self.last_tokens, len(responses))
         self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
@@ -103,6 +106,13 @@ class StepMetrics:
             **(public if self.public_tokens_sampled else {}),
             **{f"seconds_{phase}": value for phase, value in self.seconds.items()},
         }
+
+
+def _parts(groups: Sequence[Group]) -> list[float]:
+    """Sums of each of several rewards over all responses; nothing where there is only one reward. A response that is
+    not graded has 0 of each, as it has of their weighted sum."""
+    columns = [reward.parts for group in groups for reward in group.rewards if isinstance(reward, WeightedReward)]
+    return [math.fsum(column) for column in zip(*columns, strict=True)]
 
 
 @dataclass

@@ -102,7 +102,10 @@ def mix(
         drawn = cohort.sample(prompts, decoding, seeds)
         for row, request in requests.items():
             pairs = zip(request.data.validation, drawn[row], strict=True)
-            rewards = [request.data.grade(problem, [r.text for r in responses]) for problem, responses in pairs]
+            rewards = [
+                request.data.grade(problem, [r.text for r in responses], [r.finished for r in responses])
+                for problem, responses in pairs
+            ]
             right[row][share] = sum(reward >= CORRECT for of_problem in rewards for reward in of_problem)
     shares = {row: best_share(right[row]) for row in requests}
     return {row: mixed(starts[row].adapter, trained[row], share) for row, share in shares.items()}, shares

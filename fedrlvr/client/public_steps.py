@@ -143,7 +143,7 @@ class PublicSteps:
             memory.waiting = [Group(*group) for group in parts]
             for group in memory.waiting:
                 withhold_unfinished(group.responses, self.asked.train.unfinished)
-                rewards = request.data.grade(_public(group), [response.text for response in group.responses])
+                rewards = request.data.grade(_public(group), group.texts, group.finished)
                 for response, reward in zip(group.responses, rewards, strict=True):
                     response.reward = reward
                 memory.metrics.public_tokens_sampled += sum(len(r.token_ids) for r in group.responses)
@@ -226,7 +226,7 @@ class PublicSteps:
             if usable:
                 text = base.decode(list(foreign.token_ids))
                 problem = _public(waiting[foreign.problem])
-                (reward,) = request.data.grade(problem, [text])
+                (reward,) = request.data.grade(problem, [text], [foreign.token_ids[-1] in base.eos_ids])
                 usable = reward >= CORRECT and not flaw(
                     text,
                     behind_answer(request.data.reward, text, problem),

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.personal import PersonalConfig
-from fedrlvr.config.problems import DataConfig, Partition, SourcePartition
+from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
 from fedrlvr.config.prompt import PromptConfig, with_template
 from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
@@ -34,6 +34,7 @@ from fedrlvr.config.sections import (
 )
 from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.files import read_json
+from fedrlvr.tasks.problem import GRADER
 from fedrlvr.zoo import embedded_config
 
 
@@ -88,8 +89,9 @@ class Config(Section):
         """The configuration with its local paths absolute, so that it means the same from any working directory."""
         names = ("directory", "ledgers", "started_in", "secrets")
         run = {name: _absolute(getattr(self.run, name)) for name in names}
-        rewards = (self.data.reward, *(deviation.reward for deviation in self.federation.deviations.values()))
-        if any(rewards) and run["started_in"] is None:
+        deviations = self.federation.deviations.values()
+        rewards = [*self.data.rewards, *(entry for deviation in deviations for entry in deviation.rewards)]
+        if any(entry.use != GRADER for entry in rewards) and run["started_in"] is None:
             run["started_in"] = Path.cwd()
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
@@ -208,6 +210,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 _RENAMED = {
+    "data.reward": "data.rewards",
+    "federation.deviations.*.reward": "federation.deviations.*.rewards",
     "supervision.warm_up": "supervision.vote_free_steps",
     "supervision.trust_above": "supervision.min_reliability",
     "model.chat_template": 'prompt.chat, which is "auto", "on" or "off"',
@@ -219,8 +223,11 @@ _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswa
 """Sections that are one of several by their `type`, and one of these types."""
 
 
-_TABLES: dict[tuple[str, ...], type[Section]] = {("federation", "deviations"): Deviation}
-"""Settings that are tables of sections by name, and these sections' class."""
+_TABLES: dict[tuple[str, ...], type[Section]] = {
+    ("federation", "deviations"): Deviation,
+    ("data", "rewards"): RewardConfig,
+}
+"""Settings that are tables of sections by name, or lists of sections, and these sections' class."""
 
 
 def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
@@ -279,6 +286,8 @@ def _sections() -> dict[str, set[str]]:
 
 def _siblings(location: list[str]) -> list[str]:
     sections = _sections()
+    if len(location) > 3 and location[-3] == "rewards":
+        return sorted(RewardConfig.model_fields)
     if len(location) == 4 and tuple(location[:2]) in _TABLES:
         return sorted(_TABLES[location[0], location[1]].model_fields)
     return sorted(sections) if len(location) == 1 else sorted(sections.get(location[0], set()))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from fedrlvr.config.client_names import MOST_CLIENTS, check_client_names
+from fedrlvr.config.problems import RewardList, check_weighted
 from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.config.sections import Name, OnlyWith, Section
 
@@ -30,9 +31,9 @@ class Deviation(Section):
     template: str | None = None
     """Jinja template of this client's problems in training and evaluation, such as "Q: {{ prompt }}", as
     `prompt.template` is for all clients. Unset: the problems stay as they are."""
-    reward: Annotated[str | None, TRAINS] = None
-    """Import path `module:function` of the client's own reward for its training problems, as `data.reward` is for all.
-    Held-out and public problems keep the reward of the run. Unset: data.reward."""
+    rewards: Annotated[RewardList, TRAINS] = Field(default_factory=list)
+    """The client's own rewards for its training problems, as `data.rewards` is for all. Held-out and public problems
+    keep the rewards of the run. Unset: data.rewards."""
 
     @field_validator("template")
     @classmethod
@@ -92,7 +93,7 @@ class FederationConfig(Section):
             place = f"federation.deviations.{client}"
             if client not in self.names:
                 raise ValueError(f"{place}: there is no such client; the clients are {', '.join(self.names)}")
-            for name in ("free_rider", "reward"):
+            for name in ("free_rider", "rewards"):
                 if self.arm == "central" and getattr(deviation, name):
                     raise ValueError(
                         f"{place}.{name} has no effect with federation.arm = 'central', which has one client"
@@ -101,12 +102,13 @@ class FederationConfig(Section):
                 raise ValueError(f"{place}.template has no effect beside prompt.template. Leave one of them out")
             supervision = config.supervision
             unlabelled = {"wrong_labels": supervision.unlabelled or not supervision.verified}
-            for name, useless in {**unlabelled, "reward": not supervision.verified}.items():
+            for name, useless in {**unlabelled, "rewards": not supervision.verified}.items():
                 if useless and getattr(deviation, name):
                     raise ValueError(
                         f"{place}.{name} has no effect with supervision.type = {supervision.type!r}, whose rewards do "
                         "not come from the labels of the data set"
                     )
+            check_weighted(f"{place}.rewards", deviation.rewards, supervision)
 
     @property
     def names(self) -> list[str]:

@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedrlvr.config.sections import Section, UserPath
+from fedrlvr.tasks.problem import GRADER
+
+MOST_REWARDS = 8
+"""Largest number of rewards of a response."""
+
+
+class RewardConfig(Section):
+    """One of the rewards whose weighted sum a response is trained on."""
+
+    use: str = GRADER
+    """Import path `module:function` of your own reward (docs/data.md), or `grader`, the package's grader for the
+    problem's kind."""
+    weight: float = 1.0
+    """Weight of the reward in the sum. A negative weight makes it a penalty; with 0 its mean is only reported."""
+    time_limit: float = Field(10.0, gt=0, le=86400)
+    """Seconds that one call of the function may take: one response, or all responses to a problem where the function
+    takes them together. A call that takes longer ends the round of this client with an error."""
+    memory: float = Field(4.0, ge=0, le=1048576)
+    """Memory in GiB of address space that the function may take besides its imports. 0: no limit, which a function that
+    computes on a GPU needs."""
+
+    @model_validator(mode="after")
+    def _limits_of_a_function(self) -> RewardConfig:
+        for name in ("time_limit", "memory"):
+            if self.use == GRADER and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with use = {GRADER!r}")
+        return self
+
+
+def _entries(value: Any) -> Any:
+    """Entries that may be written as the text of their `use`, and one such text alone."""
+    entries = [value] if isinstance(value, str) else value
+    return [{"use": e} if isinstance(e, str) else e for e in entries] if isinstance(entries, list) else entries
+
+
+def _different_rewards(value: list[RewardConfig]) -> list[RewardConfig]:
+    if len(value) > MOST_REWARDS:
+        raise ValueError(f"at most {MOST_REWARDS} rewards")
+    uses = [entry.use for entry in value]
+    if twice := [use for use in uses if uses.count(use) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice; give it once, with the sum of the weights")
+    if value and not any(entry.weight for entry in value):
+        raise ValueError("every weight is 0, so nothing would be trained on")
+    return value
+
+
+RewardList = Annotated[list[RewardConfig], BeforeValidator(_entries), AfterValidator(_different_rewards)]
 
 
 class DataConfig(Section):
@@ -43,9 +91,10 @@ class DataConfig(Section):
     unreachable_golds: float = Field(0.05, ge=0, le=1)
     """Largest accepted share of gold answers that no short marked answer can match, such as a sentence or Markdown. A
     run above it is refused before training; 1 accepts all."""
-    reward: str | None = None
-    """Import path `module:function` of your own `reward(completion, answer, **info) -> float`. Unset: the package's
-    grader for the problem's kind."""
+    rewards: RewardList = Field(default_factory=list)
+    """Rewards of a training response, whose weighted sum is trained on: a list of tables, such as [{use = "grader"},
+    {use = "mine:short", weight = 0.2}], or one import path as text. `grader`, or the first where it is missing, decides
+    whether a response is correct. Unset: the package's grader for the problem's kind, alone."""
     arithmetic: bool = False
     """Whether unevaluated arithmetic (`9+9`) counts as correct where the gold answer is its value (18). Off by default,
     because a policy could otherwise earn the reward by copying an expression from the prompt."""
@@ -54,6 +103,25 @@ class DataConfig(Section):
         """There are public problems where they are to be trained on."""
         if self.train_on_public and not self.public_size:
             raise ValueError("data.train_on_public has no effect with data.public_size = 0")
+        check_weighted("data.rewards", self.rewards, config.supervision)
+
+    @property
+    def graded_by_kind(self) -> bool:
+        """Whether the package's grader decides whether a response is correct."""
+        return not self.rewards or any(entry.use == GRADER for entry in self.rewards)
+
+
+def check_weighted(place: str, rewards: Sequence[RewardConfig], supervision: Any) -> None:
+    """Refuse rewards that are a weighted sum with a supervision that compares rewards with right and wrong.
+
+    Raises:
+        ValueError: they are; the text begins with `place`.
+    """
+    if [entry.weight for entry in rewards] not in ([], [1.0]) and supervision.type != "labels":
+        raise ValueError(
+            f"{place}: several rewards, or a weight other than 1, need supervision.type = 'labels'; with "
+            f"{supervision.type!r} rewards tell right from wrong, so give one reward"
+        )
 
 
 class IidPartition(Section):

@@ -20,7 +20,7 @@ _SINCE = """
 0.1.0 run name seed directory keep_checkpoints tracker
 0.1.0 model name dtype device gradient_checkpointing
 0.1.0 lora rank alpha targets
-0.1.0 data name path options train_size public_size test_size max_prompt_tokens reward
+0.1.0 data name path options train_size public_size test_size max_prompt_tokens
 0.1.0 partition type alpha
 0.1.0 federation clients fraction arm
 0.1.0 sampling group_size max_new_tokens temperature top_p top_k
@@ -68,10 +68,13 @@ _SINCE = """
 0.8.0 limits least_learned least_tokens least_positions largest_ratio problem_share least_scored round_numbers
 0.8.0 coordination pool_tail pool_length
 0.9.0 federation excluded deviations
-0.9.0 deviations wrong_labels free_rider reward
+0.9.0 deviations wrong_labels free_rider
 0.10.0 deviations template
 0.10.0 prompt instruction system template examples shots chat template_args prefill stop
 0.10.0 limits chat template_args instruction system template examples shots prefill stop
+0.10.0 data rewards
+0.10.0 deviations rewards
+0.10.0 rewards use weight time_limit memory
 """
 SINCE = {
     f"{section}.{name}": version

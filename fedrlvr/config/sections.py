@@ -138,8 +138,8 @@ class RunConfig(Section):
     directory: UserPath | None = None
     """Directory that the run writes to. Unset: a new directory `runs/<name>-<date>-<time>`."""
     started_in: UserPath | None = None
-    """Directory in which the module of data.reward is searched, after the import path. Unset: the working directory. A
-    run writes it into its config.json, so that the run can be resumed from anywhere."""
+    """Directory in which the modules of data.rewards are searched, after the import path. Unset: the working directory.
+    A run writes it into its config.json, so that the run can be resumed from anywhere."""
     ledgers: Annotated[UserPath | None, OnlyWith("supervision.labels_from", ("desk",))] = None
     """Directory of the clients' label ledgers (`<client>.sqlite`), which never leave the machine. Unset: each ledger
     lies in the run directory, as `clients/<client>/ledger.sqlite`. Set it to use people's labels in more than one

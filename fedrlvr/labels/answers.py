@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from fedrlvr.errors import DataError, GradingError
 from fedrlvr.tasks.problem import Problem, Question
-from fedrlvr.tasks.rewards import Reward
+from fedrlvr.tasks.rewards import Reward, score
 
 
 class Answers:
@@ -42,14 +42,18 @@ class Answers:
         """Answer of the data set, to be entered into a ledger; "" if there is none."""
         return self._problems[question.id].answer
 
-    def grade(self, question: Question, label: str, completions: Sequence[str]) -> list[float]:
+    def grade(
+        self, question: Question, label: str, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float]:
         """Rewards of completions if `label` is the answer.
+
+        finished: whether each response ended by itself; None: all did.
 
         Raises:
             GradingError: the label is empty, or the reward fails; the text names the client.
         """
         # What else the problem says of itself goes to a reward of the user's own; the answer in it does not.
-        return self._grade(replace(self._problems[question.id], answer=label), completions)
+        return self._grade(replace(self._problems[question.id], answer=label), completions, finished)
 
     def peek(self, question: Question, completions: Sequence[str]) -> list[float]:
         """True rewards by the data set's own answer, whether a label was paid for or not.
@@ -59,19 +63,29 @@ class Answers:
         """
         return self._grade(self._problems[question.id], completions)
 
-    def _grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
+    def _grade(
+        self, problem: Problem, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float]:
         if not problem.answer:
             raise GradingError(f"{self._client}: problem {problem.id!r} has no answer, so nothing can be graded by it.")
-        return rewards(self._client, self._reward, problem, completions)
+        return rewards(self._client, self._reward, problem, completions, finished)
 
 
-def rewards(client: str, reward: Reward, problem: Problem, completions: Sequence[str]) -> list[float]:
+def rewards(
+    client: str,
+    reward: Reward,
+    problem: Problem,
+    completions: Sequence[str],
+    finished: Sequence[bool] | None = None,
+) -> list[float]:
     """A problem's completions graded by the answer it has.
+
+    finished: whether each response ended by itself; None: all did.
 
     Raises:
         GradingError: the reward fails; the text names the client.
     """
     try:
-        return [reward(completion, problem) for completion in completions]
+        return score(reward, problem, completions, finished)
     except GradingError as error:
         raise GradingError(f"{client}: {error}") from (error.__cause__ or error)

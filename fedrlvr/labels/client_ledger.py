@@ -27,7 +27,9 @@ class Budget:
 class NoLabels:
     """The ledger of a client without labels, which asks no one (supervision's `Ledger`)."""
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
+    def grade(
+        self, problem: Question, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float] | None:
         """None for every problem, since none has a label."""
         return None
 
@@ -61,13 +63,17 @@ class AllLabels(NoLabels):
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float]:
+    def grade(
+        self, problem: Question, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float]:
         """True rewards of the completions, by the problem's own answer.
+
+        finished: whether each response ended by itself; None: all did.
 
         Raises:
             GradingError: the reward fails.
         """
-        return self._answers.grade(problem, self.label(problem), completions)
+        return self._answers.grade(problem, self.label(problem), completions, finished)
 
     def label(self, problem: Question) -> str:
         """Label of a problem: the data set's own answer."""
@@ -93,7 +99,9 @@ class ClientLedger:
         self.disk = disk
         self._answers, self._budget, self._desk, self._clock = answers, budget, desk, clock
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
+    def grade(
+        self, problem: Question, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float] | None:
         """True rewards by the label that was paid for, or None.
 
         Raises:
@@ -101,7 +109,7 @@ class ClientLedger:
             LedgerError: the ledger cannot be read.
         """
         label = self.label(problem)
-        return None if label is None else self._answers.grade(problem, label, completions)
+        return None if label is None else self._answers.grade(problem, label, completions, finished)
 
     def label(self, problem: Question) -> str | None:
         """Label of a problem that was paid for, or None.

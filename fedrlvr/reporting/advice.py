@@ -155,7 +155,7 @@ def _no_reward_sentence(rounds: Rounds) -> str:
     elif cut is not None and cut >= 0.5:
         cause = "Most responses end before they answer: raise sampling.max_new_tokens"
     elif unreadable is None:
-        cause = "The function that data.reward names gives 0 to every response: check it with `fedrlvr validate`"
+        cause = "The functions that data.rewards names give 0 to every response: check it with `fedrlvr validate`"
     elif unreadable >= 0.5:
         cause = (
             "Most responses do not mark their answer as the grader reads it: say in prompt.instruction how to, check "

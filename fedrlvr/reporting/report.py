@@ -182,7 +182,7 @@ def render(
         shared=scores is not None and len(scores.lines) > len(scores.sources),
         method=_method(config),
         held_out=_evaluation_figure(records),
-        figures=_training_figures(records, _CURVES),
+        figures=_training_figures(records, (*_CURVES, *_reward_curves(config))),
         server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),
@@ -334,6 +334,14 @@ def _server_step_figure(records: Sequence[Mapping[str, Any]]) -> Any:
     rates = {"server": [(round_, step["learning_rate"]) for round_, step in steps]}
     cosines = {"server": [(round_, step["mean_cosine"]) for round_, step in steps if "mean_cosine" in step]}
     return Markup(draw_curves(_STEP_CURVE, rates, cosines))
+
+
+def _reward_curves(config: Config) -> list[Curve]:
+    """A curve for each of several rewards; a run with one reward has no such numbers."""
+    return [
+        Curve(f"reward_{number}", f"Mean of reward {number}: {entry.use}, weight {entry.weight:g}", floor=False)
+        for number, entry in enumerate(config.data.rewards, start=1)
+    ]
 
 
 def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ Shape suffixes used throughout: P problems, G responses of a group, B responses 
 
 from fedrlvr.rl.advantage import assign_advantages, group_advantages
 from fedrlvr.rl.loss import LOSSES, k3, normaliser, policy_loss, ratio_sums, response_losses
-from fedrlvr.rl.samples import CORRECT, Group, Origin, Response, withhold_unfinished
+from fedrlvr.rl.samples import CORRECT, Group, Origin, Response, is_correct, withhold_unfinished
 
 __all__ = [
     "CORRECT",
@@ -15,6 +15,7 @@ __all__ = [
     "Response",
     "assign_advantages",
     "group_advantages",
+    "is_correct",
     "k3",
     "normaliser",
     "policy_loss",

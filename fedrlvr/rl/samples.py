@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from fedrlvr.tasks.problem import Problem, Question
+from fedrlvr.tasks.problem import Problem, Question, WeightedReward
 
 CORRECT = 1.0 - 1e-6
 """A response counts as correct from this reward on; a user's own reward may give less for partial credit."""
@@ -15,6 +15,11 @@ CORRECT = 1.0 - 1e-6
 
 Unfinished = Literal["grade", "zero", "mask"]
 """Treatments of a response that was cut at the length limit."""
+
+
+def is_correct(reward: float) -> bool:
+    """Whether a response with this reward counts as correct."""
+    return (reward.verified if isinstance(reward, WeightedReward) else reward) >= CORRECT
 
 
 class Origin(Enum):
@@ -99,6 +104,11 @@ class Group:
     def texts(self) -> list[str]:
         """Texts of the responses, in order."""
         return [response.text for response in self.responses]
+
+    @property
+    def finished(self) -> list[bool]:
+        """Whether each response ended by itself rather than at the length limit, in order."""
+        return [response.finished for response in self.responses]
 
     @property
     def same_rewards(self) -> bool:

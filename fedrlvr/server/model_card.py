@@ -116,7 +116,7 @@ def prompt_settings(facts: CardFacts, *, chat: bool) -> dict[str, Any]:
         "examples": prompt.examples,
         "prefill": prompt.prefill,
         "stop": list(prompt.stop),
-        "answer_marks": None if facts.deployed or data.reward is not None else marks,
+        "answer_marks": None if facts.deployed or not data.graded_by_kind else marks,
         "sampling": config.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}),
     }
 

@@ -41,7 +41,7 @@ class TrueLabels(Supervision):
         """
         verdicts = []
         for group in step.groups:
-            rewards = ledger.grade(group.problem.question, group.texts)
+            rewards = ledger.grade(group.problem.question, group.texts, group.finished)
             if rewards is None:
                 raise ValueError(f"problem {group.problem.id} has no label, and supervision by true labels needs one")
             verdicts.append(Supervised(rewards))

@@ -50,7 +50,7 @@ def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
     awaited = []
     for place, group in enumerate(step.groups):
         question = group.problem.question
-        rewards = ledger.grade(question, group.texts)
+        rewards = ledger.grade(question, group.texts, group.finished)
         if rewards is not None:
             known[place] = rewards
         elif ledger.awaited(question):
@@ -103,7 +103,8 @@ def settle(
     for rank, at in enumerate(acquired.queries, start=1):
         place = drawn.without[at]
         ledger.ask(query(place, rank))
-        rewards = ledger.grade(step.groups[place].problem.question, step.groups[place].texts)
+        group = step.groups[place]
+        rewards = ledger.grade(group.problem.question, group.texts, group.finished)
         if rewards is None:
             verdicts[place] = voted(place, rest, Fate.QUERIED)
         else:
@@ -113,7 +114,9 @@ def settle(
     asked = {step.groups[drawn.without[at]].problem.id for at in acquired.queries}
     for place, group in enumerate(step.groups):
         if place not in verdicts:  # awaited, or drawn twice
-            rewards = ledger.grade(group.problem.question, group.texts) if group.problem.id in asked else None
+            rewards = (
+                ledger.grade(group.problem.question, group.texts, group.finished) if group.problem.id in asked else None
+            )
             verdicts[place] = voted(place, rest, others) if rewards is None else Supervised(rewards)
     return [verdicts[place] for place in range(len(step.groups))]
 

@@ -46,8 +46,13 @@ class Query:
 class Ledger(Protocol):
     """The labels of one client, as its supervision may see them: only those it has paid for."""
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
-        """The true rewards of these completions, or None if the problem has no label here."""
+    def grade(
+        self, problem: Question, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float] | None:
+        """The true rewards of these completions, or None if the problem has no label here.
+
+        finished: whether each response ended by itself; None: all did.
+        """
 
     def awaited(self, problem: Question) -> bool:
         """Whether the problem was asked about and has no label: no expert has answered yet, or none could."""

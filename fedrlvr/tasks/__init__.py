@@ -8,7 +8,7 @@ from fedrlvr.tasks.grading import canonical, grade
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, partition, who_holds_what
 from fedrlvr.tasks.problem import KINDS, Kind, Problem, Question
-from fedrlvr.tasks.rewards import Reward, grader_for
+from fedrlvr.tasks.rewards import Reward, grader_for, rewards_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, set_aside
 from fedrlvr.tasks.task import Task
 from fedrlvr.tasks.validation import Failure, Validation, adversarial, validate
@@ -33,6 +33,7 @@ __all__ = [
     "instruction",
     "load",
     "partition",
+    "rewards_for",
     "set_aside",
     "task_of",
     "validate",

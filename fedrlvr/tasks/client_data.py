@@ -98,13 +98,17 @@ class ClientData:
         rng = random.Random(stream(private_seed(self.seed, self.secret), self.name, "examples"))
         return rng.sample(answered, count + 1)
 
-    def grade(self, problem: Problem, completions: Sequence[str]) -> list[float]:
+    def grade(
+        self, problem: Problem, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float]:
         """True rewards of a problem whose answer is at hand: a held-out or a public one.
+
+        finished: whether each response ended by itself; None: all did.
 
         Raises:
             GradingError: the reward fails; the text names the client.
         """
-        return rewards(self.name, self.reward, problem, completions)
+        return rewards(self.name, self.reward, problem, completions, finished)
 
     def draw(self, cursor: int, count: int, seed: int) -> list[Question]:
         """The next `count` training problems after `cursor` draws: seeded permutations, one after another."""

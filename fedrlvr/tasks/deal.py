@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.config.federation import Deviation
+from fedrlvr.config.problems import RewardConfig
 from fedrlvr.config.prompt import Wording
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
@@ -24,7 +25,7 @@ from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.prompts import Instruction, Prompts
-from fedrlvr.tasks.rewards import Reward, grader_for
+from fedrlvr.tasks.rewards import Rewards, rewards_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def deal(config: Config) -> Dealt:
                 f"{setting}: {', '.join(lacking)} without validation problems. Raise data.validation_size, which is "
                 f"{data.validation_size}."
             )
-    reward = _grader(config, data.reward)
+    rewards = _rewards(config, data.rewards)
     deviations = config.federation.deviations
     if data.train_on_public:
         parts = {name: [*held, *public] for name, held in parts.items()}
@@ -99,8 +100,8 @@ def deal(config: Config) -> Dealt:
             name,
             parts[name],
             held_out[name],
-            reward,
-            training_reward=_grader(config, stated.reward) if stated.reward else None,
+            rewards.verifier,
+            training_reward=(_rewards(config, stated.rewards) if stated.rewards else rewards).training,
             wording=config.prompt,
             instruction=instruction,
             seed=seed,
@@ -151,8 +152,8 @@ def _of_training_clients(config: Config, train: list[Problem]) -> list[Problem]:
     return [problem for problem in train if problem.id not in left_out]
 
 
-def _grader(config: Config, path: str | None) -> Reward:
-    return grader_for(path, arithmetic=config.data.arithmetic, directory=config.run.started_in)
+def _rewards(config: Config, entries: Sequence[RewardConfig]) -> Rewards:
+    return rewards_for(entries, arithmetic=config.data.arithmetic, directory=config.run.started_in)
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:
@@ -161,7 +162,7 @@ def check_dealt(dealt: Dealt, data: DataConfig) -> None:
     Raises:
         DataError: more than the share data.unreachable_golds.
     """
-    if data.reward is None:
+    if data.graded_by_kind:
         check_golds(dealt.by_holder, data.unreachable_golds)
 
 
@@ -191,7 +192,7 @@ def public_problems(config: Config, base: Base) -> list[Problem]:
         ConfigError, DataError: as these.
     """
     _, public, _, _ = _apart(config)
-    if config.data.reward is None:
+    if config.data.graded_by_kind:
         check_golds({_PUBLIC: public}, config.data.unreachable_golds)
     return _public_that_fit(public, base, config)
 

@@ -1,15 +1,18 @@
-"""The typed problem: what `tasks` hands to every other package."""
+"""The typed problem, and the reward of several parts: what `tasks` hands to every other package."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["math", "choice", "yes_no_maybe", "exact", "whole"]
 KINDS: tuple[str, ...] = get_args(Kind)
+GRADER = "grader"
+"""Stands for the grader of each problem's kind where a reward is named."""
 
 
 class Turn(NamedTuple):
@@ -65,3 +68,21 @@ class Problem:
         """Hex digest of the prompt, blind to case, width and white space: two problems with one key are one problem."""
         text = " ".join(unicodedata.normalize("NFKC", self.prompt).casefold().split())
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class WeightedReward(float):
+    """A reward that is the weighted sum of several.
+
+    parts: the rewards that it is made of, in the configuration's order. verified: the one that decides whether the
+    response is correct.
+    """
+
+    parts: tuple[float, ...]
+    verified: float
+
+    @classmethod
+    def of(cls, parts: Sequence[float], weights: Sequence[float], verifier: int) -> WeightedReward:
+        """The sum of rewards by their weights. verifier: place of the reward that decides."""
+        reward = cls(math.fsum(weight * part for weight, part in zip(weights, parts, strict=True)))
+        reward.parts, reward.verified = tuple(parts), parts[verifier]
+        return reward

@@ -35,6 +35,7 @@ from fedrlvr.config import (
     TrainConfig,
 )
 from fedrlvr.config.methods import Precision
+from fedrlvr.config.problems import MOST_REWARDS
 from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
@@ -288,6 +289,11 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     return values
 
 
+def reward_name(place: int) -> str:
+    """Name of the mean of one of several rewards, by its place in data.rewards: reward_1 is the first."""
+    return f"reward_{place + 1}"
+
+
 _COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
 SINGLE = 3.5e38
 """A bound above every finite float32 number."""
@@ -299,7 +305,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
     **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
     **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
-    **dict.fromkeys(("reward", "verified_reward"), _REWARD),
+    **dict.fromkeys(("reward", "verified_reward", *map(reward_name, range(MOST_REWARDS))), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
     **dict.fromkeys(("loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"), _SINGLE),
     **dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), _SINGLE),

@@ -48,7 +48,7 @@ def test_run_without_a_directory_makes_one_that_is_named_by_the_run(
 def test_a_run_that_trains_nothing_says_so_last_and_exits_with_3_unless_it_is_allowed(
     fedrlvr: Command, toml: Toml, tmp_path: Path
 ) -> None:
-    path = toml(data={"reward": "small_runs:zero"}, sampling={"group_size": 16})
+    path = toml(data={"rewards": "small_runs:zero"}, sampling={"group_size": 16})
     said = fedrlvr("run", path, "--quiet")
     assert said.code == 3
     assert said.err.splitlines()[-1].startswith("Nothing was trained: no optimizer step had a gradient")

@@ -225,7 +225,7 @@ def test_every_interval_was_measured() -> None:
 
 def test_the_page_of_reports_lists_every_number_that_leaves_a_client() -> None:
     text = (DOCS / "report.md").read_text("utf-8")
-    families = ("audit_", "seconds_")  # listed as `audit_*`, `seconds_*`
+    families = ("audit_", "reward_", "seconds_")  # listed as `audit_*`, `reward_*`, `seconds_*`
     listed = set(re.findall(r"`([^`\n]+)`", text))
     assert {f"{family}*" for family in families} <= listed
     assert not [name for name in NUMBERS if not name.startswith(families) and name not in listed]

@@ -113,7 +113,7 @@ def test_a_reward_of_ones_own(here: Path, fedrlvr: Command) -> None:
     assert rewards.graded(r"\boxed{3}", "3") == 1.0
     assert rewards.graded(500 * "x" + r"\boxed{3}", "3") == 0.5
     assert rewards.graded(r"\boxed{4}", "3") == 0.0
-    (words,) = commands(block("docs/data.md", "sh", "data.reward"))
+    (words,) = commands(block("docs/data.md", "sh", "data.rewards"))
     sizes = ["--set", "data.train_size=4", "--set", "data.test_size=2"]
     done = fedrlvr(*words[1:], *sets(), *sizes, "--quiet", "--allow-nothing")  # four problems are too few to learn from
     assert done.code == 0, done.err

@@ -51,9 +51,9 @@ def test_golds_that_do_not_grade_are_counted(fedrlvr: Command, configured: Confi
         if split == "train":
             rows[2]["answer"] = "Add the second number to the first one, then look at the sum."
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"path": str(tmp_path), "unreachable_golds": 1.0, "reward": None, "test_size": None, "train_size": None}
+    data = {"path": str(tmp_path), "unreachable_golds": 1.0, "rewards": [], "test_size": None, "train_size": None}
     settings = configured(tmp_path / "run", data=data, federation={"clients": ["ann"]})
-    settings["data"].pop("reward")
+    settings["data"].pop("rewards")
     settings = {k: {n: v for n, v in section.items() if v is not None} for k, section in settings.items()}
     said = fedrlvr("doctor", write_toml(tmp_path / "exp.toml", settings))
     assert said.code == 0, said.out

@@ -43,7 +43,7 @@ def test_a_run_is_opened_from_any_directory_after_it_was_moved(
     write_problems(start / "data")
     (start / "my_reward.py").write_text(REWARD, "utf-8")
     tree = configured(Path("runs/first"), train={"rounds": 1})
-    tree["model"]["name"], tree["data"]["path"], tree["data"]["reward"] = "llm", "data", "my_reward:score"
+    tree["model"]["name"], tree["data"]["path"], tree["data"]["rewards"] = "llm", "data", "my_reward:score"
     first = write_toml(start / "exp.toml", tree)
     tree["model"]["adapter"], tree["run"]["directory"] = "runs/first/checkpoints/round-0001", "runs/second"
     text = write_toml(start / "secönd.toml", tree).read_bytes()

@@ -62,7 +62,7 @@ def organisation(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def make(name: str = "ann", **changes: Any) -> Organisation:
         directory = tmp_path / "sites" / name
-        task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:parity"}
+        task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "small_runs:parity"}
         tree: dict[str, Any] = {
             "name": name,
             "superlink": "127.0.0.1:9092",

@@ -161,7 +161,7 @@ class Deployment:
         changes: by name, of their site.toml.
         """
         for name, member in self.members.items():
-            task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "federations:parity"}
+            task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "federations:parity"}
             tree = {
                 "name": name,
                 "superlink": address,

@@ -251,7 +251,7 @@ def test_what_goes_wrong_is_not_told_to_the_server(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     give_problems(config, tmp_path / "sites")
-    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:tells_all"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "small_runs:tells_all"}
     site = answering(organisation(tasks={"main": task}))
     reply, _ = site.reply(header(), pack(train_content(config, cohort, terms(config, cohort))))
     assert reply == {"ok": False, "kind": "failed", "reason": "failed at ann (GradingError); the log there says why"}
@@ -433,7 +433,7 @@ def test_the_longest_prompt_is_the_shorter_of_the_runs_and_the_tasks(
 ) -> None:
     give_problems(config, tmp_path / "sites")
     length = max(len(cohort.base.encode(f"train {i} of ann?")) for i in range(8))
-    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:parity"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "small_runs:parity"}
     for run_, of_task, of_run in (("a", length - 1, None), ("b", None, length - 1), ("c", length, length - 1)):
         here = task if of_task is None else task | {"max_prompt_tokens": of_task}
         site = answering(organisation(tasks={"main": here}))

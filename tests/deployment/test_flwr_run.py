@@ -65,7 +65,7 @@ def test_flwr_run_in_a_clone_trains_a_federation_and_both_sides_name_what_a_site
                     "name": "jsonl",
                     "path": "problems",
                     "prompt": {"instruction": ""},
-                    "reward": "small_runs:parity",
+                    "rewards": "small_runs:parity",
                 }
             },
             models={model.name: str(model)},

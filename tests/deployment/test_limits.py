@@ -11,6 +11,7 @@ import pytest
 from factories import make_request, make_terms
 from pydantic import BaseModel
 
+from fedrlvr.config import DataConfig
 from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.limits import (
@@ -21,6 +22,7 @@ from fedrlvr.deployment.site.limits import (
     check_evaluation,
     check_examples,
     check_problems,
+    check_rewards,
 )
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
@@ -397,3 +399,11 @@ def test_the_page_on_privacy_names_every_limit_and_every_field_without_one() -> 
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)}
     assert set(Limits.model_fields) | HARMLESS <= named
+
+
+def test_a_weighted_sum_of_the_site_s_own_needs_labels() -> None:
+    both = DataConfig.model_validate({"rewards": ["grader", "mine:short"]}).rewards
+    check_rewards("clinic-a", "main", both, train())
+    check_rewards("clinic-a", "main", both[:1], train(supervision={"type": "majority"}))
+    with pytest.raises(LimitError, match=r"tasks.main.rewards of clinic-a.*supervision.type"):
+        check_rewards("clinic-a", "main", both, train(supervision={"type": "majority"}))

@@ -142,7 +142,9 @@ def test_what_a_site_refuses_or_withholds_leaves_it_out_and_nothing_with_it(
         **{"personal": {"type": "finish", "steps": 3}, "federation": QUORUM, "train": {"local_steps": 2}, **changes},
     )
     give_problems(config, tmp_path / "sites")
-    task = {"main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:parity"}}
+    task = {
+        "main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "small_runs:parity"}
+    }
     orgs = {"ann": organisation("ann"), "bob": organisation("bob", limits={**FLOORS_OFF, **limits})}
     if why == "no validation problems":
         orgs["ann"] = organisation("ann", tasks={"main": {**task["main"], "validation_size": 2}})

@@ -214,7 +214,7 @@ def test_what_is_wrong_with_a_task_is_told(organisation: Organisations) -> None:
     result = checks.task(org, "main", {})
     assert result.status == "problem"
     assert "The reward is wrong on" in result.advice
-    org = organisation(tasks={"main": {"reward": "absent:nothing"}})
+    org = organisation(tasks={"main": {"rewards": "absent:nothing"}})
     assert checks.task(org, "main", {}).value == "its problems cannot be used"
 
 

@@ -24,7 +24,7 @@ from fedrlvr.errors import AdapterError, ConfigError, LimitError
 from fedrlvr.server.metrics_log import read_metrics
 
 Sites = Callable[..., Path]
-TASK = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "small_runs:parity"}
+TASK = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "small_runs:parity"}
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_killed_with_kill_9_in_a_message_and_between_messages_it_is_as_if_it_had
 ) -> None:
     config = federation(model, tmp_path / "problems", tmp_path / "run", "pubswap")
     give_problems(config, tmp_path / "sites")
-    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "reward": "slow_reward:parity"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "slow_reward:parity"}
     ann = organisation("ann", tasks={"main": task})
     (ann.directory / "slow_reward.py").write_text(SLOW, "utf-8")
     wait, waiting = ann.directory / "wait", ann.directory / "waiting"

@@ -53,7 +53,7 @@ CALLED_FOR: dict[str, list[tuple[Records, str]]] = {
         (records({**ZERO, "unfinished": 0.7, "unreadable": 0.9}), "raise sampling.max_new_tokens"),
         (records({**ZERO, "unreadable": 0.9}, {**ZERO, "unreadable": 0.9}), "prompt.instruction"),
         (records(ZERO), "larger model (model.name)"),
-        (records({**ZERO, "unreadable": None}), "data.reward"),
+        (records({**ZERO, "unreadable": None}), "data.rewards"),
         (records({"reward": 0.3}, {"reward": 0.2}, ZERO, ZERO), "lower train.learning_rate"),
     ],
     "no variance": [

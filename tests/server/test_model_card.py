@@ -139,7 +139,7 @@ def test_prompt_settings_are_those_of_the_run() -> None:
     asking = prompt_settings(stated, chat=True)
     assert set(asking["instruction"].values()) == {"Be brief."}
     assert asking["answer_marks"] == ["<answer>ANSWER</answer>", r"\boxed{ANSWER}", "#### ANSWER"]
-    graded_elsewhere = facts_of(data={"name": "gsm8k", "path": "/secret", "reward": "mine:reward"})
+    graded_elsewhere = facts_of(data={"name": "gsm8k", "path": "/secret", "rewards": "mine:reward"})
     assert prompt_settings(graded_elsewhere, chat=True)["answer_marks"] is None
     reworded = facts_of(
         "ann", federation={"clients": ["ann", "bob"], "deviations": {"ann": {"template": "Q: {{ prompt }}"}}}

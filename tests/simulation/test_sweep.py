@@ -120,9 +120,9 @@ def graded(monkeypatch: pytest.MonkeyPatch) -> Graded:
     seen: Graded = Counter()
     real = ClientData.grade
 
-    def grade(self: ClientData, problem: Problem, completions: Sequence[str]) -> list[float]:
+    def grade(self: ClientData, problem: Problem, completions: Sequence[str], finished: Sequence[bool]) -> list[float]:
         seen[self.name, problem.id, tuple(completions)] += 1
-        return real(self, problem, completions)
+        return real(self, problem, completions, finished)
 
     monkeypatch.setattr(ClientData, "grade", grade)
     return seen
@@ -375,7 +375,7 @@ def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alon
 
 def test_one_whose_problems_cannot_be_graded_leaves_in_the_middle(planned: Planner, alone: Callable[..., Path]) -> None:
     """The computation they share fails because of one arm; the other is none the wiser."""
-    result = sweep(planned("data.reward=small_runs:parity,small_runs:tells_all"))
+    result = sweep(planned("data.rewards=small_runs:parity,small_runs:tells_all"))
     bad = [f"reward=small_runs-tells_all/seed-{seed}" for seed in (3, 4)]
     assert list(result.failures) == bad
     assert all(isinstance(error, GradingError) for error in result.failures.values())

@@ -54,7 +54,9 @@ class FakeLedger:
         """The ids of the problems that were asked about, in order."""
         return [query.question.id for query in self.asked]
 
-    def grade(self, problem: Question, completions: Sequence[str]) -> list[float] | None:
+    def grade(
+        self, problem: Question, completions: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> list[float] | None:
         label = self.labels.get(problem.id)
         return None if label is None else [float(text.endswith(f": {label}")) for text in completions]
 

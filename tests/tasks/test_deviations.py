@@ -110,7 +110,7 @@ def test_the_arm_central_pools_the_problems_as_the_clients_hold_them() -> None:
 
 
 def test_a_client_s_own_reward_is_for_its_training_alone() -> None:
-    both = dealt(b={"reward": "small_runs:parity"}).clients
+    both = dealt(b={"rewards": "small_runs:parity"}).clients
     problem = both[1].answers.everything()[0]
     assert both[1].answers.grade(problem.question, problem.answer, ["b", "a"]) == [1.0, 0.0], "98 is even, 97 is not"
     assert both[1].grade(problem, ["b", f"#### {problem.answer}"]) == [0.0, 1.0]

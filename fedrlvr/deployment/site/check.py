@@ -202,7 +202,7 @@ def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Find
 
     prompts: takes the task's prompts, worded as the task says.
     """
-    from fedrlvr.tasks import grader_for, validate
+    from fedrlvr.tasks import rewards_for, validate
     from fedrlvr.tasks.client_data import ClientData
     from fedrlvr.tasks.deal import instruction_of, own_problems
 
@@ -216,7 +216,7 @@ def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Find
             train, validation, test = own_problems(data, unlabelled=True, seed=0)
         problems = [*train, *validation, *test]
         graded = problems[:: -(-len(problems) // MOST_GRADED) or 1]
-        verdict = validate(graded, grader_for(data.reward, arithmetic=data.arithmetic), attacked=20)
+        verdict = validate(graded, rewards_for(data.rewards, arithmetic=data.arithmetic).verifier, attacked=20)
     except FedrlvrError as error:
         return Finding(title, "its problems cannot be used", "problem", str(error))
     value = f"{len(train)} problems for training, {len(test)} held out; {verdict.checked} gold answers graded"

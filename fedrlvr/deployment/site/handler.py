@@ -40,7 +40,7 @@ from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
 from fedrlvr.server.run_directory import personal_directory
 from fedrlvr.simulation.grid import delivered
-from fedrlvr.tasks import grader_for, task_of
+from fedrlvr.tasks import rewards_for, task_of
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems
 from fedrlvr.tasks.golds import check_golds
@@ -316,10 +316,12 @@ class Answering:
 
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
+            LimitError: the site's own rewards do not go with the run's supervision.
         """
         section = request.supervision if isinstance(request, StretchRequest) else None
         answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
+        limits.check_rewards(self.org.name, terms.task, task.rewards, request)
         wording = terms.prompt.worded(task.prompt)
         limits.check_examples(self.org.name, request, wording)
         lengths = [n for n in (terms.max_prompt_tokens, task.max_prompt_tokens) if n is not None]
@@ -330,17 +332,19 @@ class Answering:
             # Answers that are there are read either way; without them only some kinds of supervision can do.
             lenient = task_of(task.name).takes_labels
             train, validation, test = own_problems(task, unlabelled=lenient, seed=request.seed)
-            if task.reward is None:
+            if task.graded_by_kind:
                 check_golds({self.org.name: [*train, *validation, *test]}, task.unreachable_golds)
             if not self.org.config.limits.source_names:
                 validation, test = (
                     [replace(problem, source=terms.task) for problem in part] for part in (validation, test)
                 )
+            rewards = rewards_for(task.rewards, arithmetic=task.arithmetic)
             data = ClientData.of(
                 self.org.name,
                 train,
                 test,
-                grader_for(task.reward, arithmetic=task.arithmetic),
+                rewards.verifier,
+                training_reward=rewards.training,
                 wording=wording,
                 instruction=instruction_of(task, wording),
                 seed=request.seed,

@@ -6,12 +6,13 @@ after training, and the precision of what leaves, are in release.py; what is cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.aggregation.personal import SHARES
 from fedrlvr.config import Asking
+from fedrlvr.config.problems import RewardConfig, check_weighted
 from fedrlvr.config.prompt import PromptConfig, Wording
 from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.deployment.site.config import Limits
@@ -161,6 +162,22 @@ def check_evaluation(limits: Limits, name: str, request: EvaluateRequest, proble
     tokens = problems * request.evaluate.samples * request.sampling.max_new_tokens
     if reason := _reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message"):
         raise LimitError(f"{name} allows {reason}")
+
+
+def check_rewards(
+    name: str, task: str, rewards: Sequence[RewardConfig], request: StretchRequest | EvaluateRequest
+) -> None:
+    """Check that the rewards of a task go with the supervision that is asked for.
+
+    Raises:
+        LimitError: they are a weighted sum, and the supervision tells right from wrong.
+    """
+    if not isinstance(request, StretchRequest):
+        return
+    try:
+        check_weighted(f"tasks.{task}.rewards of {name}", rewards, request.supervision)
+    except ValueError as error:
+        raise LimitError(str(error)) from None
 
 
 def check_choice(limits: Limits, name: str, request: StretchRequest, problems: int) -> None:

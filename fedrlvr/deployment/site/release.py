@@ -30,17 +30,28 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import Memory
+from fedrlvr.config.problems import MOST_REWARDS
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.errors import FloorError, LimitError
 from fedrlvr.seeds import stream
-from fedrlvr.wire.messages import BINS, METRICS, PROBES, RespondRequest, SourceScores, StretchRequest, record_in
+from fedrlvr.wire.messages import (
+    BINS,
+    METRICS,
+    PROBES,
+    RespondRequest,
+    SourceScores,
+    StretchRequest,
+    record_in,
+    reward_name,
+)
 from fedrlvr.wire.public_messages import EXCHANGE, SHARE
 
 POOLED = "other sources"
 """Name under which the scores of small sources leave together."""
 SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"}
 SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
+SHARES |= {reward_name(place) for place in range(MOST_REWARDS)}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
 """Numbers that are means of values between 0 and 1, or of rewards."""
 OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}

@@ -31,7 +31,7 @@ from fedrlvr.server.run import RunResult, Server, public_set
 from fedrlvr.server.run_directory import RUN_ID_FILE, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.run import new_cohort, settled
-from fedrlvr.tasks import grader_for
+from fedrlvr.tasks import rewards_for
 from fedrlvr.tasks.deal import public_problems
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.zoo import embedded_config
@@ -84,13 +84,13 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)
     data = config.data
-    reward = grader_for(data.reward, arithmetic=data.arithmetic, directory=config.run.started_in)
+    rewards = rewards_for(data.rewards, arithmetic=data.arithmetic, directory=config.run.started_in)
     server = Server(
         config,
         directory,
         cohort.base,
         begin,
-        public_set(public, cohort.base, reward),
+        public_set(public, cohort.base, rewards.verifier),
         PlainProgress(),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
