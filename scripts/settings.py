@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from fedrlvr.config import Config
+from fedrlvr.config.also import AlsoConfig
 from fedrlvr.config.federation import Deviation
 from fedrlvr.config.problems import RewardConfig
 from fedrlvr.config.prompt import RUN_WIDE
@@ -53,6 +54,7 @@ def everything() -> Iterator[SettingRow]:
     for name, info in Config.model_fields.items():
         yield from describe(name, info)
     yield from describe("deviations", FieldInfo(annotation=Deviation))
+    yield from describe("also", FieldInfo(annotation=AlsoConfig))
     yield from describe("rewards", FieldInfo(annotation=RewardConfig))
     for name, section in (("site", SiteConfig), ("machine", MachineConfig), ("limits", Limits)):
         yield from describe(name, FieldInfo(annotation=section))
@@ -74,6 +76,9 @@ def page() -> str:
         if name == "data":
             lines += ["#### Entries of data.rewards", "", summary(RewardConfig), ""]
             lines += _table(describe("rewards", FieldInfo(annotation=RewardConfig)))
+        if name == "evaluate":
+            lines += ["#### [evaluate.also]", "", summary(AlsoConfig), ""]
+            lines += _table(describe("also", FieldInfo(annotation=AlsoConfig)))
         if name == "federation":
             lines += ["#### [federation.deviations.NAME]", "", summary(Deviation), ""]
             lines += _table(describe("deviations", FieldInfo(annotation=Deviation)))

@@ -177,17 +177,18 @@ def evaluate(
         run = open_run(source)
         settings = run.config
     with interruptible("nothing was changed; give the same command again"):
-        from fedrlvr.reporting.tables import scores_table
+        from fedrlvr.reporting.tables import also_table, scores_table
         from fedrlvr.server.metrics_log import scores_json
         from fedrlvr.simulation import evaluate as engine
 
         if run is None or base or adapter is not None:
-            scores = engine.evaluate(settings, adapter)
+            evaluation = engine.evaluate(settings, adapter)
         else:
-            round_, scores = engine.evaluate_run(run, personal=personal)
+            round_, evaluation = engine.evaluate_run(run, personal=personal)
             if round_ is not None:
                 echo(f"round {round_} of {settings.train.rounds}")
-    scores_table(scores_json(scores))
+    scores_table(scores_json(evaluation.scores))
+    also_table([{"also": evaluation.also}], settings)
 
 
 @app.command()

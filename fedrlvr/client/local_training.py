@@ -114,6 +114,7 @@ class LocalTraining:
         cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
         self.notes = ResponseNotes(self.learners)
+        self._phases: dict[str, float] = {}
 
     def run(self) -> list[RecordDict | Error]:
         """Train as the requests ask, and return each client's reply. Memories change only at the very end."""
@@ -137,36 +138,20 @@ class LocalTraining:
     def _local_step(self) -> None:
         """One local step of every client: draw problems, sample, grade and supervise, learn."""
         cohort, train, requests, memory = self.cohort, self.asked.train, self.learners, self.memory
-        started = time.perf_counter()
-        count = train.problems_per_step
-        problems = {
-            row: request.data.draw(memory[row].cursor, count, request.asked.seed) for row, request in requests.items()
-        }
-        prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
-        # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
-        seeds = {
-            row: stream(request.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps)
-            for row, request in requests.items()
-        }
-        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
-        drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
-        if not cohort.engine.sampled_logps:
-            cohort.rescore(prompts, drawn)
-        sampled, judging = time.perf_counter(), self.supervising.seconds
         first = memory[next(iter(requests))]
-        if first.round_steps == 0:
-            self.notes.sampled(drawn)
-        for of_client in drawn.values():
-            withhold_unfinished(chain.from_iterable(of_client), train.unfinished)
-        groups = {
-            row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
-            for row in requests
-        } | {row: [] for row in self.requests if row not in requests}
-        for row in requests:
-            self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
-            assign_advantages(groups[row], scale_by_std=train.scale_by_std)
-            self.notes.supervised(row, groups[row], self.supervising)
-        graded, judging = time.perf_counter(), self.supervising.seconds - judging
+        self._phases = {"sample": 0.0, "grade": 0.0}
+        drawn = self._drawn(dict.fromkeys(requests, train.problems_per_step), 0)
+        groups = {row: list(of_client) for row, of_client in drawn.items()}
+        for draw in range(1, train.dynamic_sampling + 1):
+            places = {row: [i for i, group in enumerate(groups[row]) if group.same_rewards] for row in requests}
+            if not any(places.values()):
+                break
+            for row, others in self._drawn({row: len(places[row]) for row in requests}, draw).items():
+                drawn[row] += others
+                for place, group in zip(places[row], others, strict=True):
+                    groups[row][place] = group
+        started = time.perf_counter()
+        groups |= {row: [] for row in self.requests if row not in requests}
         if first.round_steps + 1 == train.local_steps:
             for row, kl in cohort.kl_to_base(groups).items():
                 memory[row].metrics.kl = kl
@@ -181,17 +166,63 @@ class LocalTraining:
         learned = time.perf_counter()
         for row in requests:
             self.supervising.learn(row)
-            memory[row].cursor += count
             memory[row].steps += 1
             memory[row].round_steps += 1
-            memory[row].metrics.sampled(groups[row])
+            memory[row].metrics.sampled(drawn[row])
+            if train.dynamic_sampling:
+                memory[row].metrics.redrew(len(drawn[row]) - len(groups[row]))
             # A cohort's time is everybody's: each client is told its equal share.
-            memory[row].metrics.took(
-                sample=(sampled - started) / len(requests),
-                grade=(graded - sampled - judging) / len(requests),
-                train=(learned - graded) / len(requests),
-            )
+            phases = {**self._phases, "train": learned - started}
+            memory[row].metrics.took(**{name: seconds / len(requests) for name, seconds in phases.items()})
         self._observe()
+
+    def _drawn(self, counts: Mapping[str, int], draw: int) -> dict[str, list[Group]]:
+        """The next problems of every client, with graded responses and their advantages.
+
+        counts: of problems by row. draw: 0 for a step's own problems; a further draw of `train.dynamic_sampling` is
+        counted from 1.
+        """
+        cohort, train, requests, memory = self.cohort, self.asked.train, self.learners, self.memory
+        started, judging = time.perf_counter(), self.supervising.seconds
+        problems = {
+            row: request.data.draw(memory[row].cursor, counts[row], request.asked.seed)
+            for row, request in requests.items()
+        }
+        prompts = {row: request.encode(cohort.base, problems[row]) for row, request in requests.items()}
+        # Streams go by the client's own name, seed and round, so that it draws what it would draw without the others.
+        further = (draw,) if draw else ()
+        seeds = {
+            row: stream(
+                request.seed, request.client.name, "sample", request.asked.round, memory[row].round_steps, *further
+            )
+            for row, request in requests.items()
+        }
+        states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
+        drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
+        if not cohort.engine.sampled_logps:
+            cohort.rescore(prompts, drawn)
+        sampled = time.perf_counter()
+        notes = not draw and memory[next(iter(requests))].round_steps == 0
+        if notes:
+            self.notes.sampled(drawn)
+        for of_client in drawn.values():
+            withhold_unfinished(chain.from_iterable(of_client), train.unfinished)
+        groups = {
+            row: [Group(*parts) for parts in zip(problems[row], prompts[row], drawn[row], strict=True)]
+            for row in requests
+        }
+        for row in requests:
+            memory[row].cursor += counts[row]
+            if not counts[row]:
+                continue
+            self.supervising.supervise(row, groups[row], states[row] if states is not None else None)
+            assign_advantages(groups[row], scale_by_std=train.scale_by_std)
+            if notes:
+                self.notes.supervised(row, groups[row], self.supervising)
+        judging = self.supervising.seconds - judging
+        self._phases["sample"] += sampled - started
+        self._phases["grade"] += time.perf_counter() - sampled - judging
+        return groups
 
     def _rates(self) -> dict[str, float]:
         return {

@@ -54,9 +54,11 @@ class StepMetrics:
     last_tokens: int = 0
     public_tokens_sampled: int = 0
     public_tokens_trained: int = 0
+    redrawn: int | None = None
+    """Problems drawn again for one without a gradient; None where no problem is."""
 
     def sampled(self, groups: Sequence[Group]) -> None:
-        """Add the graded groups of one local step."""
+        """Add the graded groups of one local step, with those that others have taken the place of."""
         rewards = [reward for group in groups for reward in group.rewards]
         responses = [response for group in groups for response in group.responses]
         self.last_reward = sum(rewards) / len(rewards)
@@ -69,6 +71,10 @@ class StepMetrics:
         self.means.add("zero_variance_groups", sum(group.same_rewards for group in groups), len(groups))
         self.means.add("response_length", self.last_tokens, len(responses))
         self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
+
+    def redrew(self, problems: int) -> None:
+        """Add the problems of one local step that were drawn for one without a gradient."""
+        self.redrawn = (self.redrawn or 0) + problems
 
     def read(self, answers: Sequence[Sequence[str | None]]) -> None:
         """Add the answers that were read from the responses of one local step, by problem; None: none could be."""
@@ -104,6 +110,7 @@ class StepMetrics:
             "tokens_sampled": self.tokens_sampled,
             "tokens_trained": self.tokens_trained,
             **(public if self.public_tokens_sampled else {}),
+            **({} if self.redrawn is None else {"problems_redrawn": self.redrawn}),
             **{f"seconds_{phase}": value for phase, value in self.seconds.items()},
         }
 

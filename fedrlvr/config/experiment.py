@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fedrlvr.config.also import AlsoConfig, EvaluateSection, OtherTask
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.personal import PersonalConfig
@@ -23,7 +24,6 @@ from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
     EngineConfig,
-    EvaluateConfig,
     LoraConfig,
     ModelConfig,
     OnlyWith,
@@ -57,7 +57,7 @@ class Config(Section):
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateSection = EvaluateSection()
     engine: EngineConfig = EngineConfig()
 
     def ledger_file(self, run_directory: Path, client: str) -> Path:
@@ -96,7 +96,12 @@ class Config(Section):
         model: dict[str, Any] = {"adapter": _absolute(self.model.adapter)}
         if (path := self.model.local) is not None:
             model["name"] = str(path.absolute())
+        also = self.evaluate.also
+        if also is not None:
+            task = also.task and also.task.model_copy(update={"path": _absolute(also.task.path)})
+            also = also.model_copy(update={"text": _absolute(also.text), "task": task})
         changed = {
+            "evaluate": self.evaluate.model_copy(update={"also": also}),
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),
             "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
@@ -226,6 +231,7 @@ _UNIONS = {"partition": "source", "supervision": "care", "coordination": "pubswa
 _TABLES: dict[tuple[str, ...], type[Section]] = {
     ("federation", "deviations"): Deviation,
     ("data", "rewards"): RewardConfig,
+    ("evaluate", "also"): AlsoConfig,
 }
 """Settings that are tables of sections by name, or lists of sections, and these sections' class."""
 
@@ -286,6 +292,8 @@ def _sections() -> dict[str, set[str]]:
 
 def _siblings(location: list[str]) -> list[str]:
     sections = _sections()
+    if location[:2] == ["evaluate", "also"] and 2 < len(location) < 5:
+        return sorted((AlsoConfig if len(location) == 3 else OtherTask).model_fields)
     if len(location) > 3 and location[-3] == "rewards":
         return sorted(RewardConfig.model_fields)
     if len(location) == 4 and tuple(location[:2]) in _TABLES:

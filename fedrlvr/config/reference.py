@@ -74,6 +74,10 @@ _SINCE = """
 0.10.0 limits chat template_args instruction system template examples shots prefill stop
 0.10.0 data rewards
 0.10.0 deviations rewards
+0.10.0 train dynamic_sampling
+0.10.0 limits dynamic_sampling
+0.10.0 evaluate also
+0.10.0 also text text_tokens task
 0.10.0 rewards use weight time_limit memory
 """
 SINCE = {

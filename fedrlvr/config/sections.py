@@ -301,6 +301,12 @@ class TrainConfig(Section):
     clients' adapters drift further apart."""
     problems_per_step: int = Field(8, ge=1)
     """Number of problems in a local step of one client; each gets sampling.group_size responses."""
+    dynamic_sampling: int = Field(
+        0, ge=0, le=16, exclude_if=lambda value: not value
+    )  # so that messages stay as they were
+    """Largest number of further draws in a local step (DAPO's dynamic sampling). After each draw, problems whose
+    responses all have the same reward, and so no gradient, are replaced by as many of the client's next problems. A
+    step samples up to 1 + this number times the tokens. 0: every drawn problem stays."""
     loss: Literal[tuple(LOSSES)] = "dapo"  # type: ignore[valid-type]  # of a table, which mypy does not evaluate
     """Policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio; they average token losses over each
     response, by the longest allowed response, or over all tokens. `cispo` averages over all tokens, and a token whose
@@ -348,9 +354,15 @@ class TrainConfig(Section):
     moments, which never travel."""
 
     def check(self, config: Any) -> None:
-        """The warm-up ends before the run does."""
+        """The warm-up ends before the run does, and no problem is drawn again where that would cost a label."""
         if self.warmup_steps >= self.rounds * self.local_steps > 1:
             raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
+        if self.dynamic_sampling and hasattr(config.supervision, "labels_from"):
+            raise ValueError(
+                f"train.dynamic_sampling = {self.dynamic_sampling}: with supervision.type = "
+                f"{config.supervision.type!r} each problem that is drawn again could cost a label; set it to 0, or "
+                "use 'labels' or 'majority'"
+            )
 
 
 class EngineConfig(Section):

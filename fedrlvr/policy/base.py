@@ -161,6 +161,12 @@ class Base:
     def _appended(self) -> list[int]:
         return appended(self.tokenizer)
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text, without a template and without the tokens that the model does not know."""
+        unknown = self.tokenizer.unk_token_id
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [token for token in ids if token != unknown and token < self.vocabulary]
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Tokens that `decode` leaves out of a text, such as those of the chat template."""

@@ -19,7 +19,7 @@ from fedrlvr.out_of_memory import LOADING, PLACING, SAMPLING, TRAINING, memory_l
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.decode import DecodeSampler
-from fedrlvr.policy.forward import autocast
+from fedrlvr.policy.forward import autocast, text_logps
 from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.learner import Learner, StepStats, suitable_tokens
 from fedrlvr.policy.lora import LoraStack
@@ -186,6 +186,27 @@ class Cohort:
         with self._memory_in_training():
             values = self._training().kl_to_base([groups[c] for c in self.clients])
         return dict(zip(self.clients, values, strict=True))
+
+    @torch.no_grad()
+    def text_loss(self, client: str, windows: Sequence[Sequence[int]]) -> float:
+        """Mean negative log-likelihood, in nats, of the windows' tokens under a seated client's policy.
+
+        Each token is predicted from those before it in its window; a window's first token is not.
+
+        Raises:
+            MemoryLimitError: memory ran out.
+        """
+        place, total, tokens = self.clients.index(client), 0.0, 0
+        with self._memory_in_training():
+            for window in windows:
+                ids_T = torch.tensor(window, device=self.base.device)
+                self.stack.spans = [(place, 0, len(window))]
+                try:
+                    logps_N = text_logps(self.base, ids_T, self.engine)
+                finally:
+                    self.stack.spans = None
+                total, tokens = total - float(logps_N.double().sum()), tokens + len(logps_N)
+        return total / tokens
 
     def adapters(self) -> dict[str, Adapter]:
         """Copies of the seated clients' adapters, each at its own rank, without changes of the base weights."""

@@ -51,6 +51,19 @@ def response_logps(base: Base, batch: MicroBatch, temperature: float, engine: En
     return logps_M.new_zeros(batch.mask_RT.shape).masked_scatter(batch.mask_RT, logps_M)
 
 
+def text_logps(base: Base, ids_T: Tensor, engine: EngineConfig) -> Tensor:
+    """Log-probs [T - 1] of each token of a text but the first, given those before it."""
+    inputs: dict[str, Any] = {"input_ids": ids_T.unsqueeze(0), "use_cache": False}
+    targets_N = ids_T[1:]
+    with autocast(base, engine):
+        if heads_apart(base):
+            head = base.model.get_output_embeddings()
+            hidden_ND = base.model.get_decoder()(**inputs).last_hidden_state[0, :-1]
+            return token_logps(hidden_ND, targets_N, head.weight, head.bias, logits_at_once=engine.logits_at_once)
+        logits_NV = base.model(**inputs).logits[0, :-1].float()
+    return logits_NV.log_softmax(dim=1).gather(1, targets_N.unsqueeze(1)).squeeze(1)
+
+
 def heads_apart(base: Base) -> bool:
     """Whether logits can be made from hidden states apart from the model: a plain, frozen head and nothing after it."""
     return base.plain_head and type(base.model.get_output_embeddings()) is nn.Linear

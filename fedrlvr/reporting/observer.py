@@ -155,6 +155,16 @@ class PersonalEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AlsoMeasured(Event):
+    """The base model and the final adapter have been measured on what else matters (`evaluate.also`).
+
+    record: what belongs into the record of the last round, as `also`.
+    """
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded(Event):
     """All rounds are done and the adapter is exported.
 

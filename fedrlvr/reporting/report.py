@@ -32,6 +32,7 @@ from fedrlvr.reporting.responses import LoggedResponse, excerpt
 from fedrlvr.reporting.scores import (
     Comparison,
     Totals,
+    also_measured,
     calibration,
     calibration_points,
     dropped_responses,
@@ -62,6 +63,7 @@ _CURVES = (
     Curve("reward", "Mean reward in training"),
     Curve("pass@1", "pass@1 in training", percent=True),
     Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
+    Curve("problems_redrawn", "Problems drawn again for one whose rewards are all equal"),
     Curve("response_length", "Response length, tokens"),
     Curve("unfinished", "Responses cut at the length limit", percent=True),
     Curve("unreadable", "Responses without a readable answer", percent=True),
@@ -171,7 +173,7 @@ def render(
     ):
         environment.filters[function.__name__] = function
     scores = summarise(records)
-    sums = totals(records)
+    sums, also = totals(records), also_measured(records)
     page = environment.get_template("report.html.jinja").render(
         config=config,
         scores=scores,
@@ -187,6 +189,8 @@ def render(
         labels=_labels(records),
         clients=_clients_drawn(records),
         personal=personal_scores(records),
+        also_loss=also[0],
+        also_task=also[1],
         left_out=_left_out(records),
         dropped=dropped_responses(records),
         phases=_phases(sums),

@@ -203,6 +203,32 @@ def personal_scores(records: Sequence[Mapping[str, Any]]) -> Scores | None:
     return summarise([{"round": place, "evaluate": scores} for place, scores in both])
 
 
+@dataclass(frozen=True, slots=True)
+class TextLoss:
+    """Loss on a text, per token in nats, with the base model and with the final adapter; None where not measured."""
+
+    tokens: int
+    before: float
+    after: float | None
+
+    @property
+    def change(self) -> float | None:
+        """Loss with the adapter minus loss without it: above 0 the model predicts the text worse."""
+        return None if self.after is None else self.after - self.before
+
+
+def also_measured(records: Sequence[Mapping[str, Any]]) -> tuple[TextLoss | None, Comparison | None]:
+    """Results of `evaluate.also`: the loss on its text, and pass@1 on its task, whose name is the source."""
+    also: Mapping[str, Any] = next((record["also"] for record in reversed(records) if record.get("also")), {})
+    before, after = also.get("before", {}), also.get("after", {})
+    text, task = before.get("text"), before.get("task")
+    loss = TextLoss(text["tokens"], text["loss"], after.get("text", {}).get("loss")) if text else None
+    if not task:
+        return loss, None
+    scores = [estimate(m["n"], m["total"], m["squares"]) for m in (task, after.get("task")) if m]
+    return loss, Comparison(None, task["name"], scores[0], scores[1] if len(scores) > 1 else None)
+
+
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Estimate, dict[str, Estimate]]]:
     """Overall pass@1 and that of each source, by evaluated round."""
     by_round = {}

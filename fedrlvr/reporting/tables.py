@@ -14,6 +14,7 @@ from fedrlvr.reporting.scores import (
     LabelLine,
     Scores,
     Totals,
+    also_measured,
     label_lines,
     natural,
     personal_scores,
@@ -61,6 +62,7 @@ def final_table(
         console.print(
             _change_table(personal, "personal adapters,", ("global", "personal"), narrow=console.width < WIDE)
         )
+    also_table(records, config, console)
     labels = label_lines(records)
     if any(line.asked or line.held for line in labels):
         console.print(_labels_table(labels))
@@ -97,6 +99,33 @@ def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -
             table.add_section()
         add("all", "mean", scores.overall, "bold")
     (console or new_console()).print(table)
+
+
+def also_table(records: Sequence[Mapping[str, Any]], config: Config, console: Console | None = None) -> None:
+    """Print what else training has changed, as `evaluate.also` has measured it; nothing where it is unset."""
+    from rich.text import Text
+
+    loss, task = also_measured(records)
+    if loss is None and task is None:
+        return
+    console, also = console or new_console(), config.evaluate.also
+    between = "\n" if console.width < WIDE else " "
+    title = "What else changed: the base model and the final adapter"
+    table = new_table(title, ["measured on"], ["n", "before", "after", "change"])
+    if loss is not None:
+        name = also.text.name if also is not None and also.text is not None else "text"
+        after = "" if loss.after is None else f"{loss.after:.4f}"
+        change = "" if loss.change is None else f"{loss.change:+.4f}"
+        table.add_row(plain(f"loss a token: {name}"), units.count(loss.tokens), f"{loss.before:.4f}", after, change)
+    if task is not None and task.before is not None:
+        table.add_row(
+            plain(f"pass@1: {task.source}"),
+            units.count(task.before.n),
+            Text(units.with_interval(task.before, between)),
+            Text(units.with_interval(task.after, between)),
+            Text(units.points(task.change, between)),
+        )
+    console.print(table)
 
 
 def verdict_table(verdict: Verdict, console: Console | None = None) -> None:

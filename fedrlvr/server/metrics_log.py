@@ -11,7 +11,7 @@ from typing import Any
 
 from fedrlvr.errors import CheckpointError
 from fedrlvr.files import atomic_text, parse_json
-from fedrlvr.reporting.observer import Event, Observer, PersonalEnded, RoundEnded, RunStarted
+from fedrlvr.reporting.observer import AlsoMeasured, Event, Observer, PersonalEnded, RoundEnded, RunStarted
 from fedrlvr.wire.messages import Calibration, SourceScores
 
 
@@ -90,8 +90,8 @@ class MetricsLog(Observer):
         self.path = directory / "metrics.jsonl"
 
     def notify(self, event: Event) -> None:
-        """Append a line when a round ends, and add the personal adapters to the last one; when a run starts, drop the
-        lines of rounds that have no checkpoint.
+        """Append a line when a round ends, and add to the last one what is measured after it; when a run starts, drop
+        the lines of rounds that have no checkpoint.
 
         Raises:
             CheckpointError: the file cannot be read or written, or lacks a round that has a checkpoint.
@@ -107,6 +107,9 @@ class MetricsLog(Observer):
             case PersonalEnded():
                 *lines, last = read_metrics(self.path.parent)
                 self._replace([*lines, {**last, "personal": dict(event.record)}])
+            case AlsoMeasured():
+                *lines, last = read_metrics(self.path.parent)
+                self._replace([*lines, {**last, "also": dict(event.record)}])
 
     def _append(self, event: RoundEnded) -> None:
         """Append the round's line; earlier lines stay valid whatever happens in between."""

@@ -27,7 +27,7 @@ from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.advice import Adviser, trained_nothing
-from fedrlvr.reporting.observer import Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
+from fedrlvr.reporting.observer import AlsoMeasured, Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
 from fedrlvr.server.checkpoint import Checkpoints
@@ -42,6 +42,8 @@ from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.rewards import Reward
 from fedrlvr.wire.messages import arrays_to_adapter
 
+Also = Callable[[GlobalModel], Mapping[str, Any]]
+"""Numbers of a model at the end of a run, for the last line of metrics.jsonl."""
 Wrap = Callable[[FederatedRLVR], Strategy]
 
 
@@ -91,6 +93,7 @@ class Server:
     asks: the config that clients are asked by, where it differs from what is written down (the arm `central`).
     wrap: makes of the strategy the one whose hooks are called (Flower's differential privacy, say), which sees the
         plain mean unless the config sets a server's step.
+    also: measures the model at the end of the run (`evaluate.also`); None: nothing else is measured.
     observer: the last of the run's listeners (`self.observer`), which the server closes at the end; but for advice.
     """
 
@@ -105,6 +108,7 @@ class Server:
         *,
         asks: Config | None = None,
         wrap: Wrap | None = None,
+        also: Also | None = None,
     ) -> None:
         self.config = _plain_mean(config) if wrap else config
         self.asks = self.config if asks is None else _plain_mean(asks) if wrap else asks
@@ -114,6 +118,7 @@ class Server:
         self.initial = begin.adapter
         self.public = public
         self.wrap = wrap
+        self.also = also
         self.observer = Listeners(
             [
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
@@ -180,6 +185,8 @@ class Server:
             strategy.start(grid, checkpoints, first_round=first_round, timeout=timeout, hooks=hooks)
             if self.config.personal.method.makes_adapters:
                 self._personal(strategy, grid, memories, timeout)
+            if self.also is not None and "also" not in read_metrics(self.directory)[-1]:
+                self.observer.notify(AlsoMeasured(self.also(strategy.model)))
             self._export(strategy.model, memories)
             records = read_metrics(self.directory)
             self.observer.notify(RunEnded(records))

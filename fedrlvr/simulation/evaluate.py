@@ -54,25 +54,31 @@ class RateKeeper(Release):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation of every client: sums by source, and the pass rate of each problem."""
+    """Result of an evaluation of every client: sums by source, and the pass rate of each problem.
+
+    also: what `evaluate.also` has measured besides, as in metrics.jsonl; empty where it is unset.
+    """
 
     scores: ClientScores
     rates: ClientRates = field(repr=False)
+    also: Mapping[str, Any] = field(default_factory=dict)
 
 
-def evaluate(config: Config, adapter: Path | None) -> ClientScores:
-    """Scores of every client with one adapter, in any directory that `load_adapter` reads, or (None) the base model.
+def evaluate(config: Config, adapter: Path | None) -> Evaluation:
+    """Evaluation of every client with one adapter, in any directory that `load_adapter` reads, or (None) the base
+    model; and of what else `evaluate.also` names.
 
     Raises:
         AdapterError: the adapter is unreadable or of another model.
         FedrlvrError: as the config, the data and the model say.
     """
     loaded = load_adapter(adapter) if adapter is not None else None
-    return Evaluator(config).of_everybody(loaded, str(adapter)).scores
+    evaluator = Evaluator(config)
+    return replace(evaluator.of_everybody(loaded, str(adapter)), also=evaluator.also(loaded, str(adapter)))
 
 
-def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, ClientScores]:
-    """The round of a run's checkpoint and its scores; the round is None where the checkpoints have been deleted.
+def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, Evaluation]:
+    """The round of a run's checkpoint and its evaluation; the round is None where the checkpoints have been deleted.
 
     personal: with each client's personal adapter, instead of the global one; clients without one are left out.
 
@@ -89,18 +95,21 @@ def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, 
         )
     if personal or run.config.personal.method.keeps is not None:  # where no adapter is everybody's
         return None, _personal(run)
-    round_, evaluation = Evaluator(run.config).of_run(run)
-    return round_, evaluation.scores
+    evaluator = Evaluator(run.config)
+    round_, evaluation = evaluator.of_run(run)
+    if run.config.evaluate.also is not None:
+        evaluation = replace(evaluation, also=evaluator.also(run.adapter(), str(run.directory)))
+    return round_, evaluation
 
 
-def _personal(run: SavedRun) -> ClientScores:
+def _personal(run: SavedRun) -> Evaluation:
     method = run.config.personal.method
     if not method.makes_adapters:
         raise ConfigError(f"{run.directory}: personal.type = {method.name!r} makes no personal adapters.")
     adapters = personal_adapters(run)
     if not adapters:
         raise AdapterError(f"{run.directory}: the run has no personal adapters, since it is not finished. Resume it.")
-    return Evaluator(run.config).of_each(adapters).scores
+    return Evaluator(run.config).of_each(adapters)
 
 
 def personal_adapters(run: SavedRun) -> dict[str, Adapter]:
@@ -172,6 +181,27 @@ class Evaluator:
             return self._evaluation(config)
         initial = self._seat(config.lora)
         return self._evaluation(config, Checkpoint(0, in_model_order(loaded, initial, place=place), {}))
+
+    def also(self, loaded: Adapter | None, place: str = "the adapter") -> dict[str, Any]:
+        """What `evaluate.also` measures of the base model and of this adapter; empty where it is unset.
+
+        Raises:
+            AdapterError: the adapter is of another model.
+            FedrlvrError: as `AlsoCheck` says.
+        """
+        if self.config.evaluate.also is None:
+            return {}
+        from fedrlvr.simulation.also import AlsoCheck
+
+        check = AlsoCheck(self.config, self.cohort.base)
+        lora = self.config.lora.model_copy(update={"rank": self.config.lora.largest})
+        if loaded is not None:
+            lora = lora.model_copy(update={"rank": loaded.rank, "alpha": loaded.alpha})
+        initial = self._seat(lora)
+        before = {"before": check.measure(self.cohort, initial)}
+        if loaded is None:
+            return before
+        return {**before, "after": check.measure(self.cohort, in_model_order(loaded, initial, place=place))}
 
     def of_each(self, adapters: Mapping[str, Adapter]) -> Evaluation:
         """Evaluation of these clients, each with an adapter of its own, of whatever rank and alpha.

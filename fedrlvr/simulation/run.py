@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
-from fedrlvr.server.run import RunResult, Server, Wrap, public_set
+from fedrlvr.server.run import Also, RunResult, Server, Wrap, public_set
 from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
@@ -120,6 +121,19 @@ def with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[
     return [replace(client, secret=read[client.name]) for client in clients]
 
 
+def also_of(config: Config, cohort: Cohort) -> Also | None:
+    """What measures a run's model at its end, as `evaluate.also` says; None if nothing is to be measured.
+
+    Raises:
+        ConfigError, DataError, GradingError: the text or the task cannot be used.
+    """
+    if config.evaluate.also is None:
+        return None
+    from fedrlvr.simulation.also import AlsoCheck
+
+    return partial(AlsoCheck(config, cohort.base).both, cohort)
+
+
 class Federation:
     """All parts of a run, put together. Several federations may share one cohort, each with a name of its own (a
     sweep).
@@ -153,6 +167,7 @@ class Federation:
             observer,
             asks=self._effective(),
             wrap=wrap,
+            also=also_of(config, cohort),
         )
         # With their secrets, organisations are repeated as they train.
         release = Release(scale_free=config.run.secrets is not None)

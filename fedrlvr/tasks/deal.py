@@ -213,6 +213,21 @@ def own_problems(
     return train, validation, test
 
 
+def other_problems(data: DataConfig, prompts: Prompts, base: Base, longest: int) -> list[Problem]:
+    """The held-out problems of a task that nobody trains on. longest: of a response, in tokens.
+
+    Raises:
+        ConfigError, DataError: as the loaders say, or a prompt does not fit the model.
+    """
+    _, options = task_of(data.name).options_of(data)
+    test = _sample(load(data.name, data.path, "test", **options), data.test_size, stream(0, "test"))
+    place = "evaluate.also.task"
+    fitting = [p for p in test if _fits(p, place, prompts, base, data.max_prompt_tokens, longest)]
+    if not fitting:
+        raise DataError(f"{place}: no problem has at most max_prompt_tokens = {data.max_prompt_tokens} tokens.")
+    return fitting
+
+
 def instruction_of(data: DataConfig, wording: Wording) -> Instruction:
     """Kind of problem -> what is appended to its prompts: the configuration's instruction, or else the task's own."""
     stated = wording.instruction

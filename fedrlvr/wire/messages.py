@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.config import (
+    Asking,
     EvaluateConfig,
     PubSwapCoordination,
     SamplingConfig,
@@ -96,6 +97,12 @@ class StretchRequest(Request):
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:
         self.supervision.check_group(self.sampling.group_size)
+        return self
+
+    @model_validator(mode="after")
+    def _draws_that_cost_no_label(self) -> StretchRequest:
+        if self.train.dynamic_sampling and isinstance(self.supervision, Asking):
+            raise ValueError(f"train.dynamic_sampling would cost labels with supervision.type {self.supervision.type}")
         return self
 
 
@@ -301,7 +308,7 @@ _SINGLE = (-SINGLE, SINGLE)
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "num-examples": (0, 1e9),
     **dict.fromkeys(("tokens_sampled", "tokens_trained", "public_tokens_sampled", "public_tokens_trained"), _COUNT),
-    **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length"), _COUNT),
+    **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length", "problems_redrawn"), _COUNT),
     **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
     **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
     **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),

@@ -73,6 +73,14 @@ def test_a_request_that_cannot_be_read_is_refused(grid_of: Made) -> None:
         (with_text(json.dumps({**good, "sampling": {**good["sampling"], "group_size": 1}})), "sampling.group_size"),
         (with_text(json.dumps({**good, "train": {**good["train"], "learning_rate": 1e999}})), "train.learning_rate"),
         (with_text(json.dumps({**good, "supervision": {"type": "prophet"}})), "supervision"),
+        (
+            with_text(
+                json.dumps(
+                    {**good, "train": {**good["train"], "dynamic_sampling": 1}, "supervision": {"type": "random"}}
+                )
+            ),
+            "dynamic_sampling",
+        ),
         (with_text(json.dumps({k: v for k, v in good.items() if k != "seed"})), "seed"),
         (content(make_request(config)), "without an adapter"),
     ]

@@ -302,6 +302,18 @@ def test_numbers_over_too_few_problems_stay(nearest: None) -> None:
     }, "the KL is of the four problems of the last step"
 
 
+def test_sampled_tokens_are_rounded_as_the_trained_ones_where_problems_are_drawn_again(nearest: None) -> None:
+    numbers = {"tokens_sampled": 1234, "response_length": 123.4, "problems_redrawn": 17}
+    made = memory((0.1, eight()))
+    again = make_request().train.model_copy(update={"dynamic_sampling": 2})
+    # Two digits without; of 8 problems a multiple of 0.2 times the next power of ten with it.
+    plain = RELEASE.trained(request(), made, reply(**numbers))["metrics"]
+    assert (plain["tokens_sampled"], plain["response_length"]) == (1200, 120.0)
+    dynamic = RELEASE.trained(request(train=again), made, reply(**numbers))["metrics"]
+    assert dynamic["tokens_sampled"] == 2000
+    assert (dynamic["response_length"], dynamic["problems_redrawn"]) == (200.0, 20)
+
+
 def test_the_share_of_a_mixed_adapter_leaves_only_where_nothing_is_rounded() -> None:
     """It compares counts of right responses exactly: 9 validation problems are enough for `least_scored` = 8."""
     made = memory((0.1, eight()))

@@ -51,7 +51,7 @@ def test_an_excluded_client_makes_no_personal_adapter(configured: Configs, tmp_p
     last = lines(tmp_path)[-1]
     assert sorted(last["personal"]["evaluate"]) == ["ann", "cyd"]
     assert last["personal"]["evaluate"]["ann"] == last["evaluate"]["ann"], "a free rider's is the global one"
-    assert sorted(evaluate_run(open_run(tmp_path), personal=True)[1]) == ["ann", "cyd"]
+    assert sorted(evaluate_run(open_run(tmp_path), personal=True)[1].scores) == ["ann", "cyd"]
 
 
 def test_alone_an_excluded_client_keeps_the_adapter_that_the_run_starts_from(
@@ -67,7 +67,8 @@ def test_alone_an_excluded_client_keeps_the_adapter_that_the_run_starts_from(
         for client in CLIENTS
     }
     assert size["bob"] == 0.0 < min(size["ann"], size["cyd"])
-    _, scores = evaluate_run(open_run(tmp_path))
+    _, evaluation = evaluate_run(open_run(tmp_path))
+    scores = evaluation.scores
     before, *_, after = lines(tmp_path)
     assert after["evaluate"]["bob"] == before["evaluate"]["bob"]
     assert {client: sum(s.total for s in of_client) for client, of_client in scores.items()} == {

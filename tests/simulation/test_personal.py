@@ -149,7 +149,8 @@ def test_the_global_adapter_and_its_numbers_are_those_of_a_run_without(
 def test_what_is_kept_is_what_was_measured(name: str, made: Callable[[str], Path]) -> None:
     run, last = open_run(made(name)), lines(made(name))[-1]
     wanted = last.get("personal", last)["evaluate"]
-    _, scores = evaluate_run(run, personal=True)
+    _, evaluation = evaluate_run(run, personal=True)
+    scores = evaluation.scores
     assert scores_json(scores) == wanted
     adapters = {client: run.personal_adapter(client) for client in CLIENTS}
     assert all(adapters.values())
@@ -382,7 +383,8 @@ def test_a_client_left_out_has_none_and_whoever_asks_for_it_is_told(
     assert isinstance(run.adapter("ann"), Adapter)
     with pytest.raises(ConfigError, match="--client dan"):
         run.personal_adapter("dan")
-    _, scores = evaluate_run(run, personal=True)
+    _, evaluation = evaluate_run(run, personal=True)
+    scores = evaluation.scores
     assert set(scores) == {"ann", "cyd"}
 
 

@@ -165,7 +165,7 @@ def passed(scores: Mapping[str, Any]) -> dict[str, tuple[int, float, float]]:
 
 
 def evaluated(ran: Ran, adapter: Path | None) -> dict[str, tuple[int, float, float]]:
-    scores = evaluate(ran.config, adapter)
+    scores = evaluate(ran.config, adapter).scores
     return {s.source: (s.n, s.total, s.squares) for of_client in scores.values() for s in of_client}
 
 

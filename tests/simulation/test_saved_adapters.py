@@ -76,9 +76,11 @@ def written(directory: Path, round_: int) -> Any:
 def test_a_run_and_its_checkpoints_have_the_scores_that_the_run_wrote(arm: str, source: Sources) -> None:
     directory = source(arm)
     assert written(directory, 0) != written(directory, 3), "the adapters differ"
-    round_, scores = evaluate_run(open_run(directory))
+    round_, evaluation = evaluate_run(open_run(directory))
+    scores = evaluation.scores
     assert (round_, scores_json(scores)) == (3, written(directory, 3))
-    _, scores = evaluate_run(open_run(directory / "checkpoints" / "round-0001"))
+    _, evaluation = evaluate_run(open_run(directory / "checkpoints" / "round-0001"))
+    scores = evaluation.scores
     assert scores_json(scores) == written(directory, 1)
     assert scores_json(evaluate(open_run(directory).config, None)) == written(directory, 0)
 
@@ -88,7 +90,8 @@ def test_without_checkpoints_the_exported_adapter_is_evaluated(arm: str, source:
     directory = tmp_path / "run"
     shutil.copytree(source(arm), directory)
     shutil.rmtree(directory / "checkpoints")
-    round_, scores = evaluate_run(open_run(directory))
+    round_, evaluation = evaluate_run(open_run(directory))
+    scores = evaluation.scores
     assert (round_, scores_json(scores)) == (None, written(directory, 3))
 
 

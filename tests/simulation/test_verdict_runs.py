@@ -335,7 +335,7 @@ def test_with_the_clients_secrets_the_random_numbers_are_those_of_the_run(config
     run = {"seed": 3, "directory": str(directory), "secrets": str(tmp_path / "secrets"), "verdict": True}
     fedrlvr.run(configured(directory, train={"rounds": 1}, run=run))
     scores = read_metrics(directory)[-1]["evaluate"]
-    assert scores_json(evaluate_run(open_run(directory))[1]) == scores
+    assert scores_json(evaluate_run(open_run(directory))[1].scores) == scores
     for client, line in written(directory)["clients"].items():
         (score,) = scores[client].values()
         assert line["pass@1"]["federated"] == score["total"] / score["n"]

@@ -227,7 +227,10 @@ def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Find
     if len(train) < max(1, limits.least_problems):
         advice = f"Training is refused below limits.least_problems = {limits.least_problems}."
         return Finding(title, value, "problem", advice)
-    reward, instruction = grader_for(data.reward, arithmetic=data.arithmetic), instruction_of(data, data.prompt)
+    reward, instruction = (
+        rewards_for(data.rewards, arithmetic=data.arithmetic).verifier,
+        instruction_of(data, data.prompt),
+    )
     client = ClientData.of(org.name, train, test, reward, wording=data.prompt, instruction=instruction)
     try:
         prompts[name] = [client.prompts.ask(problem) for problem in problems]

@@ -88,9 +88,13 @@ class Limits(Section):
     """Largest number of responses to a problem."""
     max_new_tokens: int = Field(4096, ge=1)
     """Largest accepted length of a response, in tokens."""
+    dynamic_sampling: int = Field(4, ge=0)
+    """Largest number of further draws in a local step (train.dynamic_sampling). The time that a message takes, and the
+    number of problems that were drawn again, say how many problems had the same reward for all responses. 0 refuses
+    such a run."""
     tokens_per_message: int = Field(100_000_000, ge=1)
     """Largest number of tokens sampled for one message: steps x problems x responses x longest response, with
-    the public problems."""
+    the public problems, and each step 1 + train.dynamic_sampling times."""
     public_problems: int = Field(256, ge=0)
     """Largest number of public problems in an exchange."""
     public_steps: int = Field(16, ge=1)

@@ -66,6 +66,7 @@ BOUNDS = (
     FieldLimit("evaluate_samples", most, ("evaluate.samples", "choose.samples"), "responses to each held-out problem"),
     FieldLimit("local_steps", most, ("steps", "train.local_steps"), "local steps"),
     FieldLimit("problems_per_step", most, ("train.problems_per_step",), "problems in a local step"),
+    FieldLimit("dynamic_sampling", most, ("train.dynamic_sampling",), "further draws in a local step"),
     FieldLimit("updates_per_batch", most, ("train.updates_per_batch",), "optimizer steps on a sampled batch"),
     FieldLimit("public_problems", most, ("public", "coordination.public_problems"), "public problems in an exchange"),
     FieldLimit("public_steps", most, ("coordination.public_steps",), "optimizer steps on an exchange's groups"),
@@ -261,7 +262,8 @@ def check_examples(name: str, request: StretchRequest | EvaluateRequest, wording
 
 def _of_training(limits: Limits, asked: Asked, request: StretchRequest) -> Iterator[str]:
     sampling, section = request.sampling, request.supervision
-    problems = request.steps * request.train.problems_per_step + asked.public
+    draws = 1 + request.train.dynamic_sampling
+    problems = request.steps * request.train.problems_per_step * draws + asked.public
     tokens = problems * sampling.group_size * sampling.max_new_tokens
     yield from filter(None, [_reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message")])
     if section.type not in limits.supervision:

@@ -7,6 +7,7 @@ that a number is about:
     rewards, shares, scores                rounded to a multiple of share_step(n), up or down at random
     trained tokens, losses, norms          the same, relative to their size: which problems had a gradient follows from
                                            them for whoever can compute what each label would give
+    sampled tokens, lengths, redrawn       so too where problems are drawn again (train.dynamic_sampling)
     lengths, sampled tokens, seconds, ...  rounded to two significant digits
     the share of a mixed adapter           stays here: it is an exact comparison of two counts of right responses
     numbers of problems and of labels      as they are
@@ -23,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -56,6 +58,8 @@ SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "forei
 """Numbers that are means of values between 0 and 1, or of rewards."""
 OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}
 """Names of the numbers of any size that depend on which responses were right."""
+REDRAWN = {"problems_redrawn", "tokens_sampled", "response_length"}
+"""Names of the numbers that depend on which responses were right where problems are drawn again for that."""
 EXACT = {"num-examples", "labels_asked", "labels_used", "labels_total", "swapped_in", "rescued", "refused"}
 """Names of the counts that leave exactly. Those of swaps are about responses that have left already."""
 CHOICE = "global_share"
@@ -204,7 +208,12 @@ class SiteRelease(Release):
             self._check_floors(request, memory, reply)
         if (record := record_in(reply, METRICS, MetricRecord)) is not None:
             reply[METRICS] = MetricRecord(
-                self._numbers(record, _counts(asked, memory, len(request.data.validation)), _Chances(request))
+                self._numbers(
+                    record,
+                    _counts(asked, memory, len(request.data.validation)),
+                    _Chances(request),
+                    OF_LABELS | REDRAWN if asked.train.dynamic_sampling else OF_LABELS,
+                )
             )
         if (record := record_in(reply, EXCHANGE, MetricRecord)) is not None and self.limits.round_numbers:
             public = asked.coordination.public_problems if asked.coordination else 1
@@ -239,8 +248,11 @@ class SiteRelease(Release):
                 ". More train.local_steps or train.problems_per_step put more behind a reply."
             )
 
-    def _numbers(self, record: MetricRecord, counts: Mapping[str, int], chances: _Chances) -> dict[str, Any]:
-        """The numbers over enough problems. counts: problems by number, under "" for all others."""
+    def _numbers(
+        self, record: MetricRecord, counts: Mapping[str, int], chances: _Chances, of_labels: AbstractSet[str]
+    ) -> dict[str, Any]:
+        """The numbers over enough problems. counts: problems by number, under "" for all others. of_labels: as
+        OF_LABELS."""
         least, numbers = self.limits.least_scored, dict(record)
         for prefix in ("p1", "audit_p1"):
             numbers |= _bins(prefix, numbers, least, chances if self.limits.round_numbers else None)
@@ -252,7 +264,7 @@ class SiteRelease(Release):
             elif (name not in EXACT and n < least) or (name == CHOICE and self.limits.round_numbers):
                 del numbers[name]
             elif self.limits.round_numbers:
-                numbers[name] = _rounded(name, value, n, chances(name))
+                numbers[name] = _rounded(name, value, n, chances(name), of_labels)
         return numbers
 
 
@@ -282,12 +294,12 @@ def _counts(asked: StretchRequest, memory: Memory, validation: int) -> dict[str,
     return counts
 
 
-def _rounded(name: str, value: Any, n: int, chance: float) -> Any:
+def _rounded(name: str, value: Any, n: int, chance: float, of_labels: AbstractSet[str] = OF_LABELS) -> Any:
     if name in EXACT or isinstance(value, list):
         return value
     if name in SHARES:
         return rounded_share(value, n, chance)
-    return rounded_to_size(value, n, chance) if name in OF_LABELS else two_digits(value)
+    return rounded_to_size(value, n, chance) if name in of_labels else two_digits(value)
 
 
 def _bins(prefix: str, numbers: Mapping[str, Any], least: int, chances: _Chances | None) -> dict[str, list[Any]]:

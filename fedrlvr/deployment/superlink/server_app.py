@@ -30,7 +30,7 @@ from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.run import RunResult, Server, public_set
 from fedrlvr.server.run_directory import RUN_ID_FILE, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
-from fedrlvr.simulation.run import new_cohort, settled
+from fedrlvr.simulation.run import also_of, new_cohort, settled
 from fedrlvr.tasks import rewards_for
 from fedrlvr.tasks.deal import public_problems
 from fedrlvr.tasks.problem import Problem
@@ -92,6 +92,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
         begin,
         public_set(public, cohort.base, rewards.verifier),
         PlainProgress(),
+        also=also_of(config, cohort),
     )
     resume = bool(Checkpoints(directory, config.run.keep_checkpoints).rounds())
     holdings = {"digest": _digest(public), "public": len(public)}
