@@ -183,7 +183,7 @@ class Evaluator:
         return self._evaluation(config, Checkpoint(0, in_model_order(loaded, initial, place=place), {}))
 
     def also(self, loaded: Adapter | None, place: str = "the adapter") -> dict[str, Any]:
-        """What `evaluate.also` measures of the base model and of this adapter; empty where it is unset.
+        """Measure the base model and this adapter as `evaluate.also` says; empty where it is unset.
 
         Raises:
             AdapterError: the adapter is of another model.

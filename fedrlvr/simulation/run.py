@@ -122,7 +122,7 @@ def with_secrets(clients: Sequence[ClientData], directory: Path | None) -> list[
 
 
 def also_of(config: Config, cohort: Cohort) -> Also | None:
-    """What measures a run's model at its end, as `evaluate.also` says; None if nothing is to be measured.
+    """The measurement of a run's model at its end that `evaluate.also` names; None if there is none.
 
     Raises:
         ConfigError, DataError, GradingError: the text or the task cannot be used.
