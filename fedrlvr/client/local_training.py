@@ -49,6 +49,7 @@ from fedrlvr.wire.messages import (
     ARRAYS,
     METRICS,
     PROBES,
+    UNCHANGED,
     RespondRequest,
     StretchRequest,
     TrainRequest,
@@ -58,6 +59,7 @@ from fedrlvr.wire.messages import (
     probes_record,
     read_probes,
     record_in,
+    unchanged_record,
 )
 from fedrlvr.wire.public_messages import EXCHANGE
 
@@ -271,7 +273,7 @@ class LocalTraining:
         for row, request in self.requests.items():
             arrays, lost = packed[row]
             stays = request.asked.own_adapter or request.asked.personal
-            rest = RecordDict() if stays else RecordDict({ARRAYS: arrays})
+            rest = RecordDict() if stays else self._sent(request, arrays)
             if (probes := self.supervising.settle(row)) is not None and not request.asked.personal:
                 rest[PROBES] = probes_record(probes)
             memory = self.memory[row]
@@ -310,6 +312,18 @@ class LocalTraining:
         except FloorError as error:
             memory.abandon(request.context)
             return Error(WITHHELD, str(error))
+
+    def _sent(self, request: ClientRequest, arrays: ArrayRecord) -> RecordDict:
+        """The adapter as it travels; in its place a note where it is the one that the message brought.
+
+        A free rider of an experiment sends what it was sent, since a real one would not be so easy to tell.
+        """
+        brought = record_in(request.message.content, ARRAYS, ArrayRecord)
+        if brought is not None and not request.data.free_rider and self.asked.precision == "float32":
+            note = unchanged_record(brought, arrays)
+            if note is not None:
+                return RecordDict({UNCHANGED: note})
+        return RecordDict({ARRAYS: arrays})
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""

@@ -30,6 +30,7 @@ from fedrlvr.server.shared_probes import SharedProbes
 from fedrlvr.wire.compression import unpack
 from fedrlvr.wire.messages import (
     ARRAYS,
+    UNCHANGED,
     EvaluateRequest,
     SourceScores,
     TrainRequest,
@@ -39,6 +40,7 @@ from fedrlvr.wire.messages import (
     read_numbers,
     read_scores,
     record_in,
+    says_unchanged,
 )
 
 
@@ -171,16 +173,35 @@ class FederatedRLVR(Strategy):
         start = self.model.start_of(self.participation.rank(reply.client), reply.client)
         if self.config.federation.arm == "local":
             return start
-        arrays = record_in(reply.message.content, ARRAYS, ArrayRecord)
+        content, sends = reply.message.content, self.model.sends(reply.round)
+        if UNCHANGED in content and says_unchanged(content, adapter_to_arrays(start, sends), place=reply.place):
+            self.bound.check(start, start, place=reply.place)
+            return start
+        arrays = record_in(content, ARRAYS, ArrayRecord)
         if arrays is None:
             raise MessageError(f"{reply.place}: a train reply without an adapter")
-        halves, precision = self.model.sends(reply.round), self.config.aggregation.precision
+        halves, precision = sends, self.config.aggregation.precision
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
             adapter = arrays_to_adapter(arrays, start, place=reply.place, halves=halves)
         else:
             adapter = unpack(arrays, start, precision=precision, halves=halves, place=reply.place)
         self.bound.check(adapter, start, place=reply.place)
         return adapter
+
+    def _with_adapter(self, message: Message) -> Message:
+        """A reply with an adapter in place of the note that it is unchanged, for a strategy around this one.
+
+        A note that may not stand is refused where our own strategy reads the reply.
+        """
+        client = self.participation.clients.get(message.metadata.src_node_id)
+        if client is not None and message.has_content() and UNCHANGED in message.content:
+            start = self.model.start_of(self.participation.rank(client), client)
+            arrays = adapter_to_arrays(start, self.model.sends(self.record.round))
+            with contextlib.suppress(MessageError):
+                says_unchanged(message.content, arrays, place=client)
+                del message.content[UNCHANGED]
+                message.content[ARRAYS] = arrays
+        return message
 
     def _leave_out(self, client: str, reason: str) -> None:
         error = RoundError(f"round {self.record.round}, {client}: {reason}")
@@ -287,7 +308,8 @@ class FederatedRLVR(Strategy):
                     self.exchange = trade(self.config, self.public, self.participation, arrays, grid, timeout)
                 replies = ask(grid, hooks.configure_train(round_, arrays, nothing, grid), timeout)
                 with self._timed_aggregation():
-                    new_arrays, _ = hooks.aggregate_train(round_, replies)
+                    whole = replies if hooks is self else map(self._with_adapter, replies)
+                    new_arrays, _ = hooks.aggregate_train(round_, whole)
                     if new_arrays is not None:
                         arrays = new_arrays
                         if arrays is not self._aggregate:  # what a wrapper made of our result is what everybody gets

@@ -3,6 +3,7 @@ below.
 
     train          down  arrays: the adapter           config: a TrainRequest         probes: everybody's, averaged
                    up    arrays: the adapter           metrics: numbers               probes: the client's
+                         or unchanged: it is what the message brought
                          of a personal adapter the numbers alone
     evaluate       down  arrays: the adapter           config: an EvaluateRequest
                    up    metrics: numbers              config: names of sources
@@ -15,6 +16,7 @@ field, adapters by layout, size and value, numbers by type and count.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -40,6 +42,7 @@ from fedrlvr.config.problems import MOST_REWARDS
 from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
+UNCHANGED = "unchanged"
 MAX_REQUEST = 1 << 16
 MAX_SOURCES = 500
 """Largest number of sources in an evaluation's scores."""
@@ -246,6 +249,37 @@ def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tup
         ("B", [(f"{name}.B", factors.B) for name, factors in layers]),
     ]
     return [(half, factors) for half, factors in both if half in halves]
+
+
+def unchanged_record(brought: ArrayRecord, ends: ArrayRecord) -> ConfigRecord | None:
+    """The note that an adapter is bit for bit the one that the message brought; None if it is not.
+
+    brought: the arrays in the message. ends: those that would travel without the note.
+    """
+    same = all(name in brought and brought[name].data == array.data for name, array in ends.items())
+    return ConfigRecord({"digest": _digest(ends)}) if same and ends else None
+
+
+def says_unchanged(content: RecordDict, sent: ArrayRecord, *, place: str) -> bool:
+    """Whether a reply has the note in place of an adapter. sent: the arrays that its message brought.
+
+    Raises:
+        MessageError: the note stands beside an adapter, cannot be read, or is about other arrays.
+    """
+    if UNCHANGED not in content:
+        return False
+    record = record_in(content, UNCHANGED, ConfigRecord)
+    if record is None or len(record) != 1 or ARRAYS in content or record.get("digest") != _digest(sent):
+        raise MessageError(f"{place}: its reply says that an adapter is unchanged, and not the one that it was sent")
+    return True
+
+
+def _digest(arrays: ArrayRecord) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def probes_record(probes: Tensor) -> ArrayRecord:

@@ -50,6 +50,7 @@ from fedrlvr.wire.messages import (
     METRICS,
     MOST_REASON,
     PROBES,
+    UNCHANGED,
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
@@ -441,6 +442,8 @@ def _sent(content: RecordDict) -> str:
     for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
         if (arrays := record_in(content, name, ArrayRecord)) is not None:
             parts.append(f"{what} {arrays.count_bytes():,} bytes")
+    if UNCHANGED in content:
+        parts.append("a note that the adapter is unchanged")
     if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
         parts.append(f"{len(numbers)} numbers")
     if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
