@@ -72,6 +72,8 @@ _SINCE = """
 0.10.0 deviations template
 0.10.0 prompt instruction system template examples shots chat template_args prefill stop
 0.10.0 limits chat template_args instruction system template examples shots prefill stop
+0.10.0 supervision responses
+0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {
     f"{section}.{name}": version
