@@ -1,4 +1,4 @@
-"""The command line: run | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
+"""The command line: run | sft | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
 model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
@@ -29,6 +29,7 @@ from fedrlvr.cli.options import (
     warn_of_schedule,
 )
 from fedrlvr.cli.responses import responses
+from fedrlvr.cli.sft import sft
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
@@ -135,6 +136,7 @@ def sweep(
 
 
 app.command()(contribution)
+app.command()(sft)
 
 
 @app.command(name="eval")

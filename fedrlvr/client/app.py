@@ -14,10 +14,12 @@ from dataclasses import replace
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedrlvr.adapter import Adapter
+from fedrlvr.client.imitation import ImitationTraining, held_out_losses
 from fedrlvr.client.initial_adapter import Reading, Start
 from fedrlvr.client.local_training import LocalTraining
 from fedrlvr.client.request import Client, ClientRequest, Release, batches, by_federation
 from fedrlvr.client.state import HELD
+from fedrlvr.config import DemonstrationsSupervision
 from fedrlvr.errors import MessageError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
@@ -163,7 +165,9 @@ class CohortApp:
         self.cohort.seat({row: start.adapter for row, start in starts.items()}, changes)
         answers: Sequence[RecordDict | Error]
         if isinstance(asked, StretchRequest):
-            answers = LocalTraining(self.cohort, asked, requests, starts).run()
+            imitates = isinstance(asked.supervision, DemonstrationsSupervision)
+            training = ImitationTraining if imitates else LocalTraining
+            answers = training(self.cohort, asked, requests, starts).run()
         else:
             answers = self._evaluate(asked, requests)
         for request, answer in zip(batch, answers, strict=True):
@@ -189,13 +193,18 @@ class CohortApp:
         }
         drawn = self.cohort.sample(prompts, decoding, seeds)
         scores = {row: self._scores(request, asked.evaluate.split, drawn[row]) for row, request in requests.items()}
+        losses = held_out_losses(self.cohort, requests, asked.evaluate.split) if asked.held_out_loss else {}
         seconds = (time.perf_counter() - started) / len(requests)
         for federation in by_federation(requests):
             first = next(iter(federation.values()))
             problems = sum(len(prompts[request.row]) for request in federation.values())
             first.client.observer.notify(Evaluated(first.asked.round, problems))
         return [
-            scores_content(scores[row], {"num-examples": len(prompts[row]), "seconds_evaluate": seconds})
+            scores_content(
+                scores[row],
+                {"num-examples": len(prompts[row]), "seconds_evaluate": seconds}
+                | ({"held_out_loss": losses[row]} if row in losses else {}),
+            )
             for row, request in requests.items()
         ]
 

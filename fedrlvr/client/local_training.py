@@ -33,7 +33,7 @@ from fedrlvr.client.state import (
     remember_personal,
 )
 from fedrlvr.client.supervisor import Supervising
-from fedrlvr.config import LabelsSupervision
+from fedrlvr.config import SamplingConfig
 from fedrlvr.errors import AdapterError, FloorError
 from fedrlvr.output import logger
 from fedrlvr.policy.cohort import Cohort
@@ -95,7 +95,7 @@ class LocalTraining:
         self.memory = {
             row: Memory.of(request.context, under_way=request.under_way) for row, request in requests.items()
         }
-        if not isinstance(asked.supervision, LabelsSupervision):
+        if asked.supervision.counts_labels:
             for memory in self.memory.values():
                 memory.labels = memory.labels or LabelMetrics()
         self.public = PublicSteps(cohort, asked, requests, self.memory, self.learners)
@@ -113,7 +113,8 @@ class LocalTraining:
                 moments[row] = dict(kept.to_torch_state_dict())
         anchors = self.starts if asked.train.proximal_mu else None
         scale_free = any(request.client.release.scale_free for request in requests.values())
-        cohort.begin_training(asked.train, asked.sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
+        sampling = self._sampling_of_loss()
+        cohort.begin_training(asked.train, sampling, moments, anchors, trains=asked.trains, scale_free=scale_free)
         self.supervising = Supervising(cohort.base, asked, requests, self.memory, self._shared_probes())
         self.notes = ResponseNotes(self.learners)
         self._phases: dict[str, float] = {}
@@ -128,6 +129,10 @@ class LocalTraining:
             replies = self._pause() if isinstance(self.asked, RespondRequest) else self._finish()
             self.notes.write()
             return replies
+
+    def _sampling_of_loss(self) -> SamplingConfig:
+        """The settings of sampling whose temperature the loss takes its log-probs at."""
+        return self.asked.sampling
 
     def _shared_probes(self) -> dict[str, torch.Tensor]:
         """The averaged weights of all clients' probes that messages bring, by row."""
@@ -232,11 +237,12 @@ class LocalTraining:
             for row, memory in self.memory.items()
         }
 
-    def _observe(self) -> None:
-        """Tell each federation's observer how its clients' step went."""
+    def _observe(self, *, rewarded: bool = True) -> None:
+        """Tell each federation's observer how its clients' step went. rewarded: whether responses had rewards."""
         for requests in by_federation(self.learners):
             row, first = next(iter(requests.items()))
-            rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in requests.items()}
+            known = requests.items() if rewarded else ()
+            rewards = {request.client.name: self.memory[r].metrics.last_reward for r, request in known}
             tokens = sum(self.memory[r].metrics.last_tokens for r in requests)
             step, steps = self.memory[row].round_steps, self.asked.train.local_steps
             first.client.observer.notify(StepEnded(first.asked.round, step, steps, rewards, tokens))

@@ -82,15 +82,19 @@ class StepMetrics:
         self.means.add("unreadable", every.count(None), len(every))
 
     def learned(self, stats: StepStats) -> None:
-        """Add the statistics of one optimizer step."""
-        self.means.add("loss", stats.loss)
-        self.means.add("grad_norm", stats.grad_norm)
+        """Add the statistics of one optimizer step on sampled responses."""
+        self.imitated(stats)
         ratios = stats.ratios
         if tokens := ratios.tokens:
-            self.tokens_trained += tokens
             self.means.add("ratio_mean", ratios.mean * tokens, tokens)
             self.means.add("clip_fraction", ratios.clipped * tokens, tokens)
             self.ratio_max = ratios.largest if math.isnan(self.ratio_max) else max(self.ratio_max, ratios.largest)
+
+    def imitated(self, stats: StepStats) -> None:
+        """Add the statistics of one optimizer step on given responses, which have no policy ratio."""
+        self.means.add("loss", stats.loss)
+        self.means.add("grad_norm", stats.grad_norm)
+        self.tokens_trained += stats.ratios.tokens
 
     def took(self, **seconds: float) -> None:
         """Add seconds to the time of each phase."""

@@ -16,7 +16,15 @@ import torch
 
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import Memory, Probes
-from fedrlvr.config import Asking, CareSupervision, Config, LabelsSupervision, MajoritySupervision, SelectionSupervision
+from fedrlvr.config import (
+    Asking,
+    CareSupervision,
+    Config,
+    DemonstrationsSupervision,
+    LabelsSupervision,
+    MajoritySupervision,
+    SelectionSupervision,
+)
 from fedrlvr.config.sections import Section
 from fedrlvr.errors import MessageError
 from fedrlvr.labels.client_ledger import AllLabels, Budget, ClientLedger, NoLabels
@@ -137,7 +145,7 @@ class Setting:
         return judge
 
 
-def _labels(setting: Setting, section: LabelsSupervision) -> ClientSupervision:
+def _labels(setting: Setting, section: LabelsSupervision | DemonstrationsSupervision) -> ClientSupervision:
     return ClientSupervision(TrueLabels(), AllLabels(setting.request.data.answers))
 
 
@@ -167,6 +175,7 @@ def _care(setting: Setting, section: CareSupervision) -> ClientSupervision:
 
 SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] = {
     LabelsSupervision: _labels,
+    DemonstrationsSupervision: _labels,
     MajoritySupervision: _majority,
     SelectionSupervision: _selection,
     CareSupervision: _care,

@@ -32,6 +32,7 @@ from fedrlvr.config.sections import (
     Section,
     TrainConfig,
 )
+from fedrlvr.config.sft import SftConfig
 from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.files import read_json
 from fedrlvr.tasks.problem import GRADER
@@ -57,6 +58,7 @@ class Config(Section):
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
+    sft: SftConfig = SftConfig()
     evaluate: EvaluateSection = EvaluateSection()
     engine: EngineConfig = EngineConfig()
 
@@ -84,6 +86,36 @@ class Config(Section):
                 if _without_effect(field, "arm" if section == "federation" else "federation.arm", arm):
                     del tree[section][name]
         return parse_config(tree, where=f"the configuration of the arm {arm!r}")
+
+    def for_sft(self) -> Config:
+        """The configuration of the supervised training that goes before this run, in a directory of its own.
+
+        Settings of [sft] take the place of those of [train]; what needs rewards or exchanges is left out.
+
+        Raises:
+            ConfigError: another setting does not go together with it; the text names it.
+        """
+        tree = self.model_dump()
+        del tree["coordination"], tree["personal"]
+        tree["supervision"] = {"type": "demonstrations", "responses": self.sft.responses}
+        stated = self.sft.model_dump(exclude={"responses"}, exclude_none=True)
+        fixed = {
+            "loss": "cross_entropy",
+            "kl_beta": 0.0,
+            "updates_per_batch": 1,
+            "warmup_steps": 0,
+            "dynamic_sampling": 0,
+        }
+        tree["train"] |= fixed | stated
+        directory = self.run.directory
+        named = None if directory is None else directory.with_name(f"{directory.name}-sft")
+        tree["run"] |= {"name": f"{self.run.name}-sft", "directory": named, "verdict": False, "ledgers": None}
+        if self.aggregation.weights == "fgrpo":
+            tree["aggregation"]["weights"] = "examples"
+            for name, field in AggregationConfig.model_fields.items():
+                if _without_effect(field, "weights", "examples"):
+                    del tree["aggregation"][name]
+        return parse_config(tree, where="the configuration of the supervised training")
 
     def with_absolute_paths(self) -> Config:
         """The configuration with its local paths absolute, so that it means the same from any working directory."""

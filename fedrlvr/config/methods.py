@@ -41,6 +41,11 @@ class SupervisionSection(Section):
         return False
 
     @property
+    def counts_labels(self) -> bool:
+        """Whether a client reports numbers about labels, since not every problem has one at hand."""
+        return True
+
+    @property
     def shares_probes(self) -> bool:
         """Whether clients send the weights of their probes."""
         return bool(getattr(self, "share_probes", False))
@@ -65,6 +70,49 @@ class LabelsSupervision(SupervisionSection):
     """Every problem's own answer decides its rewards (RLVR)."""
 
     type: Literal["labels"] = "labels"
+
+    @property
+    def counts_labels(self) -> bool:
+        """No, since every label is at hand."""
+        return False
+
+
+DemonstrationSource = Literal["data", "own"]
+"""Sources of the responses that supervised training imitates."""
+
+
+class DemonstrationsSupervision(SupervisionSection):
+    """Correct responses are imitated, with the loss `cross_entropy`; `fedrlvr sft` sets this type (docs/sft.md)."""
+
+    type: Literal["demonstrations"] = "demonstrations"
+    responses: DemonstrationSource
+    """Source of the responses to imitate, as for `sft.responses`."""
+
+    @property
+    def counts_labels(self) -> bool:
+        """No, since nobody is asked for a label."""
+        return False
+
+    def check(self, config: Any) -> None:
+        """Demonstrations go without settings that need rewards or samples of the policy."""
+        super().check(config)
+        for setting, value, wanted in (
+            ("train.loss", config.train.loss, "cross_entropy"),
+            ("train.kl_beta", config.train.kl_beta, 0.0),
+            ("train.updates_per_batch", config.train.updates_per_batch, 1),
+            ("coordination.type", config.coordination.type, "none"),
+            ("personal.type", config.personal.type, "none"),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"{setting} = {value!r} has no place beside supervision.type = 'demonstrations'; set it to "
+                    f"{wanted!r}, as `fedrlvr sft` does"
+                )
+        if config.aggregation.weights == "fgrpo":
+            raise ValueError(
+                "aggregation.weights = 'fgrpo' weighs clients by their rewards, which supervision.type = "
+                "'demonstrations' has none of; set it to 'examples'"
+            )
 
 
 class Audited(SupervisionSection):
@@ -156,7 +204,8 @@ class SelectionSupervision(Asking):
 
 SupervisionType = Literal["labels", "majority", "care", *SELECTIONS]  # type: ignore[valid-type]
 Supervision = Annotated[
-    LabelsSupervision | MajoritySupervision | CareSupervision | SelectionSupervision, Field(discriminator="type")
+    LabelsSupervision | MajoritySupervision | CareSupervision | SelectionSupervision | DemonstrationsSupervision,
+    Field(discriminator="type"),
 ]
 
 

@@ -310,7 +310,7 @@ class TrainConfig(Section):
     loss: Literal[tuple(LOSSES)] = "dapo"  # type: ignore[valid-type]  # of a table, which mypy does not evaluate
     """Policy-gradient loss. `grpo`, `dr_grpo` and `dapo` clip the policy ratio; they average token losses over each
     response, by the longest allowed response, or over all tokens. `cispo` averages over all tokens, and a token whose
-    ratio is clipped keeps its gradient."""
+    ratio is clipped keeps its gradient. `cross_entropy` is the loss of given responses, which `fedrlvr sft` sets."""
     scale_by_std: bool = True
     """Whether advantages are divided by the standard deviation of their group's rewards. Dr. GRPO turns it off."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -354,7 +354,13 @@ class TrainConfig(Section):
     moments, which never travel."""
 
     def check(self, config: Any) -> None:
-        """The warm-up ends before the run does, and no problem is drawn again where that would cost a label."""
+        """The warm-up ends before the run does, the loss suits what is trained on, and no problem is drawn again where
+        that would cost a label."""
+        if self.loss == "cross_entropy" and config.supervision.type != "demonstrations":
+            raise ValueError(
+                "train.loss = 'cross_entropy' is the loss of given responses (supervision.type = 'demonstrations', "
+                "which `fedrlvr sft` sets); choose another loss for sampled ones"
+            )
         if self.warmup_steps >= self.rounds * self.local_steps > 1:
             raise ValueError("train.warmup_steps must be fewer than rounds x local_steps")
         if self.dynamic_sampling and hasattr(config.supervision, "labels_from"):

@@ -2,8 +2,8 @@
 
 Training draws questions, which have no answer. The answers themselves lie here, and there are three ways to them:
 `price` is for a ledger, which pays for what it takes; `everything` for what looks at data before a run; and `peek`
-for experiments only: true accuracies, and the oracle that others are compared with. A test holds the list of who uses
-which.
+for experiments only: true accuracies, and the oracle that others are compared with. Responses to imitate, which say the
+answer, lie here too, for supervised training (`demonstration`). A test holds the list of who uses which.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Answers:
     def price(self, question: Question) -> str:
         """Answer of the data set, to be entered into a ledger; "" if there is none."""
         return self._problems[question.id].answer
+
+    def demonstration(self, question: Question) -> str:
+        """The problem's response to imitate; "" if there is none."""
+        return self._problems[question.id].response
 
     def grade(
         self, question: Question, label: str, completions: Sequence[str], finished: Sequence[bool] | None = None

@@ -142,6 +142,18 @@ class Base:
         encoded = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
         return [self._usable(list(ids)) for ids in encoded]
 
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a text as the response that the policy would sample: without a template, and with an end token.
+
+        Raises:
+            DataError: the model has no embedding for one of the tokens.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if ids and max(ids) >= self.vocabulary:
+            raise DataError(f"a response holds a token for which the model {self.name} has no embedding")
+        end = self.tokenizer.eos_token_id
+        return [*ids, end if end in self.eos_ids else min(self.eos_ids)]
+
     def _usable(self, ids: list[int]) -> list[int]:
         """A prompt's tokens, without what the tokenizer appends to every text."""
         tail = [] if self.chat else self._appended

@@ -24,7 +24,7 @@ from fedrlvr.reporting.observer import (
     StepEnded,
     SweepStarted,
 )
-from fedrlvr.reporting.scores import evaluations, mean_reward
+from fedrlvr.reporting.scores import evaluations, mean_of, mean_reward
 from fedrlvr.reporting.tables import MOST_CLIENTS
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class PlainProgress(Observer):
         reward = mean_reward(event.record)
         if reward is not None:
             yield f"reward {reward:.3f}"
+        elif (loss := mean_of(event.record, "loss")) is not None:  # of given responses
+            yield f"loss {loss:.3f}"
+        if (held_out := mean_of(event.record, "held_out_loss")) is not None:
+            yield f"held-out loss {held_out:.3f}"
         for overall, _ in evaluations([event.record]).values():
             yield f"held-out pass@1 {units.percent(overall.mean)}"
         now = self.clock()

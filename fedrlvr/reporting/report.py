@@ -76,6 +76,15 @@ _CURVES = (
     Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
     Curve("weight", "Weight of each client's adapter", percent=True),
 )
+_IMITATION_CURVES = (
+    Curve("loss", "Cross entropy per token of the responses imitated; of held-out ones dashed", dashed="held_out_loss"),
+    *(
+        curve
+        for curve in _CURVES
+        if curve.key not in ("zero_variance_groups", "kl_to_base", "ratio_mean", "clip_fraction")
+    ),
+)
+"""Curves of supervised training; those about sampled responses only with `sft.responses = "own"`."""
 _LABEL_CURVES = (
     Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
     Curve("labels_total", "Labels in the ledger"),
@@ -184,7 +193,10 @@ def render(
         shared=scores is not None and len(scores.lines) > len(scores.sources),
         method=_method(config),
         held_out=_evaluation_figure(records),
-        figures=_training_figures(records, (*_CURVES, *_reward_curves(config))),
+        figures=_training_figures(
+            records,
+            _IMITATION_CURVES if config.supervision.type == "demonstrations" else (*_CURVES, *_reward_curves(config)),
+        ),
         server_step=_server_step_figure(records),
         labels=_labels(records),
         clients=_clients_drawn(records),

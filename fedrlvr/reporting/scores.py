@@ -265,8 +265,13 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tup
 
 def mean_reward(record: Mapping[str, Any]) -> float | None:
     """Mean over the clients that trained in this round; None if none did."""
-    rewards = [n["reward"] for n in record.get("clients", {}).values() if n.get("reward") is not None]
-    return sum(rewards) / len(rewards) if rewards else None
+    return mean_of(record, "reward")
+
+
+def mean_of(record: Mapping[str, Any], key: str) -> float | None:
+    """Mean of a number over the clients that have it in this round; None if none has."""
+    values = [numbers[key] for numbers in record.get("clients", {}).values() if numbers.get(key) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def dropped_responses(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, dict[str, int]]]:

@@ -11,6 +11,9 @@
     dapo     ordinary clip, mean over all tokens of the batch                           (arXiv 2503.14476)
     cispo    CISPO, mean over all tokens of the batch                                    (arXiv 2506.13585)
 
+    cross_entropy    A logp_t without a ratio, mean over all tokens of the batch: with A = 1 the masked cross entropy of
+                     given responses, whose gradient is that of the others at A = 1 and rho = 1
+
 1. A loss is a sum over responses divided by a normaliser. The two are separate functions, because a batch is cut
    into micro-batches and leaves out responses with zero advantage: the normaliser still counts those, so the gradient
    is the same.
@@ -102,6 +105,12 @@ LOSSES: dict[str, Loss] = {
         divisor=lambda batch: batch.tokens,
         surrogate=lambda ratio, logps, advantages, bounds: ratio.clamp(*bounds).detach() * advantages * logps,
         clipped=lambda ratio, advantages, bounds: (ratio < bounds.low) | (ratio > bounds.high),
+    ),
+    "cross_entropy": Loss(
+        divisor=lambda batch: batch.tokens,
+        ratio=lambda logps, behaviour, mask: mask.to(logps.dtype),
+        surrogate=lambda ratio, logps, advantages, bounds: advantages * logps,
+        clipped=lambda ratio, advantages, bounds: ratio < 0,
     ),
 }
 """Every loss, by its name in `train.loss`."""

@@ -141,9 +141,13 @@ def _card(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[Promp
     head = "\n".join(f"{key}: {json.dumps(printable_tree(value), ensure_ascii=False)}" for key, value in front.items())
     title = f"{what[2].upper()}{what[3:]} of the run {_code(facts.config.run.name)}"
     how = _HOW[facts.config.federation.arm]
+    imitates = facts.config.supervision.type == "demonstrations"
+    learning = (
+        "supervised learning of given responses" if imitates else "reinforcement learning with verifiable rewards"
+    )
     opening = (
         f"This directory holds {what}{'' if facts.client is None else f', {adapter}'}. It was trained with fedrlvr by "
-        f"reinforcement learning with verifiable rewards, {how}."
+        f"{learning}, {how}."
     )
     rows = "\n".join(f"| {name} | {text} |" for name, text in _rows(facts))
     parts = [

@@ -224,6 +224,7 @@ class FederatedRLVR(Strategy):
             personal=self.config.personal.method.keeps is not None and server_round == last,
             sampling=self.config.sampling,
             evaluate=self.config.evaluate,
+            held_out_loss=self.config.supervision.type == "demonstrations",
         )
         for node in self.participation.present(grid.get_node_ids()):
             body = self.participation.content(request, node, None if local else arrays)
@@ -237,6 +238,8 @@ class FederatedRLVR(Strategy):
         """
         for client, numbers, scores in self.participation.accepted(server_round, replies, self._evaluated):
             self.record.client(client)["seconds_evaluate"] = numbers.get("seconds_evaluate", 0.0)
+            if (loss := numbers.get("held_out_loss")) is not None:
+                self.record.client(client)["held_out_loss"] = loss
             self.record.scores[client] = scores
         return None
 

@@ -28,6 +28,7 @@ from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import check_dealt, deal, fit_prompts
+from fedrlvr.tasks.demonstrations import demonstrations_digest, with_demonstrations
 from fedrlvr.tasks.partition import who_holds_what
 
 __all__ = ["Federation", "RunResult", "Wrap", "new_cohort", "resume", "run", "settled"]
@@ -154,6 +155,9 @@ class Federation:
         self.cohort = cohort
         self.dealt = fit_prompts(deal(config), cohort.base, config)
         check_dealt(self.dealt, config.data)
+        self._imitates = getattr(config.supervision, "responses", None) == "data"
+        if self._imitates:
+            self.dealt = with_demonstrations(self.dealt, cohort.base, config.sampling.max_new_tokens)
         begin = beginning(config, directory, cohort.fresh_adapter(stream(config.run.seed, "adapter")))
         self.initial = begin.adapter
         clients = dict(enumerate(with_secrets(self.dealt.clients, config.run.secrets), start=1))
@@ -185,7 +189,8 @@ class Federation:
         return self.server.go(grid, self.names, self._holdings(), memories, resume=resume)
 
     def _holdings(self) -> dict[str, Any]:
-        holdings: dict[str, Any] = {"digest": self.dealt.digest}
+        digest = demonstrations_digest(self.dealt) if self._imitates else self.dealt.digest
+        holdings: dict[str, Any] = {"digest": digest}
         validation = who_holds_what({client.name: client.validation for client in self.dealt.clients})
         tables = {"train": self.dealt.train_table, "validation": validation, "test": self.dealt.test_table}
         for key, table in tables.items():

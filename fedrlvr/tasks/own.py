@@ -168,7 +168,9 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             for p in problems:
                 row = {"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source, "kind": p.kind}
-                file.write(json.dumps({**row, "info": dict(p.info)} if p.info else row, ensure_ascii=False) + "\n")
+                info = {"info": dict(p.info)} if p.info else {}
+                response = {"response": p.response} if p.response else {}
+                file.write(json.dumps({**row, **info, **response}, ensure_ascii=False) + "\n")
     except OSError as error:
         if path.exists():
             raise DataError(f"{path} exists already. Give another directory.") from None
@@ -190,7 +192,7 @@ def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = 
         info = {**info, "extra_info": _object(data, "extra_info", where)}
     named = data.get("id") is not None
     source = text_field(data, ["source"], where) if data.get("source") is not None else "jsonl"
-    problem = Problem(prompt, answer, "", source, cast(Kind, stated), info)
+    problem = Problem(prompt, answer, "", source, cast(Kind, stated), info, _response(data, where))
     name = answer_text(data["id"], "id", where) if named else problem.content_key[:16]
     return replace(problem, id=name)
 
@@ -203,6 +205,14 @@ def _prompt(data: Mapping[str, Any], where: str) -> str:
         if data.get(name) is not None:
             break
     return text_field(data, _PROMPTS, where)
+
+
+def _response(data: Mapping[str, Any], where: str) -> str:
+    """The response to imitate, white space included; "" where the row has none."""
+    if data.get("response") is None:
+        return ""
+    text_field(data, ["response"], where)
+    return str(data["response"])
 
 
 def _object(data: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Problem:
         tables go by it.
     kind: which grader decides.
     info: passed on to a user's own reward as keyword arguments.
+    response: a response to imitate, as the model is to write it (`fedrlvr sft`); "" is none.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class Problem:
     source: str
     kind: Kind
     info: Mapping[str, Any] = field(default_factory=dict)
+    response: str = ""
 
     @property
     def question(self) -> Question:

@@ -6,6 +6,7 @@ which happens in the published files; everything else that does not fit raises D
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from functools import partial
@@ -14,27 +15,38 @@ from typing import Any
 
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.files import read_json
-from fedrlvr.tasks.extraction import last_box
+from fedrlvr.tasks.extraction import last_box, wrap
 from fedrlvr.tasks.files import DataRow, answer_text, clean_text, text_field
 from fedrlvr.tasks.problem import Problem
 from fedrlvr.tasks.published import PublishedTask, ToProblem
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import check_options
 
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+
 
 def gsm8k(row: DataRow, split: str) -> Problem | None:
-    """`question`, `answer` ending in `#### N`; thousands separators go."""
+    """`question`, `answer` ending in `#### N`; thousands separators go.
+
+    The response to imitate is the worked solution without the calculator's marks (`<<7*2=14>>`), its answer in a box.
+    """
     solution = text_field(row.data, ["answer"], row.where)
-    _, marker, answer = solution.rpartition("####")
+    steps, marker, answer = solution.rpartition("####")
     if not marker or not answer.strip(" ,"):
         raise DataError(f"{row.where}: 'answer' does not end in '#### number'. Mend or remove the row.")
     prompt = text_field(row.data, ["question"], row.where)
-    return Problem(prompt, answer.strip().replace(",", ""), f"gsm8k-{split}-{row.index}", "gsm8k", "math")
+    gold = answer.strip().replace(",", "")
+    response = f"{_CALCULATOR.sub('', steps).strip()}\nThe answer is {wrap(gold, 'math')}.".lstrip()
+    return Problem(prompt, gold, f"gsm8k-{split}-{row.index}", "gsm8k", "math", response=response)
 
 
 def math(row: DataRow, split: str) -> Problem | None:
-    r"""`problem` with `answer`, or with `solution` whose last `\boxed{}` is the answer; `type` or `subject`."""
+    r"""`problem` with `answer`, or with `solution` whose last `\boxed{}` is the answer; `type` or `subject`.
+
+    The response to imitate is the solution as it is.
+    """
     data = row.data
+    response = text_field(data, ["solution"], row.where) if data.get("solution") else ""
     if data.get("answer"):
         answer = text_field(data, ["answer"], row.where)
     elif "solution" in data:
@@ -48,7 +60,7 @@ def math(row: DataRow, split: str) -> Problem | None:
         raise DataError(f"{row.where} has no 'answer' and no 'solution'. Add one or remove the row.")
     name = str(data.get("unique_id") or f"math-{split}-{row.index}")
     source = text_field(data, ["type", "subject"], row.where)
-    return Problem(text_field(data, ["problem"], row.where), answer, name, source, "math")
+    return Problem(text_field(data, ["problem"], row.where), answer, name, source, "math", response=response)
 
 
 def svamp(row: DataRow, split: str) -> Problem | None:

@@ -108,6 +108,12 @@ class StretchRequest(Request):
             raise ValueError(f"train.dynamic_sampling would cost labels with supervision.type {self.supervision.type}")
         return self
 
+    @model_validator(mode="after")
+    def _loss_of_what_is_trained_on(self) -> StretchRequest:
+        if (self.train.loss == "cross_entropy") != (self.supervision.type == "demonstrations"):
+            raise ValueError("train.loss 'cross_entropy' and supervision 'demonstrations' go together")
+        return self
+
 
 class TrainRequest(StretchRequest):
     """Take the round's last local steps, or just the public steps on the last share, and send the adapter.
@@ -149,9 +155,13 @@ class RespondRequest(StretchRequest):
 
 
 class EvaluateRequest(Request):
-    """Measure pass@1 on the client's held-out problems."""
+    """Measure pass@1 on the client's held-out problems.
+
+    held_out_loss: also measure the cross entropy of their own responses, where there are any.
+    """
 
     evaluate: EvaluateConfig
+    held_out_loss: bool = Field(False, exclude_if=lambda value: not value)
 
 
 R = TypeVar("R", bound=Request)
@@ -348,7 +358,10 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
     **dict.fromkeys(("reward", "verified_reward", *map(reward_name, range(MOST_REWARDS))), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
-    **dict.fromkeys(("loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"), _SINGLE),
+    **dict.fromkeys(
+        ("loss", "held_out_loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"),
+        _SINGLE,
+    ),
     **dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), _SINGLE),
 }
 """The numbers that a client may report of its training or evaluation, each with its least and largest value. Rewards

@@ -65,12 +65,12 @@ _PROBLEMS = TypeAdapter(list[Problem])
 
 
 def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigRecord:
-    """Public problems of an exchange, with a notice to this client.
+    """Public problems of an exchange, without responses to imitate, with a notice to this client.
 
     Raises:
         MessageError: they are too long for one message.
     """
-    text = _PROBLEMS.dump_json(list(problems)).decode()
+    text = _PROBLEMS.dump_json(list(problems), exclude={"__all__": {"response"}}).decode()
     if len(text) > MAX_PROBLEMS:
         raise MessageError(
             f"{len(problems)} public problems of {len(text)} characters are too long for a message; lower "

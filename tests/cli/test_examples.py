@@ -20,6 +20,29 @@ from fedrlvr.config import load_config
 ROOT = Path(__file__).parents[2]
 GENERATED = ("care", "desk", "embedded", "few_problems", "fgrpo", "mixed_ranks", "pubswap")
 """Examples on the embedded problems."""
+DATA = {
+    **dict.fromkeys(GENERATED, "embedded"),
+    "smollm2_sums": "sums",
+    "smollm2_gsm8k": "gsm8k",
+    "qwen3_1_7b": "math",
+    "qwen3_4b": "medmcqa",
+    "llama32_3b": "math",
+}
+"""Data set of each example that is not named after it."""
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_1_7b": ("qwen3", {"head_dim": 16, "num_key_value_heads": 2}),
+    "qwen3_4b": ("qwen3", {"head_dim": 16, "num_key_value_heads": 1}),
+    "llama32_3b": ("llama", {"head_dim": 8, "num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE}),
+}
+"""Architecture of an example's model, and its kind of heads and positions, for a small one in its place."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 FIXTURES = ROOT / "tests" / "fixtures"
 REAL = Path(os.environ.get("FEDRLVR_DATA", ROOT.parent / "shared" / "data"))
@@ -50,6 +73,7 @@ def test_there_is_an_example_for_each_main_task() -> None:
         "medmcqa",
         "mixed_ranks",
         "pubswap",
+        *DATA,
     }
 
 
@@ -58,7 +82,7 @@ def test_an_example_parses_and_is_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 40
     config = load_config(path)
     assert config.run.name == path.stem
-    assert config.data.name == ("embedded" if path.stem in GENERATED else path.stem)
+    assert config.data.name == DATA.get(path.stem, path.stem)
 
 
 def test_the_embedded_example_is_what_run_does_without_a_file() -> None:
@@ -67,14 +91,18 @@ def test_the_embedded_example_is_what_run_does_without_a_file() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, any_text: Path, tmp_path: Path) -> None:
-    generated = path.stem in GENERATED
+    embedded, data = path.stem in GENERATED, DATA.get(path.stem, path.stem)
+    if path.stem in SHAPES:
+        kind, shape = SHAPES[path.stem]
+        any_text = any_text_model(tmp_path / "model", kind, tie_word_embeddings=True, **shape)
+    public = load_config(path).data.public_size and not embedded
     said = fedrlvr(
         "run",
         path,
         "--allow-nothing",  # a random model earns no reward
         *settings(
             run__directory=tmp_path / "run",
-            model__name=model if generated else any_text,
+            model__name=model if embedded else any_text,
             model__device="cpu",
             train__rounds=1,
             train__local_steps=2,
@@ -84,8 +112,10 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
             engine__threads=1,
         ),
         *settings(**{"run__ledgers": tmp_path / "ledgers"} if path.stem == "desk" else {}),
-        *settings(**{} if generated else {"data__path": FIXTURES / path.stem}),
-        *settings(**{"coordination__exchanges": 2} if path.stem == "pubswap" else {}),
+        *settings(**{"data__path": FIXTURES / data} if (FIXTURES / data).is_dir() else {}),
+        *settings(**{"run__started_in": path.parent} if path.stem == "smollm2_sums" else {}),
+        *settings(**{"coordination__exchanges": 2} if path.stem == "pubswap" or public else {}),
+        *settings(**{"data__public_size": 4, "coordination__public_problems": 2} if public else {}),
         # So few problems would leave a client of a skewed partition without any.
         *settings(**{"partition__alpha": 10.0} if path.stem == "medmcqa" else {}),
     )

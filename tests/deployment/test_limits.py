@@ -350,6 +350,7 @@ def test_a_range_that_is_upside_down_is_no_range(name: str) -> None:
 HARMLESS = {
     *("seed", "exchange", "send", "trains", "precision", "feedback", "own_adapter", "personal"),
     *("sends", "keeps"),
+    *("held_out_loss", "supervision.responses"),  # of supervised training, which every organisation refuses
     *("sampling.top_k", "evaluate.every", "evaluate.temperature", "evaluate.split"),
     *("choose.every", "choose.temperature", "choose.split"),
     *("train.rounds", "train.loss", "train.scale_by_std", "train.schedule", "train.warmup_steps"),

@@ -59,11 +59,26 @@ def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     result = where("everything")
     assert result.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
     assert result.pop("tasks/client_data.py") == {"self.answers"}  # examples in prompts, with every label paid for
-    assert result == {"tasks/deal.py": {"client.answers"}, "cli/main.py": {"client.answers"}}
+    assert result == {
+        "tasks/deal.py": {"client.answers"},
+        "tasks/demonstrations.py": {"client.answers"},
+        "cli/main.py": {"client.answers"},
+    }
+
+
+def test_only_supervised_training_reads_the_responses_to_imitate() -> None:
+    assert where("demonstration") == {"client/imitation.py": {"request.data.answers"}}
 
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
-    assert set(where("answers")) == {"tasks/deal.py", "tasks/client_data.py", "client/supervisor.py", "cli/main.py"}
+    assert set(where("answers")) == {
+        "tasks/client_data.py",
+        "tasks/deal.py",
+        "tasks/demonstrations.py",
+        "client/supervisor.py",
+        "client/imitation.py",
+        "cli/main.py",
+    }
 
 
 def test_only_a_ledger_says_what_the_answer_to_grade_by_is() -> None:
@@ -84,7 +99,7 @@ def test_nothing_reaches_behind_the_seal() -> None:
 def test_nothing_gets_attributes_of_answers_by_their_names() -> None:
     for path in PACKAGE.rglob("*.py"):
         words = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)}
-        assert not words & {"peek", "price", "everything", "_in_order", "__dict__"}, path
+        assert not words & {"peek", "price", "everything", "demonstration", "_in_order", "__dict__"}, path
 
 
 def test_a_question_has_no_answer_and_no_room_for_one() -> None:
@@ -94,7 +109,7 @@ def test_a_question_has_no_answer_and_no_room_for_one() -> None:
     assert question == Question("2 + 2", "sum", "sums", "math")
     assert question.question is question
     assert not hasattr(question, "__dict__")
-    for name in ("answer", "info"):
+    for name in ("answer", "info", "response"):
         assert not hasattr(question, name)
 
 

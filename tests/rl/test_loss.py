@@ -34,6 +34,8 @@ BY_HAND = {
         - 1.6 * (3 + math.log(2))
     )
     / 5,
+    # All tokens' -A logp, without a ratio or clip.
+    "cross_entropy": (3.5 - math.log(1.5) + math.log(2) - 2 * (1 - math.log(1.1)) - 2 * (3 + math.log(2))) / 5,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,13 @@ def test_exchanges_go_through_the_public_set_in_the_same_order_for_everybody() -
     second = [Exchange(config, public(6), 2, n, CLIENTS).problems for n in (1, 2, 3)]
     assert {p.id for problems in second for p in problems} == {f"p{i}" for i in range(6)}
     assert first != second
+
+
+def test_a_response_to_imitate_does_not_travel_with_its_public_problem() -> None:
+    problem = Problem("2 + 2?", "4", "p-0", "sums", "math", response="It is \\boxed{4}.")
+    content = RecordDict({PUBLIC: problems_record([problem])})
+    assert "boxed" not in str(content.config_records[PUBLIC]["problems"])
+    assert read_problems(content, 1)[0] == [replace(problem, response="")]
 
 
 def test_public_problems_travel_whole() -> None:

@@ -33,6 +33,15 @@ def test_gsm8k(fixtures: Path) -> None:
     assert [p.answer for p in train[5:7]] == ["13500", "-7"]  # thousands separators go
 
 
+def test_gsm8k_solutions_are_rewritten_to_the_form_of_answers_that_is_asked_for(fixtures: Path) -> None:
+    train = load("gsm8k", fixtures / "gsm8k", "train")
+    assert train[0].response == "The jars hold 7*2 = 14 pears.\nThen 14-3 = 11 are left.\nThe answer is \\boxed{11}."
+    for problem in train:
+        assert grader_for(None)(problem.response, problem) == 1.0
+        assert "<<" not in problem.response
+        assert "####" not in problem.response
+
+
 def test_math(fixtures: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "fedrlvr.tasks"):
         train = load("math", fixtures / "math", "train")

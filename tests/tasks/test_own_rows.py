@@ -11,6 +11,7 @@ import pytest
 
 from fedrlvr.errors import DataError
 from fedrlvr.tasks import Problem, grade, load
+from fedrlvr.tasks.own import read_own, write_own
 
 
 def problems(tmp_path: Path, *rows: str | dict[str, Any], **options: Any) -> list[Problem]:
@@ -73,6 +74,21 @@ def test_conversations_of_verl_and_trl_load(tmp_path: Path) -> None:
         {"prompt": None, "messages": [USER], "answer": "4"},
     ):
         assert problems(tmp_path, row) == [plain], row
+
+
+def test_a_response_to_imitate_is_kept_as_it_stands(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, {"prompt": "2+2=", "answer": "4", "response": " 4\n"})
+    assert problem.response == " 4\n"
+    write_own(tmp_path / "again.jsonl", [problem])
+    assert read_own(tmp_path / "again.jsonl", "math") == [problem]
+    (without,) = problems(tmp_path, {"prompt": "2+2=", "answer": "4", "response": None})
+    assert without.response == ""
+
+
+@pytest.mark.parametrize("response", ["", "  ", 4, ["4"], "\ud800"])
+def test_a_response_that_is_no_text_is_refused_by_its_row(tmp_path: Path, response: object) -> None:
+    with pytest.raises(DataError, match="line 1: 'response'"):
+        problems(tmp_path, {"prompt": "2+2=", "answer": "4", "response": response})
 
 
 def test_a_system_message_stands_before_the_question(tmp_path: Path) -> None:

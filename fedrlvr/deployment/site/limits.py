@@ -219,6 +219,8 @@ def _of_every_message(limits: Limits, asked: Asked) -> Iterator[str]:
         yield f"no round beyond the run's own {terms.rounds}, asked for round {request.run_round}"
     if (request.personal or getattr(request, "keeps", None)) and not limits.personal:
         yield "no personal adapter that stays here (limits.personal)"
+    if getattr(request, "held_out_loss", False):
+        yield "no loss on given responses, which exists in simulations only"
     if request.own_adapter and not limits.own_adapter:
         yield "no adapter that stays here (limits.own_adapter)"
     if delta is not None and not limits.change_rank and delta.keep == "change" and delta.since is not None:

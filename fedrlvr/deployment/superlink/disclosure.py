@@ -22,6 +22,11 @@ def check(config: Config) -> None:
             f"federation.arm = {config.federation.arm!r} is a reference for one machine, where nothing travels. Run it "
             "with `fedrlvr run`, or set federation.arm = 'federated'."
         )
+    if config.supervision.type == "demonstrations":
+        raise ConfigError(
+            "supervision.type = 'demonstrations': supervised training exists on one machine only (`fedrlvr sft`). Its "
+            "adapter can be the start of a run with organisations: model.adapter."
+        )
     if config.run.verdict:
         raise ConfigError(
             "run.verdict: the problems that a verdict is about stay at the organisations. Leave it out; each "
