@@ -1,5 +1,5 @@
-"""The command line: run | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
-doctor, and for organisations on their own machines superlink | federate | site.
+"""The command line: run | sweep | verdict | contribution | eval | prompts | responses | tasks | validate | desk |
+export | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -27,6 +27,7 @@ from fedrlvr.cli.options import (
     expanded,
     warn_of_schedule,
 )
+from fedrlvr.cli.prompts import prompts
 from fedrlvr.cli.responses import responses
 from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
@@ -243,6 +244,7 @@ def validate(
         raise typer.Exit(1)
 
 
+app.command()(prompts)
 app.command()(responses)
 app.command()(desk)
 app.command()(federate)
