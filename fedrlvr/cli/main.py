@@ -1,5 +1,5 @@
-"""The command line: run | sft | sweep | verdict | contribution | eval | responses | tasks | validate | desk | export |
-model | doctor, and for organisations on their own machines superlink | federate | site.
+"""The command line: run | sft | sweep | verdict | contribution | eval | prompts | responses | tasks | validate | desk |
+export | model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -28,6 +28,7 @@ from fedrlvr.cli.options import (
     expanded,
     warn_of_schedule,
 )
+from fedrlvr.cli.prompts import prompts
 from fedrlvr.cli.responses import responses
 from fedrlvr.cli.sft import sft
 from fedrlvr.cli.site import site
@@ -247,6 +248,7 @@ def validate(
         raise typer.Exit(1)
 
 
+app.command()(prompts)
 app.command()(responses)
 app.command()(desk)
 app.command()(federate)

@@ -16,7 +16,7 @@ from docpages import DOCS, FENCE, PAGES, ROOT, Block, anchors, block, blocks, co
 
 from fedrlvr.aggregation.lora_rule import RULES
 from fedrlvr.cli.main import app
-from fedrlvr.config import load_config, parse_config
+from fedrlvr.config import PromptConfig, load_config, parse_config
 from fedrlvr.config.experiment import Config
 from fedrlvr.deployment.site.config import SiteConfig
 from fedrlvr.wire.messages import NUMBERS
@@ -126,10 +126,13 @@ def test_a_command_in_a_table_takes_its_options() -> None:
 
 @of("toml")
 def test_a_configuration_parses(block: Block) -> None:
-    """An experiment's, or some settings of an organisation's file."""
+    """An experiment's, candidates of `fedrlvr prompts`, or some settings of an organisation's file."""
     tree = tomllib.loads(block.text)
     if set(tree) <= set(Config.model_fields):
         parse_config(tree)
+    elif all(isinstance(table, dict) and set(table) <= set(PromptConfig.model_fields) for table in tree.values()):
+        for table in tree.values():
+            parse_config({"prompt": table})
     else:
         needed = {"name": "clinic-a", "superlink": "127.0.0.1:18000", "tasks": {"main": {"name": "jsonl", "path": "."}}}
         SiteConfig.model_validate({**needed, **tree})

@@ -58,6 +58,7 @@ def test_only_experiments_peek_at_answers() -> None:
 def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     result = where("everything")
     assert result.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
+    assert result.pop("simulation/prompts.py") == {"client.answers"}  # likewise
     assert result.pop("tasks/client_data.py") == {"self.answers"}  # examples in prompts, with every label paid for
     assert result == {
         "tasks/deal.py": {"client.answers"},
@@ -72,6 +73,7 @@ def test_only_supervised_training_reads_the_responses_to_imitate() -> None:
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
     assert set(where("answers")) == {
+        "simulation/prompts.py",
         "tasks/client_data.py",
         "tasks/deal.py",
         "tasks/demonstrations.py",
