@@ -1,0 +1,156 @@
+"""A real language model on a CPU: SmolLM2-135M learns sums, alone, together, and with exchanges.
+
+    fedrlvr model fetch smollm2 models/smollm2     once
+    scripts/bench smollm2                          all of it, in two processes of one thread
+    scripts/bench smollm2 --arms alone federated --seeds 2
+    scripts/bench smollm2 --collect                the tables from what has been run
+
+examples/smollm2_sums.toml with 64 further public problems and 512 held-out ones: three clients with 64 problems each,
+36 local steps of 4 problems x 8 responses at each client (12 rounds of 3). `alone` trains each client by itself,
+`central` one adapter on all 192 problems with as many steps, `pubswap` trades responses to public problems once a
+round, at equal optimizer steps. Each arm's learning rate is chosen from three by the score on 128 validation problems at the end of one
+run at seed 100; the arms are run at seeds from 0. `drift` trains once with 12 and once with 36 local steps a round.
+
+Scores are pass@1, one sample at temperature 1. Resumable: neither finished runs nor those in docs/results/smollm2.json
+are run again. A run takes about 500 CPU seconds. Writes docs/results/smollm2.json and .md, and a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import run_all, timed
+from benchmarks.gain_choices import best
+from benchmarks.gain_results import first_missing
+from benchmarks.smollm2_tables import write
+from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation.sweep import sweep
+from fedrlvr.simulation.sweep_plan import plan
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "examples" / "smollm2_sums.toml"
+RUNS = ROOT / "runs" / "smollm2"
+FILE = ROOT / "docs" / "results" / "smollm2.json"
+COMMON = ["data.public_size=64", "data.validation_size=128", "data.test_size=512", "evaluate.every=4"]
+ARMS: dict[str, list[str]] = {
+    "federated": [],
+    "alone": ["federation.arm=local"],
+    "central": ["federation.arm=central"],
+    "pubswap": [
+        "coordination.type=pubswap",
+        "coordination.exchanges=1",
+        "coordination.public_problems=4",
+        "coordination.public_steps=1",
+        "train.local_steps=2",
+    ],
+}
+"""Settings of each arm. A round of `pubswap` has two private steps and a public one."""
+RATES = ("2.5e-4", "5e-4", "1e-3")
+CHOICE_SEED = 100
+"""Seed of the runs that learning rates are chosen by; no arm is run at it."""
+DRIFT = {"drift-12": ["train.rounds=3", "train.local_steps=12"], "drift-36": ["train.rounds=1", "train.local_steps=36"]}
+"""Other numbers of local steps a round, for the distance between clients before they are averaged."""
+
+
+def committed() -> dict[str, Any]:
+    """The results so far, with empty parts where there are none."""
+    empty: dict[str, Any] = {"choices": {}, "runs": {}}
+    return {**empty, **json.loads(FILE.read_text("utf-8"))} if FILE.exists() else empty
+
+
+def choose(arm: str) -> str:
+    """The learning rate of an arm, by validation problems; PubSwap and other intervals take the federation's."""
+    if arm not in ("federated", "alone", "central"):
+        return choose("federated")
+    place = RUNS / "choices" / arm
+    if known := committed()["choices"].get(arm):
+        return best(known)
+    if not (place / "scores.json").exists():
+        given = [*COMMON, *ARMS[arm], "evaluate.split=validation", "evaluate.every=0", f"run.seed={CHOICE_SEED}"]
+        what = plan(BASE, given, [f"train.learning_rate={','.join(RATES)}"], directory=place)
+        with timed(place):
+            sweep(what, command="scripts/bench smollm2").check()
+        curves = [evaluations(read_metrics(planned.directory)) for planned in what.federations]
+        scores = {rate: curve[max(curve)][0].mean for rate, curve in zip(RATES, curves, strict=True)}
+        (place / "scores.json").write_text(json.dumps(scores), "utf-8")
+    return best(json.loads((place / "scores.json").read_text("utf-8")))
+
+
+def run_arm(arm: str, seeds: int) -> None:
+    """All seeds of an arm that are not there yet, as one cohort; its CPU seconds are added to what it took before."""
+    first = first_missing({int(seed) for seed in committed()["runs"].get(arm, {})})
+    if first >= seeds:
+        return
+    place = RUNS / arm
+    given = [*COMMON, f"train.learning_rate={choose(arm)}", *{**ARMS, **DRIFT}[arm], f"run.seed={first}"]
+    what = plan(BASE, given, seeds=seeds - first, directory=place)
+    if all(planned.finished for planned in what.federations):
+        return
+    with timed(place):
+        sweep(what, command="scripts/bench smollm2").check()
+
+
+def result_of(directory: Path) -> dict[str, Any]:
+    """A finished run in numbers: its curve in %, tokens, bytes, and what the clients' changes had in common."""
+    records = read_metrics(directory)
+    total = totals(records)
+    steps = [record["server_step"] for record in records if "server_step" in record]
+    return {
+        "curve": {str(round_): 100 * score.mean for round_, (score, _) in evaluations(records).items()},
+        "tokens_sampled": total.tokens_sampled,
+        "tokens_trained": total.tokens_trained,
+        "bytes_up": max(total.bytes_up.values(), default=0),
+        "cosine": [step["mean_cosine"] for step in steps],
+        "server_step": [step["learning_rate"] for step in steps],
+        "distance": [max(step["norms"].values()) for step in steps],
+    }
+
+
+def load(seeds: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every finished run by arm and seed, of here and of docs/results/smollm2.json."""
+    runs: dict[str, dict[str, dict[str, Any]]] = {arm: dict(of) for arm, of in committed()["runs"].items()}
+    for arm in (*ARMS, *DRIFT):
+        for seed in range(seeds):
+            directory = RUNS / arm / "as-given" / f"seed-{seed}"
+            if (directory / "report.html").exists():
+                runs.setdefault(arm, {})[str(seed)] = result_of(directory)
+    return runs
+
+
+def choices() -> Mapping[str, Mapping[str, float]]:
+    """Validation scores by learning rate, by arm."""
+    here = {
+        path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(RUNS.glob("choices/*/scores.json"))
+    }
+    return {**committed()["choices"], **here}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 21), metavar="N")
+    parser.add_argument("--no-drift", action="store_true", help="leave out the runs of other numbers of local steps")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, one thread each")
+    parser.add_argument("--collect", action="store_true", help="only make the tables")
+    chosen = parser.parse_args()
+    if not chosen.collect:
+        run_all([(arm,) for arm in chosen.arms], choose_alone, chosen.jobs)
+        run_all([(arm, chosen.seeds) for arm in chosen.arms], run_arm, chosen.jobs)
+        run_all([(arm, 1) for arm in DRIFT if not chosen.no_drift], run_arm, chosen.jobs)
+    spent = [json.loads(path.read_text("utf-8"))["cpu"] for path in RUNS.rglob("seconds.json")]
+    write(load(chosen.seeds), choices(), cpu=sum(spent))
+
+
+def choose_alone(arm: str) -> None:
+    """`choose` for the processes of `run_all`, which want no value."""
+    choose(arm)
+
+
+if __name__ == "__main__":
+    main()
