@@ -8,8 +8,9 @@
 examples/smollm2_sums.toml with 64 further public problems and 512 held-out ones: three clients with 64 problems each,
 36 local steps of 4 problems x 8 responses at each client (12 rounds of 3). `alone` trains each client by itself,
 `central` one adapter on all 192 problems with as many steps, `pubswap` trades responses to public problems once a
-round, at equal optimizer steps. Each arm's learning rate is chosen from three by the score on 128 validation problems at the end of one
-run at seed 100; the arms are run at seeds from 0. `drift` trains once with 12 and once with 36 local steps a round.
+round, at equal optimizer steps. Each arm's learning rate is chosen from three by the score on 128 validation problems
+at the end of one run at seed 100; the arms are run at seeds from 0. `drift` trains once with 12 and once with 36 local
+steps a round.
 
 Scores are pass@1, one sample at temperature 1. Resumable: neither finished runs nor those in docs/results/smollm2.json
 are run again. A run takes about 500 CPU seconds. Writes docs/results/smollm2.json and .md, and a figure.
