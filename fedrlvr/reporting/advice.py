@@ -158,13 +158,14 @@ def _no_reward_sentence(rounds: Rounds) -> str:
         cause = "The functions that data.rewards names give 0 to every response: check it with `fedrlvr validate`"
     elif unreadable >= 0.5:
         cause = (
-            "Most responses do not mark their answer as the grader reads it: say in prompt.instruction how to, check "
-            "prompt.chat, or take a larger model (model.name)"
+            "Most responses do not mark their answer as the grader reads it: compare prompts with `fedrlvr prompts` "
+            "(prompt.instruction, prompt.chat, prompt.shots), or take a larger model (model.name)"
         )
     else:
         cause = (
-            "Answers are read and all are wrong: take easier problems or a larger model (model.name), and check the "
-            "gold answers with `fedrlvr validate`"
+            "Answers are read and all are wrong: compare prompts with `fedrlvr prompts`, train on given responses first "
+            "(`fedrlvr sft`), take easier problems or a larger model (model.name), and check the gold answers with "
+            "`fedrlvr validate`"
         )
     return (
         f"Every reward of {_span(recent)} is 0, so nothing is learnt{f' (responses: {known})' if known else ''}. "
