@@ -163,9 +163,9 @@ def _no_reward_sentence(rounds: Rounds) -> str:
         )
     else:
         cause = (
-            "Answers are read and all are wrong: compare prompts with `fedrlvr prompts`, train on given responses first "
-            "(`fedrlvr sft`), take easier problems or a larger model (model.name), and check the gold answers with "
-            "`fedrlvr validate`"
+            "Answers are read and all are wrong: compare prompts with `fedrlvr prompts`, train on given responses "
+            "first (`fedrlvr sft`), take easier problems or a larger model (model.name), and check the gold answers "
+            "with `fedrlvr validate`"
         )
     return (
         f"Every reward of {_span(recent)} is 0, so nothing is learnt{f' (responses: {known})' if known else ''}. "
