@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.supervisor import Supervising
 from fedrlvr.reporting.responses import LoggedResponse
-from fedrlvr.rl import Group, Response
+from fedrlvr.rl import Group, Response, verified
 from fedrlvr.tasks.extraction import extract
 
 
@@ -67,7 +67,7 @@ def _noted(
         answer=extract(text, group.problem.kind),
         gold=known.label,
         reward=group.rewards[number],
-        grade=None if known.rewards is None else known.rewards[number],
+        grade=None if known.rewards is None else verified(known.rewards[number]),
         fate=known.fate.value,
         finished=response.finished,
         tokens=len(response.token_ids),

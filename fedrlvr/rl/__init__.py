@@ -5,7 +5,7 @@ Shape suffixes used throughout: P problems, G responses of a group, B responses 
 
 from fedrlvr.rl.advantage import assign_advantages, group_advantages
 from fedrlvr.rl.loss import LOSSES, k3, normaliser, policy_loss, ratio_sums, response_losses
-from fedrlvr.rl.samples import CORRECT, Group, Origin, Response, is_correct, withhold_unfinished
+from fedrlvr.rl.samples import CORRECT, Group, Origin, Response, is_correct, verified, withhold_unfinished
 
 __all__ = [
     "CORRECT",
@@ -21,5 +21,6 @@ __all__ = [
     "policy_loss",
     "ratio_sums",
     "response_losses",
+    "verified",
     "withhold_unfinished",
 ]

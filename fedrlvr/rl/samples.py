@@ -17,9 +17,14 @@ Unfinished = Literal["grade", "zero", "mask"]
 """Treatments of a response that was cut at the length limit."""
 
 
+def verified(reward: float) -> float:
+    """The part of a reward that decides whether the response is correct: all of it, unless it is a weighted sum."""
+    return reward.verified if isinstance(reward, WeightedReward) else reward
+
+
 def is_correct(reward: float) -> bool:
     """Whether a response with this reward counts as correct."""
-    return (reward.verified if isinstance(reward, WeightedReward) else reward) >= CORRECT
+    return verified(reward) >= CORRECT
 
 
 class Origin(Enum):

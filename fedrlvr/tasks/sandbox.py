@@ -85,6 +85,9 @@ class KillableChild:
                     raise
                 except _Ended:
                     self._stop()
+                except BaseException:  # an interruption: the next call must not read the reply to this one
+                    self._stop()
+                    raise
             raise ChildEnded
 
     def start(self) -> None:

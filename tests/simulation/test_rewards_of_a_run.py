@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import Configs, adapter_bytes, without_seconds
+from small_runs import CLIENTS, Configs, adapter_bytes, without_seconds
 
 import fedrlvr
 from fedrlvr.errors import GradingError
@@ -28,8 +28,11 @@ def test_the_weighted_sum_is_trained_on_and_each_mean_is_reported(configured: Co
             assert numbers["reward"] == pytest.approx(0.25 * parts[0] + 0.5 * parts[1], rel=1e-6)
             assert numbers["pass@1"] == pytest.approx(parts[0]), "without the grader the first reward decides"
             assert parts[1] > 1, "its sum would call every response right"
-    scores = {name: n["evaluation"] for name, n in records[-1]["clients"].items() if "evaluation" in n}
-    assert json.dumps(scores).count("NaN") == 0
+    for client in CLIENTS:
+        noted = (tmp_path / "both" / "clients" / client / "responses.jsonl").read_text("utf-8").splitlines()
+        for response in map(json.loads, noted):
+            assert response["grade"] == float(sum(map(ord, response["text"])) % 2 == 0)
+            assert response["reward"] == 0.25 * response["grade"] + 0.5 * (2 + len(response["text"]))
 
 
 def test_one_reward_has_no_numbers_of_its_own(configured: Configs, tmp_path: Path) -> None:

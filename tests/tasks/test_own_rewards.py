@@ -17,6 +17,7 @@ from fedrlvr.rl import Group, Response, is_correct
 from fedrlvr.tasks import Problem, Reward, grader_for, rewards_for
 from fedrlvr.tasks import rewards as rewards_module
 from fedrlvr.tasks.rewards import OwnReward, score
+from fedrlvr.tasks.sandbox import KillableChild
 
 PROBLEM = Problem("6 x 7?", "42", "p1", "s", "math", {"level": 3})
 MODULE = """
@@ -155,6 +156,20 @@ def test_a_hanging_function_is_killed_and_the_next_call_works(make: Make) -> Non
     with pytest.raises(GradingError, match=r"mine:hangs took longer than 1 s.*time_limit"):
         reward("hang", PROBLEM)
     assert reward("x", PROBLEM) == 1.0
+
+
+def test_an_interrupted_call_leaves_no_reply_for_the_next(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = make("response")
+    assert reward("abc", PROBLEM) == 6.0
+
+    def interrupted(self: object, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KillableChild, "_reply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reward("", PROBLEM)
+    assert reward("abcd", PROBLEM) == 7.0
 
 
 def test_processes_that_it_started_are_killed_with_it(make: Make, tmp_path: Path) -> None:
