@@ -123,7 +123,7 @@ class SumsTask(GeneratedTask):
         chosen: list[tuple[int, int]] = []
         while len(chosen) < size:
             chosen += [pairs.pop()] if (pairs := draw.choice(cells)) else []
-        return [Problem(f"{a}+{b}=", str(a + b), f"{a}+{b}", "sum", "whole") for a, b in chosen]
+        return [Problem(f"{a}+{b}=", str(a + b), f"{a}+{b}", "sum", "whole", response=str(a + b)) for a, b in chosen]
 
     def example(self, kind: Kind) -> str:
         """A sum that no split holds."""

@@ -113,7 +113,6 @@ def test_an_example_runs_two_steps(path: Path, fedrlvr: Command, model: Path, an
         ),
         *settings(**{"run__ledgers": tmp_path / "ledgers"} if path.stem == "desk" else {}),
         *settings(**{"data__path": FIXTURES / data} if (FIXTURES / data).is_dir() else {}),
-        *settings(**{"run__started_in": path.parent} if path.stem == "smollm2_sums" else {}),
         *settings(**{"coordination__exchanges": 2} if path.stem == "pubswap" or public else {}),
         *settings(**{"data__public_size": 4, "coordination__public_problems": 2} if public else {}),
         # So few problems would leave a client of a skewed partition without any.
