@@ -28,6 +28,7 @@ from fedrlvr.wire.messages import (
     CONFIG,
     DELTA,
     METRICS,
+    UNCHANGED,
     EvaluateRequest,
     adapter_to_arrays,
     arrays_to_adapter,
@@ -136,7 +137,7 @@ class Victim:
             records[CHANGE] = adapter_to_arrays(change)
             records[DELTA] = ModelDelta(version=0, change_rank=change.rank).record()
         reply = self._ask("train", task, content(asked, **records), adapter, run, terms or {})
-        arrays = record_in(reply, ARRAYS, ArrayRecord)
+        arrays = records[ARRAYS] if UNCHANGED in reply else record_in(reply, ARRAYS, ArrayRecord)
         assert arrays is not None
         if asked.precision == "float32":
             trained = arrays_to_adapter(arrays, adapter, place=SITE, halves=asked.trains)

@@ -102,7 +102,7 @@ def test_candidates_are_tried_side_by_side_and_those_that_cannot_be_are_named(
     fedrlvr: Command, toml: Toml, tmp_path: Path
 ) -> None:
     tries = written(tmp_path, FILE + '[none]\nchat = "on"\n[same]\nchat = "off"\ninstruction = ""\n')
-    path = toml(data={"reward": None})
+    path = toml(data={"rewards": "grader"})
     path.write_text(re.sub(r"^reward = .*\n", "", path.read_text("utf-8"), flags=re.M), "utf-8")
     said = fedrlvr("prompts", path, "--prompt", tries, "--problems", 5, "--samples", 2)
     assert said.code == 0, said.err

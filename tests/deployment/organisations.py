@@ -21,7 +21,7 @@ from fedrlvr.reporting.observer import Observer
 from fedrlvr.simulation.run import Federation, new_cohort
 from fedrlvr.tasks.deal import deal
 from fedrlvr.tasks.own import write_own
-from fedrlvr.wire.messages import adapter_to_arrays, content
+from fedrlvr.wire.messages import UNCHANGED, adapter_to_arrays, content
 from fedrlvr.wire.serialization import pack, unpack
 
 NAMES = ("ann", "bob")
@@ -179,9 +179,11 @@ def refusal(site: Answering, content: RecordDict, **head: Any) -> str:
 
 
 def trained(site: Answering, content: RecordDict, message_id: str = "m1") -> list[bytes]:
+    """The data of the adapter that a message's answer stands for."""
     reply, data = site.reply(header(message_id=message_id), pack(content))
     assert reply == {"ok": True}, log_of(site)[-1]
-    return arrays(unpack(data))
+    answer = unpack(data)
+    return arrays(content if UNCHANGED in answer else answer)
 
 
 def terms(config: Config, cohort: Cohort, **changes: Any) -> Any:

@@ -25,7 +25,7 @@ def write(directory: Path, rows: Sequence[dict[str, str]]) -> str:
 
 def test_golds_that_nothing_can_meet_end_a_run_before_it_trains(configured: Configs, tmp_path: Path) -> None:
     rows = [{"prompt": f"drug {n}?", "answer": f"{'ABCD'[n]}. Heparin"} for n in range(4)]
-    data = {"path": write(tmp_path / "data", rows), "reward": None}
+    data = {"path": write(tmp_path / "data", rows), "rewards": "grader"}
     with pytest.raises(DataError, match=r"8 of 8 gold answers.*data\.unreachable_golds"):
         fedrlvr.run(configured(tmp_path / "run", data=data))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

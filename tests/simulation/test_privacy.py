@@ -93,7 +93,7 @@ def watch(
     monkeypatch.setattr(Base, "encode", encode)
     tree = configured(
         watched.directory,
-        data={"path": str(tmp / "data"), "reward": reward, "options": {"kind": "exact"}},
+        data={"path": str(tmp / "data"), "rewards": reward, "options": {"kind": "exact"}},
         federation={"arm": arm},
         sampling={"max_new_tokens": 16},
         evaluate={"every": 1},

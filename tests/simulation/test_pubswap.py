@@ -199,7 +199,7 @@ def test_cap_and_gamma_are_those_of_the_config(
     assert seen == {used}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "cross_entropy"])  # of given responses
 @pytest.mark.parametrize("ratio", ["local_old", "truncated", "shaped"])
 def test_every_loss_takes_foreign_responses(loss: str, ratio: str, configured: Configs, tmp_path: Path) -> None:
     changes = exchanges(tmp_path, coordination={"ratio": ratio}, train={"rounds": 1, "loss": loss, "kl_beta": 0.05})

@@ -25,7 +25,7 @@ from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.simulation.run import resume, run
 from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 
-DATA = {"name": "jsonl", "options": {"kind": "exact"}, "reward": None}
+DATA = {"name": "jsonl", "options": {"kind": "exact"}, "rewards": "grader"}
 TRAIN = {"rounds": 3, "local_steps": 2, "problems_per_step": 2, "learning_rate": 1e-2, "optimizer_state": "keep"}
 
 
@@ -139,7 +139,7 @@ class StopAfterTwo(Observer):
     "changes",
     [
         {},
-        {"sft": {"responses": "own"}, "data": {"reward": "small_runs:parity"}},
+        {"sft": {"responses": "own"}, "data": {"rewards": "small_runs:parity"}},
         {"federation": {"arm": "local"}},
         {"aggregation": {"type": "rolora"}},
     ],
@@ -170,7 +170,7 @@ def test_a_changed_response_ends_the_resumption(configured: Configs, tmp_path: P
 
 def test_the_base_models_own_correct_responses_are_imitated(configured: Configs, tmp_path: Path) -> None:
     """Each response of the tiny model earns the reward half the time; equal and cut ones count once or not at all."""
-    config = configured_sft(configured, tmp_path, sft={"responses": "own"}, data={"reward": "small_runs:parity"})
+    config = configured_sft(configured, tmp_path, sft={"responses": "own"}, data={"rewards": "small_runs:parity"})
     numbers = [of_client for line in lines(run(config).directory)[1:] for of_client in line["clients"].values()]
     assert all(of_client["tokens_trained"] < of_client["tokens_sampled"] for of_client in numbers)
     assert sum(of_client["tokens_trained"] for of_client in numbers) > 0
