@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from fedrlvr.config.prompt import Shot, Wording
 from fedrlvr.config.prompt_template import LONGEST_RENDERED, prompt_template
-from fedrlvr.errors import DataError
+from fedrlvr.errors import DataError, MessageError
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question, Turn
 from fedrlvr.tasks.prompts import Prompts
 from fedrlvr.tasks.rewards import grader_for
+from fedrlvr.wire.public_messages import problems_record, read_problems
 
 SUM = Question("3+4=", "sum", "sums", "math")
 SHOT = {"prompt": "1+1=", "answer": "2"}
@@ -180,3 +182,19 @@ def test_a_template_sees_the_declared_columns_and_never_what_a_problem_has_under
     for name in ("answer", "info", "source", "id", "messages"):
         with pytest.raises(DataError, match=f"'{name}'"):
             text({"template": "{{ prompt }} {{ " + name + " }}"})
+
+
+def test_a_public_problem_travels_with_its_turns_and_columns_and_without_what_is_empty() -> None:
+    talk = Problem(
+        "Be brief.\n\n1+1=", "2", "a", "s", "math", messages=(Turn("system", "Be brief."), Turn("user", "1+1="))
+    )
+    with_column = Problem("2+2=", "4", "b", "s", "math", columns={"unit": "cm"})
+    plain = Problem("3+3=", "6", "c", "s", "math", response="no part of a message")
+    record = problems_record([talk, with_column, plain])
+    read, _ = read_problems(RecordDict({"public": record}), 3)
+    assert read == [talk, with_column, replace(plain, response="")]
+    assert all(type(turn) is Turn for turn in read[0].messages)
+    assert str(record["problems"]).count("messages") == str(record["problems"]).count("columns") == 1
+    other = RecordDict({"public": ConfigRecord({"problems": str(record["problems"]).replace('"system"', '"tool"')})})
+    with pytest.raises(MessageError):
+        read_problems(other, 3)
