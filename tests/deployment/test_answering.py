@@ -405,7 +405,7 @@ def test_a_servers_prompt_is_used_but_for_what_the_task_states_itself(
     config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
 ) -> None:
     give_problems(config, tmp_path / "sites")
-    own = {"name": "jsonl", "path": "problems", "prompt": {"system": "Ours."}, "rewards": "small_runs:parity"}
+    task = {"name": "jsonl", "path": "problems", "prompt": {"system": "Ours."}, "rewards": "small_runs:parity"}
     server = {
         "instruction": "Theirs.",
         "template": "Q: {{ prompt }}",
@@ -414,7 +414,7 @@ def test_a_servers_prompt_is_used_but_for_what_the_task_states_itself(
         "stop": ["e"],
     }
     asked = PromptConfig.model_validate(server | {"examples": 2})
-    site = answering(organisation(responses=8, tasks={"main": own}, limits={"examples": 2}))
+    site = answering(organisation(responses=8, tasks={"main": task}, limits={"examples": 2}))
     trained(site, train_content(config, cohort, terms(config, cohort, prompt=asked)))
     (file,) = response_files(site.org.state / "runs" / "run").values()
     responses = read_logged(file)
@@ -429,7 +429,7 @@ def test_a_servers_prompt_is_used_but_for_what_the_task_states_itself(
         assert response.finished or "e" not in response.text
     votes = train_content(config, cohort, terms(config, cohort, prompt=asked), supervision={"type": "majority"})
     assert re.search(r"prompt\.examples.*supervision\.type", refusal(site, votes, message_id="m2"))
-    strict = answering(organisation(tasks={"main": own}))
+    strict = answering(organisation(tasks={"main": task}))
     refused = train_content(config, cohort, terms(config, cohort, prompt=asked))
     assert re.search(r"limits\.examples", refusal(strict, refused))
 
