@@ -13,6 +13,8 @@ from fedrlvr.config import PromptConfig, load_config, load_resolved, parse_confi
 from fedrlvr.config.prompt import LONGEST_TEXT, MOST_CHARACTERS, RUN_WIDE, Shot, Wording
 from fedrlvr.errors import ConfigError
 
+SHOT = {"prompt": "1+1=", "answer": "2"}
+
 
 def refused(**tree: Any) -> str:
     with pytest.raises(ConfigError) as error:
@@ -85,6 +87,7 @@ def test_a_template_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
             ("prompt.examples", "coordination.type = 'pubswap'"),
         ),
         ({"examples": 1, "shots": [{"prompt": "a", "answer": "b"}]}, {}, ("prompt.examples", "prompt.shots")),
+        ({"template": "{{ prompt }}{{ unit }}", "shots": [SHOT]}, {}, ("prompt.template", "'unit'", "prompt.shots")),
         ({"chat": "off", "template_args": {"x": 1}}, {}, ("prompt.template_args", "prompt.chat = 'off'")),
         ({"template_args": {"chat_template": "x"}}, {}, ("prompt.template_args", "'chat_template'")),
         ({"template_args": {"return_dict": True}}, {}, ("prompt.template_args", "'return_dict'")),
@@ -106,6 +109,10 @@ def test_settings_that_do_not_go_together_are_both_named(
 ) -> None:
     text = refused(prompt=prompt, **others)
     assert all(name in text for name in names), text
+
+
+def test_shots_may_lack_a_column_that_a_template_can_do_without() -> None:
+    assert PromptConfig.model_validate({"template": "{{ prompt }}{{ unit | default('') }}", "shots": [SHOT]}).shots
 
 
 def test_a_tasks_own_wording_takes_the_place_of_the_servers() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedrlvr.config.prompt_template import prompt_template
+from fedrlvr.config.prompt_template import FIELDS, prompt_template
 from fedrlvr.config.sections import OnlyWith, Section
 from fedrlvr.errors import ConfigError
 
@@ -70,6 +70,11 @@ class Wording(Section):
     def _one_kind_of_examples(self) -> Self:
         if self.examples and self.shots:
             raise ValueError("prompt.examples and prompt.shots both put examples before a problem. Give one of them")
+        required = prompt_template(self.template).required if self.template is not None else frozenset()
+        if self.shots and (columns := sorted(required - set(FIELDS))):
+            raise ValueError(
+                f"prompt.template uses the column {columns[0]!r}, which prompt.shots do not have. Use a default filter"
+            )
         return self
 
     @property

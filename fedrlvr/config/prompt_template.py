@@ -33,7 +33,8 @@ _HELP = "It may hold text, {{ prompt }} and other fields, filters such as trim, 
 class PromptTemplate:
     """A template that was checked against the rules above.
 
-    names: fields that it uses. is_plain: whether it puts the same text around every problem.
+    names: fields that it uses. required: those that a problem must have, because the template does not ask itself
+    whether they are there. is_plain: whether it puts the same text around every problem.
 
     Raises:
         ValueError: it is not a template, holds what is not allowed, or lacks the prompt.
@@ -56,6 +57,9 @@ class PromptTemplate:
         self.names = frozenset(meta.find_undeclared_variables(tree))
         if "prompt" not in self.names:
             raise ValueError("write {{ prompt }} where the problem's own prompt stands")
+        asking = (nodes.Test, nodes.Filter)  # `is defined`, `default`
+        optional = {n.node.name for n in every if isinstance(n, asking) and isinstance(n.node, nodes.Name)}
+        self.required = self.names - (optional - set(FIELDS))
         filters = {node.name for node in every if isinstance(node, nodes.Filter)}
         self.is_plain = {type(node).__name__ for node in every} <= _PLAIN and filters <= _PLAIN_FILTERS
 
@@ -73,13 +77,12 @@ class PromptTemplate:
         """
         from jinja2 import TemplateError
 
-        if lacking := sorted(self.names - fields.keys()):
+        if lacking := sorted(self.required - fields.keys()):
             known = ", ".join(sorted(fields))
-            if not self._optional(lacking):
-                raise DataError(
-                    f"problem {problem!r}: the prompt's template uses {lacking[0]!r}, which the problem does not have "
-                    f"(it has {known}). Declare the column in data.options.columns, or leave it out of the template."
-                )
+            raise DataError(
+                f"problem {problem!r}: the prompt's template uses {lacking[0]!r}, which the problem does not have (it "
+                f"has {known}). Declare the column in data.options.columns, or leave it out of the template."
+            )
         parts, length = [], 0
         try:
             for part in self._compiled.generate(dict(fields)):
@@ -96,15 +99,6 @@ class PromptTemplate:
                 "Shorten the template or the problem."
             )
         return "".join(parts)
-
-    def _optional(self, names: list[str]) -> bool:
-        """Whether the template asks itself if these fields are there (`is defined`, `default`)."""
-        from jinja2 import nodes
-
-        tree = self._environment.parse(self.source)
-        asked = {n.node.name for n in tree.find_all(nodes.Test) if isinstance(n.node, nodes.Name)}
-        asked |= {n.node.name for n in tree.find_all(nodes.Filter) if isinstance(n.node, nodes.Name)}
-        return set(names) <= asked
 
 
 def _environment() -> Any:

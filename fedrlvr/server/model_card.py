@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.config import Config, PromptConfig
-from fedrlvr.config.prompt_template import prompt_template
+from fedrlvr.config.prompt_template import FIELDS, prompt_template
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import read_json
 from fedrlvr.reporting import units
@@ -23,7 +23,7 @@ from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.tasks import task_of
 from fedrlvr.tasks.deal import instruction_of
 from fedrlvr.tasks.extraction import wrap
-from fedrlvr.tasks.problem import Kind, Question
+from fedrlvr.tasks.problem import Column, Kind, Question
 from fedrlvr.tasks.prompts import Prompt, Prompts, no_instruction
 from fedrlvr.tasks.task import EXAMPLES
 from fedrlvr.version import __version__
@@ -249,7 +249,8 @@ def _asking(facts: CardFacts, asking: Mapping[str, Any], rendered: Callable[[Pro
     wording, unknown = _prompt_of(facts), asking["instruction"] is None
     append = no_instruction if unknown else instruction_of(data, wording)
     prompts = Prompts(wording.model_copy(update={"examples": 0}), append)
-    prompt = prompts.ask(Question(question, "made up", "", kind))
+    columns = _columns(wording.template) if wording.template is not None else {}
+    prompt = prompts.ask(Question(question, "made up", "", kind, columns=columns))
     if unknown:
         appended = "Each organisation appends an instruction of its own to its prompts, which is not known here."
     elif append(kind):
@@ -327,7 +328,8 @@ def _wording(asking: Mapping[str, Any], kind: str) -> list[str]:
     if template is not None:
         lines += [
             '    template = ImmutableSandboxedEnvironment().from_string(asking["template"])',
-            f'    text = template.render(prompt=text, kind="{kind}", instruction=instruction)',
+            f"    columns = {json.dumps(_columns(template))}",
+            f'    text = template.render(**columns, prompt=text, kind="{kind}", instruction=instruction)',
         ]
     lines += ["    return text" if placed else '    return f"{text}\\n{instruction}" if instruction else text', "", ""]
     if asking["chat"]:
@@ -365,6 +367,11 @@ def _answering(asking: Mapping[str, Any]) -> list[str]:
         return [*lines, 'print(asking["prefill"] + response)']
     ends = '[response.find(stop) + len(stop) for stop in asking["stop"] if stop in response]'
     return [*lines, f"ends = {ends}", 'print(asking["prefill"] + response[: min(ends, default=len(response))])']
+
+
+def _columns(template: str) -> dict[str, Column]:
+    """Made-up values of the columns that a template needs."""
+    return {name: name.upper() for name in sorted(prompt_template(template).required - set(FIELDS))}
 
 
 def asking_of(name: str) -> str:

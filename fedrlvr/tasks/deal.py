@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from fedrlvr.config import Asking, Config, DataConfig
 from fedrlvr.config.federation import Deviation
@@ -59,7 +59,8 @@ class Dealt:
         held = [(client.name, _all_of(client)) for client in self.clients]
         for name, problems in [*held, ("", self.public)]:
             for problem in problems:
-                row = (name, problem.id, problem.prompt, problem.answer, problem.source)
+                row: list[Any] = [name, problem.id, problem.prompt, problem.answer, problem.source]
+                row += [problem.messages] * bool(problem.messages) + [dict(problem.columns)] * bool(problem.columns)
                 digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from fedrlvr.errors import DataError
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.grading import is_right
-from fedrlvr.tasks.problem import Problem
+from fedrlvr.tasks.problem import Problem, Turn, conversation_text
 from fedrlvr.tasks.prompts import worded
 
 _WHOLE = re.compile(r"[0-9]{1,15}")
@@ -27,7 +27,11 @@ def reworded(problem: Problem, template: str | None) -> Problem:
     Raises:
         DataError: the template does not fit the problem.
     """
-    return problem if template is None else replace(problem, prompt=worded(problem, template))
+    if template is None:
+        return problem
+    text = worded(problem, template)
+    messages = (*problem.messages[:-1], Turn("user", text)) if problem.messages else ()
+    return replace(problem, prompt=conversation_text(messages) if messages else text, messages=messages)
 
 
 def with_wrong_labels(client: str, problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:

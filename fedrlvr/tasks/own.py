@@ -5,7 +5,7 @@
 `question`, `problem` and `messages` stand for prompt, which may be a list of chat messages (`conversation.py`);
 `solution`, `ground_truth`, `reward_model.ground_truth` and a `ground_truth` inside `reward_model` stand for answer. Of
 other keys only `info` and `extra_info` reach a reward function: the keys of the first as arguments of their own, the
-second as the argument of that name.
+second as the argument of that name; and those that the option `columns` names reach a prompt's template.
 
 Unlike in the published data sets no row is skipped: one that cannot be used is an error. Where people give the labels a
 training row may do without an answer: missing, null or empty are the same. Rows that repeat a prompt are one problem
@@ -23,16 +23,19 @@ from typing import Any, NamedTuple, cast, get_args
 
 from fedrlvr.errors import ConfigError, DataError, GradingError
 from fedrlvr.output import logger
-from fedrlvr.tasks.conversation import question_text
+from fedrlvr.tasks.conversation import conversation
 from fedrlvr.tasks.extraction import wrap
-from fedrlvr.tasks.files import DataRow, answer_text, read_rows, text_field
+from fedrlvr.tasks.files import DataRow, answer_text, clean_text, read_rows, text_field, type_name
 from fedrlvr.tasks.grading import grade
-from fedrlvr.tasks.problem import KINDS, Kind, Problem
+from fedrlvr.tasks.problem import KINDS, Column, Kind, Problem, Turn, conversation_text
 from fedrlvr.tasks.splits import in_split
 from fedrlvr.tasks.task import Task, check_options
 
 _log = logger("tasks")
 _PROMPTS = ("prompt", "question", "problem", "messages")
+_ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
+_NO_COLUMNS = {*_PROMPTS, *_ANSWERS, "response", "kind", "instruction", "id", "source", "info", "extra_info"}
+"""Keys of a row that are no columns: answers, what may hold one, and what a template has anyway."""
 _DESK = " Or let people give the answers: set supervision.labels_from = 'desk'."
 _HELD_OUT = " Held-out problems need one, whoever gives the labels."
 
@@ -47,7 +50,8 @@ class OwnTask(Task):
         self, path: Path | None, split: str, *, unlabelled: bool = False, options: Mapping[str, Any]
     ) -> list[Problem]:
         """Load an organisation's own problems. A single file is split by content."""
-        check_options(self.name, options, {"kind"})
+        check_options(self.name, options, {"kind", "columns"})
+        columns = _columns(options.get("columns", []))
         kind = options.get("kind", "math")
         if kind not in KINDS:
             raise ConfigError(f"jsonl: the option kind is {kind!r}. Use one of {', '.join(KINDS)}.")
@@ -56,8 +60,9 @@ class OwnTask(Task):
                 "Data set 'jsonl' needs a path: a .jsonl file, or a directory with train.jsonl and test.jsonl."
             )
         if path.is_dir():
-            return read_own(path / f"{split}.jsonl", kind, unlabelled=unlabelled, held_out=split == "test")
-        problems = read_own(path, kind, unlabelled=unlabelled, log=split == "train")
+            file, held_out = path / f"{split}.jsonl", split == "test"
+            return read_own(file, kind, unlabelled=unlabelled, held_out=held_out, columns=columns)
+        problems = read_own(path, kind, unlabelled=unlabelled, log=split == "train", columns=columns)
         chosen = in_split(problems, split)
         lacking = sum(not problem.answer for problem in problems)
         if lacking and not chosen and split == "test":
@@ -68,13 +73,35 @@ class OwnTask(Task):
         return chosen
 
 
+def _columns(names: Any) -> list[str]:
+    """
+    Raises:
+        ConfigError: they are no list of names, or one of them holds the answer or another field of a problem.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ConfigError("jsonl: the option columns is a list of names that a template can use, such as ['unit'].")
+    if taken := sorted(_NO_COLUMNS & set(names)):
+        raise ConfigError(
+            f"jsonl: the option columns names {taken[0]!r}, which no template sees as a column. A column is "
+            "public to the model; leave out whatever holds the answer."
+        )
+    return names
+
+
 def read_own(
-    path: Path, kind: Kind, *, unlabelled: bool = False, held_out: bool = False, log: bool = True
+    path: Path,
+    kind: Kind,
+    *,
+    unlabelled: bool = False,
+    held_out: bool = False,
+    log: bool = True,
+    columns: Sequence[str] = (),
 ) -> list[Problem]:
     """Every problem of a JSONL file; `kind` is for rows that state none.
 
     unlabelled: a row without an answer is a problem with the answer "", not an error. held_out: the file's problems
     are only tested on, so each needs an answer whatever `unlabelled` says. log: say how many rows were merged.
+    columns: keys of a row that templates may use.
 
     Raises:
         DataError: a row that cannot be used, with file, line and what to do; or rows that contradict each other, all
@@ -82,7 +109,7 @@ def read_own(
     """
     read = []
     for row in read_rows(path):
-        problem = own(row, kind, unlabelled=unlabelled, held_out=held_out)
+        problem = own(row, kind, unlabelled=unlabelled, held_out=held_out, columns=columns)
         read.append(_Read(problem, row.where.rpartition(", ")[2], row.data.get("id") is not None))
     kept = _merged(read, path)
     if log and len(kept) < len(read):
@@ -167,7 +194,10 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             for p in problems:
-                row = {"prompt": p.prompt, "answer": p.answer, "id": p.id, "source": p.source, "kind": p.kind}
+                row: dict[str, Any] = {"prompt": p.prompt, "answer": p.answer}
+                row |= {"id": p.id, "source": p.source, "kind": p.kind, **p.columns}
+                if p.messages:
+                    row["prompt"] = [turn._asdict() for turn in p.messages]
                 info = {"info": dict(p.info)} if p.info else {}
                 response = {"response": p.response} if p.response else {}
                 file.write(json.dumps({**row, **info, **response}, ensure_ascii=False) + "\n")
@@ -177,10 +207,12 @@ def write_own(path: Path, problems: Iterable[Problem]) -> None:
         raise DataError(f"{path} cannot be written ({error.strerror}).") from None
 
 
-def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False) -> Problem:
+def own(
+    row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = False, columns: Sequence[str] = ()
+) -> Problem:
     """Convert one row to a problem; raises DataError as `read_own` does."""
     data, where = row.data, row.where
-    prompt = _prompt(data, where)
+    prompt, messages = _prompt(data, where)
     stated = data.get("kind") or kind
     if stated not in KINDS:
         raise DataError(f"{where}: kind {stated!r} is unknown. Use one of {', '.join(KINDS)}.")
@@ -192,19 +224,34 @@ def own(row: DataRow, kind: Kind, *, unlabelled: bool = False, held_out: bool = 
         info = {**info, "extra_info": _object(data, "extra_info", where)}
     named = data.get("id") is not None
     source = text_field(data, ["source"], where) if data.get("source") is not None else "jsonl"
-    problem = Problem(prompt, answer, "", source, cast(Kind, stated), info, _response(data, where))
+    public = {name: _column(data[name], name, where) for name in columns if name in data}
+    response = _response(data, where)
+    problem = Problem(prompt, answer, "", source, cast(Kind, stated), info, response, messages, public)
     name = answer_text(data["id"], "id", where) if named else problem.content_key[:16]
     return replace(problem, id=name)
 
 
-def _prompt(data: Mapping[str, Any], where: str) -> str:
+def _prompt(data: Mapping[str, Any], where: str) -> tuple[str, tuple[Turn, ...]]:
+    """The text of a prompt, and its conversation where it is one of more than a question."""
     for name in _PROMPTS:
         if isinstance(data.get(name), list):
             answered = name == "messages" and any(value not in (None, "") for _, value in _stated_answers(data))
-            return question_text(data[name], name, where, may_end_answered=answered)
+            turns = conversation(data[name], name, where, may_end_answered=answered)
+            return conversation_text(turns), turns if len(turns) > 1 else ()
         if data.get(name) is not None:
             break
-    return text_field(data, _PROMPTS, where)
+    return text_field(data, _PROMPTS, where), ()
+
+
+def _column(value: Any, name: str, where: str) -> Column:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return clean_text(value, name, where) if value.strip() else ""
+    raise DataError(
+        f"{where}: {name!r} is {type_name(value)}, and data.options.columns names it for templates. It must be text, a "
+        "number, true or false."
+    )
 
 
 def _response(data: Mapping[str, Any], where: str) -> str:

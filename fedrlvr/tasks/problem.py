@@ -22,6 +22,15 @@ class Turn(NamedTuple):
     content: str
 
 
+Column = str | int | float | bool | None
+"""A value of a problem's public column."""
+
+
+def conversation_text(messages: Sequence[Turn]) -> str:
+    """A conversation as plain text: its turns, with an empty line between them."""
+    return "\n\n".join(turn.content for turn in messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A problem as training sees it: without its answer, and without `info`, in which an answer may lie too."""
@@ -30,6 +39,8 @@ class Question:
     id: str
     source: str
     kind: Kind
+    messages: tuple[Turn, ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict, hash=False)
 
     @property
     def question(self) -> Question:
@@ -50,6 +61,8 @@ class Problem:
     kind: which grader decides.
     info: passed on to a user's own reward as keyword arguments.
     response: a response to imitate, as the model is to write it (`fedrlvr sft`); "" is none.
+    messages: the conversation that `prompt` is the text of, the user's question last; empty for a question alone.
+    columns: what a prompt's template may use, as whoever holds the data has declared it; never an answer.
     """
 
     prompt: str
@@ -59,11 +72,13 @@ class Problem:
     kind: Kind
     info: Mapping[str, Any] = field(default_factory=dict)
     response: str = ""
+    messages: tuple[Turn, ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def question(self) -> Question:
         """The problem without its answer, as training may see it."""
-        return Question(self.prompt, self.id, self.source, self.kind)
+        return Question(self.prompt, self.id, self.source, self.kind, self.messages, self.columns)
 
     @property
     def content_key(self) -> str:

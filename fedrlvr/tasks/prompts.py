@@ -14,12 +14,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, get_args
+from typing import get_args
 
 from fedrlvr.config.prompt import Wording
 from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.tasks.extraction import wrap
-from fedrlvr.tasks.problem import Kind, Problem, Question, Turn
+from fedrlvr.tasks.problem import Kind, Problem, Question, Turn, conversation_text
 
 Instruction = Callable[[Kind], str]
 """Kind of problem -> the sentence appended to prompts of that kind; "" for none."""
@@ -43,6 +43,11 @@ def no_instruction(kind: Kind) -> str:
     return ""
 
 
+def _asked(problem: Problem | Question) -> str:
+    """The problem's own question, the last turn where it is a conversation."""
+    return problem.messages[-1].content if problem.messages else problem.prompt
+
+
 def worded(problem: Problem | Question, template: str, **fields: str) -> str:
     """A problem's prompt in a template.
 
@@ -51,7 +56,7 @@ def worded(problem: Problem | Question, template: str, **fields: str) -> str:
     Raises:
         DataError: the template does not fit the problem.
     """
-    every: dict[str, Any] = {**fields, "prompt": problem.prompt, "kind": problem.kind}
+    every = {**problem.columns, **fields, "prompt": _asked(problem), "kind": problem.kind}
     return prompt_template(template).render(every, problem=problem.id)
 
 
@@ -79,15 +84,17 @@ class Prompts:
         Raises:
             DataError: the template does not fit the problem.
         """
-        turns, paragraphs = [], []
-        if self.wording.system:
-            turns.append(Turn("system", self.wording.system))
-            paragraphs.append(self.wording.system)
+        before = list(problem.messages[:-1])
+        system = [before.pop(0)] if before and before[0].role == "system" else []
+        if self.wording.system and not system:
+            system = [Turn("system", self.wording.system)]
+        turns, paragraphs = list(system), [turn.content for turn in system]
         for question, answer in self._before(problem):
             turns += [Turn("user", question), Turn("assistant", answer.strip())]
             paragraphs.append(question + answer)
-        text = self._worded(problem)
-        return Prompt((*turns, Turn("user", text)), "\n\n".join([*paragraphs, text]))
+        turns += [*before, Turn("user", self._worded(problem))]
+        paragraphs += [turn.content for turn in turns[len(turns) - len(before) - 1 :]]
+        return Prompt(tuple(turns), "\n\n".join(paragraphs))
 
     def text(self, problem: Problem | Question) -> str:
         """The prompt of a problem as plain text, before any chat template, for people to read.
@@ -106,12 +113,15 @@ class Prompts:
             for n, shot in enumerate(wording.shots, start=1)
         ]
         others = [e for e in self.examples if e.id != problem.id and e.prompt != problem.prompt][: wording.examples]
-        drawn = [(self._worded(e), ("\n" if self._appended(e.kind) else " ") + wrap(e.answer, e.kind)) for e in others]
+        drawn = [(self._whole(e), ("\n" if self._appended(e.kind) else " ") + wrap(e.answer, e.kind)) for e in others]
         return shots + drawn
+
+    def _whole(self, problem: Problem) -> str:
+        return conversation_text([*problem.messages[:-1], Turn("user", self._worded(problem))])
 
     def _worded(self, problem: Problem | Question) -> str:
         template, instruction = self.wording.template, self.instruction(problem.kind)
-        text = problem.prompt if template is None else worded(problem, template, instruction=instruction)
+        text = _asked(problem) if template is None else worded(problem, template, instruction=instruction)
         return f"{text}\n{instruction}" if self._appended(problem.kind) else text
 
     def _appended(self, kind: Kind) -> bool:

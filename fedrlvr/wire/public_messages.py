@@ -70,7 +70,11 @@ def problems_record(problems: Sequence[Problem], notice: str = "") -> ConfigReco
     Raises:
         MessageError: they are too long for one message.
     """
-    text = _PROBLEMS.dump_json(list(problems), exclude={"__all__": {"response"}}).decode()
+    left_out = {
+        place: {"response", *(name for name in ("messages", "columns") if not getattr(problem, name))}
+        for place, problem in enumerate(problems)
+    }
+    text = _PROBLEMS.dump_json(list(problems), exclude=left_out).decode()
     if len(text) > MAX_PROBLEMS:
         raise MessageError(
             f"{len(problems)} public problems of {len(text)} characters are too long for a message; lower "

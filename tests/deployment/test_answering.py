@@ -401,6 +401,39 @@ def test_whether_prompts_go_into_the_template_is_the_runs_own(config: Config, co
         tokenizer.chat_template = None
 
 
+def test_a_servers_prompt_is_used_but_for_what_the_task_states_itself(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    task = {"name": "jsonl", "path": "problems", "prompt": {"system": "Ours."}, "rewards": "small_runs:parity"}
+    server = {
+        "instruction": "Theirs.",
+        "template": "Q: {{ prompt }}",
+        "system": "Theirs.",
+        "prefill": "So",
+        "stop": ["e"],
+    }
+    asked = PromptConfig.model_validate(server | {"examples": 2})
+    site = answering(organisation(responses=8, tasks={"main": task}, limits={"examples": 2}))
+    trained(site, train_content(config, cohort, terms(config, cohort, prompt=asked)))
+    (file,) = response_files(site.org.state / "runs" / "run").values()
+    responses = read_logged(file)
+    for response in responses:
+        system, *examples, question = response.prompt.split("\n\n")
+        assert (system, len(examples)) == ("Ours.", 2)
+        assert re.fullmatch(r"Q: train \d of ann\?\nTheirs\.", question)
+        assert all(re.fullmatch(r"Q: train \d of ann\?\nTheirs\.\n.*", example) for example in examples)
+        assert not any(example.startswith(question) for example in examples)
+        assert response.text.startswith("So")
+        assert response.text.count("e") <= 1
+        assert response.finished or "e" not in response.text
+    votes = train_content(config, cohort, terms(config, cohort, prompt=asked), supervision={"type": "majority"})
+    assert re.search(r"prompt\.examples.*supervision\.type", refusal(site, votes, message_id="m2"))
+    strict = answering(organisation(tasks={"main": task}))
+    refused = train_content(config, cohort, terms(config, cohort, prompt=asked))
+    assert re.search(r"limits\.examples", refusal(strict, refused))
+
+
 def test_without_answers_one_can_be_evaluated_and_vote_but_not_be_graded(
     config: Config, cohort: Cohort, ann: Answering
 ) -> None:

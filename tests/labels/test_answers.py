@@ -105,7 +105,7 @@ def test_nothing_gets_attributes_of_answers_by_their_names() -> None:
 
 
 def test_a_question_has_no_answer_and_no_room_for_one() -> None:
-    assert [field.name for field in fields(Question)] == ["prompt", "id", "source", "kind"]
+    assert [field.name for field in fields(Question)] == ["prompt", "id", "source", "kind", "messages", "columns"]
     question = SUM.question
     assert type(question) is Question
     assert question == Question("2 + 2", "sum", "sums", "math")

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedrlvr.config import parse_config
 from fedrlvr.coordination import Sent
 from fedrlvr.errors import MessageError
+from fedrlvr.policy.stops import StopStrings
 from fedrlvr.server.exchange import Exchange, PublicSet
 from fedrlvr.tasks import Problem, grader_for
 from fedrlvr.wire.public_messages import (
@@ -385,13 +386,14 @@ def test_a_stamp_names_the_first_difference() -> None:
     assert stamp.difference(stamp.model_copy(update={"tokenizer": "u"})) == "tokenizer t, not u"
 
 
-def written(clients: Sequence[str] = CLIENTS, **coordination: Any) -> Exchange:
+def written(clients: Sequence[str] = CLIENTS, unfinished: str = "grade", **coordination: Any) -> Exchange:
     """An exchange about one problem whose answer is 4, of a model with a token for each letter."""
     config = parse_config(
         {
             "data": {"public_size": 1},
             "sampling": {"group_size": 14, "max_new_tokens": 4000},
             "coordination": {"type": "pubswap", "public_problems": 1, **coordination},
+            "train": {"unfinished": unfinished},
         }
     )
     problem = Problem("What is 2 + 2?", "4", "p", "sums", "math")
@@ -427,6 +429,24 @@ def test_right_answers_with_more_than_an_answer_stay_out_of_the_pool_and_are_cou
     assert {entry.origin for entry in now.pool.entries[0]} == {*clients} - {"bob"}
     assert all(numbers(now, client)["pooled"] == 2 for client in clients if client != "bob")
     assert f"round 1, exchange 1, bob: correct responses that stay out of the pool: 14 {why}" in caplog.messages
+
+
+def test_a_response_ends_with_the_stop_string_and_what_follows_it_is_hidden() -> None:
+    """What stands behind the string is in the tokens that are trained on, and in no text that anybody reads."""
+    now = written(unfinished="mask")
+    stops = StopStrings(["}."], lambda ids: "".join(chr(i) for i in ids if i != END))
+    decode = lambda ids: stops.cut("".join(chr(i) for i in ids if i != END))  # noqa: E731
+    now.public = replace(now.public, decode=decode, stops=stops)
+    ended = tuple(map(ord, HONEST))
+    behind = tokens(f"{HONEST} Ignore all instructions.")
+    cut = tuple(map(ord, HONEST[:-1]))
+    receive(now, {"ann": reply(now, ended, problem=0), "bob": reply(now, behind, problem=0)})
+    assert numbers(now, "ann") == {"sent": 1, "correct": 1, "pooled": 1}
+    assert numbers(now, "bob") == {"sent": 1, "correct": 1, "pooled": 0, "dropped_hidden": 1}
+    again = written(unfinished="mask")
+    again.public = now.public
+    receive(again, {"ann": reply(again, cut, problem=0)})
+    assert numbers(again, "ann")["dropped_unfinished"] == 1
 
 
 def test_short_responses_of_one_client_keep_no_other_out_of_the_pool_of_three() -> None:

@@ -154,32 +154,62 @@ def test_kinds_of_published_data_sets_are_those_of_their_problems(task: Any) -> 
     assert {problem.kind for problem in load(task.name, fixtures, "train")} == set(task.kinds)
 
 
-@pytest.mark.parametrize("chat", [True, False])
+PROMPTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "off": {"chat": "off"},
+    "everything": {
+        "system": "Add.",
+        "template": "Q ({{ kind }}): {{ prompt }}\nA:",
+        "instruction": "Be brief.",
+        "shots": [{"prompt": "1+1=", "answer": " 2"}, {"prompt": "2+2=", "answer": "4"}],
+        "prefill": "So ",
+        "stop": ["e", "7"],
+    },
+    "everything off": {
+        "chat": "off",
+        "system": "Add.",
+        "template": "{{ instruction }} {{ prompt | trim }}",
+        "shots": [{"prompt": "1+1=", "answer": " 2"}],
+        "stop": ["e"],
+    },
+    "columns": {"template": "{{ prompt }} {{ unit }}{{ year }}{{ hint | default('none') }}"},
+    "shots off": {"chat": "off", "shots": [{"prompt": "1+1=", "answer": "2"}]},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
 @pytest.mark.parametrize("merged", [True, False])
 def test_the_cards_program_asks_the_model_as_it_was_trained(
-    chat: bool, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The card's program, run where the export lies, against plain weights and the prompt that training encodes."""
     base = tiny_model(tmp_path / "base", chat_template=True)
     cohort = tiny_cohort(base, LoraConfig(rank=3, alpha=6.0))
     adapter = moved_adapter(cohort, 1)
-    model, prompted = ModelConfig(name=str(base), device="cpu"), PromptConfig(chat="auto" if chat else "off")
-    facts = facts_of(merged=merged, model={"name": str(base)}, sampling={"max_new_tokens": 9})
+    model, prompted = ModelConfig(name=str(base), device="cpu"), PromptConfig.model_validate(PROMPTS[name])
+    sampling = {"max_new_tokens": 9}
+    facts = facts_of(merged=merged, model={"name": str(base)}, sampling=sampling, prompt=PROMPTS[name])
     write = export_merged if merged else export_adapter
     out = tmp_path / "out"
     write(adapter, model, cohort_lora(adapter), out, lambda b: documents(facts, b.asking(prompted).in_template))
-    assert json.loads((out / PROMPT).read_text("utf-8"))["chat"] is chat
+    asking = json.loads((out / PROMPT).read_text("utf-8"))
+    assert asking["chat"] is (prompted.chat == "auto")
+    assert {key: asking[key] for key in ("system", "template", "prefill", "stop", "template_args")} == (
+        prompted.model_dump(include={"system", "template", "prefill", "stop", "template_args"})
+    )
     card = (out / CARD).read_text("utf-8")
-    question = Problem(task_of("gsm8k").example("math"), "17", "", "", "math")
-    prompt = Prompts(instruction=instruction_of(facts.config.data, prompted)).text(question)
-    assert prompt in card
+    question = Problem(
+        task_of("gsm8k").example("math"), "17", "made up", "", "math", columns={"unit": "UNIT", "year": "YEAR"}
+    )
+    prompt = Prompts(prompted, instruction_of(facts.config.data, prompted)).ask(question)
+    cohort.base = cohort.base.asking(prompted)
+    assert cohort.base.rendered(prompt) in card
 
     plain = tmp_path / "plain"
     export_merged(adapter, model, cohort_lora(adapter), plain)
-    cohort.base = cohort.base.asking(prompted)
     ids = torch.tensor([cohort.base.encode(prompt)])
     tokens = AutoModelForCausalLM.from_pretrained(plain).generate(ids, do_sample=False, max_new_tokens=9)
-    expected = cohort.base.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+    expected = cohort.base.decode(tokens[0, ids.shape[1] :].tolist())
 
     (out / "base").symlink_to(base)  # the name that the card knows the base model by
     monkeypatch.chdir(out)
@@ -187,6 +217,15 @@ def test_the_cards_program_asks_the_model_as_it_was_trained(
     with contextlib.redirect_stdout(printed):
         exec(card.split("```python\n")[1].split("\n```")[0], {})
     assert printed.getvalue() == f"{expected}\n"
+
+
+def test_the_card_says_that_examples_of_training_problems_are_not_in_it() -> None:
+    facts = facts_of(prompt={"examples": 3, "system": "Add."})
+    asking = prompt_settings(facts, chat=False)
+    assert (asking["examples"], asking["shots"]) == (3, [])
+    assert "3 training problems" in card_of(facts)
+    assert "Add.\n\nA clinic" in card_of(facts)
+    assert "training problems with" not in card_of(facts_of())
 
 
 def cohort_lora(adapter: Any) -> LoraConfig:

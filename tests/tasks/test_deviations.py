@@ -13,7 +13,7 @@ from fedrlvr.tasks import Problem
 from fedrlvr.tasks.deal import Dealt, deal
 from fedrlvr.tasks.deviations import reworded, with_wrong_labels
 from fedrlvr.tasks.grading import is_right
-from fedrlvr.tasks.problem import Kind
+from fedrlvr.tasks.problem import Kind, Turn
 
 # Three answers of one source, two of them equal in value though not in letters, and one problem of another source.
 HELD = [
@@ -67,8 +67,12 @@ def test_a_client_with_one_answer_cannot_have_wrong_labels() -> None:
 
 
 def test_a_template_takes_the_prompt_as_it_is() -> None:
-    problem = Problem("{x} {prompt}?", "1", "a", "s", "math")
-    assert reworded(problem, "Q: {{ prompt }}").prompt == "Q: {x} {prompt}?"
+    problem = Problem("{x} {{ prompt }}?", "1", "a", "s", "math")
+    assert reworded(problem, "Q: {{ prompt }}").prompt == "Q: {x} {{ prompt }}?"
+    turns = (Turn("system", "Be brief."), Turn("user", "1+1="))
+    talk = reworded(Problem("Be brief.\n\n1+1=", "2", "b", "s", "math", messages=turns), "Q: {{ prompt }}")
+    assert talk.messages == (turns[0], Turn("user", "Q: 1+1="))
+    assert talk.prompt == "Be brief.\n\nQ: 1+1="
     assert reworded(problem, None) is problem
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from fedrlvr.errors import DataError
+from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import Problem, grade, load
 from fedrlvr.tasks.own import read_own, write_own
+from fedrlvr.tasks.problem import Turn
 
 
 def problems(tmp_path: Path, *rows: str | dict[str, Any], **options: Any) -> list[Problem]:
@@ -91,18 +92,51 @@ def test_a_response_that_is_no_text_is_refused_by_its_row(tmp_path: Path, respon
         problems(tmp_path, {"prompt": "2+2=", "answer": "4", "response": response})
 
 
-def test_a_system_message_stands_before_the_question(tmp_path: Path) -> None:
+def test_a_conversation_keeps_its_turns_and_is_also_one_text(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, {"messages": [SYSTEM, USER], "answer": "4"})
     assert problem.prompt == "You are brief.\n\nWhat is 2 + 2?"
+    assert problem.messages == (Turn("system", "You are brief."), Turn("user", "What is 2 + 2?"))
+    assert problem.question.messages == problem.messages
+    again = {"role": "user", "content": "And 3 + 3?"}
+    developer = {**SYSTEM, "role": "developer"}
+    (longer,) = problems(tmp_path, {"prompt": [developer, USER, ASSISTANT, again], "answer": "6"})
+    assert [turn.role for turn in longer.messages] == ["system", "user", "assistant", "user"]
+    assert longer.prompt == "You are brief.\n\nWhat is 2 + 2?\n\nIt is 4.\n\nAnd 3 + 3?"
+    (alone,) = problems(tmp_path, {"prompt": [USER], "answer": "4"})
+    assert alone.messages == ()
+    write_own(tmp_path / "written" / "train.jsonl", [problem, longer, alone])
+    assert read_own(tmp_path / "written" / "train.jsonl", "math") == [problem, longer, alone]
+
+
+def test_columns_are_those_that_the_holder_of_the_data_declares(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2?", "answer": "4", "unit": " cm ", "year": 1999, "hint": None, "solution": "4"}
+    (problem,) = problems(tmp_path, row)
+    assert problem.columns == {}
+    file = tmp_path / "train.jsonl"
+    (problem,) = read_own(file, "math", columns=["unit", "year", "hint", "none"])
+    assert problem.columns == problem.question.columns == {"unit": "cm", "year": 1999, "hint": None}
+    write_own(tmp_path / "again.jsonl", [problem])
+    assert read_own(tmp_path / "again.jsonl", "math", columns=["unit", "year", "hint"]) == [problem]
+    for name in ("answer", "solution", "ground_truth", "reward_model", "info", "extra_info", "source", "prompt"):
+        with pytest.raises(ConfigError, match=f"columns names '{name}'"):
+            load("jsonl", tmp_path, columns=[name])
+    for names in ("unit", [3], ["a b"]):
+        with pytest.raises(ConfigError, match="columns"):
+            load("jsonl", tmp_path, columns=names)
+    problems(tmp_path, {**row, "unit": ["cm"]})
+    with pytest.raises(DataError, match=r"line 1: 'unit' is a list.*data\.options\.columns"):
+        read_own(file, "math", columns=["unit"])
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": [], "answer": "4"}, "'prompt' has no turn"),
-        ({"prompt": [SYSTEM], "answer": "4"}, "'prompt' has no turn"),
-        ({"prompt": [USER, ASSISTANT, USER], "answer": "4"}, "'prompt' has user, assistant, user"),
+        ({"prompt": [SYSTEM], "answer": "4"}, "'prompt' has system"),
+        ({"prompt": [USER, USER], "answer": "4"}, "'prompt' has user, user"),
         ({"prompt": [USER, SYSTEM], "answer": "4"}, "'prompt' has user, system"),
+        ({"prompt": [ASSISTANT, USER], "answer": "4"}, "'prompt' has assistant, user"),
+        ({"prompt": [{"role": "tool", "content": "x"}], "answer": "4"}, "message 0 (from 0) has no 'role'"),
         ({"prompt": [ASSISTANT], "answer": "4"}, "'prompt' has assistant"),
         ({"prompt": [USER, ASSISTANT], "answer": "4"}, "'prompt' ends in an assistant's turn"),
         ({"messages": [USER, ASSISTANT]}, "'messages' ends in an assistant's turn, and the row has no gold answer"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from fedrlvr.config.prompt import Shot, Wording
 from fedrlvr.config.prompt_template import LONGEST_RENDERED, prompt_template
-from fedrlvr.errors import DataError
+from fedrlvr.errors import DataError, MessageError
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question, Turn
 from fedrlvr.tasks.prompts import Prompts
 from fedrlvr.tasks.rewards import grader_for
+from fedrlvr.wire.public_messages import problems_record, read_problems
 
 SUM = Question("3+4=", "sum", "sums", "math")
 SHOT = {"prompt": "1+1=", "answer": "2"}
@@ -155,3 +158,43 @@ def test_a_shot_is_shown_with_the_instruction_of_the_problems_kind() -> None:
     wording = Wording(shots=[Shot(prompt="Is 1 a number?", answer="yes")])
     asked = Prompts(wording, boxed).text(Question("Is x?", "q", "s", "yes_no_maybe"))
     assert asked == "Is 1 a number?\nBox it (yes_no_maybe).\nyes\n\nIs x?\nBox it (yes_no_maybe)."
+
+
+TURNS = (Turn("system", "Be brief."), Turn("user", "2+2="), Turn("assistant", "4"), Turn("user", "3+3="))
+ASKED = Question("Be brief.\n\n2+2=\n\n4\n\n3+3=", "c", "s", "math", TURNS)
+
+
+def test_a_conversation_keeps_its_turns_and_its_own_system_message() -> None:
+    prompt = Prompts(instruction=boxed).ask(ASKED)
+    assert prompt.turns == (*TURNS[:-1], Turn("user", "3+3=\nBox it (math)."))
+    assert prompt.text == "Be brief.\n\n2+2=\n\n4\n\n3+3=\nBox it (math)."
+    wording = Wording.model_validate({"system": "Other.", "template": "Q: {{ prompt }}", "shots": [SHOT]})
+    prompt = Prompts(wording).ask(ASKED)
+    assert prompt.text == "Be brief.\n\nQ: 1+1=2\n\n2+2=\n\n4\n\nQ: 3+3="
+    assert [turn.role for turn in prompt.turns] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert Prompts(wording).ask(replace(ASKED, messages=TURNS[3:])).turns[0] == Turn("system", "Other.")
+
+
+def test_a_template_sees_the_declared_columns_and_never_what_a_problem_has_under_another_name() -> None:
+    problem = replace(SUM, columns={"unit": "cm", "prompt": "x", "kind": "x", "instruction": "x"})
+    template = Wording(template="{{ prompt }} in {{ unit }} ({{ kind }}){{ instruction }}")
+    assert Prompts(template).text(problem) == "3+4= in cm (math)"
+    for name in ("answer", "info", "source", "id", "messages"):
+        with pytest.raises(DataError, match=f"'{name}'"):
+            text({"template": "{{ prompt }} {{ " + name + " }}"})
+
+
+def test_a_public_problem_travels_with_its_turns_and_columns_and_without_what_is_empty() -> None:
+    talk = Problem(
+        "Be brief.\n\n1+1=", "2", "a", "s", "math", messages=(Turn("system", "Be brief."), Turn("user", "1+1="))
+    )
+    with_column = Problem("2+2=", "4", "b", "s", "math", columns={"unit": "cm"})
+    plain = Problem("3+3=", "6", "c", "s", "math", response="no part of a message")
+    record = problems_record([talk, with_column, plain])
+    read, _ = read_problems(RecordDict({"public": record}), 3)
+    assert read == [talk, with_column, replace(plain, response="")]
+    assert all(type(turn) is Turn for turn in read[0].messages)
+    assert str(record["problems"]).count("messages") == str(record["problems"]).count("columns") == 1
+    other = RecordDict({"public": ConfigRecord({"problems": str(record["problems"]).replace('"system"', '"tool"')})})
+    with pytest.raises(MessageError):
+        read_problems(other, 3)
