@@ -174,10 +174,9 @@ class FederatedRLVR(Strategy):
         if self.config.federation.arm == "local":
             return start
         content, sends = reply.message.content, self.model.sends(reply.round)
-        if UNCHANGED in content and says_unchanged(content, adapter_to_arrays(start, sends), place=reply.place):
-            self.bound.check(start, start, place=reply.place)
-            return start
         arrays = record_in(content, ARRAYS, ArrayRecord)
+        if UNCHANGED in content and says_unchanged(content, sent := adapter_to_arrays(start, sends), place=reply.place):
+            arrays = sent
         if arrays is None:
             raise MessageError(f"{reply.place}: a train reply without an adapter")
         halves, precision = sends, self.config.aggregation.precision

@@ -241,13 +241,9 @@ def default_batches(directory: Path, model: Path, ends: float, seeds: int) -> li
     return outcomes
 
 
-def test_short_answers_to_eight_problems_leave_nothing_by_default(wide: Path, tmp_path: Path) -> None:
-    outcomes = default_batches(tmp_path, wide, 1.1, seeds=1)
-    assert outcomes == [{"least_positions"}]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ends", [1.05, 1.0])
+@pytest.mark.parametrize(
+    "ends", [1.1, pytest.param(1.05, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_no_prompt_is_read_by_default_however_short_the_answers_are(ends: float, wide: Path, tmp_path: Path) -> None:
     for outcome in default_batches(tmp_path, wide, ends, seeds=2):
         if isinstance(outcome, set):

@@ -13,6 +13,7 @@ import fedrlvr
 from fedrlvr.errors import DataError
 from fedrlvr.policy.base import Base
 from fedrlvr.tasks import instruction
+from fedrlvr.tasks.prompts import Prompt
 
 
 def write(directory: Path, rows: Sequence[dict[str, str]]) -> str:
@@ -39,8 +40,8 @@ def test_each_prompt_is_sampled_with_the_instruction_of_its_own_kind(
     texts: set[str] = set()
     real = Base.encode_all
 
-    def encode_all(self: Base, prompts: Sequence[str]) -> list[list[int]]:
-        texts.update(prompts)
+    def encode_all(self: Base, prompts: Sequence[Prompt]) -> list[list[int]]:
+        texts.update(Prompt.of(prompt).text if isinstance(prompt, str) else prompt.text for prompt in prompts)
         return real(self, prompts)
 
     monkeypatch.setattr(Base, "encode_all", encode_all)
