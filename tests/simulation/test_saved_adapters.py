@@ -219,7 +219,8 @@ def test_a_run_with_organisations_elsewhere_has_no_problems_here(source: Sources
     (tmp_path / "run" / "run-id").write_text("run-1\n", "utf-8")
     with pytest.raises(ConfigError, match="--adapter"):
         evaluate_run(open_run(tmp_path / "run"))
-    assert scores_json(evaluate(open_run(source("fedit")).config, tmp_path / "run").scores) == written(source("fedit"), 3)
+    evaluation = evaluate(open_run(source("fedit")).config, tmp_path / "run")
+    assert scores_json(evaluation.scores) == written(source("fedit"), 3)
 
 
 def test_a_copied_checkpoint_is_an_adapter_but_no_run(source: Sources, tmp_path: Path) -> None:
