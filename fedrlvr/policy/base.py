@@ -143,16 +143,22 @@ class Base:
         return [self._usable(list(ids)) for ids in encoded]
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a text as the response that the policy would sample: without a template, and with an end token.
+        """Token ids of a text as the response that the policy would sample, with its end.
+
+        The end is a stop string of prompt.stop where the text has one at its end, or, without a chat template, gets the
+        first one; else the end token.
 
         Raises:
             DataError: the model has no embedding for one of the tokens.
         """
+        stopped = text.endswith(self.stop) if self.stop else False
+        if self.stop and not stopped and not self.chat:
+            text, stopped = text + self.stop[0], True
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if ids and max(ids) >= self.vocabulary:
             raise DataError(f"a response holds a token for which the model {self.name} has no embedding")
         end = self.tokenizer.eos_token_id
-        return [*ids, end if end in self.eos_ids else min(self.eos_ids)]
+        return ids if stopped else [*ids, end if end in self.eos_ids else min(self.eos_ids)]
 
     def _usable(self, ids: list[int]) -> list[int]:
         """A prompt's tokens, without what the tokenizer appends to every text."""

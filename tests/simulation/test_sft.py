@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,26 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy(model: Path) -> None:
     for parameter, expected in zip(cohort.stack.parameters(), wanted, strict=True):
         assert parameter.grad is not None
         assert float((parameter.grad - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("text", "chat", "stop", "written", "ends"),
+    [
+        ("64", False, (), "64", True),
+        ("64", False, ("?", "!"), "64?", False),  # as a base model ends behind examples
+        ("64", True, ("?", "!"), "64", True),
+        ("64!", True, ("?", "!"), "64!", False),
+        ("64!", False, ("?", "!"), "64!", False),
+    ],
+)
+def test_a_given_response_ends_as_a_sampled_one(
+    text: str, chat: bool, stop: tuple[str, ...], written: str, ends: bool, model: Path
+) -> None:
+    base = replace(tiny_cohort(model).base, chat=chat, stop=stop)
+    plain = list(base.tokenizer(written, add_special_tokens=False)["input_ids"])
+    ids = base.encode_response(text)
+    assert ids[: len(plain)] == plain
+    assert [token in base.eos_ids for token in ids[len(plain) :]] == [True] * ends
 
 
 def test_a_run_learns_its_responses_and_says_how_well(configured: Configs, tmp_path: Path) -> None:
