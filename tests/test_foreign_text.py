@@ -126,6 +126,7 @@ def test_there_is_no_other_way_out() -> None:
         "reporting/contribution_table.py": {"print"},
         "reporting/doctor.py": {"print"},
         "reporting/progress.py": {"print"},
+        "reporting/prompt_table.py": {"print"},
         "reporting/sweep_table.py": {"print"},
         "reporting/tables.py": {"print"},  # of a console
     }
