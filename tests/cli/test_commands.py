@@ -129,7 +129,7 @@ def test_validate_passes_what_is_gradable_and_fails_a_reward_that_pays_for_nonse
     fedrlvr: Command, toml: Toml
 ) -> None:
     path = toml()
-    path.write_text(re.sub(r"^reward = .*\n", "", path.read_text("utf-8"), flags=re.M), "utf-8")
+    path.write_text(re.sub(r"^rewards = .*\n", "", path.read_text("utf-8"), flags=re.M), "utf-8")
     sound = fedrlvr("validate", path, "--attacked", "2")
     assert sound.code == 0, sound.out + sound.err
     assert sound.out.splitlines() == [f"{client}: 12 problems, 0 failures" for client in ("ann", "bob", "cyd")]

@@ -376,11 +376,11 @@ def test_one_whose_disk_fails_leaves_and_the_others_go_on(planned: Planner, alon
 def test_one_whose_problems_cannot_be_graded_leaves_in_the_middle(planned: Planner, alone: Callable[..., Path]) -> None:
     """The computation they share fails because of one arm; the other is none the wiser."""
     result = sweep(planned("data.rewards=small_runs:parity,small_runs:tells_all"))
-    bad = [f"reward=small_runs-tells_all/seed-{seed}" for seed in (3, 4)]
+    bad = [f"rewards=small_runs-tells_all/seed-{seed}" for seed in (3, 4)]
     assert list(result.failures) == bad
     assert all(isinstance(error, GradingError) for error in result.failures.values())
     for seed in (3, 4):
-        same(result.directory / "reward=small_runs-parity" / f"seed-{seed}", alone(seed))
+        same(result.directory / "rewards=small_runs-parity" / f"seed-{seed}", alone(seed))
     with pytest.raises(RoundError, match=r"^2 of .* raised ValueError on problem"):
         result.check()
 
