@@ -18,13 +18,13 @@ def prompts(
     prompt: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="TOML tables of settings of the section prompt, a candidate each; may be repeated."
+            metavar="FILE", help="Tables of prompt settings in TOML, a candidate each; may be repeated."
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROMPT.KEY=VALUE,VALUE", help="A setting of the section prompt and its values; may be repeated."
+            metavar="PROMPT.KEY=VALUE,VALUE", help="A prompt setting and its values; may be repeated."
         ),
     ] = None,
     overrides: Overrides = None,
