@@ -17,15 +17,11 @@ def prompts(
     config: ConfigPath = None,
     prompt: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Tables of prompt settings in TOML, a candidate each; may be repeated."
-        ),
+        typer.Option(metavar="FILE", help="Tables of prompt settings in TOML, a candidate each; may be repeated."),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PROMPT.KEY=VALUE,VALUE", help="A prompt setting and its values; may be repeated."
-        ),
+        typer.Option(metavar="PROMPT.KEY=VALUE,VALUE", help="A prompt setting and its values; may be repeated."),
     ] = None,
     overrides: Overrides = None,
     problems: Annotated[int, typer.Option(min=1, help="Number of problems that each candidate is tried on.")] = 32,
