@@ -144,16 +144,19 @@ def settings(model: Path, problems: Path, directory: Path | None, **changes: Map
     return tree
 
 
+def _toml(value: Any) -> str:
+    """A value in TOML, which shares strings, numbers and booleans with JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
 def write_toml(path: Path, tree: Mapping[str, Mapping[str, Any]]) -> Path:
-    """The settings as a file; JSON's strings, numbers, booleans and lists are TOML's too."""
+    """The settings as a file."""
     lines = []
     for section, values in tree.items():
         lines.append(f"[{section}]")
-        for key, value in values.items():
-            text = json.dumps(value)
-            if isinstance(value, dict):
-                text = "{" + ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items()) + "}"
-            lines.append(f"{key} = {text}")
+        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 

@@ -44,8 +44,15 @@ class Process:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.out, self.err = place / "out", place / "err"
         with self.out.open("w") as out, self.err.open("w") as err:
+            # A test suite in the background has Ctrl-C switched off, which every process that it starts would inherit.
             self.process = subprocess.Popen(
-                command, cwd=place, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, process_group=0
+                ("env", "--default-signal=INT", *command),
+                cwd=place,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                process_group=0,
             )
 
     def wait_for(self, seen: Callable[[], bool]) -> None:

@@ -43,6 +43,8 @@ PATIENCE_S = 90.0
 RUNTIME = RuntimeVersionHttpInterceptor(component_name="fedrlvr")
 _HERE = Path(__file__).parent
 _PATHS = [str(_HERE.parents[1]), str(_HERE.parent), str(_HERE)]
+_REWARDS = [{"use": "federations:parity", "time_limit": 600.0}]
+"""Longer than any gate stays closed."""
 _ASKED = re.compile(r"round (\d+): asked to train")
 _forks = multiprocessing.get_context("forkserver")  # small_runs has said what is imported before
 
@@ -161,7 +163,7 @@ class Deployment:
         changes: by name, of their site.toml.
         """
         for name, member in self.members.items():
-            task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": "federations:parity"}
+            task = {"name": "jsonl", "path": "problems", "prompt": {"instruction": ""}, "rewards": _REWARDS}
             tree = {
                 "name": name,
                 "superlink": address,
