@@ -20,7 +20,7 @@ def sft(
 ) -> None:
     """Train an adapter to write given correct responses, federated as the run itself, as a start for `fedrlvr run`.
 
-    Settings are those of the run, with those of the section [sft] in place of the ones of [train]. The directory is the
+    Settings are those of the run, with those of the section sft in place of the ones of train. The directory is the
     run's with -sft at its end.
     """
     if resume is not None and config is not None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
+import typer
+from rich.text import Text
 from small_runs import adapter_bytes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedrlvr.cli.main import app
 from fedrlvr.config import ModelConfig, load_resolved
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.peft_format import load_peft
@@ -211,3 +215,18 @@ def test_merged_weights_are_the_base_with_the_adapter(
         plain = base.model(ids).logits
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert float((plain - expected).abs().max()) > 1e-2, "the adapter does nothing"
+
+
+def helped(command: click.Command) -> Iterator[str]:
+    """The texts of a command's help, and of the commands in it."""
+    yield command.help or ""
+    for parameter in command.params:
+        yield str(getattr(parameter, "help", None) or "")
+    for inner in getattr(command, "commands", {}).values():
+        yield from helped(inner)
+
+
+def test_no_help_loses_a_word_as_markup() -> None:
+    texts = list(helped(typer.main.get_command(app)))
+    assert len(texts) > 100
+    assert [text for text in texts if Text.from_markup(text).plain != text] == []
