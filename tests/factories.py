@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fedrlvr.adapter import Adapter, Factors
@@ -15,6 +16,7 @@ from fedrlvr.config import Config, parse_config
 from fedrlvr.config.federation import FederationConfig
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.terms import Terms
+from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.strategy import FederatedRLVR
@@ -175,3 +177,13 @@ def write_site(directory: Path, **changes: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "site.toml").write_text("\n".join(lines) + "\n", "utf-8")
     return directory / "site.toml"
+
+
+def refused(tree: dict[str, Any]) -> str:
+    """The error that a user reads; it must be one line and name the file."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree, where="exp.toml")
+    text = str(caught.value)
+    assert text.startswith("exp.toml: ")
+    assert "\n" not in text
+    return text

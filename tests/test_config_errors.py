@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from factories import refused
 
-from fedrlvr.config import load_config, parse_config
+from fedrlvr.config import load_config
 from fedrlvr.errors import ConfigError
 from fedrlvr.zoo import embedded_config
-
-
-def refused(tree: dict[str, Any]) -> str:
-    """The text of the error that a configuration ends in."""
-    with pytest.raises(ConfigError) as caught:
-        parse_config(tree, where="exp.toml")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
