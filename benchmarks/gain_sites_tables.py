@@ -66,7 +66,8 @@ def _over(runs: Mapping[int, Mapping[str, Any]], value: Callable[[Mapping[str, A
     return spread({seed: value(verdict) for seed, verdict in runs.items()})
 
 
-def _shown(value: Spread | None, *, sign: bool = False) -> str:
+def shown(value: Spread | None, *, sign: bool = False) -> str:
+    """A mean with half of its 95 % interval, if it has one."""
     if value is None:
         return ""
     half = "" if value.half is None else f" ± {value.half:.1f}"
@@ -81,15 +82,15 @@ def site_tables(verdicts: Verdicts) -> list[str]:
         rows = []
         for model in ("base", "alone", "federated") if runs else ():
             rate, away = (_over(runs, lambda v, f=f, model=model: f(v, model)) for f in (mean_rate, elsewhere))  # type: ignore[misc]
-            compared = [_shown(_over(runs, lambda v: mean_gain(v, "federated")), sign=True), words(runs, "federated")]
+            compared = [shown(_over(runs, lambda v: mean_gain(v, "federated")), sign=True), words(runs, "federated")]
             rows.append(
-                [model, str(len(runs)), _shown(rate), *(compared if model == "federated" else ["", ""]), _shown(away)]
+                [model, str(len(runs)), shown(rate), *(compared if model == "federated" else ["", ""]), shown(away)]
             )
         for kind, text in KINDS.items():
             if of_kind := verdicts.get((federation, kind)):
-                gain = _shown(_over(of_kind, lambda v: mean_gain(v, "personal")), sign=True)
+                gain = shown(_over(of_kind, lambda v: mean_gain(v, "personal")), sign=True)
                 rate, away = (_over(of_kind, lambda v, f=f: f(v, "personal")) for f in (mean_rate, elsewhere))  # type: ignore[misc]
-                rows.append([text, str(len(of_kind)), _shown(rate), gain, words(of_kind, "personal"), _shown(away)])
+                rows.append([text, str(len(of_kind)), shown(rate), gain, words(of_kind, "personal"), shown(away)])
         if not rows:
             continue
         header = ["adapter", "n", "at home", "minus alone", "sites better / unclear / worse", "elsewhere"]
@@ -106,5 +107,5 @@ def _by_site(runs: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
             for model in ("alone", "federated")
         )
         gap = _over(runs, lambda v, site=site: 100 * v["clients"][site]["minus_alone"]["federated"]["mean"])  # type: ignore[misc]
-        rows.append([site, _shown(alone), _shown(together), _shown(gap, sign=True)])
+        rows.append([site, shown(alone), shown(together), shown(gap, sign=True)])
     return rows

@@ -141,16 +141,11 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only make the tables")
     chosen = parser.parse_args()
     if not chosen.collect:
-        run_all([(arm,) for arm in chosen.arms], choose_alone, chosen.jobs)
+        run_all([(arm,) for arm in chosen.arms], choose, chosen.jobs)
         run_all([(arm, chosen.seeds) for arm in chosen.arms], run_arm, chosen.jobs)
         run_all([(arm, 1) for arm in DRIFT if not chosen.no_drift], run_arm, chosen.jobs)
     spent = [json.loads(path.read_text("utf-8"))["cpu"] for path in RUNS.rglob("seconds.json")]
     write(load(chosen.seeds), choices(), cpu=sum(spent))
-
-
-def choose_alone(arm: str) -> None:
-    """`choose` for the processes of `run_all`, which want no value."""
-    choose(arm)
 
 
 if __name__ == "__main__":

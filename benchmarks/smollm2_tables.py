@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.gain_sites_tables import shown
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.reporting.sweep_table import Spread, spread
@@ -53,14 +54,6 @@ def over(runs: Runs, value: Callable[[Run], float]) -> Spread | None:
 def paired(runs: Runs, others: Runs, value: Callable[[Run], float]) -> Spread | None:
     """The difference of two arms, seed by seed."""
     return spread({int(seed): value(run) - value(others[seed]) for seed, run in runs.items() if seed in others})
-
-
-def shown(value: Spread | None, *, sign: bool = False) -> str:
-    """A mean with half of its 95 % interval, if it has one."""
-    if value is None:
-        return ""
-    half = "" if value.half is None else f" ± {value.half:.1f}"
-    return f"{value.mean:+.1f}{half}" if sign else f"{value.mean:.1f}{half}"
 
 
 def arms_table(results: Mapping[str, Runs]) -> str:
