@@ -22,6 +22,14 @@ def verdict(
             callback=expanded, help="A finished run of the arm `local`; by default RUN/alone, trained if missing."
         ),
     ] = None,
+    alone_rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Multiple of the learning rate to train alone at, instead of run.alone_rates. May be repeated; each "
+            "client then gets the best one on its validation problems.",
+        ),
+    ] = None,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Evaluate every client's adapters on every client's problems too.")
     ] = False,
@@ -34,21 +42,27 @@ def verdict(
     """
     from fedrlvr.server.saved_adapter import open_run
 
-    run = open_run(run_directory)
+    run, rates = open_run(run_directory), alone_rate or []
+    if alone and rates:
+        raise typer.BadParameter("--alone gives a run that is trained already; leave out --alone-rate, or --alone.")
     again = ["fedrlvr", "verdict", str(run_directory), *(["--alone", str(alone)] if alone else [])]
+    again += [word for rate in rates for word in ("--alone-rate", f"{rate:g}")]
     with resumable(run.directory, [*again, *["--matrix"] * matrix]):
         from fedrlvr.reporting.progress import progress
         from fedrlvr.reporting.tables import verdict_table
         from fedrlvr.reporting.verdict import VERDICT_FILE
         from fedrlvr.simulation import verdict as engine
+        from fedrlvr.simulation.alone import alone_runs
 
         engine.check_judgeable(run)
+        if rates:
+            run = engine.with_alone_rates(run, rates)
         if alone is None and (steps := engine.missing_steps(run)):
             clients = len(run.config.federation.training)
+            places = ", ".join(str(alone.run.directory) for alone in alone_runs(run))
             echo(
-                f"{run_directory} has no finished run of each client alone, so that is trained first, in "
-                f"{run_directory / engine.ALONE_DIRECTORY}: {steps} local steps of {clients} clients together, with as "
-                "many rounds as the run."
+                f"{run_directory} has no finished run of each client alone, so that is trained first, in {places}: "
+                f"{steps} local steps of {clients} clients together, with as many rounds as the run."
             )
         result = engine.judge(run, alone=alone, matrix=matrix, watch=lambda: progress(quiet=quiet))
     verdict_table(result)

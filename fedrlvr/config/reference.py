@@ -70,6 +70,7 @@ _SINCE = """
 0.9.0 federation excluded deviations
 0.9.0 deviations wrong_labels free_rider
 0.10.0 deviations template
+0.11.0 run alone_rates
 0.10.0 prompt instruction system template examples shots chat template_args prefill stop
 0.10.0 limits chat template_args instruction system template examples shots prefill stop
 0.10.0 data rewards

@@ -156,6 +156,13 @@ class RunConfig(Section):
     """Whether the run also trains every client alone, in `alone` in its directory, and then compares both on each
     client's held-out problems, as `fedrlvr verdict` does. It about doubles the time of training, and changes neither
     rounds nor adapters of the run. The default compares nothing."""
+    alone_rates: Annotated[list[Annotated[float, Field(gt=0, le=100)]], FEDERATED] = Field(
+        [1.0], min_length=1, max_length=8
+    )
+    """Multiples of train.learning_rate at which each client is trained alone for a verdict. With several, each client's
+    adapter is the one with the highest pass@1 on its own validation problems, which data.validation_size sets aside.
+    The default trains at the federation's own rate, once. Try `[0.25, 0.5, 1]` before you decide anything on a verdict:
+    training alone often needs a smaller rate. Each multiple costs another training of all clients."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
     tracker: Literal["none", "tensorboard"] = "none"
@@ -163,7 +170,14 @@ class RunConfig(Section):
     `trackers`."""
 
     def check(self, config: Any) -> None:
-        """A verdict needs labels that are there before training."""
+        """A verdict needs labels that are there before training, and a choice of rates needs validation problems."""
+        if len(set(self.alone_rates)) < len(self.alone_rates):
+            raise ValueError(f"run.alone_rates: {self.alone_rates} names a multiple twice")
+        if len(self.alone_rates) > 1 and not config.data.validation_size:
+            raise ValueError(
+                "run.alone_rates: the choice between several learning rates needs validation problems; set "
+                "data.validation_size"
+            )
         if self.verdict and getattr(config.supervision, "labels_from", "dataset") == "desk":
             raise ValueError(
                 "run.verdict: with supervision.labels_from = 'desk' people would be asked for the labels of both runs. "

@@ -20,6 +20,7 @@ from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import OWN_ADAPTER
 from fedrlvr.config import AggregationConfig, Config, LabelsSupervision, LoraConfig
 from fedrlvr.config.personal import PersonalConfig
+from fedrlvr.config.sections import Split
 from fedrlvr.errors import AdapterError, ConfigError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import in_model_order, load_peft
@@ -203,8 +204,10 @@ class Evaluator:
             return before
         return {**before, "after": check.measure(self.cohort, in_model_order(loaded, initial, place=place))}
 
-    def of_each(self, adapters: Mapping[str, Adapter]) -> Evaluation:
+    def of_each(self, adapters: Mapping[str, Adapter], split: Split | None = None) -> Evaluation:
         """Evaluation of these clients, each with an adapter of its own, of whatever rank and alpha.
+
+        split: problems to evaluate on; None is that of the config.
 
         Raises:
             AdapterError: an adapter is of another model.
@@ -215,7 +218,10 @@ class Evaluator:
         ranks = {client: adapter.rank for client, adapter in adapters.items()}
         rank = ranks if len(set(ranks.values())) > 1 else largest.rank
         lora = self.config.lora.model_copy(update={"rank": rank, "alpha": largest.alpha})
-        everybody = self._evaluation(self._alone("local", lora), adapters=adapters)
+        config = self._alone("local", lora)
+        if split is not None:
+            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": split})})
+        everybody = self._evaluation(config, adapters=adapters)
         scores = {client: of_client for client, of_client in everybody.scores.items() if client in adapters}
         return Evaluation(scores, {client: everybody.rates[client] for client in adapters})
 

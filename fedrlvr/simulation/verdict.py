@@ -1,10 +1,10 @@
 """Verdict on a run, the gain of each of its clients: `fedrlvr verdict`, and the end of a run with `run.verdict`.
 
-The run's clients are also trained each alone (the arm `local`), with the same settings and on the same problems, in
-`alone` in the run's directory. Then the base model, the adapters trained alone, the federated adapter and the personal
-adapters of a run that has some are evaluated on each client's held-out problems with the same random numbers, so that
-they are compared problem by problem. Pass rates of problems stay in this process; verdict.json and the report have each
-client's n, means and variances.
+The run's clients are also trained each alone (the arm `local`, simulation/alone.py), with the same settings and on the
+same problems, in `alone` in the run's directory, and with `run.alone_rates` at several learning rates. Then the base
+model, the adapters trained alone, the federated adapter and the personal adapters of a run that has some are evaluated
+on each client's held-out problems with the same random numbers, so that they are compared problem by problem. Pass
+rates of problems stay in this process; verdict.json and the report have each client's n, means and variances.
 
 The arm `local` is trained on the same cohort, after the federated run and not beside it: rows that share a batch change
 the rounding of all, and a run with a verdict ends with the adapter that it has without.
@@ -12,14 +12,13 @@ the rounding of all, and a run with a verdict ends with the adapter that it has 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedrlvr.adapter import Adapter
-from fedrlvr.config import Config
+from fedrlvr.config import Config, parse_config
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.files import read_json
 from fedrlvr.policy.cohort import Cohort
@@ -29,23 +28,17 @@ from fedrlvr.reporting.verdict import ALONE, BASE, FEDERATED, PERSONAL, ClientVe
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.server.run_directory import RUN_ID_FILE, locked
 from fedrlvr.server.saved_adapter import SavedRun, open_run
-from fedrlvr.server.starting_adapter import START
 from fedrlvr.simulation import run as federation
-from fedrlvr.simulation.evaluate import ClientRates, Evaluator, own_adapters, personal_adapters
-from fedrlvr.simulation.run import Federation, RunResult, new_cohort
-from fedrlvr.simulation.sweep_plan import difference
+from fedrlvr.simulation.alone import AloneRun, Watch, alone_runs, check_labels, check_same, choose
+from fedrlvr.simulation.evaluate import ClientRates, Evaluator, personal_adapters
+from fedrlvr.simulation.run import RunResult, new_cohort
 from fedrlvr.version import __version__
 
-ALONE_DIRECTORY = "alone"
-"""The directory, in that of a run, of the run that trains its clients alone."""
 _EQUAL = (
     *("run.seed", "model.name", "train.rounds", "train.local_steps", "train.problems_per_step"),
     *("federation.excluded", "federation.deviations"),
 )
 """Settings that a given run of the arm `local` must have in common with the run."""
-
-Watch = Callable[[], Observer]
-"""Makes an observer for each run that is trained."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def _judged(go: Callable[[federation.After], RunResult], watch: Watch) -> Judged
 
 def judge(run: SavedRun, *, alone: Path | None = None, matrix: bool = False, watch: Watch = Observer) -> Verdict:
     """The verdict on a finished run, written to verdict.json and into its report. The arm `local` is trained first
-    where it is missing or unfinished.
+    where it is missing or unfinished, at each of `run.alone_rates`.
 
     alone: directory of a finished run of the arm `local` to compare with; None is `alone` in the run's directory.
     matrix: evaluate every client's adapters on every client's problems too.
@@ -101,12 +94,15 @@ def judge(run: SavedRun, *, alone: Path | None = None, matrix: bool = False, wat
         return _judge(run, new_cohort(run.config), alone, matrix, watch)
 
 
-def missing_steps(run: SavedRun) -> int:
-    """Local steps of all clients alone that are still to be done before the run can be judged."""
-    other = run.directory / ALONE_DIRECTORY
-    train = run.config.train
-    done = open_run(other).checkpoints.rounds() if (other / "config.json").is_file() else []
-    return (train.rounds - max(done, default=0)) * train.local_steps * len(run.config.federation.training)
+def with_alone_rates(run: SavedRun, rates: Sequence[float]) -> SavedRun:
+    """The run with these multiples of its learning rate for training alone.
+
+    Raises:
+        ConfigError: a multiple is out of range or named twice, or there are no validation problems to choose by.
+    """
+    tree = run.config.model_dump()
+    tree["run"]["alone_rates"] = list(rates)
+    return replace(run, config=parse_config(tree, where=str(run.directory)))
 
 
 def check_judgeable(run: SavedRun) -> None:
@@ -136,6 +132,11 @@ def check_judgeable(run: SavedRun) -> None:
         )
 
 
+def missing_steps(run: SavedRun) -> int:
+    """Local steps of all clients alone that are still to be done before the run can be judged."""
+    return sum(alone.steps_left for alone in alone_runs(run)) * len(run.config.federation.training)
+
+
 def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watch: Watch) -> Verdict:
     if alone is not None:
         _check_alone(run, open_run(alone))
@@ -146,12 +147,19 @@ def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watc
             f"{run.directory}: the problems are not those that the run was trained and evaluated on, so nothing can be "
             "compared. Restore the data."
         )
-    other = open_run(alone) if alone is not None else _train_alone(run, cohort, watch)
+    runs = [AloneRun(1.0, open_run(alone))] if alone is not None else _train_alone(run, cohort, watch)
     # Where clients keep a part of their adapter in every round, no adapter is everybody's.
     federated = evaluator.of_run(run)[1].rates if run.config.personal.method.keeps is None else None
-    verdict = compare(evaluator, federated, own(other), personal_adapters(run), matrix=matrix)
-    verdict.notes.extend(_notes(run, other.config))
-    verdict.about["alone"] = ALONE_DIRECTORY if alone is None else str(other.directory)
+    adapters, factors = choose(runs, evaluator)
+    verdict = compare(evaluator, federated, adapters, personal_adapters(run), matrix=matrix)
+    verdict.notes.extend(
+        _notes(run, runs[0].run.config)
+        if len(runs) == 1
+        else [*notes_on_rates(factors, several=True), *_notes_of_run(run)]
+    )
+    verdict.about["alone"] = str(alone) if alone is not None else runs[0].run.directory.name
+    if len(runs) > 1:
+        verdict.about["alone_rates"] = factors
     write(verdict, run)
     return verdict
 
@@ -210,49 +218,15 @@ def compare(
     return Verdict(config.train.rounds, clients, about, notes, rows)
 
 
-def check_labels(config: Config) -> None:
-    """Check that nobody has to be asked for the labels of a second run.
-
-    Raises:
-        ConfigError: people give the labels.
-    """
-    if getattr(config.supervision, "labels_from", "dataset") == "desk":
-        raise ConfigError(
-            "supervision.labels_from = 'desk': people would be asked for labels again, for the run that trains alone. "
-            "In a simulation, train the arm 'local' with the same run.ledgers (fedrlvr run --set federation.arm=local) "
-            "and give it to `fedrlvr verdict --alone`."
-        )
-
-
-def _train_alone(run: SavedRun, cohort: Cohort, watch: Watch) -> SavedRun:
-    """The finished run of the arm `local` in the run's directory, trained now as far as it is not."""
-    directory = run.directory / ALONE_DIRECTORY
+def _train_alone(run: SavedRun, cohort: Cohort, watch: Watch) -> list[AloneRun]:
+    """The finished runs of the arm `local` in the run's directory, trained now as far as they are not."""
     check_labels(run.config)
-    config = run.config.in_arm("local")
-    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": directory})})
-    started = (directory / "config.json").is_file()
-    other = SavedRun(directory, config)
-    if started:
-        stored = open_run(directory).config
-        extended = stored.train.model_copy(update={"rounds": config.train.rounds})
-        if (reason := difference(config, stored.model_copy(update={"train": extended}))) is not None:
-            raise ConfigError(f"{directory} holds a run of another configuration ({reason}). Move it away.")
-        if stored.train.rounds == config.train.rounds and other.finished:
-            return other
-    elif (run.directory / START).is_dir():
-        shutil.copytree(run.directory / START, directory / START, dirs_exist_ok=True)
-    train(config, directory, cohort, watch, resume=started)
-    return other
-
-
-def train(config: Config, directory: Path, cohort: Cohort, watch: Watch, *, resume: bool) -> None:
-    """Run the rounds of a config that are not done, in its directory, on this cohort.
-
-    Raises:
-        FedrlvrError: as `simulation.run.run`.
-    """
-    with locked(directory):
-        Federation(config, directory, cohort, watch()).go(resume=resume)
+    runs = alone_runs(run)
+    for alone in runs:
+        check_same(run, alone)
+    for alone in runs:
+        alone.train(cohort, watch)
+    return runs
 
 
 def _check_alone(run: SavedRun, other: SavedRun) -> None:
@@ -291,7 +265,34 @@ def _notes(run: SavedRun, other: Config) -> list[str]:
             here, there = given[section].get(name), stored[section].get(name)
             if here != there:
                 notes.append(f"{section}.{name} is {there!r} alone and {here!r} in the federation.")
-    notes += unequal(config)
+    same = config.train.learning_rate == other.train.learning_rate
+    return [*notes, *(notes_on_rates({}, several=False) if same else []), *_notes_of_run(run)]
+
+
+def notes_on_rates(factors: Mapping[str, float], *, several: bool) -> list[str]:
+    """Sentences on the learning rate of training alone.
+
+    factors: by client, the chosen multiple of train.learning_rate. several: whether there was a choice.
+    """
+    if not several:
+        return [
+            "Training alone had the learning rate of the federation. At one of its own it may be better, and the gain "
+            "smaller: run.alone_rates tries several, by validation problems (data.validation_size)."
+        ]
+    by_factor: dict[float, list[str]] = {}
+    for client, factor in factors.items():
+        by_factor.setdefault(factor, []).append(client)
+    chosen = "; ".join(f"{factor:g}: {', '.join(clients)}" for factor, clients in sorted(by_factor.items()))
+    return [
+        "Training alone had the multiple of train.learning_rate, out of run.alone_rates, with the highest pass@1 on "
+        f"the client's own validation problems ({chosen})."
+    ]
+
+
+def _notes_of_run(run: SavedRun) -> list[str]:
+    """Sentences on what a federated run differs in from any run of its clients alone."""
+    config = run.config
+    notes = unequal(config)
     absent = Counter(client for record in read_metrics(run.directory) for client in record.get("left_out", ()))
     if missing := ", ".join(f"{client} of {rounds}" for client, rounds in sorted(absent.items())):
         notes.append(f"Left out of rounds of the federation, and of none alone: {missing} (federation.quorum).")
@@ -318,15 +319,6 @@ def unequal(config: Config) -> list[str]:
     if config.coordination.type != "none":
         notes.append("The federation also trains on public problems, and a client alone does not (coordination.type).")
     return notes
-
-
-def own(other: SavedRun) -> dict[str, Adapter]:
-    """Every client's adapter in a finished run of the arm `local`.
-
-    Raises:
-        CheckpointError, AdapterError: they cannot be read.
-    """
-    return other.newest(lambda checkpoint: own_adapters(other, checkpoint)) or own_adapters(other, None)
 
 
 def _digest(directory: Path) -> object:

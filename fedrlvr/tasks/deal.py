@@ -83,6 +83,7 @@ def deal(config: Config) -> Dealt:
     held_out, chosen_on = deal_like(parts, test), deal_like(parts, validation)
     for needs, setting, needy in (
         (config.evaluate.split == "validation", "evaluate.split = 'validation'", names),
+        (len(config.run.alone_rates) > 1, "run.alone_rates", config.federation.training),
         (config.personal.method.mixes, f"personal.type = {config.personal.type!r}", config.federation.training),
     ):
         if needs and (lacking := [name for name in needy if not chosen_on[name]]):

@@ -52,7 +52,7 @@ def ann(model: Path, tmp_path: Path) -> Sites:
         limits = {**FLOORS_OFF, **more.pop("limits", {})}
         write_site(
             directory,
-            tasks={"main": TASK},
+            tasks={"main": {**TASK, **more.pop("task", {})}},
             models={model.name: str(model)},
             machine={"device": "cpu"},
             engine={"threads": 1},
@@ -64,6 +64,11 @@ def ann(model: Path, tmp_path: Path) -> Sites:
         return directory
 
     return make
+
+
+def load(run: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
+    return tree
 
 
 def command(directory: Path, toml: Path, *more: object) -> Any:
@@ -115,7 +120,8 @@ def test_where_organisations_share_no_adapter_the_personal_one_is_compared(
     (made,) = (directory / "state" / "verdict").glob("main-*")
     tree = json.loads((made / "verdict.json").read_text("utf-8"))
     assert list(tree["clients"]["ann"]["pass@1"]) == ["base", "alone", "personal"]
-    assert ["federation.fraction" in note for note in tree["notes"]] == [True]
+    assert ["federation.fraction" in note for note in tree["notes"]] == [False, True]
+    assert "run.alone_rates" in tree["notes"][0]
 
 
 def test_it_trains_what_a_simulation_of_the_site_alone_trains(
@@ -182,3 +188,32 @@ def test_an_adapter_of_another_model_is_refused_before_training(
     with pytest.raises(AdapterError, match="missing"):
         planned.make(tmp_path / "missing", None, fedrlvr.reporting.observer.Observer)
     assert not planned.directory.exists()
+
+
+def test_training_alone_at_several_rates_keeps_the_one_that_its_validation_problems_choose(
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
+) -> None:
+    directory = ann(task={"validation_size": 2}, limits={"learning_rate": [0, 0.1]})
+    run, data = {**experiment["run"], "alone_rates": [1, 0.5]}, {**experiment["data"], "validation_size": 4}
+    toml = write_toml(tmp_path / "exp.toml", {**experiment, "run": run, "data": data})
+    done = command(directory, toml, "--adapter", adapter)
+    assert "8 local steps" in done.output
+    made = {parse_config(load(path)).train.learning_rate: path for path in (directory / "state/verdict").glob("main-*")}
+    assert sorted(made) == [5e-3, 1e-2]
+    tree = json.loads((made[1e-2] / "verdict.json").read_text("utf-8"))
+    chosen = made[1e-2 * tree["alone_rates"]["ann"]]
+    test = read_metrics(chosen)[-1]["evaluate"]["ann"]["ann"]
+    assert tree["clients"]["ann"]["pass@1"]["alone"] == test["total"] / test["n"]
+    refused = command(directory, toml, "--adapter", adapter, "--set", "run.alone_rates=[20]")
+    assert isinstance(refused.exception, LimitError)
+    assert "limits.learning_rate" in str(refused.exception)
+
+
+def test_a_choice_of_rates_needs_validation_problems_of_the_site(
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
+) -> None:
+    data = {**experiment["data"], "validation_size": 4}
+    toml = write_toml(tmp_path / "exp.toml", {**experiment, "data": data})
+    refused = command(ann(), toml, "--adapter", adapter, "--set", "run.alone_rates=[0.5,1]")
+    assert isinstance(refused.exception, ConfigError)
+    assert "tasks.main.validation_size" in str(refused.exception)

@@ -150,7 +150,9 @@ def test_settings_without_an_effect_alone_are_left_out(
     for client in CLIENTS:
         (score,) = scores[client].values()
         assert verdict["clients"][client]["pass@1"]["federated"] == pytest.approx(score["total"] / score["n"])
-    assert len(verdict["notes"]) == ("fraction" in changes.get("federation", {})) + ("coordination" in changes)
+    notes = [note for note in verdict["notes"] if "run.alone_rates" not in note]
+    assert len(notes) == len(verdict["notes"]) - 1, "a rate of its own was not tried"
+    assert len(notes) == ("fraction" in changes.get("federation", {})) + ("coordination" in changes)
 
 
 def test_a_matrix_has_every_adapter_on_everybodys_problems(judged: Path, tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_no_result_of_a_problem_is_written_down(
         return [value, *(part for item in value for part in lists(item))] if isinstance(value, list) else []
 
     tree = written(directory)
-    assert [part for part in lists(tree) if part] == []
+    assert [part for part in lists(tree) if part] == [tree["notes"]]
     assert set(tree["clients"]["ann"]) == {"n", "pass@1", "minus_alone", "verdict"}
     files = [
         path for path in directory.rglob("*") if path.is_file() and "clients" not in path.relative_to(directory).parts
@@ -309,7 +311,8 @@ def test_what_else_differs_from_training_alone_is_noted(configured: Configs, tmp
     (directory / "metrics.jsonl").write_text("\n".join([*lines, last, ""]), "utf-8")
     shutil.rmtree(directory / "clients" / "ann" / "personal")
     verdict = judge(open_run(directory))
-    without, steps, missing, riders = verdict.notes
+    without, rate, steps, missing, riders = verdict.notes
+    assert "run.alone_rates" in rate
     assert "of ann" in without
     assert verdict.clients[0].decisive == verdict.clients[0].minus_alone["federated"]
     assert "3 more local steps" in steps
@@ -324,7 +327,7 @@ def test_a_client_that_is_excluded_has_no_verdict(configured: Configs, tmp_path:
     fedrlvr.run(configured(directory, federation=federation, run=run))
     verdict = judge(open_run(directory), matrix=True)
     assert [client.client for client in verdict.clients] == ["ann", "cyd"]
-    assert verdict.notes == ["No verdict on bob, excluded from training (federation.excluded)."]
+    assert verdict.notes[1:] == ["No verdict on bob, excluded from training (federation.excluded)."]
     assert set(verdict.matrix[0].pass_at_1) == {"ann", "bob", "cyd"}
 
 

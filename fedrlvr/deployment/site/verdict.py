@@ -29,9 +29,10 @@ from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.peft_format import in_model_order
 from fedrlvr.reporting.verdict import Verdict
 from fedrlvr.server.saved_adapter import SavedRun, load_adapter
+from fedrlvr.simulation.alone import AloneRun, Watch, at_rate, check_labels, choose
 from fedrlvr.simulation.evaluate import Evaluator
 from fedrlvr.simulation.run import new_cohort, settled
-from fedrlvr.simulation.verdict import Watch, check_labels, compare, own, train, unequal, write
+from fedrlvr.simulation.verdict import compare, notes_on_rates, unequal, write
 from fedrlvr.tasks.deal import deal
 from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 
@@ -40,15 +41,23 @@ from fedrlvr.wire.messages import EvaluateRequest, TrainRequest
 class SiteVerdict:
     """An organisation's own comparison, planned and checked against its limits.
 
-    experiment: what the server ran. config: of the run that trains the organisation alone. directory: of that run.
-    todo: local steps that are still to be done.
+    experiment: what the server ran. runs: train the organisation alone, one for each of run.alone_rates; the first
+    holds the verdict.
     """
 
     org: Organisation
     experiment: Config
-    config: Config
-    directory: Path
-    todo: int
+    runs: list[AloneRun]
+
+    @property
+    def directory(self) -> Path:
+        """The directory that the verdict and its report are written to."""
+        return self.runs[0].run.directory
+
+    @property
+    def todo(self) -> int:
+        """Local steps that are still to be done."""
+        return sum(alone.steps_left for alone in self.runs)
 
     def make(self, adapter: Path | None, personal: Path | None, watch: Watch) -> Verdict:
         """Train alone as far as that is not done, compare, and write the verdict into the run's directory.
@@ -69,17 +78,21 @@ class SiteVerdict:
             )
         if adapter is None and personal is None:
             raise ConfigError("Name what is compared with training alone: --adapter DIR, --personal DIR, or both.")
-        run, cohort = SavedRun(self.directory, self.config), new_cohort(self.config)
+        run = self.runs[0].run
+        cohort = new_cohort(run.config)
         federated = None if adapter is None else _loaded(adapter, cohort)
         own_personal = {} if personal is None else {self.org.name: _loaded(personal, cohort)}
-        if not run.finished:
-            train(self.config, self.directory, cohort, watch, resume=(self.directory / "config.json").exists())
-        evaluator = Evaluator(self.config, cohort)
+        for alone in self.runs:
+            alone.train(cohort, watch)
+        evaluator = Evaluator(run.config, cohort)
+        adapters, factors = choose(self.runs, evaluator)
         rates = None if federated is None else evaluator.of_everybody(federated, str(adapter)).rates
-        verdict = compare(evaluator, rates, own(run), own_personal)
+        verdict = compare(evaluator, rates, adapters, own_personal)
         places = {"adapter": adapter, "personal": personal}
         verdict.about.update({name: str(place) for name, place in places.items() if place is not None})
-        verdict.notes.extend(unequal(self.experiment))
+        if len(self.runs) > 1:
+            verdict.about["alone_rates"] = factors
+        verdict.notes.extend([*notes_on_rates(factors, several=len(self.runs) > 1), *unequal(self.experiment)])
         write(verdict, run)
         return verdict
 
@@ -103,8 +116,20 @@ def plan(org: Organisation, experiment: Config) -> SiteVerdict:
         if name not in known:
             raise ConfigError(f"{org.path}: there is no {what} called {name!r}, which the experiment names ({what}s).")
     check_labels(experiment)
-    _check_limits(org, experiment, model)
-    config = _alone(org, experiment, model)
+    runs = [_run_alone(org, experiment, model, factor) for factor in experiment.run.alone_rates]
+    _check_problems(org, experiment, runs[0].run.config)
+    return SiteVerdict(org, experiment, runs)
+
+
+def _run_alone(org: Organisation, experiment: Config, model: str, factor: float) -> AloneRun:
+    """The run that trains the organisation alone at a multiple of the learning rate, in a directory of its own.
+
+    Raises:
+        LimitError: the learning rate exceeds a limit.
+        CheckpointError: the state directory cannot be written.
+    """
+    task, config = experiment.federation.task, at_rate(_alone(org, experiment, model), factor)
+    _check_limits(org, at_rate(experiment, factor), model)
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
     directory = state_directory(org) / "verdict" / f"{task}-{digest}"
     try:
@@ -117,9 +142,7 @@ def plan(org: Organisation, experiment: Config) -> SiteVerdict:
         config = config.model_copy(update={"run": run})
     else:
         config = settled(config, directory)
-    _check_problems(org, experiment, config)
-    done = max(SavedRun(directory, config).checkpoints.rounds(), default=0)
-    return SiteVerdict(org, experiment, config, directory, (config.train.rounds - done) * config.train.local_steps)
+    return AloneRun(factor, SavedRun(directory, config))
 
 
 def _loaded(place: Path, cohort: Cohort) -> Adapter:
@@ -214,6 +237,12 @@ def _check_problems(org: Organisation, experiment: Config, config: Config) -> No
     (client,) = deal(config).clients
     limits.check_problems(org.config.limits, _training(experiment), len(client.train), name=org.name)
     limits.check_evaluation(org.config.limits, org.name, _evaluation(config), len(client.test))
+    if len(experiment.run.alone_rates) > 1 and not client.validation:
+        raise ConfigError(
+            f"{org.path}: tasks.{experiment.federation.task}.validation_size is {config.data.validation_size}, and the "
+            "choice between several learning rates (run.alone_rates) needs validation problems. Set it, or give one "
+            "rate with --set run.alone_rates=[0.5]."
+        )
 
 
 def _training(config: Config) -> TrainRequest:
