@@ -5,9 +5,11 @@ Flower is used by its own command line, which is its public interface; what is o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ from fedrlvr.cli.options import (
 )
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.deployment.flower_private import environment
-from fedrlvr.errors import ConfigError, RoundError
+from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 from fedrlvr.interrupts import interruptible
@@ -98,8 +100,8 @@ def federate(
 ) -> None:
     """Run a federation of organisations on their own machines.
 
-    The command belongs on the SuperLink's machine. It lists what will travel, then follows the run; Ctrl-C stops
-    following, not the run. --resume continues a run that was interrupted.
+    The command belongs on the SuperLink's machine. It lists what will travel, then follows the run. Ctrl-C stops
+    following, and asks in a terminal whether the run is to end. --resume continues a run that was interrupted.
     """
     if (config is None) == (resume is None):
         raise ConfigError("Give a configuration to start a run, or --resume DIRECTORY to continue one.")
@@ -126,13 +128,18 @@ def federate(
             again = shlex.join(words)
             with interruptible(f"the run in {directory} was not started; go on with: {again}"):
                 run = _submit(link, directory, wait)
-            _follow(link, run, directory, again)
+            try:
+                _follow(link, run, directory, again)
+            except RoundError:
+                _who_missed_rounds(directory)
+                raise
         from fedrlvr.reporting.advice import trained_nothing
-        from fedrlvr.reporting.tables import final_table
+        from fedrlvr.reporting.tables import final_table, participation_table
         from fedrlvr.server.metrics_log import read_metrics
 
         records = read_metrics(directory)
         final_table(records, settings, directory)
+        participation_table(records)
     end_run(directory, trained_nothing=trained_nothing(records), allowed=allow_nothing)
 
 
@@ -179,7 +186,7 @@ def _prepared(settings: Config, resume: Path | None, overrides: Sequence[str]) -
         ConfigError: the directory holds a run that is to be started, or has done more rounds than train.rounds.
         CheckpointError: another process is at work in it, or it cannot be written.
     """
-    from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
+    from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory, run_id
     from fedrlvr.simulation.run import settled
 
     directory = (resume or settings.run.directory or new_directory(settings.run.name)).absolute()
@@ -190,6 +197,7 @@ def _prepared(settings: Config, resume: Path | None, overrides: Sequence[str]) -
             check_unused(directory)
         else:
             check_rounds(directory, settings)
+        run_id(directory)  # which marks it as a run of organisations before anything else does
         atomic_text(directory / "config.json", settled(settings, directory).model_dump_json(indent=2) + "\n")
     return directory
 
@@ -216,21 +224,41 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
         raise RoundError(f"the SuperLink rejected the run. {PLACE} Flower says: {output}") from None
 
 
+def _who_missed_rounds(directory: Path) -> None:
+    """Print who missed which round of a run that has failed, as far as its metrics can be read."""
+    from fedrlvr.reporting.tables import participation_table
+    from fedrlvr.server.metrics_log import read_metrics
+
+    with contextlib.suppress(FedrlvrError):
+        participation_table(read_metrics(directory))
+
+
 def _follow(link: Link, run: str, directory: Path, again: str) -> None:
     """Show the run's log until it ends. again: the command that goes on with the run.
+
+    Ctrl-C stops following. In a terminal it asks first whether the run is to end as well.
 
     Raises:
         Interrupted: Ctrl-C was pressed.
         RoundError: the run has failed, or the SuperLink is gone.
     """
     home = f"FLWR_HOME={shlex.quote(str(link.home))}"
-    with interruptible(f"the run goes on in {directory}; once it has ended, go on with: {again}"):
+    stopped = False
+
+    def last_line() -> str:
+        if stopped:
+            return f"the run has ended; finished rounds are kept in {directory}; go on with: {again}"
+        return f"the run goes on in {directory}; once it has ended, go on with: {again}"
+
+    with interruptible(last_line):
         try:
             link.follow("log", run, CONNECTION, "--stream")
         except KeyboardInterrupt:
             echo()
-            echo(f"The run goes on. {home} flwr log {run} {CONNECTION} --stream  follows it again,")
-            echo(f"{home} flwr stop {run} {CONNECTION}  ends it.")
+            stopped = _wants_it_ended() and link.flwr("stop", run, CONNECTION).returncode == 0
+            if not stopped:
+                echo(f"The run goes on. {home} flwr log {run} {CONNECTION} --stream  follows it again,")
+                echo(f"{home} flwr stop {run} {CONNECTION}  ends it.")
             raise
     status = _status(link, run)
     if status is None:
@@ -239,6 +267,16 @@ def _follow(link: Link, run: str, directory: Path, again: str) -> None:
         raise RoundError(
             f"the run has ended as {status!r}; the reason is above. Rounds that are done are kept: `{again}`."
         )
+
+
+def _wants_it_ended() -> bool:
+    """The answer in a terminal to whether the run is to end; False where nobody can answer. A second Ctrl-C ends the
+    command, and the run goes on."""
+    return _in_a_terminal() and typer.confirm("End the run as well?", default=False)
+
+
+def _in_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _status(link: Link, run: str) -> str | None:

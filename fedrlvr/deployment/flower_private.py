@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import logging
 import os
 import shlex
 import ssl
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, FedrlvrError
 from fedrlvr.output import logger
 
 _log = logger("superlink")
@@ -59,6 +60,19 @@ def clientapp() -> None:
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
     flwr_clientapp()
+
+
+def say_in_a_sentence() -> None:
+    """Have Flower's log show an error of ours in one sentence; every other exception keeps its traceback."""
+    logging.getLogger("flwr").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if isinstance(error, FedrlvrError):
+        record.msg, record.args = "error: %s", (str(error),)
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def write_programs(directory: Path) -> None:

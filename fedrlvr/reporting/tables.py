@@ -70,6 +70,33 @@ def final_table(
     console.print(_where_table(directory))
 
 
+def participation_table(records: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print which clients missed which of the rounds that are done, and the reason of the last time; nothing where
+    nobody missed one."""
+    missed: dict[str, dict[int, str]] = {}
+    for record in records:
+        for client, reason in record.get("left_out", {}).items():
+            missed.setdefault(client, {})[int(record["round"])] = str(reason)
+    if not missed:
+        return
+    done = sum(1 for record in records if record.get("clients") or record.get("left_out"))
+    table = new_table(f"Clients that missed rounds, of {done} that are done", ("client", "rounds", "last reason"), ())
+    for client, rounds in sorted(missed.items()):
+        table.add_row(plain(client), _ranges(sorted(rounds)), plain(rounds[max(rounds)]))
+    (console or new_console()).print(table)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: 1, 3-5, 8."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+
+
 def scores_table(evaluated: Mapping[str, Any], console: Console | None = None) -> None:
     """Print pass@1 by client and source, and the mean over sources.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import re
+import shlex
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedrlvr.config import Config
 from fedrlvr.errors import CheckpointError, ConfigError
-from fedrlvr.files import RoundDirectories, file_lock
+from fedrlvr.files import RoundDirectories, atomic_text, file_lock
 
 LOCK = "run.lock"
 """The lock file of a directory. The file stays; only an open one locks."""
@@ -19,6 +22,52 @@ STATE_FILE = "state.json"
 """The note in a checkpoint's directory."""
 RUN_ID_FILE = "run-id"
 """The file that says what a run with organisations on their own machines is called in messages."""
+
+
+def is_deployed(directory: Path) -> bool:
+    """Whether a directory holds a run whose clients are organisations on their own machines."""
+    return (directory / RUN_ID_FILE).exists()
+
+
+def resume_command(directory: Path) -> str:
+    """The command that goes on with the run in a directory, for a message to the user."""
+    place = shlex.quote(str(directory))
+    if is_deployed(directory):
+        return f"fedrlvr federate --resume {place} --superlink SUPERLINK"
+    return f"fedrlvr run --resume {place}"
+
+
+def check_local(directory: Path) -> None:
+    """Check that the clients of the run in a directory are on this machine.
+
+    Raises:
+        ConfigError: they are organisations on their own machines; the text names the command that goes on with the run.
+    """
+    if is_deployed(directory):
+        raise ConfigError(
+            f"{directory}: the clients of this run are organisations on their own machines. Go on with it by "
+            f"`{resume_command(directory)}`, where SUPERLINK is the directory of `fedrlvr superlink init`."
+        )
+
+
+def run_id(directory: Path) -> str:
+    """Identifier in messages of the run in a directory, whose clients are organisations on their own machines: the
+    directory's name and a random part, made when the run starts.
+
+    Raises:
+        CheckpointError: the file cannot be read or written, or holds something else.
+    """
+    path = directory / RUN_ID_FILE
+    if not path.exists():
+        plain = re.sub(r"[^A-Za-z0-9_-]", "-", directory.name)[:60] or "run"
+        atomic_text(path, f"{plain}-{uuid.uuid4().hex[:12]}\n")
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
+        raise CheckpointError(f"{path} does not hold a run's id. Restore it, or start a new run.")
+    return text
 
 
 def personal_directory(run: Path, client: str) -> Path:

@@ -22,7 +22,7 @@ from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import AdapterError, CheckpointError, ConfigError
 from fedrlvr.policy.peft_format import CONFIG_FILE, load_peft
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from fedrlvr.server.run_directory import STATE_FILE, personal_directory
+from fedrlvr.server.run_directory import STATE_FILE, personal_directory, resume_command
 from fedrlvr.wire.messages import arrays_to_adapter
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class SavedRun:
         if not (self.directory / "adapter").is_dir():
             raise AdapterError(
                 f"{self.directory}: the run has no adapter yet, since its first checkpoint is not written. Wait for "
-                "it, or go on with the run (fedrlvr run --resume)."
+                f"it, or go on with the run by `{resume_command(self.directory)}`."
             )
         return load_peft(self.directory / "adapter" / (client or ""))
 
@@ -153,7 +153,7 @@ class SavedRun:
         try:
             return load_peft(directory)
         except AdapterError as error:
-            again = f"Delete this directory and `fedrlvr run --resume {self.directory}` makes it again."
+            again = f"Delete this directory and `{resume_command(self.directory)}` makes it again."
             raise AdapterError(f"{error} {again}") from None
 
     def own_adapter(self, checkpoint: Checkpoint, client: str) -> Adapter:

@@ -27,7 +27,7 @@ from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoint
-from fedrlvr.server.run_directory import RUN_ID_FILE
+from fedrlvr.server.run_directory import is_deployed
 from fedrlvr.server.saved_adapter import SavedRun, load_adapter
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.simulation.grid import RUN_ID, LocalGrid
@@ -88,7 +88,7 @@ def evaluate_run(run: SavedRun, *, personal: bool = False) -> tuple[int | None, 
         AdapterError: the run has no adapter yet.
         FedrlvrError: as `evaluate`.
     """
-    if (run.directory / RUN_ID_FILE).exists():
+    if is_deployed(run.directory):
         raise ConfigError(
             f"{run.directory}: this run's clients are organisations on their own machines, and so are their held-out "
             "problems. Their scores are in metrics.jsonl; for problems on this machine give a TOML configuration and "

@@ -23,7 +23,7 @@ from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import Also, RunResult, Server, Wrap, public_set
-from fedrlvr.server.run_directory import check_rounds, check_unused, locked, new_directory
+from fedrlvr.server.run_directory import check_local, check_rounds, check_unused, locked, new_directory
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.grid import RUN_ID, Handler, LocalGrid
 from fedrlvr.tasks.client_data import ClientData
@@ -62,12 +62,13 @@ def resume(
         the first new round on. after: as for `run`.
 
     Raises:
-        ConfigError: the directory holds no run, more rounds than train.rounds are done, or an override is of another
-            setting.
+        ConfigError: the directory holds no run or one of organisations on their own machines, more rounds than
+            train.rounds are done, or an override is of another setting.
         CheckpointError: a checkpoint or memory is missing or damaged, or another process is at work on the run.
         FedrlvrError: as `run`.
     """
     config = load_resolved(directory / "config.json", overrides)
+    check_local(directory)
     here = config.run.model_copy(update={"directory": directory.absolute()})  # it may have been moved
     config = config.model_copy(update={"run": here})
     with locked(directory):

@@ -26,7 +26,7 @@ from fedrlvr.reporting import report
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.verdict import ALONE, BASE, FEDERATED, PERSONAL, ClientVerdict, MatrixRow, Verdict
 from fedrlvr.server.metrics_log import read_metrics
-from fedrlvr.server.run_directory import RUN_ID_FILE, locked
+from fedrlvr.server.run_directory import is_deployed, locked, resume_command
 from fedrlvr.server.saved_adapter import SavedRun, open_run
 from fedrlvr.simulation import run as federation
 from fedrlvr.simulation.alone import AloneRun, Watch, alone_runs, check_labels, check_same, choose
@@ -112,7 +112,7 @@ def check_judgeable(run: SavedRun) -> None:
         ConfigError: its clients are elsewhere, it is of another arm, a checkpoint, or not finished.
     """
     place, arm = run.directory, run.config.federation.arm
-    if (place / RUN_ID_FILE).exists():
+    if is_deployed(place):
         raise ConfigError(
             f"{place}: this run's clients are organisations on their own machines, and so are their held-out problems. "
             "Each organisation makes its own verdict with `fedrlvr site verdict`."
@@ -128,7 +128,7 @@ def check_judgeable(run: SavedRun) -> None:
         done = max(run.checkpoints.rounds(), default=0)
         raise ConfigError(
             f"{place}: the run is not finished ({done} of {run.config.train.rounds} rounds are done). Go on with "
-            f"`fedrlvr run --resume {place}`, then ask for the verdict."
+            f"`{resume_command(place)}`, then ask for the verdict."
         )
 
 
@@ -239,7 +239,7 @@ def _check_alone(run: SavedRun, other: SavedRun) -> None:
     if not other.local:
         raise ConfigError(f"{place}: this is a run of the arm {other.config.federation.arm!r}. Give one of 'local'.")
     if not other.finished:
-        raise ConfigError(f"{place}: the run is not finished. Go on with `fedrlvr run --resume {other.directory}`.")
+        raise ConfigError(f"{place}: the run is not finished. Go on with `{resume_command(other.directory)}`.")
     for setting in _EQUAL:
         here, there = _value(run.config, setting), _value(other.config, setting)
         if here != there:

@@ -17,6 +17,7 @@ from fedrlvr.config import load_resolved
 from fedrlvr.deployment.superlink.disclosure import travels
 from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.interrupts import Interrupted
+from fedrlvr.server.run_directory import is_deployed
 
 TOML = """
 [federation]
@@ -122,6 +123,7 @@ def test_it_says_what_will_travel_submits_an_app_without_code_and_follows_the_ru
         "clientapp": "fedrlvr.deployment.site.client_app:app",
     }
     settings = load_resolved(run / "config.json")
+    assert is_deployed(run)
     assert settings.run.directory == run
     assert settings.engine.threads, "a resumed run rounds alike"
     assert said.index("Never: its own problems") < said.index("Run directory:") < said.index("the table")
@@ -233,13 +235,15 @@ def test_a_directory_that_holds_a_run_is_not_begun_anew_and_resume_goes_on_with_
     ("status", "text"),
     [("finished:failed", "the run has ended as 'finished:failed'"), (None, "cannot be reached any more")],
 )
-def test_a_run_that_fails_or_a_superlink_that_is_gone_says_how_to_go_on(
+def test_a_run_that_fails_or_a_superlink_that_is_gone_says_who_missed_rounds_and_how_to_go_on(
     flower: Flower, exp: Path, hub: Path, tmp_path: Path, status: str | None, text: str
 ) -> None:
     flower.status = status
-    _, error, _ = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
+    flower.records = [{"round": 1, "clients": {"ann": {}}, "left_out": {"bob": "too late"}}]
+    said, error, _ = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
     assert isinstance(error, RoundError)
     assert text in str(error)
+    assert "too late" in said
     assert f"fedrlvr federate --resume {tmp_path / 'run'} --superlink {hub}" in str(error)
 
 
@@ -263,6 +267,22 @@ def test_ctrl_c_stops_following_and_says_how_to_follow_end_or_resume(
     assert "The run goes on." in said
     assert "flwr log 77 fedrlvr" in said
     assert "flwr stop 77 fedrlvr" in said
+
+
+@pytest.mark.parametrize(("answer", "ends"), [("y", True), ("n", False), ("", False)])
+def test_in_a_terminal_ctrl_c_asks_whether_the_run_is_to_end(
+    flower: Flower, exp: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, ends: bool
+) -> None:
+    monkeypatch.setattr(federate_command, "_in_a_terminal", lambda: True)
+    flower.interrupt = True
+    run = tmp_path / "run"
+    words = ["federate", str(exp), "--superlink", str(hub), "--set", f"run.directory={run}"]
+    result = CliRunner().invoke(app, words, input=f"{answer}\n")
+    assert isinstance(result.exception, Interrupted)
+    assert (("stop", "77", "fedrlvr") in flower.calls) == ends
+    assert ("the run has ended" in str(result.exception)) == ends
+    assert ("flwr stop 77 fedrlvr" in result.output) != ends
+    assert str(result.exception).endswith(f"fedrlvr federate --resume {run} --superlink {hub}")
 
 
 def test_what_travels_depends_on_the_methods(exp: Path, tmp_path: Path) -> None:

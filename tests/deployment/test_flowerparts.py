@@ -25,7 +25,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.superlink.access_guard import MachineGuard
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import ConfigError, RoundError
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
 
@@ -317,3 +317,28 @@ def test_the_module_itself_loads_nothing_of_flower() -> None:
     code = "import sys, fedrlvr.deployment.flower_private; print([n for n in sys.modules if n.split('.')[0] == 'flwr'])"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_error_of_ours_is_one_sentence_in_flowers_log_and_others_keep_their_traceback() -> None:
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    log, handler = logging.getLogger("flwr"), Lines()
+    before = list(log.filters)
+    log.addHandler(handler)
+    try:
+        flowerparts.say_in_a_sentence()
+        for error in (RoundError("round 2: federation.quorum = 1 asks for 2 of 2 clients"), KeyError("a bug")):
+            try:
+                raise error
+            except Exception as caught:
+                log.error("%s raised an exception", "ServerApp", exc_info=caught)
+    finally:
+        log.removeHandler(handler)
+        log.filters[:] = before
+    assert lines[0] == "error: round 2: federation.quorum = 1 asks for 2 of 2 clients"
+    assert "Traceback" in lines[1]
+    assert "a bug" in lines[1]

@@ -15,12 +15,12 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.deployment.superlink.server_app import run_id, serve
+from fedrlvr.deployment.superlink.server_app import serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.server.run_directory import RUN_ID_FILE
+from fedrlvr.server.run_directory import RUN_ID_FILE, run_id
 from fedrlvr.simulation.grid import RUN_ID as FLOWERS_RUN
 from fedrlvr.simulation.grid import LocalGrid
 from fedrlvr.simulation.run import Federation, new_cohort, settled

@@ -13,7 +13,7 @@ from run_samples import numbers, run_records, score
 from fedrlvr.config import Config, parse_config
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import Estimate
-from fedrlvr.reporting.tables import final_table, holdings_table, scores_table
+from fedrlvr.reporting.tables import final_table, holdings_table, participation_table, scores_table
 from fedrlvr.tasks.partition import Holding
 
 
@@ -102,3 +102,30 @@ def test_units() -> None:
         "2.5 TB",
     ]
     assert [units.duration(s) for s in (0.04, 59.9, 60, 3729)] == ["0.0 s", "59.9 s", "1:00", "1:02:09"]
+
+
+def test_who_missed_rounds_is_listed_with_the_last_reason() -> None:
+    screen, out = console()
+    missed = {
+        1: {"bob": "too late"},
+        2: {"bob": "too late", "cyd": "[red]away[/red]"},
+        3: {"bob": "refused"},
+        5: {},
+        7: {"bob": "gone"},
+    }
+    records = [
+        {"round": 0},
+        *({"round": number, "clients": {"ann": {}}, "left_out": of} for number, of in missed.items()),
+    ]
+    participation_table(records, screen)
+    text = squeezed(out)
+    assert "of 5 that are done" in text
+    assert "bob 1-3, 7 gone" in text
+    assert "cyd 2 [red]away[/red]" in text
+    assert "ann" not in text
+
+
+def test_where_nobody_missed_a_round_nothing_is_printed() -> None:
+    screen, out = console()
+    participation_table([{"round": 1, "clients": {"ann": {}}}], screen)
+    assert out.getvalue() == ""

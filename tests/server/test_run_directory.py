@@ -11,11 +11,11 @@ import pytest
 from small_runs import Configs, start_command, write_toml
 
 from fedrlvr.config import parse_config
-from fedrlvr.errors import CheckpointError
+from fedrlvr.errors import CheckpointError, ConfigError
 from fedrlvr.files import file_lock
 from fedrlvr.server import run_directory
-from fedrlvr.server.run_directory import locked, new_directory
-from fedrlvr.simulation.run import run
+from fedrlvr.server.run_directory import locked, new_directory, resume_command, run_id
+from fedrlvr.simulation.run import resume, run
 
 
 class OneSecond(datetime.datetime):
@@ -95,3 +95,15 @@ def test_four_runs_started_at_once(
         made = list((tmp_path / "runs").iterdir())
         assert len(made) == 4
         assert all((path / "report.html").exists() for path in made)
+
+
+def test_a_run_of_organisations_is_never_resumed_as_a_simulation(configured: Configs, tmp_path: Path) -> None:
+    """Its files stay as they are, and the error names the command that goes on with it."""
+    directory = tmp_path / "a run"
+    assert resume_command(directory) == f"fedrlvr run --resume '{directory}'"
+    run(parse_config(configured(directory, train={"rounds": 1})))
+    run_id(directory)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    with pytest.raises(ConfigError, match=re.escape(f"fedrlvr federate --resume '{directory}' --superlink")):
+        resume(directory, ["train.rounds=3"])
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before

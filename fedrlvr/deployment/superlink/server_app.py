@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedrlvr.config import Config, PubSwapCoordination, load_config, load_resolved, parse_config
+from fedrlvr.deployment.flower_private import say_in_a_sentence
 from fedrlvr.deployment.superlink.disclosure import check, travels
 from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
-from fedrlvr.errors import CheckpointError, FedrlvrError
-from fedrlvr.files import atomic_text
 from fedrlvr.output import echo
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
 from fedrlvr.seeds import stream
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.run import RunResult, Server, public_set
-from fedrlvr.server.run_directory import RUN_ID_FILE, locked, new_directory
+from fedrlvr.server.run_directory import locked, new_directory, run_id
 from fedrlvr.server.starting_adapter import beginning
 from fedrlvr.simulation.run import also_of, new_cohort, settled
 from fedrlvr.tasks import rewards_for
@@ -46,11 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FedrlvrError: the run has failed; Flower marks it so, and shows the text to whoever follows its log.
     """
-    try:
-        result = serve(grid, context.run_config)
-    except FedrlvrError as error:
-        _say(f"error: {error}")
-        raise
+    say_in_a_sentence()
+    result = serve(grid, context.run_config)
     _say(f"all rounds are done: {result.directory}")
 
 
@@ -122,25 +116,6 @@ def terms_of(config: Config, cohort: Cohort, run: str) -> dict[str, Terms]:
         )
         for client in config.federation.names
     }
-
-
-def run_id(directory: Path) -> str:
-    """Identifier of a run in messages: its directory's name and a random part, made when it starts.
-
-    Raises:
-        CheckpointError: the file cannot be read or written, or holds something else.
-    """
-    path = directory / RUN_ID_FILE
-    if not path.exists():
-        plain = re.sub(r"[^A-Za-z0-9_-]", "-", directory.name)[:60] or "run"
-        atomic_text(path, f"{plain}-{uuid.uuid4().hex[:12]}\n")
-    try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).") from None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
-        raise CheckpointError(f"{path} does not hold a run's id. Restore it, or start a new run.")
-    return text
 
 
 def _configured(grid: Grid, settings: Mapping[str, Any], wait: float, insecure: bool) -> tuple[Config, Path]:
