@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import re
 import shlex
 import subprocess
+import threading
 import time
 import tomllib
 from dataclasses import asdict, dataclass
@@ -106,6 +108,9 @@ def run(directory: Directory) -> None:
                 raise ConfigError(f"{directory / file} is missing. Restore it from a backup, or start anew with init.")
             arguments += [f"--ssl-{option}", str(directory / file)]
         arguments += ["--enable-supernode-auth"]
+        from fedrlvr.deployment.certificates import check_validity
+
+        check_validity(directory, _now())
     from fedrlvr.deployment.flower_private import environment, run_superlink
 
     os.environ.update(environment(directory / "flower"))  # before flwr is imported
@@ -119,7 +124,26 @@ def run(directory: Directory) -> None:
     lock = "no TLS and no keys" if link.insecure else "TLS; organisations need a registered key"
     log.info("SuperLink of %s, listening on %s port %d: %s", link.address, link.host, link.port, lock)
     log.info("from other machines only the Fleet API can be reached; runs are started on this machine")
+    if not link.insecure:
+        threading.Thread(target=_watch_certificates, args=(directory, log), daemon=True).start()
     run_superlink(arguments)
+
+
+def _watch_certificates(directory: Path, log: logging.Logger) -> None:
+    """Warn in the log, at the start and then once a day, of certificates that expire soon or have expired."""
+    from fedrlvr.deployment.certificates import check_validity
+
+    while True:
+        try:
+            for warning in check_validity(directory, _now()):
+                log.warning("%s", warning)
+        except ConfigError as error:
+            log.error("%s", error)
+        time.sleep(24 * 3600)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 @superlink.command()

@@ -24,6 +24,8 @@ from fedrlvr.errors import ConfigError
 from fedrlvr.files import new_file
 
 AUTHORITY_YEARS, SERVER_YEARS = 10, 2
+WARNING_DAYS = 30
+"""Days before a certificate's end from which on the SuperLink warns."""
 _NAMED_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 """What OpenSSH has; Flower takes them too."""
 _CURVES_ONLY = "Flower takes keys on NIST curves only. Make one with ssh-keygen -t ecdsa -b 384."
@@ -166,6 +168,33 @@ def _read(path: Path, remedy: str) -> bytes:
         raise ConfigError(f"{path}: there is no such file. {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
+
+
+def check_validity(directory: Path, now: datetime.datetime) -> list[str]:
+    """Warnings about the certificates of a SuperLink that expire within `WARNING_DAYS` days.
+
+    now: with a time zone.
+
+    Raises:
+        ConfigError: one is expired or not valid yet, or cannot be read; organisations would refuse to connect. The text
+            names the command that renews it.
+    """
+    warnings = []
+    for file, remedy in (
+        ("server.crt", f"Renew it by `fedrlvr superlink renew {directory}`, then start the SuperLink again."),
+        ("ca.crt", "Make a new SuperLink by `fedrlvr superlink init`, and give its ca.crt to every organisation."),
+    ):
+        certificate = read_certificate(directory / file)
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if now < begins:
+            raise ConfigError(
+                f"{directory / file} is valid from {begins:%Y-%m-%d} on only. Check this machine's clock."
+            )
+        if now >= ends:
+            raise ConfigError(f"{directory / file} has been expired since {ends:%Y-%m-%d}. {remedy}")
+        if (days := (ends - now).days) < WARNING_DAYS:
+            warnings.append(f"{directory / file} expires in {days} days, on {ends:%Y-%m-%d}. {remedy}")
+    return warnings
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:

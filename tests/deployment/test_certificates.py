@@ -226,3 +226,28 @@ def test_keys_that_flower_would_refuse_are_named(tmp_path: Path) -> None:
     for read in (certificates.read_node_key, certificates.read_public_key, certificates.read_certificate):
         with pytest.raises(ConfigError, match="there is no such file"):
             read(tmp_path / "absent")
+
+
+def test_validity_warns_thirty_days_before_and_refuses_outside(server: Path) -> None:
+    """The server's certificate is good for two years of 365 days, the authority's for ten."""
+    certificate = certificates.read_certificate(server / "server.crt")
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    assert certificates.check_validity(server, ends - datetime.timedelta(days=30)) == []
+    (warning,) = certificates.check_validity(server, ends - datetime.timedelta(days=29, hours=1))
+    assert "29 days" in warning
+    assert f"fedrlvr superlink renew {server}" in warning
+    with pytest.raises(ConfigError, match="superlink renew"):
+        certificates.check_validity(server, ends)
+    with pytest.raises(ConfigError, match="clock"):
+        certificates.check_validity(server, begins - datetime.timedelta(seconds=1))
+
+
+def test_an_expired_authority_needs_a_new_superlink(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ca.key", "ca.crt", "server.key", "server.crt"):
+        (copied / name).unlink()
+    monkeypatch.setattr(certificates, "AUTHORITY_YEARS", 1)
+    certificates.make_authority(copied, "short")
+    certificates.make_server_certificate(copied, HOSTS)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=400)
+    with pytest.raises(ConfigError, match=r"ca\.crt.*superlink init"):
+        certificates.check_validity(copied, later)

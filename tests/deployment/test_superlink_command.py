@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import signal
@@ -217,6 +218,14 @@ def test_it_does_not_start_without_its_certificate(tmp_path: Path) -> None:
     output_of("init", tmp_path, "--address", "127.0.0.1:9")
     (tmp_path / "server.crt").unlink()
     with pytest.raises(ConfigError, match=r"server\.crt is missing"):
+        output_of("run", tmp_path)
+
+
+def test_it_does_not_start_with_an_expired_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output_of("init", tmp_path, "--address", "127.0.0.1:9")
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3 * 365)
+    monkeypatch.setattr(superlink_command, "_now", lambda: later)
+    with pytest.raises(ConfigError, match="superlink renew"):
         output_of("run", tmp_path)
 
 
