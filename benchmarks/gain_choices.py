@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import timed
 from benchmarks.gain_cells import BASE, FIXED_STEPS, PLAIN, RATES, RATES_ALONE, RATES_PERSONAL, RUNS, Arm, choosing
 from benchmarks.gain_results import committed_choice
-from fedrlvr.reporting.scores import evaluations, personal_scores
+from fedrlvr.reporting.scores import evaluations
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.simulation.sweep import sweep
 from fedrlvr.simulation.sweep_plan import plan
@@ -32,27 +31,13 @@ def choose(federation: str, tau: int, arm: Arm, rate: str = "") -> dict[str, flo
     return _scored(key, values, given, CHOICES / federation / f"tau-{tau}" / Arm(arm.rule, kind, arm.public).name)
 
 
-def _global(records: list[dict[str, Any]]) -> float:
-    """The last score of the global adapter, or of the sites' own where nothing is averaged."""
+def _last(records: list[dict[str, Any]]) -> float:
+    """The last score of the global adapter, or of the sites' own where no adapter is everybody's."""
     curve = evaluations(records)
     return curve[max(curve)][0].mean
 
 
-def _personal(records: list[dict[str, Any]]) -> float:
-    """The score of the sites' personal adapters."""
-    scores = personal_scores(records)
-    assert scores is not None
-    assert scores.overall.after is not None
-    return scores.overall.after.mean
-
-
-def _scored(
-    key: str,
-    values: tuple[str, ...],
-    given: list[str],
-    directory: Path,
-    score: Callable[[list[dict[str, Any]]], float] = _global,
-) -> dict[str, float]:
+def _scored(key: str, values: tuple[str, ...], given: list[str], directory: Path) -> dict[str, float]:
     """The score at the end of a run for each value of a setting, kept in the directory of the runs."""
     kept = directory / "scores.json"
     if (known := committed_choice(str(directory.relative_to(CHOICES)))) is not None and set(known) == set(values):
@@ -63,7 +48,7 @@ def _scored(
             sweep(what, command="scripts/bench gain").check()
         scores = {}
         for value, planned in zip(values, what.federations, strict=True):
-            scores[value] = score(read_metrics(planned.directory))
+            scores[value] = _last(read_metrics(planned.directory))
         kept.write_text(json.dumps(scores), "utf-8")
     return dict(json.loads(kept.read_text("utf-8")))
 
@@ -94,4 +79,4 @@ def chosen_rate_personal(federation: str, kind: str, settings: list[str]) -> str
     sites' own validation problems."""
     given = [*choosing(federation, 20, "fedit", ""), *settings]
     place = CHOICES / federation / f"{kind}-rate"
-    return best(_scored("train.learning_rate", RATES_PERSONAL, given, place, _personal))
+    return best(_scored("train.learning_rate", RATES_PERSONAL, given, place))
