@@ -54,13 +54,13 @@ def stated(org: Organisation, task: str, prompt: PromptConfig) -> Iterator[str]:
 
     prompt: as the server asks for it.
     """
-    own = org.task(task).prompt
-    worded = prompt.worded(own)
+    of_task = org.task(task).prompt
+    worded = prompt.worded(of_task)
     for name, info in PromptConfig.model_fields.items():
         value = getattr(worded, name)
         if value == info.get_default(call_default_factory=True):
             continue
-        source = "site.toml" if name in own.model_fields_set else "the server"
+        source = "site.toml" if name in of_task.model_fields_set else "the server"
         shown = [shot.model_dump() for shot in value] if name == "shots" else value
         yield f"{name} = {printable(json.dumps(shown, ensure_ascii=False))} ({source})"
 
