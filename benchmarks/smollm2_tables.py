@@ -31,14 +31,14 @@ Runs = Mapping[str, Run]
 
 
 def curve(run: Run) -> dict[int, float]:
-    """pass@1 in % by local step."""
+    """pass@1 in % by local step of an arm's run."""
     last = max(map(int, run["curve"]))
     return {int(round_) * STEPS // last: score for round_, score in run["curve"].items()}
 
 
 def end(run: Run) -> float:
-    """pass@1 in % after the last step."""
-    return curve(run)[STEPS]
+    """pass@1 in % after the last round."""
+    return float(run["curve"][max(run["curve"], key=int)])
 
 
 def gain(run: Run) -> float:
@@ -87,13 +87,44 @@ def arms_table(results: Mapping[str, Runs]) -> str:
 def drift_table(results: Mapping[str, Runs]) -> str:
     """How far clients are apart before they are averaged, by the number of local steps a round."""
     rows = []
-    for arm, steps in {"federated": 3, "drift-12": 12, "drift-36": 36}.items():
-        if run := results.get(arm, {}).get("0"):
-            first = [f"{run[name][0]:.3f}" for name in ("distance", "cosine", "server_step")]
-            means = [f"{fmean(run[name]):.3f}" for name in ("distance", "cosine")]
+    for steps in (1, 2, 5, 10, 20):
+        if run := results.get(f"drift-{steps}", {}).get("0"):
+            first = [f"{run[name][0]:.3f}" for name in ("distance", "apart", "cosine", "server_step")]
+            means = [f"{fmean(run[name]):.3f}" for name in ("apart", "cosine")]
             rows.append([str(steps), *first, *means, f"{end(run):.1f}"])
-    header = ["local steps a round", "longest change, round 1", "mean cosine, round 1", "server step, round 1"]
-    return table([*header, "longest change, all rounds", "mean cosine, all rounds", "pass@1 at the end, %"], rows)
+    header = ["local steps a round", "longest change, round 1", "distance of two clients, round 1"]
+    header += ["mean cosine, round 1", "server step, round 1", "distance, all rounds", "mean cosine, all rounds"]
+    return table([*header, "pass@1 after 20 steps, %, 128 problems"], rows)
+
+
+def unfinished_table(results: Mapping[str, Runs]) -> str:
+    """Treatments of responses that were cut: scores by seed, and the share that was cut first and last."""
+    rows, grade = [], results.get("unfinished-grade", {})
+    for value in ("grade", "zero", "mask"):
+        if not (runs := results.get(f"unfinished-{value}")):
+            continue
+        scores = ", ".join(f"{end(runs[seed]):.1f}" for seed in sorted(runs, key=int))
+        shared = [seed for seed in sorted(runs, key=int) if seed in grade]
+        differences = ", ".join(f"{end(runs[seed]) - end(grade[seed]):+.1f}" for seed in shared)
+        cut = [100 * fmean(run["cut"][place] for run in runs.values()) for place in (0, -1)]
+        rows.append([value, scores, "" if value == "grade" else differences, *(f"{share:.1f}" for share in cut)])
+    header = ["train.unfinished", "pass@1 after 24 rounds, by seed", "minus grade", "cut, % of round 1"]
+    return table([*header, "cut, % of round 24"], rows)
+
+
+def export_table(check: Mapping[str, Any]) -> str:
+    """An exported adapter's greedy answers in other software."""
+    names = {"fedrlvr": "fedrlvr", "peft": "adapter in PEFT", "merged": "merged weights in transformers"}
+    rows = [
+        [
+            shown_as,
+            str(check["same"].get(name, "")),
+            str(check["right"][name]),
+            f"{check['difference'][name]:.1e}" if name in check["difference"] else "",
+        ]
+        for name, shown_as in names.items()
+    ]
+    return table(["read by", "same answers", "right", "largest difference of a log-prob on one prompt"], rows)
 
 
 def figure(results: Mapping[str, Runs], path: Path) -> None:
@@ -122,10 +153,16 @@ def figure(results: Mapping[str, Runs], path: Path) -> None:
     plt.close(figure)
 
 
-def write(results: Mapping[str, Runs], choices: Mapping[str, Mapping[str, float]], *, cpu: float) -> None:
+def write(
+    results: Mapping[str, Runs],
+    choices: Mapping[str, Mapping[str, float]],
+    export: Mapping[str, Any] | None = None,
+    *,
+    cpu: float,
+) -> None:
     """Write docs/results/smollm2.{json,md} and docs/figures/smollm2.svg.
 
-    cpu: seconds that the runs on this machine took.
+    export: the check of an exported adapter. cpu: seconds that the runs on this machine took.
     """
     today = datetime.date.today().isoformat()
     about = (
@@ -141,13 +178,19 @@ def write(results: Mapping[str, Runs], choices: Mapping[str, Mapping[str, float]
     parts = [about, "### Arms", arms_table(results)]
     if any(arm.startswith("drift") for arm in results):
         parts += ["### Distance between clients before averaging, seed 0", drift_table(results)]
+    if any(arm.startswith("unfinished") for arm in results):
+        parts += ["### Responses that were cut: 24 rounds of 2 local steps", unfinished_table(results)]
+    if export is not None:
+        title = f"### The exported adapter: greedy answers to {export['problems']} held-out problems"
+        where = f"Of the arm federated, {export['run'].replace('-', ' ')}, after {export['rounds']} rounds."
+        parts += [title, where, export_table(export)]
     if rates:
         parts += [
             "### Learning rates: pass@1 in % on 128 validation problems, seed 100",
             table(["arm", "scores"], rates),
         ]
     (RESULTS / "smollm2.md").write_text("\n\n".join(part.rstrip() for part in parts) + "\n", "utf-8")
-    kept = {"about": about, "choices": choices, "runs": results}
+    kept = {"about": about, "choices": choices, "runs": results} | ({} if export is None else {"export": export})
     (RESULTS / "smollm2.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
     figure(results, ROOT / "docs" / "figures" / "smollm2.svg")
     print((RESULTS / "smollm2.md").read_text("utf-8"))

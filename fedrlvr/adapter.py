@@ -115,6 +115,12 @@ class Adapter:
         pairs = zip(self.tensors(), other.tensors(), strict=True)
         return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for (_, a), (_, b) in pairs))
 
+    def rebased(self, received: Adapter, start: Adapter) -> Adapter:
+        """The adapter with its change from `received` put on top of `start`: start + (self - received)."""
+        was, begins = dict(received.tensors()), dict(start.tensors())
+        moved = {name: begins[name] + (tensor - was[name]) for name, tensor in self.tensors()}
+        return self.alike({name: Factors(moved[f"{name}.A"], moved[f"{name}.B"]) for name in self.layers})
+
     @property
     def nbytes(self) -> int:
         """Bytes of all factors as they are held."""

@@ -60,6 +60,8 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
             "server_agreement": "clients",
             "server_optimizer": "momentum",
             "server_momentum": 0.3,
+            "precision": "int8",
+            "precision_down": "bfloat16",
         },
     },
     "step on products": {
@@ -70,13 +72,14 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
             "server_learning_rate": 0.7,
             "server_optimizer": "nesterov",
             "server_momentum": 0.3,
+            "precision_down": "int8",
         },
     },
 }
 """Runs of five rounds: everybody trains, two of three do, each alone, by plain means with moments kept between rounds,
 weighed by FGRPO, with exchanges (between two of three, held back by FedProx); one half of the adapter a round, as small
 as it can be sent; a changed base with mixed ranks; one with exchanges; personal adapters at the end; and a server's
-step on factors and on products."""
+step on factors and on products, whose adapter is sent rounded."""
 
 
 def parity(completion: str, answer: str, **info: Any) -> float:

@@ -29,6 +29,9 @@ def test_rewards_may_be_written_as_their_import_paths() -> None:
         ([{"use": "grader", "time_limit": 3}], "time_limit has no effect"),
         ([{"use": "mine:f", "time_limit": 0}], "time_limit"),
         ([{"use": "mine:f", "weight": "x"}], "data.rewards.0.weight"),
+        ([{"use": "mine:f", "name": "Long answers"}, "grader"], "data.rewards.0.name"),
+        ([{"use": "mine:f", "name": "short"}, {"use": "mine:g", "name": "short"}], "'short' is there twice"),
+        ([{"use": "mine:f", "name": "short"}], "has no effect with one reward"),
     ],
 )
 def test_rewards_that_cannot_be_used(rewards: Any, reason: str) -> None:

@@ -130,12 +130,23 @@ def run(
 def check(
     directory: Directory,
     skip_model: Annotated[bool, typer.Option("--skip-model", help="Skip models and the worker (slow).")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=expanded,
+            help="The TOML configuration of a run to come, from its operator: prompts are shown as it words them.",
+        ),
+    ] = None,
 ) -> None:
-    """Check everything that a run needs, and report what is wrong before a run starts."""
+    """Check everything that a run needs, and report what is wrong before a run starts.
+
+    The first problem of each task is shown as the model will be asked it, on this terminal only.
+    """
     from fedrlvr.deployment.site.check import examine_site
 
     wrong = 0
-    for finding in examine_site(directory, skip_model=skip_model):
+    experiment = None if config is None else load_config(config).prompt
+    for finding in examine_site(directory, skip_model=skip_model, experiment=experiment):
         echo(f"{finding.status:<8} {finding.name}: {finding.value}")
         if finding.advice:
             echo(f"         {finding.advice}")

@@ -16,7 +16,8 @@ from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.client.request import ClientRequest
 from fedrlvr.client.state import OWN_ADAPTER, ROUND_ADAPTER, arrays_in
 from fedrlvr.errors import MessageError
-from fedrlvr.wire.messages import ARRAYS, StretchRequest, arrays_to_adapter, record_in
+from fedrlvr.wire.compression import received
+from fedrlvr.wire.messages import ARRAYS, StretchRequest, record_in
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ class Reading:
         """
         key = (halves, like.layout, id(like) if halves != "AB" else 0, *arrays, *(a.data for a in arrays.values()))
         # `like` is kept too: a key holds its id, and so must not outlive it.
-        adapter, _ = self.once(key, lambda: (arrays_to_adapter(arrays, like, place=place, halves=halves), like))
+        adapter, _ = self.once(key, lambda: (received(arrays, like, place=place, halves=halves), like))
         return adapter
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:

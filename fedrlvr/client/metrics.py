@@ -15,7 +15,7 @@ from fedrlvr.rl import CORRECT, Group, is_correct
 from fedrlvr.supervision import Clusters, Supervised, oracle_gap
 from fedrlvr.supervision.types import Fate
 from fedrlvr.tasks.problem import WeightedReward
-from fedrlvr.wire.messages import BINS, reward_name
+from fedrlvr.wire.messages import BINS
 
 
 @dataclass
@@ -66,8 +66,8 @@ class StepMetrics:
         self.tokens_sampled += self.last_tokens
         self.means.add("reward", sum(rewards), len(rewards))
         self.means.add("pass@1", sum(map(is_correct, rewards)), len(rewards))
-        for place, total in enumerate(_parts(groups)):
-            self.means.add(reward_name(place), total, len(rewards))
+        for name, total in _parts(groups).items():
+            self.means.add(name, total, len(rewards))
         self.means.add("zero_variance_groups", sum(group.same_rewards for group in groups), len(groups))
         self.means.add("response_length", self.last_tokens, len(responses))
         self.means.add("unfinished", sum(not response.finished for response in responses), len(responses))
@@ -119,11 +119,12 @@ class StepMetrics:
         }
 
 
-def _parts(groups: Sequence[Group]) -> list[float]:
-    """Sums of each of several rewards over all responses; nothing where there is only one reward. A response that is
-    not graded has 0 of each, as it has of their weighted sum."""
-    columns = [reward.parts for group in groups for reward in group.rewards if isinstance(reward, WeightedReward)]
-    return [math.fsum(column) for column in zip(*columns, strict=True)]
+def _parts(groups: Sequence[Group]) -> dict[str, float]:
+    """Sums of each of several rewards over all responses, by name; nothing where there is only one reward. A response
+    that is not graded has 0 of each, as it has of their weighted sum."""
+    sums = [reward for group in groups for reward in group.rewards if isinstance(reward, WeightedReward)]
+    columns = zip(*(reward.parts for reward in sums), strict=True)
+    return {name: math.fsum(column) for name, column in zip(sums[0].names, columns, strict=True)} if sums else {}
 
 
 @dataclass

@@ -280,8 +280,10 @@ RuleName = Annotated[
     str, AfterValidator(lambda name: lora_rule(name).name), Field(json_schema_extra={"enum": list(RULES)})
 ]
 """Name of a LoRA aggregation rule in the table `RULES`."""
-Precision = Literal["float32", "float16", "int8"]
+NumberFormat = Literal["float32", "float16", "int8"]
 """Number format in which clients send adapters."""
+SMALL = 1_000_000
+"""Bytes of an adapter in float32 below which `precision = "auto"` sends it in float32."""
 FGRPO = OnlyWith("weights", ("fgrpo",))
 
 
@@ -299,9 +301,15 @@ class AggregationConfig(Section):
     """Weight of each client: `examples` is its number of training problems; `equal` is the same for all; `fgrpo`
     multiplies the number of problems by a function of the client's gain over its own history (FGRPO, arXiv 2606.03094;
     docs/methods.md, section 5)."""
-    precision: Precision = "float32"
+    precision: Literal["auto", NumberFormat] = "auto"
     """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
-    adds the rounding error to its next one. The server always sends float32."""
+    adds the rounding error to its next one. `auto` is float32 for an adapter of less than 1 MB in float32 (of the
+    largest rank), with federation.arm other than `federated`, and with a strategy around ours; for larger adapters it
+    is int8, a quarter of the bytes, which cost no measurable accuracy. A run's config.json holds what `auto` chose."""
+    precision_down: Annotated[Literal["float32", "bfloat16", "int8"], FEDERATED] = "float32"
+    """Number format in which the server sends the adapter: `float32`, or rounded to `bfloat16` or `int8`. The server
+    keeps its adapter in float32 and adds the clients' changes from what they received; held-out scores are of the
+    rounded adapter. It needs a rule that sends whole adapters (`fedit`, `hetlora`, `flexlora`)."""
     largest_change: float | None = Field(None, gt=1)
     """Multiple of the median change above which a client's adapter is left out of the round. Unset: no adapter is left
     out for this reason."""
@@ -383,6 +391,20 @@ class AggregationConfig(Section):
         measured = measured and config.federation.arm == "federated" and config.personal.method.keeps is None
         return "auto" if measured and 2 <= config.federation.clients_per_round <= MOST_COSINES else 1.0
 
+    def settled(self, config: Any, adapter_bytes: int) -> AggregationConfig:
+        """These settings with the number format that `precision = "auto"` chooses in the experiment `config`.
+
+        adapter_bytes: of the largest adapter, in float32.
+        """
+        if self.precision != "auto" or config.federation.arm != "federated":
+            return self
+        return self.model_copy(update={"precision": "float32" if adapter_bytes < SMALL else "int8"})
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """Number format in which clients send adapters; float32 where `auto` has not chosen."""
+        return "float32" if self.precision == "auto" else self.precision
+
     def server_step(self, config: Any) -> ServerStep | None:
         """A new server step for one run of `config`; None where the global model is the mean itself."""
         rate = self.server_rate(config)
@@ -433,9 +455,24 @@ class AggregationConfig(Section):
                 f"{rate!r}: set a number below 1 that is of the size of a number's change, such as 0.001"
             )
 
+    def _check_precision(self, config: Any) -> None:
+        """Adapters travel in a lower precision, whole ones down."""
+        arm, kind = config.federation.arm, config.personal.type
+        if arm != "federated" and self.number_format != "float32":
+            raise ValueError(f"aggregation.precision = {self.precision!r} has no effect with federation.arm = {arm!r}")
+        if self.precision_down == "float32":
+            return
+        stated = f"aggregation.precision_down = {self.precision_down!r} rounds whole adapters, which"
+        if not self.rule.sends_whole_adapter:
+            able = ", ".join(rule.name for rule in RULES.values() if rule.sends_whole_adapter)
+            raise ValueError(f"{stated} aggregation.type = {self.type!r} does not send; {able} do")
+        if config.personal.method.keeps is not None:
+            raise ValueError(f"{stated} personal.type = {kind!r} does not send")
+
     def check(self, config: Any) -> None:
-        """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
+        """Server step, number formats, weights and robust means suit rule, supervision and number of clients."""
         self._check_server_step(config)
+        self._check_precision(config)
         if self.weights == "fgrpo" and not config.supervision.verified:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "

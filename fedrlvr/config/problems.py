@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,13 @@ from fedrlvr.tasks.problem import GRADER
 
 MOST_REWARDS = 8
 """Largest number of rewards of a response."""
+_REWARD_MEAN = re.compile(rf"reward_([1-{MOST_REWARDS}]|[a-z][a-z0-9_]{{0,31}})")
+"""Names of the means of several rewards: by place in the list, or by the public name that a reward was given."""
+
+
+def is_reward_mean(name: str) -> bool:
+    """Whether a metric is the mean of one of several rewards."""
+    return _REWARD_MEAN.fullmatch(name) is not None
 
 
 class RewardConfig(Section):
@@ -20,6 +28,9 @@ class RewardConfig(Section):
     use: str = GRADER
     """Import path `module:function` of your own reward (docs/data.md), or `grader`, the package's grader for the
     problem's kind."""
+    name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    """Public name of the reward: reports, metrics and messages to the server call its mean `reward_NAME`. Organisations
+    whose rewards measure the same give them one name. Unset: its place in the list, as in `reward_1`."""
     weight: float = 1.0
     """Weight of the reward in the sum. A negative weight makes it a penalty; with 0 its mean is only reported."""
     time_limit: float = Field(10.0, gt=0, le=86400)
@@ -49,6 +60,11 @@ def _different_rewards(value: list[RewardConfig]) -> list[RewardConfig]:
     uses = [entry.use for entry in value]
     if twice := [use for use in uses if uses.count(use) > 1]:
         raise ValueError(f"{twice[0]!r} is there twice; give it once, with the sum of the weights")
+    names = [entry.name for entry in value if entry.name is not None]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the name {twice[0]!r} is there twice; give each reward a name of its own")
+    if names and len(value) == 1 and value[0].weight == 1.0:
+        raise ValueError(f"the name {names[0]!r} has no effect with one reward of weight 1, whose mean is `reward`")
     if value and not any(entry.weight for entry in value):
         raise ValueError("every weight is 0, so nothing would be trained on")
     return value

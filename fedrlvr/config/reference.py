@@ -79,7 +79,9 @@ _SINCE = """
 0.10.0 limits dynamic_sampling
 0.10.0 evaluate also
 0.10.0 also text text_tokens task
+0.11.0 aggregation precision_down
 0.10.0 rewards use weight time_limit memory
+0.11.0 rewards name
 0.10.0 supervision responses
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """

@@ -145,12 +145,14 @@ class Base:
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a text as the response that the policy would sample, with its end.
 
-        The end is a stop string of prompt.stop where the text has one at its end, or, without a chat template, gets the
-        first one; else the end token.
+        What every prompt ends in, an opened thought and the prefill, is no part of a response: a text that begins with
+        it becomes the rest alone. The end is a stop string of prompt.stop where the text has one at its end, or,
+        without a chat template, gets the first one; else the end token.
 
         Raises:
             DataError: the model has no embedding for one of the tokens.
         """
+        text = text.removeprefix(self.opened_thought).removeprefix(self.prefill)
         stopped = text.endswith(self.stop) if self.stop else False
         if self.stop and not stopped and not self.chat:
             text, stopped = text + self.stop[0], True

@@ -33,6 +33,7 @@ STILL = 1e-6
 """KL per token below which a policy counts as the base model's, after `STILL_ROUNDS` rounds; noise is 1e-8."""
 STILL_ROUNDS = 5
 MORE = "`fedrlvr responses` shows responses."
+PROMPTS = "compare prompts with `fedrlvr prompts` (prompt.instruction, prompt.chat, prompt.shots)"
 
 
 @dataclass(frozen=True)
@@ -153,19 +154,18 @@ def _no_reward_sentence(rounds: Rounds) -> str:
     if any(means.largest_reward for means in _trained(rounds)):
         cause = "Earlier rewards were above 0, so the policy has broken down: lower train.learning_rate"
     elif cut is not None and cut >= 0.5:
-        cause = "Most responses end before they answer: raise sampling.max_new_tokens"
+        cause = f"Most responses are cut before they answer: {PROMPTS}, or raise sampling.max_new_tokens"
     elif unreadable is None:
         cause = "The functions that data.rewards names give 0 to every response: check it with `fedrlvr validate`"
     elif unreadable >= 0.5:
         cause = (
-            "Most responses do not mark their answer as the grader reads it: compare prompts with `fedrlvr prompts` "
-            "(prompt.instruction, prompt.chat, prompt.shots), or take a larger model (model.name)"
+            f"Most responses do not mark their answer as the grader reads it: {PROMPTS}, or take a larger model "
+            "(model.name)"
         )
     else:
         cause = (
-            "Answers are read and all are wrong: compare prompts with `fedrlvr prompts`, train on given responses "
-            "first (`fedrlvr sft`), take easier problems or a larger model (model.name), and check the gold answers "
-            "with `fedrlvr validate`"
+            f"Answers are read and all are wrong: {PROMPTS}, train on given responses first (`fedrlvr sft`), take "
+            "easier problems or a larger model (model.name), and check the gold answers with `fedrlvr validate`"
         )
     return (
         f"Every reward of {_span(recent)} is 0, so nothing is learnt{f' (responses: {known})' if known else ''}. "
@@ -185,8 +185,9 @@ def _no_variance_sentence(rounds: Rounds) -> str:
         cause = f"The problems are too easy (mean reward {reward:.2f}): take harder ones (data.path, data.options)"
     elif reward is not None and reward <= 0.1:
         cause = (
-            f"The problems are too hard (mean reward {reward:.2f}): take easier ones (data.path, data.options), or "
-            "raise sampling.group_size"
+            f"The problems are too hard for this model as they are asked (mean reward {reward:.2f}): {PROMPTS}, train "
+            "on given responses first (`fedrlvr sft`), take easier problems (data.path, data.options), or raise "
+            "sampling.group_size"
         )
     else:
         cause = "The responses to one problem are too much alike: raise sampling.temperature or sampling.group_size"
@@ -195,7 +196,8 @@ def _no_variance_sentence(rounds: Rounds) -> str:
 
 
 def _cut(rounds: Rounds) -> bool:
-    return _enough(_recent(rounds)) and not _no_reward(rounds) and _is(_recent(rounds), "cut", 0.8)
+    other = _no_reward(rounds) or _unreadable(rounds)
+    return _enough(_recent(rounds)) and not other and _is(_recent(rounds), "cut", 0.8)
 
 
 def _cut_sentence(rounds: Rounds) -> str:
@@ -205,6 +207,28 @@ def _cut_sentence(rounds: Rounds) -> str:
         "sampling.max_new_tokens, or ask for shorter answers in prompt.instruction; train.unfinished says how "
         "responses that are cut are rewarded."
     )
+
+
+def _unreadable(rounds: Rounds) -> bool:
+    recent = _recent(rounds)
+    other = _no_reward(rounds) or _no_variance(rounds)
+    reward = _mean(recent, "reward")
+    few = reward is not None and reward <= 0.05
+    return _enough(recent) and few and _is(recent, "unreadable", 0.8) and not other
+
+
+def _unreadable_sentence(rounds: Rounds) -> str:
+    recent = _recent(rounds)
+    return (
+        f"The mean reward of {_span(recent)} is {_mean(recent, 'reward'):.3f}, so hardly anything is learnt: "
+        f"{units.percent(_mean(recent, 'unreadable'))} of the responses have no answer that the grader can read"
+        f"{_of_cut(recent)}. To find a prompt that is answered, {PROMPTS}. {MORE}"
+    )
+
+
+def _of_cut(rounds: Rounds) -> str:
+    cut = _mean(rounds, "cut")
+    return f", and {units.percent(cut)} are cut at the length limit" if cut is not None and cut >= 0.5 else ""
 
 
 def _no_gradient(rounds: Rounds) -> bool:
@@ -331,6 +355,7 @@ class Rule:
 RULES = (
     Rule("no reward", _no_reward, _no_reward_sentence),
     Rule("no variance", _no_variance, _no_variance_sentence),
+    Rule("answers unreadable", _unreadable, _unreadable_sentence),
     Rule("responses cut", _cut, _cut_sentence),
     Rule("no gradient", _no_gradient, _no_gradient_sentence),
     Rule("no reply used", _no_reply, _no_reply_sentence),

@@ -261,7 +261,8 @@ def _method(config: Config) -> str:
     how = config.aggregation
     options = [f"weights {how.weights}"] if how.weights != "examples" else []
     options += [f"robust {how.robust}"] if how.robust != "none" else []
-    options += [f"sent in {how.precision}"] if how.precision != "float32" else []
+    options += [f"sent in {how.number_format}"] if how.number_format != "float32" else []
+    options += [f"received in {how.precision_down}"] if how.precision_down != "float32" else []
     options += [f"server step {rate}"] if (rate := how.server_rate(config)) != 1 else []
     options += [f"server optimizer {how.server_optimizer}"] if how.server_optimizer != "sgd" else []
     aggregation = how.type + (f" ({', '.join(options)})" if options else "")

@@ -238,7 +238,7 @@ def global_model(
 
         return (OthersModel if personal.beside_others else SharedHalfModel)(config.rule, adapter, seed, personal)
     if config.rule.sends_whole_adapter:
-        return GlobalModel(config.rule, adapter, seed)
+        return GlobalModel(config.rule, adapter, seed, config.precision_down)
     from fedrlvr.server.delta_model import DeltaModel
 
     return DeltaModel(config.rule, adapter, seed)

@@ -6,31 +6,37 @@ Rules that save bytes or change the base weights have a model of their own (delt
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.aggregation import LoraRule, Result
 from fedrlvr.server.checkpoint import Checkpoint
+from fedrlvr.wire.compression import Lowered, lowered, received
 from fedrlvr.wire.messages import ARRAYS, adapter_to_arrays
 
 
 class GlobalModel:
     """The global model, for rules that send whole adapters.
 
-    adapter: of the largest rank. seed: the run's. version: the round the model was made in; 0 is before the first.
+    adapter: of the largest rank. seed: the run's. down: number format in which the adapter is sent; the model keeps it
+    in float32. version: the round the model was made in; 0 is before the first.
     """
 
     halves: Halves = "AB"
     """The halves of the adapter that the strategy's hooks are given."""
 
-    def __init__(self, rule: LoraRule, adapter: Adapter, seed: int) -> None:
+    def __init__(
+        self, rule: LoraRule, adapter: Adapter, seed: int, down: Literal["float32"] | Lowered = "float32"
+    ) -> None:
         self.rule = rule
         self.adapter = adapter
         self.seed = seed
+        self.down = down
         self.version = 0
         self._encoded: dict[tuple[int, str], ArrayRecord] = {}
+        self._received: dict[int, Adapter] = {}
 
     def begin_with(self, change: Adapter | None) -> None:
         """The adapter is a given one, which clients cannot draw from the run's seed.
@@ -42,6 +48,16 @@ class GlobalModel:
     def start_of(self, rank: int, client: str = "") -> Adapter:
         """The adapter a client of this rank begins with. client: its name, where clients begin with their own."""
         return self.adapter.at_rank(rank)
+
+    def received_by(self, client: str, rank: int) -> Adapter:
+        """The adapter that a client of this rank begins with as it receives it: `start_of`, rounded where `down` is."""
+        start = self.start_of(rank, client)
+        if self.down == "float32":
+            return start
+        if rank not in self._received:
+            arrays = self._encode(rank, self.halves, ArrayRecord())
+            self._received[rank] = received(arrays, start, place="the adapter to be sent", halves=self.halves)
+        return self._received[rank]
 
     def sends(self, round_: int) -> Halves:
         """Halves of the adapter that clients send in a round."""
@@ -62,11 +78,13 @@ class GlobalModel:
         return {ARRAYS: self._encode(rank, self.halves, arrays)}
 
     def _encode(self, rank: int, halves: Halves, arrays: ArrayRecord) -> ArrayRecord:
-        if halves == self.halves and rank == self.adapter.rank:
+        if halves == self.halves and rank == self.adapter.rank and self.down == "float32":
             return arrays
         key = rank, halves
         if key not in self._encoded:
-            self._encoded[key] = adapter_to_arrays(self.adapter.at_rank(rank), halves)
+            adapter = self.adapter.at_rank(rank)
+            rounded = None if self.down == "float32" else lowered(adapter, self.down, halves)
+            self._encoded[key] = rounded or adapter_to_arrays(adapter, halves)
         return ArrayRecord(dict(self._encoded[key]))
 
     def whole(self) -> Adapter:
@@ -83,6 +101,7 @@ class GlobalModel:
         """Use this adapter in place of the newest one."""
         self.adapter = adapter
         self._encoded.clear()
+        self._received.clear()
 
     def advance(self, result: Result, round_: int) -> None:
         """Take the result of a round's aggregation."""

@@ -104,7 +104,7 @@ class Participation:
             "train": config.train,
             "supervision": config.supervision,
             "trains": rule.trains(round_),
-            "precision": config.aggregation.precision,
+            "precision": config.aggregation.number_format,
             "feedback": not rule.new_components,
             "sends": self.model.sends(round_) if self.config.personal.method.keeps else None,
             "keeps": self.config.personal.method.keeps,

@@ -18,6 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedrlvr.adapter import Adapter
 from fedrlvr.client.state import OWN_ADAPTER, arrays_in
 from fedrlvr.client.supervisor import shared_numbers
 from fedrlvr.config import Config
@@ -78,12 +79,17 @@ def public_set(problems: Sequence[Problem], base: Base, reward: Reward) -> Publi
     )
 
 
-def _plain_mean(config: Config) -> Config:
-    """The config with the server's step 1 where it sets none."""
+def _settled(config: Config, adapter: Adapter, *, wrapped: bool) -> Config:
+    """The config with the number format that `aggregation.precision = "auto"` chooses for these adapters.
+
+    wrapped: a strategy around ours sees adapters in float32, and the plain mean, where the config sets neither.
+    """
     how = config.aggregation
-    if how.server_learning_rate is not None:
-        return config
-    return config.model_copy(update={"aggregation": how.model_copy(update={"server_learning_rate": 1.0})})
+    if wrapped:
+        given = {"server_learning_rate": how.server_learning_rate, "precision": how.precision}
+        plain = {"server_learning_rate": 1.0, "precision": "float32"}
+        how = how.model_copy(update={name: plain[name] for name, value in given.items() if value in (None, "auto")})
+    return config.model_copy(update={"aggregation": how.settled(config, adapter.nbytes)})
 
 
 class Server:
@@ -110,8 +116,8 @@ class Server:
         wrap: Wrap | None = None,
         also: Also | None = None,
     ) -> None:
-        self.config = _plain_mean(config) if wrap else config
-        self.asks = self.config if asks is None else _plain_mean(asks) if wrap else asks
+        self.config = _settled(config, begin.adapter, wrapped=wrap is not None)
+        self.asks = self.config if asks is None else _settled(asks, begin.adapter, wrapped=wrap is not None)
         self.directory = directory
         self.base = base
         self.begin = begin
@@ -175,6 +181,12 @@ class Server:
                     f"personal.type = {self.config.personal.type!r}: a strategy around this one sees the mean of all "
                     "adapters, and whatever it does to it (noise, clipping, secure sums) the means that clients are "
                     "sent would escape. Choose another personal.type."
+                )
+            if self.wrap and self.config.aggregation.precision_down != "float32":
+                raise ConfigError(
+                    f"aggregation.precision_down = {self.config.aggregation.precision_down!r}: a strategy around this "
+                    "one measures changes from the server's adapter, and clients change what they received. Set "
+                    "'float32'."
                 )
             hooks = self.wrap(strategy) if self.wrap else None
             train, timeout = self.config.train, self.config.federation.deadline

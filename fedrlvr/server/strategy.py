@@ -170,18 +170,24 @@ class FederatedRLVR(Strategy):
         return client, adapter
 
     def _adapter_in(self, reply: Reply) -> Adapter:
-        start = self.model.start_of(self.participation.rank(reply.client), reply.client)
+        rank = self.participation.rank(reply.client)
+        start = self.model.start_of(rank, reply.client)
         if self.config.federation.arm == "local":
             return start
+        received = self.model.received_by(reply.client, rank)
         content, sends = reply.message.content, self.model.sends(reply.round)
         arrays = record_in(content, ARRAYS, ArrayRecord)
-        if UNCHANGED in content and says_unchanged(content, sent := adapter_to_arrays(start, sends), place=reply.place):
+        if UNCHANGED in content and says_unchanged(
+            content, sent := adapter_to_arrays(received, sends), place=reply.place
+        ):
             arrays = sent
         if arrays is None:
             raise MessageError(f"{reply.place}: a train reply without an adapter")
-        halves, precision = sends, self.config.aggregation.precision
+        halves, precision = sends, self.config.aggregation.number_format
         if precision == "float32" or f"{halves[0]}.{start.layout}" in arrays:  # what cannot be rounded comes as it is
-            adapter = arrays_to_adapter(arrays, start, place=reply.place, halves=halves)
+            adapter = arrays_to_adapter(arrays, received, place=reply.place, halves=halves)
+            if received is not start:  # what the client changed is what it received
+                adapter = adapter.rebased(received, start)
         else:
             adapter = unpack(arrays, start, precision=precision, halves=halves, place=reply.place)
         self.bound.check(adapter, start, place=reply.place)

@@ -90,16 +90,20 @@ class Problem:
 class WeightedReward(float):
     """A reward that is the weighted sum of several.
 
-    parts: the rewards that it is made of, in the configuration's order. verified: the one that decides whether the
-    response is correct.
+    parts: the rewards that it is made of, in the configuration's order. names: of their means in metrics. verified: the
+    one that decides whether the response is correct.
     """
 
     parts: tuple[float, ...]
+    names: tuple[str, ...]
     verified: float
 
     @classmethod
-    def of(cls, parts: Sequence[float], weights: Sequence[float], verifier: int) -> WeightedReward:
-        """The sum of rewards by their weights. verifier: place of the reward that decides."""
+    def of(
+        cls, parts: Sequence[float], weights: Sequence[float], verifier: int, names: Sequence[str] = ()
+    ) -> WeightedReward:
+        """The sum of rewards by their weights. verifier: place of the reward that decides. names: () is by place."""
         reward = cls(math.fsum(weight * part for weight, part in zip(weights, parts, strict=True)))
         reward.parts, reward.verified = tuple(parts), parts[verifier]
+        reward.names = tuple(names) or tuple(f"reward_{place + 1}" for place in range(len(parts)))
         return reward

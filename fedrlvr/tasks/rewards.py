@@ -39,6 +39,10 @@ class RewardEntry(Protocol):
         """Import path of the function as `package.module:function`, or `grader`."""
 
     @property
+    def name(self) -> str | None:
+        """Public name of the reward; None: its place in the list."""
+
+    @property
     def weight(self) -> float:
         """Weight of the reward in the sum."""
 
@@ -136,7 +140,8 @@ def rewards_for(entries: Sequence[RewardEntry], *, arithmetic: bool = False, dir
     weights = [entry.weight for entry in entries] or [1.0]
     place = verifier_place([entry.use for entry in entries])
     verifier = graders[place]
-    return Rewards(verifier, verifier if weights == [1.0] else WeightedRewards(graders, weights, place))
+    names = [f"reward_{entry.name or number}" for number, entry in enumerate(entries, start=1)]
+    return Rewards(verifier, verifier if weights == [1.0] else WeightedRewards(graders, weights, place, names))
 
 
 def verifier_place(uses: Sequence[str]) -> int:
@@ -168,11 +173,14 @@ def _grade_by_kind(completion: str, problem: Problem, *, arithmetic: bool) -> fl
 class WeightedRewards(ProblemReward):
     """The weighted sum of several rewards, which are computed in parallel.
 
-    verifier: place of the reward that decides whether a response is correct.
+    verifier: place of the reward that decides whether a response is correct. names: of the means in metrics; () is by
+    place.
     """
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], verifier: int) -> None:
-        self.rewards, self.weights, self.verifier = list(rewards), list(weights), verifier
+    def __init__(
+        self, rewards: Sequence[Reward], weights: Sequence[float], verifier: int, names: Sequence[str] = ()
+    ) -> None:
+        self.rewards, self.weights, self.verifier, self.names = list(rewards), list(weights), verifier, list(names)
 
     def score(self, problem: Problem, completions: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """The sums, each with the rewards that it is made of."""
@@ -188,7 +196,8 @@ class WeightedRewards(ProblemReward):
             raise failed[0]
         for place, future in elsewhere.items():
             columns[place] = future.result()
-        return [WeightedReward.of(parts, self.weights, self.verifier) for parts in zip(*columns, strict=True)]
+        how = self.weights, self.verifier, self.names
+        return [WeightedReward.of(parts, *how) for parts in zip(*columns, strict=True)]
 
 
 @lru_cache(maxsize=1)

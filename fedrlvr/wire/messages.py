@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from fedrlvr.adapter import Adapter, Factors, Halves
+from fedrlvr.adapter import Adapter, Factors, Half, Halves
 from fedrlvr.config import (
     Asking,
     EvaluateConfig,
@@ -37,8 +37,8 @@ from fedrlvr.config import (
     Supervision,
     TrainConfig,
 )
-from fedrlvr.config.methods import Precision
-from fedrlvr.config.problems import MOST_REWARDS
+from fedrlvr.config.methods import NumberFormat
+from fedrlvr.config.problems import MOST_REWARDS, is_reward_mean
 from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 
 ARRAYS, CONFIG, DELTA, METRICS, PROBES = "arrays", "config", "delta", "metrics", "probes"
@@ -92,7 +92,7 @@ class StretchRequest(Request):
     supervision: Supervision
     coordination: PubSwapCoordination | None = None
     trains: Halves = "AB"
-    precision: Precision = "float32"
+    precision: NumberFormat = "float32"
     feedback: bool = True
     sends: Halves | None = Field(None, exclude_if=lambda value: value is None)
     keeps: Halves | None = Field(None, exclude_if=lambda value: value is None)
@@ -251,10 +251,10 @@ def arrays_to_adapter(arrays: ArrayRecord, like: Adapter, *, place: str, halves:
     return like.alike({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in like.layers})
 
 
-def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[str, list[tuple[str, Tensor]]]]:
+def by_half(adapter: Adapter, halves: Halves = "AB") -> list[tuple[Half, list[tuple[str, Tensor]]]]:
     """("A", names and tensors of all A factors), and the same for B; or of one half only."""
     layers = adapter.layers.items()
-    both = [
+    both: list[tuple[Half, list[tuple[str, Tensor]]]] = [
         ("A", [(f"{name}.A", factors.A) for name, factors in layers]),
         ("B", [(f"{name}.B", factors.B) for name, factors in layers]),
     ]
@@ -340,11 +340,6 @@ def decoded(array: Array, count: int, types: tuple[type[np.number[Any]], ...], *
     return values
 
 
-def reward_name(place: int) -> str:
-    """Name of the mean of one of several rewards, by its place in data.rewards: reward_1 is the first."""
-    return f"reward_{place + 1}"
-
-
 _COUNT, _SHARE, _REWARD, _SECONDS = (0, 1e12), (0, 1 + 1e-6), (-1e6, 1e6), (0, 1e7)
 SINGLE = 3.5e38
 """A bound above every finite float32 number."""
@@ -356,7 +351,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
     **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
     **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
-    **dict.fromkeys(("reward", "verified_reward", *map(reward_name, range(MOST_REWARDS))), _REWARD),
+    **dict.fromkeys(("reward", "verified_reward"), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
     **dict.fromkeys(
         ("loss", "held_out_loss", "grad_norm", "ratio_mean", "ratio_max", "kl_to_base", "audit_gap_correlation"),
@@ -364,8 +359,9 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("reliability_loss", "response_loss", "correction_loss"), _SINGLE),
 }
-"""The numbers that a client may report of its training or evaluation, each with its least and largest value. Rewards
-are means of a user's own function; losses, norms and ratios may be as large as float32 holds."""
+"""The numbers that a client may report of its training or evaluation, each with its least and largest value, besides
+the means of several rewards (`is_reward_mean`). Rewards are means of a user's own function; losses, norms and ratios
+may be as large as float32 holds."""
 
 
 def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]]) -> MetricRecord:
@@ -375,7 +371,7 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
 
 
 def read_numbers(message: Message, *, place: str) -> dict[str, float]:
-    """The scalar metrics of a reply: those of `NUMBERS`; any other name is dropped.
+    """The scalar metrics of a reply: those of `NUMBERS` and the means of several rewards; any other name is dropped.
 
     Raises:
         MessageError: there are none, they have no `num-examples`, or a value is outside its bounds.
@@ -383,10 +379,11 @@ def read_numbers(message: Message, *, place: str) -> dict[str, float]:
     record = record_in(message.content, METRICS, MetricRecord)
     if record is None or len(record) > 1000 or not isinstance(record.get("num-examples"), int):
         raise MessageError(f"{place}: a reply without usable metrics (num-examples is needed)")
-    values = {name: record[name] for name in NUMBERS if name in record}
+    means = [name for name in record if is_reward_mean(name)][:MOST_REWARDS]
+    values = {name: record[name] for name in (*NUMBERS, *means) if name in record}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     for name, value in numbers.items():
-        least, most = NUMBERS[name]
+        least, most = NUMBERS.get(name, _REWARD)
         if not least <= value <= most:
             raise MessageError(f"{place}: the metric {name} is outside {least:g} to {most:g}, or not finite")
     return numbers

@@ -39,7 +39,15 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2},
     },
     "flora": {"train": {"rounds": 2}, "aggregation": {"type": "flora"}, "lora": {"rank": {"ann": 2, "bob": 4}}},
-    "step": {"train": {"rounds": 3}, "aggregation": {"server_learning_rate": "auto", "server_agreement": "clients"}},
+    "step": {
+        "train": {"rounds": 3},
+        "aggregation": {
+            "server_learning_rate": "auto",
+            "server_agreement": "clients",
+            "precision": "int8",
+            "precision_down": "int8",
+        },
+    },
     "finish": {
         "train": {"rounds": 2},
         "aggregation": {"type": "flora"},
@@ -54,7 +62,8 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
 }
 """Federations whose clients remember something: moments; a round under way; a change of the base weights; labels;
-a personal adapter, or a part of one. In one the server remembers their changes."""
+a personal adapter, or a part of one. In one the server remembers their changes, and adapters are
+rounded both ways."""
 
 
 def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:

@@ -36,6 +36,7 @@ from fedrlvr.config import Config, PromptConfig
 from fedrlvr.deployment.site import client_app
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
+from fedrlvr.deployment.site.wording import asked_for
 from fedrlvr.deployment.terms import terms_record
 from fedrlvr.errors import ConfigError
 from fedrlvr.policy.cohort import Cohort
@@ -427,6 +428,8 @@ def test_a_servers_prompt_is_used_but_for_what_the_task_states_itself(
         assert response.text.startswith("So")
         assert response.text.count("e") <= 1
         assert response.finished or "e" not in response.text
+    assert asked_for(site.org, "main") == ("run", asked)
+    assert asked_for(site.org, "other") is None
     votes = train_content(config, cohort, terms(config, cohort, prompt=asked), supervision={"type": "majority"})
     assert re.search(r"prompt\.examples.*supervision\.type", refusal(site, votes, message_id="m2"))
     strict = answering(organisation(tasks={"main": task}))

@@ -301,6 +301,9 @@ def test_what_travels_depends_on_the_methods(exp: Path, tmp_path: Path) -> None:
     assert "public problems with their answers" in unswapped
     assert "responses to the public problems" not in unswapped
     assert "(1,000 numbers, 1.0 kB)" in lines_of("aggregation.precision=int8", numbers=1000)
+    large = lines_of("aggregation.precision_down=bfloat16", numbers=1_000_000)
+    assert "(1,000,000 numbers, 2.0 MB)" in large
+    assert "(1,000,000 numbers, 1.0 MB)" in large
     assert "CARE's probes" in lines_of("supervision.type=care", "supervision.share_probes=true")
     assert "labels, its optimizer" in lines_of("supervision.type=care")
     assert "probes" not in lines_of("supervision.type=care")

@@ -359,6 +359,7 @@ def test_numbers_of_an_exchange_are_rounded_by_its_public_problems(nearest: None
 def test_no_number_leaves_with_more_digits_than_its_rule_says() -> None:
     """Whatever number a client may report: a new one cannot be forgotten."""
     names = [name for name in NUMBERS if name not in ("num-examples", "labels_asked", "labels_used", "labels_total")]
+    names += ["reward_1", "reward_brevity"]
     made = memory((0.1, eight()), labels=LabelMetrics(used=9, total=9))
     numbers: Any = RELEASE.trained(request(), made, reply(**dict.fromkeys(names, 0.12345678)))["metrics"]
     assert {value for name, value in numbers.items() if name in names} == {0.0, 0.2, 0.12}

@@ -13,10 +13,12 @@ import pytest
 from siteparts import closed_port, init_site, serving
 from small_runs import write_problems
 
+from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site import wording
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.reporting.doctor import Finding
@@ -195,6 +197,33 @@ def test_a_tasks_problems_are_counted_and_graded(organisation: Organisations) ->
     assert result == Finding("task main", "8 problems for training, 4 held out; 12 gold answers graded")
     assert len(held["main"]) == 12
     assert held["main"][0].text.endswith("\nSay it.")
+
+
+def test_a_prompt_is_shown_as_the_server_and_the_task_word_it(organisation: Organisations) -> None:
+    org = organisation(tasks={"main": {"name": "jsonl", "path": "problems", "prompt": {"instruction": "Say it."}}})
+    write_problems(org.directory / "problems", ["ann"])
+
+    def shown(experiment: PromptConfig | None = None) -> list[str]:
+        held: dict[str, Any] = {}
+        checks.task(org, "main", held, experiment)
+        return checks.prompt_of(org, "main", held["main"][0], experiment).value.split("\n         ")
+
+    source, instruction, _, *lines = shown()
+    assert "no server" in source
+    assert instruction == 'instruction = "Say it." (site.toml)'
+    assert lines == ["| user: train 0 of ann?", "| Say it."]
+    server = PromptConfig(system="Be \u202ekind.", template="Q: {{ prompt }}", prefill="So", instruction="No.")
+    wording.keep(org.state / "runs" / "r-1", "main", server)
+    source, *stated, _ = shown()[: -len(lines) - 2]
+    assert "run r-1" in source
+    assert stated == [
+        'instruction = "Say it." (site.toml)',
+        r'system = "Be \u202ekind." (the server)',
+        'template = "Q: {{ prompt }}" (the server)',
+        'prefill = "So" (the server)',
+    ]
+    assert shown()[-4:] == [r"| system: Be \u202ekind.", "| user: Q: train 0 of ann?", "| Say it.", "| assistant: So"]
+    assert shown(PromptConfig(chat="off"))[-2:] == ["| train 0 of ann?", "| Say it."]
 
 
 def test_gold_answers_of_a_large_task_are_graded_spread_over_it(

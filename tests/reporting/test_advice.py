@@ -18,7 +18,7 @@ from fedrlvr.reporting.observer import Advised, Event, Listeners, Observer, Roun
 from fedrlvr.reporting.report import render
 
 Records = list[dict[str, Any]]
-SETTING = re.compile(r"\b(?:sampling|data|model|train|supervision|aggregation)\.[a-z_]+")
+SETTING = re.compile(r"\b(?:sampling|data|model|train|supervision|aggregation|prompt)\.[a-z_]+")
 
 
 def records(*rounds: dict[str, Any], held_out: dict[int, int] | None = None) -> Records:
@@ -51,16 +51,23 @@ HELD = {"grad_norm": 0.0, "tokens_trained": 0}
 CALLED_FOR: dict[str, list[tuple[Records, str]]] = {
     "no reward": [
         (records({**ZERO, "unfinished": 0.7, "unreadable": 0.9}), "raise sampling.max_new_tokens"),
+        (records({**ZERO, "unfinished": 0.7, "unreadable": 0.9}), "`fedrlvr prompts`"),
         (records({**ZERO, "unreadable": 0.9}, {**ZERO, "unreadable": 0.9}), "prompt.instruction"),
         (records(ZERO), "larger model (model.name)"),
+        (records(ZERO), "`fedrlvr prompts`"),
         (records({**ZERO, "unreadable": None}), "data.rewards"),
         (records({"reward": 0.3}, {"reward": 0.2}, ZERO, ZERO), "lower train.learning_rate"),
     ],
     "no variance": [
         (records({**ALIKE, "reward": 0.99}), "too easy"),
         (records({**ALIKE, "reward": 0.02}), "too hard"),
+        (records({**ALIKE, "reward": 0.02}), "`fedrlvr prompts`"),
         (records({**ALIKE, "reward": 0.5}), "raise sampling.temperature"),
         (records({"reward": 0.5}, {**ALIKE, "reward": 0.95}, {**ALIKE, "reward": 0.97}), "too easy"),
+    ],
+    "answers unreadable": [
+        (records({"reward": 0.01, "zero_variance_groups": 0.9, "unreadable": 0.97}), "`fedrlvr prompts`"),
+        (records(*[{"reward": 0.01, "zero_variance_groups": 0.9, "unreadable": 0.9, "unfinished": 0.9}] * 2), "cut"),
     ],
     "responses cut": [(records({"unfinished": 0.85}), "sampling.max_new_tokens")],
     "no gradient": [
@@ -100,7 +107,18 @@ NEAR_MISSES: dict[str, list[Records]] = {
         records({"zero_variance_groups": 0.9}, {"zero_variance_groups": 0.99}),
         records(ZERO),  # which the first rule says
     ],
-    "responses cut": [records({"unfinished": 0.79}), records({**ZERO, "unfinished": 1.0})],
+    "answers unreadable": [
+        records({"reward": 0.06, "unreadable": 0.97}),
+        records({"reward": 0.01, "unreadable": 0.79}),
+        records({**ZERO, "unreadable": 0.97}),  # which other rules say
+        records({**ALIKE, "reward": 0.01, "unreadable": 0.97}),
+        records({"reward": 0.01, "unreadable": 0.97, "tokens_sampled": 60}),
+    ],
+    "responses cut": [
+        records({"unfinished": 0.79}),
+        records({**ZERO, "unfinished": 1.0}),
+        records({"reward": 0.01, "unreadable": 0.97, "unfinished": 0.9}),
+    ],
     "no gradient": [records(HELD), records(HELD, {}), records(HELD, {"grad_norm": None}), records(ZERO, ZERO)],
     "no reply used": [records({}, {}), [{"round": 0, "clients": {}}, {"round": 1, "clients": {}}]],
     "adapter still": [

@@ -122,3 +122,13 @@ def test_who_sends_such_lists_is_left_out() -> None:
     assert list(strategy.record.to_json()["clients"]) == ["ann", "cyd"]
     with pytest.raises(MessageError, match="round 1, bob: p1_n"):
         trained(make_strategy(), {2: reply(p1_n=N)})
+
+
+def test_means_of_rewards_are_read_by_name_and_no_more_than_there_can_be() -> None:
+    sent = {f"reward_a{i}": 0.5 for i in range(12)} | {"reward_9": 0.5, "reward_Big": 0.5, "reward_1": -2.0}
+    numbers = read_numbers(message(**GOOD, **sent), place="ann")
+    means = [name for name in numbers if name.startswith("reward_")]
+    assert len(means) == 8
+    assert not {"reward_9", "reward_Big"} & set(means)
+    with pytest.raises(MessageError, match="reward_short"):
+        read_numbers(message(**GOOD, reward_short=1e9), place="ann")

@@ -51,6 +51,19 @@ def test_one_reward_has_no_numbers_of_its_own(configured: Configs, tmp_path: Pat
     assert [record["clients"] for record in beside] == [record["clients"] for record in alone]
 
 
+def test_a_named_reward_is_reported_by_its_name(configured: Configs, tmp_path: Path) -> None:
+    named = [BOTH[0], {**BOTH[1], "name": "brevity"}]
+    by_place, by_name = (
+        trained(configured, tmp_path / name, rewards, train={"rounds": 1})
+        for name, rewards in (("place", BOTH), ("name", named))
+    )
+    for client in CLIENTS:
+        numbers, others = by_name[1]["clients"][client], by_place[1]["clients"][client]
+        assert numbers["reward_brevity"] == others["reward_2"]
+        assert numbers["reward_1"] == others["reward_1"]
+        assert "reward_2" not in numbers
+
+
 def test_a_function_that_hangs_ends_the_run_by_its_name_and_not_the_next_run(
     configured: Configs, tmp_path: Path
 ) -> None:

@@ -81,7 +81,7 @@ class Listening(WrappingStrategy):
         model, inner = self.inner.model, self.inner
         now = Round(model.adapter, model.updates().get("change"), {}, set())
         kept = list(replies)
-        if inner.config.aggregation.precision == "float32":
+        if inner.config.aggregation.number_format == "float32":
             for reply in kept:
                 client = inner.clients[reply.metadata.src_node_id]
                 arrays = reply.content.array_records["arrays"]

@@ -105,10 +105,31 @@ def test_a_given_response_ends_as_a_sampled_one(
     text: str, chat: bool, stop: tuple[str, ...], written: str, ends: bool, model: Path
 ) -> None:
     base = replace(tiny_cohort(model).base, chat=chat, stop=stop)
+    base.__dict__["opened_thought"] = ""  # this tokenizer has no template to ask
     plain = list(base.tokenizer(written, add_special_tokens=False)["input_ids"])
     ids = base.encode_response(text)
     assert ids[: len(plain)] == plain
     assert [token in base.eos_ids for token in ids[len(plain) :]] == [True] * ends
+
+
+@pytest.mark.parametrize("text", ["<answer>7</answer>", "7</answer>"])
+def test_the_prefill_is_no_part_of_a_given_response(text: str, model: Path) -> None:
+    """The prompt ends in it, so that the response is the rest, and its text is whole again."""
+    base = replace(tiny_cohort(model).base, prefill="<answer>")
+    ids = base.encode_response(text)
+    rest = list(base.tokenizer("7</answer>", add_special_tokens=False)["input_ids"])
+    assert ids == [*rest, base.tokenizer.eos_token_id]
+    assert base.decode(ids) == "<answer>7</answer>"
+    assert base.rendered("1 + 1").endswith("<answer>")
+
+
+def test_a_thought_that_the_template_opens_is_no_part_of_a_given_response(model: Path) -> None:
+    base = replace(tiny_cohort(model).base, prefill="So ")
+    base.__dict__["opened_thought"] = "<think>\n"
+    whole = "<think>\nSo 7</think> 7"
+    ids = base.encode_response(whole)
+    assert ids[:-1] == list(base.tokenizer("7</think> 7", add_special_tokens=False)["input_ids"])
+    assert base.decode(ids) == whole
 
 
 def test_a_run_learns_its_responses_and_says_how_well(configured: Configs, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from small_runs import Configs, adapter_bytes
 
 import fedrlvr.simulation.run as engine
-from fedrlvr.config import load_resolved, parse_config
+from fedrlvr.config import load_resolved, methods, parse_config
+from fedrlvr.errors import ConfigError
 from fedrlvr.policy.peft_format import load_peft
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.strategy import FederatedRLVR, WrappingStrategy
@@ -60,3 +61,23 @@ def test_a_wrapped_strategy_has_the_plain_mean_unless_a_step_is_set(configured: 
     plain = configured(tmp_path / "plain", train={"rounds": 1}, aggregation={"server_learning_rate": 1})
     engine.run(parse_config(plain))
     assert adapter_bytes(tmp_path / "wrapped") == adapter_bytes(tmp_path / "plain")
+
+
+def test_a_wrapped_strategy_sees_adapters_in_float32(
+    configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` chooses int8 for an adapter of this size, and float32 with a strategy around ours."""
+    monkeypatch.setattr(methods, "SMALL", 10)
+    for wrap, chosen in ((None, "int8"), (WrappingStrategy, "float32")):
+        directory = tmp_path / chosen
+        config = settled(parse_config(configured(directory, train={"rounds": 1})), directory)
+        Federation(config, directory, new_cohort(config), Observer(), wrap=wrap).go(resume=False)
+        assert load_resolved(directory / "config.json").aggregation.precision == chosen
+
+
+def test_a_wrapped_strategy_and_a_rounded_adapter_do_not_go_together(configured: Configs, tmp_path: Path) -> None:
+    changed = configured(tmp_path / "run", train={"rounds": 1}, aggregation={"precision_down": "int8"})
+    config = settled(parse_config(changed), tmp_path / "run")
+    federation = Federation(config, tmp_path / "run", new_cohort(config), Observer(), wrap=WrappingStrategy)
+    with pytest.raises(ConfigError, match=r"aggregation\.precision_down"):
+        federation.go(resume=False)

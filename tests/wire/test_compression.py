@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedrlvr.adapter import Adapter, Factors, Halves
 from fedrlvr.errors import AdapterError
-from fedrlvr.wire.compression import Rounded, pack, unpack
+from fedrlvr.wire.compression import Lowered, Rounded, lowered, pack, received, unpack
 from fedrlvr.wire.messages import adapter_to_arrays, arrays_to_adapter
 
 PRECISIONS: tuple[Rounded, ...] = ("float16", "int8")
@@ -285,3 +285,39 @@ def test_a_record_of_another_kind_is_refused() -> None:
     for arrays, precision, halves in cases:
         with pytest.raises(AdapterError, match=f"ann: .*{precision}"):
             unpack(arrays, start, precision=precision, halves=halves, place="ann")
+
+
+def test_a_lowered_adapter_by_hand() -> None:
+    """int8: A's row has s = 254 / 127 = 2, so 254, 3, -4.9 are 254, 4, -4. bfloat16 has 8 bits: 257 is 256 or 258."""
+    adapter = one_layer([[254.0, 3.0, -4.9]], [[-127.0], [0.4]])
+    sent = lowered(adapter, "int8")
+    assert list(sent) == [f"{half}.{kind}.{adapter.layout}" for half in "AB" for kind in ("int8", "scales")]
+    close(received(sent, zeros(), place="x"), one_layer([[254.0, 4.0, -4.0]], [[-127.0], [0.0]]), 0.0)
+    sent = lowered(one_layer([[257.0, 0.5, -3.0]], [[1e-30], [0.0]]), "bfloat16")
+    assert [array.dtype for array in sent.values()] == ["int16", "int16"]
+    read = received(sent, zeros(), place="x").layers["x"]
+    assert read.A.tolist()[0][1:] == [0.5, -3.0]
+    assert read.A.tolist()[0][0] in (256.0, 258.0)
+    assert read.B[0].item() == pytest.approx(1e-30, rel=2**-8)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_lowered_half_leaves_the_other_half_alone(precision: Lowered) -> None:
+    adapter, like = uneven_adapter(1), uneven_adapter(2)
+    read = received(lowered(adapter, precision, "B"), like, place="x", halves="B")
+    for name, factors in like.layers.items():
+        assert torch.equal(read.layers[name].A, factors.A)
+        torch.testing.assert_close(read.layers[name].B, adapter.layers[name].B, rtol=0, atol=16.0)
+        assert not torch.equal(read.layers[name].B, factors.B)
+
+
+def test_what_is_no_lowered_adapter_is_refused() -> None:
+    adapter = zeros()
+    sent = dict(lowered(adapter, "int8"))
+    negative = {**sent, f"A.scales.{adapter.layout}": Array(np.array([-1.0], dtype=np.float32))}
+    infinite = dict(lowered(one_layer([[torch.inf, 0.0, 0.0]], [[0.0], [0.0]]), "bfloat16"))
+    short = {**sent, f"B.int8.{adapter.layout}": Array(np.zeros(1, dtype=np.int8))}
+    half = {name: array for name, array in sent.items() if name.startswith("A")}
+    for arrays in (negative, infinite, short, half):
+        with pytest.raises(AdapterError, match="server"):
+            received(ArrayRecord(arrays), adapter, place="server")

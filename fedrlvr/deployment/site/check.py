@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.wording import asked_for, example, stated
 from fedrlvr.errors import ConfigError, DataError, FedrlvrError
 from fedrlvr.hosts import split_address
 from fedrlvr.reporting import units
@@ -50,8 +52,11 @@ _CERTIFICATE_ADVICE = {
 """
 
 
-def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
-    """Run all checks, cheap ones first, and yield each finding as soon as it is there."""
+def examine_site(path: Path, *, skip_model: bool = False, experiment: PromptConfig | None = None) -> Iterator[Finding]:
+    """Run all checks, cheap ones first, and yield each finding as soon as it is there.
+
+    experiment: the prompts of a run to come; None: those that the newest run of each task has asked for.
+    """
     try:
         org = load_site(path)
     except ConfigError as error:
@@ -69,7 +74,9 @@ def examine_site(path: Path, *, skip_model: bool = False) -> Iterator[Finding]:
         yield registration(org)
     prompts: dict[str, list[Prompt]] = {}
     for name in config.tasks:
-        yield task(org, name, prompts)
+        yield task(org, name, prompts, experiment)
+        if name in prompts:
+            yield prompt_of(org, name, prompts[name][0], experiment)
     if skip_model:
         return
     if config.machine.device != "cpu":
@@ -197,10 +204,12 @@ def registration(org: Organisation) -> Finding:
     return Finding("registration", f"{org.config.superlink} does not know the key {mark}", "problem", advice)
 
 
-def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Finding:
+def task(
+    org: Organisation, name: str, prompts: dict[str, list[Prompt]], experiment: PromptConfig | None = None
+) -> Finding:
     """Check a task: its problems load, some are for training and some held out, and every gold answer earns its reward.
 
-    prompts: takes the task's prompts, worded as the task says.
+    prompts: takes the task's prompts, worded as the task and the server say together.
     """
     from fedrlvr.tasks import rewards_for, validate
     from fedrlvr.tasks.client_data import ClientData
@@ -227,11 +236,12 @@ def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Find
     if len(train) < max(1, limits.least_problems):
         advice = f"Training is refused below limits.least_problems = {limits.least_problems}."
         return Finding(title, value, "problem", advice)
+    wording = _asked(org, name, experiment)[1].worded(data.prompt)
     reward, instruction = (
         rewards_for(data.rewards, arithmetic=data.arithmetic).verifier,
-        instruction_of(data, data.prompt),
+        instruction_of(data, wording),
     )
-    client = ClientData.of(org.name, train, test, reward, wording=data.prompt, instruction=instruction)
+    client = ClientData.of(org.name, train, test, reward, wording=wording, instruction=instruction)
     try:
         prompts[name] = [client.prompts.ask(problem) for problem in problems]
     except DataError as error:
@@ -240,6 +250,22 @@ def task(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Find
         advice = "Only runs that ask people, or nobody, for labels can train on it."
         return Finding(title, f"{value}, {verdict.unlabelled} without an answer", "note", advice)
     return Finding(title, value)
+
+
+def _asked(org: Organisation, name: str, experiment: PromptConfig | None) -> tuple[str, PromptConfig]:
+    """Who words the prompts of a task, and how."""
+    if experiment is not None:
+        return "by the configuration given", experiment
+    run = asked_for(org, name)
+    return (f"as run {run[0]} asked", run[1]) if run else ("no server has asked yet", PromptConfig())
+
+
+def prompt_of(org: Organisation, name: str, first: Prompt, experiment: PromptConfig | None = None) -> Finding:
+    """Show how a task's prompts are worded, and the first of them. It is a private problem, for this terminal alone."""
+    source, asks = _asked(org, name, experiment)
+    lines = [source, *stated(org, name, asks), "the first problem, on this terminal only:"]
+    lines += [f"| {line}" for line in example(first, asks)]
+    return Finding(f"prompt {name}", "\n         ".join(lines))
 
 
 def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
+from fedrlvr.deployment.site.wording import keep
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MemoryLimitError, MessageError, printable
 from fedrlvr.files import atomic_directory
@@ -362,6 +363,7 @@ class Answering:
                     self._check_lengths(fitted, base, limit, terms.task)
             kept = RunData(key, fitted, all(problem.answer for problem in train))
             self._run_data = {terms.run: kept}
+            keep(self.org.state / "runs" / terms.run, terms.task, terms.prompt)
         if answers and not kept.answered:
             own_problems(task, unlabelled=False, seed=request.seed)  # says which row has none
         ledger = None

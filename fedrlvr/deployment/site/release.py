@@ -32,7 +32,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedrlvr.adapter import Adapter
 from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import Memory
-from fedrlvr.config.problems import MOST_REWARDS
+from fedrlvr.config.problems import is_reward_mean
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.errors import FloorError, LimitError
@@ -45,7 +45,6 @@ from fedrlvr.wire.messages import (
     SourceScores,
     StretchRequest,
     record_in,
-    reward_name,
 )
 from fedrlvr.wire.public_messages import EXCHANGE, SHARE
 
@@ -53,9 +52,8 @@ POOLED = "other sources"
 """Name under which the scores of small sources leave together."""
 SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"}
 SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
-SHARES |= {reward_name(place) for place in range(MOST_REWARDS)}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
-"""Numbers that are means of values between 0 and 1, or of rewards."""
+"""Numbers that are means of values between 0 and 1, or of rewards, besides those of several rewards."""
 OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}
 """Names of the numbers of any size that depend on which responses were right."""
 REDRAWN = {"problems_redrawn", "tokens_sampled", "response_length"}
@@ -297,7 +295,7 @@ def _counts(asked: StretchRequest, memory: Memory, validation: int) -> dict[str,
 def _rounded(name: str, value: Any, n: int, chance: float, of_labels: AbstractSet[str] = OF_LABELS) -> Any:
     if name in EXACT or isinstance(value, list):
         return value
-    if name in SHARES:
+    if name in SHARES or is_reward_mean(name):
         return rounded_share(value, n, chance)
     return rounded_to_size(value, n, chance) if name in of_labels else two_digits(value)
 

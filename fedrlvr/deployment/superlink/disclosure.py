@@ -8,7 +8,7 @@ from fedrlvr.config import Config, LabelsSupervision, PubSwapCoordination
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting import units
 
-_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 def check(config: Config) -> None:
@@ -54,6 +54,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
     numbers: of an adapter of the largest rank, where known. change: rules send a change of the base weights too.
     """
     public = config.coordination if isinstance(config.coordination, PubSwapCoordination) else None
+    how = config.aggregation if numbers is None else config.aggregation.settled(config, 4 * numbers)
 
     def sized(each: int) -> str:
         if numbers is None or config.personal.method.keeps is not None:  # not all of them travel
@@ -62,7 +63,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
 
     yield (
         f"To each organisation, each round: the settings of this run; {config.personal.method.down}"
-        + sized(4)
+        + sized(_BYTES[how.precision_down])
         + ("; the change of the base weights" if change else "")
         + ("; the average of CARE's probes" if config.supervision.shares_probes else "")
     )
@@ -71,7 +72,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
             + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
-    travelling = config.personal.method.up + sized(_BYTES[config.aggregation.precision])
+    travelling = config.personal.method.up + sized(_BYTES[how.number_format])
     up = f"From each organisation, each round: {travelling}"
     yield (
         up
