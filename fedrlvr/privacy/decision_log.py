@@ -83,9 +83,10 @@ class DecisionLog:
         """
         with waiting_lock(self.path.with_suffix(".lock"), WAIT_S):
             head, cut = self._end()
-            if cut and not _fault(_parsed(cut), head, b""):  # a whole line, without its end alone
+            before, _, last = cut.rpartition(b"\n")
+            if cut and not _fault(_parsed(last), head, before):  # a whole line, without its end alone
                 self._write(b"\n")
-                head, cut = head.after(cut), b""
+                head, cut = head.after(last), b""
             if head != self._stated():  # so that one call never puts the file further ahead than its own lines
                 self._write_head(head)
             data = b""

@@ -32,7 +32,7 @@ HELLO = "query.hello"
 
 
 class Egress:
-    """What leaves one site: decisions about replies, and their way out.
+    """Decisions about the replies of one site, and their way out.
 
     tell: takes a line for the site's log. clock: unix seconds. sleep: waits so many seconds.
     """

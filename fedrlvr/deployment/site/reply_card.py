@@ -143,7 +143,7 @@ def private_texts(client: ClientData) -> Iterator[str]:
 
 
 def parts_of(content: RecordDict) -> str:
-    """What a reply holds, by its kinds and sizes."""
+    """Contents of a reply, by kinds and sizes."""
     parts = []
     for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
         if (arrays := record_in(content, name, ArrayRecord)) is not None:
