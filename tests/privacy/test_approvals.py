@@ -6,31 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from factories import make_card
 
 from fedrlvr.errors import EgressError, LedgerError
 from fedrlvr.privacy.approvals import Approvals
 from fedrlvr.privacy.card import Card, digest_of
 from fedrlvr.privacy.rule import SiteRule
-
-
-def card_of(data: bytes = b"bytes", **changes: object) -> Card:
-    """The card of a reply with these bytes."""
-    fields: dict[str, object] = {
-        "kind": "adapter",
-        "size": len(data),
-        "digest": digest_of(data),
-        "parts": "adapter",
-        "server": "hub.example:18000",
-        "run": "first",
-        "round": 3,
-        "message_type": "train",
-        "task": "main",
-        "model": "embedded",
-        "problems": 40,
-        "asked_at": 1.0,
-        "expires_at": 100.0,
-    }
-    return Card.model_validate(fields | changes)
 
 
 class Waiting:
@@ -48,7 +29,7 @@ class Waiting:
 
 
 def test_a_person_s_first_decision_counts_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    card, other = card_of(), card_of(b"other")
+    card, other = make_card(), make_card(b"other")
     shown: list[Card] = []
 
     def approve(approvals: Approvals) -> None:
@@ -73,13 +54,13 @@ def test_a_person_s_first_decision_counts_and_nothing_is_left_behind(tmp_path: P
 
 def test_a_reply_expires(tmp_path: Path) -> None:
     waiting = Waiting(tmp_path)
-    assert waiting.approvals.wait(card_of(), waiting.sleep) is None
+    assert waiting.approvals.wait(make_card(), waiting.sleep) is None
     assert waiting.now > 100
     assert waiting.approvals.waiting() == []
 
 
 def test_a_decision_about_other_bytes_or_of_an_earlier_time_is_none(tmp_path: Path) -> None:
-    card = card_of()
+    card = make_card()
     path = tmp_path / "egress" / f"{card.id}.decision"
 
     def forge(approvals: Approvals) -> None:
@@ -93,15 +74,15 @@ def test_a_decision_about_other_bytes_or_of_an_earlier_time_is_none(tmp_path: Pa
 
 def test_a_card_that_is_under_another_name_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "egress").mkdir()
-    (tmp_path / "egress" / "0123456789abcdef.json").write_text(card_of().model_dump_json())
-    (tmp_path / "egress" / f"{card_of().id}.json").write_text("{}")
+    (tmp_path / "egress" / "0123456789abcdef.json").write_text(make_card().model_dump_json())
+    (tmp_path / "egress" / f"{make_card().id}.json").write_text("{}")
     assert Approvals(tmp_path, lambda: 2.0).waiting() == []
 
 
 def test_what_needs_a_person(tmp_path: Path) -> None:
     kinds = ("adapter", "responses", "scores", "numbers")
     needed = {
-        approve: [kind for kind in kinds if card_of(kind=kind).needs_person(approve)]  # type: ignore[arg-type]
+        approve: [kind for kind in kinds if make_card(kind=kind).needs_person(approve)]  # type: ignore[arg-type]
         for approve in ("none", "adapter", "responses", "all")
     }
     assert needed == {"none": [], "adapter": ["adapter"], "responses": ["responses"], "all": list(kinds)}
@@ -145,7 +126,7 @@ def test_a_rule_decides_and_one_that_fails_denies(
     (tmp_path / "site_rules.py").write_text(RULES)
     rule = SiteRule(f"site_rules:{name}", tmp_path, 0.5 if name == "slow" else 60.0)
     try:
-        allow, said = rule.decide(card_of(size=size))
+        allow, said = rule.decide(make_card(size=size))
     finally:
         rule.close()
     assert allow is expected
