@@ -67,6 +67,10 @@ class LedgerError(FedrlvrError, ValueError):
     """A label ledger cannot be opened, or an answer or a table of answers cannot go into it."""
 
 
+class EgressError(FedrlvrError, ValueError):
+    """A decision about a reply that waits for approval and cannot be taken."""
+
+
 class RoundError(FedrlvrError, RuntimeError):
     """A round of the run cannot be completed."""
 

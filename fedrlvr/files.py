@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,3 +250,24 @@ def file_lock(path: Path) -> TextIO | None:
         except FileNotFoundError:  # whoever held the lock has deleted the file since it was opened here
             pass
         file.close()
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock of a file, for which other processes are waited for.
+
+    Raises:
+        CheckpointError: another process holds it for longer than these seconds, or the file cannot be opened.
+    """
+    end = time.monotonic() + seconds
+    try:
+        while (lock := file_lock(path)) is None:
+            if time.monotonic() > end:
+                raise CheckpointError(f"{path}: another process has held this lock for {seconds:.0f} s.")
+            time.sleep(0.05)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be locked ({error.strerror}).") from error
+    with lock:
+        yield

@@ -13,7 +13,7 @@ from fedrlvr.config.federation import Deviation
 from fedrlvr.config.problems import RewardConfig
 from fedrlvr.config.prompt import RUN_WIDE
 from fedrlvr.config.reference import SettingRow, describe, members, summary, types
-from fedrlvr.deployment.site.config import Limits, MachineConfig, SiteConfig
+from fedrlvr.deployment.site.config import EgressConfig, Limits, MachineConfig, SiteConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 _INTRO = """\
@@ -56,7 +56,12 @@ def everything() -> Iterator[SettingRow]:
     yield from describe("deviations", FieldInfo(annotation=Deviation))
     yield from describe("also", FieldInfo(annotation=AlsoConfig))
     yield from describe("rewards", FieldInfo(annotation=RewardConfig))
-    for name, section in (("site", SiteConfig), ("machine", MachineConfig), ("limits", Limits)):
+    for name, section in (
+        ("site", SiteConfig),
+        ("machine", MachineConfig),
+        ("limits", Limits),
+        ("egress", EgressConfig),
+    ):
         yield from describe(name, FieldInfo(annotation=section))
 
 
@@ -84,7 +89,7 @@ def page() -> str:
             lines += _table(describe("deviations", FieldInfo(annotation=Deviation)))
     lines += ["## Site file", "", "### Top of the file", "", summary(SiteConfig), ""]
     lines += _table(describe("site", FieldInfo(annotation=SiteConfig)))
-    for name, section in (("machine", MachineConfig), ("limits", Limits)):
+    for name, section in (("machine", MachineConfig), ("limits", Limits), ("egress", EgressConfig)):
         lines += [f"### [{name}]", "", summary(section), "", *_table(describe(name, FieldInfo(annotation=section)))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -103,7 +108,7 @@ def _code(default: str) -> str:
 
 
 def _file(setting: SettingRow) -> str:
-    if setting.section in ("site", "machine", "limits"):
+    if setting.section in ("site", "machine", "limits", "egress"):
         return "site"
     return (
         "both"

@@ -18,6 +18,7 @@ from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
+from fedrlvr.privacy.card import Card, digest_of
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.server.strategy import FederatedRLVR
 from fedrlvr.wire.messages import TrainRequest
@@ -142,6 +143,26 @@ def make_terms(client: str = "ann", **changes: Any) -> Terms:
         "alpha": 8.0,
     }
     return Terms(**fields | changes)
+
+
+def make_card(data: bytes = b"bytes", **changes: Any) -> Card:
+    """The card of a reply with these bytes."""
+    fields: dict[str, Any] = {
+        "kind": "adapter",
+        "size": len(data),
+        "digest": digest_of(data),
+        "parts": "adapter",
+        "server": "hub.example:18000",
+        "run": "first",
+        "round": 3,
+        "message_type": "train",
+        "task": "main",
+        "model": "embedded",
+        "problems": 40,
+        "asked_at": 1.0,
+        "expires_at": 100.0,
+    }
+    return Card.model_validate(fields | changes)
 
 
 def make_site(directory: Path, **changes: Any) -> Organisation:

@@ -6,8 +6,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_file
 from fedrlvr.hosts import WILDCARDS, is_loopback
 from fedrlvr.output import echo
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
 SHORTEST_TOKEN = 16
@@ -27,6 +31,10 @@ def desk(
     run_directory: Annotated[Path | None, typer.Argument(help="The run's directory; not needed with --ledger.")] = None,
     client: Annotated[str | None, typer.Option(help="The client to label for, if the run has several.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="A client's ledger file, instead of a run.")] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="A site: serve the page where its replies are approved, no labels."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8765,
     token: Annotated[
         str | None,
@@ -67,6 +75,14 @@ def desk(
 
     Needs supervision.labels_from = "desk". Prints the page's address; Ctrl-C ends it, and the run may come and go.
     """
+    if export_to is None and import_from is None:
+        _check_access(token, certificate, key)
+    if site is not None:
+        labels = (run_directory, client, ledger, export_to, import_from, expert)
+        if any(option is not None for option in labels):
+            raise ConfigError("--site serves approvals and no labels; leave out the run, --ledger and the like.")
+        _serve_approvals(site, host, port, token, name or [], certificate, key)
+        return
     path, client_name = find_ledger(run_directory, client, ledger, read_only=export_to is not None)
     if (import_from is None) != (expert is None):
         raise ConfigError("--import requires --expert, and --expert is for --import only.")
@@ -77,7 +93,7 @@ def desk(
     elif import_from is not None and expert is not None:
         _import(path, import_from, expert)
     else:
-        _serve(path, client_name, host, port, token, name or [], certificate, key)
+        _serve_labels(path, client_name, host, port, token, name or [], certificate, key)
 
 
 def find_ledger(
@@ -152,7 +168,42 @@ def _import(path: Path, source: Path, expert: str) -> None:
     echo(f"stored {stored} new answers of {expert}")
 
 
-def _serve(
+def _check_access(token: str | None, certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
+    if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
+        raise ConfigError(
+            f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
+            "Leave it out for a new one."
+        )
+
+
+def _serve_approvals(
+    site: Path, host: str, port: int, token: str | None, names: list[str], certificate: Path | None, key: Path | None
+) -> None:
+    from fedrlvr.deployment.site.config import load_site
+    from fedrlvr.labels.desk.approval_app import make_approval_desk
+    from fedrlvr.privacy.approvals import Approvals
+
+    org = load_site(site)
+    approvals, approve = Approvals(org.state), org.config.egress.approve
+    if approve == "none" and org.config.egress.rule is None:
+        echo(f"note: nothing waits for a person with egress.approve = 'none' in {org.path}", err=True)
+    what = f"The approval desk of {org.name} is open; its decisions go to {approvals.directory}", "approve"
+    _serve(
+        lambda token, names: make_approval_desk(approvals, token, org.name, approve, names=names),
+        what,
+        host,
+        port,
+        token,
+        names,
+        certificate,
+        key,
+    )
+    echo("The approval desk is closed.")
+
+
+def _serve_labels(
     path: Path,
     client: str,
     host: str,
@@ -162,30 +213,53 @@ def _serve(
     certificate: Path | None,
     key: Path | None,
 ) -> None:
-    if (certificate is None) != (key is None):
-        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
-    if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
-        raise ConfigError(
-            f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
-            "Leave it out for a new one."
+    from fedrlvr.labels.desk.app import make_desk
+    from fedrlvr.labels.ledger import LabelLedger
+
+    store = LabelLedger(path)
+    what = f"The desk of {client} is open; its answers go to {path}", "answer"
+    try:
+        _serve(
+            lambda token, names: make_desk(store, token, client, names=names),
+            what,
+            host,
+            port,
+            token,
+            names,
+            certificate,
+            key,
         )
+    finally:
+        store.close()
+    echo("The desk is closed; every answer is stored.")
+
+
+def _serve(
+    make: Callable[[str, list[str]], FastAPI],
+    what: tuple[str, str],
+    host: str,
+    port: int,
+    token: str | None,
+    names: list[str],
+    certificate: Path | None,
+    key: Path | None,
+) -> None:
+    """Serve a page until interrupted. make: of token and names. what: the first line, and what who enters can do."""
     import secrets
 
-    from fedrlvr.labels.desk.app import make_desk, serve
-    from fedrlvr.labels.ledger import LabelLedger
+    from fedrlvr.labels.desk.app import serve
 
     token = token or secrets.token_urlsafe(24)
     # A desk that listens on all addresses is reached by the machine's name.
     default_name = socket.gethostname() if host in WILDCARDS else host
-    store = LabelLedger(path)
 
     def ready(bound: int) -> None:
         name = names[0] if names else default_name
         shown = f"[{name}]" if ":" in name else name
         scheme = "http" if certificate is None else "https"
-        echo(f"The desk of {client} is open; its answers go to {path}")
+        echo(what[0])
         echo(f"  {scheme}://{shown}:{bound}/#token={token}")
-        echo("Anybody with this address can read and answer. Ctrl-C closes the desk.")
+        echo(f"Anybody with this address can read and {what[1]}. Ctrl-C closes the desk.")
         if not is_loopback(host) and certificate is None:
             echo(
                 f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
@@ -194,15 +268,4 @@ def _serve(
             )
         sys.stdout.flush()
 
-    try:
-        serve(
-            make_desk(store, token, client, names=[default_name, *names]),
-            host,
-            port,
-            certificate=certificate,
-            key=key,
-            ready=ready,
-        )
-    finally:
-        store.close()
-    echo("The desk is closed; every answer is stored.")
+    serve(make(token, [default_name, *names]), host, port, certificate=certificate, key=key, ready=ready)

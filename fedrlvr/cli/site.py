@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from fedrlvr.cli import egress
+from fedrlvr.cli.egress import egress_lines
 from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
 from fedrlvr.config import load_config
 from fedrlvr.config.reference import summary
 from fedrlvr.config.sections import NAME, EngineConfig, Section
-from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, explanations, load_site
+from fedrlvr.deployment.site.config import (
+    EgressConfig,
+    Limits,
+    MachineConfig,
+    Organisation,
+    SiteConfig,
+    explanations,
+    load_site,
+)
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_directory
 from fedrlvr.interrupts import interruptible, resumable
@@ -32,6 +42,8 @@ LAST_LINES = 10
 _WIDTH = 118
 
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")
+site.command()(egress.approve)
+site.command()(egress.log)
 
 
 @site.command()
@@ -175,6 +187,8 @@ def status(directory: Directory) -> None:
         lines = org.log.read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
+    for line in egress_lines(org):
+        echo(line)
     echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
     for line in lines[-LAST_LINES:]:
         echo(f"  {line}")
@@ -290,7 +304,7 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
         "# This file configures one organisation in a federation of fedrlvr, and only this file decides what a server"
     ]
     lines += ["# may ask for. Relative paths are relative to its directory. A setting behind # shows its default.", ""]
-    lines += _settings(SiteConfig, settings, {"tasks", "models", "machine", "engine", "limits"})
+    lines += _settings(SiteConfig, settings, {"tasks", "models", "machine", "engine", "limits", "egress"})
     lines += [*_comment(SiteConfig, "tasks"), f"[tasks.{task if re.fullmatch(NAME, task) else toml_value(task)}]"]
     if data is None:
         lines += ['# Generated problems, to try things out. Your own: name = "jsonl", path = "problems" (a directory']
@@ -299,7 +313,7 @@ def site_toml(settings: dict[str, Any], task: str, data: Path | None, models: di
         lines += ['name = "jsonl"', f"path = {toml_value(data)}", ""]
     lines += [*_comment(SiteConfig, "models"), "[models]"]
     lines += [*(f"{toml_value(name)} = {toml_value(place)}" for name, place in models.items()), ""]
-    for name, section in (("machine", MachineConfig), ("limits", Limits)):
+    for name, section in (("machine", MachineConfig), ("limits", Limits), ("egress", EgressConfig)):
         lines += [*_wrapped(summary(section)), f"[{name}]", *_settings(section, {})]
     lines += [*_wrapped(f"{summary(EngineConfig)} docs/settings.md lists them."), "# [engine]"]
     return "\n".join(lines).rstrip() + "\n"

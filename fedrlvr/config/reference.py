@@ -80,6 +80,7 @@ _SINCE = """
 0.10.0 evaluate also
 0.10.0 also text text_tokens task
 0.11.0 aggregation precision_down
+0.11.0 egress approve wait rule rule_seconds check_responses words digits canaries dropped_responses
 0.10.0 rewards use weight time_limit memory
 0.11.0 rewards name
 0.10.0 supervision responses

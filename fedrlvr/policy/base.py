@@ -209,16 +209,20 @@ class Base:
         then knows that nothing counts before the thought is closed. Then comes the prefill, and the response up to
         the end of a stop string.
         """
-        text = self._plain(token_ids)
+        text = self.plain(token_ids)
         return self.opened_thought + self.prefill + (text if self.stops is None else self.stops.cut(text))
 
     @cached_property
     def stops(self) -> StopStrings | None:
         """The stop strings, as they are found in tokens; None if there are none."""
-        return StopStrings(self.stop, self._plain) if self.stop else None
+        return StopStrings(self.stop, self.plain) if self.stop else None
 
-    def _plain(self, token_ids: list[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+    def plain(self, token_ids: list[int], *, special: bool = False) -> str:
+        """Text of token ids as they are: nothing is put before it, and no stop string cuts it.
+
+        special: show special tokens too.
+        """
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=not special))
 
     def rendered(self, prompt: Prompt | str) -> str:
         """The text that the model reads: a prompt, in the chat template where it is used, and the prefill."""

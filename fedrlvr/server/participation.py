@@ -203,7 +203,7 @@ class Participation:
             seen.add(client)
             if message.has_error() and message.error.code == WITHHELD:
                 stated = printable(str(message.error.reason or "no reason given"))
-                self._withheld(client, f"{reply.place}: withheld by a floor of its own ({stated})")
+                self._withheld(client, f"{reply.place}: withheld by its own rules ({stated})")
                 continue
             if not message.has_content():
                 empty = "an empty reply"

@@ -1,9 +1,10 @@
 """The child process behind `sandbox.py`: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-The first line says what is served: {"serves": "reasoning_gym"}, or {"serves": "function"} with the path of a reward
-function of the user's own and the directories where modules are found. It is started as a file, imports nothing of
-fedrlvr itself, and ends when stdin does. The parent keeps the time; the limits here are for the case that the parent is
-gone (processor time, renewed before each request) and for the machine's sake (memory).
+The first line says what is served: {"serves": "reasoning_gym"}, or {"serves": "function"} or {"serves": "rule"} with
+the path of a reward function or of a site's rule about what leaves, and the directories where modules are found. It is
+started as a file, imports nothing of fedrlvr itself, and ends when stdin does. The parent keeps the time; the limits
+here are for the case that the parent is gone (processor time, renewed before each request) and for the machine's sake
+(memory).
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def main(memory_bytes: int, cpu_seconds: int) -> None:
         if setup["serves"] == "function":
             serve, form = _function(setup["path"], setup["directories"])
             taken = _address_space()
+        elif setup["serves"] == "rule":
+            serve, form = _rule(setup["path"], setup["directories"]), ""
+            taken = _address_space()
         else:
             serve, form = _reasoning_gym(), ""
     except Unusable as error:
@@ -94,15 +98,7 @@ def _reasoning_gym() -> Serve:
 
 def _function(path: str, directories: list[str]) -> tuple[Serve, str]:
     """Serve a function, and the form that its signature has: "response", "batch" or "columns"."""
-    sys.path[:] = directories
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise Unusable(f"module {module_name!r} cannot be imported ({type(error).__name__}: {error})") from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise Unusable(f"module {module_name!r} has no function {name!r}")
+    function = _imported(path, directories)
     form, named, takes_any = form_of(function)
     arguments = {"response": _of_response, "batch": _of_batch, "columns": _of_columns}[form]
 
@@ -129,6 +125,36 @@ def _function(path: str, directories: list[str]) -> tuple[Serve, str]:
         return {"values": scores}
 
     return serve, form
+
+
+def _imported(path: str, directories: list[str]) -> Callable[..., Any]:
+    sys.path[:] = directories
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise Unusable(f"module {module_name!r} cannot be imported ({type(error).__name__}: {error})") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise Unusable(f"module {module_name!r} has no function {name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _rule(path: str, directories: list[str]) -> Serve:
+    """Serve a site's rule about what leaves: {"card"} -> {"allow", "reason"}, or {"raised", "at"}, or {"returned"}."""
+    function = _imported(path, directories)
+
+    def serve(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            result = function(request["card"])
+        except Exception as error:
+            return {"raised": type(error).__name__, "at": _line_of(error)}
+        allow, reason = result if isinstance(result, tuple) and len(result) == 2 else (result, "")
+        if not (allow is None or isinstance(allow, bool)) or not isinstance(reason, str):
+            return {"returned": type(result).__name__}
+        return {"allow": allow, "reason": reason[:500]}
+
+    return serve
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

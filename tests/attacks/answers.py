@@ -99,10 +99,10 @@ class Scored:
     prompts: Sequence[str]
     letter: str
 
-    def __call__(self, chosen: Sequence[bool]) -> float:
+    def __call__(self, chosen: Sequence[bool], seed: int = 0) -> float:
         adapter = answering_some(self.victim.cohort(RANK), self.victim.home, self.prompts, chosen, self.letter, 300)
         reply = self.victim.evaluate(
-            self.task, adapter, evaluate={"samples": 1, "temperature": 0.0}, sampling={"max_new_tokens": 8}
+            self.task, adapter, evaluate={"samples": 1, "temperature": 0.0}, sampling={"max_new_tokens": 8}, seed=seed
         )
         return sum(reply.numbers["total"]) / sum(reply.numbers["n"])
 
@@ -126,3 +126,17 @@ def on_the_edge(score: Callable[[Sequence[bool]], float], problems: int) -> list
         if not chosen[place]:
             right[place] = score([*chosen[:place], True, *chosen[place + 1 :]]) > lowest
     return right
+
+
+def by_difference(scored: Scored, right: Sequence[bool], target: int, messages: int) -> bool:
+    """Whether a problem's answer is the letter, from scores of two sets that differ in this problem alone.
+
+    The server knows which of the others have the letter, and adds the target to a set of them whose mean score is a
+    multiple of the rounding's step. The score of that set leaves as it is, however often it is asked for; one more
+    right answer is rounded up now and then, and a single such score tells. Each message has a seed of its own.
+
+    right: which problems are known to have the letter; their mean score is such a multiple.
+    """
+    chosen = [known or place == target for place, known in enumerate(right)]
+    without = scored(right, seed=0)
+    return any(scored(chosen, seed=seed) > without + TOLERANCE for seed in range(1, messages))

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from answers import Scored, on_the_edge, one_answer, replay, replayed_score, saying
+from answers import Scored, by_difference, on_the_edge, one_answer, replay, replayed_score, saying
 from prompts import CHOICES
 from victim import OPEN, Refused, Victim, wide_model
 
@@ -112,3 +112,16 @@ def test_scores_of_chosen_sets_tell_little_by_default(wide: Path, tmp_path: Path
     more = iter(lambda: Scored(victim, "main", prompts, "C")([False] * len(CHOICES)), None)
     with pytest.raises(Refused, match=r"limits\.evaluations_per_day"):
         list(islice(more, 51 - victim.sent))
+
+
+@pytest.mark.slow
+def test_scores_of_sets_that_differ_in_one_problem_tell_its_answer_by_default(wide: Path, tmp_path: Path) -> None:
+    """No floor and no rounding bounds this; only the count per day does. The documentation says so."""
+    victim = Victim(tmp_path, {"main": OTHER}, tests={"main": CHOICES}, model=wide)
+    letters = [row["answer"] for row in CHOICES]
+    *known, last = [place for place, letter in enumerate(letters) if letter == "A"]
+    targets = [last, *(letters.index(letter) for letter in "BCD")]
+    scored = Scored(victim, "main", [row["prompt"] for row in CHOICES], "A")
+    right = [place in known for place in range(len(CHOICES))]
+    assert [by_difference(scored, right, target, 12) for target in targets] == [True, False, False, False]
+    assert victim.sent <= 48, "within one day's evaluations_per_day"

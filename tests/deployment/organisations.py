@@ -13,10 +13,14 @@ from small_runs import settings, write_problems
 from fedrlvr.config import Config, parse_config
 from fedrlvr.deployment.site.client_app import app
 from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.egress import message_mark
 from fedrlvr.deployment.site.handler import Answering
+from fedrlvr.deployment.site.socket import state_directory
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
+from fedrlvr.privacy.card import digest_of
+from fedrlvr.privacy.decision_log import DecisionLog
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.simulation.run import Federation, new_cohort
 from fedrlvr.tasks.deal import deal
@@ -145,6 +149,12 @@ def through_flower(message: Message, terms: Terms, org: Organisation) -> Message
     full = RecordDict({**message.content, TERMS: terms_record(terms)})
     sent = Message(full, metadata=message.metadata)  # type: ignore[call-overload]
     return app(sent, Context(1, message.metadata.dst_node_id, {"site": str(org.path)}, RecordDict(), {}))
+
+
+def allow(org: Organisation, data: bytes, message_id: str) -> None:
+    """Write the line by which a worker lets these bytes leave as the reply to a message."""
+    log = DecisionLog(state_directory(org))
+    log.append("allow", kind="adapter", digest=digest_of(data), message=message_mark(message_id))
 
 
 def train_content(config: Config, cohort: Cohort, terms: Terms | None, round_: int = 1, **request: Any) -> RecordDict:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from organisations import Organisations
+from organisations import Organisations, allow
 
 from fedrlvr import __version__
 from fedrlvr.deployment.site import client_app
@@ -37,7 +37,9 @@ def test_messages_go_to_the_worker_and_its_answer_comes_back(
     def ask(org: Organisation, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         asked.append((org, header))
         assert unpack(data) == CONTENT
-        return {"ok": True}, pack(RecordDict({"back": ConfigRecord({"k": 2})}))
+        answer = pack(RecordDict({"back": ConfigRecord({"k": 2})}))
+        allow(org, answer, "m")
+        return {"ok": True}, answer
 
     monkeypatch.setattr(client_app, "ask", ask)
     org = organisation("ann")

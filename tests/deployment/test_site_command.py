@@ -20,7 +20,7 @@ from fedrlvr.cli.superlink import superlink
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site import socket as channel
-from fedrlvr.deployment.site.config import Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.deployment.site.config import EgressConfig, Limits, MachineConfig, Organisation, SiteConfig, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.reporting.doctor import Finding
 
@@ -76,7 +76,7 @@ def test_init_makes_a_key_and_a_config_and_says_what_is_next(tmp_path: Path, aut
 
 def test_every_setting_stands_in_the_file_with_its_meaning_and_default(tmp_path: Path) -> None:
     text = init_site(tmp_path).path.read_text()
-    for section, fields in (("limits", Limits), ("machine", MachineConfig)):
+    for section, fields in (("limits", Limits), ("machine", MachineConfig), ("egress", EgressConfig)):
         part = text.split(f"[{section}]\n")[1].split("\n[")[0]
         shown = "\n".join(line.removeprefix("# ") for line in part.splitlines() if " = " in line and line[0] == "#")
         values = tomllib.loads(shown)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from fedrlvr.config import parse_config
 from fedrlvr.labels.desk.app import make_desk
@@ -113,7 +114,16 @@ def desk(run: Path, *options: str, port: int = 0) -> Iterator[Process]:
 def serving(run: Path) -> Iterator[str]:
     """A desk in this process, which is quicker; its address with the token."""
     ledger = ledger_of(run)
-    app = make_desk(ledger, TOKEN, "clinic")
+    try:
+        with served(make_desk(ledger, TOKEN, "clinic")) as url:
+            yield url
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """An application of the desk in this process; its address with the token."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -124,7 +134,6 @@ def serving(run: Path) -> Iterator[str]:
         server.should_exit = server.force_exit = True
         thread.join(30)
         listening.close()
-        ledger.close()
 
 
 def error_of(text: str) -> str:

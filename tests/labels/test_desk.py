@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from fedrlvr.labels.desk import app as desk_module
 from fedrlvr.labels.desk.app import FILES, make_desk
+from fedrlvr.labels.desk.approval_app import APPROVAL_FILES
 from fedrlvr.labels.ledger import LabelLedger
 
 ROUTES = [
@@ -136,15 +137,22 @@ def test_every_answer_tells_browsers_to_be_strict(web: TestClient, path: str) ->
         assert "Access-Control-Allow-Origin" not in said
 
 
-def test_the_page_brings_everything_along_and_has_no_script_inside() -> None:
-    page = (desk_module.PAGE / "index.html").read_text("utf-8")
-    assert re.findall(r"<script([^>]*)>(.*?)</script>", page, re.S) == [(' src="desk.js" defer', "")]
+@pytest.mark.parametrize(
+    ("files", "script"), [(FILES, "desk.js"), (APPROVAL_FILES, "approve.js")], ids=["labels", "approval"]
+)
+def test_a_page_brings_everything_along_and_has_no_script_inside(
+    files: dict[str, tuple[str, str]], script: str
+) -> None:
+    page = (desk_module.PAGE / files["/"][0]).read_text("utf-8")
+    scripts = [(f' src="{name}" defer', "") for name in ("common.js", script)]
+    assert re.findall(r"<script([^>]*)>(.*?)</script>", page, re.S) == scripts
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
-    code = (desk_module.PAGE / "desk.js").read_text("utf-8")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", code)
-    for name, _ in FILES.values():
-        addresses = re.findall(r"https?://[^\s\"')]+", (desk_module.PAGE / name).read_text("utf-8"))
-        assert set(addresses) <= {"http://www.w3.org/2000/svg"}, name
+    assert {f"/{name}" for name in re.findall(r'(?:src|href)="([^"]+)"', page)} <= set(files)
+    for name, kind in files.values():
+        code = (desk_module.PAGE / name).read_text("utf-8")
+        assert set(re.findall(r"https?://[^\s\"')]+", code)) <= {"http://www.w3.org/2000/svg"}, name
+        if kind == "text/javascript":
+            assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", code), name
 
 
 # What is asked and said.

@@ -14,26 +14,38 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
+from fedrlvr.deployment.site.egress import HELLO, Egress
 from fedrlvr.deployment.site.socket import ask, node_file, state_directory
-from fedrlvr.errors import ConfigError, printable
+from fedrlvr.deployment.site.worker import SiteLog
+from fedrlvr.errors import CheckpointError, ConfigError, printable
 from fedrlvr.output import echo
 from fedrlvr.version import __version__
 from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
 from fedrlvr.wire.serialization import pack, unpack
 
-ANSWERED = (*get_args(MessageType), "query.hello")
+ANSWERED = (*get_args(MessageType), HELLO)
 
 
 class SiteApp(ClientApp):
     """Flower's ClientApp, which refuses messages without a handler in the same way as others."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """The reply to a message."""
+        """The reply to a message, as it leaves the site: everything that Flower is given passes `Egress.leave`."""
         kind = message.metadata.message_type
-        if kind not in ANSWERED:
+        if kind in ANSWERED:
+            reply = super().__call__(message, context)
+        else:
             _say(f"{kind} refused: no such message is answered")
-            return _error(message, REFUSED, f"messages of type {kind} are not answered")
-        return super().__call__(message, context)
+            reply = _error(message, REFUSED, f"messages of type {kind} are not answered")
+        try:
+            org = _organisation(context)
+            state_directory(org)
+        except (ConfigError, CheckpointError) as error:  # no site, no log: no more leaves than this
+            _say(f"{kind} failed: {error}")
+            return _error(
+                message, FAILED, f"failed at the organisation ({type(error).__name__}); the log there says why"
+            )
+        return Egress(org, SiteLog(org.log)).leave(message, reply)
 
 
 app = SiteApp()

@@ -20,6 +20,8 @@ from fedrlvr.config.reference import type_of
 from fedrlvr.config.sections import MOST_RESPONSES, Dtype, EngineConfig, ModelConfig, Name, Section
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
+from fedrlvr.privacy.card import Approve
+from fedrlvr.privacy.private_text import LEAST_CANARY, letters_of
 
 MessageType = Literal["train", "query.respond", "evaluate"]
 
@@ -39,6 +41,16 @@ class TaskConfig(DataConfig):
             if getattr(self, name):
                 raise ValueError(f"{name} has no place here: public problems come from the server")
         return self
+
+
+def _recognisable(canary: str) -> str:
+    if len(letters_of(canary)) < LEAST_CANARY:
+        raise ValueError(f"{canary!r} has fewer than {LEAST_CANARY} letters and digits")
+    return canary
+
+
+Canary = Annotated[str, AfterValidator(_recognisable)]
+"""A text that is long enough to stand in no response by chance."""
 
 
 class MachineConfig(Section):
@@ -228,6 +240,38 @@ class Limits(Section):
     that their number of problems supports; others to two significant digits."""
 
 
+class EgressConfig(Section):
+    """Approval of what leaves. Every reply passes one place, which writes the decision log `state/decisions.jsonl`."""
+
+    approve: Approve = "none"
+    """Replies that leave only once a person has approved them, in `fedrlvr desk --site` or with `fedrlvr site approve`:
+    those with an adapter, those with responses to public problems, or all that are no refusals."""
+    wait: float = Field(3600.0, gt=0, le=7 * 86400.0)
+    """Seconds that a reply waits for a person; afterwards it stays here. Choose fewer than the server's
+    federation.deadline, after which a reply is of no use."""
+    rule: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """Function of this site's own, as `package.module:function`, that decides about each reply by its card: True (it
+    leaves), False (it stays) or None (a person decides, as egress.approve says)."""
+    rule_seconds: float = Field(10.0, gt=0)
+    """Seconds that one call of egress.rule may take; afterwards its process is killed and the reply stays here."""
+    check_responses: bool = True
+    """Whether responses to public problems stay here if they hold text of this site's own problems and answers: words
+    in a row (egress.words), a long number (egress.digits) or a canary, that the public problems do not hold."""
+    words: int = Field(8, ge=3)
+    """Number of words in a row that a response and a private text must have in common for the response to stay here.
+    Raise it if phrases that all problems share keep responses back."""
+    digits: int = Field(8, ge=4)
+    """Number of digits from which on a number that a response and a private text have in common keeps the response
+    here."""
+    canaries: tuple[Canary, ...] = ()
+    """Texts of at least six letters or digits that no response may hold, such as invented names that were planted in
+    private problems."""
+    dropped_responses: int = Field(0, ge=0)
+    """Largest number of responses with private text that are taken out of a reply; with more the whole reply stays.
+    A server sees which are missing, and may so test texts of its choice against the private problems; with 0 each
+    message tells it one bit at most."""
+
+
 class SiteConfig(Section):
     """One organisation: its name, its server, its data and its models."""
 
@@ -262,6 +306,7 @@ class SiteConfig(Section):
     machine: MachineConfig = MachineConfig()
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
+    egress: EgressConfig = EgressConfig()
 
     @field_validator("superlink")
     @classmethod
@@ -396,4 +441,5 @@ _SECTIONS: dict[str, type[Section]] = {
     "machine": MachineConfig,
     "engine": EngineConfig,
     "limits": Limits,
+    "egress": EgressConfig,
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.errors import CheckpointError, LimitError
-from fedrlvr.files import atomic_text, file_lock, read_json
+from fedrlvr.files import atomic_text, read_json, waiting_lock
 
 DAYS = 30
 """Days over which a task's adapters are counted, the current one included."""
@@ -110,21 +110,10 @@ class AnsweredCounts:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, Any]]:
         """What the file holds, to change; written at the end unless an error is raised."""
-        end = time.monotonic() + WAIT_S
-        while (lock := self._lock()) is None:
-            if time.monotonic() > end:
-                raise CheckpointError(f"{self.path}: another process has held its lock for {WAIT_S:.0f} s.")
-            time.sleep(0.05)
-        with lock:
+        with waiting_lock(self.path.with_suffix(".lock"), WAIT_S):
             tree = self._read()
             yield tree
             atomic_text(self.path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
-
-    def _lock(self) -> Any:
-        try:
-            return file_lock(self.path.with_suffix(".lock"))
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be locked ({error.strerror}).") from error
 
     def _read(self) -> dict[str, Any]:
         try:

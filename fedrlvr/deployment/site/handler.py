@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.client import personal
 from fedrlvr.client.app import CohortApp, asked_in
@@ -23,7 +23,9 @@ from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.counts import AnsweredCounts
+from fedrlvr.deployment.site.egress import NOT_APPROVED, Egress
 from fedrlvr.deployment.site.release import SiteRelease
+from fedrlvr.deployment.site.reply_card import ComputedReply, parts_of
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
 from fedrlvr.deployment.site.wording import keep
@@ -45,19 +47,15 @@ from fedrlvr.tasks import rewards_for, task_of
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.deal import fit_client, instruction_of, own_problems
 from fedrlvr.tasks.golds import check_golds
+from fedrlvr.tasks.problem import Problem
 from fedrlvr.wire.messages import (
-    ARRAYS,
     DELTA,
-    METRICS,
     MOST_REASON,
-    PROBES,
-    UNCHANGED,
     EvaluateRequest,
     RespondRequest,
     StretchRequest,
-    record_in,
 )
-from fedrlvr.wire.public_messages import RESPOND, RESPONSES, read_problems
+from fedrlvr.wire.public_messages import RESPOND, read_problems
 from fedrlvr.wire.serialization import pack, unpack
 
 _log = logger("deployment")
@@ -120,6 +118,7 @@ class Answering:
 
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
+        self.egress = Egress(org, tell)
         self.models: dict[str, LoadedModel] = {}
         self._run_data: dict[str, RunData] = {}
         self._run, self._states = "", RoundStates(Path(), "", tell)
@@ -165,7 +164,7 @@ class Answering:
                 what it was.
         """
         kind, message_id = message.metadata.message_type, message.metadata.message_id
-        public = len(read_problems(message.content, _MOST_PUBLIC)[0]) if kind == RESPOND else 0
+        public = len(_public(message))
         self.tell(f"{where}: asked to {_asked(request, public)}")
         self._check_terms(terms)
         delta = None
@@ -179,6 +178,7 @@ class Answering:
         if (before := states.reply_to(message_id)) is not None:
             self.tell(f"{where}: the same message again, so the same answer is sent")
             return before
+        self.egress.drop_waiting()
         cohort = self._cohort(terms)
         self._count(kind, terms, request)  # before the problems are looked at, since a refusal tells of them too
         # Only now, or messages that are refused could drive out the memories of other runs.
@@ -196,15 +196,41 @@ class Answering:
         app = CohortApp(cohort, {_NODE: client}, initial, StepLog(self.tell, terms.run), release=release, log=log)
         past = _memory(states, app.request(message, _context(RecordDict())))
         context = _context(past.state)
+        remembered = RecordDict(dict(past.state))
         (reply,) = app([message], [context])
-        withheld = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else ""
-        answer = _WITHHELD + withheld.encode() if withheld else pack(reply.content)
+        withheld, answer = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else "", b""
+        if not withheld:
+            computed = ComputedReply(
+                reply.content, terms, request, kind, release.memory, client, _public(message), cohort.base
+            )
+            answer = self._approved(computed, message_id)
+            if not answer:  # as after a missed floor, nothing learnt in this round is kept
+                withheld, context = NOT_APPROVED, _context(remembered)
+                if release.memory is not None:
+                    release.memory.abandon(context)
+        answer = answer or _WITHHELD + withheld.encode()
         answered = app.request(message, context)
         if request.personal and not withheld and not answered.uses_personal:
             self._keep_personal(terms, answered, cohort.base)
         states.save(request.round, past, context, message_id, answer)
-        self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {_sent(reply.content)}")
+        self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {parts_of(reply.content)}")
         return answer
+
+    def _approved(self, reply: ComputedReply, message_id: str) -> bytes:
+        """The bytes of a reply that may leave; none if it has to stay here. It may wait for a person.
+
+        Raises:
+            CheckpointError: as `Egress.decide`.
+        """
+        dropped, keep_back = reply.checked(self.org.config.egress)
+        if dropped:
+            kept = "so the reply stays here" if keep_back else "and were taken out"
+            self.tell(
+                f"run {reply.terms.run}, round {reply.request.round}: {dropped} responses hold private text, {kept}"
+            )
+        data = pack(reply.content)
+        card = reply.card(self.org, data, dropped)
+        return data if self.egress.decide(card, message_id, keep_back=keep_back) else b""
 
     def _keep_personal(self, terms: Terms, request: ClientRequest, base: Base) -> None:
         """Write the personal adapter that a message left in the memory to the run's directory here, in PEFT's format.
@@ -422,6 +448,11 @@ def _memory(states: RoundStates, request: ClientRequest) -> Past:
     return states.go_on(round_) if request.under_way else states.begin(round_)
 
 
+def _public(message: Message) -> list[Problem]:
+    """The public problems of a message; none unless it is one of an exchange."""
+    return read_problems(message.content, _MOST_PUBLIC)[0] if message.metadata.message_type == RESPOND else []
+
+
 def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     """What is asked, in words and counts."""
     if isinstance(request, EvaluateRequest):
@@ -436,18 +467,3 @@ def _asked(request: StretchRequest | EvaluateRequest, public: int) -> str:
     else:
         tasks.append("keep the personal adapter" if request.personal else "send the adapter")
     return " and ".join(tasks)
-
-
-def _sent(content: RecordDict) -> str:
-    """What a reply holds, by its kinds and sizes."""
-    parts = []
-    for name, what in ((ARRAYS, "adapter"), (PROBES, "probes")):
-        if (arrays := record_in(content, name, ArrayRecord)) is not None:
-            parts.append(f"{what} {arrays.count_bytes():,} bytes")
-    if UNCHANGED in content:
-        parts.append("a note that the adapter is unchanged")
-    if (numbers := record_in(content, METRICS, MetricRecord)) is not None:
-        parts.append(f"{len(numbers)} numbers")
-    if (responses := record_in(content, RESPONSES, ArrayRecord)) is not None:
-        parts.append(f"{responses['length'].shape[0]} responses to public problems")
-    return ", ".join(parts)

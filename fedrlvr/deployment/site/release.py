@@ -154,6 +154,8 @@ class SiteRelease(Release):
     def __init__(self, limits: Limits, task: str, counts: AnsweredCounts | None = None) -> None:
         super().__init__(scale_free=limits.scale_free)
         self.limits, self.task, self.counts = limits, task, counts
+        self.memory: Memory | None = None
+        """Memory of the round that the last reply is about; None before one, and for evaluations."""
 
     def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
         """Check the sizes of the factors that a message begins with.
@@ -199,7 +201,7 @@ class SiteRelease(Release):
         Raises:
             FloorError: too little private training is behind the reply; the text names the floor and no count.
         """
-        asked = request.asked
+        asked, self.memory = request.asked, memory
         assert isinstance(asked, StretchRequest)
         # A policy that has taken no local steps in this round is the server's own, with public steps at most.
         if memory.influence or not isinstance(asked, RespondRequest):

@@ -23,7 +23,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 
-from fedrlvr.errors import ConfigError, LedgerError
+from fedrlvr.errors import ConfigError, EgressError, LedgerError
 from fedrlvr.labels.desk.access_guard import Guard, error_response
 from fedrlvr.labels.ledger import AskedProblem, LabelLedger, Verdict, expert_name
 from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv, write_csv
@@ -43,6 +43,7 @@ PAGE = Path(__file__).parent / "page"
 FILES = {
     "/": ("index.html", "text/html"),
     "/desk.css": ("desk.css", "text/css"),
+    "/common.js": ("common.js", "text/javascript"),
     "/desk.js": ("desk.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -57,11 +58,13 @@ _PATIENCE = 3
 """Seconds that requests in progress get when the desk is stopped."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Base of the bodies of requests, which have the declared fields alone."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class AnswerBody(_Body):
+class AnswerBody(Body):
     """An expert's verdict. `answer`: the right answer, or with accept the majority's as it was shown."""
 
     problem: str
@@ -70,16 +73,37 @@ class AnswerBody(_Body):
     answer: str | None = None
 
 
-class SecondBody(_Body):
+class SecondBody(Body):
     """The problem that a second expert is to see."""
 
     problem: str
 
 
-class ReleaseBody(_Body):
+class ReleaseBody(Body):
     """The expert who stops looking at a problem."""
 
     expert: str
+
+
+def guarded_app(token: str, names: Collection[str], files: Mapping[str, tuple[str, str]]) -> FastAPI:
+    """An application behind the guard that serves a page's files and answers errors as {"error": text}.
+
+    files: name and media type of each file of the page, by its path.
+
+    Raises:
+        ValueError: the token is empty.
+    """
+    if not token:
+        raise ValueError("a desk without a token")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, token=token, names=names, open_paths=files)
+    for kind in (LedgerError, EgressError):
+        app.add_exception_handler(kind, lambda _, error: error_response(400, str(error)))
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _refused)
+    for path, (name, media_type) in files.items():
+        _serve_file(app, path, (PAGE / name).read_bytes(), media_type)
+    return app
 
 
 def make_desk(
@@ -98,16 +122,8 @@ def make_desk(
     Raises:
         ValueError: the token is empty.
     """
-    if not token:
-        raise ValueError("a desk without a token")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, token=token, names=names, open_paths=FILES)
-    app.add_exception_handler(LedgerError, lambda _, error: error_response(400, str(error)))
-    app.add_exception_handler(RequestValidationError, _unreadable)
-    app.add_exception_handler(HTTPException, _refused)
+    app = guarded_app(token, names, FILES)
     done = _Done(ledger)
-    for path, (name, media_type) in FILES.items():
-        _serve_file(app, path, (PAGE / name).read_bytes(), media_type)
 
     @app.get("/api/next")
     def next_open(expert: str) -> dict[str, Any]:
@@ -128,18 +144,18 @@ def make_desk(
         return {"problem": _shown(entry), "said": {"verdict": opinion.verdict, "answer": opinion.answer}}
 
     @app.post("/api/answer")
-    def answer(word: Annotated[AnswerBody, _sent(AnswerBody)]) -> dict[str, int]:
+    def answer(word: Annotated[AnswerBody, sent_body(AnswerBody)]) -> dict[str, int]:
         expert = expert_name(word.expert)
         ledger.answer(word.problem, word.verdict, word.answer, expert=expert, at=clock())
         return {"done": done.note(expert, word.problem, word.verdict)}
 
     @app.post("/api/second")
-    def second(wish: Annotated[SecondBody, _sent(SecondBody)]) -> dict[str, bool]:
+    def second(wish: Annotated[SecondBody, sent_body(SecondBody)]) -> dict[str, bool]:
         ledger.ask_second(wish.problem, at=clock())
         return {"second": True}
 
     @app.post("/api/release")
-    def release(leaving: Annotated[ReleaseBody, _sent(ReleaseBody)]) -> dict[str, bool]:
+    def release(leaving: Annotated[ReleaseBody, sent_body(ReleaseBody)]) -> dict[str, bool]:
         ledger.release(leaving.expert)
         return {"released": True}
 
@@ -276,8 +292,8 @@ async def _sent_table(request: Request) -> bytes:
     return await _body(request, MOST_BYTES)
 
 
-def _sent(model: type[BaseModel]) -> Any:
-    """A route's parameter that is the request's body. FastAPI's own reading has no bound."""
+def sent_body(model: type[BaseModel]) -> Any:
+    """Parameter of a route that is the request's body. FastAPI's own reading has no bound."""
 
     async def read(request: Request) -> BaseModel:
         try:
