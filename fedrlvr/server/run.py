@@ -29,7 +29,7 @@ from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.advice import Adviser, trained_nothing
 from fedrlvr.reporting.observer import AlsoMeasured, Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
-from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.reporting.trackers import make_trackers
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
@@ -122,7 +122,7 @@ class Server:
         self.observer = Listeners(
             [
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
-                make_tracker(config.run.tracker, directory),
+                *make_trackers(config.run, directory, read_metrics),
                 ReportWriter(directory, self.config),
                 observer,
                 Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
