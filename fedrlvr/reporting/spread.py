@@ -43,7 +43,7 @@ def spread(by_seed: Mapping[int, float]) -> Spread | None:
 
 
 def paired(runs: Mapping[int, T], others: Mapping[int, T], value: Callable[[T], float]) -> Spread | None:
-    """By how much one arm is ahead of another, seed by seed, on the seeds that both have; None without any.
+    """Difference of two arms, seed by seed, on the seeds that both have; None without any.
 
     runs, others: by seed.
     """
