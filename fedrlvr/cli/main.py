@@ -1,5 +1,5 @@
-"""The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | tasks | validate |
-desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
+"""The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | tasks |
+validate | desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """

@@ -320,7 +320,11 @@ def differing_settings(arms: Sequence[ArmInComparison]) -> list[tuple[str, dict[
 def notes_of(arms: Sequence[ArmInComparison], over: Over) -> list[str]:
     """Notes on a comparison for its reader: those of the runs, other problems, other releases, and missing curves."""
     runs = [run for arm in arms for run in arm.runs.values()]
-    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    noted: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            noted.setdefault(note, []).append(run.name)
+    notes = [f"{_some(names)}: {note}." for note, names in noted.items()]
     for name, why in (("evaluation", _unevaluated), (f"number of {over}", lambda run: _uncosted(run, over))):
         without = [run.name for run in runs if why(run)]
         if without:

@@ -51,13 +51,13 @@ def _run(directory: Path, run: LoadedRun) -> RunInComparison:
         read = moments(run.records, run.settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a release whose records are other ones
         read = []
-        notes.append(f"its metrics.jsonl is not of this release's form ({type(error).__name__}), so it has no numbers")
+        notes.append(f"metrics.jsonl is not of this release's form ({type(error).__name__}), so there are no numbers")
     if done is None:
-        notes.append("it has no finished round yet")
+        notes.append("no round is finished yet")
     elif isinstance(planned, int) and done < planned:
-        notes.append(f"it has done {done} of {planned} rounds, and is compared as far as it goes")
+        notes.append(f"{done} of {planned} rounds are done, and are compared as far as they go")
     if not isinstance(seed, int):
-        notes.append("it has no seed, so it is taken as seed 0")
+        notes.append("the configuration has no seed, so it counts as seed 0")
         seed = 0
     return RunInComparison(
         str(directory), seed, flat_settings(run.settings), read, _digest(directory), run.version, notes

@@ -22,6 +22,8 @@ MOST_SETTINGS = 40
 """Largest number of differing settings that the terminal lists; the page has all."""
 MOST_BANDS = 4
 """Largest number of arms whose curves have the band of their interval over seeds."""
+FEWEST_IN_BAND = 3
+"""Smallest number of seeds whose interval is drawn; that of two is mostly wider than the figure."""
 _LONGEST = 60  # characters of a setting's value in the terminal
 _LONGEST_ON_PAGE = 400
 _UNITS = {"bytes": units.size, "seconds": units.duration}
@@ -57,7 +59,7 @@ def difference_text(value: Spread | Estimate | None) -> str:
         return units.MISSING
     if value.half is None:
         return units.signed(value.mean)
-    low, high = value.mean - value.half, value.mean + value.half
+    low, high = max(-1.0, value.mean - value.half), min(1.0, value.mean + value.half)
     return f"{units.signed(value.mean)} [{units.signed(low)}, {units.signed(high)}]"
 
 
@@ -99,7 +101,13 @@ def show_comparison(result: Comparisons, console: Console | None = None) -> None
     narrow = console.width < WIDE
     between = "\n" if narrow else " "
     numbers = ["runs", "start", "end", "area", f"end{between}minus 1", f"area{between}minus 1"]
-    table = new_table(f"arms over {result.over}", ["", "arm"], numbers)
+    if narrow:  # names would leave no room for numbers
+        table = new_table("arms", ["", "arm"], [])
+        for number, line in enumerate(result.results, start=1):
+            table.add_row(str(number), plain(line.arm.name))
+        console.print()
+        console.print(table)
+    table = new_table(f"scores over {result.over}", [""] if narrow else ["", "arm"], numbers)
     colours = {"up": "green", "down": "red", "": ""}
     for number, line in enumerate(result.results, start=1):
         minus = line.minus
@@ -109,7 +117,8 @@ def show_comparison(result: Comparisons, console: Console | None = None) -> None
             for gap in gaps
         ]
         cells = [score_text(part).replace(" ±", f"{between}±") for part in (line.start, line.end, line.area)]
-        table.add_row(str(number), plain(line.arm.name), str(len(line.arm.runs)), *cells, *gap_cells)
+        arm = [] if narrow else [plain(line.arm.name)]
+        table.add_row(str(number), *arm, str(len(line.arm.runs)), *cells, *gap_cells)
     console.print()
     console.print(table)
     console.print(Text(EXPLAINED.format(over=result.over)))
@@ -224,6 +233,6 @@ def mean_line(arm: ArmInComparison, over: Over, what: str, *, band: bool) -> Com
         assert cost is not None
         assert number is not None
         points.append((cost.mean, number.mean))
-        if number.half is not None:
-            bands.append((cost.mean, number.mean - number.half, number.mean + number.half))
+        if number.half is not None and len(there) >= FEWEST_IN_BAND:
+            bands.append((cost.mean, max(0.0, number.mean - number.half), min(1.0, number.mean + number.half)))
     return ComparedLine(points, bands if band else ())

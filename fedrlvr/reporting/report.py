@@ -37,6 +37,7 @@ from fedrlvr.reporting.scores import (
     also_measured,
     calibration,
     calibration_points,
+    client_numbers,
     dropped_responses,
     evaluations,
     label_lines,
@@ -395,7 +396,9 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Everybody with a number to draw: who trained in some round."""
-    return sorted({client for curve in _CURVES for client in series(records, curve.key)}, key=natural)
+    keys = [curve.key for curve in _CURVES]
+    drawn = {name for _, name, numbers in client_numbers(records) if any(numbers.get(key) is not None for key in keys)}
+    return sorted(drawn, key=natural)
 
 
 _PHASES = {"train": "train", "evaluate": "evaluate", "aggregate": "aggregate"}
