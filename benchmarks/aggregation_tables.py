@@ -26,7 +26,8 @@ from benchmarks.aggregation_cells import (
 from benchmarks.aggregation_data import SCALES
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, natural
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, spread
+from fedrlvr.reporting.spread import paired as by_seed
 from fedrlvr.server.metrics_log import read_metrics
 
 Run = dict[str, Any]
@@ -187,7 +188,7 @@ def over_seeds(runs: Mapping[int, Run], value: Callable[[Run], float]) -> Spread
 
 def paired(runs: Mapping[int, Run], others: Mapping[int, Run], value: Callable[[Run], float]) -> Spread:
     """Points by which one cell is ahead of another, seed by seed."""
-    result = spread({seed: value(run) - value(others[seed]) for seed, run in runs.items()})
+    result = by_seed(runs, others, value)
     assert result is not None
     return result
 

@@ -19,7 +19,7 @@ from mpmath import betainc
 from benchmarks.aggregation_tables import mean_score, worst_score
 from benchmarks.care_data import FAMILIES
 from benchmarks.pubswap_cells import STEPS, STRETCH
-from fedrlvr.reporting.sweep_table import spread
+from fedrlvr.reporting.spread import spread
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 TAU = 60

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.care_cells import BATCH
 from fedrlvr.reporting.scores import evaluations
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, spread
 from fedrlvr.zoo.generators import ALL
 
 Run = dict[str, Any]
@@ -172,11 +172,6 @@ def over_seeds(runs: Runs, value: Callable[[Run], float | None]) -> Spread | Non
     """A number's mean and interval over the seeds that have it; None if none has."""
     values = {seed: value(run) for seed, run in runs.items()}
     return spread({seed: number for seed, number in values.items() if number is not None and math.isfinite(number)})
-
-
-def paired(runs: Runs, others: Runs, value: Callable[[Run], float]) -> Spread | None:
-    """What one arm is ahead of another by, seed by seed, on the seeds that both have."""
-    return spread({seed: value(run) - value(others[seed]) for seed, run in runs.items() if seed in others})
 
 
 def recovered_over_seeds(runs: Runs, full: Runs, kind: str) -> Spread | None:

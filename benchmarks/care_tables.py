@@ -22,7 +22,6 @@ from benchmarks.care_data import (
     course,
     last,
     over_seeds,
-    paired,
     recovered_over_seeds,
     start,
     summary,
@@ -32,7 +31,7 @@ from benchmarks.care_figures import draw
 from fedrlvr import __version__
 from fedrlvr.config import load_config
 from fedrlvr.machine import description
-from fedrlvr.reporting.sweep_table import Spread
+from fedrlvr.reporting.spread import Spread, paired
 from fedrlvr.server.metrics_log import read_metrics
 
 Arms = Mapping[str, Runs]

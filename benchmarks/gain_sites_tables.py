@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.gain_cells import FEDERATIONS
 from benchmarks.tables import table
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, spread
 
 Verdicts = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
 """Each verdict.json by federation and kind of personal adapter, by seed."""

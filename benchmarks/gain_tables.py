@@ -18,7 +18,8 @@ from benchmarks.gain_sites_tables import site_tables
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, spread
+from fedrlvr.reporting.spread import paired as by_seed
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.version import __version__
 from fedrlvr.zoo.generators import ALL
@@ -126,8 +127,7 @@ def paired(
     runs: Runs, others: Runs, value: Callable[[Run], float], seeds: Iterable[int] | None = None
 ) -> Spread | None:
     """The difference of two arms, seed by seed."""
-    both = [seed for seed in runs if seed in others and (seeds is None or seed in seeds)]
-    return spread({seed: value(runs[seed]) - value(others[seed]) for seed in both})
+    return by_seed({seed: run for seed, run in runs.items() if seeds is None or seed in seeds}, others, value)
 
 
 def shown(value: Spread | None, *, sign: bool = False) -> str:

@@ -17,7 +17,7 @@ from fedrlvr.machine import description
 from fedrlvr.policy.peft_format import in_model_order, load_peft
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.reporting.scores import evaluations
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, spread
 from fedrlvr.rl import CORRECT
 from fedrlvr.seeds import stream
 from fedrlvr.server.metrics_log import read_metrics

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.gain_sites_tables import shown
 from benchmarks.tables import table
 from fedrlvr.machine import description
-from fedrlvr.reporting.sweep_table import Spread, spread
+from fedrlvr.reporting.spread import Spread, paired, spread
 from fedrlvr.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +49,6 @@ def gain(run: Run) -> float:
 def over(runs: Runs, value: Callable[[Run], float]) -> Spread | None:
     """Mean and interval over the seeds of an arm."""
     return spread({int(seed): value(run) for seed, run in runs.items()})
-
-
-def paired(runs: Runs, others: Runs, value: Callable[[Run], float]) -> Spread | None:
-    """The difference of two arms, seed by seed."""
-    return spread({int(seed): value(run) - value(others[seed]) for seed, run in runs.items() if seed in others})
 
 
 def arms_table(results: Mapping[str, Runs]) -> str:

@@ -2,6 +2,7 @@
 
     import fedrlvr
     result = fedrlvr.run("exp.toml")
+    tables = fedrlvr.load_run(result.directory)
 
 Importing this is cheap; torch, transformers and Flower load when a run starts.
 """
@@ -16,6 +17,7 @@ from fedrlvr.version import __version__
 
 if TYPE_CHECKING:
     from fedrlvr.config import Config
+    from fedrlvr.reporting.loaded_run import LoadedRun
     from fedrlvr.simulation.run import RunResult
 
 # Threads that wait should sleep, not spin: spinning ones take the cores from whoever else works on this machine, and
@@ -26,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-__all__ = ["__version__", "run"]
+__all__ = ["__version__", "load_run", "run"]
 
 
 def run(config: Config | dict[str, Any] | Path | str) -> RunResult:
@@ -46,3 +48,15 @@ def run(config: Config | dict[str, Any] | Path | str) -> RunResult:
     from fedrlvr.simulation.verdict import run as run_here
 
     return run_here(config).result
+
+
+def load_run(directory: Path | str) -> LoadedRun:
+    """Read a run's directory: its settings, its numbers as tables (pandas where it is installed), and its figures.
+
+    Raises:
+        ConfigError: the directory holds no run.
+        CheckpointError: metrics.jsonl is damaged.
+    """
+    from fedrlvr.reporting.loaded_run import load_run as load
+
+    return load(directory)

@@ -114,7 +114,8 @@ def test_an_unknown_key_names_the_nearest(tree: dict[str, Any], reason: str) -> 
     [
         ("run", "seed", -1),
         ("run", "keep_checkpoints", 1),
-        ("run", "tracker", "wandb"),
+        ("run", "trackers", ["carrier-pigeon"]),
+        ("run", "trackers", ["mlflow", "mlflow"]),
         ("model", "dtype", "float16"),
         ("lora", "rank", 0),
         ("lora", "alpha", 0),

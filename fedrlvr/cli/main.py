@@ -1,5 +1,5 @@
-"""The command line: run | sft | sweep | verdict | contribution | eval | prompts | responses | tasks | validate | desk |
-export | model | doctor, and for organisations on their own machines superlink | federate | site.
+"""The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | tasks |
+validate | desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.compare import compare
 from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
 from fedrlvr.cli.federate import federate
@@ -136,6 +137,7 @@ def sweep(
     result.check()
 
 
+app.command()(compare)
 app.command()(contribution)
 app.command()(sft)
 

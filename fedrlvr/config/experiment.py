@@ -225,6 +225,9 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} does not hold a JSON object.")
     if not tree.keys() & Config.model_fields.keys():
         raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
+    run = tree.get("run")
+    if isinstance(run, dict) and (tracker := run.pop("tracker", "none")) != "none":  # as releases up to 0.10.0 wrote it
+        run.setdefault("trackers", [tracker])
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))
@@ -247,6 +250,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 _RENAMED = {
+    "run.tracker": 'run.trackers, a list such as ["tensorboard"]',
     "data.reward": "data.rewards",
     "federation.deviations.*.reward": "federation.deviations.*.rewards",
     "supervision.warm_up": "supervision.vote_free_steps",

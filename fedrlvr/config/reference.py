@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from fedrlvr.config.sections import OnlyWith, Section
 
 _SINCE = """
-0.1.0 run name seed directory keep_checkpoints tracker
+0.1.0 run name seed directory keep_checkpoints
 0.1.0 model name dtype device gradient_checkpointing
 0.1.0 lora rank alpha targets
 0.1.0 data name path options train_size public_size test_size max_prompt_tokens
@@ -71,6 +71,7 @@ _SINCE = """
 0.9.0 deviations wrong_labels free_rider
 0.10.0 deviations template
 0.11.0 run alone_rates
+0.11.0 run trackers mlflow_uri
 0.10.0 prompt instruction system template examples shots chat template_args prefill stop
 0.10.0 limits chat template_args instruction system template examples shots prefill stop
 0.10.0 data rewards

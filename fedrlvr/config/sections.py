@@ -127,6 +127,9 @@ UserPath = Annotated[Path, AfterValidator(_expanded)]
 """A path in which ~ stands for the home directory."""
 
 
+TrackerName = Literal["tensorboard", "mlflow", "trackio", "wandb"]
+
+
 class RunConfig(Section):
     """The name, random seed and directory of one run."""
 
@@ -165,12 +168,30 @@ class RunConfig(Section):
     training alone often needs a smaller rate. Each multiple costs another training of all clients."""
     keep_checkpoints: int = Field(3, ge=2)
     """Number of newest rounds whose checkpoints stay on disk; older checkpoints are deleted."""
-    tracker: Literal["none", "tensorboard"] = "none"
-    """Experiment tracker that gets the metrics as well; metrics.jsonl is always written. `tensorboard` needs the extra
-    `trackers`."""
+    trackers: list[TrackerName] = []
+    """Experiment trackers that get the numbers of metrics.jsonl as well. Each needs the extra of its name, and writes
+    on this machine alone unless run.mlflow_uri is set. The default is none; metrics.jsonl is always written."""
+    mlflow_uri: str | None = None
+    """Address of an MLflow tracking server that gets the numbers, such as `http://mlflow.example.org:5000`; credentials
+    go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, never into this setting. Unset: MLflow writes to the
+    database `mlflow/mlflow.db` in the run's directory."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_tracker_once(cls, trackers: list[TrackerName]) -> list[TrackerName]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("a tracker is named twice")
+        return trackers
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _without_credentials(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError("write no credentials into the address: set MLFLOW_TRACKING_USERNAME and ..._PASSWORD")
+        return uri
 
     def check(self, config: Any) -> None:
-        """A verdict needs labels that are there before training, and a choice of rates needs validation problems."""
+        """A verdict needs labels, a choice of rates validation problems, and an address its tracker."""
         if len(set(self.alone_rates)) < len(self.alone_rates):
             raise ValueError(f"run.alone_rates: {self.alone_rates} names a multiple twice")
         if len(self.alone_rates) > 1 and not config.data.validation_size:
@@ -178,6 +199,8 @@ class RunConfig(Section):
                 "run.alone_rates: the choice between several learning rates needs validation problems; set "
                 "data.validation_size"
             )
+        if self.mlflow_uri is not None and "mlflow" not in self.trackers:
+            raise ValueError("run.mlflow_uri has no effect without 'mlflow' in run.trackers")
         if self.verdict and getattr(config.supervision, "labels_from", "dataset") == "desk":
             raise ValueError(
                 "run.verdict: with supervision.labels_from = 'desk' people would be asked for the labels of both runs. "

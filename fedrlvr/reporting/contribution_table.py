@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
 from fedrlvr.reporting.scores import Estimate, difference, estimate
-from fedrlvr.reporting.sweep_table import spread
+from fedrlvr.reporting.spread import spread
 from fedrlvr.reporting.tables import WIDE, new_table, plain
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "note", "problem"]
 
-EXTRAS = ("hub", "reasoning-gym", "trackers")
+EXTRAS = ("hub", "reasoning-gym", "tensorboard", "mlflow", "trackio", "wandb")
 """The extras a user may want; `test` and `check` are for work on fedrlvr itself."""
 _TIGHT_MEMORY, _TIGHT_DISK, _NO_DISK = 2 << 30, 2 << 30, 100 << 20  # bytes
 _CGROUP = Path("/sys/fs/cgroup")
@@ -91,7 +91,7 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
 def packages(requirements: Sequence[str]) -> Iterator[Finding]:
     """One finding for the dependencies that fit, one for each that does not, one for each extra.
 
-    requirements: as in a package's metadata, for example "torch<2.14,>=2.13" or "tensorboard>=2; extra == 'trackers'".
+    requirements: as in a package's metadata, for example "torch<2.14,>=2.13" or "datasets>=4; extra == 'hub'".
     """
     from packaging.requirements import Requirement
 

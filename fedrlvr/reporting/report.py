@@ -7,7 +7,7 @@ installed versions give the same bytes.
 from __future__ import annotations
 
 import json
-import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
-from fedrlvr.machine import package_version
 from fedrlvr.output import logger
 from fedrlvr.reporting import units
 from fedrlvr.reporting.advice import advise, round_means
 from fedrlvr.reporting.figures import (
     COLOURS,
+    MOST_POINTS,
     Curve,
     draw_calibration,
     draw_curves,
@@ -28,6 +28,8 @@ from fedrlvr.reporting.figures import (
     draw_shares,
 )
 from fedrlvr.reporting.observer import Event, Observer, RunEnded
+from fedrlvr.reporting.page import page_template
+from fedrlvr.reporting.provenance import read_about, versions
 from fedrlvr.reporting.responses import LoggedResponse, excerpt
 from fedrlvr.reporting.scores import (
     Comparison,
@@ -35,6 +37,7 @@ from fedrlvr.reporting.scores import (
     also_measured,
     calibration,
     calibration_points,
+    client_numbers,
     dropped_responses,
     evaluations,
     label_lines,
@@ -46,17 +49,22 @@ from fedrlvr.reporting.scores import (
     summarise,
     totals,
 )
+from fedrlvr.reporting.story import History, tell
 from fedrlvr.reporting.verdict import Verdict, read_verdict
-from fedrlvr.version import __version__
 
 _log = logger("reporting")
 
 Holdings = Mapping[str, Mapping[tuple[str, str], int]]
 
-PACKAGES = ("torch", "transformers", "flwr", "safetensors", "pydantic", "mpmath", "numpy")
-"""Packages whose versions can change a result."""
 MOST_RESPONSES_SHOWN = 8
 """Largest number of responses in a report."""
+MOST_ROWS = 200
+"""Largest number of rows of a table; a note says how many are left out, and metrics.jsonl has all."""
+MOST_IN_MATRIX = 40
+"""Largest number of clients whose adapters are shown on every client's problems."""
+_MOST_SOURCES = 40  # columns of the table of problems
+_MOST_TOLD = 20  # clients that a sentence names
+_LONGEST_VALUE = 2000  # characters of a setting
 
 
 _CURVES = (
@@ -139,7 +147,7 @@ def write_report(directory: Path, config: Config, records: Sequence[Mapping[str,
     """
     path = directory / "report.html"
     holdings, gains = _read_holdings(directory / "holdings.json"), read_verdict(directory, config.train.rounds)
-    page = render(config, records, holdings, gains, _read_responses(directory))
+    page = render(config, records, holdings, gains, _read_responses(directory), read_about(directory))
     try:
         atomic_text(path, page)
     except CheckpointError as error:
@@ -156,35 +164,23 @@ def render(
     holdings: Holdings | None = None,
     gains: Verdict | None = None,
     responses: Sequence[tuple[str, LoggedResponse]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> str:
     """The report's page as HTML text.
 
     holdings: number of problems by "train" and "test", then by (client, source). gains: each client's verdict.
-    responses: a few, each with its client.
+    responses: a few, each with its client. about: the run's provenance (about.json).
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for function in (
-        units.percent,
-        units.with_interval,
-        units.signed,
-        units.count,
-        units.size,
-        units.duration,
-        units.points,
-    ):
-        environment.filters[function.__name__] = function
     scores = summarise(records)
-    sums, also = totals(records), also_measured(records)
-    page = environment.get_template("report.html.jinja").render(
+    sums, also, left_out = totals(records), also_measured(records), _left_out(records)
+    times = Counter(client for _, client, _ in left_out)
+    page = page_template("report.html.jinja").render(
         config=config,
+        story=list(tell(History(records, config.train.rounds, gains)).values()),
+        about=about or {},
+        most=MOST_ROWS,
+        most_in_matrix=MOST_IN_MATRIX,
+        coarse=len(records) > MOST_POINTS,
         scores=scores,
         sums=sums,
         verdict=_verdict(scores.overall, len(scores.sources)) if scores else None,
@@ -203,14 +199,16 @@ def render(
         personal=personal_scores(records),
         also_loss=also[0],
         also_task=also[1],
-        left_out=_left_out(records),
+        left_out=left_out,
+        left_out_times=times.most_common(_MOST_TOLD),
+        left_out_more=len(times) > _MOST_TOLD,
         dropped=dropped_responses(records),
         phases=_phases(sums),
         holdings=_holdings_matrix(holdings) if holdings else None,
         responses=responses,
         advice=advise([round_means(record) for record in records]),
         settings=_settings(config),
-        versions=_versions(),
+        versions=versions(),
         many=COLOURS,
     )
     return printable(page, keep="\n\t")
@@ -399,7 +397,9 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Everybody with a number to draw: who trained in some round."""
-    return sorted({client for curve in _CURVES for client in series(records, curve.key)}, key=natural)
+    keys = [curve.key for curve in _CURVES]
+    drawn = {name for _, name, numbers in client_numbers(records) if any(numbers.get(key) is not None for key in keys)}
+    return sorted(drawn, key=natural)
 
 
 _PHASES = {"train": "train", "evaluate": "evaluate", "aggregate": "aggregate"}
@@ -427,9 +427,11 @@ def _holdings_matrix(parts: Holdings) -> dict[str, Any]:
     """Clients by sources; each cell is (training, held-out)."""
     cells = {*parts["train"], *parts["test"]}
     clients = sorted({client for client, _ in cells}, key=natural)
-    sources = sorted({source for _, source in cells})
+    every = sorted({source for _, source in cells})
+    sources = every[:_MOST_SOURCES]
     return {
         "sources": sources,
+        "more": len(every) - len(sources),
         "rows": [
             (c, [(parts["train"].get((c, s), 0), parts["test"].get((c, s), 0)) for s in sources]) for c in clients
         ],
@@ -449,10 +451,6 @@ def _settings(config: Config) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _versions() -> list[tuple[str, str]]:
-    versions = [(package, package_version(package)) for package in PACKAGES]
-    known = [(package, version) for package, version in versions if version is not None]
-    return [("fedrlvr", __version__), ("Python", platform.python_version()), *known]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    more = len(text) - _LONGEST_VALUE
+    return text if more <= 0 else f"{text[:_LONGEST_VALUE]} ... ({units.count(more)} more characters in config.json)"

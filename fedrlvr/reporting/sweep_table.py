@@ -1,14 +1,12 @@
 """The table of a sweep: for each arm the mean over seeds and its 95 % interval, in a terminal, in Markdown and in JSON.
 
-The interval is Student's: mean +- t s / sqrt(n), with s the standard deviation of the n seeds and t the 97.5 %
-quantile for n - 1 degrees of freedom. It says how far another set of seeds might lead, on the same held-out problems.
-Arms are compared seed by seed: the interval of a difference is that of the n differences to the first arm.
+Intervals are Student's over seeds (spread.py), on the same held-out problems. Arms are compared seed by seed: the
+interval of a difference is that of the n differences to the first arm.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedrlvr.output import console as new_console
 from fedrlvr.reporting import units
-from fedrlvr.reporting.scores import evaluations, t95, totals
+from fedrlvr.reporting.scores import evaluations, totals
+from fedrlvr.reporting.spread import Spread, paired, spread
 from fedrlvr.reporting.tables import WIDE, new_table, plain
 
 if TYPE_CHECKING:
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 _ARM = 16
 """Columns that an arm's name gets however narrow the terminal is."""
 _ONE_SEED = "One seed: no interval."
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A number over seeds: its mean, half of its 95 % interval (None with one seed), and each seed's own."""
-
-    mean: float
-    half: float | None
-    by_seed: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +45,6 @@ class ArmLine:
     bytes_up: Spread | None
 
 
-def spread(by_seed: Mapping[int, float]) -> Spread | None:
-    """Mean and interval over seeds; None without any."""
-    if not by_seed:
-        return None
-    values = list(by_seed.values())
-    half = None
-    if len(values) > 1:
-        half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Spread(statistics.fmean(values), half, dict(by_seed))
-
-
 def tabulate(
     arms: Sequence[tuple[str, dict[str, str]]], records: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 ) -> list[ArmLine]:
@@ -81,13 +60,14 @@ def tabulate(
         sums = {seed: totals(metrics) for seed, metrics in by_seed.items()}
         before = {seed: rounds[0][0].mean for seed, rounds in scores.items() if 0 in rounds}
         after = {seed: rounds[max(rounds)][0].mean for seed, rounds in scores.items() if max(rounds, default=0) > 0}
-        gaps = {seed: value - first[seed] for seed, value in after.items() if seed in first} if lines else {}
+        gaps = paired(after, first, float)  # none in the first arm
         if not lines:
             first = after
         tokens = {seed: float(total.tokens_sampled) for seed, total in sums.items()}
         up = {seed: statistics.fmean(total.bytes_up.values()) for seed, total in sums.items() if total.bytes_up}
-        numbers = (spread(part) for part in (before, after, gaps, tokens, up))
-        lines.append(ArmLine(name, settings, sorted(by_seed), *numbers))
+        lines.append(
+            ArmLine(name, settings, sorted(by_seed), spread(before), spread(after), gaps, spread(tokens), spread(up))
+        )
     return lines
 
 

@@ -1,6 +1,6 @@
 """The server of a run: rounds over a Flower grid, from a config to a run directory.
 
-config.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
+config.json   about.json   metrics.jsonl   holdings.json   checkpoints/   clients/   adapter/   report.html
 
 The local engine (run.py) gives it a grid of clients in this process, `fedrlvr.deployment` one of organisations.
 """
@@ -29,8 +29,9 @@ from fedrlvr.policy.base import Base
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.reporting.advice import Adviser, trained_nothing
 from fedrlvr.reporting.observer import AlsoMeasured, Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
+from fedrlvr.reporting.provenance import write_about
 from fedrlvr.reporting.report import ReportWriter
-from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.reporting.trackers import make_trackers
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
@@ -128,7 +129,7 @@ class Server:
         self.observer = Listeners(
             [
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
-                make_tracker(config.run.tracker, directory),
+                *make_trackers(config.run, directory, read_metrics),
                 ReportWriter(directory, self.config),
                 observer,
                 Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
@@ -162,6 +163,7 @@ class Server:
                 for name, context in memories.items():
                     context.state = checkpoints.load_memory(checkpoint.round, name)
             self._write_down(holdings, same_problems=checkpoint is not None)
+            write_about(self.directory, first_round)
             probes = shared_numbers(self.base, self.config)
             strategy = FederatedRLVR(self.asks, names, self.initial, self.observer, self.public, probes)
             if self.begin.given is not None:

@@ -20,6 +20,7 @@ from fedrlvr.policy.base import load_base, threads_here
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.responses import ResponseLog
+from fedrlvr.reporting.trackers import check_trackers
 from fedrlvr.seeds import stream
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.run import Also, RunResult, Server, Wrap, public_set
@@ -98,6 +99,7 @@ def new_cohort(config: Config) -> Cohort:
 
 
 def _go(config: Config, directory: Path, observer: Observer | None, after: After | None, *, resume: bool) -> RunResult:
+    check_trackers(config.run)  # before a model is loaded
     federation = Federation(config, directory, new_cohort(config), observer or Observer())
     result = federation.go(resume=resume)
     if after is not None:

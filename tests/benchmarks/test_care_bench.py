@@ -21,7 +21,6 @@ from benchmarks.care_data import (
     collapsed,
     course,
     over_seeds,
-    paired,
     recovered,
     recovered_over_seeds,
     summary,
@@ -39,7 +38,7 @@ from benchmarks.care_tables import (
     shown,
 )
 from fedrlvr.config import CareSupervision, Config, SelectionSupervision, load_config
-from fedrlvr.reporting.sweep_table import Spread
+from fedrlvr.reporting.spread import Spread, paired
 from fedrlvr.tasks.deal import deal
 
 T4 = 2.7764

@@ -51,7 +51,10 @@ Arm = Callable[[str], Path]
         ("sampling.max_new_tokens=510", ["ann", "max_new_tokens", "512"]),
         ("data.max_prompt_tokens=2", ["no training problem has at most data.max_prompt_tokens = 2"]),
         ("data.max_prompt_tokens=510", ["data.max_prompt_tokens = 510", "512 positions"]),
-        ("run.tracker=carrier-pigeon", ["run.tracker"]),
+        ('run.trackers=["carrier-pigeon"]', ["run.trackers"]),
+        ("run.tracker=tensorboard", ["run.trackers"]),
+        ("run.mlflow_uri=http://localhost:1", ["run.mlflow_uri", "run.trackers"]),
+        ("run.mlflow_uri=http://me:secret@localhost:1", ["run.mlflow_uri", "MLFLOW_TRACKING_USERNAME"]),
     ],
 )
 def test_a_wrong_setting(override: str, words: list[str], refused: Refused, toml: Toml, tmp_path: Path) -> None:

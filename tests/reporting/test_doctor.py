@@ -23,7 +23,7 @@ def test_packages_that_fit_that_do_not_and_that_are_missing() -> None:
                 "numpy<1",
                 "no-such-package-anywhere>=2",
                 "no-such-package-either; extra == 'hub'",
-                "rich<1; extra == 'trackers'",
+                "rich<1; extra == 'tensorboard'",
                 "rich>=1; extra == 'reasoning-gym'",
                 "no-such-tool; extra == 'check'",
             ]
@@ -35,7 +35,7 @@ def test_packages_that_fit_that_do_not_and_that_are_missing() -> None:
     assert by_name["no-such-package-anywhere"].status == "problem"
     assert by_name["extra hub"].status == "ok"
     assert by_name["extra hub"].value == "not installed (no-such-package-either): pip install 'fedrlvr[hub]'"
-    assert by_name["extra trackers"].status == "note"
+    assert by_name["extra tensorboard"].status == "note"
     assert by_name["extra reasoning-gym"].value == "installed"
     assert "extra check" not in by_name
 

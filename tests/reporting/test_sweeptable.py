@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from fedrlvr.reporting.scores import t95
-from fedrlvr.reporting.sweep_table import show_sweep, spread, tabulate, to_json, to_markdown
+from fedrlvr.reporting.spread import spread
+from fedrlvr.reporting.sweep_table import show_sweep, tabulate, to_json, to_markdown
 
 ABOUT = {"command": "fedrlvr sweep", "date": "2026-11-21 10:00", "seeds": [3, 4], "machine": "2 cores", "fedrlvr": "1"}
 
