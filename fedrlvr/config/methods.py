@@ -283,6 +283,8 @@ RuleName = Annotated[
 Precision = Literal["float32", "float16", "int8"]
 """Number format in which clients send adapters."""
 FGRPO = OnlyWith("weights", ("fgrpo",))
+GainSource = Literal["reported", "public"]
+"""Rewards that FGRPO's gains are measured in."""
 
 
 WITH_MOMENTUM = [name for name, optimizer in SERVER_OPTIMIZERS.items() if optimizer.has_momentum]
@@ -349,9 +351,15 @@ class AggregationConfig(Section):
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
     rewards. Unset: relative."""
+    fgrpo_gain_from: Annotated[GainSource | None, FGRPO] = None
+    """Rewards that a client's gain is measured in. `reported` takes the mean reward that the client states for its own
+    problems. `public` takes the share of the client's responses to the exchanges' public problems that the server's own
+    grader calls correct; it needs coordination.type = 'pubswap', with any `swap` (with `none` the responses travel to
+    the server alone). Unset: reported."""
     fgrpo_baseline: Annotated[Baseline | None, FGRPO] = None
     """Baseline of a client's reward: `ema` is the moving average of its earlier mean rewards, `window` the mean of the
-    last few. Unset: ema."""
+    last few, `peers` the mean over the clients of the same round, which needs fgrpo_gain_from = 'public'. Unset: ema;
+    peers with fgrpo_gain_from = 'public'."""
     fgrpo_shape: Annotated[Shape | None, FGRPO] = None
     """Factor that a gain becomes: `softmax` is exp(gain / temperature); `positive` is the positive part of the gain
     plus a floor. Unset: softmax."""
@@ -363,6 +371,10 @@ class AggregationConfig(Section):
     """Number of rounds in the baseline `window`. Unset: 5."""
     fgrpo_floor: Annotated[float | None, FGRPO, OnlyWith("fgrpo_shape", ("positive",))] = Field(None, gt=0)
     """Factor of a client without a gain in the `positive` shape; a full relative gain adds 1. Unset: 0.1."""
+    fgrpo_shrink: Annotated[bool, FGRPO] = False
+    """Whether gains are multiplied by 1 / (1 + noise / signal), so that gains that chance can explain do not change the
+    weights, and clients with few problems have smaller gains. It needs mean rewards from 0 to 1. Turn it on where a
+    round's rewards come from few problems (docs/methods.md, section 5)."""
 
     @property
     def rule(self) -> LoraRule:
@@ -373,7 +385,15 @@ class AggregationConfig(Section):
     def fgrpo(self) -> dict[str, Any]:
         """The options of `FGRPOWeights` that are set."""
         options = {name.removeprefix("fgrpo_"): value for name, value in self if name.startswith("fgrpo_")}
+        options.pop("gain_from")
+        if self.gains_are_public:
+            options["baseline"] = self.fgrpo_baseline or "peers"
         return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def gains_are_public(self) -> bool:
+        """Whether client weights go by the server's own grades of responses to public problems."""
+        return self.fgrpo_gain_from == "public"
 
     def server_rate(self, config: Any) -> float | Literal["auto"]:
         """Length of the server's step in the experiment `config`: the setting, or what stands for an unset one."""
@@ -436,7 +456,20 @@ class AggregationConfig(Section):
     def check(self, config: Any) -> None:
         """Server step, client weights and robust means suit the rule, the supervision and the number of clients."""
         self._check_server_step(config)
-        if self.weights == "fgrpo" and not config.supervision.verified:
+        if self.gains_are_public and config.coordination.type == "none":
+            raise ValueError(
+                "aggregation.fgrpo_gain_from = 'public' grades the responses of exchanges, which coordination.type = "
+                "'none' has none of; set coordination.type = 'pubswap' (with coordination.swap = 'none' no client gets "
+                "others' responses)"
+            )
+        if self.fgrpo_baseline == "peers" and not self.gains_are_public:
+            raise ValueError(
+                "aggregation.fgrpo_baseline = 'peers' compares rewards of different clients, which needs problems that "
+                "all of them answer; set aggregation.fgrpo_gain_from = 'public' too"
+            )
+        if self.fgrpo_beta is not None and self.fgrpo.get("baseline") == "peers":
+            raise ValueError("aggregation.fgrpo_beta has no effect with the baseline peers; set fgrpo_baseline = 'ema'")
+        if self.weights == "fgrpo" and not config.supervision.verified and not self.gains_are_public:
             raise ValueError(
                 f"aggregation.weights = 'fgrpo' weighs by verified rewards, of which supervision.type = "
                 f"{config.supervision.type!r} has none"
