@@ -248,14 +248,14 @@ class FGRPOWeights:
         problems: Mapping[str, int],
     ) -> dict[str, float]:
         """Upper bound of each gain's noise, as a variance in the gain's units."""
-        own = {client: reward * (1 - reward) / problems[client] for client, reward in rewards.items()}
+        reward_noises = {client: reward * (1 - reward) / problems[client] for client, reward in rewards.items()}
         clients, most = len(rewards), LARGEST[self.gain] ** 2
         noises = {}
         for client, (baseline, scale) in baselines.items():
             if self.baseline == "peers":
-                noise = (1 - 2 / clients) * own[client] + sum(own.values()) / clients**2
+                noise = (1 - 2 / clients) * reward_noises[client] + sum(reward_noises.values()) / clients**2
             else:
-                noise = own[client] + self._left(client) * baseline * (1 - baseline) / problems[client]
+                noise = reward_noises[client] + self._left(client) * baseline * (1 - baseline) / problems[client]
             # What is clipped to a range varies by no more than the square of half of its width.
             noises[client] = noise / scale**2 if noise < most * scale**2 else most
         return noises

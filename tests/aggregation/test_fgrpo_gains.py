@@ -75,7 +75,7 @@ def test_noise_of_a_gain_against_the_round_by_hand() -> None:
     rewards, problems = {"a": 0.2, "b": 0.4, "c": 0.7}, dict.fromkeys("abc", 10)
     mean = 1.3 / 3
     raw = {client: reward / mean - 1 for client, reward in rewards.items()}
-    noises = {c: (own / 3 + 0.061 / 9) / mean**2 for c, own in zip("abc", (0.016, 0.024, 0.021), strict=True)}
+    noises = {c: (variance / 3 + 0.061 / 9) / mean**2 for c, variance in zip("abc", (0.016, 0.024, 0.021), strict=True)}
     signal = sum((gain - fmean(raw.values())) ** 2 for gain in raw.values()) / 2 - fmean(noises.values())
     expected = {client: gain / (1 + noises[client] / signal) for client, gain in raw.items()}
     assert FGRPOWeights(baseline="peers", shrink=True).gains(rewards, problems) == pytest.approx(expected)

@@ -60,12 +60,12 @@ def test_public_gains_need_no_label() -> None:
 
 def test_organisations_are_told_that_their_responses_travel() -> None:
     text = "responses to the public problems"
-    told = {
+    texts = {
         source: "\n".join(travels(parsed({**PUBLIC, "fgrpo_gain_from": source}, {**PUBSWAP, "swap": "none"})))
         for source in ("public", "reported")
     }
-    assert text in told["public"]
-    assert text not in told["reported"]
+    assert text in texts["public"]
+    assert text not in texts["reported"]
 
 
 class Recording(LocalGrid):
