@@ -1,4 +1,4 @@
-"""The cells of `scripts/bench weights` and `methods`: their settings, and the numbers that tables take of their runs."""
+"""The cells of `scripts/bench weights` and `methods`: settings, and the numbers that tables take of runs."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_p_values_of_weights_are_corrected_over_every_difference() -> None:
         ("noisy", "equal", "auto"): runs["same"],
     }
     tested = weights_tables.corrected(cells)
-    # Differences 1, 2, 3: t = 2 sqrt(3), p = 0.0742 with two degrees of freedom, and twice that after Holm. -1, 0, 1: 1.
+    # Differences 1, 2, 3: t = 2 sqrt(3), p = 0.0742 with two degrees of freedom, twice that after Holm. -1, 0, 1: 1.
     assert tested["plain", "public", "auto"] == pytest.approx((0.0742, 0.1484), abs=1e-4)
     assert tested["noisy", "equal", "auto"] == pytest.approx((1.0, 1.0))
     assert set(tested) == {("plain", "public", "auto"), ("noisy", "equal", "auto")}
