@@ -1,13 +1,14 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, and `methods`
-those of the three seams;
+those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, `methods` those of
+supervision and coordination, and `aggregation` that of the third seam;
 `reference` describes every setting.
 """
 
 from __future__ import annotations
 
+from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.experiment import (
     Config,
     load_config,
@@ -15,7 +16,6 @@ from fedrlvr.config.experiment import (
     parse_config,
 )
 from fedrlvr.config.methods import (
-    AggregationConfig,
     Asking,
     CareSupervision,
     DemonstrationsSupervision,

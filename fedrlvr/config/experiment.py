@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.also import AlsoConfig, EvaluateSection, OtherTask
 from fedrlvr.config.federation import Deviation, FederationConfig
-from fedrlvr.config.methods import AggregationConfig, Coordination, LabelsSupervision, NoCoordination, Supervision
+from fedrlvr.config.methods import Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
 from fedrlvr.config.prompt import PromptConfig, with_template

@@ -33,7 +33,25 @@ class Deviation(Section):
     `prompt.template` is for all clients. Unset: the problems stay as they are."""
     rewards: Annotated[RewardList, TRAINS] = Field(default_factory=list)
     """The client's own rewards for its training problems, as `data.rewards` is for all. Held-out and public problems
-    keep the rewards of the run. Unset: data.rewards."""
+    keep the rewards of the run; [{use = "grader", weight = 0.1}] gives rewards of another scale, which matters with
+    train.scale_by_std = false and train.kl_beta. Unset: data.rewards."""
+    unsolvable: Annotated[float, TRAINS] = Field(0.0, ge=0, le=1)
+    """Share of the client's training problems on which every response gets a reward of 0, as if no response could be
+    correct; the problems are drawn by seed. With 1 the client trains on nothing, and reports a mean reward of 0. 0:
+    every problem can be solved."""
+    flipped_rewards: Annotated[float, TRAINS] = Field(0.0, ge=0, le=1)
+    """Share of the rewards of the client's training responses that its grader gets wrong: a reward r becomes 1 - r. The
+    responses are drawn at random, by seed, client, problem and text, so that a response that is given again to the same
+    problem is graded as before. 0: no reward is flipped."""
+    contradicts: Annotated[str | None, TRAINS] = None
+    """Name of a client whose training problems this client holds in place of its own, with answers that contradict that
+    client's: a whole number becomes the next one, yes and no change places, and so do the letters A and B (any other
+    letter becomes A). Held-out problems keep their answers. Unset: the client holds its own problems."""
+
+    @property
+    def deviates_in_rewards(self) -> bool:
+        """Whether rewards of training responses are other than the graders give them."""
+        return self.unsolvable > 0 or self.flipped_rewards > 0
 
     @field_validator("template")
     @classmethod
@@ -93,7 +111,7 @@ class FederationConfig(Section):
             place = f"federation.deviations.{client}"
             if client not in self.names:
                 raise ValueError(f"{place}: there is no such client; the clients are {', '.join(self.names)}")
-            for name in ("free_rider", "rewards"):
+            for name in ("free_rider", "rewards", "unsolvable", "flipped_rewards", "contradicts"):
                 if self.arm == "central" and getattr(deviation, name):
                     raise ValueError(
                         f"{place}.{name} has no effect with federation.arm = 'central', which has one client"
@@ -101,14 +119,36 @@ class FederationConfig(Section):
             if deviation.template is not None and config.prompt.template is not None:
                 raise ValueError(f"{place}.template has no effect beside prompt.template. Leave one of them out")
             supervision = config.supervision
-            unlabelled = {"wrong_labels": supervision.unlabelled or not supervision.verified}
-            for name, useless in {**unlabelled, "rewards": not supervision.verified}.items():
+            unlabelled = supervision.unlabelled or not supervision.verified
+            of_labels = dict.fromkeys(("wrong_labels", "contradicts"), unlabelled)
+            of_rewards = dict.fromkeys(("rewards", "unsolvable", "flipped_rewards"), not supervision.verified)
+            for name, useless in {**of_labels, **of_rewards}.items():
                 if useless and getattr(deviation, name):
                     raise ValueError(
                         f"{place}.{name} has no effect with supervision.type = {supervision.type!r}, whose rewards do "
                         "not come from the labels of the data set"
                     )
             check_weighted(f"{place}.rewards", deviation.rewards, supervision)
+            self._check_contradiction(place, client, deviation)
+            entries = deviation.rewards or config.data.rewards
+            if deviation.deviates_in_rewards and [entry.weight for entry in entries] not in ([], [1.0]):
+                raise ValueError(
+                    f"{place}: unsolvable and flipped_rewards change one reward of weight 1, and there are several, or "
+                    "another weight. Leave one of them out"
+                )
+
+    def _check_contradiction(self, place: str, client: str, deviation: Deviation) -> None:
+        other = deviation.contradicts
+        if other is None:
+            return
+        if other == client or other not in self.names or self.deviations.get(other, Deviation()).contradicts:
+            raise ValueError(
+                f"{place}.contradicts = {other!r}: name another client that holds problems of its own; the clients are "
+                f"{', '.join(self.names)}"
+            )
+        for name in ("wrong_labels", "template"):
+            if getattr(deviation, name):
+                raise ValueError(f"{place}.{name} has no effect beside contradicts, which replaces the problems")
 
     @property
     def names(self) -> list[str]:

@@ -85,6 +85,8 @@ _SINCE = """
 0.10.0 rewards use weight time_limit memory
 0.11.0 rewards name
 0.10.0 supervision responses
+0.11.0 aggregation fgrpo_gain_from fgrpo_shrink
+0.11.0 deviations unsolvable flipped_rewards contradicts
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {

@@ -1,8 +1,8 @@
 """Filters, weights and aggregates a round's client adapters, then takes the server's step, as [aggregation] says.
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
-What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean) holds them all,
-and is off unless it is asked for.
+What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean, client weights
+that compare clients) holds them all, and is off unless it is asked for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fedrlvr.aggregation.lora_rule import ProductAggregation
 from fedrlvr.aggregation.personal import PERSONAL, PersonalMethod
 from fedrlvr.aggregation.robust import CLIP, HOSTILE, ROBUST_MEANS, TRIM, clipped, robust_mean
 from fedrlvr.aggregation.server_step import ServerStep, moved
-from fedrlvr.config.methods import AggregationConfig
-from fedrlvr.errors import FedrlvrError, RoundError
+from fedrlvr.config.aggregation import AggregationConfig
+from fedrlvr.errors import FedrlvrError, MessageError, RoundError
 from fedrlvr.output import logger
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
@@ -36,12 +36,21 @@ class Combiner:
 
     step: the server's step; None: the global model is the mean itself.
     verified: whether FGRPO goes by `verified_reward`, which a client may lack, since not all of its rewards are true.
+    problems: that a client draws in a round, at most.
     """
 
-    def __init__(self, config: AggregationConfig, *, step: ServerStep | None = None, verified: bool = False) -> None:
+    def __init__(
+        self,
+        config: AggregationConfig,
+        *,
+        step: ServerStep | None = None,
+        verified: bool = False,
+        problems: int = 0,
+    ) -> None:
         self.config = config
         self.rule = config.rule.aggregation()
-        self.verified = verified
+        self.verified = verified and not config.gains_are_public
+        self.problems = problems
         self.fgrpo = FGRPOWeights(**config.fgrpo) if config.weights == "fgrpo" else None
         self.step = step
         self.middle = 0.0
@@ -95,9 +104,16 @@ class Combiner:
                 return self._stepped(self.step, dict(taken), examples, model, record)
             if self.config.robust in ROBUST_MEANS:
                 return self._robust(dict(taken), model, record)
-            pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
-            result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
-            for client, weight in self._weights(examples, record).items():
+            if self.fgrpo is not None and self.fgrpo.compares:
+                adapters = dict(taken)  # after which all rewards are known
+                weights = self._weights(examples, record)
+                pairs = ((adapters[client], weights[client]) for client in sorted(adapters))
+                result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
+            else:
+                pairs = ((adapter, self._weight(client, examples, record)) for client, adapter in taken)
+                result = self.rule.aggregate(pairs, rank=model.adapter.rank, before=model.adapter)
+                weights = self._weights(examples, record)
+            for client, weight in weights.items():
                 record.client(client)["weight"] = weight
         except FedrlvrError:
             raise
@@ -201,14 +217,44 @@ class Combiner:
         if self.fgrpo is None:
             return client_weights(examples, rule="equal" if self.config.weights == "equal" else "examples")
         rewards = {client: self._reward(client, record) for client in examples}
-        for client, gain in self.fgrpo.gains(rewards).items():
+        problems = {client: self._problems(client, examples[client], record) for client in examples}
+        if self.fgrpo.shrink:  # a reward with no problem behind it is none
+            rewards = {client: reward if problems[client] > 0 else None for client, reward in rewards.items()}
+        for client, gain in self.fgrpo.gains(rewards, problems).items():
             record.client(client)["gain"] = gain
-        return self.fgrpo.weights(rewards, examples)
+        return self.fgrpo.weights(rewards, examples, problems)
 
     def _reward(self, client: str, record: RoundRecord) -> float | None:
         """What FGRPO's gain is of. None: the client had no label in the round."""
         numbers = record.client(client)
+        if self.config.gains_are_public:
+            return numbers["public_correct"] / numbers["public_asked"]
         return numbers.get("verified_reward") if self.verified else numbers["reward"]
+
+    def _problems(self, client: str, examples: int, record: RoundRecord) -> int:
+        """Number of problems behind that reward; a problem that was drawn more than once counts once."""
+        numbers = record.client(client)
+        if self.config.gains_are_public:
+            return int(numbers["public_problems"])
+        drawn = min(self.problems, examples)
+        return min(drawn, int(numbers.get("labels_used", 0))) if self.verified else drawn
+
+    def check_numbers(self, numbers: Mapping[str, float], *, place: str) -> None:
+        """Check that a client's reply has the reward that the client weights go by.
+
+        Raises:
+            MessageError: it has none, or one that gains cannot be shrunk by.
+        """
+        if self.fgrpo is None or self.config.gains_are_public:
+            return
+        name = "verified_reward" if self.verified else "reward"
+        if name not in numbers and not self.verified:
+            raise MessageError(f"{place}: a train reply without a mean reward")
+        if self.fgrpo.shrink and not 0.0 <= (reward := numbers.get(name, 0.0)) <= 1.0:
+            raise MessageError(
+                f"{place}: its mean reward is {reward:g}, and aggregation.fgrpo_shrink needs rewards from 0 to 1. "
+                "Leave it out, or scale data.rewards"
+            )
 
     def state(self) -> dict[str, Any]:
         """State of the weights and bounds between rounds, as a JSON object."""

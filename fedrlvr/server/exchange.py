@@ -106,7 +106,9 @@ class Exchange:
         batch = public_batch(len(public.problems), coordination.public_problems, place, self.seed)
         self.problems = [public.problems[i] for i in batch]
         self.trades = coordination.swap_rule.trades and len(clients) > 1
-        """Whether responses travel: with one client there is nobody to trade with."""
+        """Whether responses are traded: with one client there is nobody to trade with."""
+        self.collects = self.trades or config.aggregation.gains_are_public
+        """Whether responses travel to the server, which grades them."""
         self.stamp = Stamp(
             model=public.model_id,
             tokenizer=public.tokenizer_id,
@@ -129,7 +131,7 @@ class Exchange:
             MessageError: the reply is malformed.
             GradingError: a response cannot be graded.
         """
-        if self.trades:
+        if self.collects:
             self.numbers[client]["bytes_up"] = _nbytes(content, RESPONSES, STAMP)
             self._usable[client] = self._checked(client, content)
 
@@ -138,7 +140,7 @@ class Exchange:
         self._usable.pop(client, None)
         self._usual.pop(client, None)
         self._notice(client, printable(str(error))[:MOST_REASON])
-        self.numbers[client] |= {"sent": 0, "pooled": 0, "dropped_unreadable": 1}
+        self.numbers[client] |= {"sent": 0, "dropped_unreadable": 1, **({"pooled": 0} if self.trades else {})}
 
     def fill_pool(self) -> None:
         """Make the pool of all usable responses."""
@@ -187,7 +189,7 @@ class Exchange:
             dropped["stamp"] = len(sent)
             self._notice(client, wrong)
         usable = [] if wrong else self._correct_ones(client, sent, dropped)
-        self.numbers[client] |= {"sent": len(sent), "pooled": len(usable)}
+        self.numbers[client] |= {"sent": len(sent), **({"pooled": len(usable)} if self.trades else {})}
         self.numbers[client] |= {f"dropped_{why}": dropped[why] for why in DROPPED if dropped[why]}
         return usable
 
@@ -270,6 +272,20 @@ class Exchange:
             tail=self.coordination.pool_tail,
         )
 
+    def count_public(self, record: RoundRecord) -> None:
+        """Add the server's own grades to the clients' numbers of the round, for weights that go by them.
+
+        Every response that was asked for counts: one that is missing, cannot be read, or is too long is not correct.
+        """
+        for client in self.numbers:
+            numbers, correct = record.client(client), sum(self._correct.get(client, ()))
+            for name, count in (
+                ("public_correct", correct),
+                ("public_asked", self.group * len(self.problems)),
+                ("public_problems", len(self.problems)),
+            ):
+                numbers[name] = numbers.get(name, 0) + count
+
     def put_share(self, body: RecordDict, client: str) -> None:
         """Put a client's share into a message to it, if there is one."""
         if (share := self.share(client)) is not None:
@@ -347,7 +363,7 @@ def trade(
         nodes = participation.drawn(round_, grid)
         exchange = Exchange(config, public, round_, number, [clients[node] for node in nodes])
         request = participation.request(
-            RespondRequest, round_, steps, coordination=coordination, exchange=number, send=exchange.trades
+            RespondRequest, round_, steps, coordination=coordination, exchange=number, send=exchange.collects
         )
         messages = []
         for node in nodes:
@@ -365,6 +381,8 @@ def trade(
         for _ in participation.accepted(round_, replies, read, unread):
             pass
         exchange.fill_pool()
+        if config.aggregation.gains_are_public:
+            exchange.count_public(participation.record)
         if last:
             last.end(participation.record, participation.observer)
         last = exchange

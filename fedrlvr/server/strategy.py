@@ -64,7 +64,12 @@ class FederatedRLVR(Strategy):
         self.clients = clients
         self.public = public
         step = config.aggregation.server_step(config)
-        self.combiner = Combiner(config.aggregation, step=step, verified=config.supervision.type != "labels")
+        self.combiner = Combiner(
+            config.aggregation,
+            step=step,
+            verified=config.supervision.type != "labels",
+            problems=config.train.local_steps * config.train.problems_per_step,
+        )
         self.bound = ChangeBound(config.aggregation.change_bound)
         self.probes = SharedProbes.of(config, probes)
         self.model = global_model(config.aggregation, adapter, config.run.seed, config.personal.method)
@@ -156,8 +161,7 @@ class FederatedRLVR(Strategy):
         calibrations = read_calibrations(message, place=place)
         adapter = self._adapter_in(reply)
         probes = self.probes.read(message, place)
-        if self.combiner.fgrpo and not self.combiner.verified and "reward" not in numbers:
-            raise MessageError(f"{place}: a train reply without a mean reward")
+        self.combiner.check_numbers(numbers, place=place)
         if self.exchange:
             self.exchange.took(client, message.content)
         # Everything that can fail has been done: a client that is left out has left no number behind.

@@ -19,13 +19,13 @@ from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.output import logger
 from fedrlvr.seeds import stream
 from fedrlvr.tasks.client_data import ClientData
-from fedrlvr.tasks.deviations import reworded, with_wrong_labels
+from fedrlvr.tasks.deviations import DeviantReward, contradicting, reworded, with_wrong_labels
 from fedrlvr.tasks.golds import check_golds
 from fedrlvr.tasks.load import load, task_of
 from fedrlvr.tasks.partition import Holding, by_source, partition, who_holds_what
 from fedrlvr.tasks.problem import Kind, Problem, Question
 from fedrlvr.tasks.prompts import Instruction, Prompts
-from fedrlvr.tasks.rewards import Rewards, rewards_for
+from fedrlvr.tasks.rewards import Reward, Rewards, rewards_for
 from fedrlvr.tasks.splits import check_disjoint, drop_overlap, sample, set_aside
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def deal(config: Config) -> Dealt:
             )
     rewards = _rewards(config, data.rewards)
     deviations = config.federation.deviations
+    of_others = {name: stated.contradicts for name, stated in deviations.items() if stated.contradicts}
+    parts |= {name: contradicting(name, parts[other]) for name, other in of_others.items()}
     if data.train_on_public:
         parts = {name: [*held, *public] for name, held in parts.items()}
     instruction = instruction_of(data, config.prompt)
@@ -103,7 +105,7 @@ def deal(config: Config) -> Dealt:
             parts[name],
             held_out[name],
             rewards.verifier,
-            training_reward=(_rewards(config, stated.rewards) if stated.rewards else rewards).training,
+            training_reward=_training_reward(config, rewards, name, parts[name], stated),
             wording=config.prompt,
             instruction=instruction,
             seed=seed,
@@ -156,6 +158,17 @@ def _of_training_clients(config: Config, train: list[Problem]) -> list[Problem]:
 
 def _rewards(config: Config, entries: Sequence[RewardConfig]) -> Rewards:
     return rewards_for(entries, arithmetic=config.data.arithmetic, directory=config.run.started_in)
+
+
+def _training_reward(
+    config: Config, rewards: Rewards, client: str, problems: Sequence[Problem], stated: Deviation
+) -> Reward:
+    """The reward of a client's training responses, as its deviation states it."""
+    reward = (_rewards(config, stated.rewards) if stated.rewards else rewards).training
+    if not stated.deviates_in_rewards:
+        return reward
+    shares = {"unsolvable": stated.unsolvable, "flipped": stated.flipped_rewards}
+    return DeviantReward(reward, client, problems, **shares, seed=config.run.seed)
 
 
 def check_dealt(dealt: Dealt, data: DataConfig) -> None:

@@ -37,7 +37,7 @@ from fedrlvr.config import (
     Supervision,
     TrainConfig,
 )
-from fedrlvr.config.methods import NumberFormat
+from fedrlvr.config.aggregation import NumberFormat
 from fedrlvr.config.problems import MOST_REWARDS, is_reward_mean
 from fedrlvr.errors import AdapterError, MessageError, printable, validation_text
 

@@ -64,10 +64,17 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "train": {"rounds": 2},
         "supervision": {"type": "random", "budget": 0.5, "rest": "pseudo"},
     },
+    "methods": {
+        "train": {"rounds": 2, "local_steps": 2},
+        "data": {"public_size": 4},
+        "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2, "swap": "none"},
+        "supervision": {"type": "care", "budget": 0.5, "vote_free_steps": 1},
+        "aggregation": {"weights": "fgrpo", "fgrpo_gain_from": "public"},
+    },
 }
 """Federations whose clients remember something: moments; a round under way; a change of the base weights; labels;
-a personal adapter, or a part of one. In one the server remembers their changes, and adapters are
-rounded both ways."""
+a personal adapter, or a part of one; several of these. In one the server remembers their changes, and
+adapters are rounded both ways."""
 
 
 def federation(model: Path, problems: Path, directory: Path, variant: str = "moments", **more: Any) -> Config:

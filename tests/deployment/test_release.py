@@ -348,6 +348,14 @@ def test_a_calibrations_small_bins_are_emptied(nearest: None) -> None:
     assert set(RELEASE.trained(request(), memory((0.1, eight())), small)["metrics"]) == {"num-examples"}
 
 
+def test_a_calibration_in_which_no_majority_was_right_leaves_as_a_whole() -> None:
+    sent: Any = reply(p1_n=[100] + [0] * 9, p1_sum=[2.0] + [0.0] * 9, p1_right=[0] * 10)
+    exact = SiteRelease(Limits(round_numbers=False), "main")
+    numbers: Any = exact.trained(request(), memory((0.1, eight())), sent)["metrics"]
+    assert numbers["p1_n"] == [100] + [0] * 9
+    assert numbers["p1_right"] == [0] * 10, "the server refuses two lists of the three"
+
+
 def test_numbers_of_an_exchange_are_rounded_by_its_public_problems(nearest: None) -> None:
     sent = reply()
     sent["exchange"] = MetricRecord({"own_correct": 0.47, "foreign_logp": -1.2345, "swapped_in": 17, "rescued": 1})

@@ -11,7 +11,7 @@ from fedrlvr.config import parse_config
 from fedrlvr.errors import ConfigError, DataError
 from fedrlvr.tasks import Problem
 from fedrlvr.tasks.deal import Dealt, deal
-from fedrlvr.tasks.deviations import reworded, with_wrong_labels
+from fedrlvr.tasks.deviations import DeviantReward, contradicting, reworded, with_wrong_labels
 from fedrlvr.tasks.grading import is_right
 from fedrlvr.tasks.problem import Kind, Turn
 
@@ -76,6 +76,74 @@ def test_a_template_takes_the_prompt_as_it_is() -> None:
     assert reworded(problem, None) is problem
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "opposite"),
+    [
+        ("math", "41", "42"),
+        ("math", "-1", "0"),
+        ("choice", "A", "B"),
+        ("choice", "C", "A"),
+        ("yes_no_maybe", "yes", "no"),
+        ("yes_no_maybe", "no", "yes"),
+    ],
+)
+def test_an_answer_that_contradicts(kind: Kind, answer: str, opposite: str) -> None:
+    (changed,) = contradicting("x", [Problem("p?", answer, "a", "s", kind)])
+    assert (changed.prompt, changed.answer) == ("p?", opposite)
+    assert changed.id != "a"
+    assert not is_right(opposite, answer, kind, arithmetic=True)
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("math", "1/2"), ("yes_no_maybe", "maybe"), ("exact", "text")])
+def test_an_answer_without_an_opposite_is_refused(kind: Kind, answer: str) -> None:
+    with pytest.raises(DataError, match=r"federation\.deviations\.x\.contradicts"):
+        contradicting("x", [Problem("p?", answer, "a", "s", kind)])
+
+
+def even(completion: str, problem: Problem) -> float:
+    return float(int(completion) % 2 == 0)
+
+
+def test_rewards_that_are_zero_or_flipped_are_drawn_by_seed_client_problem_and_text() -> None:
+    problems = [Problem(f"{i}?", str(i), str(i), "s", "math") for i in range(50)]
+    texts = [str(i % 8) for i in range(40)]
+
+    def given(unsolvable: float = 0.0, flipped: float = 0.0, client: str = "x", seed: int = 0) -> list[list[float]]:
+        reward = DeviantReward(even, client, problems, unsolvable=unsolvable, flipped=flipped, seed=seed)
+        return [reward.score(problem, texts, [True] * 40) for problem in problems]
+
+    plain = [1.0, 0.0] * 20
+    assert given() == [plain] * 50
+    assert sum(rewards == [0.0] * 40 for rewards in given(unsolvable=0.3)) == 15
+    assert given(unsolvable=1.0) == [[0.0] * 40] * 50
+    assert given(flipped=1.0) == [[0.0, 1.0] * 20] * 50
+    some = given(flipped=0.1)
+    flips = sum(a != b for rewards in some for a, b in zip(rewards, plain, strict=True))
+    assert 150 < flips < 250, "200 of 2,000 in the mean, with a deviation of 13"
+    assert some == given(flipped=0.1)
+    assert some not in (given(flipped=0.1, client="y"), given(flipped=0.1, seed=1))
+    once = DeviantReward(even, "x", problems, unsolvable=0.0, flipped=0.5, seed=0).score(problems[0], ["2"] * 40, [])
+    assert 5 < sum(once) < 35, "equal responses are drawn each for itself"
+
+
+def test_a_client_that_contradicts_another_holds_its_prompts() -> None:
+    plain, against = dealt(), dealt(b={"contradicts": "a"})
+    (a, b), (a_then, b_then) = plain.clients, against.clients
+    assert a_then.answers.everything() == a.answers.everything()
+    pairs = list(zip(a.answers.everything(), b_then.answers.everything(), strict=True))
+    assert all(old.prompt == new.prompt and int(new.answer) == int(old.answer) + 1 for old, new in pairs)
+    assert (b_then.test, a_then.test) == (b.test, a.test)
+
+
+def test_rewards_of_a_client_that_deviates_are_for_its_training_alone() -> None:
+    a, b = dealt(b={"unsolvable": 1.0}).clients
+    problem = b.answers.everything()[0]
+    right = f"#### {problem.answer}"
+    assert b.answers.grade(problem.question, problem.answer, [right]) == [0.0]
+    assert b.grade(problem, [right]) == [1.0]
+    assert a.answers.grade(a.train[0], "2", ["#### 2"]) == [1.0]
+
+
 def dealt(arm: str = "federated", **deviations: dict[str, Any]) -> Dealt:
     federation = {"clients": ["a", "b"], "arm": arm, "deviations": deviations}
     tree: dict[str, Any] = {
@@ -135,6 +203,17 @@ def test_a_client_s_own_reward_is_for_its_training_alone() -> None:
             "deviations.a.wrong_labels has no effect",
         ),
         ({"a": {"free_rider": True}}, {"federation": {"arm": "central"}}, "deviations.a.free_rider has no effect"),
+        ({"a": {"contradicts": "b"}}, {"federation": {"arm": "central"}}, "deviations.a.contradicts has no effect"),
+        ({"a": {"contradicts": "a"}}, {}, "deviations.a.contradicts"),
+        ({"a": {"contradicts": "b"}, "b": {"contradicts": "a"}}, {}, "deviations.a.contradicts"),
+        ({"a": {"contradicts": "b", "template": "{{ prompt }}!"}}, {}, "deviations.a.template"),
+        ({"a": {"unsolvable": 1.0}}, {"supervision": {"type": "majority"}}, "deviations.a.unsolvable"),
+        ({"a": {"free_rider": True, "flipped_rewards": 0.1}}, {}, "free_rider = true"),
+        (
+            {"a": {"flipped_rewards": 0.1, "rewards": [{"use": "grader", "weight": 0.1}]}},
+            {},
+            "unsolvable and flipped_rewards",
+        ),
     ],
 )
 def test_a_deviation_that_cannot_be_or_has_no_effect_is_refused(

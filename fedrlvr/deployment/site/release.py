@@ -255,13 +255,17 @@ class SiteRelease(Release):
         OF_LABELS."""
         least, numbers = self.limits.least_scored, dict(record)
         for prefix in ("p1", "audit_p1"):
-            numbers |= _bins(prefix, numbers, least, chances if self.limits.round_numbers else None)
+            bins = _bins(prefix, numbers, least, chances if self.limits.round_numbers else None)
+            if bins and not any(bins[f"{prefix}_n"]):  # all three leave or none: the server refuses a part of them
+                for name in bins:
+                    del numbers[name]
+            else:
+                numbers |= bins
         for name, value in list(numbers.items()):
             n = counts.get(name, counts[""])
             if isinstance(value, list):
-                if not any(value):
-                    del numbers[name]
-            elif (name not in EXACT and n < least) or (name == CHOICE and self.limits.round_numbers):
+                continue
+            if (name not in EXACT and n < least) or (name == CHOICE and self.limits.round_numbers):
                 del numbers[name]
             elif self.limits.round_numbers:
                 numbers[name] = _rounded(name, value, n, chances(name), of_labels)

@@ -79,7 +79,7 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         + "; numbers (rewards, losses, token counts, seconds; docs/report.md lists them)"
         + ("; CARE's probes" if config.supervision.shares_probes else "")
     )
-    if public is not None and public.swap_rule.trades:
+    if public is not None and (public.swap_rule.trades or config.aggregation.gains_are_public):
         yield (
             f"  and its {public.exchanges} x {public.public_problems} x {config.sampling.group_size} responses to the "
             "public problems"
