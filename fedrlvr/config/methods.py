@@ -305,7 +305,8 @@ class AggregationConfig(Section):
     """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
     adds the rounding error to its next one. `auto` is float32 for an adapter of less than 1 MB in float32 (of the
     largest rank), with federation.arm other than `federated`, and with a strategy around ours; for larger adapters it
-    is int8, a quarter of the bytes, which cost no measurable accuracy. A run's config.json holds what `auto` chose."""
+    is int8, a quarter of the bytes, which cost the embedded reasoner no measurable accuracy. A run's config.json holds
+    what `auto` chose."""
     precision_down: Annotated[Literal["float32", "bfloat16", "int8"], FEDERATED] = "float32"
     """Number format in which the server sends the adapter: `float32`, or rounded to `bfloat16` or `int8`. The server
     keeps its adapter in float32 and adds the clients' changes from what they received; held-out scores are of the
