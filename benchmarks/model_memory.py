@@ -1,27 +1,36 @@
 """What a run holds on its device, part by part, at the shapes of three real models: the estimate of `fedrlvr doctor`.
 
-    scripts/bench model_memory    prints the table of docs/real-model.md; about a minute, 3 GB of memory
+    scripts/bench model_memory                              the table of docs/real-model.md; a minute, 3 GB of memory
+    scripts/bench model_memory --measure models/smollm2     a model's measured peaks beside the estimate; a minute
 
 Every part grows linearly with the number of layers, so a model of one layer and one of two, both at full width, give it
 for any depth. Their vocabulary is small, and what a larger one adds is counted. Their weights are zeros, since only
 bytes are counted; nothing is downloaded.
+
+With --measure one client of a model on this machine's CPU takes a step of two problems with four responses each, of 128
+tokens as the prompts are, in float32. The largest resident memory of each phase is read (Linux), less what was resident
+before it.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import fields
 from typing import Any
 
 import torch
 
-from benchmarks.measure import machine, today
+from benchmarks.measure import machine, peak_resident, reset_peak, resident, today
 from benchmarks.tables import table
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import Config, parse_config
 from fedrlvr.policy.attention import use_own_attention
-from fedrlvr.policy.base import Base
+from fedrlvr.policy.base import Base, load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.memory import MemoryEstimate, estimate
+from fedrlvr.policy.sampler import Decoding
+from fedrlvr.rl import Group
+from fedrlvr.tasks.problem import Question
 
 SHAPES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "SmolLM2-135M": (
@@ -147,8 +156,55 @@ def of_model(name: str, *, checkpointing: bool) -> dict[int, MemoryEstimate]:
     return estimates
 
 
+def measured(model: str) -> dict[str, tuple[int, int]]:
+    """Estimated and measured bytes of each part for a model in a directory, in a process that has done nothing yet."""
+    length = 128
+    config = parse_config(
+        {
+            "federation": {"clients": 1},
+            "lora": {"rank": 16, "alpha": 32},
+            "model": {"name": model, "device": "cpu", "dtype": "float32"},
+            "sampling": {"group_size": 4, "max_new_tokens": length},
+            "train": {"problems_per_step": 2},
+            "engine": {"threads": 1, "micro_batch_tokens": 16384},
+        }
+    )
+    torch.set_num_threads(1)
+    import transformers.models.auto.modeling_auto  # noqa: F401  # so that the weights' share holds no library
+
+    peaks, before = {}, resident()
+    cohort = Cohort(load_base(config.model), config.lora, config.engine)
+    peaks["weights"] = resident() - before
+    prompts = [[1 + (7 * i + j) % 97 for j in range(length)] for i in range(2)]
+    cohort.seat({"client-1": cohort.fresh_adapter(0)})
+    before = resident()
+    reset_peak()
+    decoding = Decoding(4, length, past_end=True)
+    (drawn,) = cohort.sample({"client-1": prompts}, decoding, {"client-1": 0}).values()
+    peaks["sampling"] = peak_resident() - before
+    question = Question("", "", "", "exact")
+    groups = [
+        Group(question, ids, list(of), advantages=[1.0, -1.0, 1.0, -1.0])
+        for ids, of in zip(prompts, drawn, strict=True)
+    ]
+    cohort.begin_training(config.train, config.sampling)
+    before = resident()
+    reset_peak()
+    cohort.learn({"client-1": groups}, {"client-1": 1e-4})
+    peaks["training"] = peak_resident() - before
+    needed = estimate(cohort, config, longest_prompt=length, test_problems=0)
+    return {part: (getattr(needed, part), peak) for part, peak in peaks.items()}
+
+
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", metavar="MODEL", help="directory of a model to measure")
+    if model := parser.parse_args().measure:
+        lines = [[part, *(f"{size / 1e6:,.0f}" for size in sizes)] for part, sizes in measured(model).items()]
+        print(table(["part", "estimated, MB", "measured, MB"], lines))
+        print(f"\n`scripts/bench model_memory --measure`, {today()}, {machine()}")
+        return
     rows = []
     for name in SHAPES:
         results, checkpointed_results = (of_model(name, checkpointing=on) for on in (False, True))

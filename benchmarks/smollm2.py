@@ -9,8 +9,8 @@
 examples/smollm2_sums.toml with 64 further public problems and 512 held-out ones: three clients with 64 problems each,
 36 local steps of 4 problems x 8 responses at each client (12 rounds of 3). `alone` trains each client by itself,
 `central` one adapter on all 192 problems with as many steps, `pubswap` trades responses to public problems once a
-round, at equal optimizer steps. Each arm's learning rate is chosen from four by the score on 128 validation problems
-at the end of one run at seed 100; the arms are run at seeds from 0.
+round, at equal optimizer steps, and `int8` is `federated` with messages in int8. Each arm's learning rate is chosen
+from four by the score on 128 validation problems at the end of one run at seed 100; the arms are run at seeds from 0.
 
 Parts: `arms`; `drift`, which trains 20 local steps of each client as rounds of 1, 2, 5, 10 and 20 and looks at the
 clients' changes before they are averaged; `export`, greedy answers of an exported adapter in PEFT and merged
@@ -49,10 +49,12 @@ RUNS = ROOT / "runs" / "smollm2"
 FILE = ROOT / "docs" / "results" / "smollm2.json"
 COMMON = ["data.public_size=64", "data.validation_size=128", "data.test_size=512", "evaluate.every=4"]
 ARMS: dict[str, list[str]] = {
-    "federated": [],
+    "federated": ["aggregation.precision=float32"],
+    "int8": ["aggregation.precision=int8"],
     "alone": ["federation.arm=local"],
     "central": ["federation.arm=central"],
     "pubswap": [
+        "aggregation.precision=float32",
         "coordination.type=pubswap",
         "coordination.exchanges=1",
         "coordination.public_problems=4",
@@ -60,7 +62,8 @@ ARMS: dict[str, list[str]] = {
         "train.local_steps=2",
     ],
 }
-"""Settings of each arm. A round of `pubswap` has two private steps and a public one."""
+"""Settings of each arm. A round of `pubswap` has two private steps and a public one. Clients send float32 but for
+`int8`, which is what `auto` chooses at this size."""
 LAST = "evaluate.every=0"
 """Evaluates before training and at the end alone."""
 RATES = ("1.25e-4", "2.5e-4", "5e-4", "1e-3")
@@ -93,7 +96,7 @@ def committed() -> dict[str, Any]:
 
 
 def choose(arm: str) -> str:
-    """The learning rate of an arm, by validation problems; PubSwap and other intervals take the federation's."""
+    """The learning rate of an arm, by validation problems; those that are not chosen for take the federation's."""
     if arm not in ("federated", "alone", "central"):
         return choose("federated")
     place = RUNS / "choices" / arm

@@ -22,6 +22,7 @@ STEPS = 36
 NAMES = {
     "alone": "each client alone",
     "federated": "federated",
+    "int8": "federated, messages in int8",
     "pubswap": "federated, PubSwap",
     "central": "all problems pooled, a third of the samples",
 }
@@ -171,6 +172,8 @@ def write(
         for arm, scores in choices.items()
     ]
     parts = [about, "### Arms", arms_table(results)]
+    if rounded := paired(results.get("int8", {}), results.get("federated", {}), end):
+        parts.append(f"Messages in int8 minus float32: {shown(rounded, sign=True)} points, paired by seed.")
     if any(arm.startswith("drift") for arm in results):
         parts += ["### Distance between clients before averaging, seed 0", drift_table(results)]
     if any(arm.startswith("unfinished") for arm in results):

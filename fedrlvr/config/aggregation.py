@@ -14,7 +14,7 @@ from fedrlvr.aggregation.client_weights import Baseline, Gain, Shape, Weights
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule, lora_rule
 from fedrlvr.aggregation.robust import HOSTILE, ROBUST_MEANS, TRIM, check_enough
 from fedrlvr.aggregation.server_step import MOST_COSINES, SERVER_OPTIMIZERS, Agreement, ServerStep
-from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
+from fedrlvr.config.sections import OnlyWith, Section
 
 RuleName = Annotated[
     str, AfterValidator(lambda name: lora_rule(name).name), Field(json_schema_extra={"enum": list(RULES)})
@@ -47,8 +47,9 @@ class AggregationConfig(Section):
     """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
     adds the rounding error to its next one. `auto` is float32 for an adapter of less than 1 MB in float32 (of the
     largest rank), with federation.arm other than `federated`, and with a strategy around ours; for larger adapters it
-    is int8, a quarter of the bytes, which cost no measurable accuracy. A run's config.json holds what `auto` chose."""
-    precision_down: Annotated[Literal["float32", "bfloat16", "int8"], FEDERATED] = "float32"
+    is int8, a quarter of the bytes, which cost the embedded reasoner no measurable accuracy. A run's config.json holds
+    what `auto` chose."""
+    precision_down: Literal["float32", "bfloat16", "int8"] = "float32"
     """Number format in which the server sends the adapter: `float32`, or rounded to `bfloat16` or `int8`. The server
     keeps its adapter in float32 and adds the clients' changes from what they received; held-out scores are of the
     rounded adapter. It needs a rule that sends whole adapters (`fedit`, `hetlora`, `flexlora`)."""
@@ -216,10 +217,10 @@ class AggregationConfig(Section):
             )
 
     def _check_precision(self, config: Any) -> None:
-        """Adapters travel in a lower precision, whole ones down."""
-        arm, kind = config.federation.arm, config.personal.type
-        if arm != "federated" and self.number_format != "float32":
-            raise ValueError(f"aggregation.precision = {self.precision!r} has no effect with federation.arm = {arm!r}")
+        """
+        Raises:
+            ValueError: no whole adapter is sent down, which could be rounded.
+        """
         if self.precision_down == "float32":
             return
         stated = f"aggregation.precision_down = {self.precision_down!r} rounds whole adapters, which"
@@ -227,7 +228,7 @@ class AggregationConfig(Section):
             able = ", ".join(rule.name for rule in RULES.values() if rule.sends_whole_adapter)
             raise ValueError(f"{stated} aggregation.type = {self.type!r} does not send; {able} do")
         if config.personal.method.keeps is not None:
-            raise ValueError(f"{stated} personal.type = {kind!r} does not send")
+            raise ValueError(f"{stated} personal.type = {config.personal.type!r} does not send")
 
     def _check_fgrpo(self, config: Any) -> None:
         """Gains are of rewards that are there, and that can be compared where they are compared."""

@@ -86,7 +86,7 @@ def _settled(config: Config, adapter: Adapter, *, wrapped: bool) -> Config:
     wrapped: a strategy around ours sees adapters in float32, and the plain mean, where the config sets neither.
     """
     how = config.aggregation
-    if wrapped:
+    if wrapped and config.federation.arm == "federated":  # elsewhere nothing of the section may be set
         given = {"server_learning_rate": how.server_learning_rate, "precision": how.precision}
         plain = {"server_learning_rate": 1.0, "precision": "float32"}
         how = how.model_copy(update={name: plain[name] for name, value in given.items() if value in (None, "auto")})
