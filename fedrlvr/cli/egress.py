@@ -28,7 +28,10 @@ def approve(
         str | None, typer.Option(help="Name of the person who decides, for the log; by default the login name.")
     ] = None,
 ) -> None:
-    """Show the replies that wait for approval, or decide about one. `fedrlvr desk --site` shows them in a browser."""
+    """Show the replies that wait for approval, or decide about one.
+
+    `fedrlvr desk --site DIR` shows them in a browser.
+    """
     org = load_site(directory)
     from fedrlvr.privacy.approvals import Approvals
 

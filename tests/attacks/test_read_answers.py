@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from answers import Scored, by_difference, on_the_edge, one_answer, replay, replayed_score, saying
 from prompts import CHOICES
+from traps import all_answers
 from victim import OPEN, Refused, Victim, wide_model
 
 from fedrlvr.deployment.site import handler
@@ -125,3 +126,20 @@ def test_scores_of_sets_that_differ_in_one_problem_tell_its_answer_by_default(wi
     right = [place in known for place in range(len(CHOICES))]
     assert [by_difference(scored, right, target, 12) for target in targets] == [True, False, False, False]
     assert victim.sent <= 48, "within one day's evaluations_per_day"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "each", "least"), [(1, 20, 20), (3, 8, 9)])
+def test_one_reply_tells_training_answers_by_default_to_who_guesses_the_prompts(
+    steps: int, each: int, least: int, wide: Path, tmp_path: Path
+) -> None:
+    """No floor bounds this: each reply has 20 problems behind it. The documentation says so.
+
+    In the reply of several steps each component also holds steps without its problem. A guess is right 5 times.
+    """
+    victim = Victim(tmp_path, {"main": CHOICES}, model=wide)
+    prompts, answers = [row["prompt"] for row in CHOICES], [row["answer"] for row in CHOICES]
+    letters = all_answers(victim, "main", prompts, local_steps=steps, problems_per_step=each)
+    right = sum(letter == answer for letter, answer in zip(letters, answers, strict=True))
+    assert right >= least
+    assert victim.sent == 1

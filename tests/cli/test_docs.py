@@ -135,7 +135,7 @@ def test_a_configuration_parses(block: Block) -> None:
             parse_config({"prompt": table})
     else:
         needed = {"name": "clinic-a", "superlink": "127.0.0.1:18000", "tasks": {"main": {"name": "jsonl", "path": "."}}}
-        SiteConfig.model_validate({**needed, **tree})
+        SiteConfig.model_validate({**needed, "models": {"embedded": "embedded"}, **tree})
 
 
 @of("json")

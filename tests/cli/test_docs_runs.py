@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 import torch
 from docpages import ROOT, Block, block, blocks, commands
+from factories import make_card
 
 from fedrlvr.adapter import Adapter
 from fedrlvr.aggregation.lora_rule import RULES, LoraRule
+from fedrlvr.privacy.rule import SiteRule
 
 Command = Callable[..., Any]
 
@@ -245,6 +247,18 @@ def background(words: list[object], log: Path) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=subprocess.STDOUT,
         )
+
+
+def test_the_rule_of_a_site_decides_by_a_card(here: Path) -> None:
+    snippet = block("docs/privacy.md", "python", "def decide")
+    (here / "site_rule.py").write_text(snippet.text, "utf-8")
+    rule = SiteRule("site_rule:decide", here, 60.0)
+    cards = [make_card(run=run, kind=kind) for run, kind in (("a", "scores"), ("spring-2027", "scores"))]
+    cards.append(make_card(run="spring-2027"))
+    try:
+        assert [rule.decide(card)[0] for card in cards] == [False, True, None]
+    finally:
+        rule.close()
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from organisations import (
 
 from fedrlvr.config import Config
 from fedrlvr.deployment.site import client_app, egress
+from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.client_app import app
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.handler import Answering
@@ -269,6 +272,33 @@ def test_a_card_of_a_worker_that_ended_is_dropped_with_a_line(
     assert trained(other, content)
     assert decisions(site.org, "by") == [("dropped", "end of the worker"), ("allow", "egress.approve = none")]
     assert Approvals(site.org.state).cards() == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_while_a_reply_waits_is_followed_by_one_that_shows_it_again(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path, problems: None
+) -> None:
+    org = organisation(egress={"approve": "adapter", "wait": 600.0})
+    killed: list[int] = []
+
+    def kill(approvals: Approvals, card: Card) -> None:
+        killed.append(int((channel.status(org) or {})["pid"]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    answers: list[tuple[dict[str, Any], bytes]] = []
+    content = pack(train_content(config, cohort, terms(config, cohort)))
+    thread = threading.Thread(target=lambda: answers.append(channel.ask(org, header(), content)))
+    with person(org, kill) as first:
+        thread.start()
+    approvals, end = Approvals(org.state), time.monotonic() + 120
+    while not (waiting := [card for card in approvals.waiting() if card.asked_at > first[0].asked_at]):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    approvals.decide(waiting[0].id, allow=True, by="Ruiz")
+    thread.join()
+    ((reply, data),) = answers
+    assert (reply, digest_of(data)) == ({"ok": True}, waiting[0].digest)
+    assert decisions(org, "by") == [("dropped", "end of the worker"), ("allow", "person Ruiz")]
 
 
 # Responses to public problems.

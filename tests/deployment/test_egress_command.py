@@ -11,6 +11,7 @@ from siteparts import output_of
 from typer.testing import CliRunner
 
 from fedrlvr.cli.site import site
+from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site.config import EgressConfig, Organisation, load_site
 from fedrlvr.deployment.site.socket import state_directory
 from fedrlvr.errors import ConfigError, EgressError
@@ -90,3 +91,18 @@ def test_settings_of_egress_are_named_in_errors(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"egress\.{name}"):
             make_site(tmp_path / str(place), egress={name: value})
     assert load_site(tmp_path / "a" / "site.toml").config.egress.approve == "none"
+
+
+def test_check_finds_a_rule_that_cannot_be_used_and_a_log_that_was_changed(tmp_path: Path) -> None:
+    org = make_site(tmp_path, egress={"rule": "site_rule:decide", "approve": "all"})
+    finding = checks.egress(org)
+    assert (finding.status, "site_rule" in finding.advice) == ("problem", True)
+    (tmp_path / "site_rule.py").write_text("def decide(card): return True\n")
+    finding = checks.egress(org)
+    assert (finding.status, finding.value) == ("ok", "approve all, rule site_rule:decide")
+    state_directory(org)
+    log = DecisionLog(org.state)
+    log.append("left")
+    log.path.unlink()
+    finding = checks.egress(org)
+    assert (finding.status, "decisions.head" in finding.value) == ("problem", True)

@@ -19,8 +19,9 @@ from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.wording import asked_for, example, stated
-from fedrlvr.errors import ConfigError, DataError, FedrlvrError
+from fedrlvr.errors import ConfigError, DataError, FedrlvrError, GradingError
 from fedrlvr.hosts import split_address
+from fedrlvr.privacy.decision_log import DecisionLog
 from fedrlvr.reporting import units
 from fedrlvr.reporting.doctor import Finding, accelerator, disk
 
@@ -67,6 +68,7 @@ def examine_site(path: Path, *, skip_model: bool = False, experiment: PromptConf
     yield key_pair(org)
     yield room(org)
     yield port(org)
+    yield egress(org)
     reached = None if config.insecure else server_certificate(config.superlink, org.root_certificates)
     if reached is not None:
         yield reached
@@ -128,6 +130,27 @@ def port(org: Organisation) -> Finding:
             advice = "Another program listens there. Give another `port` in site.toml: each SuperNode has its own."
             return Finding("port", f"{number} is taken", "problem", advice)
     return Finding("port", f"{number} on 127.0.0.1 is free")
+
+
+def egress(org: Organisation) -> Finding:
+    """Check the decision log, without which nothing leaves, and that the site's own rule can be loaded."""
+    settings, log = org.config.egress, DecisionLog(org.state)
+    if fault := log.verify().fault:
+        advice = f"Nothing leaves so. Find out who changed it, then move {log.path} and {log.head_path.name} away."
+        return Finding("egress", fault, "problem", advice)
+    value = f"approve {settings.approve}"
+    if settings.rule is not None:
+        from fedrlvr.privacy.rule import SiteRule
+
+        rule = SiteRule(settings.rule, org.directory, settings.rule_seconds)
+        value += f", rule {settings.rule}"
+        try:
+            rule.start()
+        except GradingError as error:
+            return Finding("egress", value, "problem", str(error))
+        finally:
+            rule.close()
+    return Finding("egress", value)
 
 
 def supernode(org: Organisation) -> int | None:

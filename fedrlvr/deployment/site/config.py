@@ -244,8 +244,9 @@ class EgressConfig(Section):
     """Approval of what leaves. Every reply passes one place, which writes the decision log `state/decisions.jsonl`."""
 
     approve: Approve = "none"
-    """Replies that leave only once a person has approved them, in `fedrlvr desk --site` or with `fedrlvr site approve`:
-    those with an adapter, those with responses to public problems, or all that are no refusals."""
+    """Replies that leave only once a person has approved them, by `fedrlvr site approve` or on the page of
+    `fedrlvr desk --site DIR`: those with an adapter, those with responses to public problems, or all that are no
+    refusals."""
     wait: float = Field(3600.0, gt=0, le=7 * 86400.0)
     """Seconds that a reply waits for a person; afterwards it stays here. Choose fewer than the server's
     federation.deadline, after which a reply is of no use."""
