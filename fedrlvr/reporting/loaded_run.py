@@ -92,7 +92,8 @@ class LoadedRun:
     def story(self) -> list[str]:
         """The report's sentences on what happened."""
         planned = int(self.settings.get("train", {}).get("rounds", 0))
-        return list(tell(History(self.records, planned, read_verdict(self.directory, planned))).values())
+        sentences = tell(History(self.records, planned, read_verdict(self.directory, planned)))
+        return [printable(sentence) for sentence in sentences.values()]
 
     @property
     def rounds(self) -> Table:

@@ -299,3 +299,24 @@ def test_a_federation_on_one_machine(here: Path, fedrlvr: Command, stopped: list
             )
     status = fedrlvr("site", "status", "site-a")
     assert "clinic-a: SuperNode runs" in status.out, status
+
+
+def test_a_run_is_loaded_as_the_page_shows(here: Path, runs: Callable[[str], Path]) -> None:
+    (here / "runs").mkdir()
+    (here / "runs" / "first").symlink_to(runs("federated"))
+    out = program(block("docs/report.md", "python", "load_run"), here)
+    assert "round" in out
+    assert (here / "reward.svg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_sweep_is_compared_as_the_page_shows(here: Path, fedrlvr: Command) -> None:
+    sweep, compare = commands(block("docs/compare.md", "sh", "--html"))
+    done = fedrlvr(*sweep[1:], *sets(), "--set", "evaluate.every=1", "--quiet")
+    assert done.code == 0, done.err
+    done = fedrlvr(*compare[1:])
+    assert done.code == 0, done.err
+    for part in ("scores over tokens", "paired by seed (0, 1, 2)", "train.learning_rate"):
+        assert part in done.out
+    assert (here / "rates.html").stat().st_size > 10_000
+    assert (here / "rates.csv").read_text("utf-8").startswith("arm,run,seed,rounds")

@@ -260,3 +260,72 @@ def test_damaged_holdings_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "holdings.json").write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match=r"holdings\.json"):
         write_report(tmp_path, Config(), [])
+
+
+def test_command_versions_and_machine_of_the_start_are_shown() -> None:
+    about = {
+        "command": "fedrlvr run 'a b.toml' <x>",
+        "machine": "2 cores",
+        "versions": {"fedrlvr": "0.9.1", "torch": "2.0"},
+        "continued": [{"round": 3, "versions": {"fedrlvr": "0.9.2"}}],
+    }
+    text = render(parse_config({"run": {"seed": 7}}), run_records(), about=about)
+    words = Page(text).words
+    for part in (
+        "fedrlvr run 'a b.toml' <x>",
+        "fedrlvr 0.9.1, torch 2.0; 2 cores",
+        "round 3",
+        "fedrlvr 0.9.2",
+        "Seed 7",
+    ):
+        assert part in words
+    assert "How it was made" not in render(Config(), run_records())
+
+
+def test_long_tables_and_values_are_cut_short_with_a_note() -> None:
+    records = run_records(1, evaluated=(0, 1))
+    names = [f"client-{number:03}" for number in range(250)]
+    for record in records:
+        record["evaluate"] = {name: {"sum": score(4, 2)} for name in names}
+        record["clients"] = {name: {"bytes_up": 1, "bytes_down": 1, "reward": 0.5} for name in names}
+    records[1]["left_out"] = dict.fromkeys(names, "late")
+    config = parse_config({"prompt": {"instruction": "x" * 5000}, "run": {"responses": 0}})
+    words = re.sub(
+        r"\s+", " ", page(records, config, {"train": {}, "test": {(name, "sum"): 4 for name in names}}).words
+    )
+    for part in ("200 of 250 lines", "200 of 250 times", "200 of 250 clients; metrics.jsonl", "clients; holdings.json"):
+        assert part in words
+    assert "client-000 (1)" in words
+    assert "and others" in words
+    assert "3,000 more characters in config.json" in words
+    assert "client-249" not in words
+
+
+@pytest.mark.slow
+def test_a_thousand_rounds_of_a_hundred_clients_are_less_than_two_megabytes() -> None:
+    names = [f"client-{number}" for number in range(100)]
+    more = {"labels_asked": 1, "labels_used": 1, "labels_total": 5, "share_query": 0.2, "share_masked": 0.8}
+    more |= {"public_pass@1": 0.5, "swapped_in": 2, "rescued": 1, "unreadable": 0.1, "unfinished": 0.2}
+    records = []
+    for round_ in range(1001):
+        wave = [((round_ * (number + 3)) % 97) / 97 for number in range(100)]
+        records.append(
+            {
+                "round": round_,
+                "clients": {
+                    name: numbers(part, weight=part, kl_to_base=part, majority_right=part, **more)
+                    for name, part in zip(names, wave, strict=True)
+                },
+                "seconds": {"train": 1.0},
+                "evaluate": {
+                    name: {s: score(10, round(10 * part)) for s in "abc"}
+                    for name, part in zip(names, wave, strict=True)
+                },
+                "left_out": {name: "late" for name, part in zip(names, wave, strict=True) if part > 0.7},
+            }
+        )
+    held = {part: {(name, s): 10 for name in names for s in "abc"} for part in ("train", "test")}
+    text = render(parse_config({"train": {"rounds": 1000}, "supervision": {"type": "care"}}), records, held)
+    assert len(text.encode()) < 2_000_000
+    assert "mean of several consecutive rounds" in text
+    Page(text)

@@ -29,6 +29,7 @@ from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
 
 FILES = {
+    "about.json",
     "adapter",
     "checkpoints",
     "clients",

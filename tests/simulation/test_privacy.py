@@ -27,7 +27,7 @@ from fedrlvr.simulation import run as run_module
 from fedrlvr.simulation.grid import LocalGrid
 
 # What may be read by whoever has the run directory; clients/ is each client's own.
-SHOWN = ("metrics.jsonl", "report.html", "holdings.json", "config.json")
+SHOWN = ("about.json", "metrics.jsonl", "report.html", "holdings.json", "config.json")
 
 
 @dataclass
