@@ -89,7 +89,8 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
         ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
-        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_steps"),
+        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_share"),
+        (care(vote_free_steps=20), "supervision.vote_free_steps is now called supervision.vote_free_share"),
         (care(trust_above=0.5), "supervision.trust_above is now called supervision.min_reliability"),
         ({"data": {"reward": "mine:f"}}, "data.reward is now called data.rewards"),
         (
@@ -184,7 +185,7 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         (drawn(budget_per_day=0), "supervision.budget_per_day: input should be greater than or equal to 1 (got 0)"),
         (care(trusted=1.01), "supervision.trusted: input should be less than or equal to 1"),
         (care(trusted=-0.01), "supervision.trusted: input should be greater than or equal to 0"),
-        (care(vote_free_steps=-1), "supervision.vote_free_steps: input should be greater than or equal to 0"),
+        (care(vote_free_share=-1), "supervision.vote_free_share: input should be greater than or equal to 0"),
         (care(probe_learning_rate=0), "supervision.probe_learning_rate: input should be greater than 0"),
         (care(probe_steps=0), "supervision.probe_steps: input should be greater than or equal to 1"),
         (care(probe_steps=65), "supervision.probe_steps: input should be less than or equal to 64"),
@@ -300,7 +301,7 @@ def test_labels_that_can_be_had() -> None:
         parse_config({**tree, "run": {"ledgers": "here"}})
         parse_config({**tree, **fgrpo()})
     parse_config({**care(share_probes=True, audit=True, budget=1), "federation": {"clients": 2, "fraction": 0.5}})
-    parse_config({**care(trusted=0, vote_free_steps=0, probe_steps=64), "sampling": {"group_size": 64}})
+    parse_config({**care(trusted=0, vote_free_share=0, probe_steps=64), "sampling": {"group_size": 64}})
     parse_config({**drawn(rest="pseudo"), "sampling": {"group_size": 65}})
     parse_config({**care(), "federation": {"arm": "central"}})
     parse_config({**pubswap(), "supervision": {"type": "majority", "audit": True}})

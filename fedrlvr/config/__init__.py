@@ -1,9 +1,8 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, and `methods`
-those of the three seams;
-`reference` describes every setting.
+those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, `supervision`
+those about the source of rewards, and `methods` those of the other two seams; `reference` describes every setting.
 """
 
 from __future__ import annotations
@@ -14,17 +13,7 @@ from fedrlvr.config.experiment import (
     load_resolved,
     parse_config,
 )
-from fedrlvr.config.methods import (
-    AggregationConfig,
-    Asking,
-    CareSupervision,
-    DemonstrationsSupervision,
-    LabelsSupervision,
-    MajoritySupervision,
-    PubSwapCoordination,
-    SelectionSupervision,
-    Supervision,
-)
+from fedrlvr.config.methods import AggregationConfig, PubSwapCoordination
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.config.sections import (
@@ -34,6 +23,16 @@ from fedrlvr.config.sections import (
     ModelConfig,
     SamplingConfig,
     TrainConfig,
+)
+from fedrlvr.config.supervision import (
+    Asking,
+    CareSupervision,
+    DemonstrationsSupervision,
+    LabelsSupervision,
+    MajoritySupervision,
+    SelectionSupervision,
+    Supervision,
+    TrapoSupervision,
 )
 
 __all__ = [
@@ -55,6 +54,7 @@ __all__ = [
     "SelectionSupervision",
     "Supervision",
     "TrainConfig",
+    "TrapoSupervision",
     "load_config",
     "load_resolved",
     "parse_config",
