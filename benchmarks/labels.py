@@ -15,6 +15,7 @@ client's distinct problems, each paid for once and used whenever its problem is 
     care           CARE as it is by default
     care-random    labels by chance, and CARE's trusted votes
     trapo          labels by chance, and votes trusted by the development of pass rates
+    geomin         labels by chance, and votes trusted by hidden states (our reading of an abstract)
     oracle         labels by their true value, the rest masked
     care-gap       CARE with the authors' score, the corrective advantage gap
     care-even      CARE with the labels spread over the whole run

@@ -70,6 +70,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "care": _asking("care"),
     "care-random": _asking("care", selection="random"),
     "trapo": _asking("trapo"),
+    "geomin": _asking("geomin"),
     "oracle": _asking("oracle"),
     "care-gap": _asking("care", score="gap"),
     "care-even": _asking("care", spend="even"),
@@ -81,6 +82,7 @@ NAMES = {
     "care": "CARE",
     "care-random": "random queries, CARE's trust",
     "trapo": "TraPO",
+    "geomin": "GeoMin, our reading",
     "oracle": "oracle, rest masked",
     "care-gap": "CARE, score by the gap",
     "care-even": "CARE, budget spent evenly",
@@ -91,6 +93,7 @@ COMPARISONS = [
     ("care-random", "random"),
     ("oracle", "random"),
     ("trapo", "random"),
+    ("geomin", "random"),
     ("care", "trapo"),
 ]
 """Differences that are corrected for each other by Holm; the first is the primary one."""

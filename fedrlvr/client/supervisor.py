@@ -21,6 +21,7 @@ from fedrlvr.config import (
     CareSupervision,
     Config,
     DemonstrationsSupervision,
+    GeominSupervision,
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
@@ -47,6 +48,7 @@ from fedrlvr.supervision import (
 from fedrlvr.supervision.acquisition import quota
 from fedrlvr.supervision.care import Care
 from fedrlvr.supervision.features import Features, Labelled, features
+from fedrlvr.supervision.geomin import Geomin
 from fedrlvr.supervision.judge import Judge, Judgement, Settings, learning_rate
 from fedrlvr.supervision.selection import SELECTIONS
 from fedrlvr.supervision.trapo import Trapo
@@ -219,6 +221,18 @@ def _trapo(setting: Setting, section: TrapoSupervision) -> ClientSupervision:
     return ClientSupervision(method, ledger, disk)
 
 
+def _geomin(setting: Setting, section: GeominSupervision) -> ClientSupervision:
+    method = Geomin(
+        width(setting.base),
+        spending=setting.spending(section),
+        trusted=section.trust,
+        vote_free_steps=quota(section.vote_free, setting.run_steps),
+    )
+    setting.restore(method)
+    disk, ledger = setting.ledger(section)
+    return ClientSupervision(method, ledger, disk)
+
+
 SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] = {
     LabelsSupervision: _labels,
     DemonstrationsSupervision: _labels,
@@ -226,6 +240,7 @@ SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] =
     SelectionSupervision: _selection,
     CareSupervision: _care,
     TrapoSupervision: _trapo,
+    GeominSupervision: _geomin,
 }
 """Constructor of a client's supervision, by the class of its config section."""
 

@@ -130,7 +130,7 @@ class MajoritySupervision(Audited):
 
 
 LabelSource = Literal["dataset", "desk"]
-SPARING = ["care", "trapo", *(name for name, by in SELECTIONS.items() if not by.peeks)]
+SPARING = ["care", "trapo", "geomin", *(name for name, by in SELECTIONS.items() if not by.peeks)]
 """Supervisions that can do without the answers they do not ask for."""
 
 
@@ -166,10 +166,11 @@ class Trusting(Asking):
 
     trusted: float | None = Field(None, ge=0, le=1)
     """Share of each local step's problems, rounded up, that are trained on by majority vote; those with the most
-    reliable votes are taken. Unset: 0.25 with `care`, 0.1 with `trapo`, as their authors have it."""
+    reliable votes are taken. Unset: 0.25 with `care` and 0.1 with `trapo`, as their authors have it; 1 with `geomin`,
+    which trusts every vote that it finds reliable."""
     vote_free_share: float | None = Field(None, ge=0, le=1)
     """Share of the run's local steps, rounded up, at the start of the run during which no majority vote is trusted.
-    Unset: 0.04 with `care`, 0.5 with `trapo`, about what their authors have."""
+    Unset: 0.04 with `care` and 0.5 with `trapo`, about what their authors have; 0.04 with `geomin`."""
 
     @property
     def trust(self) -> float:
@@ -248,6 +249,18 @@ class TrapoSupervision(Trusting):
     trusted, besides the share `trusted` with the highest."""
 
 
+class GeominSupervision(Trusting):
+    """Labels are asked for by chance, and majority votes are trusted where their responses' hidden states look like
+    those of correct ones; our reading of an abstract (GeoMin, arXiv 2606.04516).
+
+    docs/methods.md, section 3.
+    """
+
+    default_trusted: ClassVar[float] = 1.0
+    default_vote_free_share: ClassVar[float] = 0.04
+    type: Literal["geomin"] = "geomin"
+
+
 class SelectionSupervision(Scoring):
     """One number for each problem, or chance, chooses the labels to ask for; a comparison for CARE."""
 
@@ -260,12 +273,13 @@ class SelectionSupervision(Scoring):
     vote."""
 
 
-SupervisionType = Literal["labels", "majority", "care", "trapo", *SELECTIONS]  # type: ignore[valid-type]
+SupervisionType = Literal["labels", "majority", "care", "trapo", "geomin", *SELECTIONS]  # type: ignore[valid-type]
 Supervision = Annotated[
     LabelsSupervision
     | MajoritySupervision
     | CareSupervision
     | TrapoSupervision
+    | GeominSupervision
     | SelectionSupervision
     | DemonstrationsSupervision,
     Field(discriminator="type"),

@@ -1,7 +1,7 @@
 """Seam 1: where the reward comes from. Pure; a method is one class that has `supervise`.
 
 Nothing here needs torch. CARE, which does, is in `care`, with its probes in `judge` and what they see in `features`.
-TraPO, which stores its trajectories in tensors, is in `trapo`.
+TraPO, which stores its trajectories in tensors, is in `trapo`, and GeoMin in `geomin`.
 """
 
 from fedrlvr.supervision.acquisition import Spending, true_worth

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Literal, get_args
 
 from fedrlvr.supervision.cag import corrective_advantage_gap
@@ -137,6 +138,31 @@ def acquired(asked: Sequence[int], trusted: Sequence[int], problems: int) -> Acq
     """Count what is asked about or trusted in full, and mask the rest of `problems`."""
     counted = {*asked, *trusted}
     return Acquired(tuple(asked), tuple(trusted), tuple(float(problem in counted) for problem in range(problems)))
+
+
+def by_chance(
+    reliable: Sequence[float | None],
+    rng: Random,
+    *,
+    queries: int,
+    share: float,
+    of: int,
+    least: float,
+    from_: float = math.inf,
+) -> Acquired:
+    """Draw the problems to ask about, and trust the most reliable votes among the others.
+
+    reliable: of each problem; None where the vote cannot be trusted. share: of the `of` problems of the whole step, the
+        number of votes to trust at most, those above `least` with the largest values. from_: votes from this value on
+        are trusted beyond that number.
+    """
+    chance = [rng.random() for _ in reliable]
+    order = sorted(range(len(chance)), key=lambda problem: -chance[problem])
+    asked = order[:queries]
+    known = {problem: value for problem in order[queries:] if (value := reliable[problem]) is not None}
+    above = sorted((problem for problem in known if known[problem] > least), key=lambda p: (-known[p], p))
+    trusted = sorted({*above[: quota(share, of)], *(problem for problem in known if known[problem] >= from_)})
+    return acquired(asked, trusted, len(chance))
 
 
 def highest(values: Sequence[float], *, queries: int, rest: Rest) -> Acquired:

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from fedrlvr.rl.samples import CORRECT
-from fedrlvr.supervision.acquisition import Acquired, Spending, acquired, quota
-from fedrlvr.supervision.settling import Drawn, look_up, settle
+from fedrlvr.supervision.acquisition import Spending, by_chance
+from fedrlvr.supervision.settling import look_up, settle
 from fedrlvr.supervision.types import Fate, Ledger, State, Step, Supervised, Supervision
 
 SHORTEST = 2
@@ -74,7 +74,16 @@ class Trapo(Supervision):
         drawn = look_up(step, ledger, self.spending)
         draws = [self._drew(step, place, drawn.known.get(place)) for place in range(len(step.groups))]
         similar = [self._similarity(step, place) for place in drawn.without]
-        verdicts = settle(step, ledger, drawn, self._acquired(step, drawn, similar))
+        acquired = by_chance(
+            similar,
+            step.rng,
+            queries=drawn.queries,
+            share=self.trusted,
+            of=len(step.groups),
+            least=-math.inf,
+            from_=self.min_similarity,
+        )
+        verdicts = settle(step, ledger, drawn, acquired)
         for group, verdict, draw in zip(step.groups, verdicts, draws, strict=True):
             problem = group.problem.id
             if verdict.true:
@@ -97,16 +106,6 @@ class Trapo(Supervision):
         problem = step.groups[place].problem.id
         references = (self.trajectories[name] for name in sorted(self.references) if name != problem)
         return similarity(self.trajectories[problem], references)
-
-    def _acquired(self, step: Step, drawn: Drawn, similar: Sequence[float | None]) -> Acquired:
-        """similar: of `drawn.without`, None where a vote cannot be trusted yet."""
-        chance = [step.rng.random() for _ in drawn.without]
-        order = sorted(range(len(chance)), key=lambda at: -chance[at])
-        asked, others = order[: drawn.queries], order[drawn.queries :]
-        known = {at: value for at in others if (value := similar[at]) is not None}
-        best = sorted(known, key=lambda at: (-known[at], at))[: quota(self.trusted, len(step.groups))]
-        trusted = sorted({*best, *(at for at, value in known.items() if value >= self.min_similarity)})
-        return acquired(asked, trusted, len(chance))
 
     def state(self) -> State:
         """The trajectories, and which of them are references."""

@@ -109,7 +109,7 @@ class Limits(Section):
     """Largest rank of a change of the base weights that the server sends, as the aggregation rules flora and fedex do.
     0 refuses every change."""
     supervision: tuple[SupervisionType, ...] = (
-        *("labels", "majority", "care", "trapo", "random", "entropy", "probability"),
+        *("labels", "majority", "care", "trapo", "geomin", "random", "entropy", "probability"),
     )
     """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
     labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
