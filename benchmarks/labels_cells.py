@@ -13,6 +13,8 @@ __all__ = ["ARMS", "BASE", "CELLS", "COMPARISONS", "FEDERATIONS", "NAMES", "RATE
 RUNS = gain_cells.ROOT / "runs" / "labels"
 CHOICE_SEED = gain_cells.CHOICE_SEED
 RATES = gain_cells.RATES
+QUICK_TAU = 3
+"""Local steps between two synchronisations with `--quick`."""
 BUDGET = 0.2
 """Share of the distinct problems that have a label in every arm that asks."""
 
@@ -33,7 +35,8 @@ class Federation:
     def schedule(self, *, quick: bool) -> list[str]:
         """Rounds of a run; with `quick` two short ones and few held-out problems."""
         if quick:
-            return ["train.rounds=2", "train.local_steps=6", "evaluate.every=1", "data.test_size=64"]
+            short = ["train.rounds=2", f"train.local_steps={QUICK_TAU}", "evaluate.every=1"]
+            return [*short, "data.test_size=16", "data.validation_size=0", "data.public_size=0"]
         rounds, every = self.steps // self.tau, self.every
         return [f"train.rounds={rounds}", f"train.local_steps={self.tau}", f"evaluate.every={every}"]
 

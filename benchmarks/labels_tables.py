@@ -18,6 +18,7 @@ from benchmarks.labels_cells import (
     COMPARISONS,
     FEDERATIONS,
     NAMES,
+    QUICK_TAU,
     directory_of,
 )
 from benchmarks.tables import table
@@ -60,7 +61,7 @@ def load(seeds: int, *, quick: bool) -> dict[tuple[str, str], Runs]:
     for federation, arm in CELLS:
         place = directory_of(federation, arm, quick=quick) / "as-given"
         paths = {seed: place / f"seed-{seed}" for seed in range(seeds)}
-        tau = 6 if quick else FEDERATIONS[federation].tau
+        tau = QUICK_TAU if quick else FEDERATIONS[federation].tau
         runs = {seed: record_of(path, tau) for seed, path in paths.items() if (path / "report.html").exists()}
         if len(runs) > 1:
             cells[federation, arm] = runs

@@ -48,7 +48,7 @@ LEAST_WEIGHT = 0.02
 
 @dataclass(frozen=True)
 class SupervisionState:
-    """What a supervision remembers, as `Supervision.state` gives it."""
+    """Memory of a client's supervision, as `Supervision.state` gives it."""
 
     tensors: dict[str, torch.Tensor]
     plain: dict[str, Any]

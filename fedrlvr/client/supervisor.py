@@ -116,7 +116,7 @@ class Setting:
         return self.asked.train.rounds * self.asked.train.local_steps
 
     def spending(self, section: Asking) -> Spending:
-        """How many of each step's problems may be asked about, so that `budget` of the run's distinct ones are."""
+        """Number of queries of each step by which `budget` of the run's distinct problems are asked about."""
         distinct = min(len(self.request.data.train), self.run_steps * self.asked.train.problems_per_step)
         return Spending(section.budget, section.spend, distinct, self.run_steps)
 

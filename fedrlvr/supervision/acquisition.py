@@ -88,7 +88,7 @@ class Spending:
         return quota(self.share, self.problems)
 
     def queries(self, step: int, drawn: int) -> int:
-        """How many of `drawn` problems may be asked about in this step, counted from 0.
+        """Number of the `drawn` problems that may be asked about in this step; steps count from 0.
 
         Raises:
             ValueError: a share that is not from 0 to 1.

@@ -1,4 +1,4 @@
-"""What a true label changes in a group's advantages.
+"""Changes that a true label makes to a group's advantages.
 
 The corrective advantage gap (CARE, arXiv 2605.25864) is the change where the group is trained on by majority vote
 without the label:

@@ -127,11 +127,11 @@ class Care(Supervision):
             return self.judge.learn(self._fresh)
 
     def state(self) -> State:
-        """State of the judge's training."""
+        """State of the judge's training, as tensors and as JSON."""
         return self.judge.state()
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore the judge's training.
+        """Restore the judge's training from its state.
 
         Raises:
             ValueError: as `Judge.load`.

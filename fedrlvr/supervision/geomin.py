@@ -114,19 +114,19 @@ class Geomin(Supervision):
         return odds
 
     def state(self) -> State:
-        """The running sums."""
+        """The running sums over labelled responses, as tensors."""
         sums = self.gaussians
         return {name: getattr(sums, name).clone() for name in ("count_C", "sum_CH", "square_CH")}, {}
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore what `state` gave.
+        """Restore the running sums from a state.
 
         Raises:
             ValueError: the state is of another supervision, or of hidden states of another width. Nothing has changed
                 then.
         """
-        own, _ = self.state()
-        if tensors.keys() != own.keys() or any(tensors[name].shape != own[name].shape for name in own):
-            raise ValueError(f"the state has no sums of hidden states of width {own['sum_CH'].shape[1]}")
+        expected, _ = self.state()
+        if tensors.keys() != expected.keys() or any(tensors[k].shape != v.shape for k, v in expected.items()):
+            raise ValueError(f"the state has no sums of hidden states of width {expected['sum_CH'].shape[1]}")
         for name, tensor in tensors.items():
             setattr(self.gaussians, name, tensor.clone())

@@ -1,4 +1,4 @@
-"""How well the probes tell right majorities from wrong ones that they have not learned from.
+"""Held-out quality of the probes: whether they tell right majorities from wrong ones before they learn from them.
 
 Each new label's problem is judged before the probes learn from it, so the judgements are held out without any label
 being set apart. The area under the ROC curve (AUC) of the newest of them is the chance that of a right and a wrong
@@ -58,7 +58,7 @@ class HeldOut:
         return torch.tensor(list(self._pairs), dtype=torch.float64).reshape(-1, 2)
 
     def load(self, pairs_N2: Tensor) -> None:
-        """Restore what `tensor` gave.
+        """Restore the judgements from their tensor.
 
         Raises:
             ValueError: no such judgements. Nothing has changed then.

@@ -33,7 +33,7 @@ AUTHORS_RATE, LARGEST_RATE, RATE_BY_WIDTH = 1e-4, 1e-3, 0.128
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Names of the tensors that AdamW keeps for each parameter."""
 PARTS = ("weights", "moments", "replay", "held_out", "rng")
-"""Parts of a judge's state."""
+"""Names of the parts of a judge's state."""
 Plain = dict[str, int]
 """The part of a state that is JSON."""
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def _share_right(rewards: Sequence[float]) -> float:
 
 
 class Trapo(Supervision):
-    """TraPO for one client.
+    """TraPO for one client: its trajectories, share and threshold.
 
     spending: how many problems a step may ask about, by chance. trusted: share of a step whose votes are trusted, after
     `vote_free_steps` steps. min_similarity: similarity from which on a vote is trusted beyond that share.
@@ -119,7 +118,7 @@ class Trapo(Supervision):
         return tensors, {"problems": names}
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore what `state` gave.
+        """Restore the trajectories and references from a state.
 
         Raises:
             ValueError: the state is of another supervision, or not whole. Nothing has changed then.
@@ -130,8 +129,9 @@ class Trapo(Supervision):
         rates, draws = tensors["rates"].tolist(), tensors["draws"].tolist()
         if not len(names) == len(draws) == len(tensors["references"]) or sum(draws) != len(rates):
             raise ValueError(f"{len(names)} problems with {sum(draws)} draws do not fit {len(rates)} pass rates")
-        ends = list(accumulate(draws, initial=0))
-        parts = zip(names, ends, ends[1:], strict=False)
-        self.trajectories = {name: rates[start:end] for name, start, end in parts}
+        self.trajectories, start = {}, 0
+        for name, count in zip(names, draws, strict=True):
+            self.trajectories[name] = rates[start : start + count]
+            start += count
         flags = zip(names, tensors["references"].tolist(), strict=True)
         self.references = {name for name, is_reference in flags if is_reference}

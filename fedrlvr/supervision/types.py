@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedrlvr.supervision.features import Features  # which needs torch
 
 State: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"
-"""What a supervision remembers, as tensors and as JSON."""
+"""Memory of a supervision, as tensors and as JSON."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class Supervision(ABC):
         return {}
 
     def state(self) -> State | None:
-        """What the client must remember from one stretch of steps to the next; None: nothing."""
+        """Memory that must outlast a stretch of steps; None where there is none."""
         return None
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore what `state` gave.
+        """Restore the memory from a state.
 
         Raises:
             ValueError: there is nothing to restore, or the state does not fit. Nothing has changed then.
