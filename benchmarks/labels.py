@@ -24,8 +24,8 @@ The primary outcome is the area under the curve of pass@1 on 1,024 held-out prob
 random; the other comparisons and Holm's correction stand beside it. The learning rate is chosen for each federation and
 arm by the score on 1,024 validation problems at the end of one run at seed 100.
 
-Resumable: a cell is a sweep over seeds in runs/labels, and finished runs are not run again. Writes
-docs/results/labels.json and .md, and docs/figures/labels.svg.
+Resumable: a cell is a sweep over seeds in runs/labels, and finished runs are not run again. Writes labels.json and
+labels.md in docs/results, and labels.svg in docs/figures.
 """
 
 from __future__ import annotations
