@@ -64,6 +64,7 @@ RUNS: dict[str, Changes] = {
     "pubswap": PUBSWAP,
     "pubswap-shaped": {**PUBSWAP, "coordination": {**PUBSWAP["coordination"], "swap": "full", "ratio": "shaped"}},
     "care": {**THREE, "supervision": {**AS_PUBLISHED, "vote_free_share": 0.3, "audit": True}},
+    "care-default": {**THREE, "supervision": {"type": "care", "budget": 0.25}},
     "care-shared": {**THREE, "supervision": {**AS_PUBLISHED, "vote_free_share": 0, "share_probes": True}},
     "majority": {"supervision": {"type": "majority", "audit": True}},
     "entropy": {"supervision": {"type": "entropy", "budget": 0.25, "rest": "pseudo"}},
