@@ -14,9 +14,11 @@ import fedrlvr
 from fedrlvr.config import (
     CareSupervision,
     Config,
+    GeominSupervision,
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
+    TrapoSupervision,
     load_config,
     load_resolved,
     parse_config,
@@ -220,6 +222,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
+        (drawn(score="gap"), "supervision.score has no effect with supervision.type"),
+        (care(selection="random", min_auc=0.7), "supervision.min_auc has no effect with supervision.selection"),
+        (care(min_similarity=0.5), "supervision.min_similarity has no effect with this supervision.type"),
         (
             {"aggregation": {"fgrpo_gain": "zscore"}},
             "aggregation.fgrpo_gain has no effect with aggregation.weights",
@@ -486,3 +491,26 @@ def test_a_number_that_float32_does_not_hold_is_refused_by_name(setting: str, va
     section, name = setting.split(".")
     with pytest.raises(ConfigError, match=rf"{section}\.{name}"):
         parse_config({section: {name: value}})
+
+
+def test_the_value_of_a_label_suits_the_treatment_of_the_rest() -> None:
+    def worth(**settings: Any) -> str:
+        section = parse_config({"supervision": settings}).supervision
+        assert isinstance(section, CareSupervision | SelectionSupervision)
+        return section.worth
+
+    assert worth(type="care") == worth(type="oracle") == "mixed"
+    assert worth(type="oracle", rest="pseudo") == worth(type="care", score="gap") == "gap"
+    assert worth(type="oracle", rest="pseudo", score="mixed") == "mixed"
+
+
+def test_shares_of_a_run_have_defaults_by_method() -> None:
+    shares = {}
+    for kind in ("care", "trapo", "geomin"):
+        section = parse_config({"supervision": {"type": kind}}).supervision
+        assert isinstance(section, CareSupervision | TrapoSupervision | GeominSupervision)
+        shares[kind] = (section.trust, section.vote_free)
+    assert shares == {"care": (0.25, 0.04), "trapo": (0.1, 0.5), "geomin": (1.0, 0.04)}
+    both = parse_config(care(trusted=0.0, vote_free_share=0.0)).supervision
+    assert isinstance(both, CareSupervision)
+    assert (both.trust, both.vote_free) == (0, 0)
