@@ -34,6 +34,17 @@ BUDGETS = (5, 10, 20, 40)
 """In % of a step's problems."""
 
 
+AS_MEASURED = {
+    "care": ["supervision.score=gap", "supervision.min_auc=0", "supervision.probe_learning_rate=1e-4"],
+    "oracle": ["supervision.score=gap"],
+}
+"""Settings of a kind of supervision whose defaults were others when the results were made (fedrlvr 0.5.0)."""
+VOTE_FREE_STEPS = 20
+"""Local steps without trust in votes, of every arm of CARE."""
+STEPS = {"central": 80, "four": 36}
+"""Local steps of a run."""
+
+
 def _asking(kind: str, budget: int = 20, **more: str) -> list[str]:
     settings = {"type": kind, "budget": f"{budget / 100:g}", "audit": "true", **more}
     return [f"supervision.{key}={value}" for key, value in settings.items()]
@@ -67,7 +78,9 @@ CELLS: list[tuple[str, str]] = [
 
 def overrides(setting: str, arm: str) -> list[str]:
     """What a cell changes in examples/embedded.toml."""
-    return [*COMMON, *SETTINGS[setting], *ARMS[arm]]
+    kind = arm.partition("-")[0]
+    given = [*COMMON, *SETTINGS[setting], *ARMS[arm], *AS_MEASURED.get(kind, [])]
+    return [*given, f"supervision.vote_free_share={VOTE_FREE_STEPS / STEPS[setting]}"] if kind == "care" else given
 
 
 def directory_of(setting: str, arm: str) -> Path:

@@ -15,7 +15,7 @@ FGRPO = ["aggregation.weights=fgrpo", "aggregation.fgrpo_temperature=0.25"]
 
 
 def asking(scale: Scale, method: str) -> list[str]:
-    """A method that asks for a fifth of the labels, spent as early as a fifth of each step allows.
+    """A method that asks for a fifth of the labels, with its defaults: spent as early as a fifth of each step allows.
 
     method: `care` or the `random` selection, whose other problems are masked.
     """
@@ -23,7 +23,6 @@ def asking(scale: Scale, method: str) -> list[str]:
         f"supervision.type={method}",
         "supervision.budget=0.2",
         f"supervision.budget_total={scale.labels}",
-        *(["supervision.vote_free_steps=5"] if method == "care" else []),  # 4 % of the local steps of a run
     ]
 
 

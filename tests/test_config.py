@@ -14,9 +14,11 @@ import fedrlvr
 from fedrlvr.config import (
     CareSupervision,
     Config,
+    GeominSupervision,
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
+    TrapoSupervision,
     load_config,
     load_resolved,
     parse_config,
@@ -89,7 +91,8 @@ def pubswap(**settings: Any) -> dict[str, Any]:
         ({"lora": {"zzz": 1}}, "unknown key 'lora.zzz' (known there: alpha, rank, targets)"),
         ({"source": {}}, "unknown key 'source' (known there: aggregation, coordination, data"),
         ({"partition": {"type": "iid", "source": 1}}, "unknown key 'partition.source'"),
-        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_steps"),
+        (care(warm_up=3), "supervision.warm_up is now called supervision.vote_free_share"),
+        (care(vote_free_steps=20), "supervision.vote_free_steps is now called supervision.vote_free_share"),
         (care(trust_above=0.5), "supervision.trust_above is now called supervision.min_reliability"),
         ({"data": {"reward": "mine:f"}}, "data.reward is now called data.rewards"),
         (
@@ -185,7 +188,7 @@ def test_a_wrong_value_names_its_key_and_itself(section: str, key: str, value: o
         (drawn(budget_per_day=0), "supervision.budget_per_day: input should be greater than or equal to 1 (got 0)"),
         (care(trusted=1.01), "supervision.trusted: input should be less than or equal to 1"),
         (care(trusted=-0.01), "supervision.trusted: input should be greater than or equal to 0"),
-        (care(vote_free_steps=-1), "supervision.vote_free_steps: input should be greater than or equal to 0"),
+        (care(vote_free_share=-1), "supervision.vote_free_share: input should be greater than or equal to 0"),
         (care(probe_learning_rate=0), "supervision.probe_learning_rate: input should be greater than 0"),
         (care(probe_steps=0), "supervision.probe_steps: input should be greater than or equal to 1"),
         (care(probe_steps=65), "supervision.probe_steps: input should be less than or equal to 64"),
@@ -220,6 +223,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ({"train": {"rounds": 2, "local_steps": 2, "warmup_steps": 4}}, "train.warmup_steps"),
         ({"coordination": {"type": "none", "swap": "full"}}, "coordination.swap has no effect"),
+        (drawn(score="gap"), "supervision.score has no effect with supervision.type"),
+        (care(selection="random", min_auc=0.7), "supervision.min_auc has no effect with supervision.selection"),
+        (care(min_similarity=0.5), "supervision.min_similarity has no effect with this supervision.type"),
         (
             {"aggregation": {"fgrpo_gain": "zscore"}},
             "aggregation.fgrpo_gain has no effect with aggregation.weights",
@@ -301,7 +307,7 @@ def test_labels_that_can_be_had() -> None:
         parse_config({**tree, "run": {"ledgers": "here"}})
         parse_config({**tree, **fgrpo()})
     parse_config({**care(share_probes=True, audit=True, budget=1), "federation": {"clients": 2, "fraction": 0.5}})
-    parse_config({**care(trusted=0, vote_free_steps=0, probe_steps=64), "sampling": {"group_size": 64}})
+    parse_config({**care(trusted=0, vote_free_share=0, probe_steps=64), "sampling": {"group_size": 64}})
     parse_config({**drawn(rest="pseudo"), "sampling": {"group_size": 65}})
     parse_config({**care(), "federation": {"arm": "central"}})
     parse_config({**pubswap(), "supervision": {"type": "majority", "audit": True}})
@@ -486,3 +492,26 @@ def test_a_number_that_float32_does_not_hold_is_refused_by_name(setting: str, va
     section, name = setting.split(".")
     with pytest.raises(ConfigError, match=rf"{section}\.{name}"):
         parse_config({section: {name: value}})
+
+
+def test_the_value_of_a_label_suits_the_treatment_of_the_rest() -> None:
+    def worth(**settings: Any) -> str:
+        section = parse_config({"supervision": settings}).supervision
+        assert isinstance(section, CareSupervision | SelectionSupervision)
+        return section.worth
+
+    assert worth(type="care") == worth(type="oracle") == "mixed"
+    assert worth(type="oracle", rest="pseudo") == worth(type="care", score="gap") == "gap"
+    assert worth(type="oracle", rest="pseudo", score="mixed") == "mixed"
+
+
+def test_shares_of_a_run_have_defaults_by_method() -> None:
+    shares = {}
+    for kind in ("care", "trapo", "geomin"):
+        section = parse_config({"supervision": {"type": kind}}).supervision
+        assert isinstance(section, CareSupervision | TrapoSupervision | GeominSupervision)
+        shares[kind] = (section.trust, section.vote_free)
+    assert shares == {"care": (0.25, 0.04), "trapo": (0.1, 0.5), "geomin": (1.0, 0.04)}
+    both = parse_config(care(trusted=0.0, vote_free_share=0.0)).supervision
+    assert isinstance(both, CareSupervision)
+    assert (both.trust, both.vote_free) == (0, 0)

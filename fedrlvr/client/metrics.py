@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from fedrlvr.policy.learner import StepStats
 from fedrlvr.rl import CORRECT, Group, is_correct
-from fedrlvr.supervision import Clusters, Supervised, oracle_gap
+from fedrlvr.supervision import Clusters, Supervised, true_worth
+from fedrlvr.supervision.acquisition import Worth
 from fedrlvr.supervision.types import Fate
 from fedrlvr.tasks.problem import WeightedReward
 from fedrlvr.wire.messages import BINS
@@ -237,12 +238,16 @@ _SHARES = {
 
 @dataclass
 class LabelMetrics:
-    """Numbers about labels, as means and sums over a round's local steps."""
+    """Numbers about labels, as means and sums over a round's local steps.
+
+    probe_auc: held-out AUC of the probes at the end of the round; None where there is none.
+    """
 
     means: Means = field(default_factory=Means)
     asked: int = 0
     used: int = 0
     total: int = 0
+    probe_auc: float | None = None
     calibration: Calibration = field(default_factory=Calibration)
     audit_calibration: Calibration = field(default_factory=Calibration)
     gaps: Pairs = field(default_factory=Pairs)
@@ -279,10 +284,11 @@ class LabelMetrics:
         true_rewards: Sequence[Sequence[float]],
         reliable: Sequence[float] | None,
         scores: Sequence[float] | None,
+        worth: Worth = "gap",
     ) -> None:
         """Add the accuracies of one step that only experiments know.
 
-        scores: S of each problem, where there are probes.
+        scores: S of each problem, where there are probes. worth: what S estimates.
         """
         for place, (clusters, rewards) in enumerate(zip(votes, true_rewards, strict=True)):
             right, _ = clusters.judged(rewards)
@@ -293,7 +299,7 @@ class LabelMetrics:
             if reliable is not None:
                 self.audit_calibration.add(reliable[place], right)
             if scores is not None:
-                self.gaps.add(scores[place], oracle_gap(clusters, rewards))
+                self.gaps.add(scores[place], true_worth(clusters, rewards, worth))
 
     def learned(self, losses: dict[str, float]) -> None:
         """Add the losses of one update of the probes."""
@@ -308,6 +314,7 @@ class LabelMetrics:
             "labels_asked": self.asked,
             "labels_used": self.used,
             "labels_total": self.total,
+            "probe_auc": math.nan if self.probe_auc is None else self.probe_auc,
             "audit_gap_correlation": self.gaps.correlation,
             **self.calibration.lists("p1"),
             **self.audit_calibration.lists("audit_p1"),

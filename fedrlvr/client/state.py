@@ -1,11 +1,11 @@
 """A client's memory between messages, in Flower's `context.state`: never on the server, never in a message.
 
 From round to round: how many problems it has drawn and local steps it has taken, its optimizer's moments if they are
-kept, its own adapter in the arm `local`, its personal adapter, its probes, the rounding error of what it sent, and what
-delta_start.py keeps of the global model. In the middle of a round with exchanges also: its adapter, moments and probes
-as they are, and its responses to the public problems whose pool it waits for. A message that brings a model begins this
-part anew, and the end of the round removes it, so a round that was broken off leaves no trace. A client's labels are in
-a ledger of their own (`fedrlvr.labels`).
+kept, its own adapter in the arm `local`, its personal adapter, the state of its supervision (CARE's probes, TraPO's
+trajectories), the rounding error of what it sent, and what delta_start.py keeps of the global model. In the middle of a
+round with exchanges also: its adapter, moments and supervision as they are, and its responses to the public problems
+whose pool it waits for. A message that brings a model begins this part anew, and the end of the round removes it, so a
+round that was broken off leaves no trace. A client's labels are in a ledger of their own (`fedrlvr.labels`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -24,7 +25,7 @@ from fedrlvr.errors import MessageError
 from fedrlvr.rl import Group
 
 MEMORY, MOMENTS, OWN_ADAPTER, LOST = "fedrlvr", "fedrlvr.moments", "fedrlvr.adapter", "fedrlvr.lost"
-PROBES = "fedrlvr.probes"
+SUPERVISION = "fedrlvr.supervision"
 PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE = (
     "fedrlvr.personal",
     "fedrlvr.personal.adapter",
@@ -32,12 +33,12 @@ PERSONAL, PERSONAL_ADAPTER, PERSONAL_CHANGE = (
 )
 KEPT_HALVES = "fedrlvr.kept.halves"
 HELD, HELD_ADAPTER, HELD_CHANGE = "fedrlvr.held", "fedrlvr.held.adapter", "fedrlvr.held.change"
-ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES = (
+ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_SUPERVISION = (
     "fedrlvr.round",
     "fedrlvr.round.adapter",
     "fedrlvr.round.anchor",
     "fedrlvr.round.moments",
-    "fedrlvr.round.probes",
+    "fedrlvr.round.supervision",
 )
 
 
@@ -46,11 +47,11 @@ LEAST_WEIGHT = 0.02
 
 
 @dataclass(frozen=True)
-class Probes:
-    """State of CARE's judge, as `Judge.state` gives it."""
+class SupervisionState:
+    """Memory of a client's supervision, as `Supervision.state` gives it."""
 
     tensors: dict[str, torch.Tensor]
-    plain: dict[str, int]
+    plain: dict[str, Any]
 
 
 @dataclass
@@ -107,9 +108,9 @@ _PROGRESS = TypeAdapter(Progress)
 
 @dataclass
 class Memory(Progress):
-    """A client's memory between messages. probes: CARE's, where there are any."""
+    """A client's memory between messages. supervision: CARE's probes, or what another supervision remembers."""
 
-    probes: Probes | None = None
+    supervision: SupervisionState | None = None
 
     @staticmethod
     def of(context: Context, *, under_way: bool) -> Memory:
@@ -127,15 +128,17 @@ class Memory(Progress):
             return Memory()
         kept = json.loads(str(record["json"])) if under_way else {name: record[name] for name in ("cursor", "steps")}
         progress = _PROGRESS.validate_python(kept)
-        arrays = arrays_in(context, ROUND_PROBES if under_way else PROBES)
-        plain = json.loads(str(record.get("probes", "null")))
-        probes = Probes(dict(arrays.to_torch_state_dict()), plain) if plain is not None and arrays is not None else None
-        return Memory(**vars(progress), probes=probes)
+        arrays = arrays_in(context, ROUND_SUPERVISION if under_way else SUPERVISION)
+        plain = json.loads(str(record.get("supervision", "null")))
+        state = None
+        if plain is not None and arrays is not None:
+            state = SupervisionState(dict(arrays.to_torch_state_dict()), plain)
+        return Memory(**vars(progress), supervision=state)
 
-    def _remember(self, context: Context, name: str, name_of_probes: str, record: dict[str, int | str]) -> None:
-        if self.probes is not None:
-            record["probes"] = json.dumps(self.probes.plain)
-            context.state[name_of_probes] = ArrayRecord(self.probes.tensors)
+    def _remember(self, context: Context, name: str, supervision: str, record: dict[str, int | str]) -> None:
+        if self.supervision is not None:
+            record["supervision"] = json.dumps(self.supervision.plain)
+            context.state[supervision] = ArrayRecord(self.supervision.tensors)
         context.state[name] = ConfigRecord(record)  # type: ignore[arg-type]
 
     def pause(
@@ -147,7 +150,7 @@ class Memory(Progress):
         """
         progress = Progress(**{item.name: getattr(self, item.name) for item in fields(Progress)})
         text = json.dumps(_PROGRESS.dump_python(progress, mode="json"))
-        self._remember(context, ROUND, ROUND_PROBES, {"json": text})
+        self._remember(context, ROUND, ROUND_SUPERVISION, {"json": text})
         context.state[ROUND_ADAPTER] = adapter
         context.state[ROUND_MOMENTS] = ArrayRecord(moments)
         if anchor is not None:
@@ -159,7 +162,7 @@ class Memory(Progress):
         moments: where they are kept from round to round.
         """
         _end_round(context)
-        self._remember(context, MEMORY, PROBES, {"cursor": self.cursor, "steps": self.steps})
+        self._remember(context, MEMORY, SUPERVISION, {"cursor": self.cursor, "steps": self.steps})
         if moments is not None:
             context.state[MOMENTS] = ArrayRecord(moments)
 
@@ -183,7 +186,7 @@ def _weights(group: Group, by_response: bool) -> list[list[float]]:
 
 
 def _end_round(context: Context) -> None:
-    for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_PROBES):
+    for name in (ROUND, ROUND_ADAPTER, ROUND_ANCHOR, ROUND_MOMENTS, ROUND_SUPERVISION):
         context.state.pop(name, None)
 
 

@@ -15,15 +15,17 @@ from typing import Any, Self
 import torch
 
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.client.state import Memory, Probes
+from fedrlvr.client.state import Memory, SupervisionState
 from fedrlvr.config import (
     Asking,
     CareSupervision,
     Config,
     DemonstrationsSupervision,
+    GeominSupervision,
     LabelsSupervision,
     MajoritySupervision,
     SelectionSupervision,
+    TrapoSupervision,
 )
 from fedrlvr.config.sections import Section
 from fedrlvr.errors import MessageError
@@ -36,16 +38,20 @@ from fedrlvr.seeds import stream
 from fedrlvr.supervision import (
     MajorityVotes,
     Selection,
+    Spending,
     Step,
     Supervised,
     Supervision,
     TrueLabels,
     clusters,
 )
+from fedrlvr.supervision.acquisition import quota
 from fedrlvr.supervision.care import Care
 from fedrlvr.supervision.features import Features, Labelled, features
-from fedrlvr.supervision.judge import Judge, Judgement, Settings
+from fedrlvr.supervision.geomin import Geomin
+from fedrlvr.supervision.judge import Judge, Judgement, Settings, learning_rate
 from fedrlvr.supervision.selection import SELECTIONS
+from fedrlvr.supervision.trapo import Trapo
 from fedrlvr.supervision.types import Fate
 from fedrlvr.tasks.rewards import grades_by_kind
 from fedrlvr.tasks.voting import answers, sameness
@@ -104,6 +110,16 @@ class Setting:
     memory: Memory
     shared: torch.Tensor | None
 
+    @property
+    def run_steps(self) -> int:
+        """Local steps of a client in the whole run, if it takes part in every round."""
+        return self.asked.train.rounds * self.asked.train.local_steps
+
+    def spending(self, section: Asking) -> Spending:
+        """Number of queries of each step by which `budget` of the run's distinct problems are asked about."""
+        distinct = min(len(self.request.data.train), self.run_steps * self.asked.train.problems_per_step)
+        return Spending(section.budget, section.spend, distinct, self.run_steps)
+
     def ledger(self, section: Asking) -> tuple[LabelLedger, ClientLedger]:
         """The client's ledger on its disk, and the same within its budget.
 
@@ -118,8 +134,24 @@ class Setting:
         disk = LabelLedger(data.ledger, run=data.run, durable=desk)
         if not desk:
             disk.rewind(self.memory.steps)
-        budget = Budget(section.budget_total, section.budget_per_day)
+        problems = frozenset(question.id for question in data.train)
+        share = self.spending(section).labels
+        budget = Budget(section.budget_total, section.budget_per_day, share, problems)
         return disk, ClientLedger(disk, data.answers, budget, desk=desk)
+
+    def restore(self, method: Supervision) -> None:
+        """Give a supervision what the client remembers of it.
+
+        Raises:
+            MessageError: it does not fit.
+        """
+        kept = self.memory.supervision
+        if kept is None:
+            return
+        try:
+            method.load(kept.tensors, kept.plain)
+        except ValueError as error:
+            raise MessageError(f"{self.request.place}: supervision that cannot be resumed: {error}") from None
 
     def judge(self, section: CareSupervision) -> TimedJudge:
         """The client's probes as it remembers them, with the weights that came with the message.
@@ -127,14 +159,15 @@ class Setting:
         Raises:
             MessageError: they do not fit.
         """
-        request, kept = self.request, self.memory.probes
+        request, kept = self.request, self.memory.supervision
         # Probes that are averaged begin alike, or their hidden units would have nothing to do with each other.
         shared = section.share_probes
         seed, name = (request.asked.seed, "") if shared else (request.seed, request.data.name)
         rng = torch.Generator().manual_seed(stream(seed, name, "probes"))
-        settings = Settings(lr=section.probe_learning_rate, steps=section.probe_steps)
-        group = self.asked.sampling.group_size
-        judge = TimedJudge(width(self.base), group, rng, settings, str(self.base.device))
+        hidden, group = width(self.base), self.asked.sampling.group_size
+        rate = section.probe_learning_rate or learning_rate(hidden)
+        settings = Settings(lr=rate, steps=section.probe_steps, worth=section.worth)
+        judge = TimedJudge(hidden, group, rng, settings, str(self.base.device))
         try:
             if kept is not None:
                 judge.load(kept.tensors, kept.plain)
@@ -155,7 +188,8 @@ def _majority(setting: Setting, section: MajoritySupervision) -> ClientSupervisi
 
 def _selection(setting: Setting, section: SelectionSupervision) -> ClientSupervision:
     peek = setting.request.data.answers.peek if SELECTIONS[section.type].peeks else None
-    method = Selection(section.type, budget=section.budget, rest=section.rest, peek=peek)
+    spending = setting.spending(section)
+    method = Selection(section.type, spending=spending, rest=section.rest, peek=peek, worth=section.worth)
     disk, ledger = setting.ledger(section)
     return ClientSupervision(method, ledger, disk)
 
@@ -164,13 +198,39 @@ def _care(setting: Setting, section: CareSupervision) -> ClientSupervision:
     judge = setting.judge(section)
     method = Care(
         judge,
-        budget=section.budget,
-        trusted=section.trusted,
-        vote_free_steps=section.vote_free_steps,
+        spending=setting.spending(section),
+        trusted=section.trust,
+        vote_free_steps=quota(section.vote_free, setting.run_steps),
         min_reliability=section.min_reliability,
+        selection=section.selection,
+        min_auc=section.min_auc,
     )
     disk, ledger = setting.ledger(section)
     return ClientSupervision(method, ledger, disk, judge)
+
+
+def _trapo(setting: Setting, section: TrapoSupervision) -> ClientSupervision:
+    method = Trapo(
+        spending=setting.spending(section),
+        trusted=section.trust,
+        vote_free_steps=quota(section.vote_free, setting.run_steps),
+        min_similarity=section.min_similarity,
+    )
+    setting.restore(method)
+    disk, ledger = setting.ledger(section)
+    return ClientSupervision(method, ledger, disk)
+
+
+def _geomin(setting: Setting, section: GeominSupervision) -> ClientSupervision:
+    method = Geomin(
+        width(setting.base),
+        spending=setting.spending(section),
+        trusted=section.trust,
+        vote_free_steps=quota(section.vote_free, setting.run_steps),
+    )
+    setting.restore(method)
+    disk, ledger = setting.ledger(section)
+    return ClientSupervision(method, ledger, disk)
 
 
 SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] = {
@@ -179,6 +239,8 @@ SUPERVISIONS: dict[type[Section], Callable[[Setting, Any], ClientSupervision]] =
     MajoritySupervision: _majority,
     SelectionSupervision: _selection,
     CareSupervision: _care,
+    TrapoSupervision: _trapo,
+    GeominSupervision: _geomin,
 }
 """Constructor of a client's supervision, by the class of its config section."""
 
@@ -245,12 +307,14 @@ class Supervising:
         self._last[row] = [(verdict, verdict.rewards if verdict.true else None) for verdict in verdicts]
         if memory.labels is None:
             return
-        judged = client.method.judged if isinstance(client.method, Care) else None
+        care = client.method if isinstance(client.method, Care) else None
+        judged = care.judged if care else None
         reliable = judged.reliable if judged else None
         memory.labels.supervised(votes, verdicts, reliable, learnt)
         if self.asked.supervision.audits:
             true = [request.data.answers.peek(g.problem.question, [r.text for r in g.responses]) for g in groups]
-            memory.labels.audit(votes, verdicts, true, reliable, judged.scores if judged else None)
+            scores = judged.scores if judged else None
+            memory.labels.audit(votes, verdicts, true, reliable, scores, care.worth if care else "gap")
             self._last[row] = list(zip(verdicts, true, strict=True))
 
     def known(self, row: str, place: int, group: Group) -> Known:
@@ -279,13 +343,17 @@ class Supervising:
         return sum(client.judge.seconds for client in self._clients.values() if client.judge is not None)
 
     def settle(self, row: str) -> torch.Tensor | None:
-        """Store a client's probes and number of labels in its memory; returns the weights to send, if shared."""
+        """Store a client's supervision and its number of labels in its memory; returns the probes' weights to send, if
+        they are shared."""
         client, memory = self._clients[row], self.memory[row]
         if client.disk is not None and memory.labels is not None:
             memory.labels.total = client.disk.counts().labelled
+        if (state := client.method.state()) is not None:
+            memory.supervision = SupervisionState(*state)
         if client.judge is None:
             return None
-        memory.probes = Probes(*client.judge.state())
+        if memory.labels is not None:
+            memory.labels.probe_auc = client.judge.auc
         memory.metrics.took(probes=client.judge.seconds)
         return client.judge.flattened() if self.asked.supervision.shares_probes else None
 

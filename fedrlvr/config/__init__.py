@@ -1,29 +1,19 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
 `experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, `methods` those of
-supervision and coordination, and `aggregation` that of the third seam;
-`reference` describes every setting.
+those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, `supervision`,
+`coordination` and `aggregation` those of the three seams; `reference` describes every setting.
 """
 
 from __future__ import annotations
 
 from fedrlvr.config.aggregation import AggregationConfig
+from fedrlvr.config.coordination import PubSwapCoordination
 from fedrlvr.config.experiment import (
     Config,
     load_config,
     load_resolved,
     parse_config,
-)
-from fedrlvr.config.methods import (
-    Asking,
-    CareSupervision,
-    DemonstrationsSupervision,
-    LabelsSupervision,
-    MajoritySupervision,
-    PubSwapCoordination,
-    SelectionSupervision,
-    Supervision,
 )
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import PromptConfig
@@ -35,6 +25,17 @@ from fedrlvr.config.sections import (
     SamplingConfig,
     TrainConfig,
 )
+from fedrlvr.config.supervision import (
+    Asking,
+    CareSupervision,
+    DemonstrationsSupervision,
+    GeominSupervision,
+    LabelsSupervision,
+    MajoritySupervision,
+    SelectionSupervision,
+    Supervision,
+    TrapoSupervision,
+)
 
 __all__ = [
     "AggregationConfig",
@@ -45,6 +46,7 @@ __all__ = [
     "DemonstrationsSupervision",
     "EngineConfig",
     "EvaluateConfig",
+    "GeominSupervision",
     "LabelsSupervision",
     "LoraConfig",
     "MajoritySupervision",
@@ -55,6 +57,7 @@ __all__ = [
     "SelectionSupervision",
     "Supervision",
     "TrainConfig",
+    "TrapoSupervision",
     "load_config",
     "load_resolved",
     "parse_config",

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 
 from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.also import AlsoConfig, EvaluateSection, OtherTask
+from fedrlvr.config.coordination import Coordination, NoCoordination
 from fedrlvr.config.federation import Deviation, FederationConfig
-from fedrlvr.config.methods import Coordination, LabelsSupervision, NoCoordination, Supervision
 from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
 from fedrlvr.config.prompt import PromptConfig, with_template
@@ -34,6 +34,7 @@ from fedrlvr.config.sections import (
     TrainConfig,
 )
 from fedrlvr.config.sft import SftConfig
+from fedrlvr.config.supervision import LabelsSupervision, Supervision
 from fedrlvr.errors import ConfigError, suggestion
 from fedrlvr.files import read_json
 from fedrlvr.tasks.problem import GRADER
@@ -254,7 +255,8 @@ _RENAMED = {
     "run.tracker": 'run.trackers, a list such as ["tensorboard"]',
     "data.reward": "data.rewards",
     "federation.deviations.*.reward": "federation.deviations.*.rewards",
-    "supervision.warm_up": "supervision.vote_free_steps",
+    "supervision.warm_up": "supervision.vote_free_share, a share of the run's local steps",
+    "supervision.vote_free_steps": "supervision.vote_free_share, a share of the run's local steps",
     "supervision.trust_above": "supervision.min_reliability",
     "model.chat_template": 'prompt.chat, which is "auto", "on" or "off"',
     "data.instruction": "prompt.instruction",

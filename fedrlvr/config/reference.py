@@ -50,7 +50,7 @@ _SINCE = """
 0.7.0 data unreachable_golds arithmetic
 0.7.0 train unfinished
 0.7.0 aggregation change_bound
-0.8.0 supervision vote_free_steps min_reliability
+0.8.0 supervision min_reliability
 0.8.0 aggregation server_learning_rate server_optimizer server_momentum server_beta1 server_beta2 server_epsilon
 0.8.0 aggregation server_agreement
 0.8.0 model adapter
@@ -87,6 +87,7 @@ _SINCE = """
 0.10.0 supervision responses
 0.11.0 aggregation fgrpo_gain_from fgrpo_shrink
 0.11.0 deviations unsolvable flipped_rewards contradicts
+0.11.0 supervision spend score selection min_auc vote_free_share min_similarity
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fedrlvr.config.methods import DemonstrationSource
 from fedrlvr.config.sections import Section
+from fedrlvr.config.supervision import DemonstrationSource
 
 
 class SftConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from fedrlvr.labels.answers import Answers
@@ -18,10 +18,16 @@ DAY = 86_400.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Labels that may be asked for besides a step's share: in all, and in the last 24 hours."""
+    """Labels that may be asked for besides a step's share.
+
+    total, per_day: in all, and in the last 24 hours. share: of `problems`, the run's training problems by id; labels
+    that the ledger has of these already are part of it.
+    """
 
     total: int | None = None
     per_day: int | None = None
+    share: int | None = None
+    problems: Set[str] = frozenset()
 
 
 class NoLabels:
@@ -39,6 +45,10 @@ class NoLabels:
 
     def awaited(self, problem: Question) -> bool:
         """Whether a label is awaited: never, since none can be asked for."""
+        return False
+
+    def used(self, problem: Question) -> bool:
+        """Whether a step has trained on the problem's label: never, as far as this ledger knows."""
         return False
 
     def room(self) -> int | None:
@@ -123,11 +133,21 @@ class ClientLedger:
         """Whether the problem was asked about. Callers ask this only for problems without a label."""
         return self.disk.was_asked(problem.id)
 
+    def used(self, problem: Question) -> bool:
+        """Whether an earlier step of this run has trained on the problem's label.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        return self.disk.uses(problem.id, this_run=True) > 0
+
     def room(self) -> int | None:
-        """Number of labels that the total and the daily budget still allow; None: no limit."""
+        """Number of labels that the budget still allows: in all, of the run's problems, and today; None: no limit."""
         left = []
         if self._budget.total is not None:
             left.append(self._budget.total - self.disk.asked())
+        if self._budget.share is not None:
+            left.append(self._budget.share - self.disk.asked_among(self._budget.problems))
         if self._budget.per_day is not None:
             left.append(self._budget.per_day - self.disk.asked(since=self._clock() - DAY))
         return max(min(left), 0) if left else None

@@ -244,9 +244,11 @@ class LabelLedger:
         """Whether the problem was ever asked about."""
         return self._number("SELECT count(*) FROM question WHERE problem = ?", _text(problem)) > 0
 
-    def uses(self, problem: str) -> int:
-        """Number of times that all runs have used a problem's label."""
-        return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
+    def uses(self, problem: str, *, this_run: bool = False) -> int:
+        """Number of times that all runs, or this run's steps alone, have used a problem's label."""
+        if not this_run:
+            return self._number("SELECT count(*) FROM used WHERE problem = ?", _text(problem))
+        return self._number("SELECT count(*) FROM used WHERE problem = ? AND run = ?", _text(problem), self._run)
 
     def use(self, problem: str, step: int) -> None:
         """Count that a step trained on a problem's label; a step done again is counted once.
@@ -278,9 +280,15 @@ class LabelLedger:
         """Number of problems that were asked about, in all or first at this time or later."""
         return self._number("SELECT count(*) FROM question WHERE asked_at >= ?", since)
 
-    def _number(self, query: str, parameter: str | float) -> int:
+    def asked_among(self, problems: Iterable[str]) -> int:
+        """Number of these problems that were asked about."""
         with self._database.reading() as database:
-            return int(database.execute(query, (parameter,)).fetchone()[0])
+            asked = {row["problem"] for row in database.execute("SELECT problem FROM question")}
+        return sum(_text(problem) in asked for problem in problems)
+
+    def _number(self, query: str, *parameters: str | float) -> int:
+        with self._database.reading() as database:
+            return int(database.execute(query, parameters).fetchone()[0])
 
     def counts(self) -> Counts:
         """The ledger's totals, by the state of each question."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedrlvr.config import CareSupervision, Config, PubSwapCoordination, SelectionSupervision
+from fedrlvr.config import Asking, CareSupervision, Config, PubSwapCoordination, SelectionSupervision
 from fedrlvr.errors import CheckpointError, printable
 from fedrlvr.files import atomic_text, read_json
 from fedrlvr.output import logger
@@ -101,7 +101,8 @@ _LABEL_CURVES = (
     Curve("majority_right", "Labelled problems whose majority is right", percent=True),
     Curve("audit_majority_right", "All problems whose majority is right", percent=True),
     Curve("audit_reliable_right", "Trusted majorities that are right", percent=True),
-    Curve("audit_gap_correlation", "Correlation of the score S with the true gap", floor=False),
+    Curve("audit_gap_correlation", "Correlation of the score S with a label's true value", floor=False),
+    Curve("probe_auc", "Held-out AUC of the probes", floor=False),
     Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
 )
 """Curves about labels; those that need every answer (true pass@1, all and trusted majorities, S) only with audit."""
@@ -271,15 +272,18 @@ def _method(config: Config) -> str:
 def _labels_bought(config: Config) -> str:
     """The budget of labels, and who gives them."""
     how = config.supervision
-    if not isinstance(how, CareSupervision | SelectionSupervision):
+    if not isinstance(how, Asking):
         return ""
     parts = [f"budget {100 * how.budget:g} %"]
+    parts += ["spent evenly"] if how.spend == "even" else []
     parts += [f"at most {units.count(how.budget_total)} labels a client"] if how.budget_total is not None else []
     parts += [f"at most {units.count(how.budget_per_day)} a day"] if how.budget_per_day is not None else []
     parts += ["by people"] if how.labels_from == "desk" else []
     if isinstance(how, SelectionSupervision):
         parts += [f"rest {how.rest}"]
-    elif how.share_probes:
+    if isinstance(how, CareSupervision) and how.selection == "random":
+        parts += ["queries at random"]
+    if how.shares_probes:
         parts += ["probes averaged"]
     return ", ".join(parts)
 

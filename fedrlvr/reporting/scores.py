@@ -381,7 +381,7 @@ class LabelLine:
 
     asked, used: over the rounds; a label is used each time a group is trained with it. held: in the ledger at the end.
     majority_right: share of the labelled groups whose majority is right. trusted_right: of the majorities that were
-    trained on; gap: correlation of the score S with the true gap, mean over rounds. The last two are known in
+    trained on; gap: correlation of the score S with a label's true value, mean over rounds. The last two are known in
     experiments alone (`supervision.audit`). None where there is nothing to say.
     """
 

@@ -1,9 +1,10 @@
 """Seam 1: where the reward comes from. Pure; a method is one class that has `supervise`.
 
 Nothing here needs torch. CARE, which does, is in `care`, with its probes in `judge` and what they see in `features`.
+TraPO, which stores its trajectories in tensors, is in `trapo`, and GeoMin in `geomin`.
 """
 
-from fedrlvr.supervision.acquisition import oracle_gap
+from fedrlvr.supervision.acquisition import Spending, true_worth
 from fedrlvr.supervision.cag import cag, corrective_advantage_gap
 from fedrlvr.supervision.majority import Clusters, clusters, majority
 from fedrlvr.supervision.selection import MajorityVotes, Selection, TrueLabels
@@ -16,6 +17,7 @@ __all__ = [
     "MajorityVotes",
     "Query",
     "Selection",
+    "Spending",
     "Step",
     "Supervised",
     "Supervision",
@@ -24,5 +26,5 @@ __all__ = [
     "clusters",
     "corrective_advantage_gap",
     "majority",
-    "oracle_gap",
+    "true_worth",
 ]

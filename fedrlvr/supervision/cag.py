@@ -1,4 +1,7 @@
-"""The corrective advantage gap: what a true label would change in a group's advantages (CARE, arXiv 2605.25864).
+"""Changes that a true label makes to a group's advantages.
+
+The corrective advantage gap (CARE, arXiv 2605.25864) is the change where the group is trained on by majority vote
+without the label:
 
     CAG = || A(r_true) - A(r_pseudo) ||_2      A = (r - mean) / std, population std; all zero where std < 1e-8
 
@@ -10,6 +13,14 @@ responses that are right lie outside it, and with p = votes / G and q = correct 
     0                                               neither has: nobody is right and the vote is unanimous, or none
 
 It grows with the majority's votes, so the confidently wrong are worth most; the unanimously wrong it cannot see.
+
+Where a group without a label is masked, nothing is trained on the majority, and the change is || A(r_true) ||_2 (ours):
+
+    sqrt(G)   0 < correct < G: the group is mixed and has a gradient
+    0         all of its responses are right, or none is
+
+The two disagree where the majority is right and the group is mixed (gap 0, value sqrt(G)), and where the majority is
+wrong and nobody is right (gap sqrt(G), value 0). `mixed_chance` is the probability of a mixed group.
 """
 
 from __future__ import annotations
@@ -56,3 +67,19 @@ def cag(group: int, votes: int, correct: int) -> float:
         return math.sqrt(group) if degenerate == 1 else 0.0
     odds = votes * correct / ((group - votes) * (group - correct))
     return math.sqrt(2 * group * (1 + math.sqrt(odds)))
+
+
+def mixed_chance(group: int, votes: int, reliable: float, outside: float) -> float:
+    """Estimate of the probability that a group is mixed.
+
+    group: responses G of the problem. votes: how many of them gave the majority's answer.
+    reliable: P1, the probability that the majority is right. outside: sum of P2(y) over y > 0, the probability that it
+        is wrong and a response outside it is right.
+
+    If the majority is right, its `votes` responses are the right ones and the group is mixed where there are fewer of
+    them than responses. If it is wrong, the group is mixed where y > 0, and never whole. These exclude each other, so
+    the probabilities add up. A unanimous vote leaves nothing outside, so it is never mixed, and neither is a group
+    without a vote. P1 and P2 are estimates of two probes that may contradict each other: their sum can be above 1, and
+    is not cut there, since that would tie problems that can be told apart.
+    """
+    return reliable + outside if 0 < votes < group else 0.0

@@ -1,17 +1,20 @@
 """The judge: CARE's two probes, learning while the policy does (arXiv 2605.25864, authors' code).
 
-    P1(x)                                        the majority's answer is right
-    S(x) = sum_y P2(y | x) CAG(G, votes, y)      what a label is expected to change
+    P1(x)                                                  the majority's answer is right
+    S(x) = sqrt(G) (P1 + sum_{y > 0} P2(y | x))            `mixed`: expected value of a label beside masked problems
+    S(x) = sum_y P2(y | x) CAG(G, votes, y)                `gap`: beside problems trained on as voted; the authors'
 
 After each update of the policy: three steps of AdamW (no weight decay), each on this step's labelled problems and 16
 replayed ones, drawn anew for each probe. The new problems are replayed from the next update on.
 1. y = 0 stands for a majority that is right and for one that is wrong where nobody is right. CAG(G, votes, 0) counts
-   for both, so S is at least sqrt(G) wherever the vote is neither unanimous nor empty. As with the authors.
-2. One replay buffer serves both probes: the authors' two hold the same.
+   for both, so the `gap` is at least sqrt(G) wherever the vote is neither unanimous nor empty. As with the authors.
+2. `mixed` is ours: with the rest masked, a label is worth sqrt(G) where the group is mixed (`cag.mixed_chance`).
+3. One replay buffer serves both probes: the authors' two hold the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,25 +22,42 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Generator, Tensor, nn
 
-from fedrlvr.supervision.cag import cag
+from fedrlvr.supervision.acquisition import Worth
+from fedrlvr.supervision.cag import cag, mixed_chance
 from fedrlvr.supervision.features import Features, Labelled, joined
+from fedrlvr.supervision.held_out import HeldOut
 from fedrlvr.supervision.probes import AUXILIARY, CorrectionProbe, ReliabilityProbe
 
+AUTHORS_RATE, LARGEST_RATE, RATE_BY_WIDTH = 1e-4, 1e-3, 0.128
+"""Learning rate of the probes from width 1,280 and up to width 128, and the product of rate and width between these."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Names of the tensors that AdamW keeps for each parameter."""
+PARTS = ("weights", "moments", "replay", "held_out", "rng")
+"""Names of the parts of a judge's state."""
 Plain = dict[str, int]
 """The part of a state that is JSON."""
 
 
+def learning_rate(width: int) -> float:
+    """Learning rate of the probes on hidden states of this width: 0.128 / width, from 1e-4 to 1e-3.
+
+    A step of AdamW moves every weight by about the learning rate, and so an output by about the rate times the width.
+    The authors take 1e-4 at widths from about 1,500 to 4,000. At width 128 a rate of 1e-3 was used here in trials of an
+    early start of trust; the two rates alone were not compared.
+    """
+    return min(max(RATE_BY_WIDTH / width, AUTHORS_RATE), LARGEST_RATE)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the judge's training. replay: labelled problems kept; replayed: of them, in each step."""
+    """Settings of the judge. replay: labelled problems kept; replayed: of them, in each step. worth: estimated by S."""
 
-    lr: float = 1e-4
+    lr: float = AUTHORS_RATE
     steps: int = 3
     clip: float = 1.0
     replay: int = 2048
     replayed: int = 16
+    worth: Worth = "gap"
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ class Judge:
         self.updates = 0
         self._hidden, self._group, self._rng, self._device = hidden, group, rng, torch.device(device)
         self._replay = Replay(self.settings.replay)
+        self._held_out = HeldOut()
         self._reliability = ReliabilityProbe(hidden, group, rng)
         self._correction = CorrectionProbe(hidden, group, rng)
         probes: dict[str, nn.Module] = {"reliability": self._reliability, "correction": self._correction}
@@ -130,7 +151,24 @@ class Judge:
         seen = seen.to(self._device)
         number_PC = self._correction(seen).softmax(dim=1)
         reliable_P = self._reliability(seen).softmax(dim=1)[:, 1]
-        return Judgement(reliable_P, (number_PC * self._gaps_VC[seen.votes_P]).sum(dim=1), number_PC)
+        return Judgement(reliable_P, self._score(seen.votes_P, reliable_P, number_PC), number_PC)
+
+    def _score(self, votes_P: Tensor, reliable_P: Tensor, number_PC: Tensor) -> Tensor:
+        if self.settings.worth == "gap":
+            gap_P: Tensor = (number_PC * self._gaps_VC[votes_P]).sum(dim=1)
+            return gap_P
+        rows = zip(votes_P.tolist(), reliable_P.tolist(), number_PC[:, 1:].sum(dim=1).tolist(), strict=True)
+        chances = [mixed_chance(self._group, votes, reliable, outside) for votes, reliable, outside in rows]
+        return torch.tensor(chances, dtype=torch.float32, device=self._device) * math.sqrt(self._group)
+
+    @property
+    def auc(self) -> float | None:
+        """AUC of P1 on the newest labels, each judged before the probes learned from it; None with too few of them."""
+        return self._held_out.auc
+
+    def hold_out(self, reliable: float, right: bool) -> None:
+        """Add a problem's P1 from before the probes learned from its label, and whether the majority was right."""
+        self._held_out.add(reliable, right)
 
     def learn(self, new: Labelled | None) -> dict[str, float]:
         """One update's steps on this step's labelled problems (None: replay only).
@@ -207,6 +245,7 @@ class Judge:
             **{f"weights/{name}": tensor for name, tensor in self._weights().items()},
             **{f"moments/{name}": tensor for name, tensor in self._moments().items()},
             **{f"replay/{name}": tensor for name, tensor in (kept.tensors() if kept else {}).items()},
+            "held_out": self._held_out.tensor(),
             "rng": self._rng.get_state(),
         }
         plain = {"hidden": self._hidden, "group": self._group, "updates": self.updates}
@@ -220,7 +259,7 @@ class Judge:
         """
         if (plain.get("hidden"), plain.get("group")) != (self._hidden, self._group):
             raise ValueError(f"the state is of a judge of other widths: {plain}")
-        parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("weights", "moments", "replay", "rng")}
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             if part not in parts:
@@ -235,6 +274,8 @@ class Judge:
         _check_layout(parts["weights"], weights)
         _check_layout(parts["moments"], moments)
         _check_layout(parts["rng"], {"": self._rng.get_state()})
+        held_out = HeldOut()
+        held_out.load(parts["held_out"].get("", torch.empty(0)))
         kept = _labelled(parts["replay"])
         if kept is not None:
             self._check(kept)
@@ -244,6 +285,7 @@ class Judge:
         for name, parameter in self._probes.named_parameters() if updates else ():
             self._optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"] for moment in MOMENTS}
         self._replay.replace(kept)
+        self._held_out = held_out
         self._rng.set_state(parts["rng"][""].clone())
         self.updates = updates
 

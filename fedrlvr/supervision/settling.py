@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedrlvr.rl.samples import Group
-from fedrlvr.supervision.acquisition import Acquired, quota
+from fedrlvr.supervision.acquisition import Acquired, Spending
 from fedrlvr.supervision.majority import Clusters
 from fedrlvr.supervision.types import Fate, Ledger, Query, Step, Supervised
 
@@ -39,11 +39,11 @@ class Drawn:
     awaited: tuple[int, ...] = ()
 
 
-def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
+def look_up(step: Step, ledger: Ledger, spending: Spending) -> Drawn:
     """Look up a step's problems in the client's ledger.
 
     Raises:
-        ValueError: a budget that is not from 0 to 1.
+        ValueError: a share that is not from 0 to 1.
     """
     known: dict[int, list[float]] = {}
     places: dict[str, int] = {}
@@ -57,7 +57,7 @@ def look_up(step: Step, ledger: Ledger, budget: float) -> Drawn:
             awaited.append(place)
         else:
             places.setdefault(question.id, place)
-    share, room = quota(budget, len(step.groups)), ledger.room()
+    share, room = spending.queries(step.number, len(step.groups)), ledger.room()
     queries = share if room is None else min(share, max(room, 0))
     return Drawn(known, list(places.values()), queries, tuple(awaited))
 

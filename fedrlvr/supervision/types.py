@@ -7,18 +7,23 @@ client's ledger, and the ledger knows nothing that has not been paid for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from fedrlvr.rl.samples import Group
 from fedrlvr.supervision.majority import Clusters
 from fedrlvr.tasks.problem import Question
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedrlvr.supervision.features import Features  # which needs torch
+
+State: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"
+"""Memory of a supervision, as tensors and as JSON."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Ledger(Protocol):
 
     def awaited(self, problem: Question) -> bool:
         """Whether the problem was asked about and has no label: no expert has answered yet, or none could."""
+
+    def used(self, problem: Question) -> bool:
+        """Whether an earlier step of this run has trained on the problem's label."""
 
     def room(self) -> int | None:
         """Number of problems that may still be asked about now, whatever a step's share is; None: no limit."""
@@ -126,3 +134,15 @@ class Supervision(ABC):
     def learn(self) -> dict[str, float]:
         """Learn from the labels of the step supervised last, after the policy's update; returns losses by name."""
         return {}
+
+    def state(self) -> State | None:
+        """Memory that must outlast a stretch of steps; None where there is none."""
+        return None
+
+    def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Restore the memory from a state.
+
+        Raises:
+            ValueError: there is nothing to restore, or the state does not fit. Nothing has changed then.
+        """
+        raise ValueError(f"{type(self).__name__} remembers nothing")

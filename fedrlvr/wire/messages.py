@@ -350,7 +350,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("labels_asked", "labels_used", "labels_total", "response_length", "problems_redrawn"), _COUNT),
     **dict.fromkeys(("pass@1", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"), _SHARE),
     **dict.fromkeys(("share_query", "share_known", "share_reliable", "share_masked", "global_share"), _SHARE),
-    **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right"), _SHARE),
+    **dict.fromkeys(("majority_right", "audit_majority_right", "audit_reliable_right", "probe_auc"), _SHARE),
     **dict.fromkeys(("reward", "verified_reward"), _REWARD),
     **{f"seconds_{phase}": _SECONDS for phase in ("sample", "grade", "train", "public", "probes", "evaluate")},
     **dict.fromkeys(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import care_figures, care_tables
-from benchmarks.care_cells import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, SETTINGS, overrides
+from benchmarks.care_cells import ARMS, BASE, BATCH, BUDGETS, CELLS, FIRST, JUDGED, SETTINGS, overrides
 from benchmarks.care_data import (
     FAMILIES,
     Run,
@@ -39,6 +39,7 @@ from benchmarks.care_tables import (
 )
 from fedrlvr.config import CareSupervision, Config, SelectionSupervision, load_config
 from fedrlvr.reporting.spread import Spread, paired
+from fedrlvr.supervision.acquisition import quota
 from fedrlvr.tasks.deal import deal
 
 T4 = 2.7764
@@ -65,9 +66,13 @@ def test_every_cell_is_a_configuration_whose_arm_is_named_for_it(setting: str, a
     if isinstance(supervision, SelectionSupervision):
         assert supervision.rest == ("pseudo" if "pseudo" in arm else "masked")
     if isinstance(supervision, CareSupervision):
-        assert supervision.trusted == (0 if "untrusted" in arm else 0.25)
+        assert supervision.trust == (0 if "untrusted" in arm else 0.25)
         assert supervision.min_reliability == (0.5 if "floor" in arm else 0)
         assert supervision.share_probes == ("shared" in arm)
+        assert (supervision.worth, supervision.min_auc, supervision.probe_learning_rate) == ("gap", 0, 1e-4)
+    if kind == "oracle":
+        assert isinstance(supervision, SelectionSupervision)
+        assert supervision.worth == "gap"
 
 
 def test_no_cell_is_run_twice_and_the_most_telling_come_first() -> None:
@@ -89,7 +94,9 @@ def test_no_problem_is_drawn_twice_and_the_arms_differ_in_nothing_but_supervisio
     dealt = deal(labels)
     assert all(len(site.train) >= drawn for site in dealt.clients)
     assert {problem.source for site in dealt.clients for problem in site.train} == set(FAMILIES["all"])
-    assert labels.train.rounds * labels.train.local_steps > CareSupervision().vote_free_steps
+    care = config(setting, JUDGED).supervision
+    assert isinstance(care, CareSupervision)
+    assert quota(care.vote_free, labels.train.rounds * labels.train.local_steps) == 20
     for place, arm in CELLS:
         if place == setting:
             assert config(setting, arm).model_copy(update={"supervision": labels.supervision}) == labels

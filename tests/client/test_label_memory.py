@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
 from fedrlvr.client.metrics import LabelMetrics
-from fedrlvr.client.state import MEMORY, PROBES, ROUND_PROBES, Memory, Probes
+from fedrlvr.client.state import MEMORY, ROUND_SUPERVISION, SUPERVISION, Memory, SupervisionState
 from fedrlvr.errors import MessageError
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.supervision import Fate, Supervised, clusters
@@ -62,7 +62,7 @@ def same(tensors: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-def exactly(kept: Probes | None, expected: Judge) -> None:
+def exactly(kept: SupervisionState | None, expected: Judge) -> None:
     """The probes are this judge's state, and a judge that loads them goes on as it does."""
     assert kept is not None
     tensors, plain = expected.state()
@@ -84,66 +84,72 @@ def context() -> Context:
 def test_a_round_under_way_keeps_probes_and_numbers_exactly(context: Context) -> None:
     taught = judge(1, 2)
     assert taught.updates == 2
-    pause(Memory(cursor=8, steps=2, round_steps=2, labels=numbers(), probes=Probes(*taught.state())), context)
+    pause(
+        Memory(cursor=8, steps=2, round_steps=2, labels=numbers(), supervision=SupervisionState(*taught.state())),
+        context,
+    )
     kept = Memory.of(context, under_way=True)
-    exactly(kept.probes, taught)
+    exactly(kept.supervision, taught)
     assert kept.labels == numbers()
     assert (kept.cursor, kept.steps, kept.round_steps) == (8, 2, 2)
 
 
 def test_probes_last_from_round_to_round_and_numbers_do_not(context: Context) -> None:
     taught = judge(1, 2)
-    Memory(cursor=8, steps=2, labels=numbers(), probes=Probes(*taught.state())).finish(context, None)
+    Memory(cursor=8, steps=2, labels=numbers(), supervision=SupervisionState(*taught.state())).finish(context, None)
     kept = Memory.of(context, under_way=False)
-    exactly(kept.probes, taught)
+    exactly(kept.supervision, taught)
     assert kept.labels is None
     assert (kept.cursor, kept.steps, kept.round_steps) == (8, 2, 0)
 
 
 def test_probes_that_have_learned_nothing_are_kept_too(context: Context) -> None:
-    Memory(probes=Probes(*judge().state())).finish(context, None)
-    exactly(Memory.of(context, under_way=False).probes, judge())
-    pause(Memory(probes=Probes(*judge().state()), labels=LabelMetrics()), context)
+    Memory(supervision=SupervisionState(*judge().state())).finish(context, None)
+    exactly(Memory.of(context, under_way=False).supervision, judge())
+    pause(Memory(supervision=SupervisionState(*judge().state()), labels=LabelMetrics()), context)
     kept = Memory.of(context, under_way=True)
-    exactly(kept.probes, judge())
+    exactly(kept.supervision, judge())
     assert kept.labels == LabelMetrics()
 
 
 def test_a_round_begun_anew_does_not_see_the_one_that_broke_off(context: Context) -> None:
     before, broken = judge(1), judge(1, 2, 3)
-    Memory(cursor=4, steps=1, probes=Probes(*before.state())).finish(context, None)
+    Memory(cursor=4, steps=1, supervision=SupervisionState(*before.state())).finish(context, None)
     begun = Memory.of(context, under_way=False)
-    pause(Memory(begun.cursor + 8, begun.steps + 2, 2, labels=numbers(), probes=Probes(*broken.state())), context)
-    exactly(Memory.of(context, under_way=True).probes, broken)
+    pause(
+        Memory(begun.cursor + 8, begun.steps + 2, 2, labels=numbers(), supervision=SupervisionState(*broken.state())),
+        context,
+    )
+    exactly(Memory.of(context, under_way=True).supervision, broken)
     anew = Memory.of(context, under_way=False)
-    exactly(anew.probes, before)
+    exactly(anew.supervision, before)
     assert (anew.labels, anew.cursor, anew.steps) == (None, 4, 1)
 
 
 def test_a_first_round_that_broke_off_leaves_no_probes(context: Context) -> None:
-    pause(Memory(labels=numbers(), probes=Probes(*judge(1).state())), context)
+    pause(Memory(labels=numbers(), supervision=SupervisionState(*judge(1).state())), context)
     assert Memory.of(context, under_way=False) == Memory()
 
 
 def test_of_a_round_under_way_the_newest_is_kept(context: Context) -> None:
     for updates in ((1,), (1, 2)):
-        pause(Memory(probes=Probes(*judge(*updates).state())), context)
-    exactly(Memory.of(context, under_way=True).probes, judge(1, 2))
+        pause(Memory(supervision=SupervisionState(*judge(*updates).state())), context)
+    exactly(Memory.of(context, under_way=True).supervision, judge(1, 2))
 
 
 def test_a_round_without_probes_does_not_find_those_of_one_that_broke_off(context: Context) -> None:
-    pause(Memory(labels=numbers(), probes=Probes(*judge(1).state())), context)
+    pause(Memory(labels=numbers(), supervision=SupervisionState(*judge(1).state())), context)
     pause(Memory(cursor=3), context)
     kept = Memory.of(context, under_way=True)
-    assert (kept.probes, kept.labels, kept.cursor) == (None, None, 3)
+    assert (kept.supervision, kept.labels, kept.cursor) == (None, None, 3)
 
 
 def test_the_end_of_a_round_leaves_only_what_lasts(context: Context) -> None:
-    memory = Memory(cursor=8, steps=2, labels=numbers(), probes=Probes(*judge(1).state()))
+    memory = Memory(cursor=8, steps=2, labels=numbers(), supervision=SupervisionState(*judge(1).state()))
     pause(memory, context)
-    assert ROUND_PROBES in context.state
+    assert ROUND_SUPERVISION in context.state
     memory.finish(context, None)
-    assert set(context.state) == {MEMORY, PROBES}
+    assert set(context.state) == {MEMORY, SUPERVISION}
     with pytest.raises(MessageError, match="no round is under way"):
         Memory.of(context, under_way=True)
 
@@ -156,18 +162,18 @@ def test_without_probes_nothing_of_them_is_remembered(context: Context) -> None:
 
 def test_what_is_kept_does_not_change_with_the_judge(context: Context) -> None:
     taught = judge(1)
-    Memory(probes=Probes(*taught.state())).finish(context, None)
+    Memory(supervision=SupervisionState(*taught.state())).finish(context, None)
     taught.learn(batch(2))
-    exactly(Memory.of(context, under_way=False).probes, judge(1))
+    exactly(Memory.of(context, under_way=False).supervision, judge(1))
 
 
 def test_a_checkpoint_keeps_the_probes_exactly(context: Context, tmp_path: Path) -> None:
     taught = judge(1, 2)
-    Memory(cursor=8, steps=2, probes=Probes(*taught.state())).finish(context, None)
+    Memory(cursor=8, steps=2, supervision=SupervisionState(*taught.state())).finish(context, None)
     store = Checkpoints(tmp_path, keep=2)
     store.save_memories(3, {"ann": context})
     again = Context(1, 1, {}, store.load_memory(3, "ann"), {})
-    exactly(Memory.of(again, under_way=False).probes, taught)
+    exactly(Memory.of(again, under_way=False).supervision, taught)
 
 
 def test_a_clients_numbers_are_only_numbers() -> None:

@@ -244,7 +244,7 @@ def test_the_numbers_go_on_exactly_from_json() -> None:
                 [AAB, AAB, AAB, ABB, NONE], [KNOWN, QUERIED, WAITING, TRUSTED, MASKED], true, reliable, scores
             )
             metrics.learned({"reliability_loss": rng.random()})
-        metrics.total += 2
+        metrics.total, metrics.probe_auc = metrics.total + 2, 0.75
 
     whole, first = LabelMetrics(), LabelMetrics()
     more(whole, 1)

@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "train": {"rounds": 2, "local_steps": 2},
         "data": {"public_size": 4},
         "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2, "swap": "none"},
-        "supervision": {"type": "care", "budget": 0.5, "vote_free_steps": 1},
+        "supervision": {"type": "care", "budget": 0.5, "vote_free_share": 0.25},
         "aggregation": {"weights": "fgrpo", "fgrpo_gain_from": "public"},
     },
 }

@@ -208,6 +208,9 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
         0,
         ("limits.probe_learning_rate", "0.0002"),
     ),
+    # A server that states no rate leaves it to the model's width: both ends of what that gives must be allowed.
+    ({"probe_learning_rate": (0, 5e-4)}, TERMS, train(supervision=CARE), 0, ("limits.probe_learning_rate", "0.001")),
+    ({"probe_learning_rate": (2e-4, 1)}, TERMS, train(supervision=CARE), 0, ("limits.probe_learning_rate", "0.0001")),
     *[
         ({name: range_}, TERMS, train(**{section: {name: value}}), 0, (f"limits.{name}", str(value)))
         for section, name, range_, value in (
@@ -357,7 +360,8 @@ HARMLESS = {
     *("train.unfinished", "train.optimizer_state"),
     *("supervision.type", "supervision.audit", "supervision.share_probes", "supervision.labels_from"),
     *("supervision.budget_total", "supervision.budget_per_day", "supervision.rest", "supervision.trusted"),
-    *("supervision.vote_free_steps", "supervision.min_reliability", "supervision.probe_steps"),
+    *("supervision.vote_free_share", "supervision.min_reliability", "supervision.probe_steps", "supervision.spend"),
+    *("supervision.selection", "supervision.min_auc", "supervision.score", "supervision.min_similarity"),
     *("coordination.type", "coordination.swap", "coordination.ratio", "coordination.cap", "coordination.gamma"),
     *("coordination.exchanges", "coordination.pool_size", "coordination.pool_tail", "coordination.pool_length"),
     *("terms.protocol", "terms.version", "terms.run", "terms.client", "terms.task", "terms.model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from ledgers import query
@@ -14,7 +15,7 @@ from fedrlvr.labels.answers import Answers
 from fedrlvr.labels.client_ledger import DAY, AllLabels, Budget, ClientLedger, NoLabels
 from fedrlvr.labels.ledger import LabelLedger
 from fedrlvr.rl import Group, Response
-from fedrlvr.supervision import Selection, Step, clusters
+from fedrlvr.supervision import Selection, Spending, Step, clusters
 from fedrlvr.supervision.types import Ledger
 from fedrlvr.tasks.extraction import wrap
 from fedrlvr.tasks.problem import Problem
@@ -49,7 +50,7 @@ def disk(tmp_path: Path) -> Iterator[LabelLedger]:
     ledger.close()
 
 
-def dataset(disk: LabelLedger, clock: Clock, **budget: int) -> ClientLedger:
+def dataset(disk: LabelLedger, clock: Clock, **budget: Any) -> ClientLedger:
     return ClientLedger(disk, SEALED, Budget(**budget), desk=False, clock=clock)
 
 
@@ -243,7 +244,11 @@ def test_share_total_and_day_each_bind(
     disk: LabelLedger, clock: Clock, share: float, budget: dict[str, int], asked: Sequence[int]
 ) -> None:
     """The first step of each day is at its beginning, the second twelve hours later."""
-    method, ledger, result = Selection("entropy", budget=share, rest="masked"), dataset(disk, clock, **budget), []
+    method, ledger, result = (
+        Selection("entropy", spending=Spending(share), rest="masked"),
+        dataset(disk, clock, **budget),
+        [],
+    )
     start = clock.now
     for number in range(4):
         clock.now = start + (number % 2) * DAY / 2 + (number // 2) * (DAY + 1) * 2
@@ -252,8 +257,41 @@ def test_share_total_and_day_each_bind(
     assert result == asked
 
 
+def test_a_share_is_of_the_problems_of_the_run_and_what_the_ledger_has_of_them_counts(
+    disk: LabelLedger, clock: Clock
+) -> None:
+    problems = frozenset(["p1", "p2", "p3"])
+    ledger = dataset(disk, clock, share=2, problems=problems)
+    assert ledger.room() == 2
+    ledger.ask(query("p1"))
+    assert ledger.room() == 1
+    ledger.ask(query("p6"))  # of another run
+    assert ledger.room() == 1
+    assert dataset(disk, clock, total=2, share=2, problems=problems).room() == 0
+
+
+def test_a_label_was_used_once_a_step_of_this_run_has(disk: LabelLedger, clock: Clock) -> None:
+    ledger = dataset(disk, clock)
+    ledger.ask(query("p1"))
+    assert not ledger.used(P1)
+    disk.use("p1", 3)
+    assert ledger.used(P1)
+    assert disk.uses("p1", this_run=True) == 1
+
+
+def test_a_label_that_another_run_used_is_new_to_this_one(tmp_path: Path, clock: Clock) -> None:
+    earlier, later = (LabelLedger(tmp_path / "shared.sqlite", run=run) for run in ("earlier", "later"))
+    dataset(earlier, clock).ask(query("p1"))
+    earlier.use("p1", 3)
+    assert dataset(earlier, clock).used(P1)
+    assert not dataset(later, clock).used(P1)
+    assert later.uses("p1") == 1
+    earlier.close()
+    later.close()
+
+
 def test_rewards_are_by_what_was_bought_and_else_the_majoritys(disk: LabelLedger, clock: Clock) -> None:
-    ledger, method = dataset(disk, clock), Selection("entropy", budget=0.25, rest="masked")
+    ledger, method = dataset(disk, clock), Selection("entropy", spending=Spending(0.25), rest="masked")
     result = method.supervise(step(0), ledger)
     assert [(group.rewards, group.true) for group in result[:3]] == [
         ([1.0, 1.0, 0.0], True),  # 1 + 1
@@ -264,7 +302,7 @@ def test_rewards_are_by_what_was_bought_and_else_the_majoritys(disk: LabelLedger
 
 
 def test_people_answer_between_two_steps(disk: LabelLedger, clock: Clock) -> None:
-    ledger, method = desk(disk, clock), Selection("entropy", budget=0.25, rest="masked")
+    ledger, method = desk(disk, clock), Selection("entropy", spending=Spending(0.25), rest="masked")
     assert [group.true for group in method.supervise(step(0), ledger)] == [False] * 8
     disk.answer("p2", "correct", "4", expert="eve", at=1.0)
     result = method.supervise(step(1), ledger)

@@ -116,8 +116,8 @@ def test_the_section_of_the_report() -> None:
         "Labels in the ledger",
         "Reward trained on; true pass@1 dashed",
         "All problems whose majority is right",
-        "Correlation of the score S with the true gap",
-        "S and the true gap",
+        "Correlation of the score S with a label's true value",
+        "S and the true value",
         "Calibration of P1",
         "labelled problems, before they were learnt from",
         "masked",
@@ -132,7 +132,7 @@ def test_what_was_not_audited_is_not_told_of() -> None:
     text = words(page(labelled_records(audit=False), parse_config({"supervision": {"type": "care"}})))
     assert "alpha 8 8 8 62.5 %" in text
     assert "labelled problems, before they were learnt from" in text
-    for absent in ("S and the true gap", "true pass@1", "all problems", "supervision.audit is set", "of trusted"):
+    for absent in ("S and the true value", "true pass@1", "all problems", "supervision.audit is set", "of trusted"):
         assert absent not in text
 
 

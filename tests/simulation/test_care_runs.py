@@ -80,7 +80,7 @@ def paid(directory: Path) -> set[str]:
     return result
 
 
-CARE = {"type": "care", "budget": 0.25, "vote_free_steps": 2, "trusted": 0.25}
+CARE = {"type": "care", "budget": 0.25, "vote_free_share": 0.3, "trusted": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def with_garbage(problems: Path, directory: Path, spared: Callable[[str], bool])
 
 def no_leak(problems: Path, true: Path, tmp_path: Path, how: Mapping[str, Any]) -> None:
     bought = paid(true)
-    assert len(bought) == len(CLIENTS) * 3 * 2, "one of each step's four problems"
+    assert len(bought) == len(CLIENTS) * 3, "a quarter of each client's twelve problems, though all are drawn twice"
     mended = with_garbage(problems, tmp_path / "garbage", bought.__contains__)
     fedrlvr.run(settings(mended, tmp_path / "again", how))
     assert paid(tmp_path / "again") == bought
@@ -130,10 +130,11 @@ def test_an_answer_that_was_paid_for_does(problems: Path, true: Path, tmp_path: 
 def test_the_probes_learn_after_every_update_and_are_remembered(true: Path) -> None:
     for client in CLIENTS:
         memory = Checkpoints(true, 1).load_memory(3, client)
-        assert json.loads(str(memory.config_records["fedrlvr"]["probes"]))["updates"] == 3 * 2
-        for line in without_seconds(true)[1:]:
-            assert line["clients"][client]["reliability_loss"] > 0
-            assert sum(line["clients"][client]["calibration"]["n"]) == 2
+        assert json.loads(str(memory.config_records["fedrlvr"]["supervision"]))["updates"] == 3 * 2
+        rounds = [line["clients"][client] for line in without_seconds(true)[1:]]
+        assert all(numbers["reliability_loss"] > 0 for numbers in rounds)
+        assert [sum(numbers["calibration"]["n"]) for numbers in rounds if "calibration" in numbers] == [2, 1]
+        assert all("probe_auc" not in numbers for numbers in rounds), "three labels are too few"
 
 
 def test_an_audit_changes_nothing_but_what_is_known_of_the_run(problems: Path, true: Path, tmp_path: Path) -> None:
@@ -158,6 +159,15 @@ def test_a_label_is_paid_for_once_and_used_whenever_its_problem_is_drawn(problem
     opened = ledger(tmp_path / "run", "ann")
     assert {entry.uses for entry in opened.entries()} == {2}
     opened.close()
+
+
+def test_a_budget_that_is_spent_evenly_lasts_until_the_end(problems: Path, tmp_path: Path) -> None:
+    fedrlvr.run(settings(problems, tmp_path / "run", {"type": "random", "budget": 0.5, "spend": "even"}))
+    for client in CLIENTS:  # half of twelve problems in six steps
+        rounds = [line["clients"][client] for line in without_seconds(tmp_path / "run")[1:]]
+        assert [numbers["labels_asked"] for numbers in rounds] == [2, 2, 2]
+        assert rounds[-1]["labels_total"] == 6
+        assert sum(numbers["labels_used"] for numbers in rounds) > 6
 
 
 def test_all_labels_bought_train_as_all_labels_given(problems: Path, tmp_path: Path) -> None:
@@ -200,6 +210,17 @@ def test_a_run_that_stopped_in_mid_round_asks_the_same_again(problems: Path, tru
     assert len(paid(directory)) > len(CLIENTS) * 2, "labels of the round that is not done"
     resume(directory)
     same_as(directory, true)
+
+
+def test_so_does_one_with_trapo(problems: Path, tmp_path: Path) -> None:
+    how = {"type": "trapo", "budget": 0.5, "vote_free_share": 0.5, "trusted": 0.25}
+    fedrlvr.run(settings(problems, tmp_path / "whole", how))
+    directory = stopped_in_mid_round(settings(problems, tmp_path / "cut", how))
+    resume(directory)
+    same_as(directory, tmp_path / "whole")
+    trusted = [line["clients"]["ann"]["share_reliable"] for line in without_seconds(directory)[1:]]
+    assert trusted[0] == 0
+    assert trusted[2] > 0
 
 
 def test_so_does_one_with_exchanges_shared_probes_and_fgrpo(problems: Path, tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ PUBSWAP: Changes = {
 }
 FIVE: Changes = {"federation": {"clients": [*CLIENTS, "dan", "eve"]}}
 
+AS_PUBLISHED = {"type": "care", "budget": 0.25, "score": "gap", "min_auc": 0, "probe_learning_rate": 1e-4}
+"""CARE with the authors' score and probes, which choose from the first step on."""
+
 RUNS: dict[str, Changes] = {
     "labels": {},
     "objective": {
@@ -60,11 +63,9 @@ RUNS: dict[str, Changes] = {
     },
     "pubswap": PUBSWAP,
     "pubswap-shaped": {**PUBSWAP, "coordination": {**PUBSWAP["coordination"], "swap": "full", "ratio": "shaped"}},
-    "care": {**THREE, "supervision": {"type": "care", "budget": 0.25, "vote_free_steps": 1, "audit": True}},
-    "care-shared": {
-        **THREE,
-        "supervision": {"type": "care", "budget": 0.25, "vote_free_steps": 0, "share_probes": True},
-    },
+    "care": {**THREE, "supervision": {**AS_PUBLISHED, "vote_free_share": 0.3, "audit": True}},
+    "care-default": {**THREE, "supervision": {"type": "care", "budget": 0.25}},
+    "care-shared": {**THREE, "supervision": {**AS_PUBLISHED, "vote_free_share": 0, "share_probes": True}},
     "majority": {"supervision": {"type": "majority", "audit": True}},
     "entropy": {"supervision": {"type": "entropy", "budget": 0.25, "rest": "pseudo"}},
     "fgrpo": {**THREE, "aggregation": {"weights": "fgrpo"}},

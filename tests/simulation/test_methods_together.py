@@ -17,7 +17,7 @@ PUBSWAP: dict[str, Any] = {
     "coordination": {"type": "pubswap", "exchanges": 2, "public_problems": 2},
 }
 FGRPO: dict[str, Any] = {"aggregation": {"weights": "fgrpo"}}
-CARE: dict[str, Any] = {"supervision": {"type": "care", "budget": 0.2, "vote_free_steps": 1}}
+CARE: dict[str, Any] = {"supervision": {"type": "care", "budget": 0.5, "vote_free_share": 0.25}}
 METHODS = {"pubswap": PUBSWAP, "fgrpo": FGRPO, "care": CARE}
 PUBLIC_GAINS: dict[str, Any] = {"weights": "fgrpo", "fgrpo_gain_from": "public", "fgrpo_shrink": True}
 

@@ -164,7 +164,7 @@ def test_no_message_log_or_file_holds_a_prompt_an_answer_or_a_response(
 def test_labels_that_are_paid_for_stay_on_the_clients_disk(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    care = {"type": "care", "budget": 0.5, "vote_free_steps": 1, "share_probes": True, "audit": True}
+    care = {"type": "care", "budget": 0.5, "vote_free_share": 0.01, "share_probes": True, "audit": True}
     watched = watch(configured, tmp_path, "federated", monkeypatch, "small_runs:parity", supervision=care)
     travelled = searchable(contents(watched.messages))
     assert b"labels_asked" in travelled

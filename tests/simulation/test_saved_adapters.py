@@ -41,7 +41,7 @@ ARMS: dict[str, Changes] = {
     "local": {"federation": {"arm": "local"}},
     "local mixed": {"federation": {"arm": "local"}, "lora": {"rank": RANKS}},
     "central": {"federation": {"arm": "central"}},
-    "care": {"supervision": {"type": "care", "share_probes": True, "vote_free_steps": 0}},
+    "care": {"supervision": {"type": "care", "share_probes": True, "vote_free_share": 0}},
 }
 Sources = Callable[[str], Path]
 

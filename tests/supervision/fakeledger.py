@@ -38,7 +38,8 @@ def step(
 class FakeLedger:
     """Labels that are single letters. It fails the test that asks twice, or more than there is room for.
 
-    at_once: an answer is there as soon as it is asked for, else when the test calls `arrive`.
+    at_once: an answer is there as soon as it is asked for, else when the test calls `arrive`. trained: what an earlier
+    step has trained on, as the test says.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FakeLedger:
         self.truth, self.at_once, self.most = truth, at_once, most
         self.asked: list[Query] = []
         self.reminded: list[Query] = []
+        self.trained: set[str] = set()
         self.labels = {name: self._truth(name) for name in known}
 
     @property
@@ -62,6 +64,9 @@ class FakeLedger:
 
     def awaited(self, problem: Question) -> bool:
         return problem.id in self.names and problem.id not in self.labels
+
+    def used(self, problem: Question) -> bool:
+        return problem.id in self.trained
 
     def room(self) -> int | None:
         return None if self.most == 99 else self.most - len(self.asked)

@@ -11,12 +11,13 @@ import pytest
 from fedrlvr.supervision.acquisition import (
     Acquired,
     Rest,
+    Spending,
     answer_entropy,
     care,
     highest,
     mean_probability,
-    oracle_gap,
     quota,
+    true_worth,
 )
 from fedrlvr.supervision.majority import clusters
 
@@ -40,23 +41,18 @@ def test_a_share_is_from_0_to_1(share: float) -> None:
 
 def test_care_trusts_the_most_reliable_and_asks_about_the_largest_scores_among_the_rest() -> None:
     step = care(P1, S, queries=2, steps_done=20)
-    assert step == Acquired((6, 3), (0, 2), (1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0))
+    assert step == Acquired((6, 3), (0, 2), (1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0))
 
 
-def test_care_trusts_nobody_in_the_first_20_steps() -> None:
+def test_care_trusts_nobody_in_the_vote_free_steps() -> None:
     for steps_done in (0, 19):
-        assert care(P1, S, queries=2, steps_done=steps_done) == Acquired((6, 0), (), (1, 0, 0, 0, 0, 0, 1, 0))
+        assert care(P1, S, queries=2, steps_done=steps_done, vote_free_steps=20) == Acquired(
+            (6, 0), (), (1, 0, 0, 0, 0, 0, 1, 0)
+        )
 
 
 def test_ties_go_to_the_earlier_problem() -> None:
     assert care([0.5] * 8, [1.0] * 8, queries=2, steps_done=20) == Acquired((2, 3), (0, 1), (1, 1, 1, 1, 0, 0, 0, 0))
-
-
-def test_a_score_of_a_trusted_problem_is_clipped() -> None:
-    assert care([1.0, 0.9, 0, 0, 0, 0, 0, 0], [-1.0, 0.5, *[2.0] * 6], queries=0, steps_done=20).multipliers[:2] == (
-        0,
-        0.5,
-    )
 
 
 def test_where_too_few_are_left_the_first_trusted_are_asked_about_so_that_the_budget_is_spent() -> None:
@@ -142,7 +138,7 @@ def test_a_response_without_tokens_has_no_probability(logps: list[list[float]]) 
 def test_the_oracle_sees_the_gap_and_entropy_prefers_what_is_worth_less() -> None:
     confident, spread = clusters(["a"] * 6 + ["b"] * 2), clusters(["a"] * 3 + ["b"] * 2 + ["c", "d", "e"])
     answer_b = [[0.0] * 6 + [1.0] * 2, [0.0] * 3 + [1.0] * 2 + [0.0] * 3]
-    gaps = [oracle_gap(votes, rewards) for votes, rewards in zip((confident, spread), answer_b, strict=True)]
+    gaps = [true_worth(votes, rewards, "gap") for votes, rewards in zip((confident, spread), answer_b, strict=True)]
     # odds of 12 / (2 * 6) and 6 / (5 * 6)
     assert gaps == pytest.approx([math.sqrt(16 * 2), math.sqrt(16 * (1 + math.sqrt(0.2)))])
     assert answer_entropy(confident) < answer_entropy(spread)
@@ -150,10 +146,10 @@ def test_the_oracle_sees_the_gap_and_entropy_prefers_what_is_worth_less() -> Non
 
 
 def test_the_oracle_sees_nothing_where_the_majority_is_right() -> None:
-    assert oracle_gap(clusters(["a", "a", "b"]), [1, 1, 0]) == 0
-    assert oracle_gap(clusters(["a", "a", "b"]), [1, 0, 0]) == 0  # a grader that splits the majority's cluster
-    assert oracle_gap(clusters(["a", "a"]), [0, 0]) == 0  # unanimous and wrong
-    assert oracle_gap(clusters([None, None]), [0, 0]) == 0
+    assert true_worth(clusters(["a", "a", "b"]), [1, 1, 0], "gap") == 0
+    assert true_worth(clusters(["a", "a", "b"]), [1, 0, 0], "gap") == 0  # a grader that splits the majority's cluster
+    assert true_worth(clusters(["a", "a"]), [0, 0], "gap") == 0  # unanimous and wrong
+    assert true_worth(clusters([None, None]), [0, 0], "gap") == 0
 
 
 def test_the_share_to_trust_is_of_the_whole_step_where_only_some_of_it_is_ranked() -> None:
@@ -166,12 +162,12 @@ def test_the_share_to_trust_is_of_the_whole_step_where_only_some_of_it_is_ranked
 
 def test_the_share_to_trust_and_the_vote_free_steps_are_settings() -> None:
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5) == Acquired(
-        (6, 5), (0, 2, 3, 4), (1.0, 0.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0)
+        (6, 5), (0, 2, 3, 4), (1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
     )
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.0).trusted == ()
     assert care(P1, S, queries=2, steps_done=4, vote_free_steps=5).trusted == ()
     assert care(P1, S, queries=2, steps_done=5, vote_free_steps=5).trusted == (0, 2)
-    assert care(P1, S, queries=2, steps_done=0, vote_free_steps=0).trusted == (0, 2)
+    assert care(P1, S, queries=2, steps_done=0).trusted == (0, 2)
     with pytest.raises(ValueError, match="from 0 to 1"):
         care(P1, S, queries=2, steps_done=0, trusted_share=1.5)
 
@@ -184,5 +180,42 @@ def test_a_bar_keeps_the_less_reliable_of_the_share_from_trust_and_nobody_takes_
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.5, min_reliability=0.8).trusted == (0, 2)
     assert care(P1, S, queries=2, steps_done=20, trusted_share=0.25, min_reliability=0.5).trusted == (0, 2)
     step = care(P1, S, queries=2, steps_done=20, min_reliability=0.95)
-    assert step == care(P1, S, queries=2, steps_done=0)  # p0 has the second largest score and may be asked about
+    assert step == care(
+        P1, S, queries=2, steps_done=0, vote_free_steps=1
+    )  # p0 has the second largest score and may be asked about
     assert step.trusted == ()
+
+
+# When a budget is spent.
+
+
+def test_an_early_budget_asks_for_its_share_of_each_step_and_the_ledger_ends_it() -> None:
+    spending = Spending(0.2, "early", problems=48, steps=120)
+    assert spending.labels == 10  # ceil(9.6)
+    assert [spending.queries(step, 4) for step in (0, 50, 119)] == [1, 1, 1]
+    assert Spending(0.2).queries(7, 20) == 4
+
+
+def test_an_even_budget_is_spread_over_the_steps_of_the_run() -> None:
+    spending = Spending(0.2, "even", problems=48, steps=24)
+    by_step = [spending.queries(step, 4) for step in range(24)]
+    assert sum(by_step) == spending.labels == 10
+    assert max(by_step) == 1  # never two at once: ten labels in 24 steps
+    assert by_step[:6] == [0, 0, 1, 0, 1, 0]  # floor(10 k / 24) for k = 1, 2, ... is 0 0 1 1 2 2
+    assert [spending.queries(step, 4) for step in (24, 25, 99)] == [0, 0, 0]  # steps beyond the run's
+
+
+def test_a_few_steps_ask_for_several_labels_each() -> None:
+    assert [Spending(0.5, "even", problems=20, steps=4).queries(step, 8) for step in range(4)] == [2, 3, 2, 3]
+
+
+# The value of a label.
+
+
+def test_the_value_beside_masked_problems_is_whether_the_group_is_mixed() -> None:
+    right, wrong = clusters(["a", "a", "b"]), clusters(["a", "a", "a"])
+    assert true_worth(right, [1, 1, 0], "mixed") == pytest.approx(math.sqrt(3))  # a right majority: its gap is 0
+    assert true_worth(right, [0, 0, 1], "mixed") == pytest.approx(math.sqrt(3))
+    assert true_worth(right, [0, 0, 0], "mixed") == 0  # nobody is right: its gap is sqrt(3)
+    assert true_worth(right, [0, 0, 0], "gap") == pytest.approx(math.sqrt(3))
+    assert true_worth(wrong, [1, 1, 1], "mixed") == true_worth(wrong, [0, 0, 0], "mixed") == 0

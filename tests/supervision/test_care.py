@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from random import Random
 
 import pytest
 import torch
 from fakeledger import FakeLedger, step, voted
 
-from fedrlvr.supervision import Fate, Step, Supervised
+from fedrlvr.supervision import Fate, Spending, Step, Supervised
 from fedrlvr.supervision.care import Care, Judged
 from fedrlvr.supervision.features import Features, Labelled, features
 from fedrlvr.supervision.judge import Judge, Judgement
@@ -25,10 +26,15 @@ class FakeJudge:
         self.reliable, self.scores = reliable, scores
         self.taught: list[Labelled | None] = []
         self.gradients: list[bool] = []
+        self.held_out: list[tuple[float, bool]] = []
+        self.auc: float | None = None
 
     def judge(self, seen: Features) -> Judgement:
         assert len(seen) == len(self.reliable)
         return Judgement(torch.tensor(self.reliable), torch.tensor(self.scores), torch.zeros(len(seen), 1))
+
+    def hold_out(self, reliable: float, right: bool) -> None:
+        self.held_out.append((reliable, right))
 
     def learn(self, new: Labelled | None) -> dict[str, float]:
         self.taught.append(new)
@@ -37,7 +43,7 @@ class FakeJudge:
 
 
 def care(judge: FakeJudge, *, budget: float = 0.25, trusted: float = 0.25, vote_free_steps: int = 20) -> Care:
-    return Care(judge, budget=budget, trusted=trusted, vote_free_steps=vote_free_steps)  # type: ignore[arg-type]
+    return Care(judge, spending=Spending(budget), trusted=trusted, vote_free_steps=vote_free_steps)  # type: ignore[arg-type]
 
 
 def seen(letters: Sequence[str], hidden: int = 2) -> Features:
@@ -68,7 +74,7 @@ def test_care_asks_about_the_largest_scores_and_trusts_the_most_reliable() -> No
     fates[0] = fates[2] = Fate.TRUSTED
     fates[3] = fates[6] = Fate.QUERIED
     assert [group.fate for group in result] == fates
-    assert multipliers(result) == [1.0, 0.0, 0.25, 1.0, 0.0, 0.0, 1.0, 0.0]
+    assert multipliers(result) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     assert [group.true for group in result] == [fate is Fate.QUERIED for fate in fates]
     for group in result:
         assert group.rewards == ([0.0, 0.0, 1.0] if group.true else [1.0, 1.0, 0.0])
@@ -98,7 +104,7 @@ def test_quotas_are_of_the_whole_step_and_what_has_a_label_is_not_ranked() -> No
     # Three are asked about and two trusted (p2, and p3 before p4 of the same P1), of all eight.
     assert ledger.names == ["p4", "p5", "p1"]
     assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == [2, 3]
-    assert multipliers(result) == [1.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.0]
+    assert multipliers(result) == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     assert result[0] == result[6] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.KNOWN, true=True)
 
 
@@ -128,8 +134,8 @@ def test_a_budget_that_is_spent_leaves_trust_alone() -> None:
     ledger = FakeLedger("b", most=1)
     result = care(FakeJudge()).supervise(of(EIGHT, 20), ledger)
     assert ledger.names == ["p6"]
-    assert multipliers(result) == [1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 1.0, 0.0]
-    assert multipliers(care(FakeJudge()).supervise(of(EIGHT, 20), ledger)) == [1.0, 0, 0.25, 0, 0, 0, 1.0, 0]
+    assert multipliers(result) == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert multipliers(care(FakeJudge()).supervise(of(EIGHT, 20), ledger)) == [1.0, 0, 1.0, 0, 0, 0, 1.0, 0]
     assert ledger.names == ["p6"]
 
 
@@ -137,12 +143,12 @@ def test_a_budget_that_is_spent_leaves_trust_alone() -> None:
 def test_the_share_to_trust_is_a_setting(trusted: float, who: list[int]) -> None:
     result = care(FakeJudge(), budget=0.0, trusted=trusted).supervise(of(EIGHT, 20), FakeLedger("b"))
     assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == who
-    assert multipliers(result) == [min(S[place], 1.0) if place in who else 0.0 for place in range(8)]
+    assert multipliers(result) == [float(place in who) for place in range(8)]
 
 
 def test_a_vote_below_the_bar_is_not_trusted_and_may_be_asked_about() -> None:
     ledger = FakeLedger("b")
-    method = Care(FakeJudge(), budget=0.25, trusted=0.5, vote_free_steps=20, min_reliability=0.75)  # type: ignore[arg-type]
+    method = Care(FakeJudge(), spending=Spending(0.25), trusted=0.5, vote_free_steps=20, min_reliability=0.75)  # type: ignore[arg-type]
     result = method.supervise(of(EIGHT, 20), ledger)
     assert [place for place, group in enumerate(result) if group.fate is Fate.TRUSTED] == [0, 2]  # p3 and p4 have 0.5
     assert ledger.names == ["p6", "p3"]
@@ -152,7 +158,7 @@ def test_a_group_in_which_nothing_could_be_read_has_no_votes_to_trust() -> None:
     drawn = {"p0": "---", "p1": "aab"}
     judge = FakeJudge([0.9, 0.1], [0.0, 2.0])
     result = care(judge, budget=0.5, trusted=0.5).supervise(of(drawn, 20), FakeLedger("b"))
-    assert result[0] == Supervised([0.0, 0.0, 0.0], 0.0, Fate.TRUSTED, true=False)
+    assert result[0] == Supervised([0.0, 0.0, 0.0], 1.0, Fate.TRUSTED, true=False)
     assert result[1] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
 
 
@@ -224,7 +230,7 @@ def test_a_label_that_arrives_between_steps_teaches_in_the_next_in_which_its_pro
 def test_real_probes_judge_and_learn() -> None:
     rng = torch.Generator().manual_seed(0)
     judge = Judge(4, 3, rng)
-    method = Care(judge, budget=0.25, trusted=0.25, vote_free_steps=0)
+    method = Care(judge, spending=Spending(0.25), trusted=0.25, vote_free_steps=0)
     batch, ledger = of(EIGHT, 0, hidden=4), FakeLedger("b")
     assert batch.features is not None
     before = judge.judge(batch.features)
@@ -244,3 +250,56 @@ def test_care_reads_votes_and_hidden_states_and_needs_them() -> None:
     assert method.reads_states
     with pytest.raises(ValueError, match="needs the policy's hidden states"):
         method.supervise(step(EIGHT), FakeLedger())
+
+
+# Who chooses the queries.
+
+
+def test_queries_are_by_chance_until_the_probes_tell_right_votes_from_wrong() -> None:
+    judge = FakeJudge()
+    method = Care(judge, spending=Spending(0.25), trusted=0.0, vote_free_steps=0, min_auc=0.6)  # type: ignore[arg-type]
+    by_chance = [max(EIGHT, key=dict(zip(EIGHT, draws, strict=True)).__getitem__) for draws in [chances(5)]]
+    for auc, chosen in ((None, False), (0.59, False), (0.6, True), (0.9, True)):
+        judge.auc, ledger = auc, FakeLedger("b")
+        method.supervise(step(EIGHT, features=seen(list(EIGHT.values())), seed=5), ledger)
+        assert ledger.names[:1] == (["p6"] if chosen else by_chance)
+        assert [query.score is None for query in ledger.asked] == [not chosen] * 2
+        assert all(query.reliable is not None for query in ledger.asked)
+
+
+def chances(seed: int) -> list[float]:
+    rng = Random(seed)
+    return [rng.random() for _ in EIGHT]
+
+
+def test_random_queries_keep_the_trust_whatever_the_probes_are_worth() -> None:
+    judge = FakeJudge()
+    judge.auc = 1.0
+    method = Care(judge, spending=Spending(0.25), trusted=0.25, vote_free_steps=0, selection="random", min_auc=0.6)  # type: ignore[arg-type]
+    ledger = FakeLedger("b")
+    result = method.supervise(step(EIGHT, features=seen(list(EIGHT.values())), seed=5), ledger)
+    assert [place for place, verdict in enumerate(result) if verdict.fate is Fate.TRUSTED] == [0, 2]
+    draws = chances(5)
+    wanted = sorted((place for place in range(8) if place not in (0, 2)), key=lambda place: -draws[place])[:2]
+    assert ledger.names == [f"p{place}" for place in wanted]
+
+
+def test_no_chance_is_drawn_where_the_probes_choose() -> None:
+    batch = of(EIGHT, 0)
+    care(FakeJudge()).supervise(batch, FakeLedger("b"))
+    assert batch.rng.random() == Random(0).random()
+
+
+def test_a_label_is_held_out_once_before_the_probes_learn_from_it() -> None:
+    judge, ledger = FakeJudge(), FakeLedger({"p0": "a", **{f"p{n}": "b" for n in range(1, 8)}}, known=["p0", "p1"])
+    ledger.trained = {"p1"}  # by an earlier step of the run
+    care(judge).supervise(of(EIGHT, 0), ledger)
+    assert ledger.names == ["p6", "p3"]
+    assert judge.held_out == [(0.875, True), (0.5, False), (0.375, False)]  # p0, p3 and p6: P1, and whether a is right
+
+
+def test_a_problem_that_a_step_draws_twice_is_held_out_once() -> None:
+    judge = FakeJudge([0.5, 0.25], [1.0, 2.0])
+    drawn = step([("p", "aab"), ("p", "abb")], features=seen(["aab", "abb"]))
+    care(judge, budget=0.5).supervise(drawn, FakeLedger("b", known=["p"]))
+    assert judge.held_out == [(0.5, False)]

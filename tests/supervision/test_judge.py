@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedrlvr.supervision import cag
 from fedrlvr.supervision.features import Labelled
-from fedrlvr.supervision.judge import Judge, Settings
+from fedrlvr.supervision.judge import Judge, Settings, learning_rate
 from fedrlvr.supervision.probes import CorrectionProbe, ReliabilityProbe
 
 
@@ -264,3 +264,34 @@ def test_features_of_other_widths_are_refused() -> None:
         wide.judge(seen("plain"))
     with pytest.raises(ValueError, match="the judge takes"):
         wide.learn(world(2, 0).labelled())
+
+
+def test_the_score_beside_masked_problems_is_the_chance_that_the_group_is_mixed() -> None:
+    probes, taken = judge(settings=Settings(worth="mixed")), seen("plain", "unanimous", "tied", "unreadable", "half")
+    probes.learn(world(6, 0).labelled())
+    opinion = probes.judge(taken)
+    for problem, votes in enumerate([5, 8, 4, 0, 3]):
+        chance = opinion.reliable_P[problem].item() + opinion.number_PC[problem, 1:].sum().item()
+        expected = GROUP**0.5 * chance if 0 < votes < GROUP else 0.0
+        assert opinion.score_P[problem].item() == pytest.approx(expected, rel=1e-5), votes
+
+
+def test_the_held_out_judgements_are_part_of_the_state() -> None:
+    probes, other = taught(), judge(9)
+    for number in range(10):
+        probes.hold_out(number / 10, number > 4)
+    assert probes.auc == 1
+    other.load(*probes.state())
+    assert other.auc == 1
+    tensors, plain = probes.state()
+    del tensors["held_out"]
+    with pytest.raises(ValueError, match="held-out"):
+        other.load(tensors, plain)
+    assert other.auc == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"), [(16, 1e-3), (128, 1e-3), (256, 5e-4), (576, 0.128 / 576), (1280, 1e-4), (4096, 1e-4)]
+)
+def test_the_learning_rate_falls_with_the_width(width: int, rate: float) -> None:
+    assert learning_rate(width) == pytest.approx(rate)

@@ -9,7 +9,7 @@ import pytest
 from fakeledger import FakeLedger, group, step, voted
 
 from fedrlvr.supervision import Fate, Query, Step, Supervised
-from fedrlvr.supervision.acquisition import Acquired
+from fedrlvr.supervision.acquisition import Acquired, Spending
 from fedrlvr.supervision.settling import LONGEST_SHOWN, Drawn, look_up, settle
 from fedrlvr.tasks.problem import Question
 
@@ -32,7 +32,7 @@ def waiting(*names: str, **ledger: object) -> FakeLedger:
 
 def settled(drawn: Step, ledger: FakeLedger, queries: Sequence[int], **options: object) -> list[Supervised]:
     """Settled with these of the open problems asked about and nobody trusted."""
-    known = look_up(drawn, ledger, 1.0)
+    known = look_up(drawn, ledger, Spending(1.0))
     return settle(drawn, ledger, known, acquired(len(known.without), queries), **options)  # type: ignore[arg-type]
 
 
@@ -42,7 +42,7 @@ def settled(drawn: Step, ledger: FakeLedger, queries: Sequence[int], **options: 
 def test_what_has_a_label_or_is_awaited_is_not_open() -> None:
     ledger = waiting("p3", known=["p1"])
     # ceil(0.4 * 5), though only three are open
-    assert look_up(step(FIVE), ledger, 0.4) == Drawn({1: [1.0, 0.0, 0.0]}, [0, 2, 4], 2, (3,))
+    assert look_up(step(FIVE), ledger, Spending(0.4)) == Drawn({1: [1.0, 0.0, 0.0]}, [0, 2, 4], 2, (3,))
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,19 @@ def test_what_has_a_label_or_is_awaited_is_not_open() -> None:
     [(0.2, 99, 1), (0.21, 99, 2), (1.0, 99, 5), (0.0, 99, 0), (1.0, 3, 3), (0.4, 3, 2), (1.0, 0, 0), (1.0, -1, 0)],
 )
 def test_the_share_is_of_the_whole_step_and_within_what_is_left(budget: float, most: int, queries: int) -> None:
-    assert look_up(step(FIVE), FakeLedger(most=most), budget).queries == queries
-    assert look_up(step(FIVE), FakeLedger(most=most, known=["p0", "p1", "p2"]), budget).queries == queries
+    assert look_up(step(FIVE), FakeLedger(most=most), Spending(budget)).queries == queries
+    assert look_up(step(FIVE), FakeLedger(most=most, known=["p0", "p1", "p2"]), Spending(budget)).queries == queries
 
 
 def test_a_budget_that_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
-        look_up(step(FIVE), FakeLedger(), 1.5)
+        look_up(step(FIVE), FakeLedger(), Spending(1.5))
 
 
 def test_a_label_that_says_nobody_is_right_is_a_label() -> None:
-    assert look_up(step({"p0": "aab"}), FakeLedger("z", known=["p0"]), 1.0) == Drawn({0: [0.0, 0.0, 0.0]}, [], 1)
+    assert look_up(step({"p0": "aab"}), FakeLedger("z", known=["p0"]), Spending(1.0)) == Drawn(
+        {0: [0.0, 0.0, 0.0]}, [], 1
+    )
 
 
 # What becomes of each problem.
@@ -69,7 +71,7 @@ def test_a_label_that_says_nobody_is_right_is_a_label() -> None:
 def test_each_problem_has_the_fate_that_the_table_says() -> None:
     batch, ledger = step(FIVE), waiting("p3", truth={"p1": "b", "p4": "a"}, known=["p1"])
     ledger.at_once = True
-    known = look_up(batch, ledger, 0.4)
+    known = look_up(batch, ledger, Spending(0.4))
     result = settle(batch, ledger, known, acquired(3, queries=[2], trusted={0: 0.5}))
     assert result == [
         Supervised([1.0, 1.0, 0.0], 0.5, Fate.TRUSTED, true=False),
@@ -93,7 +95,7 @@ def test_an_answer_that_does_not_come_at_once_is_masked_and_counts_when_it_is_th
 
 def test_where_the_rest_counts_as_voted_so_does_what_is_asked_or_awaited_without_an_answer() -> None:
     batch, ledger = step({"p": "aab", "q": "aab", "r": "aab"}), waiting("p", truth="b")
-    drawn = look_up(batch, ledger, 1.0)
+    drawn = look_up(batch, ledger, Spending(1.0))
     assert settle(batch, ledger, drawn, acquired(2, queries=[0], trusted={1: 1.0}), rest=1.0) == [
         Supervised([1.0, 1.0, 0.0], 1.0, Fate.TRUSTED, true=False),
         Supervised([1.0, 1.0, 0.0], 1.0, Fate.QUERIED, true=False),
@@ -112,7 +114,7 @@ def test_a_label_is_paid_for_once_however_often_its_problem_is_drawn() -> None:
 @pytest.mark.parametrize("rest", [0.0, 1.0])
 def test_a_problem_drawn_twice_in_a_step_is_asked_about_once_and_its_label_counts_for_both(rest: float) -> None:
     batch, ledger = step([("p", "aab"), ("q", "aab"), ("p", "bba")]), FakeLedger("b")
-    assert look_up(batch, ledger, 1.0).without == [0, 1]
+    assert look_up(batch, ledger, Spending(1.0)).without == [0, 1]
     result = settled(batch, ledger, [0], rest=rest)
     assert result[0] == Supervised([0.0, 0.0, 1.0], 1.0, Fate.QUERIED, true=True)
     assert result[2] == Supervised([1.0, 1.0, 0.0], 1.0, Fate.KNOWN, true=True)
@@ -159,7 +161,7 @@ def test_a_tie_goes_to_the_answer_that_came_first() -> None:
 
 def test_a_query_says_why_the_label_is_wanted() -> None:
     batch, ledger = step({"p": "aab", "q": "aaa", "r": "cbb"}, number=7), FakeLedger(known=["p"])
-    drawn = look_up(batch, ledger, 1.0)
+    drawn = look_up(batch, ledger, Spending(1.0))
     scores, reliable = [9.0, 1.5, 2.5], [0.9, 0.25, 0.75]
     settle(batch, ledger, drawn, acquired(2, queries=[1, 0]), score=scores.__getitem__, reliable=reliable.__getitem__)
     assert ledger.asked == [

@@ -13,11 +13,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from fedrlvr.config.methods import LabelSource, SupervisionType
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import Wording, with_template
 from fedrlvr.config.reference import type_of
 from fedrlvr.config.sections import MOST_RESPONSES, Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.supervision import LabelSource, SupervisionType
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
 from fedrlvr.privacy.card import Approve
@@ -120,12 +120,14 @@ class Limits(Section):
     change_rank: int = Field(1024, ge=0)
     """Largest rank of a change of the base weights that the server sends, as the aggregation rules flora and fedex do.
     0 refuses every change."""
-    supervision: tuple[SupervisionType, ...] = ("labels", "majority", "care", "random", "entropy", "probability")
+    supervision: tuple[SupervisionType, ...] = (
+        *("labels", "majority", "care", "trapo", "geomin", "random", "entropy", "probability"),
+    )
     """Accepted sources of rewards. "oracle", which reads every answer to choose, is for experiments."""
     labels_from: tuple[LabelSource, ...] = get_args(LabelSource)
     """Sources of labels that a server may choose: the data set's own answers, or people at the desk."""
     label_share: float = Field(1.0, ge=0, le=1)
-    """Largest share of a step's problems whose label may be asked for (supervision.budget)."""
+    """Largest share of the training problems of a run whose label may be asked for (supervision.budget)."""
     labels: int | None = Field(None, ge=1)
     """Largest number of labels that all runs of a task may ask for together. A server must then state a
     supervision.budget_total, which is reserved for its run. Unset: no limit."""

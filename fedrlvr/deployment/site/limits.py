@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedrlvr.aggregation.personal import SHARES
-from fedrlvr.config import Asking
+from fedrlvr.config import Asking, CareSupervision
 from fedrlvr.config.problems import RewardConfig, check_weighted
 from fedrlvr.config.prompt import PromptConfig, Wording
 from fedrlvr.config.prompt_template import prompt_template
 from fedrlvr.deployment.site.config import Limits
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.errors import LimitError
+from fedrlvr.supervision.judge import AUTHORS_RATE, LARGEST_RATE
 from fedrlvr.wire.messages import EvaluateRequest, StretchRequest, TrainRequest
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ BOUNDS = (
     FieldLimit("updates_per_batch", most, ("train.updates_per_batch",), "optimizer steps on a sampled batch"),
     FieldLimit("public_problems", most, ("public", "coordination.public_problems"), "public problems in an exchange"),
     FieldLimit("public_steps", most, ("coordination.public_steps",), "optimizer steps on an exchange's groups"),
-    FieldLimit("label_share", most, ("supervision.budget",), "as the share of a step's problems to ask labels for"),
+    FieldLimit("label_share", most, ("supervision.budget",), "as the share of the problems to ask labels for"),
     FieldLimit("learning_rate", within, ("train.learning_rate",), "as the learning rate"),
     FieldLimit("probe_learning_rate", within, ("supervision.probe_learning_rate",), "as the probes' learning rate"),
     FieldLimit("beta1", within, ("train.beta1",), "as beta1"),
@@ -278,6 +279,10 @@ def _of_training(limits: Limits, asked: Asked, request: StretchRequest) -> Itera
         return
     if section.labels_from not in limits.labels_from:
         yield f"no labels to be asked of the {section.labels_from} (limits.labels_from)"
+    if isinstance(section, CareSupervision) and section.probe_learning_rate is None:
+        words = "as the probes' learning rate, which a site takes from the model's width if the server states none"
+        rates = (_reason(limits, "probe_learning_rate", within, rate, words) for rate in (AUTHORS_RATE, LARGEST_RATE))
+        yield from [reason for reason in rates if reason][:1]
     total = section.budget_total
     if limits.labels is not None and (total is None or total > limits.labels):
         stated = "no supervision.budget_total is given" if total is None else f"asked for {total}"

@@ -51,7 +51,7 @@ from fedrlvr.wire.public_messages import EXCHANGE, SHARE
 POOLED = "other sources"
 """Name under which the scores of small sources leave together."""
 SHARES = {"reward", "pass@1", "verified_reward", "zero_variance_groups", "unfinished", "unreadable", "clip_fraction"}
-SHARES |= {"majority_right", "share_query", "share_known", "share_reliable", "share_masked"}
+SHARES |= {"majority_right", "probe_auc", "share_query", "share_known", "share_reliable", "share_masked"}
 SHARES |= {"audit_majority_right", "audit_reliable_right", "own_correct", "foreign_clip_fraction"}
 """Numbers that are means of values between 0 and 1, or of rewards, besides those of several rewards."""
 OF_LABELS = {"tokens_trained", "loss", "grad_norm", "reliability_loss", "response_loss", "correction_loss"}

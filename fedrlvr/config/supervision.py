@@ -1,4 +1,4 @@
-"""The sections of the first two seams, supervision and coordination. Each has a `type`.
+"""The sections of the seam supervision, one for each kind of `type`: where the reward comes from.
 
 Tables of methods, and lists of options, stand beside the algorithms and are taken from there.
 """
@@ -11,9 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from fedrlvr.config.sections import FEDERATED, OnlyWith, Section
-from fedrlvr.coordination.ratio import RATIO_RULES, RatioRule
-from fedrlvr.coordination.swapping import SWAP_RULES, SwapRule
-from fedrlvr.supervision.acquisition import Rest
+from fedrlvr.supervision.acquisition import WORTHS, Pace, QuerySelection, Rest, Worth
 from fedrlvr.supervision.selection import SELECTIONS
 
 
@@ -132,7 +130,7 @@ class MajoritySupervision(Audited):
 
 
 LabelSource = Literal["dataset", "desk"]
-SPARING = ["care", *(name for name, by in SELECTIONS.items() if not by.peeks)]
+SPARING = ["care", "trapo", "geomin", *(name for name, by in SELECTIONS.items() if not by.peeks)]
 """Supervisions that can do without the answers they do not ask for."""
 
 
@@ -140,9 +138,14 @@ class Asking(Audited):
     """Base of the supervisions that ask for some of the labels; each label is paid for once (docs/labels.md)."""
 
     budget: float = Field(0.2, gt=0, le=1)
-    """Share of each local step's problems whose label is asked for, rounded up to whole problems."""
+    """Share of the distinct training problems that a client draws in the run whose label is asked for, rounded up. A
+    problem that is drawn again keeps its label, which costs nothing more."""
+    spend: Pace = "early"
+    """Time at which the budget is spent: `early` asks for the share `budget` of each local step's problems, rounded up,
+    until the budget is used, which is within the first pass over the problems; `even` spreads the labels evenly over
+    the run's local steps."""
     budget_total: int | None = Field(None, ge=1)
-    """Maximum number of labels that a client asks for in the whole run. Unset: no limit."""
+    """Maximum number of labels that a client asks for in the whole run. Unset: no limit beyond `budget`."""
     budget_per_day: int | None = Field(None, ge=1)
     """Maximum number of labels that a client asks for within 24 hours. Unset: no limit."""
     labels_from: Annotated[LabelSource, OnlyWith("type", SPARING)] = "dataset"
@@ -155,24 +158,69 @@ class Asking(Audited):
         return self.labels_from == "desk"
 
 
-class CareSupervision(Asking):
+class Trusting(Asking):
+    """Base of the supervisions that train on some of the majority votes."""
+
+    default_trusted: ClassVar[float]
+    default_vote_free_share: ClassVar[float]
+
+    trusted: float | None = Field(None, ge=0, le=1)
+    """Share of each local step's problems, rounded up, that are trained on by majority vote; those with the most
+    reliable votes are taken. Unset: 0.25 with `care` and 0.1 with `trapo`, as their authors have it; 1 with `geomin`,
+    which trusts every vote that it finds reliable."""
+    vote_free_share: float | None = Field(None, ge=0, le=1)
+    """Share of the run's local steps, rounded up, at the start of the run during which no majority vote is trusted.
+    Unset: 0.04 with `care` and 0.5 with `trapo`, about what their authors have; 0.04 with `geomin`."""
+
+    @property
+    def trust(self) -> float:
+        """Share of each step's problems that may be trained on by majority vote."""
+        return self.default_trusted if self.trusted is None else self.trusted
+
+    @property
+    def vote_free(self) -> float:
+        """Share of the run's local steps during which no majority vote is trusted."""
+        return self.default_vote_free_share if self.vote_free_share is None else self.vote_free_share
+
+
+class Scoring(Asking):
+    """Base of the supervisions that can rank problems by the value of a label."""
+
+    score: Annotated[Worth | None, OnlyWith("type", ("care", "oracle"))] = None
+    """Value of a label by which problems are ranked, with `care` by the probes' estimate and with `oracle` by all
+    answers: `mixed` is sqrt(G) where some but not all of the G responses are correct and 0 elsewhere, which is the
+    value where problems without a label are masked; `gap` is the corrective advantage gap to the majority vote, which
+    is the value where they are trained on by majority vote. Unset: the one that suits the treatment of the rest."""
+
+    @property
+    def worth(self) -> Worth:
+        """Value of a label by which problems are ranked."""
+        return self.score or WORTHS[getattr(self, "rest", "masked")]
+
+
+class CareSupervision(Trusting, Scoring):
     """Two probes choose the majority votes to trust and the labels to ask for (CARE, arXiv 2605.25864).
 
     docs/methods.md, section 3.
     """
 
     largest_group: ClassVar[float] = 64
+    default_trusted: ClassVar[float] = 0.25
+    default_vote_free_share: ClassVar[float] = 0.04
     type: Literal["care"] = "care"
-    trusted: float = Field(0.25, ge=0, le=1)
-    """Share of each local step's problems, rounded up, that are trained on by majority vote; those with the most
-    reliable votes are taken."""
-    vote_free_steps: int = Field(20, ge=0)
-    """Local steps at the start of a run during which no majority vote is trusted, while the probes learn."""
+    selection: QuerySelection = "probes"
+    """Choice of the problems to ask about: `probes` takes those with the highest score; `random` draws them by seed, as
+    a control that keeps the trusted votes."""
+    min_auc: Annotated[float, OnlyWith("selection", ("probes",))] = Field(0.6, ge=0, le=1)
+    """Minimum held-out AUC of the probes for them to choose the problems to ask about; below it, and while it is
+    unknown, problems are drawn by seed. The AUC says how well P1 tells correct majority votes from wrong ones among the
+    last 64 labels, each judged before the probes learned from it. 0: the probes choose from the first step."""
     min_reliability: float = Field(0.0, ge=0, le=1)
     """Minimum estimated reliability for a majority vote to be trusted. 0 is the authors' rule; try 0.5 for clients
     whose majority votes are seldom correct."""
-    probe_learning_rate: float = Field(1e-4, gt=0)
-    """Learning rate of the AdamW optimizer that trains the probes."""
+    probe_learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of the AdamW optimizer that trains the probes. Unset: 0.128 divided by the width of the model's
+    hidden states, but from 0.0001 to 0.001: 0.001 up to width 128, and the authors' 0.0001 from width 1,280."""
     probe_steps: int = Field(3, ge=1, le=64)
     """Optimizer steps of the probes after each update of the policy."""
     share_probes: Annotated[bool, FEDERATED] = False
@@ -186,87 +234,53 @@ class CareSupervision(Asking):
             raise ValueError("supervision.share_probes has no effect with one client")
 
 
-class SelectionSupervision(Asking):
+class TrapoSupervision(Trusting):
+    """Labels are asked for by chance, and majority votes are trusted where a problem's pass rates have developed as
+    those of labelled problems have (TraPO, arXiv 2512.13106).
+
+    docs/methods.md, section 3.
+    """
+
+    default_trusted: ClassVar[float] = 0.1
+    default_vote_free_share: ClassVar[float] = 0.5
+    type: Literal["trapo"] = "trapo"
+    min_similarity: float = Field(0.4, gt=0, le=1)
+    """Mean correlation of a problem's pass rates with those of the labelled problems from which on its majority vote is
+    trusted, besides the share `trusted` with the highest."""
+
+
+class GeominSupervision(Trusting):
+    """Labels are asked for by chance, and majority votes are trusted where their responses' hidden states look like
+    those of correct ones; our reading of an abstract (GeoMin, arXiv 2606.04516).
+
+    docs/methods.md, section 3.
+    """
+
+    default_trusted: ClassVar[float] = 1.0
+    default_vote_free_share: ClassVar[float] = 0.04
+    type: Literal["geomin"] = "geomin"
+
+
+class SelectionSupervision(Scoring):
     """One number for each problem, or chance, chooses the labels to ask for; a comparison for CARE."""
 
     type: Literal[tuple(SELECTIONS)]  # type: ignore[valid-type]  # here and below: of a table, which mypy does not evaluate
     """Selection of the problems to ask about: `random` by chance, drawn by seed; `entropy` by the largest entropy of
     the votes; `probability` by the lowest mean probability of the responses' tokens; `oracle` by the largest true
-    corrective advantage gap, which takes all answers to know."""
+    value of a label (`score`), which takes all answers to know."""
     rest: Rest = "masked"
     """Treatment of the problems without a label: `masked` does not train on them; `pseudo` trains on them by majority
     vote."""
 
 
-SupervisionType = Literal["labels", "majority", "care", *SELECTIONS]  # type: ignore[valid-type]
+SupervisionType = Literal["labels", "majority", "care", "trapo", "geomin", *SELECTIONS]  # type: ignore[valid-type]
 Supervision = Annotated[
-    LabelsSupervision | MajoritySupervision | CareSupervision | SelectionSupervision | DemonstrationsSupervision,
+    LabelsSupervision
+    | MajoritySupervision
+    | CareSupervision
+    | TrapoSupervision
+    | GeominSupervision
+    | SelectionSupervision
+    | DemonstrationsSupervision,
     Field(discriminator="type"),
 ]
-
-
-class NoCoordination(Section):
-    """Clients exchange nothing except their adapters."""
-
-    type: Literal["none"] = "none"
-
-
-TRADING = [name for name, rule in SWAP_RULES.items() if rule.trades]
-
-
-class PubSwapCoordination(Section):
-    """Clients exchange responses to public problems: others' correct ones replace a client's incorrect ones (PubSwap,
-    arXiv 2604.12160).
-
-    docs/methods.md, section 4. Needs data.public_size.
-    """
-
-    type: Literal["pubswap"] = "pubswap"
-    swap: Literal[tuple(SWAP_RULES)] = "balanced"  # type: ignore[valid-type]
-    """Responses that are replaced: `balanced` replaces incorrect ones up to half of the group; `random` replaces as
-    many, at random positions; `full` replaces all incorrect ones; `none` replaces nothing, so that clients only take
-    steps on public problems."""
-    ratio: Annotated[Literal[tuple(RATIO_RULES)], OnlyWith("swap", TRADING)] = "local_old"  # type: ignore[valid-type]
-    """Policy ratio of the tokens of another client's response: against the receiver's policy before the step
-    (`local_old`), against the sender's (`behaviour`), or weighted (`truncated`, `shaped`). The formulas are in
-    docs/methods.md, section 4."""
-    cap: Annotated[float | None, OnlyWith("ratio", ("truncated",))] = Field(None, gt=0)
-    """Largest weight of a token with ratio = 'truncated'. Unset: 2."""
-    gamma: Annotated[float | None, OnlyWith("ratio", ("shaped",))] = Field(None, gt=0)
-    """Constant gamma of the ratio p / (p + gamma) with ratio = 'shaped'. Unset: 0.1."""
-    exchanges: int = Field(1, ge=1)
-    """Number of exchanges in a round; they divide its local steps into equal parts."""
-    public_problems: int = Field(8, ge=1, le=4096)
-    """Number of public problems in an exchange, the same for all clients; each gets sampling.group_size responses."""
-    public_steps: int = Field(1, ge=1, le=64)
-    """Number of optimizer steps on the groups of one exchange."""
-    pool_size: int = Field(64, ge=1, le=65536)
-    """Largest number of correct responses that the pool of an exchange keeps for each public problem."""
-    pool_tail: int = Field(200, ge=0, le=2000)
-    """Largest number of characters behind the answer of a response that enters the pool. Raise it if honest responses
-    end later (`dropped_tail` in metrics.jsonl). It has no effect with a reward function of your own."""
-    pool_length: float = Field(4.0, ge=1, le=16)
-    """Largest number of tokens of a response that enters the pool, as a multiple of the usual number: the median over
-    the other clients of each client's median in the exchange. Raise it if honest responses are left out
-    (`dropped_unusual` in metrics.jsonl)."""
-
-    @property
-    def swap_rule(self) -> SwapRule:
-        """Swap rule that the setting `swap` names."""
-        return SWAP_RULES[self.swap]
-
-    @property
-    def ratio_rule(self) -> RatioRule:
-        """Rule for the policy ratios of foreign tokens, by the setting `ratio`."""
-        return RATIO_RULES[self.ratio]
-
-    def check(self, config: Any) -> None:
-        """The exchanges fit into a round, and their problems into the public set."""
-        for name, most in (("exchanges", "train.local_steps"), ("public_problems", "data.public_size")):
-            section, setting = most.split(".")
-            wanted, room = getattr(self, name), getattr(getattr(config, section), setting)
-            if wanted > room:
-                raise ValueError(f"coordination.{name} = {wanted} is more than {most} = {room}; change one of them")
-
-
-Coordination = Annotated[NoCoordination | PubSwapCoordination, Field(discriminator="type")]
