@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import sys
 import time
 from pathlib import Path
@@ -11,16 +9,14 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.serving import Address, Certificate, Host, Key, Names, check_token
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_file
-from fedrlvr.hosts import WILDCARDS, is_loopback
 from fedrlvr.output import echo
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
-SHORTEST_TOKEN = 16
 _TABLES = "A spreadsheet instead"
-_NETWORK = "Other machines"
 
 
 def desk(
@@ -34,19 +30,10 @@ def desk(
             envvar=TOKEN, show_envvar=True, help="Secret that admits a browser; by default a new one at each start."
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the default admits this machine only.", rich_help_panel=_NETWORK)
-    ] = "127.0.0.1",
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A further name by which browsers reach the desk; may be repeated.", rich_help_panel=_NETWORK
-        ),
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option(help="TLS certificate chain (PEM).", rich_help_panel=_NETWORK)
-    ] = None,
-    key: Annotated[Path | None, typer.Option(help="TLS private key (PEM).", rich_help_panel=_NETWORK)] = None,
+    host: Host = "127.0.0.1",
+    name: Names = None,
+    certificate: Certificate = None,
+    key: Key = None,
     export_to: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +64,7 @@ def desk(
     elif import_from is not None and expert is not None:
         _import(path, import_from, expert)
     else:
-        _serve(path, client_name, host, port, token, name or [], certificate, key)
+        _serve(path, client_name, port, token, Address(host, name or [], certificate, key))
 
 
 def find_ledger(
@@ -152,55 +139,30 @@ def _import(path: Path, source: Path, expert: str) -> None:
     echo(f"stored {stored} new answers of {expert}")
 
 
-def _serve(
-    path: Path,
-    client: str,
-    host: str,
-    port: int,
-    token: str | None,
-    names: list[str],
-    certificate: Path | None,
-    key: Path | None,
-) -> None:
-    if (certificate is None) != (key is None):
-        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
-    if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
-        raise ConfigError(
-            f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
-            "Leave it out for a new one."
-        )
+def _serve(path: Path, client: str, port: int, token: str | None, address: Address) -> None:
+    check_token(token, TOKEN)
     import secrets
 
     from fedrlvr.labels.desk.app import make_desk, serve
     from fedrlvr.labels.ledger import LabelLedger
 
     token = token or secrets.token_urlsafe(24)
-    # A desk that listens on all addresses is reached by the machine's name.
-    default_name = socket.gethostname() if host in WILDCARDS else host
     store = LabelLedger(path)
 
     def ready(bound: int) -> None:
-        name = names[0] if names else default_name
-        shown = f"[{name}]" if ":" in name else name
-        scheme = "http" if certificate is None else "https"
         echo(f"The desk of {client} is open; its answers go to {path}")
-        echo(f"  {scheme}://{shown}:{bound}/#token={token}")
+        echo(f"  {address.link(bound, token)}")
         echo("Anybody with this address can read and answer. Ctrl-C closes the desk.")
-        if not is_loopback(host) and certificate is None:
-            echo(
-                f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
-                "unencrypted. Give --certificate and --key, or let only a proxy with TLS reach it.",
-                err=True,
-            )
+        address.warn("desk", "problems, answers")
         sys.stdout.flush()
 
     try:
         serve(
-            make_desk(store, token, client, names=[default_name, *names]),
-            host,
+            make_desk(store, token, client, names=address.all_names),
+            address.host,
             port,
-            certificate=certificate,
-            key=key,
+            certificate=address.certificate,
+            key=address.key,
             ready=ready,
         )
     finally:

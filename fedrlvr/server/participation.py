@@ -16,6 +16,7 @@ from fedrlvr.config import Config
 from fedrlvr.config.federation import share_of
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.output import logger
+from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, WITHHELD_WORDS
 from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
@@ -153,7 +154,7 @@ class Participation:
         if kind == MessageType.TRAIN:
             self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
         for client in sorted(self.clients[node] for node in waiting):
-            late = f"round {self.record.round}: no answer within {timeout:.0f} s from {client}"
+            late = f"round {self.record.round}: {LATE_WORDS} {timeout:.0f} s from {client}"
             self.leave_out(client, RoundError(late))
 
     def _counted(self, client: str, reply: Message) -> bool:
@@ -203,12 +204,12 @@ class Participation:
             seen.add(client)
             if message.has_error() and message.error.code == WITHHELD:
                 stated = printable(str(message.error.reason or "no reason given"))
-                self._withheld(client, f"{reply.place}: withheld by a floor of its own ({stated})")
+                self._withheld(client, f"{reply.place}: {WITHHELD_WORDS} ({stated})")
                 continue
             if not message.has_content():
                 empty = "an empty reply"
                 reason = message.error.reason if message.has_error() else None
-                failed = f"{reply.place}: the client failed ({printable(str(reason or empty))})"
+                failed = f"{reply.place}: {FAILED_WORDS} ({printable(str(reason or empty))})"
                 self.leave_out(client, RoundError(failed))
                 continue
             self.model.answered(client)
