@@ -58,10 +58,17 @@ def chart_of_clients(run: RunData, curve: Curve, chosen: Collection[str], unit: 
     dashed = table.grid(curve.dashed) if curve.dashed else None
     if grid is None or not len(grid) or np.isnan(grid).all() or (curve.both and dashed is None):
         return None
+    if curve.key == "weight" and _is_constant(grid):
+        return None  # weights by examples
     lines = _client_lines(run, table, grid, chosen)
     if dashed is not None and not np.isnan(dashed).all():
         lines.append(make_line("dashed", "dashed", mean(dashed)))
     return make_chart(curve.title, table.rounds, lines, percent=curve.percent, floor=curve.floor, unit=unit)
+
+
+def _is_constant(grid: Floats) -> bool:
+    """Whether each client has one and the same value in all rounds."""
+    return bool(np.nanmax(np.nanmax(grid, axis=0) - np.nanmin(grid, axis=0)) == 0)
 
 
 def _client_lines(

@@ -20,7 +20,7 @@ LONGEST = 32 * 2**20
 """Largest number of bytes of a line; a longer one is skipped."""
 MOST_NOTES = 3
 """Number of skipped lines that notes name; others are counted."""
-UNFIT = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+UNFIT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """Errors that a taker raises on a value that is no record of its kind."""
 
 _BLOCK = 4 * 2**20

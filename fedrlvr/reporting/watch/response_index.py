@@ -126,7 +126,7 @@ class ResponseIndex:
             last = max((entry.round for entry in file.entries), default=0) if round_ is None else round_
             rounds.update(entry.round for entry in file.entries)
             chosen += [(name, entry) for entry in file.entries if entry.round == last and wanted in (None, entry.order)]
-        chosen.sort(key=lambda pair: (pair[1].order, natural(pair[0]), pair[1].problem, pair[1].offset))
+        chosen.sort(key=lambda pair: (pair[1].order, natural(pair[0]), pair[1].offset))
         page = list(self._responses(chosen[start : start + MOST_LISTED]))
         notes = [f"{shown_name(name)}: {note}" for name, file in files.items() for note in file.lines.notes]
         return Listed(page, len(chosen), sorted(rounds), notes)

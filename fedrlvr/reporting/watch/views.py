@@ -56,9 +56,9 @@ _LEARNING = (
     "grad_norm",
     "ratio_mean",
     "clip_fraction",
-    "loss",
 )
 _CURVES = {curve.key: curve for curve in (*IMITATION_CURVES, *CURVES)}
+_NORM = Curve(NORM, "Length of each client's change of the adapter")
 _SETTINGS = frozenset(
     f"{section}.{key}"
     for section, part in Config.model_fields.items()
@@ -168,9 +168,8 @@ def _tiles(run: RunData) -> list[dict[str, Any]]:
 
 
 def _summary(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
-    curve = Curve("loss", "Cross entropy per token of the responses imitated; of held-out ones dashed", "held_out_loss")
     first = evaluation_chart(run, chosen)
-    shown = [_CURVES["reward"], *([curve] if run.settings.demonstrations else [])]
+    shown = [_CURVES["reward"], *([_CURVES["loss"]] if run.settings.demonstrations else [])]
     rewards = [Curve(key, f"Mean of reward {number}", floor=False) for number, key in enumerate(REWARDS, start=1)]
     return {"charts": [*([first] if first else []), *charts_of_clients(run, [*shown, *rewards], chosen)]}
 
@@ -187,21 +186,17 @@ def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     latest = {key: table.last(key) for key in ("reward", "weight", "num-examples")}
     sums = {way: table.total(f"bytes_{way}") for way in ("up", "down")}
     scores = run.client_scores[max(run.client_scores)] if run.client_scores else {}
-    reasons = {absence.client: absence for absence in run.absences}
     rows = []
     for place, client in sorted(names.items(), key=lambda item: natural(item[1])):
         column = np.array([]) if standings is None else standings[:, place]
         now = column[-1] if len(column) and not np.isnan(column[-1]) else Standing.NOT_ASKED
         spent = seconds.get(client)
-        reason = reasons.get(client)
         rows.append(
             {
                 "name": shown_name(client),
                 "standing": Standing(int(now)).words,
                 "took_part": int((column == Standing.TOOK_PART).sum()),
                 "left_out": run.absent_rounds[client],
-                "reason": None if reason is None else shown_name(reason.reason),
-                "reason_round": None if reason is None else reason.round,
                 "pass_at_1": finite(scores.get(client)),
                 "seconds": finite(spent),
                 "slow": bool(spent and typical and spent > LATE_FACTOR * typical),
@@ -230,7 +225,7 @@ def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
                 _CURVES["pass@1"],
                 _CURVES["weight"],
                 Curve(OWN_SECONDS, "A client's own seconds in a round"),
-                Curve(NORM, "Length of each client's change of the adapter"),
+                _NORM,
             ],
             chosen,
         ),
@@ -266,7 +261,8 @@ def _strip(run: RunData) -> dict[str, Any] | None:
 
 
 def _learning(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
-    return {"charts": charts_of_clients(run, [_CURVES[key] for key in _LEARNING], chosen)}
+    loss = [] if run.settings.demonstrations else [Curve("loss", "Loss", floor=False)]
+    return {"charts": charts_of_clients(run, [*(_CURVES[key] for key in _LEARNING), *loss], chosen)}
 
 
 def _server(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
@@ -283,9 +279,7 @@ def _server(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     ):
         if not np.isnan(values := line(key)).all():
             charts.append(make_chart(title, rounds, [make_line("server", "mean", values)], floor=key == "mean_norm"))
-    charts += charts_of_clients(
-        run, [_CURVES["weight"], Curve(NORM, "Length of each client's change of the adapter")], chosen
-    )
+    charts += charts_of_clients(run, [_CURVES["weight"], _NORM], chosen)
     return {"charts": charts, "cosine_rounds": sorted(run.cosines)}
 
 

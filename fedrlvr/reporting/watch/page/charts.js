@@ -1,6 +1,6 @@
 // Curves over the rounds, drawn by uPlot; a line of numbers below each says what is under the pointer or the keys.
 
-import { bytes, el, number, percent, plain } from "./dom.js";
+import { bytes, el, number, percent, plain, tick } from "./dom.js";
 
 const HEIGHT = 210;
 const together = uPlot.sync("rounds");
@@ -109,13 +109,13 @@ export class Chart {
       {
         width: this.width,
         height: HEIGHT,
-        padding: [8, 8, 0, 0],
+        padding: [8, 18, 0, 0],
         legend: { show: false },
         cursor: { drag: { x: false, y: false }, y: false, points: { size: 7 }, sync: { key: together.key, scales: ["x", null] } },
         scales: { x: { time: false, range: rangeOfRounds }, y: { range: rangeOfValues(floor) } },
         axes: [
           { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], grid: { show: false }, size: 30 },
-          { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (share ? `${Number((100 * tick).toFixed(4))} %` : this.format(tick))) },
+          { ...axis, size: (_, words) => 16 + 7 * Math.max(3, ...(words || []).map((word) => word.length)), values: (_, ticks) => ticks.map((value) => (share ? `${tick(100 * value)} %` : this.data.unit ? this.format(value) : tick(value))) },
         ],
         bands: low && high ? [{ series: [high, low], fill: withAlpha(colour("--accent"), 0.16) }] : [],
         series: [{}, ...series],
@@ -140,7 +140,7 @@ export class Chart {
     const { x, lines, band } = this.data;
     const at = place ?? x.length - 1;
     if (at < 0) return;
-    const round = `Round ${number(x[at], 5)}`;
+    const round = `Round ${tick(Number(x[at].toFixed(2)))}`;
     const known = (line) => line.values[at] ?? (place === null ? line.values.findLast((value) => value !== null) ?? null : null);
     const parts = [];
     for (const line of lines) {

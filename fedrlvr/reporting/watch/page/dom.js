@@ -31,8 +31,10 @@ export const number = (value, digits = 3) => {
   if (value === null || value === undefined) return MISSING;
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size >= 1000 ? Math.round(value).toLocaleString("en") : size !== 0 && size < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+  return size >= 1000 ? Math.round(value).toLocaleString("en") : size !== 0 && size < 0.001 ? value.toExponential(1) : value.toPrecision(Math.max(digits, String(Math.trunc(size)).length));
 };
+/** A tick of an axis: no zeros at the end. */
+export const tick = (value) => (Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(6))));
 export function bytes(value) {
   if (value === null || value === undefined) return MISSING;
   for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) {
@@ -53,7 +55,7 @@ export function duration(seconds) {
 export function table(title, columns, rows) {
   const heads = columns.map(([name, , numeric]) => el("th", { scope: "col", class: numeric ? "num" : null }, name));
   const body = rows.map((row) =>
-    el("tr", {}, columns.map(([, cell, numeric], place) => el(place ? "td" : "th", { scope: place ? null : "row", class: numeric ? "num" : null }, cell(row)))),
+    el("tr", {}, columns.map(([, cell, numeric], place) => el(place ? "td" : "th", { scope: place ? null : "row", "data-title": columns[place][0], class: numeric ? "num" : null }, cell(row)))),
   );
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, body)));
 }

@@ -51,7 +51,7 @@ function showList(data) {
     ["Run", (run) => el("span", { class: "run" }, el("a", { href: address(run.id) }, run.name), el("span", { class: "mono" }, run.directory))],
     ["State", (run) => badge(run.state)],
     ["Progress", (run) => progress(run)],
-    ["Left", (run) => (run.left === null ? "" : `about ${duration(run.left)}`), true],
+    ...(data.runs.some((run) => run.left !== null) ? [["Left", (run) => (run.left === null ? "" : `about ${duration(run.left)}`), true]] : []),
     ["Clients", (run) => number(run.clients), true],
     ["Reward", (run) => number(run.reward), true],
     ["Held-out pass@1", (run) => (run.pass_at_1 ? `${percent(run.pass_at_1[0])} → ${percent(run.pass_at_1[1])}` : ""), true],
@@ -61,7 +61,7 @@ function showList(data) {
   const empty = el("p", { class: "card" }, "No run here yet. A run that starts below these directories appears by itself: ", el("code", {}, "fedrlvr run"), ".");
   const focus = document.activeElement?.getAttribute?.("href");
   content.replaceChildren(
-    el("div", { class: "stack" }, el("h1", {}, "Runs"), notes.length ? el("p", { class: "banner" }, notes.join(" ")) : null, data.runs.length ? el("section", { class: "card flush" }, table("Runs", columns, data.runs)) : data.reading ? null : empty),
+    el("div", { class: "stack" }, el("h1", {}, "Runs"), notes.length ? el("p", { class: "banner" }, notes.join(" ")) : null, data.runs.length ? el("section", { class: "card flush runs" }, table("Runs", columns, data.runs)) : data.reading ? null : empty),
   );
   if (focus) content.querySelector(`a[href="${CSS.escape(focus)}"]`)?.focus();
   content.setAttribute("aria-busy", "false");

@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { el, number, plural, select } from "./dom.js";
 
-const REWARDED_BY = { known: "by its label", queried: "by a label asked for", trusted: "by majority vote", masked: "not trained on" };
+const REWARDED_BY = { known: "label", queried: "label asked for", trusted: "majority vote", masked: "not trained on" };
 const MARK = { wrong: "✗ wrong", right: "✓ right", ungraded: "not graded" };
 
 export class Responses {
@@ -14,7 +14,7 @@ export class Responses {
     this.controls = el("div", { class: "chips", role: "group", "aria-label": "Which responses" });
     this.news = el("p", { class: "banner", hidden: true }, "New responses have been written. ", el("button", { type: "button", on: { click: () => this.load() } }, "Show them"));
     this.count = el("p", { class: "note", role: "status" });
-    this.cards = el("div", { class: "stack" });
+    this.cards = el("div", { class: "grid" });
     this.more = el("button", { type: "button", hidden: true, on: { click: () => this.load(this.list.length) } }, "Show more");
     this.element = el("div", { class: "stack" }, this.controls, this.news, this.count, this.cards, el("p", {}, this.more));
     this.turn = 0;
@@ -126,7 +126,7 @@ function facts(response) {
   const parts = [
     ["Answer", response.answer ?? "none that can be read"],
     ["Gold", response.gold ?? "not paid for"],
-    ["Reward", `${number(response.reward)} ${REWARDED_BY[response.fate] ?? response.fate}`],
+    ["Reward", `${number(response.reward)} (${REWARDED_BY[response.fate] ?? response.fate})`],
     ["Length", `${plural(response.tokens, "token", "tokens")}${response.finished ? "" : ", cut at the limit"}`],
   ];
   return el("dl", { class: "facts" }, parts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -137,11 +137,9 @@ function clients(data) {
   columns.push(["Took part", (row) => number(row.took_part), true], ["Left out", (row) => number(row.left_out), true]);
   if (any("reward")) columns.push(["Reward", (row) => number(row.reward), true]);
   if (any("pass_at_1")) columns.push(["Held-out pass@1", (row) => percent(row.pass_at_1), true]);
-  if (any("weight")) columns.push(["Weight", (row) => percent(row.weight), true]);
   if (any("num-examples")) columns.push(["Problems", (row) => number(row["num-examples"]), true]);
   if (any("seconds")) columns.push(["Own seconds", (row) => (row.slow ? el("span", { class: "warn" }, `${duration(row.seconds)} · ${number(row.times_typical, 2)} × median`) : duration(row.seconds)), true]);
-  columns.push(["Sent up", (row) => bytes(row.up), true], ["Sent down", (row) => bytes(row.down), true]);
-  if (any("reason")) columns.push(["Last left out", (row) => (row.reason ? `round ${row.reason_round}: ${withoutPlace(row.reason)}` : "")]);
+  columns.push(["Bytes up, down", (row) => `${bytes(row.up)}, ${bytes(row.down)}`, true]);
   const words = (data.strip?.words || []).map((word, place) => el("li", {}, el("i", { class: `cell ${STANDING[place]}` }), word));
   const before = [card("Who takes part, and who does not", table("Clients", columns, data.clients), el("ul", { class: "values legend" }, words))];
   const after = data.absences.length
@@ -185,7 +183,7 @@ function cosines({ names, rows }) {
 }
 
 function cosine(value) {
-  const cell = el("span", { class: value < 0 ? "cosine against" : "cosine with" }, value.toFixed(2));
+  const cell = el("span", { class: value < 0 ? "cosine against" : "cosine with" }, value.toFixed(2).replace(/^-0\.00$/, "0.00"));
   cell.style.setProperty("--part", `${Math.round(Math.min(Math.abs(value), 1) * 60)}%`);
   return cell;
 }
@@ -203,7 +201,7 @@ function labels(data) {
   ].filter(Boolean);
   const words = [
     budget.length ? `${budget.join(", ")}.` : "",
-    data.desk ? "People give the labels: fedrlvr desk opens the page for them." : data.labels_from ? `Labels come from: ${data.labels_from}.` : "",
+    data.desk ? "People give the labels: fedrlvr desk opens the page for them." : data.labels_from === "dataset" ? "Labels come from the data set." : "",
   ].filter(Boolean);
   return [[card("Labels by client", el("p", { class: "note" }, words.join(" ")), table("Labels by client", [["Client", (row) => row.name], ["Asked", (row) => number(row.asked), true], ["Used", (row) => number(row.used), true], ["In the ledger", (row) => number(row.held), true]], data.rows))], []];
 }
