@@ -17,7 +17,7 @@ from fedrlvr.config.federation import share_of
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.output import logger
 from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, WITHHELD_WORDS
-from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
+from fedrlvr.reporting.observer import ClientAnswered, ClientLeftOut, ClientsAsked, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
@@ -138,6 +138,8 @@ class Participation:
         for message in out:
             self.record.add_bytes(self.clients[message.metadata.dst_node_id], down=nbytes(message))
         waiting = {message.metadata.dst_node_id for message in out}
+        asked = sorted(self.clients[node] for node in waiting)
+        self.observer.notify(ClientsAsked(self.record.round, kind, asked))
         started = time.perf_counter()
         replies = iter(grid.send_and_receive(out, timeout=timeout))
         del out, message
@@ -148,6 +150,8 @@ class Participation:
                 break
             node = reply.metadata.src_node_id
             waiting.discard(node)
+            if node in self.clients:
+                self.observer.notify(ClientAnswered(self.record.round, self.clients[node]))
             if node not in self.clients or self._counted(self.clients[node], reply):
                 yield reply
             started = time.perf_counter()

@@ -30,6 +30,7 @@ from fedrlvr.reporting.advice import Adviser, trained_nothing
 from fedrlvr.reporting.observer import AlsoMeasured, Listeners, Observer, PersonalEnded, RunEnded, RunFailed, RunStarted
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_tracker
+from fedrlvr.reporting.under_way import UnderWayNote
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
@@ -124,6 +125,7 @@ class Server:
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
                 make_tracker(config.run.tracker, directory),
                 ReportWriter(directory, self.config),
+                UnderWayNote(directory),
                 observer,
                 Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
             ]

@@ -172,8 +172,8 @@ def test_views_hold_the_numbers_of_the_run(full: TestClient) -> None:
 def test_advice_names_its_settings(tmp_path: Path) -> None:
     records = [round_record(0), round_record(1), round_record(2)]
     for record in records[1:]:
-        for own in record["clients"].values():
-            own |= {"reward": 0.0, "unfinished": 0.9, "tokens_sampled": 5000}
+        for values in record["clients"].values():
+            values |= {"reward": 0.0, "unfinished": 0.9, "tokens_sampled": 5000}
     web = web_of(hub_of(write_run(tmp_path / "run", records)))
     (advice,) = get(web, f"/api/runs/{only_run(web)}")["advice"]
     assert advice["rule"] == "no reward"

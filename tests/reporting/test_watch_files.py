@@ -237,15 +237,15 @@ def test_looking_at_a_lock_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_runs_are_found_below_the_given_directories(tmp_path: Path) -> None:
-    one = write_run(tmp_path / "runs" / "one", [round_record(0)])
+    run = write_run(tmp_path / "runs" / "one", [round_record(0)])
     arm = write_run(tmp_path / "runs" / "sweep" / "arm" / "seed-0", [round_record(0)])
-    write_run(one / "alone", [round_record(0)])  # a part of its run
+    write_run(run / "alone", [round_record(0)])  # a part of its run
     site = tmp_path / "site" / "state" / "runs" / "123"
     write_responses(site, "clinic", [response()])
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "site")
     (tmp_path / "runs" / ".hidden").mkdir()
     (tmp_path / "runs" / "empty").mkdir()
-    assert list(run_directories([tmp_path / "runs", one])) == [one, arm]
+    assert list(run_directories([tmp_path / "runs", run])) == [run, arm]
     assert list(run_directories([tmp_path / "site"])) == [site]
     data = RunData(site)
     data.refresh()

@@ -101,7 +101,7 @@ def test_the_standing_of_each_client_is_that_of_the_newest_round(tmp_path: Path)
         ("cyd", "failed", 2, 2),
     ]
     assert [row["cells"] for row in shown["strip"]["rows"]] == ["1111", "1113", "2115"]
-    assert [(one["round"], one["client"], one["standing"]) for one in shown["absences"]] == [
+    assert [(entry["round"], entry["client"], entry["standing"]) for entry in shown["absences"]] == [
         (4, "cyd", "failed"),
         (4, "bob", "late"),
         (1, "cyd", "withheld"),

@@ -87,9 +87,9 @@ def everything(rounds: int = 4) -> list[dict[str, Any]]:
                 "clients": {"ann": {"sent": 4, "dropped_duplicate": 1}},
             }
         ]
-        for own in record["clients"].values():
-            own |= {"labels_asked": 2, "labels_used": 2, "labels_total": 2 * round_, "swapped_in": 1, "rescued": 1}
-            own |= {"share_query": 0.2, "share_known": 0.1, "share_reliable": 0.3, "share_masked": 0.4}
+        for values in record["clients"].values():
+            values |= {"labels_asked": 2, "labels_used": 2, "labels_total": 2 * round_, "swapped_in": 1, "rescued": 1}
+            values |= {"share_query": 0.2, "share_known": 0.1, "share_reliable": 0.3, "share_masked": 0.4}
     last = records[-1]
     for client in ("bob", "cyd"):
         last["clients"][client] = {"bytes_up": 0, "bytes_down": 500}
@@ -157,9 +157,13 @@ def large_records(rounds: int, clients: int) -> Iterator[dict[str, Any]]:
     extra = {"loss": 0.01, "tokens_trained": 4637, "unfinished": 0.0026041, "unreadable": 0.0052083}
     for round_ in range(rounds + 1):
         record = round_record(round_, names)
-        for place, own in enumerate(record["clients"].values()):
-            own |= {**extra, "kl_to_base": 0.0849192945 * (1 + place / 7), "seconds_evaluate": 3.76463 + round_ / 1000}
-            own["grad_norm"] = 0.1471015 + (round_ * 31 + place * 17) % 23 / 100
+        for place, values in enumerate(record["clients"].values()):
+            values |= {
+                **extra,
+                "kl_to_base": 0.0849192945 * (1 + place / 7),
+                "seconds_evaluate": 3.76463 + round_ / 1000,
+            }
+            values["grad_norm"] = 0.1471015 + (round_ * 31 + place * 17) % 23 / 100
         if round_:
             late = names[round_ % clients]
             record["clients"][late] = {"bytes_down": 500, "bytes_up": 0}
@@ -191,7 +195,7 @@ def serving(*roots: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/#token={TOKEN}"
     finally:
         hub.close()
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(30)
         listening.close()
 

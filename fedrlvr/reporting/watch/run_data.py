@@ -19,6 +19,8 @@ from fedrlvr.reporting.absence import Standing, absence
 from fedrlvr.reporting.advice import RoundMeans, round_means
 from fedrlvr.reporting.curves import CURVES, IMITATION_CURVES, LABEL_CURVES
 from fedrlvr.reporting.scores import FATES, Estimate, dropped_responses, evaluations, natural
+from fedrlvr.reporting.under_way import FILE as UNDER_WAY_FILE
+from fedrlvr.reporting.under_way import UnderWay, read_under_way
 from fedrlvr.reporting.verdict import VERDICT_FILE, Verdict, read_verdict
 from fedrlvr.reporting.watch.json_lines import JsonLines
 from fedrlvr.reporting.watch.number_table import NumberTable
@@ -68,13 +70,15 @@ class Absence:
 class RunData:
     """The data of a run's directory, which is followed while the run goes on.
 
-    clock: unix seconds. version: rises whenever something has changed. Callers hold `lock` while they read.
+    clock: unix seconds. version: rises whenever something has changed. data_version: the same without what is under
+    way, `now`. Callers hold `lock` while they read.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self.directory, self.id = directory, run_id(directory)
         self.lock = threading.RLock()
-        self.version = 0
+        self.version = self.data_version = 0
+        self.now: UnderWay | None = None
         self.loaded = False
         self.settings, self.state = RunSettings(), RunState.INTERRUPTED
         self.changed_at = 0.0
@@ -84,6 +88,7 @@ class RunData:
         self._clock = clock
         self._config_seen: Any = None
         self._verdict_seen: Any = None
+        self._under_way_seen: Any = None
         self._metrics = JsonLines(directory / "metrics.jsonl", self._take, self._reset)
         self._reset()
 
@@ -113,8 +118,9 @@ class RunData:
             self.state = read_state(self.directory, self.done, self.settings.rounds)
             changed |= self.state != before or not self.loaded
             self.loaded = True
-            if changed:
-                self.version += 1
+            self.data_version += changed
+            changed |= self._read_under_way()
+            self.version += changed
             return changed
 
     @property
@@ -127,6 +133,13 @@ class RunData:
         if seen == self._config_seen:
             return False
         self._config_seen, self.settings = seen, read_settings(self.directory)
+        return True
+
+    def _read_under_way(self) -> bool:
+        seen = _stamp(self.directory / UNDER_WAY_FILE) if self.state is RunState.RUNNING else None
+        if seen == self._under_way_seen:
+            return False
+        self._under_way_seen, self.now = seen, None if seen is None else read_under_way(self.directory)
         return True
 
     def _read_verdict(self) -> bool:
@@ -227,6 +240,11 @@ class RunData:
         if self.state is not RunState.RUNNING or not self.changed_at:
             return None
         return max(self._clock() - self.changed_at, 0.0)
+
+    @property
+    def now_seconds(self) -> float | None:
+        """Seconds for which the server has waited for the replies of the clients that it asked last."""
+        return max(self._clock() - self.now.since, 0.0) if self.now and self.now.since else None
 
     @property
     def round_seconds(self) -> float | None:

@@ -43,6 +43,8 @@ MOST_CHOSEN = 5
 """Largest number of clients that are drawn one by one where there are more than `COLOURS`."""
 MOST_CELLS = 240
 """Number of rounds beyond which the strip of participation shows several in one cell."""
+MOST_WAITING = 20
+"""Largest number of clients that are named of those that have not answered yet."""
 LATE_FACTOR = 2.0
 """A client is slow if its own seconds are this many times the median of all."""
 
@@ -87,6 +89,7 @@ def run_line(run: RunData) -> dict[str, Any]:
         "pass_at_1": [finite(evaluated[0]), finite(evaluated[-1])] if evaluated else None,
         "reward": finite(rewards[-1]) if rewards else None,
         "version": run.version,
+        "data_version": run.data_version,
     }
 
 
@@ -100,6 +103,7 @@ def overview(run: RunData) -> dict[str, Any]:
         "arm": run.settings.arm,
         "supervision": run.settings.supervision,
         "desk": _desk(run),
+        "now": _under_way(run),
         "advice": _advice(run),
         "notes": run.notes,
         "tiles": _tiles(run),
@@ -126,6 +130,24 @@ def _advice(run: RunData) -> list[dict[str, Any]]:
         }
         for rule, sentence in advise(run.means).items()
     ]
+
+
+def _under_way(run: RunData) -> dict[str, Any] | None:
+    """The part of a round that is done so far; None where no round is under way, or the newest note is of a round that
+    has ended."""
+    now = run.now
+    if now is None or (run.done is not None and now.round < run.done):
+        return None
+    return {
+        "round": now.round,
+        "phase": shown_name(now.phase),
+        "step": now.step,
+        "steps": now.steps,
+        "asked": len(now.asked),
+        "answered": len(now.asked) - len(now.waiting),
+        "waiting": [shown_name(client) for client in now.waiting[:MOST_WAITING]],
+        "waits": finite(run.now_seconds),
+    }
 
 
 def _desk(run: RunData) -> bool:

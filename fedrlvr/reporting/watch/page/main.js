@@ -97,8 +97,8 @@ async function openRun(id, view, now) {
 }
 
 function makeFrame() {
-  const frame = { title: el("h1", {}), state: el("span", {}), place: el("p", { class: "mono" }), bar: el("div", { class: "status" }), tiles: el("dl", { class: "tiles" }), notes: el("div", { class: "stack" }), tabs: el("nav", { class: "tabs", "aria-label": "Views of this run" }), body: el("div", {}) };
-  frame.element = el("div", { class: "stack" }, el("p", { class: "crumb" }, el("a", { href: "#/" }, "← All runs")), el("div", { class: "title" }, frame.title, frame.state), frame.place, frame.bar, frame.tiles, frame.notes, frame.tabs, frame.body);
+  const frame = { title: el("h1", {}), state: el("span", {}), place: el("p", { class: "mono" }), bar: el("div", { class: "status" }), now: el("p", { class: "now" }), tiles: el("dl", { class: "tiles" }), notes: el("div", { class: "stack" }), tabs: el("nav", { class: "tabs", "aria-label": "Views of this run" }), body: el("div", {}) };
+  frame.element = el("div", { class: "stack" }, el("p", { class: "crumb" }, el("a", { href: "#/" }, "← All runs")), el("div", { class: "title" }, frame.title, frame.state), frame.place, frame.bar, frame.now, frame.tiles, frame.notes, frame.tabs, frame.body);
   return frame;
 }
 
@@ -156,6 +156,22 @@ function tick() {
     frame.bar.replaceChildren(head.rounds || head.round !== null ? progress(head) : "", frame.time);
   }
   if (frame.time.textContent !== words) frame.time.textContent = words;
+  const now = underWay(head.now, since);
+  frame.now.hidden = !now;
+  if (frame.now.textContent !== now) frame.now.textContent = now;
+}
+
+/** What is done of the round that is under way, and who has not answered yet. */
+function underWay(now, since) {
+  if (!now) return "";
+  const parts = [[now.phase, now.step ? `step ${now.step} of ${now.steps}` : ""].filter(Boolean).join(", ")];
+  if (now.asked > 1 && now.waiting.length) {
+    const more = now.asked - now.answered - now.waiting.length;
+    const names = `${now.waiting.join(", ")}${more > 0 ? ` and ${more} more` : ""}`;
+    const long = now.waits === null ? "" : ` for ${duration(Math.floor(now.waits + since))}`;
+    parts.push(`${now.answered} of ${now.asked} clients have answered; waiting${long} for ${names}`);
+  }
+  return plain(`Now: ${parts.filter(Boolean).join(" · ")}`);
 }
 setInterval(tick, 1000);
 
@@ -183,10 +199,11 @@ async function refresh() {
         const head = await ask(`runs/${id}`);
         if (now !== turn || shown.id !== id) continue;
         const before = shown.head.views.length;
+        const old = shown.head.data_version;
         [shown.head, shown.at] = [head, performance.now()];
         showHead();
         if (!before && head.views.length) await openRun(id, null, now);
-        else if (head.views.length) await shown.part.refresh(head);
+        else if (head.views.length && head.data_version !== old) await shown.part.refresh(head);
       }
       trouble("");
     } while (again);

@@ -28,12 +28,12 @@ export class Responses {
   /** The first time the list is loaded; later a banner says that there is more, so that nothing moves under the reader. */
   async refresh(head) {
     if (this.version === null) {
-      this.version = head.version;
+      this.version = head.data_version;
       const { clients } = await ask(`runs/${this.run}/views/responses`);
       this.clients = clients;
       await this.load();
-    } else if (head.version !== this.version) {
-      this.version = head.version;
+    } else if (head.data_version !== this.version) {
+      this.version = head.data_version;
       const page = await ask(`runs/${this.run}/responses`, this.filter);
       this.news.hidden = JSON.stringify([page.total, page.responses]) === this.seen;
     }

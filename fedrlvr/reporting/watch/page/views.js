@@ -113,27 +113,29 @@ const STANDING = ["not-asked", "took-part", "withheld", "late", "not-connected",
 const badge = (words) => el("span", { class: `badge ${words.replaceAll(" ", "-")}` }, words);
 
 /** What a client did in each round, one bar a round. */
-function strip(cells) {
+function strip(cells, colours) {
   const canvas = el("canvas", { width: 2 * Math.max(cells.length, 40), height: 28, class: "strip", "aria-hidden": "true" });
   const pen = canvas.getContext("2d");
-  const style = getComputedStyle(document.documentElement);
   const wide = canvas.width / cells.length;
-  for (const [place, cell] of [...cells].entries()) {
-    const tall = cell === "0" ? 0.14 : cell === "1" ? 0.5 : 1;
-    pen.fillStyle = style.getPropertyValue(`--${STANDING[cell]}`).trim();
-    pen.fillRect(place * wide, canvas.height * (1 - tall), Math.max(wide - (wide > 4 ? 1 : 0), 1), canvas.height * tall);
+  const gap = wide > 4 ? 1 : 0;
+  for (const { index, 0: run } of cells.matchAll(gap ? /./g : /(.)\1*/g)) {
+    const tall = run[0] === "0" ? 0.14 : run[0] === "1" ? 0.5 : 1;
+    pen.fillStyle = colours[run[0]];
+    pen.fillRect(index * wide, canvas.height * (1 - tall), Math.max(run.length * wide - gap, 1), canvas.height * tall);
   }
   return canvas;
 }
 
 function clients(data) {
+  const style = getComputedStyle(document.documentElement);
+  const colours = STANDING.map((name) => style.getPropertyValue(`--${name}`).trim());
   const cells = new Map((data.strip?.rows || []).map((row) => [row.name, row.cells]));
   const any = (key) => data.clients.some((row) => row[key] !== null && row[key] !== undefined);
   const columns = [
     ["Client", (row) => row.name],
     [`Round ${number(data.round)}`, (row) => badge(row.standing)],
   ];
-  if (data.strip) columns.push([`Rounds ${number(data.strip.first)} to ${number(data.strip.last)}`, (row) => (cells.get(row.name) ? strip(cells.get(row.name)) : "")]);
+  if (data.strip) columns.push([`Rounds ${number(data.strip.first)} to ${number(data.strip.last)}`, (row) => (cells.get(row.name) ? strip(cells.get(row.name), colours) : "")]);
   columns.push(["Took part", (row) => number(row.took_part), true], ["Left out", (row) => number(row.left_out), true]);
   if (any("reward")) columns.push(["Reward", (row) => number(row.reward), true]);
   if (any("pass_at_1")) columns.push(["Held-out pass@1", (row) => percent(row.pass_at_1), true]);
