@@ -205,8 +205,7 @@ def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     names = dict(enumerate(table.clients))
     seconds = table.last(OWN_SECONDS)
     typical = float(np.median([*seconds.values()])) if seconds else 0.0
-    latest = {key: table.last(key) for key in ("reward", "weight", "num-examples")}
-    sums = {way: table.total(f"bytes_{way}") for way in ("up", "down")}
+    latest = {key: table.last(key) for key in ("reward", "num-examples")}
     scores = run.client_scores[max(run.client_scores)] if run.client_scores else {}
     rows = []
     for place, client in sorted(names.items(), key=lambda item: natural(item[1])):
@@ -223,8 +222,6 @@ def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
                 "seconds": finite(spent),
                 "slow": bool(spent and typical and spent > LATE_FACTOR * typical),
                 "times_typical": finite(spent / typical) if spent and typical else None,
-                "up": finite(sums["up"].get(client)),
-                "down": finite(sums["down"].get(client)),
                 **{key: finite(values.get(client)) for key, values in latest.items()},
             }
         )

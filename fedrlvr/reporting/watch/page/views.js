@@ -114,7 +114,7 @@ const badge = (words) => el("span", { class: `badge ${words.replaceAll(" ", "-")
 
 /** What a client did in each round, one bar a round. */
 function strip(cells, colours) {
-  const canvas = el("canvas", { width: 2 * Math.max(cells.length, 40), height: 28, class: "strip", "aria-hidden": "true" });
+  const canvas = el("canvas", { width: Math.max(2 * cells.length, 400), height: 28, class: "strip", "aria-hidden": "true" });
   const pen = canvas.getContext("2d");
   const wide = canvas.width / cells.length;
   const gap = wide > 4 ? 1 : 0;
@@ -141,7 +141,6 @@ function clients(data) {
   if (any("pass_at_1")) columns.push(["Held-out pass@1", (row) => percent(row.pass_at_1), true]);
   if (any("num-examples")) columns.push(["Problems", (row) => number(row["num-examples"]), true]);
   if (any("seconds")) columns.push(["Own seconds", (row) => (row.slow ? el("span", { class: "warn" }, `${duration(row.seconds)} · ${number(row.times_typical, 2)} × median`) : duration(row.seconds)), true]);
-  columns.push(["Bytes up, down", (row) => `${bytes(row.up)}, ${bytes(row.down)}`, true]);
   const words = (data.strip?.words || []).map((word, place) => el("li", {}, el("i", { class: `cell ${STANDING[place]}` }), word));
   const before = [card("Who takes part, and who does not", table("Clients", columns, data.clients), el("ul", { class: "values legend" }, words))];
   const after = data.absences.length
