@@ -216,6 +216,9 @@ def test_a_run_is_under_way_while_its_lock_is_held(tmp_path: Path) -> None:
         assert data.round_seconds == 5.0
         assert data.under_way == pytest.approx(2.0)
         assert data.left == pytest.approx(3 * 5.0 - 2.0)
+        (run / "adapter").mkdir()  # of a shorter run, which goes on
+        data.refresh()
+        assert data.state is RunState.RUNNING
     assert data.refresh()
     assert data.state is RunState.INTERRUPTED
 

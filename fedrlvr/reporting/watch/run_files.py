@@ -87,16 +87,17 @@ def shown_name(name: str) -> str:
 
 
 def read_state(directory: Path, done: int | None, rounds: int | None) -> RunState:
-    """The state of a run, which is under way while a process holds the lock of its directory.
+    """The state of a run, which is under way while a process holds the lock of its directory and no adapter is written.
 
     done: the newest round that is written down. rounds: of the whole run.
     """
-    if not (directory / _CONFIG).exists() and not (directory / _METRICS).exists() and not is_run_locked(directory):
+    locked = is_run_locked(directory)
+    if not locked and not (directory / _CONFIG).exists() and not (directory / _METRICS).exists():
         return RunState.ELSEWHERE  # at an organisation only its own part of the run is on disk
-    if is_run_locked(directory):
-        return RunState.RUNNING
     complete = rounds is None or (done is not None and done >= rounds)
-    return RunState.FINISHED if complete and (directory / "adapter").is_dir() else RunState.INTERRUPTED
+    if complete and (directory / "adapter").is_dir():
+        return RunState.FINISHED  # a sweep holds the locks of finished runs until all are finished
+    return RunState.RUNNING if locked else RunState.INTERRUPTED
 
 
 def is_run_locked(directory: Path) -> bool:
