@@ -20,7 +20,7 @@ from fedrlvr.reporting.observer import (
 )
 from fedrlvr.reporting.under_way import FILE, UnderWay, UnderWayNote, read_under_way
 from fedrlvr.reporting.watch import views
-from fedrlvr.reporting.watch.run_data import RunData
+from fedrlvr.reporting.watch.watched_run import WatchedRun
 
 
 def test_the_note_says_who_has_not_answered_yet(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_page_shows_it_only_while_the_run_is_under_way(tmp_path: Path) -> No
     note.notify(RoundStarted(2))
     note.notify(ClientsAsked(2, "train", ["ann", "bob"]))
     note.notify(ClientAnswered(2, "ann"))
-    data = RunData(run, clock=lambda: 57.0)
+    data = WatchedRun(run, clock=lambda: 57.0)
     data.refresh()
     assert views.overview(data)["now"] is None  # a killed run has left it
     lock = file_lock(run / "run.lock")

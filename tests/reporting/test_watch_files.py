@@ -15,8 +15,8 @@ from fedrlvr.files import file_lock, is_locked
 from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, NOT_CONNECTED, WITHHELD_WORDS, Standing, absence
 from fedrlvr.reporting.watch import json_lines
 from fedrlvr.reporting.watch.json_lines import JsonLines
-from fedrlvr.reporting.watch.run_data import RunData
 from fedrlvr.reporting.watch.run_files import LONGEST_NAME, RunState, read_settings, run_directories, shown_name
+from fedrlvr.reporting.watch.watched_run import WatchedRun
 
 
 class Taker:
@@ -147,7 +147,7 @@ def test_a_reason_stands_for_one_kind_of_absence(reason: str, standing: Standing
 
 def test_a_run_is_followed_round_by_round(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [], rounds=3)
-    data = RunData(run)
+    data = WatchedRun(run)
     assert data.refresh()
     assert (data.done, data.clients, data.state) == (None, list(CLIENTS), RunState.INTERRUPTED)
     for round_ in range(4):
@@ -165,7 +165,7 @@ def test_a_run_is_followed_round_by_round(tmp_path: Path) -> None:
 
 def test_a_resumed_run_drops_the_rounds_that_it_does_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", everything(4))
-    data = RunData(run)
+    data = WatchedRun(run)
     data.refresh()
     assert (data.done, len(data.absences), data.absent_rounds["cyd"]) == (4, 3, 2)
     write_run(tmp_path / "other", everything(4)[:3])
@@ -192,7 +192,7 @@ def test_a_round_that_is_no_record_changes_nothing_and_is_named(tmp_path: Path) 
         None,
     ]
     put(run / "metrics.jsonl", "".join(line(record) for record in bad))
-    data = RunData(run)
+    data = WatchedRun(run)
     data.refresh()
     assert (data.done, len(data.means), data.table.shape) == (1, 2, (2, 3))
     assert len(data.absences) == len(data.steps) == 0
@@ -205,7 +205,7 @@ def test_a_round_that_is_no_record_changes_nothing_and_is_named(tmp_path: Path) 
 def test_a_run_is_under_way_while_its_lock_is_held(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [round_record(0), round_record(1)], rounds=4)
     now = (run / "metrics.jsonl").stat().st_mtime + 2.0
-    data = RunData(run, clock=lambda: now)
+    data = WatchedRun(run, clock=lambda: now)
     data.refresh()
     assert (data.state, data.left, data.under_way) == (RunState.INTERRUPTED, None, None)
     lock = file_lock(run / "run.lock")
@@ -250,7 +250,7 @@ def test_runs_are_found_below_the_given_directories(tmp_path: Path) -> None:
     (tmp_path / "runs" / "empty").mkdir()
     assert list(run_directories([tmp_path / "runs", run])) == [run, arm]
     assert list(run_directories([tmp_path / "site"])) == [site]
-    data = RunData(site)
+    data = WatchedRun(site)
     data.refresh()
     assert data.state is RunState.ELSEWHERE
 

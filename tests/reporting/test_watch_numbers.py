@@ -13,7 +13,7 @@ from fedrlvr.reporting.figures import Curve
 from fedrlvr.reporting.watch import views
 from fedrlvr.reporting.watch.charts import chart_of_clients
 from fedrlvr.reporting.watch.number_table import MOST_POINTS, NumberTable, band, decimated, mean
-from fedrlvr.reporting.watch.run_data import RunData, finite
+from fedrlvr.reporting.watch.watched_run import WatchedRun, finite
 
 NAN = float("nan")
 
@@ -71,7 +71,7 @@ def test_many_rounds_keep_their_peaks_and_ends() -> None:
 
 
 def test_a_long_run_is_drawn_with_a_bounded_number_of_points(tmp_path: Path) -> None:
-    run = RunData(write_run(tmp_path / "run", list(large_records(500, 9)), rounds=500))
+    run = WatchedRun(write_run(tmp_path / "run", list(large_records(500, 9)), rounds=500))
     run.refresh()
     chart = chart_of_clients(run, Curve("grad_norm", "Gradient norm"), ["site-3", "nobody"])
     assert chart is not None
@@ -92,7 +92,7 @@ def test_a_long_run_is_drawn_with_a_bounded_number_of_points(tmp_path: Path) -> 
 
 
 def test_the_standing_of_each_client_is_that_of_the_newest_round(tmp_path: Path) -> None:
-    run = RunData(write_run(tmp_path / "run", everything()))
+    run = WatchedRun(write_run(tmp_path / "run", everything()))
     run.refresh()
     shown = views.view(run, "clients")
     assert [(row["name"], row["standing"], row["took_part"], row["left_out"]) for row in shown["clients"]] == [
@@ -113,7 +113,7 @@ def test_the_standing_of_each_client_is_that_of_the_newest_round(tmp_path: Path)
 def test_a_client_that_takes_much_longer_than_the_others_is_slow(tmp_path: Path) -> None:
     records = everything()[:2]
     records[1]["clients"]["bob"]["seconds_train"] = 60.0
-    run = RunData(write_run(tmp_path / "run", records))
+    run = WatchedRun(write_run(tmp_path / "run", records))
     run.refresh()
     rows = {row["name"]: row for row in views.view(run, "clients")["clients"]}
     assert (rows["bob"]["slow"], rows["bob"]["times_typical"]) == (True, pytest.approx(61 / 3, rel=1e-5))

@@ -31,8 +31,8 @@ from fedrlvr.labels.desk.app import refused, serve_file, unreadable
 from fedrlvr.reporting.watch import views
 from fedrlvr.reporting.watch.hub import Hub
 from fedrlvr.reporting.watch.response_index import Listed
-from fedrlvr.reporting.watch.run_data import RunData
 from fedrlvr.reporting.watch.run_files import shown_name
+from fedrlvr.reporting.watch.watched_run import WatchedRun
 from fedrlvr.version import __version__
 
 PAGE = Path(__file__).parent / "page"
@@ -68,7 +68,7 @@ def make_watch(hub: Hub, token: str, *, names: Collection[str] = ()) -> FastAPI:
     for address, path in FILES.items():
         serve_file(app, address, path.read_bytes(), _TYPES[path.suffix])
 
-    def of(run: str, read: Callable[[RunData], T]) -> T:
+    def of(run: str, read: Callable[[WatchedRun], T]) -> T:
         try:
             data = hub.run(run)
         except KeyError:

@@ -12,8 +12,8 @@ import numpy as np
 
 from fedrlvr.reporting.figures import COLOURS, Curve
 from fedrlvr.reporting.watch.number_table import Floats, NumberTable, band, decimated, mean
-from fedrlvr.reporting.watch.run_data import RunData, finite_all
 from fedrlvr.reporting.watch.run_files import shown_name
+from fedrlvr.reporting.watch.watched_run import WatchedRun, finite_all
 
 
 def drawn_together(table: NumberTable) -> bool:
@@ -51,7 +51,7 @@ def make_chart(
     }
 
 
-def chart_of_clients(run: RunData, curve: Curve, chosen: Collection[str], unit: str = "") -> dict[str, Any] | None:
+def chart_of_clients(run: WatchedRun, curve: Curve, chosen: Collection[str], unit: str = "") -> dict[str, Any] | None:
     """The chart of a number of the clients; None where no client has it."""
     table = run.table
     grid = table.grid(curve.key)
@@ -72,7 +72,7 @@ def _is_constant(grid: Floats) -> bool:
 
 
 def _client_lines(
-    run: RunData, table: NumberTable, grid: Floats, chosen: Collection[str]
+    run: WatchedRun, table: NumberTable, grid: Floats, chosen: Collection[str]
 ) -> list[tuple[dict[str, Any], Floats]]:
     """The mean of the clients, and each of them; of many a band, and those that are chosen. A client has the same
     colour in all charts."""
@@ -89,13 +89,13 @@ def _client_lines(
     return lines + [make_line(client, "client", grid[:, places[client]], number) for number, client in numbered]
 
 
-def charts_of_clients(run: RunData, curves: Sequence[Curve], chosen: Collection[str]) -> list[dict[str, Any]]:
+def charts_of_clients(run: WatchedRun, curves: Sequence[Curve], chosen: Collection[str]) -> list[dict[str, Any]]:
     """The charts of those numbers that some client has."""
     charts = (chart_of_clients(run, curve, chosen) for curve in curves)
     return [chart for chart in charts if chart is not None]
 
 
-def evaluation_chart(run: RunData, chosen: Collection[str]) -> dict[str, Any] | None:
+def evaluation_chart(run: WatchedRun, chosen: Collection[str]) -> dict[str, Any] | None:
     """Held-out pass@1 over the evaluated rounds: the mean with its interval, and each client."""
     if not run.evaluated:
         return None

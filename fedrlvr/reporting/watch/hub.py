@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedrlvr.output import logger
-from fedrlvr.reporting.watch.run_data import RunData
 from fedrlvr.reporting.watch.run_files import MOST_RUNS, RunState, run_directories, run_id
+from fedrlvr.reporting.watch.watched_run import WatchedRun
 
 _log = logger("watch")
 
@@ -26,17 +26,17 @@ class Hub:
     make: makes the data of a run's directory.
     """
 
-    def __init__(self, roots: Sequence[Path], make: Callable[[Path], RunData] = RunData) -> None:
+    def __init__(self, roots: Sequence[Path], make: Callable[[Path], WatchedRun] = WatchedRun) -> None:
         self.roots = [root.absolute() for root in roots]
         self.version = 0
         self.closed = threading.Event()
         self._make = make
-        self._runs: dict[str, RunData] = {}
+        self._runs: dict[str, WatchedRun] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @property
-    def runs(self) -> list[RunData]:
+    def runs(self) -> list[WatchedRun]:
         """The runs that are known, those that changed last first."""
         with self._lock:
             runs = list(self._runs.values())
@@ -49,7 +49,7 @@ class Hub:
             return []
         return [f"Only {MOST_RUNS:,} runs are shown. Name a directory with fewer: fedrlvr watch DIR."]
 
-    def run(self, id_: str) -> RunData:
+    def run(self, id_: str) -> WatchedRun:
         """A run by its id, with what is in its files now.
 
         Raises:
@@ -78,7 +78,7 @@ class Hub:
             if idle or run.state is RunState.RUNNING or not run.loaded:
                 self._refresh(run)
 
-    def _refresh(self, run: RunData) -> None:
+    def _refresh(self, run: WatchedRun) -> None:
         try:
             changed = run.refresh()
         except Exception as error:  # one run's files must not end the page for all others

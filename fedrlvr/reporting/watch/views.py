@@ -28,16 +28,16 @@ from fedrlvr.reporting.watch.charts import (
     make_line,
 )
 from fedrlvr.reporting.watch.number_table import Floats, mean
-from fedrlvr.reporting.watch.run_data import (
+from fedrlvr.reporting.watch.run_files import shown_name
+from fedrlvr.reporting.watch.watched_run import (
     NORM,
     OWN_SECONDS,
     REWARDS,
     STANDING,
-    RunData,
+    WatchedRun,
     finite,
     shown_mapping,
 )
-from fedrlvr.reporting.watch.run_files import shown_name
 
 MOST_CHOSEN = 5
 """Largest number of clients that are drawn one by one where there are more than `COLOURS`."""
@@ -69,7 +69,7 @@ _SETTINGS = frozenset(
 )
 
 
-def run_line(run: RunData) -> dict[str, Any]:
+def run_line(run: WatchedRun) -> dict[str, Any]:
     """The line of a run in the list of runs."""
     evaluated = [run.evaluated[round_][0].mean for round_ in sorted(run.evaluated)]
     rewards = [means.reward for means in run.means if means.reward is not None]
@@ -93,7 +93,7 @@ def run_line(run: RunData) -> dict[str, Any]:
     }
 
 
-def overview(run: RunData) -> dict[str, Any]:
+def overview(run: WatchedRun) -> dict[str, Any]:
     """A run's head: its line, the views it has, advice, and what could not be read."""
     return {
         **run_line(run),
@@ -110,7 +110,7 @@ def overview(run: RunData) -> dict[str, Any]:
     }
 
 
-def view(run: RunData, name: str, chosen: Collection[str] = ()) -> dict[str, Any]:
+def view(run: WatchedRun, name: str, chosen: Collection[str] = ()) -> dict[str, Any]:
     """The data of one view. chosen: names of clients to draw one by one where there are many.
 
     Raises:
@@ -120,7 +120,7 @@ def view(run: RunData, name: str, chosen: Collection[str] = ()) -> dict[str, Any
     return make(run, tuple(chosen)[:MOST_CHOSEN])
 
 
-def _advice(run: RunData) -> list[dict[str, Any]]:
+def _advice(run: WatchedRun) -> list[dict[str, Any]]:
     """Every rule of advice that holds, with the settings that its sentence names."""
     return [
         {
@@ -132,7 +132,7 @@ def _advice(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def _under_way(run: RunData) -> dict[str, Any] | None:
+def _under_way(run: WatchedRun) -> dict[str, Any] | None:
     """The part of a round that is done so far; None where no round is under way, or the newest note is of a round that
     has ended."""
     now = run.now
@@ -150,11 +150,11 @@ def _under_way(run: RunData) -> dict[str, Any] | None:
     }
 
 
-def _desk(run: RunData) -> bool:
+def _desk(run: WatchedRun) -> bool:
     return run.settings.labels_from == "desk"
 
 
-def _tiles(run: RunData) -> list[dict[str, Any]]:
+def _tiles(run: WatchedRun) -> list[dict[str, Any]]:
     """The few numbers at the head of a run."""
     tiles: list[dict[str, Any]] = []
     if run.evaluated:
@@ -189,7 +189,7 @@ def _tiles(run: RunData) -> list[dict[str, Any]]:
     return tiles
 
 
-def _summary(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _summary(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     first = evaluation_chart(run, chosen)
     shown = [_CURVES["reward"], *([_CURVES["loss"]] if run.settings.demonstrations else [])]
     rewards = [Curve(key, f"Mean of reward {number}", floor=False) for number, key in enumerate(REWARDS, start=1)]
@@ -199,7 +199,7 @@ def _summary(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
 # Clients.
 
 
-def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _clients(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     table = run.table
     standings = table.grid(STANDING)
     names = dict(enumerate(table.clients))
@@ -251,7 +251,7 @@ def _clients(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _strip(run: RunData) -> dict[str, Any] | None:
+def _strip(run: WatchedRun) -> dict[str, Any] | None:
     """What each client did in each round, a digit (`Standing`) a cell; the most serious where a cell has several."""
     standings = run.table.grid(STANDING)
     if standings is None:
@@ -279,12 +279,12 @@ def _strip(run: RunData) -> dict[str, Any] | None:
 # The other views.
 
 
-def _learning(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _learning(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     loss = [] if run.settings.demonstrations else [Curve("loss", "Loss", floor=False)]
     return {"charts": charts_of_clients(run, [*(_CURVES[key] for key in _LEARNING), *loss], chosen)}
 
 
-def _server(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _server(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     rounds = np.array([round_ for round_, _ in run.steps], dtype=np.float64)
 
     def line(key: str) -> Floats:
@@ -302,7 +302,7 @@ def _server(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     return {"charts": charts, "cosine_rounds": sorted(run.cosines)}
 
 
-def cosines(run: RunData, round_: int) -> dict[str, Any]:
+def cosines(run: WatchedRun, round_: int) -> dict[str, Any]:
     """The cosines of the clients' changes in a round.
 
     Raises:
@@ -317,7 +317,7 @@ def cosines(run: RunData, round_: int) -> dict[str, Any]:
     }
 
 
-def _exchanges(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _exchanges(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     rounds = np.array([place for place, _ in run.exchanges])
     charts = []
     for title, key, percent in (
@@ -346,7 +346,7 @@ def _exchanges(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _labels(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _labels(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     table, settings = run.table, run.settings
     asked, used, held = table.total("labels_asked"), table.total("labels_used"), table.last("labels_total")
     charts = charts_of_clients(run, LABEL_CURVES, chosen)
@@ -378,7 +378,7 @@ def _labels(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _costs(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _costs(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     table = run.table
     charts = []
     ways = [(f"sent {way}", table.grid(f"bytes_{way}")) for way in ("up", "down")]
@@ -416,7 +416,7 @@ def _costs(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _gains(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _gains(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     verdict = run.verdict
     assert verdict is not None
     rows = []
@@ -439,15 +439,15 @@ def _gains(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _responses(run: RunData, chosen: tuple[str, ...]) -> dict[str, Any]:
+def _responses(run: WatchedRun, chosen: tuple[str, ...]) -> dict[str, Any]:
     return {"clients": [shown_name(client) for client in run.responses.clients]}
 
 
-def _has(*keys: str) -> Callable[[RunData], bool]:
+def _has(*keys: str) -> Callable[[WatchedRun], bool]:
     return lambda run: any(run.table.grid(key) is not None for key in keys)
 
 
-VIEWS: dict[str, tuple[Callable[[RunData, tuple[str, ...]], dict[str, Any]], Callable[[RunData], bool]]] = {
+VIEWS: dict[str, tuple[Callable[[WatchedRun, tuple[str, ...]], dict[str, Any]], Callable[[WatchedRun], bool]]] = {
     "summary": (_summary, lambda run: bool(run.means)),
     "responses": (_responses, lambda run: bool(run.responses.clients)),
     "clients": (_clients, _has(STANDING, OWN_SECONDS)),

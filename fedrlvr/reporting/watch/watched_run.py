@@ -67,7 +67,7 @@ class Absence:
     reason: str
 
 
-class RunData:
+class WatchedRun:
     """The data of a run's directory, which is followed while the run goes on.
 
     clock: unix seconds. version: rises whenever something has changed. data_version: the same without what is under
