@@ -30,6 +30,10 @@ from watched import (
     wrong,
 )
 
+from fedrlvr.files import file_lock
+from fedrlvr.reporting.observer import ClientAnswered, ClientsAsked, PhaseStarted, RoundStarted
+from fedrlvr.reporting.under_way import UnderWayNote
+
 pytestmark = pytest.mark.slow
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -341,6 +345,25 @@ def test_a_live_run_is_followed_from_its_first_to_its_last_round(
         served.kill()
         if run is not None:
             run.kill()
+
+
+def test_the_page_says_for_whom_a_round_waits(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [round_record(0), round_record(1)])
+    note = UnderWayNote(run)
+    for event in (RoundStarted(2), PhaseStarted(2, "train"), ClientsAsked(2, "train", ["ann", "bob", "cyd"])):
+        note.notify(event)
+    lock = file_lock(run / "run.lock")
+    assert lock is not None
+    with lock, serving(tmp_path) as url, opened(browser, url) as page:
+        enter(page, "run")
+        page.wait_for_selector(".now:has-text('0 of 3 clients have answered')")
+        assert page.inner_text(".now").endswith("for ann, bob, cyd")
+        note.notify(ClientAnswered(2, "bob"))
+        page.wait_for_selector(".now:has-text('1 of 3 clients have answered')")
+        assert page.inner_text(".now").endswith("for ann, cyd")
+        lock.close()
+        page.wait_for_selector(".badge.interrupted")
+        assert not page.is_visible(".now")
 
 
 def test_a_server_with_another_token_is_told_and_let_in_again(browser: Browser, tmp_path: Path) -> None:
