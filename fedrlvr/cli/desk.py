@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -12,19 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedrlvr.cli.serving import Address, Certificate, Host, Key, Names, check_token
 from fedrlvr.config import Asking, Config, load_resolved
 from fedrlvr.errors import ConfigError
 from fedrlvr.files import private_file
-from fedrlvr.hosts import WILDCARDS, is_loopback
 from fedrlvr.output import echo
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 TOKEN = "FEDRLVR_DESK_TOKEN"
-SHORTEST_TOKEN = 16
 _TABLES = "A spreadsheet instead"
-_NETWORK = "Other machines"
 
 
 def desk(
@@ -42,19 +38,10 @@ def desk(
             envvar=TOKEN, show_envvar=True, help="Secret that admits a browser; by default a new one at each start."
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the default admits this machine only.", rich_help_panel=_NETWORK)
-    ] = "127.0.0.1",
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A further name by which browsers reach the desk; may be repeated.", rich_help_panel=_NETWORK
-        ),
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option(help="TLS certificate chain (PEM).", rich_help_panel=_NETWORK)
-    ] = None,
-    key: Annotated[Path | None, typer.Option(help="TLS private key (PEM).", rich_help_panel=_NETWORK)] = None,
+    host: Host = "127.0.0.1",
+    name: Names = None,
+    certificate: Certificate = None,
+    key: Key = None,
     export_to: Annotated[
         Path | None,
         typer.Option(
@@ -75,13 +62,14 @@ def desk(
 
     Needs supervision.labels_from = "desk". Prints the page's address; Ctrl-C ends it, and the run may come and go.
     """
+    address = Address(host, name or [], certificate, key)
     if export_to is None and import_from is None:
-        _check_access(token, certificate, key)
+        check_token(token, TOKEN)
     if site is not None:
         labels = (run_directory, client, ledger, export_to, import_from, expert)
         if any(option is not None for option in labels):
             raise ConfigError("--site serves approvals and no labels; leave out the run, --ledger and the like.")
-        _serve_approvals(site, host, port, token, name or [], certificate, key)
+        _serve_approvals(site, port, token, address)
         return
     path, client_name = find_ledger(run_directory, client, ledger, read_only=export_to is not None)
     if (import_from is None) != (expert is None):
@@ -93,7 +81,7 @@ def desk(
     elif import_from is not None and expert is not None:
         _import(path, import_from, expert)
     else:
-        _serve_labels(path, client_name, host, port, token, name or [], certificate, key)
+        _serve_labels(path, client_name, port, token, address)
 
 
 def find_ledger(
@@ -168,19 +156,7 @@ def _import(path: Path, source: Path, expert: str) -> None:
     echo(f"stored {stored} new answers of {expert}")
 
 
-def _check_access(token: str | None, certificate: Path | None, key: Path | None) -> None:
-    if (certificate is None) != (key is None):
-        raise ConfigError("--certificate requires --key, and --key requires --certificate.")
-    if token is not None and (len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
-        raise ConfigError(
-            f"The token (--token or {TOKEN}) needs at least {SHORTEST_TOKEN} characters, of letters, digits, -._~. "
-            "Leave it out for a new one."
-        )
-
-
-def _serve_approvals(
-    site: Path, host: str, port: int, token: str | None, names: list[str], certificate: Path | None, key: Path | None
-) -> None:
+def _serve_approvals(site: Path, port: int, token: str | None, address: Address) -> None:
     from fedrlvr.deployment.site.config import load_site
     from fedrlvr.labels.desk.approval_app import make_approval_desk
     from fedrlvr.privacy.approvals import Approvals
@@ -193,56 +169,28 @@ def _serve_approvals(
     _serve(
         lambda token, names: make_approval_desk(approvals, token, org.name, approve, names=names),
         what,
-        host,
         port,
         token,
-        names,
-        certificate,
-        key,
+        address,
     )
     echo("The approval desk is closed.")
 
 
-def _serve_labels(
-    path: Path,
-    client: str,
-    host: str,
-    port: int,
-    token: str | None,
-    names: list[str],
-    certificate: Path | None,
-    key: Path | None,
-) -> None:
+def _serve_labels(path: Path, client: str, port: int, token: str | None, address: Address) -> None:
     from fedrlvr.labels.desk.app import make_desk
     from fedrlvr.labels.ledger import LabelLedger
 
     store = LabelLedger(path)
     what = f"The desk of {client} is open; its answers go to {path}", "answer"
     try:
-        _serve(
-            lambda token, names: make_desk(store, token, client, names=names),
-            what,
-            host,
-            port,
-            token,
-            names,
-            certificate,
-            key,
-        )
+        _serve(lambda token, names: make_desk(store, token, client, names=names), what, port, token, address)
     finally:
         store.close()
     echo("The desk is closed; every answer is stored.")
 
 
 def _serve(
-    make: Callable[[str, list[str]], FastAPI],
-    what: tuple[str, str],
-    host: str,
-    port: int,
-    token: str | None,
-    names: list[str],
-    certificate: Path | None,
-    key: Path | None,
+    make: Callable[[str, list[str]], FastAPI], what: tuple[str, str], port: int, token: str | None, address: Address
 ) -> None:
     """Serve a page until interrupted. make: of token and names. what: the first line, and what who enters can do."""
     import secrets
@@ -250,22 +198,19 @@ def _serve(
     from fedrlvr.labels.desk.app import serve
 
     token = token or secrets.token_urlsafe(24)
-    # A desk that listens on all addresses is reached by the machine's name.
-    default_name = socket.gethostname() if host in WILDCARDS else host
 
     def ready(bound: int) -> None:
-        name = names[0] if names else default_name
-        shown = f"[{name}]" if ":" in name else name
-        scheme = "http" if certificate is None else "https"
         echo(what[0])
-        echo(f"  {scheme}://{shown}:{bound}/#token={token}")
+        echo(f"  {address.link(bound, token)}")
         echo(f"Anybody with this address can read and {what[1]}. Ctrl-C closes the desk.")
-        if not is_loopback(host) and certificate is None:
-            echo(
-                f"warning: other machines reach the desk on {host}, and problems, answers and the token travel "
-                "unencrypted. Give --certificate and --key, or let only a proxy with TLS reach it.",
-                err=True,
-            )
+        address.warn("desk", "problems, answers")
         sys.stdout.flush()
 
-    serve(make(token, [default_name, *names]), host, port, certificate=certificate, key=key, ready=ready)
+    serve(
+        make(token, address.all_names),
+        address.host,
+        port,
+        certificate=address.certificate,
+        key=address.key,
+        ready=ready,
+    )

@@ -1,4 +1,4 @@
-"""The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | tasks |
+"""The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
 validate | desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
@@ -36,6 +36,7 @@ from fedrlvr.cli.site import site
 from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
+from fedrlvr.cli.watch import watch
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -252,6 +253,7 @@ def validate(
 
 app.command()(prompts)
 app.command()(responses)
+app.command()(watch)
 app.command()(desk)
 app.command()(federate)
 app.command()(verdict)

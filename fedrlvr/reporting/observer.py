@@ -72,6 +72,26 @@ class PhaseStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ClientsAsked(Event):
+    """The server has sent messages to clients, and waits for their replies.
+
+    kind: the messages' type: train, evaluate, query.respond.
+    """
+
+    round: int
+    kind: str
+    clients: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAnswered(Event):
+    """A client's reply has come, whether or not it can be used."""
+
+    round: int
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepEnded(Event):
     """The clients of this process have taken a local step.
 

@@ -18,6 +18,7 @@ from fedrlvr.files import atomic_text, read_json
 from fedrlvr.output import logger
 from fedrlvr.reporting import units
 from fedrlvr.reporting.advice import advise, round_means
+from fedrlvr.reporting.curves import CURVES, FATE_TITLES, IMITATION_CURVES, LABEL_CURVES, STEP_CURVE
 from fedrlvr.reporting.figures import (
     COLOURS,
     MOST_POINTS,
@@ -65,55 +66,6 @@ MOST_IN_MATRIX = 40
 _MOST_SOURCES = 40  # columns of the table of problems
 _MOST_TOLD = 20  # clients that a sentence names
 _LONGEST_VALUE = 2000  # characters of a setting
-
-
-_CURVES = (
-    Curve("reward", "Mean reward in training"),
-    Curve("pass@1", "pass@1 in training", percent=True),
-    Curve("zero_variance_groups", "Groups whose rewards are all equal", percent=True),
-    Curve("problems_redrawn", "Problems drawn again for one whose rewards are all equal"),
-    Curve("response_length", "Response length, tokens"),
-    Curve("unfinished", "Responses cut at the length limit", percent=True),
-    Curve("unreadable", "Responses without a readable answer", percent=True),
-    Curve("kl_to_base", "KL to the base model, per token"),
-    Curve("ratio_mean", "Policy ratio: mean; maximum dashed", dashed="ratio_max", floor=False),
-    Curve("clip_fraction", "Tokens whose ratio is clipped", percent=True),
-    Curve("grad_norm", "Gradient norm before clipping"),
-    Curve("tokens_sampled", "Tokens sampled; trained dashed", dashed="tokens_trained"),
-    Curve("public_pass@1", "Public problems: pass@1 before the swap", percent=True),
-    Curve("swapped_in", "Responses swapped in; groups rescued from all-wrong dashed", dashed="rescued"),
-    Curve("weight", "Weight of each client's adapter", percent=True),
-)
-_IMITATION_CURVES = (
-    Curve("loss", "Cross entropy per token of the responses imitated; of held-out ones dashed", dashed="held_out_loss"),
-    *(
-        curve
-        for curve in _CURVES
-        if curve.key not in ("zero_variance_groups", "kl_to_base", "ratio_mean", "clip_fraction")
-    ),
-)
-"""Curves of supervised training; those about sampled responses only with `sft.responses = "own"`."""
-_LABEL_CURVES = (
-    Curve("labels_asked", "Labels asked for; used dashed", dashed="labels_used"),
-    Curve("labels_total", "Labels in the ledger"),
-    Curve("reward", "Reward trained on; true pass@1 dashed", dashed="pass@1", percent=True, both=True),
-    Curve("verified_reward", "Mean true reward of labelled problems"),
-    Curve("majority_right", "Labelled problems whose majority is right", percent=True),
-    Curve("audit_majority_right", "All problems whose majority is right", percent=True),
-    Curve("audit_reliable_right", "Trusted majorities that are right", percent=True),
-    Curve("audit_gap_correlation", "Correlation of the score S with a label's true value", floor=False),
-    Curve("probe_auc", "Held-out AUC of the probes", floor=False),
-    Curve("reliability_loss", "Probes' loss: of P1; of the correction dashed", dashed="correction_loss"),
-)
-"""Curves about labels; those that need every answer (true pass@1, all and trusted majorities, S) only with audit."""
-_STEP_CURVE = Curve("learning_rate", "Applied learning rate; mean cosine of two clients' changes dashed", floor=False)
-_FATES = (
-    ("asked about", 1),
-    ("labelled before", 3),
-    ("trusted vote", 2),
-    ("masked", None),
-)
-"""Treatments of a problem, in the order of `scores.FATES`, and the numbers of their colours."""
 
 
 class ReportWriter(Observer):
@@ -192,7 +144,7 @@ def render(
         held_out=_evaluation_figure(records),
         figures=_training_figures(
             records,
-            _IMITATION_CURVES if config.supervision.type == "demonstrations" else (*_CURVES, *_reward_curves(config)),
+            IMITATION_CURVES if config.supervision.type == "demonstrations" else (*CURVES, *_reward_curves(config)),
         ),
         server_step=_server_step_figure(records),
         labels=_labels(records),
@@ -352,7 +304,7 @@ def _server_step_figure(records: Sequence[Mapping[str, Any]]) -> Any:
         return None
     rates = {"server": [(round_, step["learning_rate"]) for round_, step in steps]}
     cosines = {"server": [(round_, step["mean_cosine"]) for round_, step in steps if "mean_cosine" in step]}
-    return Markup(draw_curves(_STEP_CURVE, rates, cosines))
+    return Markup(draw_curves(STEP_CURVE, rates, cosines))
 
 
 def _reward_curves(config: Config) -> list[Curve]:
@@ -372,7 +324,7 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     by_client = shares(records)
     parts = {"mean of the clients": mean_shares(by_client)} if len(by_client) > COLOURS else by_client
-    colours = [number for _, number in _FATES]
+    colours = [number for _, number in FATE_TITLES]
     tables = {key: calibration(records, key) for key in ("calibration", "audit_calibration")}
     drawn = [
         (name, calibration_points(table) if table else [])
@@ -384,8 +336,8 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {
         "lines": lines,
         "audit": any(line.trusted_right is not None or line.gap is not None for line in lines),
-        "figures": _training_figures(records, _LABEL_CURVES),
-        "fates": _FATES,
+        "figures": _training_figures(records, LABEL_CURVES),
+        "fates": FATE_TITLES,
         "shares": [
             {"name": name, "svg": Markup(draw_shares(f"What became of the problems, {number}", rows, colours))}
             for number, (name, rows) in enumerate(parts.items(), start=1)
@@ -401,7 +353,7 @@ def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _clients_drawn(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Everybody with a number to draw: who trained in some round."""
-    keys = [curve.key for curve in _CURVES]
+    keys = [curve.key for curve in CURVES]
     drawn = {name for _, name, numbers in client_numbers(records) if any(numbers.get(key) is not None for key in keys)}
     return sorted(drawn, key=natural)
 

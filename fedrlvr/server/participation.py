@@ -16,7 +16,8 @@ from fedrlvr.config import Config
 from fedrlvr.config.federation import share_of
 from fedrlvr.errors import FedrlvrError, MessageError, RoundError, printable
 from fedrlvr.output import logger
-from fedrlvr.reporting.observer import ClientLeftOut, Observer, PhaseStarted
+from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, WITHHELD_WORDS
+from fedrlvr.reporting.observer import ClientAnswered, ClientLeftOut, ClientsAsked, Observer, PhaseStarted
 from fedrlvr.seeds import stream
 from fedrlvr.server.global_model import GlobalModel
 from fedrlvr.server.metrics_log import RoundRecord
@@ -137,6 +138,8 @@ class Participation:
         for message in out:
             self.record.add_bytes(self.clients[message.metadata.dst_node_id], down=nbytes(message))
         waiting = {message.metadata.dst_node_id for message in out}
+        asked = sorted(self.clients[node] for node in waiting)
+        self.observer.notify(ClientsAsked(self.record.round, kind, asked))
         started = time.perf_counter()
         replies = iter(grid.send_and_receive(out, timeout=timeout))
         del out, message
@@ -147,13 +150,15 @@ class Participation:
                 break
             node = reply.metadata.src_node_id
             waiting.discard(node)
+            if node in self.clients:
+                self.observer.notify(ClientAnswered(self.record.round, self.clients[node]))
             if node not in self.clients or self._counted(self.clients[node], reply):
                 yield reply
             started = time.perf_counter()
         if kind == MessageType.TRAIN:
             self.observer.notify(PhaseStarted(self.record.round, "aggregate"))
         for client in sorted(self.clients[node] for node in waiting):
-            late = f"round {self.record.round}: no answer within {timeout:.0f} s from {client}"
+            late = f"round {self.record.round}: {LATE_WORDS} {timeout:.0f} s from {client}"
             self.leave_out(client, RoundError(late))
 
     def _counted(self, client: str, reply: Message) -> bool:
@@ -203,12 +208,12 @@ class Participation:
             seen.add(client)
             if message.has_error() and message.error.code == WITHHELD:
                 stated = printable(str(message.error.reason or "no reason given"))
-                self._withheld(client, f"{reply.place}: withheld by its own rules ({stated})")
+                self._withheld(client, f"{reply.place}: {WITHHELD_WORDS} ({stated})")
                 continue
             if not message.has_content():
                 empty = "an empty reply"
                 reason = message.error.reason if message.has_error() else None
-                failed = f"{reply.place}: the client failed ({printable(str(reason or empty))})"
+                failed = f"{reply.place}: {FAILED_WORDS} ({printable(str(reason or empty))})"
                 self.leave_out(client, RoundError(failed))
                 continue
             self.model.answered(client)

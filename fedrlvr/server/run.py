@@ -32,6 +32,7 @@ from fedrlvr.reporting.observer import AlsoMeasured, Listeners, Observer, Person
 from fedrlvr.reporting.provenance import write_about
 from fedrlvr.reporting.report import ReportWriter
 from fedrlvr.reporting.trackers import make_trackers
+from fedrlvr.reporting.under_way import UnderWayNote
 from fedrlvr.server.checkpoint import Checkpoints
 from fedrlvr.server.exchange import PublicSet
 from fedrlvr.server.global_model import GlobalModel
@@ -131,6 +132,7 @@ class Server:
                 MetricsLog(directory),  # first, so that nobody hears of a round whose line is not on disk
                 *make_trackers(config.run, directory, read_metrics),
                 ReportWriter(directory, self.config),
+                UnderWayNote(directory),
                 observer,
                 Adviser(observer, read_metrics),  # after the observer, so that a round's line stands before its advice
             ]

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
 from fedrlvr.errors import RoundError, printable
 from fedrlvr.reporting import units
+from fedrlvr.reporting.absence import CONNECTION_LOST, NOT_CONNECTED
 from fedrlvr.wire.messages import nbytes, record_in
 
 LOST = 1
@@ -27,7 +28,7 @@ LOST = 1
 
 EXPIRED = 3
 """Flower's code (MESSAGE_UNAVAILABLE) of an error in the place of a message whose time is over."""
-PLAINLY = {5: "its connection was lost", 8: "its client app stopped responding, as one that was killed does"}
+PLAINLY = {5: CONNECTION_LOST, 8: "its client app stopped responding, as one that was killed does"}
 """Readable reasons for errors that Flower makes in a reply's place (NODE_UNAVAILABLE, CLIENT_APP_CRASHED), by their
 codes."""
 
@@ -172,7 +173,7 @@ class SuperLinkGrid(Grid):
         if len(nodes) < needed:
             self.say(f"{what}: only {', '.join(nodes) or 'nobody'} connected, and {needed} are needed")
             for client, message in sorted(wanted.items(), key=lambda item: item[0] in nodes):
-                yield _lost(message, "not asked, since too few are connected" if client in nodes else "not connected")
+                yield _lost(message, "not asked, since too few are connected" if client in nodes else NOT_CONNECTED)
             return
         waiting: dict[str, str] = {}
         for client, message in wanted.items():
@@ -183,7 +184,7 @@ class SuperLinkGrid(Grid):
         gone = f"; not connected: {', '.join(absent)}" if absent else ""
         self.say(f"{what}: sent {size} to {', '.join(waiting.values()) or 'nobody'}{gone}")
         for client in absent:
-            yield _lost(wanted[client], "not connected")
+            yield _lost(wanted[client], NOT_CONNECTED)
         answered, looked, warned = 0, self.clock(), False
         while waiting:
             for sent, client in list(waiting.items()):
@@ -207,7 +208,7 @@ class SuperLinkGrid(Grid):
                 for sent, client in [item for item in waiting.items() if item[1] not in here]:
                     del waiting[sent]
                     self.say(f"{what}: {client}'s connection is gone; the round goes on without it")
-                    yield _lost(wanted[client], "its connection was lost")
+                    yield _lost(wanted[client], CONNECTION_LOST)
             self.sleep(self.poll)
         for client in waiting.values():
             self.say(f"{what}: {client} has missed the deadline of {timeout:.0f} s")

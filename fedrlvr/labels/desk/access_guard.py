@@ -1,7 +1,8 @@
-"""The guard before every request to the desk: it checks host name and token, and sets the browser's security headers.
+"""The guard before every request to a page of ours, the desk or that of `fedrlvr watch`: it checks host name and token,
+and sets the browser's security headers.
 
 A page from elsewhere can make a browser talk to an address of its own choosing under its own name (DNS rebinding), so
-a name that nobody gave this desk is refused. All but the page's own files, which hold no data, needs the token.
+a name that nobody gave this page is refused. All but the page's own files, which hold no data, needs the token.
 Nothing here or in the log repeats what a request or an answer said.
 """
 
@@ -40,11 +41,14 @@ HEADERS = {
 class Guard:
     """ASGI middleware that refuses requests without the right host name or token.
 
-    names: host names it answers to, besides loopback's. open_paths: what needs no token.
+    names: host names it answers to, besides loopback's. open_paths: what needs no token. page: the noun for what it
+    guards, in refusals.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, names: Collection[str], open_paths: Collection[str]) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(
+        self, app: ASGIApp, *, token: str, names: Collection[str], open_paths: Collection[str], page: str = "desk"
+    ) -> None:
+        self._app, self._token, self._page = app, token.encode(), page
         self._names = {*LOOPBACK, *map(_plain, names)}
         self._open = frozenset(open_paths)
 
@@ -75,7 +79,7 @@ class Guard:
             _log.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
             if begun:
                 raise RuntimeError("the answer broke off") from None
-            message = f"The desk failed ({type(error).__name__}); its log says where."
+            message = f"The {self._page} failed ({type(error).__name__}); its log says where."
             await error_response(500, message)(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -85,15 +89,16 @@ class Guard:
         if name not in self._names:
             return error_response(
                 421,
-                f"This desk does not go by the name {name[:80]!r}. Use the address it printed at its start, or start "
-                "it with --name and this one.",
+                f"This {self._page} does not go by the name {name[:80]!r}. Use the address it printed at its start, or "
+                "start it with --name and this one.",
             )
         if scope["path"] in self._open:
             return None
         scheme, _, given = ", ".join(headers.getlist("authorization")).partition(" ")
         if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), self._token):
             return None
-        refused = error_response(401, "The token is missing or wrong. Open the address the desk printed at its start.")
+        where = f"Open the address the {self._page} printed at its start."
+        refused = error_response(401, f"The token is missing or wrong. {where}")
         refused.headers["WWW-Authenticate"] = "Bearer"
         return refused
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
@@ -99,10 +100,10 @@ def guarded_app(token: str, names: Collection[str], files: Mapping[str, tuple[st
     app.add_middleware(Guard, token=token, names=names, open_paths=files)
     for kind in (LedgerError, EgressError):
         app.add_exception_handler(kind, lambda _, error: error_response(400, str(error)))
-    app.add_exception_handler(RequestValidationError, _unreadable)
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_exception_handler(HTTPException, refused)
     for path, (name, media_type) in files.items():
-        _serve_file(app, path, (PAGE / name).read_bytes(), media_type)
+        serve_file(app, path, (PAGE / name).read_bytes(), media_type)
     return app
 
 
@@ -180,11 +181,20 @@ def make_desk(
 
 
 def serve(
-    app: FastAPI, host: str, port: int, *, certificate: Path | None, key: Path | None, ready: Callable[[int], None]
+    app: FastAPI,
+    host: str,
+    port: int,
+    *,
+    certificate: Path | None,
+    key: Path | None,
+    ready: Callable[[int], None],
+    ending: Callable[[], None] = lambda: None,
+    page: str = "desk",
 ) -> None:
     """Serve until interrupted. `ready` is called with the port once connections are taken; port 0 is any free one.
 
-    No access log: its lines would hold experts' names.
+    ending: is called when the end is asked for, so that answers without an end can end. page: the noun for what is
+    served, in errors. No access log: its lines would hold experts' names.
 
     Raises:
         ConfigError: host and port, or the certificate, cannot be used.
@@ -205,13 +215,19 @@ def serve(
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"--certificate {certificate} and --key {key} cannot be used: {error}.") from error
-    with _listening(host, port) as listening:
+
+    class PageServer(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ending()
+            super().handle_exit(sig, frame)
+
+    with _listening(host, port, page) as listening:
         ready(listening.getsockname()[1])
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            PageServer(config).run(sockets=[listening])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int, page: str) -> socket.socket:
     """A socket that takes connections already, so that who reads the address can use it."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -225,7 +241,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"The desk cannot listen on {host} port {port}: {error.strerror}. Give another --port or --host, or stop "
+            f"The {page} cannot listen on {host} port {port}: {error.strerror}. Give another --port or --host, or stop "
             "what is there."
         ) from error
     return listening
@@ -270,7 +286,9 @@ def _shown(asked: AskedProblem) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in names}
 
 
-def _serve_file(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
+def serve_file(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
+    """Answer a path with a file of the page."""
+
     @app.get(path)
     def file() -> Response:
         return Response(content, media_type=media_type)
@@ -306,12 +324,14 @@ def sent_body(model: type[BaseModel]) -> Any:
     return Depends(read)
 
 
-def _unreadable(_: Request, error: Exception) -> Response:
+def unreadable(_: Request, error: Exception) -> Response:
+    """Answer a request whose parameters or body are of the wrong kind."""
     assert isinstance(error, RequestValidationError)
     return error_response(422, _explain(error.errors()))
 
 
-def _refused(_: Request, error: Exception) -> Response:
+def refused(_: Request, error: Exception) -> Response:
+    """Answer a request that a route refuses."""
     assert isinstance(error, HTTPException)
     return error_response(error.status_code, error.detail)
 

@@ -1,0 +1,1 @@
+"""The page of `fedrlvr watch`: running and finished runs, from the files in their directories."""
