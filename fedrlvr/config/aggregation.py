@@ -41,8 +41,8 @@ class AggregationConfig(Section):
     docs/methods.md, section 5."""
     weights: Annotated[Weights, OnlyWith("robust", ("none", "clip"))] = "examples"
     """Weight of each client: `examples` is its number of training problems; `equal` is the same for all; `fgrpo`
-    multiplies the number of problems by a function of the client's gain over its own history (FGRPO, arXiv 2606.03094;
-    docs/methods.md, section 5)."""
+    multiplies the number of problems by a function of the client's gain over its own history, or over the other
+    clients (`fgrpo_gain_from`; FGRPO, arXiv 2606.03094; docs/methods.md, section 5)."""
     precision: Literal["auto", NumberFormat] = "auto"
     """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
     adds the rounding error to its next one. `auto` is float32 for an adapter of less than 1 MB in float32 (of the
