@@ -223,6 +223,7 @@ class WandbWriter:
         number = known or secrets.token_hex(4)
         settings = wandb.Settings(
             mode="offline",
+            host="unknown",  # else the name of this machine stands in the file
             silent=True,
             console="off",
             disable_git=True,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,12 +294,17 @@ def test_trackio_stays_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_the_offline_file_of_wandb_holds_the_names(written: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "machine-of-ours")
+    machine = os.uname().nodename
     monkeypatch.setenv("WANDB_MODE", "online")  # the setting of a user's shell sends nothing
     directory = written("wandb")
     number = json.loads((directory / "trackers" / "wandb.json").read_text("utf-8"))["run"]
     files = sorted((directory / "wandb").glob(f"offline-run-*/run-{number}.wandb"))
     assert 1 <= len(files) <= 2, "one file for each start, of one run; starts within a second share a directory"
     data = b"".join(path.read_bytes() for path in files)
+    assert b"machine-of-ours" not in data
+    assert len(machine) < 4 or machine.encode() not in data, "a name of a few letters is found in anything"
+    assert str(directory).encode() not in data
     assert b"beta/reward" in data
     assert b"held-out/pass@1" in data
     assert b"my-runs" in data
