@@ -14,6 +14,8 @@ from small_runs import CLIENTS, VARIANTS, Configs, Runs, adapter_bytes, without_
 import fedrlvr
 from fedrlvr.client.local_training import LocalTraining
 from fedrlvr.reporting.observer import (
+    ClientAnswered,
+    ClientsAsked,
     Evaluated,
     Event,
     Observer,
@@ -171,6 +173,10 @@ def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Pa
                     assert (event.local_steps, event.first_round) == (2, 0)
                 case PhaseStarted():
                     word = f"{event.phase} {event.round}"
+                case ClientsAsked():
+                    word = f"asked to {event.kind}: {' '.join(event.clients)}"
+                case ClientAnswered():
+                    word = f"{event.client} answered"
                 case StepEnded():
                     assert set(event.rewards) == set(CLIENTS)
                     assert event.tokens > 0
@@ -197,17 +203,23 @@ def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Pa
         "RunStarted",
         "RoundStarted",
         "evaluate 0",
+        "asked to evaluate: ann bob cyd",
         "Evaluated",
+        *(f"{client} answered" for client in CLIENTS),
         "checkpoint 0",
         "RoundEnded",
         "RoundSaved",
         "RoundStarted",
         "train 1",
+        "asked to train: ann bob cyd",
         "step 1 of 2",
         "step 2 of 2",
+        *(f"{client} answered" for client in CLIENTS),
         "aggregate 1",
         "evaluate 1",
+        "asked to evaluate: ann bob cyd",
         "Evaluated",
+        *(f"{client} answered" for client in CLIENTS),
         "checkpoint 1",
         "RoundEnded",
         "RoundSaved",
