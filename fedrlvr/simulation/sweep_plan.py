@@ -21,6 +21,8 @@ AS_GIVEN = "as-given"
 """The arm of a sweep that varies nothing but the seed."""
 _LONGEST_VALUE, _LONGEST_NAME = 60, 180  # of a directory's name
 _PLACES = {("run", "directory"), ("run", "started_in")}
+_SETTLED: dict[tuple[str, str], Any] = {("engine", "threads"): None, ("aggregation", "precision"): "auto"}
+"""Settings that a run settles when it starts, and the values that leave this to it."""
 _NEVER = {"run", "run.seed", "run.directory"}
 
 
