@@ -46,9 +46,9 @@ class AggregationConfig(Section):
     precision: Literal["auto", NumberFormat] = "auto"
     """Number format in which clients send adapters. Below float32 a client sends its rounded change in the round, and
     adds the rounding error to its next one. `auto` is float32 for an adapter of less than 1 MB in float32 (of the
-    largest rank), with federation.arm other than `federated`, and with a strategy around ours; for larger adapters it
-    is int8, a quarter of the bytes, which cost the embedded reasoner no measurable accuracy. A run's config.json holds
-    what `auto` chose."""
+    largest rank), with federation.arm other than `federated`, with personal.type `fedalt`, and with a strategy around
+    ours; for larger adapters it is int8, a quarter of the bytes, which cost the embedded reasoner no measurable
+    accuracy. A run's config.json holds what `auto` chose."""
     precision_down: Literal["float32", "bfloat16", "int8"] = "float32"
     """Number format in which the server sends the adapter: `float32`, or rounded to `bfloat16` or `int8`. The server
     keeps its adapter in float32 and adds the clients' changes from what they received; held-out scores are of the
@@ -157,7 +157,8 @@ class AggregationConfig(Section):
 
         adapter_bytes: of the largest adapter, in float32.
         """
-        if self.precision != "auto" or config.federation.arm != "federated":
+        # Where no adapter is averaged, settings of aggregation are refused, also those of a finished run.
+        if self.precision != "auto" or config.federation.arm != "federated" or config.personal.method.beside_others:
             return self
         return self.model_copy(update={"precision": "float32" if adapter_bytes < SMALL else "int8"})
 

@@ -209,8 +209,8 @@ def difference(config: Config, started: Config) -> str | None:
     for section in given:
         for key in [*given[section], *(key for key in stored[section] if key not in given[section])]:
             value, other_value = _shown(given[section], key), _shown(stored[section], key)
-            settled = (section, key) == ("engine", "threads") and config.engine.threads is None
-            if value != other_value and (section, key) not in _PLACES and not settled:
+            left_open = (section, key) in _SETTLED and given[section].get(key) == _SETTLED[section, key]
+            if value != other_value and (section, key) not in _PLACES and not left_open:
                 return f"{section}.{key} is {other_value} there and {value} here"
     return None
 

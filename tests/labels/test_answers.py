@@ -60,6 +60,7 @@ def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     assert result.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
     assert result.pop("simulation/prompts.py") == {"client.answers"}  # likewise
     assert result.pop("tasks/client_data.py") == {"self.answers"}  # examples in prompts, with every label paid for
+    assert result.pop("deployment/site/reply_card.py") == {"client.answers"}  # to keep texts with one of them back
     assert result == {
         "tasks/deal.py": {"client.answers"},
         "tasks/demonstrations.py": {"client.answers"},
@@ -79,6 +80,7 @@ def test_nobody_else_is_handed_a_clients_answers() -> None:
         "tasks/demonstrations.py",
         "client/supervisor.py",
         "client/imitation.py",
+        "deployment/site/reply_card.py",
         "cli/main.py",
     }
 

@@ -243,6 +243,6 @@ def test_the_log_has_the_advice_and_warns_where_nobody_shows_it(
 
 def test_the_report_begins_with_the_advice() -> None:
     page = render(Config(), records(ZERO))
-    assert page.index("What is wrong") < page.index("Held-out pass@1")
+    assert page.index("What is wrong") < page.index("<h3>")
     assert "Every reward of round 1 is 0" in page
     assert "What is wrong" not in render(Config(), run_records())

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from small_runs import Configs, adapter_bytes
 
 import fedrlvr.simulation.run as engine
-from fedrlvr.config import load_resolved, methods, parse_config
+from fedrlvr.config import aggregation, load_resolved, parse_config
 from fedrlvr.errors import ConfigError
 from fedrlvr.policy.peft_format import load_peft
 from fedrlvr.reporting.observer import Observer
@@ -67,7 +67,7 @@ def test_a_wrapped_strategy_sees_adapters_in_float32(
     configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`auto` chooses int8 for an adapter of this size, and float32 with a strategy around ours."""
-    monkeypatch.setattr(methods, "SMALL", 10)
+    monkeypatch.setattr(aggregation, "SMALL", 10)
     for wrap, chosen in ((None, "int8"), (WrappingStrategy, "float32")):
         directory = tmp_path / chosen
         config = settled(parse_config(configured(directory, train={"rounds": 1})), directory)
