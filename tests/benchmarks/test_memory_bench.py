@@ -18,16 +18,21 @@ SHAPES = {"up": (6, 4), "down": (4, 6)}
 SMALL: dict[str, Any] = {"ranks": (2,)}
 
 
+def slow(*values: Any) -> Any:
+    """Values of a case that takes two seconds and is like another one."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
         ("fedit", SMALL),
-        ("ffa", SMALL),
-        ("rolora", SMALL),
-        ("hetlora", SMALL),
-        ("hetlora", {"ranks": (1, 2, 3)}),
-        ("fedit", {**SMALL, "precision": "int8"}),
-        ("ffa", {**SMALL, "precision": "float16"}),
+        slow("ffa", SMALL),
+        slow("rolora", SMALL),
+        slow("hetlora", SMALL),
+        slow("hetlora", {"ranks": (1, 2, 3)}),
+        slow("fedit", {**SMALL, "precision": "int8"}),
+        slow("ffa", {**SMALL, "precision": "float16"}),
     ],
 )
 def test_no_more_adapters_live_with_32_clients_than_with_4(rule: str, options: dict[str, Any]) -> None:
@@ -50,8 +55,9 @@ def test_a_reply_is_gone_when_the_next_but_one_comes(rule: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
-        *(("flora", SMALL), ("fedex", SMALL), ("flexlora", SMALL)),
-        *(("fedit", {**SMALL, **more}) for more in ({"robust": "median"}, {"step": "auto"})),
+        *(slow(rule, SMALL) for rule in ("flora", "fedex", "flexlora")),
+        slow("fedit", {**SMALL, "robust": "median"}),
+        ("fedit", {**SMALL, "step": "auto"}),
     ],
 )
 def test_rules_that_look_at_all_adapters_together_hold_them_all(rule: str, options: dict[str, Any]) -> None:

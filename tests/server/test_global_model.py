@@ -277,7 +277,7 @@ print(sorted(ours & {{"model_delta", "delta_model", "delta_start"}}), sorted(our
     ("rule", "loaded"),
     [
         ("fedit", "[] ['averaging']"),
-        ("flora", "['delta_model', 'delta_start', 'model_delta'] ['flora']"),
+        pytest.param("flora", "['delta_model', 'delta_start', 'model_delta'] ['flora']", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_loads_the_code_of_its_own_rule_only(rule: str, loaded: str, tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ def test_so_does_one_with_trapo(problems: Path, tmp_path: Path) -> None:
     assert trusted[2] > 0
 
 
+@pytest.mark.slow
 def test_so_does_one_with_exchanges_shared_probes_and_fgrpo(problems: Path, tmp_path: Path) -> None:
     how = {**CARE, "share_probes": True}
     changes: Tree = {

@@ -63,6 +63,7 @@ def test_keys_are_an_equivalence_that_right_answers_respect() -> None:
             assert matches(second, first, arithmetic=True), (first, second)
 
 
+@pytest.mark.slow
 def test_matching_is_symmetric_on_golds() -> None:
     forms = [form for gold in GOLDS if (form := parse(gold)) is not None]
     assert [(a, b) for a in forms for b in forms if equal(a, b) != equal(b, a)] == []

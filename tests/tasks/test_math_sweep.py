@@ -58,6 +58,7 @@ def test_wrong_bases_and_points_as_sets_earn_nothing(golds: list[str]) -> None:
         assert boxed(inside, gold) == 0.0
 
 
+@pytest.mark.slow
 def test_a_calculation_copied_from_the_prompt_earns_nothing(real_data: Find) -> None:
     copied = paid = 0
     for problem in load("math", real_data("math"), "train"):
