@@ -266,8 +266,8 @@ def test_wrong_responses_are_read_first_and_a_problem_side_by_side(browser: Brow
         enter(page, "full")
         see(page, "responses")
         page.select_option("label:has-text('Round') select", "1")
-        page.wait_for_function("() => document.querySelectorAll('.response').length === 2")
-        assert page.inner_text(".response >> nth=0 >> .badge") == "✗ wrong"
+        page.wait_for_function("() => document.querySelector('.response .badge')?.innerText === '✗ wrong'")
+        assert page.locator(".response").count() == 2
         assert page.inner_text(".response >> nth=0 >> mark") == "12"
         page.click("button:has-text('All 3 responses')")
         page.wait_for_selector(".side .response")
@@ -294,7 +294,7 @@ def test_a_live_run_is_followed_from_its_first_to_its_last_round(
     """Without a reload, through kill -9 and resume of the run, and through a restart of the page's server."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    tree = configured(runs / "live", train={"rounds": 60}, run={"seed": 3, "directory": str(runs / "live")})
+    tree = configured(runs / "live", train={"rounds": 200}, run={"seed": 3, "directory": str(runs / "live")})
     config = write_toml(tmp_path / "run.toml", tree)
     served = start_watch(runs, state=tmp_path / "state")
     run = None
@@ -321,7 +321,7 @@ def test_a_live_run_is_followed_from_its_first_to_its_last_round(
             run.join(30)
             page.wait_for_selector(".title .badge.interrupted")
             before = done()
-            assert before < 60
+            assert before < 200
             run = start_command(["run", "--resume", str(runs / "live"), "--quiet"], tmp_path / "run.log")
             page.wait_for_selector(".title .badge.running")
             at_least(before + 2)
@@ -332,14 +332,14 @@ def test_a_live_run_is_followed_from_its_first_to_its_last_round(
             page.wait_for_selector("#connection.live")
             run.join(300)
             page.wait_for_selector(".title .badge.finished", timeout=60 * SECONDS)
-            assert done() == 60
+            assert done() == 200
             assert page.inner_text(".tile:has-text('Held-out') b").endswith("%")
             see(page, "learning")
-            assert "Round 60" in page.inner_text(".chart >> nth=0 >> .values")
+            assert "Round 200" in page.inner_text(".chart >> nth=0 >> .values")
             assert page.evaluate("window.unbroken")
             assert not page.is_visible("#trouble")
             lines = (runs / "live" / "metrics.jsonl").read_text().splitlines()
-            assert [json.loads(words)["round"] for words in lines] == [*range(61)]
+            assert [json.loads(words)["round"] for words in lines] == [*range(201)]
         assert "The page is closed" in served.interrupt()
     finally:
         served.kill()

@@ -17,7 +17,7 @@ LOOK = 1.0
 SEARCH = 5.0
 """Seconds between two searches for new runs."""
 IDLE_LOOKS = 10
-"""Number of looks of which only one is at runs that are not under way."""
+"""Number of looks of which only one is at runs that have ended."""
 
 
 class Hub:
@@ -71,11 +71,12 @@ class Hub:
                 self.version += 1
 
     def look(self, *, idle: bool = True) -> None:
-        """Read what is new in the runs' files. idle: also of those that are not under way."""
+        """Read what is new in the runs' files. idle: also of those that have ended or are on the server; one that was
+        interrupted may go on at any moment."""
         for run in self.runs:
             if self.closed.is_set():
                 return
-            if idle or run.state is RunState.RUNNING or not run.loaded:
+            if idle or run.state in (RunState.RUNNING, RunState.INTERRUPTED) or not run.loaded:
                 self._refresh(run)
 
     def _refresh(self, run: WatchedRun) -> None:
