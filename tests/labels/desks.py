@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from served_pages import PageProcess
 
 from fedrlvr.config import parse_config
 from fedrlvr.labels.desk.app import make_desk
@@ -61,28 +60,10 @@ def ledger_of(run: Path) -> LabelLedger:
 
 
 @dataclass
-class Process:
-    """`python -m fedrlvr desk` as it runs. `url` is the address it printed, token and all."""
+class Process(PageProcess):
+    """`python -m fedrlvr desk` as it runs. log: the file that takes its stderr."""
 
-    process: subprocess.Popen[str]
-    url: str
     log: Path
-
-    @property
-    def port(self) -> int:
-        result = re.search(r":(\d+)/", self.url)
-        assert result is not None
-        return int(result[1])
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-    def interrupt(self) -> str:
-        """Sends Ctrl-C to the desk and returns its last output."""
-        self.process.send_signal(signal.SIGINT)
-        said, _ = self.process.communicate(timeout=30)
-        return said
 
 
 def start(run: Path, *options: str, port: int = 0) -> Process:

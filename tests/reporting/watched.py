@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from run_samples import numbers, score
+from served_pages import PageProcess
 
 from fedrlvr.config import parse_config
 from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, WITHHELD_WORDS
@@ -200,31 +199,7 @@ def serving(*roots: Path) -> Iterator[str]:
         listening.close()
 
 
-@dataclass
-class WatchProcess:
-    """`python -m fedrlvr watch` as it runs. `url` is the address it printed, token and all."""
-
-    process: subprocess.Popen[str]
-    url: str
-
-    @property
-    def port(self) -> int:
-        result = re.search(r":(\d+)/", self.url)
-        assert result is not None
-        return int(result[1])
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-    def interrupt(self) -> str:
-        """Sends Ctrl-C, and returns the last output."""
-        self.process.send_signal(signal.SIGINT)
-        said, _ = self.process.communicate(timeout=30)
-        return said
-
-
-def start_watch(*roots: Path, state: Path, port: int = 0) -> WatchProcess:
+def start_watch(*roots: Path, state: Path, port: int = 0) -> PageProcess:
     """The command, once it takes connections. state: takes the kept token."""
     command = [sys.executable, "-m", "fedrlvr", "watch", *map(str, roots), "--port", str(port)]
     environment = {**os.environ, "XDG_STATE_HOME": str(state)}
@@ -232,5 +207,5 @@ def start_watch(*roots: Path, state: Path, port: int = 0) -> WatchProcess:
     assert process.stdout is not None
     for words in process.stdout:
         if "#token=" in words:
-            return WatchProcess(process, words.strip())
+            return PageProcess(process, words.strip())
     raise AssertionError(f"no page: {process.wait(10)}")

@@ -6,17 +6,11 @@ const LOOK = 2000; // milliseconds until the page looks for new replies again
 let person = "";
 let cards = [];
 let shown = null; // the card on display
-let busy = false;
 let looks = 0; // how often the page has asked what waits
 
 function only(id) {
   for (const part of ["token-form", "name-form", "idle", "work"]) $(part).hidden = part !== id;
   $("progress").hidden = $("change-name").hidden = id !== "work" && id !== "idle";
-}
-
-function setBusy(value) {
-  busy = value;
-  $("main").setAttribute("aria-busy", String(value));
 }
 
 function element(name, words) {
@@ -78,18 +72,6 @@ function failed(error) {
     trouble("That token is not this desk's. A desk that was started again may have a new one.");
   } else if ($("work").hidden) trouble(error.message);
   else note("refusal", error.message);
-}
-
-async function doing(work) {
-  if (busy) return;
-  setBusy(true);
-  try {
-    await work();
-  } catch (error) {
-    failed(error);
-  } finally {
-    setBusy(false);
-  }
 }
 
 function decide(allow) {

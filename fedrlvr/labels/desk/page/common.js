@@ -94,3 +94,25 @@ function keyOf(event) {
   if (/^[ -~]+$/.test(event.key)) return event.key.toLowerCase();
   return event.code.startsWith("Key") ? event.code.slice(3).toLowerCase() : event.key;
 }
+
+// What a person does.
+
+let busy = false;
+
+function setBusy(value) {
+  busy = value;
+  $("main").setAttribute("aria-busy", String(value));
+}
+
+/** One thing at a time; the page's own `failed` tells what goes wrong, and the problem or card stays. */
+async function doing(work) {
+  if (busy) return;
+  setBusy(true);
+  try {
+    await work();
+  } catch (error) {
+    failed(error);
+  } finally {
+    setBusy(false);
+  }
+}

@@ -17,7 +17,6 @@ let expert = "";
 let shown = null; // the problem on display
 let said = null; // what the expert said of it, if it is an earlier one
 let back = -1; // how many words back it lies; -1: it is an open one
-let busy = false;
 let looking = 0; // the timer that looks for new problems
 let active = Date.now();
 
@@ -28,11 +27,6 @@ const as = () => `expert=${encodeURIComponent(expert)}`;
 function only(id) {
   for (const part of ["token-form", "name-form", "idle", "work"]) $(part).hidden = part !== id;
   $("progress").hidden = $("open-table").hidden = $("change-name").hidden = id !== "work" && id !== "idle";
-}
-
-function setBusy(value) {
-  busy = value;
-  $("main").setAttribute("aria-busy", String(value));
 }
 
 function count({ left, done, open }) {
@@ -100,19 +94,6 @@ function closeAnswer() {
 }
 
 // What an expert does.
-
-/** One thing at a time; what goes wrong is told, and the problem stays. */
-async function doing(work) {
-  if (busy) return;
-  setBusy(true);
-  try {
-    await work();
-  } catch (error) {
-    failed(error);
-  } finally {
-    setBusy(false);
-  }
-}
 
 function failed(error) {
   if (error.status === 401) {
