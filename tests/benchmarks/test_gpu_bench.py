@@ -51,10 +51,10 @@ def test_it_says_in_one_line_that_there_is_no_gpu(
 def test_a_case_measures_all_it_names(tmp_path: Path) -> None:
     case = cases(tiny=True)[0]
     speed(case, report_of(tmp_path, "E1"))
-    found = results_of(tmp_path)["cases"]["E1"]
-    assert found["response tokens"] == 2 * 2 * 4 * 12  # clients, problems, responses, tokens: none ends early
-    assert set(found["sampling"]) == {"growing", "static"}
-    assert all(found[part]["seconds"]["median"] > 0 for part in ("training", "cohort", "one after another"))
+    drawn = results_of(tmp_path)["cases"]["E1"]
+    assert drawn["response tokens"] == 2 * 2 * 4 * 12  # clients, problems, responses, tokens: none ends early
+    assert set(drawn["sampling"]) == {"growing", "static"}
+    assert all(drawn[part]["seconds"]["median"] > 0 for part in ("training", "cohort", "one after another"))
     text = (tmp_path / "results.md").read_text("utf-8")
     assert text.count("\n| E1 |") == 4  # two ways to sample, training, the cohort
 
