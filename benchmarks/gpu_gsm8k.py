@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.gpu import Report
 from benchmarks.gpu_parts import is_split, join
+from benchmarks.gpu_report import Report
 from benchmarks.gpu_speed import seconds
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy.base import load_base

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import CPU, CUDA, Report
+from benchmarks.gpu_report import CPU, CUDA, Report
 from benchmarks.gpu_speed import Case, Runner, as_base, decode_way, ways_on
 from fedrlvr.config import SamplingConfig, TrainConfig
 from fedrlvr.policy.cohort import Cohort

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import SMOLLM2_135M, TINY
-from benchmarks.gpu import CUDA, Report
+from benchmarks.gpu_report import CUDA, Report
 from benchmarks.measure import summary
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy import decode

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parity, gpu_parts
+from benchmarks import gpu_parity, gpu_parts, gpu_report
 from benchmarks.cases import ROOT
-from benchmarks.gpu import DONE, FAILED, RUNNING, SKIPPED, Report, Results, main
+from benchmarks.gpu import main
 from benchmarks.gpu_parity import parity
+from benchmarks.gpu_report import DONE, FAILED, RUNNING, SKIPPED, Report, Results
 from benchmarks.gpu_speed import Runner, cases, decode_bytes, decode_way, speed, training_flop
 from benchmarks.gpu_tables import tables
 from fedrlvr.policy import decode
@@ -32,7 +33,7 @@ def results_of(directory: Path) -> dict[str, Any]:
 
 def report_of(directory: Path, name: str, seconds: float = 1e6) -> Report:
     """A report with more time than a test takes, or none."""
-    elapsed = time.monotonic() - gpu.START
+    elapsed = time.monotonic() - gpu_report.START
     return Report(Results(directory, elapsed + seconds), name, Namespace(tiny=True, repeats=1), CPU)
 
 
@@ -72,7 +73,7 @@ def test_when_the_time_is_over_what_ran_and_what_is_left_is_written_down(tmp_pat
     results.watch(lambda: ended.append(True)).join(timeout=60)
     assert ended
     status = results_of(tmp_path)["status"]
-    assert list(status) == ["E1", *(name for name in gpu.SHARES if name != "E1")]
+    assert list(status) == ["E1", *(name for name in gpu_report.SHARES if name != "E1")]
     assert {entry["state"] for entry in status.values()} == {SKIPPED}
 
 
@@ -188,4 +189,4 @@ def test_killed_in_the_middle_it_leaves_what_it_had_and_goes_on(tmp_path: Path) 
     ended = results_of(tmp_path)
     assert ended["cases"]["parity"]["rows"] == rows
     states = {name: entry["state"] for name, entry in ended["status"].items()}
-    assert states == dict.fromkeys(gpu.SHARES, DONE) | {"GSM8K": SKIPPED}
+    assert states == dict.fromkeys(gpu_report.SHARES, DONE) | {"GSM8K": SKIPPED}
