@@ -64,12 +64,20 @@ def math(row: DataRow, split: str) -> Problem | None:
 
 
 def svamp(row: DataRow, split: str) -> Problem | None:
-    """`Body`, `Question`, `Answer`, `Type`; the misspelt type of one published row joins its own kind."""
+    r"""`Body`, `Question`, `Answer`, `Type`; the misspelt type of one published row joins its own kind.
+
+    The response to imitate is the published `Equation`, if any, with the answer in a box: `76 - 25 = \boxed{51}`.
+    """
     data = row.data
     prompt = f"{text_field(data, ['Body'], row.where)} {text_field(data, ['Question'], row.where)}"
     answer = answer_text(data.get("Answer"), "Answer", row.where)
     source = text_field(data, ["Type"], row.where).replace("Common-Divison", "Common-Division")
-    return Problem(prompt, answer, text_field(data, ["ID"], row.where), source, "math")
+    response = ""
+    if data.get("Equation"):
+        equation = re.sub(r"\.0\b", "", text_field(data, ["Equation"], row.where))
+        equation = equation.removeprefix("( ").removesuffix(" )").replace("( ", "(").replace(" )", ")")
+        response = f"{equation} = \\boxed{{{answer}}}"
+    return Problem(prompt, answer, text_field(data, ["ID"], row.where), source, "math", response=response)
 
 
 def medqa(row: DataRow, split: str) -> Problem | None:
