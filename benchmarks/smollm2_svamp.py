@@ -118,8 +118,7 @@ def score(rates: Sequence[float]) -> str:
 
 def gain(after: Sequence[float], before: Sequence[float]) -> str:
     """Points gained, with the interval of the differences problem by problem."""
-    by_problem = [dict(enumerate(rates)) for rates in (after, before)]
-    return shown(paired(*by_problem, lambda rate: 100 * rate), sign=True)
+    return shown(paired(dict(enumerate(after)), dict(enumerate(before)), lambda rate: 100 * rate), sign=True)
 
 
 def stages_table(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -155,9 +154,9 @@ def write() -> None:
     about = (
         f"`scripts/bench smollm2_svamp --data DIR`, seed {settings(None, 'run').run.seed}, "
         f"{datetime.date.today().isoformat()}, fedrlvr {__version__}, {description()}, one torch thread. "
-        f"SmolLM2-135M-Instruct, pass@1 in % on all {asked:.0f} test problems of SVAMP, one response each; 95 % intervals "
-        "over problems. Gains are paired by problem: of supervised training to the base model with the same prompt, of "
-        "RL to supervised training."
+        f"SmolLM2-135M-Instruct, pass@1 in % on all {asked:.0f} test problems of SVAMP, one response each; 95 % "
+        "intervals over problems. Gains are paired by problem: of supervised training to the base model with the "
+        "same prompt, of RL to supervised training."
     )
     costs = [[name, f"{cpu:.0f}"] for name, cpu in seconds.items()]
     text = "\n\n".join([about, stages_table(rates).rstrip(), table(["stage", "CPU seconds"], costs)])
