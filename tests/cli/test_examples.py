@@ -24,6 +24,7 @@ DATA = {
     **dict.fromkeys(GENERATED, "embedded"),
     "smollm2_sums": "sums",
     "smollm2_gsm8k": "gsm8k",
+    "smollm2_svamp": "svamp",
     "qwen3_1_7b": "math",
     "qwen3_4b": "medmcqa",
     "llama32_3b": "math",

@@ -72,6 +72,23 @@ def test_svamp(fixtures: Path) -> None:
     assert {p.source for p in problems} == {"Addition", "Subtraction", "Multiplication", "Common-Division"}
     assert by_id["made-up-1"].prompt == "Aino had 30 pears and found 4 more How many pears does Aino have?"
     assert (by_id["made-up-1"].answer, by_id["made-up-21"].answer) == ("34", "2.5")
+    assert by_id["made-up-1"].response == r"30 + 4 = \boxed{34}"
+
+
+@pytest.mark.parametrize(
+    ("equation", "response"),
+    [
+        ("( ( 8.0 - 3.0 ) * 2.05 )", r"(8 - 3) * 2.05 = \boxed{10.25}"),
+        ("( 4.0 / ( 3.0 - 1.0 ) )", r"4 / (3 - 1) = \boxed{10.25}"),
+        ("7.0", r"7 = \boxed{10.25}"),
+        (None, ""),
+    ],
+)
+def test_svamp_equations_are_responses_to_imitate(equation: str | None, response: str, tmp_path: Path) -> None:
+    row = {"Question": "b", "Equation": equation, "Answer": 10.25, "Type": "Addition"}
+    rows = [{"ID": str(number), "Body": f"a {number}", **row} for number in range(20)]
+    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    assert {problem.response for problem in load("svamp", tmp_path, "train")} == {response}
 
 
 def test_medqa(fixtures: Path) -> None:

@@ -62,6 +62,12 @@ def test_math_worked_solutions_are_right_as_completions(real_data: Find) -> None
     assert wrong == []
 
 
+def test_svamp_equations_are_right_as_completions(real_data: Find) -> None:
+    problems = [p for split in ("train", "test") for p in load("svamp", real_data("svamp"), split)]
+    wrong = [p.id for p in problems if grade(p.response, p.answer, "math") == 0.0]
+    assert wrong == []  # the box holds the published answer, also where the equation has another value (chal-680)
+
+
 def test_the_letter_is_the_option_that_the_files_call_right(real_data: Find) -> None:
     for split, file in (("train", "dev_mediq.jsonl"), ("test", "test.jsonl")):
         rows = [json.loads(line) for line in (real_data("medqa") / file).read_text("utf-8").splitlines()]
