@@ -7,8 +7,9 @@
 examples/smollm2_svamp.toml, one seed: 806 problems among three clients, 100 supervised steps of 4 problems at each
 (4 rounds of 25, learning rate 1e-3), then 24 steps of 4 problems x 8 responses (8 rounds of 3, 2.5e-4). No setting was
 chosen by a result. All 194 test problems are asked, sampled at temperature 1 and greedily, of the base model with the
-prompt of the training, the base model with three worked examples in the prompt, the adapter after supervised training,
-and the adapter after RL. One seed shows that the way works, and not how much it varies.
+prompt of the training, the base model with three worked examples in the prompt, the base model in a chat with the
+default instruction and room for 128 tokens, the adapter after supervised training, and the adapter after RL. One seed
+shows that the way works, and not how much it varies.
 
 Resumable: a stage that is finished in runs/smollm2_svamp is not repeated. Writes docs/results/svamp.json and .md.
 """
@@ -58,6 +59,7 @@ EXAMPLES = "".join(
 STAGES = {
     "base": "base model, prompt of the training",
     "examples": "base model, three worked examples in the prompt",
+    "chat": "base model, chat with the default instruction, 128 tokens",
     "sft": "after supervised training",
     "rl": "after RL",
 }
@@ -103,7 +105,14 @@ def ask(data: Path, stage: str, how: str) -> None:
     more = [f"evaluate.temperature={TEMPERATURES[how]}"]
     if stage == "examples":
         template = EXAMPLES + "Problem: {{ prompt }}\nEquation:"
-        more += [f"prompt.template={json.dumps(template)}", "data.max_prompt_tokens=256"]
+        more += [f"prompt.template={json.dumps(template)}"]
+    elif stage == "chat":
+        more += [
+            "prompt.chat=on",
+            r'prompt.template="{{ prompt }}\n\n{{ instruction }}"',
+            "prompt.stop=[]",
+            "sampling.max_new_tokens=128",
+        ]
     adapter = {"sft": RUNS / "run-sft", "rl": RUNS / "run"}.get(stage)
     with timed_in(f"eval-{stage}-{how}"):
         rates = evaluate(settings(data, "evaluation", *more), adapter).rates
@@ -182,6 +191,8 @@ def main() -> None:
         for stage in ("sft", "rl"):
             for how in TEMPERATURES:
                 ask(data, stage, how)
+        for how in TEMPERATURES:  # the longest responses come last
+            ask(data, "chat", how)
     write()
 
 
