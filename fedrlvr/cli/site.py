@@ -20,7 +20,8 @@ from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded,
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
 from fedrlvr.config import load_config
 from fedrlvr.config.reference import summary
-from fedrlvr.config.sections import NAME, EngineConfig, Section
+from fedrlvr.config.engine import EngineConfig
+from fedrlvr.config.sections import NAME, Section
 from fedrlvr.deployment.site.config import (
     EgressConfig,
     Limits,

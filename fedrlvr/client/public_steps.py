@@ -103,7 +103,7 @@ class PublicSteps:
                     tokens=len(response.token_ids),
                     local_logps=response.logps,
                     sender_logps=sender[id(response)],
-                    cap=coordination.cap,
+                    cap=self.asked.train.ratio_cap,
                     gamma=coordination.gamma,
                 )
                 response.logps, response.weights = ratio.behaviour_logps, ratio.weights

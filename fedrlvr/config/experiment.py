@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.also import AlsoConfig, EvaluateSection, OtherTask
 from fedrlvr.config.coordination import Coordination, NoCoordination
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
@@ -24,7 +25,6 @@ from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
-    EngineConfig,
     LoraConfig,
     ModelConfig,
     OnlyWith,
@@ -139,6 +139,7 @@ class Config(Section):
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),
             "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+            "engine": self.engine.in_directory(Path.cwd()),
         }
         return self.model_copy(update=changed)
 
@@ -254,6 +255,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 _RENAMED = {
     "run.tracker": 'run.trackers, a list such as ["tensorboard"]',
     "data.reward": "data.rewards",
+    "coordination.cap": "train.ratio_cap",
     "federation.deviations.*.reward": "federation.deviations.*.rewards",
     "supervision.warm_up": "supervision.vote_free_share, a share of the run's local steps",
     "supervision.vote_free_steps": "supervision.vote_free_share, a share of the run's local steps",

@@ -312,13 +312,13 @@ class Answering:
                     f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
                     f"{actual}): take the same files at both"
                 )
-        torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
+        torch.set_num_threads(self.org.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if loaded.cohort is None or loaded.lora != lora:
             if loaded.cohort is not None:
                 loaded.cohort.stack.remove()
             loaded.cohort, loaded.checked = None, False
-            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
+            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.engine), lora
             loaded.asks = None
         # The loaded model is one for all runs; how it is asked is a run's own.
         asks = terms.prompt.model_copy(update=Wording().model_dump())
