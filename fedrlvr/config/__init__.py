@@ -1,8 +1,8 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
-`experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `engine` that of the machine, `prompt` that of their prompts, `personal` the one about personal adapters, `supervision`,
-`coordination` and `aggregation` those of the three seams; `reference` describes every setting.
+`experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems` those about
+the problems, `engine` that of the machine, `prompt` that of their prompts, `personal` the one about personal adapters,
+`supervision`, `coordination` and `aggregation` those of the three seams; `reference` describes every setting.
 """
 
 from __future__ import annotations

@@ -357,9 +357,7 @@ class TrainConfig(Section):
     clip_high: float = Field(0.2, gt=0)
     """Upper clipping bound of the policy ratio, as a distance from 1. Raise it to let unlikely tokens of good responses
     gain more in one update."""
-    ratio_cap: float = Field(
-        CAP, gt=0, exclude_if=lambda value: value == CAP
-    )  # so that messages stay as they were
+    ratio_cap: float = Field(CAP, gt=0, exclude_if=lambda value: value == CAP)  # so that messages stay as they were
     """Largest importance weight of a token (truncated importance sampling), where the response was drawn by something
     else than the policy that is trained: by another client with coordination.ratio = 'truncated', or by another
     program with engine.sampler = 'vllm', whose rounding differs."""

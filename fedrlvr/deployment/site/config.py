@@ -13,10 +13,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import Wording, with_template
 from fedrlvr.config.reference import type_of
-from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.sections import MOST_RESPONSES, Dtype, ModelConfig, Name, Section
 from fedrlvr.config.supervision import LabelSource, SupervisionType
 from fedrlvr.errors import ConfigError, printable, suggestion
