@@ -315,6 +315,12 @@ class Cohort:
             decoding = Decoding(responses=2, max_new_tokens=CHECK_TOKENS, past_end=True)
             drawn = self.sample(of_client, decoding, dict.fromkeys(self.clients, seed))
             if drawn["plain"][0][0].logps == drawn["moved"][0][0].logps:
+                if self.sampler.rounds_otherwise:
+                    raise SamplerError(
+                        f"engine.sampler = {self.engine.sampler!r}: a perturbed adapter does not change what "
+                        f"{self.sampler.description} draws, so adapters do not reach it. Correct the server, or set "
+                        "engine.sampler = 'loop'."
+                    )
                 raise ModelError(
                     f"{base.name}: a perturbed adapter does not change what the model samples, so training would have "
                     "no effect. Its architecture bypasses the adapted layers; set lora.targets to layers it uses."

@@ -72,6 +72,8 @@ def _model(cohort: Cohort) -> Iterator[Finding]:
         f"{len(cohort.stack.layers)} layers, {units.count(adapted)} parameters a client; it moves what is sampled, and "
         "sampling, training and the model alone agree",
     )
+    for part, choice in cohort.choices().items():
+        yield Finding(part, choice)
     if base.fused_experts:
         yield Finding("experts", "the routed experts are no linear layers, and are left as they are")
     slower = []

@@ -308,8 +308,11 @@ def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Ite
         # What organisations compare, and a message is refused by.
         ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
-        Cohort(base, LoraConfig(), org.engine).self_check()
+        cohort = Cohort(base, LoraConfig(), org.engine)
+        cohort.self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
+        for part, choice in cohort.choices().items():
+            yield Finding(f"{title}, {part}", choice)
         for task_name, asked in prompts.items():
             yield _prompts(base, f"{title}, task {task_name}", asked, org.task(task_name).max_prompt_tokens)
     except FedrlvrError as error:

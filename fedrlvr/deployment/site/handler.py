@@ -337,6 +337,8 @@ class Answering:
         assert loaded.cohort is not None
         if not loaded.checked:
             loaded.cohort.self_check(seed)
+            for part, choice in loaded.cohort.choices().items():
+                self.tell(f"{part}: {choice}")
             loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
