@@ -97,7 +97,11 @@ class VllmSampler:
         except SamplerError as error:
             if self._server is None or not (isinstance(error, ServerGone) or self._server.dying()):
                 raise
-            _log.warning("the vLLM server has ended while it was drawing responses; it is started again")
+            _log.warning(
+                "the vLLM server has ended while it was drawing responses, and is started again; its log, which may hold "
+                "prompts, is %s",
+                self._server.keep_log(),
+            )
             self._server.stop()
             drawn = self._drawn(request, adapters)
         decoding, temperature = request.decoding, request.decoding.temperature or 1.0
@@ -256,7 +260,9 @@ class VllmSampler:
         arguments += ["--max-lora-rank", str(self._rank), "--generation-config", "vllm"]
         arguments += ["--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log", "--disable-log-stats"]
         if kind == "cpu":
-            arguments.append("--enforce-eager")
+            # A prompt that is computed in parts draws a token that is thrown away, and vLLM 0.32 then rewinds the
+            # request's generator, which a CPU's cannot: the engine would die of the first such request with a seed.
+            arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]
         else:
             arguments += ["--gpu-memory-utilization", str(GPU_SHARE)]
         return [*arguments, *self.engine.vllm_arguments]

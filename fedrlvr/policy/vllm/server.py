@@ -137,6 +137,13 @@ class StartedServer:
             self._process.wait(_DYING_S)
         return self._process.poll() is not None
 
+    def keep_log(self) -> str:
+        """Path of a copy of the server's log, for this user alone: it may hold prompts, so no message quotes it."""
+        try:
+            return _kept((self._directory.path / "server.log").read_text("utf-8", "replace"))
+        except OSError as error:
+            return f"lost ({error.strerror})"
+
     def stop(self) -> None:
         """End the server, if there is one."""
         if self._end is not None:
@@ -177,10 +184,15 @@ def failure(log: Path) -> str:
     if not lines:
         return "It wrote nothing to its log."
     end = " | ".join(lines[-_LOG_LINES:])[-_LOG_TEXT:]
+    return f"The end of its log, all of which is in {_kept(text)}: {end}."
+
+
+def _kept(text: str) -> str:
+    """Path of a file of this user alone that a log is copied to."""
     handle, copy = tempfile.mkstemp(prefix="fedrlvr-vllm-", suffix=".log")
     with open(handle, "w", encoding="utf-8") as file:
         file.write(text)
-    return f"The end of its log, all of which is in {copy}: {end}."
+    return copy
 
 
 def _remove(directory: Path, owner: int) -> None:
