@@ -1,35 +1,59 @@
-"""Tokens per CPU second of the decode loop and of a vLLM server: `scripts/bench vllm MODEL --python vllm/bin/python`.
+"""The decode loop and a vLLM server: `scripts/bench vllm MODEL --python vllm/bin/python`, MODEL as fetched by
+`fedrlvr model fetch smollm2 MODEL`.
 
-Two clients with adapters of rank 8 draw 8 responses each to one prompt, in float32 and on one thread, at three lengths
-of the response and two of the prompt. No response ends before its length. CPU seconds are those of this process and of
-the server with all its children; the server's start is not counted. Every cell follows a smaller call that warms up.
+    --parts rates    tokens per CPU second of both samplers, about 10 CPU minutes
+    --parts sums     the federated run of docs/real-model.md with vLLM as its sampler, at seed 0
+
+`rates`: two clients with adapters of rank 8 draw 8 responses each to one prompt, in float32 and on one thread, at three
+lengths of the response and two of the prompt. No response ends before its length. CPU seconds are those of this process
+and of the server with all its children; the server's start is not counted. Every cell follows a smaller call that warms
+up, and is measured in turns of both samplers.
+
+`sums`: the arm `federated` of `scripts/bench smollm2`, whose scores with the decode loop are in
+docs/results/smollm2.json, evaluated before and after. Its CPU seconds have those of the server's start in them.
+
+Writes docs/results/vllm.json and .md; a part that is not run keeps its numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import psutil
 import torch
 
+from benchmarks.smollm2 import ARMS, BASE, COMMON, LAST, result_of
+from benchmarks.vllm_tables import write
 from fedrlvr import machine
 from fedrlvr.adapter import Adapter
-from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig
+from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, load_config
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.policy.vllm.sampler import VllmSampler
+from fedrlvr.server.run import RunResult
+from fedrlvr.simulation.run import run
+from fedrlvr.version import __version__
 
-CLIENTS, RESPONSES = ("a", "b"), 8
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "vllm"
+FILE = ROOT / "docs" / "results" / "vllm.json"
+CLIENTS, RESPONSES, RANK = ("a", "b"), 8, 8
 NEW_TOKENS, PROMPTS = (4, 32, 256), (24, 384)
-REPEATS = {4: 4, 32: 2, 256: 1}
-PAGE = Path(__file__).parent.parent / "docs" / "results" / "vllm.md"
+TURNS = {4: 5, 32: 3, 256: 2}
+"""Measurements of each cell by tokens of a response."""
+PARTS = ("rates", "sums")
 
 
-def adapter_of(cohort: Cohort, seed: int) -> Adapter:
+def moved_adapter(cohort: Cohort, seed: int) -> Adapter:
     """An adapter that changes what is sampled."""
     adapter, generator = cohort.fresh_adapter(seed), torch.Generator().manual_seed(seed)
     for factors in adapter.layers.values():
@@ -48,69 +72,95 @@ def cpu_seconds(cohort: Cohort) -> float:
     return seconds
 
 
-def rate(cohort: Cohort, prompt: list[int], new_tokens: int) -> float:
+def rate(cohort: Cohort, prompt: list[int], new_tokens: int, seed: int) -> float:
     """Tokens drawn per CPU second."""
     prompts = {client: [prompt] for client in CLIENTS}
+    decoding = Decoding(RESPONSES, new_tokens, past_end=True)
+    started = cpu_seconds(cohort)
+    drawn = cohort.sample(prompts, decoding, dict.fromkeys(CLIENTS, seed))
+    took = cpu_seconds(cohort) - started
+    tokens = sum(len(response.token_ids) for groups in drawn.values() for group in groups for response in group)
+    assert tokens == len(CLIENTS) * RESPONSES * new_tokens
+    return tokens / took
 
-    def draw(tokens: int, seed: int) -> None:
-        decoding = Decoding(RESPONSES, tokens, past_end=True)
-        drawn = cohort.sample(prompts, decoding, dict.fromkeys(CLIENTS, seed))
-        assert all(len(r.token_ids) == tokens for client in drawn.values() for group in client for r in group)
 
-    draw(2, 0)
-    started, repeats = cpu_seconds(cohort), REPEATS[new_tokens]
-    for seed in range(repeats):
-        draw(new_tokens, seed + 1)
-    return len(CLIENTS) * RESPONSES * new_tokens * repeats / (cpu_seconds(cohort) - started)
+def origin(python: Path) -> dict[str, str]:
+    """Where results come from."""
+    return {
+        "date": str(date.today()),
+        "machine": machine.description(),
+        "fedrlvr": __version__,
+        "torch": torch.__version__,
+        "command": "scripts/bench vllm MODEL --python vllm/bin/python",
+    }
+
+
+def rates(model: str, python: Path) -> dict[str, Any]:
+    """Tokens per CPU second by sampler, tokens of the prompt and new tokens: every measurement."""
+    torch.set_num_threads(1)
+    base = load_base(ModelConfig(name=model))
+    words = base.encode("Add the ones first, then the tens, then the hundreds. " * 64)
+    cells: dict[str, dict[str, list[float]]] = {"loop": {}, "vllm": {}}
+    described = ""
+    for name, engine in (
+        ("loop", EngineConfig()),
+        ("vllm", EngineConfig(sampler="vllm", vllm_python=python, vllm_max_loras=len(CLIENTS))),
+    ):
+        cohort = Cohort(base, LoraConfig(rank=RANK), engine)
+        cohort.seat({client: moved_adapter(cohort, i) for i, client in enumerate(CLIENTS)})
+        for length in PROMPTS:
+            rate(cohort, words[:length], 2, seed=0)
+            for new_tokens in NEW_TOKENS:
+                measured = [rate(cohort, words[:length], new_tokens, seed) for seed in range(1, TURNS[new_tokens] + 1)]
+                cells[name][f"{length}/{new_tokens}"] = measured
+                print(f"{name}, prompt of {length}, {new_tokens} new: {median(measured):.1f}", flush=True)
+        described = cohort.sampler.description
+        cohort.stack.remove()
+    return {
+        **origin(python),
+        "vllm": described.partition(",")[0],
+        "clients": len(CLIENTS),
+        "responses": RESPONSES,
+        "rank": RANK,
+        "cells": cells,
+    }
+
+
+@dataclass
+class Spent:
+    """CPU seconds of a run's process and of its server, read at the run's end, and the sampler in words."""
+
+    began: float = field(default_factory=time.process_time)
+    seconds: float = 0.0
+    sampler: str = ""
+
+    def read(self, result: RunResult, cohort: Cohort) -> None:
+        """Read them; the server still lives."""
+        self.seconds = cpu_seconds(cohort) - self.began
+        self.sampler = cohort.choices()["sampler"]
+
+
+def sums(model: str, python: Path) -> dict[str, Any]:
+    """The federated run in numbers."""
+    directory, spent = RUNS / "sums", Spent()
+    given = [f"model.name={Path(model).absolute()}", f"run.directory={directory}", "engine.threads=1", "run.seed=0"]
+    vllm = ["engine.sampler=vllm", f"engine.vllm_python={python}"]
+    run(load_config(BASE, [*COMMON, LAST, *ARMS["federated"], *given, *vllm]), after=spent.read)
+    return {**origin(python), "sampler": spent.sampler, "cpu_seconds": spent.seconds, **result_of(directory)}
 
 
 def main() -> None:
-    """Measure, and print or write the table."""
-    parser = argparse.ArgumentParser(description="Tokens per CPU second of both samplers.")
-    parser.add_argument("model", help="directory of the model")
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="directory of SmolLM2")
     parser.add_argument("--python", type=Path, required=True, help="Python of an environment that has vLLM")
-    parser.add_argument("--write", action="store_true", help="write docs/results/vllm.md")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    base = load_base(ModelConfig(name=options.model))
-    cells: dict[tuple[str, int, int], float] = {}
-    described = {}
-    for name in ("loop", "vllm"):
-        server = {"sampler": "vllm", "vllm_python": options.python.absolute(), "vllm_max_loras": 2}
-        engine = EngineConfig.model_validate(server if name == "vllm" else {})
-        cohort = Cohort(base, LoraConfig(rank=8), engine)
-        cohort.seat({client: adapter_of(cohort, i) for i, client in enumerate(CLIENTS)})
-        words = base.encode("Add the ones first, then the tens, then the hundreds. " * 64)
-        for length in PROMPTS:
-            for new_tokens in NEW_TOKENS:
-                cells[name, length, new_tokens] = rate(cohort, words[:length], new_tokens)
-                print(
-                    f"{name}, prompt of {length}, {new_tokens} new: {cells[name, length, new_tokens]:.1f}", flush=True
-                )
-        described[name] = cohort.sampler.description.partition(",")[0]
-        cohort.stack.remove()
-    lines = ["# The decode loop and vLLM", "", "Tokens drawn per CPU second, more is better.", ""]
-    lines += ["| tokens of the prompt | new tokens | decode loop | vLLM | loop / vLLM |", "|---|---|---|---|---|"]
-    for length in PROMPTS:
-        for new_tokens in NEW_TOKENS:
-            loop, vllm = cells["loop", length, new_tokens], cells["vllm", length, new_tokens]
-            lines.append(f"| {length} | {new_tokens} | {loop:.1f} | {vllm:.1f} | {loop / vllm:.1f} |")
-    lines += [
-        "",
-        f"Model: {type(base.model).__name__} of {sum(p.numel() for p in base.model.parameters()):,} parameters,",
-    ]
-    lines += [
-        f"float32, one thread; {described['vllm']}; {len(CLIENTS)} clients with {RESPONSES} responses to one prompt",
-        "each, adapters of rank 8.",
-        "CPU seconds of this process and of the server with its children, without the server's start; one call of each",
-        f"cell is one measurement, of {', '.join(f'{n} calls at {t}' for t, n in REPEATS.items())} new tokens.",
-        f"Command: `scripts/bench vllm MODEL --python vllm/bin/python --write`, {date.today()},",
-        f"{machine.description()}.",
-    ]
-    text = "\n".join(lines) + "\n"
-    if options.write:
-        PAGE.write_text(text, "utf-8")
-    print(text)
+    results: Mapping[str, Any] = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    for part in options.parts:
+        results = {**results, part: {"rates": rates, "sums": sums}[part](options.model, options.python.absolute())}
+        FILE.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
+        print(write(results))
 
 
 if __name__ == "__main__":

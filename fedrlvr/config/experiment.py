@@ -228,12 +228,20 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} does not hold a JSON object.")
     if not tree.keys() & Config.model_fields.keys():
         raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
-    run = tree.get("run")
-    if isinstance(run, dict) and (tracker := run.pop("tracker", "none")) != "none":  # as releases up to 0.10.0 wrote it
-        run.setdefault("trackers", [tracker])
+    _translate(tree)
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))
+
+
+def _translate(tree: dict[str, Any]) -> None:
+    """Give settings in a resolved config of an earlier release their names of today."""
+    run, coordination, train = tree.get("run"), tree.get("coordination"), tree.setdefault("train", {})
+    if isinstance(run, dict) and (tracker := run.pop("tracker", "none")) != "none":  # up to 0.10.0
+        run.setdefault("trackers", [tracker])
+    cap = coordination.pop("cap", None) if isinstance(coordination, dict) else None  # up to 0.11.1
+    if cap is not None and isinstance(train, dict):
+        train["ratio_cap"] = cap
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

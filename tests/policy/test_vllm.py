@@ -200,6 +200,11 @@ FAULTS: dict[str, Fault] = {
     "a list": lambda reply: httpx.Response(200, json=[1]),
     "status 500": lambda reply: httpx.Response(500, json={"error": {"message": "prompt [3, 4, 5] failed"}}),
     "status 400 in HTML": lambda reply: httpx.Response(400, text="<html>"),
+    "a number beyond all floats": lambda reply: _logps(reply, -(10**400)),
+    "nested without end": lambda reply: httpx.Response(200, text="[" * 100_000),
+    "a reason nested without end": lambda reply: httpx.Response(500, text="[" * 100_000),
+    "more bytes than were asked for": lambda reply: httpx.Response(200, content=b" " * (2 << 20) + b"{}"),
+    "a broken encoding": lambda reply: httpx.Response(200, headers={"content-encoding": "gzip"}, content=b"no gzip"),
     "a closed connection": _closed,
 }
 

@@ -6,7 +6,6 @@ The API is vLLM 0.32's: OpenAI's `/v1/completions` with token ids in (`prompt`) 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,10 +15,13 @@ from typing import Any
 
 import httpx
 
-from fedrlvr.errors import SamplerError
+from fedrlvr.errors import SamplerError, printable
 
 _CONNECT_S, _HEALTH_S = 10.0, 5.0
 _MOST_TEXT = 300
+_REPLY_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10
+"""Bytes of a reply that are read at most: a constant, and for each token that was asked for. vLLM's own text of a token
+with its id and log-prob takes about a hundred."""
 LEAST_LOGP = -9000.0
 """vLLM writes -9999 for a log-prob of minus infinity, which no token that was drawn has."""
 KEY = "VLLM_API_KEY"
@@ -56,7 +58,9 @@ class VllmHttp:
             base_url=address,
             transport=transport or (httpx.HTTPTransport(uds=str(socket)) if socket is not None else None),
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            limits=httpx.Limits(max_connections=None),
+            # Each request has a connection of its own: one that is kept may be closed by the server, after 5 s in vLLM
+            # 0.32, at the moment in which it is used again.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             trust_env=False,
         )
@@ -77,7 +81,7 @@ class VllmHttp:
         version = self._json("GET", "/version").get("version")
         if not isinstance(version, str) or not 0 < len(version) < 64:
             raise self._unusable("/version names no version")
-        return version
+        return printable(version)
 
     def load(self, name: str, directory: Path) -> None:
         """Load a PEFT adapter from a directory, under a name that is not in use.
@@ -101,7 +105,8 @@ class VllmHttp:
             SamplerError: it refuses, or the reply is no JSON, lacks something, or has other numbers of responses,
                 tokens or log-probs than it must have, a token outside of the vocabulary, or a log-prob that is none.
         """
-        choices = self._json("POST", "/v1/completions", body).get("choices")
+        most = _REPLY_BYTES + _TOKEN_BYTES * body["n"] * body["max_tokens"]
+        choices = self._json("POST", "/v1/completions", body, most=most).get("choices")
         if not isinstance(choices, list) or len(choices) != body["n"]:
             count = len(choices) if isinstance(choices, list) else "no"
             raise self._unusable(f"{count} responses to a prompt that was to get {body['n']}")
@@ -127,35 +132,45 @@ class VllmHttp:
             count = len(logps) if isinstance(logps, list) else "no"
             raise self._unusable(f"{count} log-probs of a response of {len(ids)} tokens")
         for value in logps:
-            number = type(value) in (int, float) and math.isfinite(value)
-            if not number or not LEAST_LOGP < value < 1e-3:
+            if type(value) not in (int, float) or not LEAST_LOGP < value < 1e-3:  # nan is neither
                 raise self._unusable("a log-prob that is no number up to 0")
         return Completion(ids, [min(float(value), 0.0) for value in logps], choice.get("finish_reason") == "stop")
 
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        response = self._ask(method, path, body)
+    def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, most: int = _REPLY_BYTES
+    ) -> dict[str, Any]:
+        response = self._ask(method, path, body, most=most)
         try:
             reply = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._unusable(f"{path} gives no JSON") from None
         if not isinstance(reply, dict):
             raise self._unusable(f"{path} gives no JSON object")
         return reply
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, most: int = _REPLY_BYTES
+    ) -> httpx.Response:
+        """The response to a request, of which no more than `most` bytes are read."""
         try:
-            response = self._http.request(method, path, json=None if body is None else dict(body))
+            with self._http.stream(method, path, json=None if body is None else dict(body)) as response:
+                content = bytearray()
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > most:
+                        raise self._unusable(f"{path} gives more than {most:,} bytes")
         except httpx.HTTPError as error:
             raise ServerGone(
                 f"The vLLM server at {self.address} does not answer ({type(error).__name__}). Start it again, then go "
                 "on with `fedrlvr run --resume`."
             ) from None
-        if response.status_code != 200:
+        reply = httpx.Response(response.status_code, content=bytes(content))
+        if reply.status_code != 200:
             raise SamplerError(
-                f"The vLLM server at {self.address} refuses {path} with status {response.status_code}: "
-                f"{_reason(response)}. {_ADVICE.get(path, 'Its log says why.')}"
+                f"The vLLM server at {self.address} refuses {path} with status {reply.status_code}: "
+                f"{_reason(reply)}. {_ADVICE.get(path, 'Its log says why.')}"
             )
-        return response
+        return reply
 
     def _unusable(self, what: str) -> SamplerError:
         return SamplerError(
@@ -181,8 +196,9 @@ def _reason(response: httpx.Response) -> str:
     try:
         error = response.json()["error"]
         text = error["message"] if isinstance(error, dict) else error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = None
     if not isinstance(text, str) or not text.strip():
         return "it gives no reason"
-    return re.sub(r"[\[{(][^\])}]*[\])}]?", "[...]", text.strip().splitlines()[0])[:_MOST_TEXT].rstrip(".")
+    words = re.sub(r"[\[{(][^\])}]*[\])}]?", "[...]", text.strip().splitlines()[0])
+    return printable(words[:_MOST_TEXT]).rstrip(".")

@@ -98,9 +98,10 @@ class VllmSampler:
             if self._server is None or not (isinstance(error, ServerGone) or self._server.dying()):
                 raise
             _log.warning(
-                "the vLLM server has ended while it was drawing responses, and is started again; its log, which may hold "
-                "prompts, is %s",
+                "the vLLM server was lost while it was drawing responses, and is started again; its log, which may hold "
+                "prompts, is %s (%s)",
                 self._server.keep_log(),
+                error,
             )
             self._server.stop()
             drawn = self._drawn(request, adapters)
