@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -36,6 +35,7 @@ from fedrlvr import machine
 from fedrlvr.adapter import Adapter
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, load_config
 from fedrlvr.policy.base import load_base
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.sampler import Decoding
 from fedrlvr.policy.vllm.sampler import VllmSampler
@@ -137,7 +137,7 @@ class Spent:
     def read(self, result: RunResult, cohort: Cohort) -> None:
         """Read them; the server still lives."""
         self.seconds = cpu_seconds(cohort) - self.began
-        self.sampler = cohort.choices()["sampler"]
+        self.sampler = choices(cohort)["sampler"]
 
 
 def sums(model: str, python: Path) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, required=True, help="Python of an environment that has vLLM")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    results: Mapping[str, Any] = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    results: dict[str, Any] = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
     for part in options.parts:
         results = {**results, part: {"rates": rates, "sums": sums}[part](options.model, options.python.absolute())}
         FILE.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -375,12 +375,12 @@ class Cohort:
         longer = list(prompts[-1]) * (1 + LONG_PROMPT // len(prompts[-1]))
         asked = [list(ids)[: max(1, room)] for ids in (*prompts, longer[:LONG_PROMPT])]
         decoding = Decoding(responses=1, max_new_tokens=COMPARED_TOKENS, temperature=0.0, past_end=True)
-        loop, found = DecodeSampler(self.base, self.stack, self.engine), []
+        loop, compared = DecodeSampler(self.base, self.stack, self.engine), []
         for adapters in ({"plain": plain, "moved": moved}, {"plain": moved, "moved": plain}):
             self.seat(adapters)
             request = self._request(dict.fromkeys(self.clients, asked), decoding, dict.fromkeys(self.clients, 0))
-            found.append(agreement(loop.sample(request), self.sampler.sample(request)))
-        first, second = found
+            compared.append(agreement(loop.sample(request), self.sampler.sample(request)))
+        first, second = compared
         self.agreement = first + second
         if not self.agreement.difference < self._tolerance:
             raise SamplerError(
@@ -388,11 +388,6 @@ class Cohort:
                 f"the decode loop: {self.agreement} (limit {self._tolerance:g}). Adapters do not reach it, or it "
                 "serves another model or number format. Correct the server, or set engine.sampler = 'loop'."
             )
-
-    def choices(self) -> dict[str, str]:
-        """What this cohort computes with and why, by part, for `doctor` and the first lines of a run."""
-        compared = "" if self.agreement is None else f"; {self.agreement}"
-        return {"sampler": f"{self.sampler.description}{compared}"}
 
     @torch.no_grad()
     def _gap_alone(self, client: int, prompt_ids: Sequence[int], response: Response) -> float:

@@ -464,7 +464,7 @@ def _compact_blocks(alive_KN: Tensor) -> Tensor | None:
 
 
 def spans_of(owner_R: Tensor, clients: int, width: int) -> list[Span] | None:
-    """Whose the tokens of R rows of `width` tokens are; None where they are equal blocks of all clients."""
+    """Owners of the tokens of R rows of `width` tokens; None where they are equal blocks of all clients."""
     owners, counts = owner_R.unique_consecutive(return_counts=True)
     if len(owners) == clients and bool((counts == counts[0]).all()):
         return None

@@ -121,7 +121,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two samplers agree on greedy responses to the same prompts.
+    """Agreement of two samplers on greedy responses to the same prompts.
 
     responses, parted: compared pairs, and those that part at some token, where the likeliest two are about as likely.
     tokens: compared, each pair's up to the token at which it parts. difference: the largest of a log-prob.
@@ -148,12 +148,12 @@ class Agreement:
         )
 
 
-def agreement(ours: Mapping[str, ClientSamples], theirs: Mapping[str, ClientSamples]) -> Agreement:
-    """Compare two samplers' responses to one request. A log-prob that is nan makes the difference infinite."""
+def agreement(expected: Mapping[str, ClientSamples], drawn: Mapping[str, ClientSamples]) -> Agreement:
+    """Compare the responses drawn by a sampler with those expected of it, by one request. A log-prob that is nan makes the difference infinite."""
     responses = parted = tokens = 0
     difference = 0.0
-    for client, of_client in ours.items():
-        for our_group, their_group in zip(of_client.responses, theirs[client].responses, strict=True):
+    for client, of_client in expected.items():
+        for our_group, their_group in zip(of_client.responses, drawn[client].responses, strict=True):
             for our, their in zip(our_group, their_group, strict=True):
                 pairs = list(zip(our.token_ids, their.token_ids, strict=False))
                 until = next((i + 1 for i, (a, b) in enumerate(pairs) if a != b), len(pairs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from models import moved_adapter, tiny_cohort
 
 from fedrlvr.config import EngineConfig, PromptConfig
 from fedrlvr.errors import DataError, SamplerError
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.hidden_states import HiddenStates
@@ -101,10 +104,10 @@ def test_after_a_cut_the_log_probs_are_of_the_whole_distribution(served: Any) ->
 def test_hidden_states_are_those_of_the_decode_loop(served: Any) -> None:
     cohort, _ = served()
     request = cohort._request(PROMPTS, Decoding(2, 5, temperature=0.0), SEEDS, hidden_states=True)
-    theirs = cohort.sampler.sample(request)
+    served_samples = cohort.sampler.sample(request)
     ours = DecodeSampler(cohort.base, cohort.stack, cohort.engine).sample(request)
     for client in "ab":
-        states: list[HiddenStates | None] = [ours[client].hidden_states, theirs[client].hidden_states]
+        states: list[HiddenStates | None] = [ours[client].hidden_states, served_samples[client].hidden_states]
         assert states[0] is not None
         assert states[1] is not None
         torch.testing.assert_close(states[0].prompt_PH, states[1].prompt_PH, atol=1e-4, rtol=1e-4)
@@ -143,7 +146,7 @@ def test_the_start_up_check_compares_both_samplers(served: Any) -> None:
     cohort.self_check()
     assert cohort.agreement.difference < 1e-3
     assert (cohort.agreement.responses, cohort.agreement.parted) == (12, 0)
-    assert "vLLM 0.32.0" in cohort.choices()["sampler"]
+    assert "vLLM 0.32.0" in choices(cohort)["sampler"]
 
 
 def test_a_server_that_adapters_do_not_reach_is_found_out(served: Any) -> None:
@@ -163,6 +166,33 @@ def test_a_prompt_that_does_not_fit_is_refused_before_the_server_is_asked(served
     with pytest.raises(DataError, match=r"sampling\.max_new_tokens"):
         cohort.sample({"a": [[3] * 600]}, Decoding(1, 4), SEEDS)
     assert not server.requests
+
+
+def test_no_connection_is_used_twice() -> None:
+    """A server may close a connection that was kept, just as it is used again."""
+    ports: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            ports.append(self.client_address[1])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Write nothing to the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        http = VllmHttp(f"http://127.0.0.1:{server.server_port}")
+        assert all(http.healthy() for _ in range(3))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(set(ports)) == 3
 
 
 def _first(reply: dict[str, Any]) -> dict[str, Any]:
@@ -225,11 +255,13 @@ def test_agreement_by_hand() -> None:
         return {"a": ClientSamples([list(responses)])}
 
     ours = samples(SampledResponse([1, 2], [-1.0, -2.0], False), SampledResponse([1, 2, 3], [-1.0, -2.0, -9.0], False))
-    theirs = samples(SampledResponse([1, 2], [-1.0, -2.5], False), SampledResponse([1, 4, 5], [-1.1, -2.2, 0.0], False))
-    result = agreement(ours, theirs)
+    served_samples = samples(
+        SampledResponse([1, 2], [-1.0, -2.5], False), SampledResponse([1, 4, 5], [-1.1, -2.2, 0.0], False)
+    )
+    result = agreement(ours, served_samples)
     assert (result.responses, result.parted, result.tokens) == (2, 1, 4)
     assert result.difference == pytest.approx(0.5)
-    broken = samples(SampledResponse([1, 2], [float("nan"), -2.0], False), theirs["a"].responses[0][1])
+    broken = samples(SampledResponse([1, 2], [float("nan"), -2.0], False), served_samples["a"].responses[0][1])
     assert agreement(ours, broken).difference == float("inf")
 
 

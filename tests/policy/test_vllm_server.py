@@ -72,12 +72,12 @@ def test_a_changed_adapter_is_seen_by_the_next_sample(cohort: Cohort) -> None:
     before = cohort.sample(prompts, decoding, SEEDS)
     _seat(cohort, first=5)
     request = cohort._request(prompts, decoding, SEEDS)
-    theirs, ours = (
+    served_samples, ours = (
         s.sample(request) for s in (cohort.sampler, DecodeSampler(cohort.base, cohort.stack, cohort.engine))
     )
-    assert agreement(ours, theirs).difference < 1e-3
+    assert agreement(ours, served_samples).difference < 1e-3
     for client in "ab":
-        for was, now in zip(before[client], theirs[client].responses, strict=True):
+        for was, now in zip(before[client], served_samples[client].responses, strict=True):
             assert max(abs(p - q) for p, q in zip(was[0].logps, now[0].logps, strict=True)) > 1e-2
 
 

@@ -298,6 +298,7 @@ def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Ite
 
     from fedrlvr.config import LoraConfig
     from fedrlvr.policy.base import load_base, threads_here
+    from fedrlvr.policy.choices import choices
     from fedrlvr.policy.cohort import Cohort
 
     title, settings = f"model {name}", org.model(name)
@@ -311,7 +312,7 @@ def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Ite
         cohort = Cohort(base, LoraConfig(), org.engine)
         cohort.self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
-        for part, choice in cohort.choices().items():
+        for part, choice in choices(cohort).items():
             yield Finding(f"{title}, {part}", choice)
         for task_name, asked in prompts.items():
             yield _prompts(base, f"{title}, task {task_name}", asked, org.task(task_name).max_prompt_tokens)

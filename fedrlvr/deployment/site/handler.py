@@ -35,6 +35,7 @@ from fedrlvr.files import atomic_directory
 from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
@@ -337,7 +338,7 @@ class Answering:
         assert loaded.cohort is not None
         if not loaded.checked:
             loaded.cohort.self_check(seed)
-            for part, choice in loaded.cohort.choices().items():
+            for part, choice in choices(loaded.cohort).items():
                 self.tell(f"{part}: {choice}")
             loaded.checked = True
 

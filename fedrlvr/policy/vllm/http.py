@@ -73,7 +73,7 @@ class VllmHttp:
             return False
 
     def version(self) -> str:
-        """The server's version of vLLM.
+        """The version of vLLM that the server runs.
 
         Raises:
             SamplerError: as `complete`.

@@ -42,7 +42,7 @@ from fedrlvr.seeds import stream
 
 _log = logger("policy")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's --max-lora-rank."""
+"""The ranks that vLLM accepts as --max-lora-rank."""
 MOST_ROWS = 256
 """Responses side by side, vLLM's own default on a small device."""
 GPU_SHARE = 0.4
@@ -73,7 +73,7 @@ class VllmSampler:
 
     @property
     def description(self) -> str:
-        """What draws the responses and why."""
+        """The server in words, with the setting that chose it."""
         place = f"at {self.engine.vllm_address}" if self._server is None else f"started with {self.engine.vllm_python}"
         return f"vLLM {self._version}, a server {place} (engine.sampler = 'vllm')"
 
@@ -98,8 +98,8 @@ class VllmSampler:
             if self._server is None or not (isinstance(error, ServerGone) or self._server.dying()):
                 raise
             _log.warning(
-                "the vLLM server was lost while it was drawing responses, and is started again; its log, which may hold "
-                "prompts, is %s (%s)",
+                "the vLLM server was lost while it was drawing responses, and is started again; its log, which may "
+                "hold prompts, is %s (%s)",
                 self._server.keep_log(),
                 error,
             )
