@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -68,6 +69,15 @@ def test_adapters_are_handed_over_under_new_names_each_time(served: Any) -> None
     cohort.sample(PROMPTS, Decoding(1, 2), SEEDS)
     cohort.sample(PROMPTS, Decoding(1, 2), SEEDS)
     assert len({path.name for path in server.paths}) == 4
+
+
+def test_adapters_lie_in_the_directory_that_goes_with_a_started_server(served: Any, tmp_path: Path) -> None:
+    cohort, server = served()
+    cohort.sampler.engine = ENGINE
+    cohort.sampler._server = SimpleNamespace(directory=tmp_path)
+    cohort.sample(PROMPTS, Decoding(1, 2), SEEDS)
+    assert {path.parents[1] for path in server.paths} == {tmp_path}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_change_of_the_base_weights_is_part_of_what_is_handed_over(served: Any) -> None:

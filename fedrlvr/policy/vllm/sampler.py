@@ -203,7 +203,10 @@ class VllmSampler:
     def _handed_over(self, http: VllmHttp, adapters: Mapping[str, Adapter]) -> Iterator[dict[str, str]]:
         """Hand adapters over, and give each client's name at the server. vLLM may read a directory until the end."""
         names = {client: f"fedrlvr-{secrets.token_hex(8)}" for client in adapters}
-        directory, loaded = SharedDirectory(self.engine.vllm_adapters), []
+        parent = self.engine.vllm_adapters
+        if parent is None and self._server is not None:
+            parent = self._server.directory  # which goes with the server, even if this process is killed
+        directory, loaded = SharedDirectory(parent), []
         try:
             for client, adapter in adapters.items():
                 path = directory.path / names[client]

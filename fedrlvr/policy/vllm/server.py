@@ -69,7 +69,13 @@ class StartedServer:
         self.python, self.arguments, self.threads, self.offline = python, list(arguments), threads, offline
         self._process: subprocess.Popen[bytes] | None = None
         self._http: VllmHttp | None = None
+        self._directory: SharedDirectory | None = None
         self._end: weakref.finalize[..., StartedServer] | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """Directory of the server's socket and log, removed when the server or this process ends."""
+        return None if self._directory is None else self._directory.path
 
     @property
     def pid(self) -> int | None:
@@ -139,6 +145,8 @@ class StartedServer:
 
     def keep_log(self) -> str:
         """Path of a copy of the server's log, for this user alone: it may hold prompts, so no message quotes it."""
+        if self._directory is None:
+            return "lost, for no server was started"
         try:
             return _kept((self._directory.path / "server.log").read_text("utf-8", "replace"))
         except OSError as error:
