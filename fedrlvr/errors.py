@@ -39,6 +39,10 @@ class ModelError(FedrlvrError, ValueError):
     """A model or tokenizer cannot be loaded or used."""
 
 
+class SamplerError(FedrlvrError, RuntimeError):
+    """A sampler that is another program cannot be started, does not answer, or answers what cannot be used."""
+
+
 class AdapterError(FedrlvrError, ValueError):
     """An adapter does not fit the model, or is not a finite tensor set of the right shapes."""
 

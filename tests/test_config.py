@@ -235,7 +235,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             "aggregation.fgrpo_beta has no effect with aggregation.fgrpo_baseline",
         ),
         ({**fgrpo(), "federation": {"arm": "local"}}, "aggregation.weights = 'fgrpo' has no effect"),
-        (pubswap(cap=3.0), "coordination.cap has no effect with coordination.ratio = 'local_old'"),
+        (pubswap(cap=3.0), "coordination.cap is now called train.ratio_cap"),
         (
             pubswap(gamma=0.2, ratio="behaviour"),
             "coordination.gamma has no effect with coordination.ratio",
@@ -310,7 +310,7 @@ def test_labels_that_can_be_had() -> None:
 def test_the_same_settings_where_they_have_an_effect() -> None:
     parse_config(fgrpo(gain="zscore", baseline="window", window=3, shape="positive", floor=0.2))
     parse_config(fgrpo(temperature=0.3, beta=0.1))
-    parse_config(pubswap(exchanges=5, ratio="truncated", cap=3.0))
+    parse_config(pubswap(exchanges=5, ratio="truncated"))
     parse_config(pubswap(ratio="shaped", gamma=0.2))
     # Nobody uses this public set: an arm without exchanges, on the private problems of those that have them.
     parse_config({"data": {"public_size": 8}})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config import care, drawn
+from test_config import care, drawn, pubswap
 
 import fedrlvr
 from fedrlvr.config import (
@@ -90,6 +91,14 @@ def test_a_resolved_configuration_reads_back_as_itself(tree: dict[str, Any], tmp
     config = parse_config(tree)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     assert load_resolved(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(("cap", "today"), [(None, 2.0), (3.0, 3.0)])
+def test_the_cap_of_an_earlier_release_has_its_new_name(cap: float | None, today: float, tmp_path: Path) -> None:
+    tree = parse_config(pubswap(ratio="truncated")).model_dump(mode="json")
+    tree["coordination"]["cap"] = cap
+    (tmp_path / "config.json").write_text(json.dumps(tree), "utf-8")
+    assert load_resolved(tmp_path / "config.json").train.ratio_cap == today
 
 
 def test_a_resolved_configuration_that_is_none(tmp_path: Path) -> None:

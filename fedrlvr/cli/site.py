@@ -19,8 +19,9 @@ from fedrlvr.cli.egress import egress_lines
 from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
 from fedrlvr.config import load_config
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.reference import summary
-from fedrlvr.config.sections import NAME, EngineConfig, Section
+from fedrlvr.config.sections import NAME, Section
 from fedrlvr.deployment.site.config import (
     EgressConfig,
     Limits,

@@ -206,8 +206,7 @@ class LocalTraining:
         }
         states: dict[str, HiddenStates] | None = {} if self.supervising.reads_states else None
         drawn = cohort.sample(prompts, Decoding.of(self.asked.sampling), seeds, states)
-        if not cohort.engine.sampled_logps:
-            cohort.rescore(prompts, drawn)
+        cohort.correct(prompts, drawn, self.asked.train.ratio_cap)
         sampled = time.perf_counter()
         notes = not draw and memory[next(iter(requests))].round_steps == 0
         if notes:

@@ -103,7 +103,7 @@ class PublicSteps:
                     tokens=len(response.token_ids),
                     local_logps=response.logps,
                     sender_logps=sender[id(response)],
-                    cap=coordination.cap,
+                    cap=self.asked.train.ratio_cap,
                     gamma=coordination.gamma,
                 )
                 response.logps, response.weights = ratio.behaviour_logps, ratio.weights
@@ -135,8 +135,7 @@ class PublicSteps:
         # Nothing is cut from the distribution, or a ratio against these log-probs would carry what was left of it.
         decoding = Decoding(sampling.group_size, sampling.max_new_tokens, sampling.temperature)
         drawn = cohort.sample(prompts, decoding, seeds)
-        if not cohort.engine.sampled_logps:
-            cohort.rescore(prompts, drawn)
+        cohort.correct(prompts, drawn, self.asked.train.ratio_cap)
         for row, request in self.learners.items():
             memory = self.memory[row]
             parts = zip(self.problems[row], prompts[row], drawn[row], strict=True)

@@ -1,14 +1,15 @@
 """The configuration of a federation: one TOML file, checked as a whole.
 
-`experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems`
-those about the problems, `prompt` that of their prompts, `personal` the one about personal adapters, `supervision`,
-`coordination` and `aggregation` those of the three seams; `reference` describes every setting.
+`experiment` reads the file and holds the checks across sections; `sections` holds its sections, `problems` those about
+the problems, `engine` that of the machine, `prompt` that of their prompts, `personal` the one about personal adapters,
+`supervision`, `coordination` and `aggregation` those of the three seams; `reference` describes every setting.
 """
 
 from __future__ import annotations
 
 from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.coordination import PubSwapCoordination
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.experiment import (
     Config,
     load_config,
@@ -18,7 +19,6 @@ from fedrlvr.config.experiment import (
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.config.sections import (
-    EngineConfig,
     EvaluateConfig,
     LoraConfig,
     ModelConfig,

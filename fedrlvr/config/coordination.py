@@ -39,8 +39,6 @@ class PubSwapCoordination(Section):
     """Policy ratio of the tokens of another client's response: against the receiver's policy before the step
     (`local_old`), against the sender's (`behaviour`), or weighted (`truncated`, `shaped`). The formulas are in
     docs/methods.md, section 4."""
-    cap: Annotated[float | None, OnlyWith("ratio", ("truncated",))] = Field(None, gt=0)
-    """Largest weight of a token with ratio = 'truncated'. Unset: 2."""
     gamma: Annotated[float | None, OnlyWith("ratio", ("shaped",))] = Field(None, gt=0)
     """Constant gamma of the ratio p / (p + gamma) with ratio = 'shaped'. Unset: 0.1."""
     exchanges: int = Field(1, ge=1)

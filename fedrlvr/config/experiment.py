@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from fedrlvr.config.aggregation import AggregationConfig
 from fedrlvr.config.also import AlsoConfig, EvaluateSection, OtherTask
 from fedrlvr.config.coordination import Coordination, NoCoordination
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.personal import PersonalConfig
 from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
@@ -24,7 +25,6 @@ from fedrlvr.config.reference import members, type_of
 from fedrlvr.config.sections import (
     FEDERATED,
     NO_EFFECT,
-    EngineConfig,
     LoraConfig,
     ModelConfig,
     OnlyWith,
@@ -139,6 +139,7 @@ class Config(Section):
             "run": self.run.model_copy(update=run),
             "model": self.model.model_copy(update=model),
             "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+            "engine": self.engine.in_directory(Path.cwd()),
         }
         return self.model_copy(update=changed)
 
@@ -227,12 +228,20 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} does not hold a JSON object.")
     if not tree.keys() & Config.model_fields.keys():
         raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
-    run = tree.get("run")
-    if isinstance(run, dict) and (tracker := run.pop("tracker", "none")) != "none":  # as releases up to 0.10.0 wrote it
-        run.setdefault("trackers", [tracker])
+    _translate(tree)
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, where=str(path))
+
+
+def _translate(tree: dict[str, Any]) -> None:
+    """Give settings in a resolved config of an earlier release their names of today."""
+    run, coordination, train = tree.get("run"), tree.get("coordination"), tree.setdefault("train", {})
+    if isinstance(run, dict) and (tracker := run.pop("tracker", "none")) != "none":  # up to 0.10.0
+        run.setdefault("trackers", [tracker])
+    cap = coordination.pop("cap", None) if isinstance(coordination, dict) else None  # up to 0.11.1
+    if cap is not None and isinstance(train, dict):
+        train["ratio_cap"] = cap
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -254,6 +263,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 _RENAMED = {
     "run.tracker": 'run.trackers, a list such as ["tensorboard"]',
     "data.reward": "data.rewards",
+    "coordination.cap": "train.ratio_cap",
     "federation.deviations.*.reward": "federation.deviations.*.rewards",
     "supervision.warm_up": "supervision.vote_free_share, a share of the run's local steps",
     "supervision.vote_free_steps": "supervision.vote_free_share, a share of the run's local steps",

@@ -33,7 +33,7 @@ _SINCE = """
 0.1.0 engine micro_batch_tokens decode_rows threads
 0.2.0 engine logits_at_once autocast decode_cache cohort skip_zero_advantage prefill_once shared_cache shared_prefix
 0.2.0 engine compact sampled_logps response_logits by_length
-0.3.0 coordination swap ratio cap gamma exchanges public_problems public_steps pool_size
+0.3.0 coordination swap ratio gamma exchanges public_problems public_steps pool_size
 0.3.0 federation quorum
 0.3.0 aggregation largest_change fgrpo_gain fgrpo_baseline fgrpo_shape fgrpo_temperature fgrpo_beta fgrpo_window
 0.3.0 aggregation fgrpo_floor
@@ -88,6 +88,8 @@ _SINCE = """
 0.11.0 aggregation fgrpo_gain_from fgrpo_shrink
 0.11.0 deviations unsolvable flipped_rewards contradicts
 0.11.0 supervision spend score selection min_auc vote_free_share min_similarity
+0.12.0 engine sampler vllm_python vllm_address vllm_adapters vllm_max_loras vllm_arguments
+0.12.0 train ratio_cap
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {

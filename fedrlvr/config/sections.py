@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from fedrlvr.aggregation.lora_rule import RULES
+from fedrlvr.coordination.ratio import CAP
 from fedrlvr.rl.loss import LOSSES
 from fedrlvr.rl.samples import Unfinished
 
@@ -356,6 +357,10 @@ class TrainConfig(Section):
     clip_high: float = Field(0.2, gt=0)
     """Upper clipping bound of the policy ratio, as a distance from 1. Raise it to let unlikely tokens of good responses
     gain more in one update."""
+    ratio_cap: float = Field(CAP, gt=0, exclude_if=lambda value: value == CAP)  # so that messages stay as they were
+    """Largest importance weight of a token (truncated importance sampling), where the response was drawn by something
+    else than the policy that is trained: by another client with coordination.ratio = 'truncated', or by another
+    program with engine.sampler = 'vllm', whose rounding differs."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || base) in the loss, which keeps the policy close to the base model. 0
     turns it off."""
@@ -408,8 +413,8 @@ class TrainConfig(Section):
             )
 
 
-class EngineConfig(Section):
-    """Computation on one machine. These settings change cost and memory, never the result, and never leave the machine.
+class ComputeConfig(Section):
+    """The part of [engine] about the computation in this process. It changes cost and memory, never the result.
 
     Each saving is a switch of its own, so that it can be measured and tested alone (docs/measurements/performance.md).
     """

@@ -8,6 +8,9 @@ With p the receiver's policy as it is trained, p_old the receiver's policy befor
                                                       also filters samples, which is not built
     shaped     rho = p / (p + gamma)                  LUFFY (2504.14945), gamma = 0.1 there
 
+A response that another program drew for the receiver itself (engine.sampler = "vllm") is `truncated` too: p_old is then
+the receiver's policy as the training pass computes it, and q as that program did.
+
 `local_old` starts at 1 and corrects for nothing: the foreign response counts as if the receiver had sampled it. That
 is biased on purpose, and what the paper is said to do. `behaviour` is clipped like any ratio, so a token that the
 receiver holds much likelier than the sender did has no gradient. The other two are ours to offer, with the formulas of
@@ -23,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CAP, GAMMA = 2.0, 0.1
+"""Defaults: the largest weight (train.ratio_cap), and the constant of the shaped ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +88,13 @@ def reference(
     tokens: int,
     local_logps: Sequence[float] = (),
     sender_logps: Sequence[float] = (),
-    cap: float | None = None,
+    cap: float = CAP,
     gamma: float | None = None,
 ) -> Reference:
     """The reference of one foreign response of `tokens` tokens.
 
     local_logps, sender_logps: of its tokens under p_old and q; those the rule does not need are not looked at.
-    cap, gamma: None: 2 and 0.1.
+    cap: largest weight. gamma: None: 0.1.
 
     Raises:
         ValueError: an unknown rule, or log-probs the rule needs and that are not one for each token.
@@ -104,4 +108,4 @@ def reference(
     ):
         if needed and len(logps) != tokens:
             raise ValueError(f"the ratio {rule!r} needs the {party}'s log-probs of {tokens} tokens, got {len(logps)}")
-    return entry.reference(ForeignTokens(tokens, local_logps, sender_logps, cap or CAP, gamma or GAMMA))
+    return entry.reference(ForeignTokens(tokens, local_logps, sender_logps, cap, gamma or GAMMA))

@@ -14,7 +14,8 @@ import torch
 
 from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
-from fedrlvr.errors import ModelError
+from fedrlvr.coordination.ratio import reference
+from fedrlvr.errors import ModelError, SamplerError
 from fedrlvr.out_of_memory import LOADING, PLACING, SAMPLING, TRAINING, memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base
@@ -24,7 +25,7 @@ from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.learner import Learner, StepStats, suitable_tokens
 from fedrlvr.policy.lora import LoraStack
 from fedrlvr.policy.model_check import in_one_line
-from fedrlvr.policy.sampler import Decoding, Sampler, SampleRequest
+from fedrlvr.policy.sampler import Agreement, Decoding, Sampler, SampleRequest, agreement
 from fedrlvr.rl import Group, Response
 from fedrlvr.tasks import Question
 
@@ -32,6 +33,20 @@ _log = logger("policy")
 CHECK_PROMPTS = ("1 + 1 =", "What is 12 + 345? Add the ones first, then the tens, then the hundreds.")
 CHECK_TOKENS = 4
 """Number of tokens with which `Cohort.self_check` has each of the prompts above answered."""
+
+
+COMPARED_TOKENS, LONG_PROMPT = 12, 150
+"""Tokens of a greedy response with which two samplers are compared, and of the longest prompt: vLLM's cache has blocks
+of up to 128 tokens, and only whole ones are shared between requests."""
+
+
+def sampler_of(base: Base, stack: LoraStack, engine: EngineConfig) -> Sampler:
+    """The sampler that `engine.sampler` names; a new one is a line here."""
+    if engine.sampler == "vllm":
+        from fedrlvr.policy.vllm.sampler import VllmSampler
+
+        return VllmSampler(base, stack, engine)
+    return DecodeSampler(base, stack, engine)
 
 
 class Cohort:
@@ -52,8 +67,9 @@ class Cohort:
                 "out; attention, shared experts and dense layers are adapted",
                 base.name,
             )
-        self.sampler: Sampler = DecodeSampler(base, self.stack, engine)
-        """Another sampler (policy/sampler.py) takes its place in this line."""
+        self.sampler = sampler_of(base, self.stack, engine)
+        self.agreement: Agreement | None = None
+        """How far a sampler that is another program agrees with the decode loop, after `self_check`."""
         self.clients: list[str] = []
         self._changes: Mapping[str, Adapter] = {}
         self._learner: Learner | None = None
@@ -129,15 +145,7 @@ class Cohort:
             ModelError: states are asked for, and the sampler cannot give them.
             MemoryLimitError: memory ran out.
         """
-        request = SampleRequest(
-            prompts={client: prompts.get(client, ()) for client in self.clients},
-            decoding=decoding,
-            seeds={client: seeds.get(client, 0) for client in self.clients},
-            adapters=self.adapters,
-            changes=self._changes,
-            hidden_states=states is not None,
-            stops=None if decoding.past_end else self.base.stops,
-        )
+        request = self._request(prompts, decoding, seeds, hidden_states=states is not None)
         with self._memory_in_sampling(decoding):
             samples = self.sampler.sample(request)
         if states is not None:
@@ -153,12 +161,74 @@ class Cohort:
             for client in self.clients
         }
 
+    def _request(
+        self,
+        prompts: Mapping[str, Sequence[Sequence[int]]],
+        decoding: Decoding,
+        seeds: Mapping[str, int],
+        *,
+        hidden_states: bool = False,
+    ) -> SampleRequest:
+        return SampleRequest(
+            prompts={client: prompts.get(client, ()) for client in self.clients},
+            decoding=decoding,
+            seeds={client: seeds.get(client, 0) for client in self.clients},
+            adapters=self.adapters,
+            changes=self._changes,
+            hidden_states=hidden_states,
+            stops=None if decoding.past_end else self.base.stops,
+        )
+
+    def correct(
+        self,
+        prompts: Mapping[str, Sequence[Sequence[int]]],
+        drawn: Mapping[str, Sequence[Sequence[Response]]],
+        cap: float,
+    ) -> None:
+        """Make responses that were just drawn ready for training, where their log-probs are not the training pass's.
+
+        A training pass scores them where `engine.sampled_logps` is off, or where the sampler is another program. Then
+        ratios are p / p_old, and each token weighs min(p_old / q, cap) in the loss, with q as the sampler drew it
+        (`truncated` in coordination/ratio.py). cap: `train.ratio_cap`.
+
+        Raises:
+            SamplerError: the log-probs differ so much that the adapters cannot have reached the sampler.
+            MemoryLimitError: memory ran out.
+        """
+        if self.engine.sampled_logps and not self.sampler.rounds_otherwise:
+            return
+        responses = [response for groups in drawn.values() for group in groups for response in group]
+        sampled = [response.logps for response in responses]
+        self.rescore(prompts, drawn)
+        if not self.sampler.rounds_otherwise:
+            return
+        gaps = [
+            abs(p - q) for r, logps in zip(responses, sampled, strict=True) for p, q in zip(r.logps, logps, strict=True)
+        ]
+        if not (mean := math.fsum(gaps) / max(len(gaps), 1)) < self._tolerance:
+            raise SamplerError(
+                f"engine.sampler = {self.engine.sampler!r}: the log-probs of what it drew differ from those of the "
+                f"policy by {mean:.3g} on average (limit {self._tolerance:g}), so it drew from something else. Resume "
+                "the run, which starts with a check, or set engine.sampler = 'loop'."
+            )
+        if not self.engine.sampled_logps:
+            return
+        for response, logps in zip(responses, sampled, strict=True):
+            count = len(response.token_ids)
+            truncated = reference("truncated", tokens=count, local_logps=response.logps, sender_logps=logps, cap=cap)
+            response.weights = truncated.weights
+
+    @property
+    def _tolerance(self) -> float:
+        """Largest accepted difference between two computations of a log-prob."""
+        return 1e-3 if self.base.model.dtype == torch.float32 else 0.25
+
     def rescore(
         self, prompts: Mapping[str, Sequence[Sequence[int]]], drawn: Mapping[str, Sequence[Sequence[Response]]]
     ) -> None:
         """Let a training pass set the log-probs of these responses to those of the policy as it is now.
 
-        Of others' responses to public problems, and of one's own where `engine.sampled_logps` is off.
+        Of others' responses to public problems, and of one's own as `correct` says.
         """
         with self._memory_in_training():
             self._training().rescore([prompts.get(c, ()) for c in self.clients], [drawn[c] for c in self.clients])
@@ -228,6 +298,7 @@ class Cohort:
 
         Raises:
             ModelError: one of these does not hold, or the architecture fails in one of the passes.
+            SamplerError: the sampler is another program, and does not draw what the decode loop does.
             MemoryLimitError: memory ran out.
         """
         base, kind = self.base, type(self.base.model).__name__
@@ -244,6 +315,12 @@ class Cohort:
             decoding = Decoding(responses=2, max_new_tokens=CHECK_TOKENS, past_end=True)
             drawn = self.sample(of_client, decoding, dict.fromkeys(self.clients, seed))
             if drawn["plain"][0][0].logps == drawn["moved"][0][0].logps:
+                if self.sampler.rounds_otherwise:
+                    raise SamplerError(
+                        f"engine.sampler = {self.engine.sampler!r}: a perturbed adapter does not change what "
+                        f"{self.sampler.description} draws, so adapters do not reach it. Correct the server, or set "
+                        "engine.sampler = 'loop'."
+                    )
                 raise ModelError(
                     f"{base.name}: a perturbed adapter does not change what the model samples, so training would have "
                     "no effect. Its architecture bypasses the adapted layers; set lora.targets to layers it uses."
@@ -257,13 +334,11 @@ class Cohort:
                     for ids, group in zip(prompts, drawn[client], strict=True)
                 ),
             }
-            exact = base.model.dtype == torch.float32
             for other, gap in gaps.items():
-                if not gap < (1e-3 if exact else 0.25):
+                if not gap < self._tolerance:
                     raise ModelError(
-                        f"{base.name}: log-probs of the decode loop differ from those of {other} by {gap:.3g} (limit "
-                        f"{1e-3 if exact else 0.25:g}); this architecture's cache or masking is not one fedrlvr can "
-                        "train."
+                        f"{base.name}: log-probs of {self.sampler.description} differ from those of {other} by "
+                        f"{gap:.3g} (limit {self._tolerance:g}); {self._advice}"
                     )
             question = Question(CHECK_PROMPTS[0], "start-up check", "start-up check", "exact")
             stats = self.learn(
@@ -277,6 +352,42 @@ class Cohort:
                 raise ModelError(
                     f"{base.name}: no usable gradient reaches the adapters; training would have no effect."
                 )
+
+        if self.sampler.rounds_otherwise:
+            self._compare_samplers(plain, moved, prompts)
+
+    @property
+    def _advice(self) -> str:
+        if self.sampler.rounds_otherwise:
+            return "it computes in another number format, or serves another model. Set engine.sampler = 'loop'."
+        return "this architecture's cache or masking is not one fedrlvr can train."
+
+    def _compare_samplers(self, plain: Adapter, moved: Adapter, prompts: Sequence[Sequence[int]]) -> None:
+        """Hold a sampler that is another program against the decode loop, with greedy responses.
+
+        Two clients then exchange their adapters and are asked once more: a sampler that keeps an adapter, or what it
+        has computed for a prompt with it, is found out. One prompt is longer than a block of vLLM's cache.
+
+        Raises:
+            SamplerError: a log-prob differs by more than rounding does.
+        """
+        room = self.base.max_length - COMPARED_TOKENS
+        longer = list(prompts[-1]) * (1 + LONG_PROMPT // len(prompts[-1]))
+        asked = [list(ids)[: max(1, room)] for ids in (*prompts, longer[:LONG_PROMPT])]
+        decoding = Decoding(responses=1, max_new_tokens=COMPARED_TOKENS, temperature=0.0, past_end=True)
+        loop, compared = DecodeSampler(self.base, self.stack, self.engine), []
+        for adapters in ({"plain": plain, "moved": moved}, {"plain": moved, "moved": plain}):
+            self.seat(adapters)
+            request = self._request(dict.fromkeys(self.clients, asked), decoding, dict.fromkeys(self.clients, 0))
+            compared.append(agreement(loop.sample(request), self.sampler.sample(request)))
+        first, second = compared
+        self.agreement = first + second
+        if not self.agreement.difference < self._tolerance:
+            raise SamplerError(
+                f"engine.sampler = {self.engine.sampler!r}: {self.sampler.description} draws from another policy than "
+                f"the decode loop: {self.agreement} (limit {self._tolerance:g}). Adapters do not reach it, or it "
+                "serves another model or number format. Correct the server, or set engine.sampler = 'loop'."
+            )
 
     @torch.no_grad()
     def _gap_alone(self, client: int, prompt_ids: Sequence[int], response: Response) -> float:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedrlvr.config import EngineConfig
-from fedrlvr.errors import DataError, ModelError
+from fedrlvr.errors import ModelError
 from fedrlvr.policy.attention import SharedPrompts, no_mask
 from fedrlvr.policy.base import Base
 from fedrlvr.policy.cache import RowCache, cache_argument, optional, prompt_cache
@@ -56,6 +56,9 @@ class DecodeSampler:
         `shared_cache`, `compact`, `decode_cache` and `autocast` are read here too.
     """
 
+    rounds_otherwise = False
+    description = "the decode loop of this process (engine.sampler = 'loop')"
+
     def __init__(self, base: Base, stack: LoraStack, engine: EngineConfig) -> None:
         self.base, self.stack, self.engine = base, stack, engine
 
@@ -68,12 +71,7 @@ class DecodeSampler:
         """
         prompts, decoding = list(request.prompts.values()), request.decoding
         assert len(prompts) == self.stack.clients, "one list of prompts for each seated client"
-        longest = max((len(ids) for client in prompts for ids in client), default=0)
-        if longest + decoding.max_new_tokens > self.base.max_length:
-            raise DataError(
-                f"a prompt of {longest} tokens and sampling.max_new_tokens = {decoding.max_new_tokens} exceed the "
-                f"model's {self.base.max_length} positions. Lower max_new_tokens or leave long problems out."
-            )
+        request.check_lengths(self.base.max_length)
         states: Sequence[HiddenStates | None] = [None] * len(prompts)
         if request.hidden_states:
             states = [HiddenStates.room(self.base, len(client), decoding.responses) for client in prompts]
@@ -259,7 +257,7 @@ class _Batch:
             prompts, owners = [row for row in prompts for _ in range(repeats)], self.owner
             repeats = 1
         ids, mask = left_pad(prompts, base.pad_id, base.device)
-        stack.spans = _spans(owners, stack.clients, ids.shape[1])
+        stack.spans = spans_of(owners, stack.clients, ids.shape[1])
         empty: Any = prompt_cache(base.model, base.decoding)
         output = base.model(
             input_ids=ids,
@@ -271,7 +269,7 @@ class _Batch:
         prefill = output.get(cache_argument(base.model)) or empty
         if states is not None:
             states.begin(repeats, decoding.responses)
-        stack.spans = _spans(self.owner, stack.clients, 1)
+        stack.spans = spans_of(self.owner, stack.clients, 1)
         static = _static(base, engine)
         longest = ids.shape[1] + decoding.max_new_tokens
         share = engine.shared_cache and engine.prefill_once and not static
@@ -324,7 +322,7 @@ class _Batch:
         """Keep these rows only, in this order."""
         self.replay = None  # it holds the memory that is let go here
         self.where, self.owner = self.where[rows], self.owner[rows]
-        self.stack.spans = _spans(self.owner, self.stack.clients, 1)
+        self.stack.spans = spans_of(self.owner, self.stack.clients, 1)
         rows = rows.to(self.base.device)
         for name in ("u", "ended", "tokens", "logps", "last", "mask", "positions"):
             setattr(self, name, getattr(self, name)[rows])
@@ -465,8 +463,8 @@ def _compact_blocks(alive_KN: Tensor) -> Tensor | None:
     return (living_first + torch.arange(clients).unsqueeze(1) * rows).flatten()
 
 
-def _spans(owner_R: Tensor, clients: int, width: int) -> list[Span] | None:
-    """Whose the tokens of R rows of `width` tokens are; None where they are equal blocks of all clients."""
+def spans_of(owner_R: Tensor, clients: int, width: int) -> list[Span] | None:
+    """Owners of the tokens of R rows of `width` tokens; None where they are equal blocks of all clients."""
     owners, counts = owner_R.unique_consecutive(return_counts=True)
     if len(owners) == clients and bool((counts == counts[0]).all()):
         return None

@@ -57,6 +57,16 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineChosen(Event):
+    """The model of this process is ready.
+
+    choices: what it is computed with and why, by part, such as `sampler`.
+    """
+
+    choices: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStarted(Event):
     """A round starts; round 0 only evaluates the starting adapter."""
 

@@ -13,6 +13,7 @@ from fedrlvr.output import echo
 from fedrlvr.reporting import units
 from fedrlvr.reporting.observer import (
     Advised,
+    EngineChosen,
     Evaluated,
     Event,
     Observer,
@@ -63,6 +64,9 @@ class PlainProgress(Observer):
                     again = f", going on with round {event.first_round}" if event.first_round > 1 else ""
                     clients, rounds = _number(len(event.clients), "client"), _number(event.rounds, "round")
                     self._print(f"{event.directory}: {clients}, {rounds}{again}")
+            case EngineChosen():
+                for line in choice_lines(event):
+                    self._print(line)
             case RoundSaved():
                 self._print("  ".join(self._round(event)))
             case Advised():
@@ -114,6 +118,11 @@ def sweep_failure(event: RunFailed) -> str:
     return f"{event.federation}: failed ({event.reason})"
 
 
+def choice_lines(event: EngineChosen) -> list[str]:
+    """A line for each part that this process computes with."""
+    return [f"{part}: {choice}" for part, choice in event.choices.items()]
+
+
 def advice_line(event: Advised) -> str:
     """The line of a rule of advice, once a run."""
     return f"{event.federation}{': ' if event.federation else ''}advice: {event.sentence}"
@@ -155,6 +164,9 @@ class LiveProgress(Observer):
                 before = max(event.first_round - 1, 0)
                 self.rounds_done += before
                 self.steps_done += before * event.local_steps
+            case EngineChosen():
+                for line in choice_lines(event):
+                    self._live.console.print(line, markup=False, highlight=False)
             case PhaseStarted():
                 self._lap()
                 self._locate(event, event.round, event.phase)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from fedrlvr.config import Config
 from fedrlvr.errors import FedrlvrError
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.memory import MemoryEstimate, estimate, frozen_parameters
 from fedrlvr.reporting import units
@@ -72,6 +73,8 @@ def _model(cohort: Cohort) -> Iterator[Finding]:
         f"{len(cohort.stack.layers)} layers, {units.count(adapted)} parameters a client; it moves what is sampled, and "
         "sampling, training and the model alone agree",
     )
+    for part, choice in choices(cohort).items():
+        yield Finding(part, choice)
     if base.fused_experts:
         yield Finding("experts", "the routed experts are no linear layers, and are left as they are")
     slower = []

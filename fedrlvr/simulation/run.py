@@ -17,8 +17,9 @@ from fedrlvr.client.request import Release
 from fedrlvr.config import Config, load_resolved
 from fedrlvr.errors import ConfigError
 from fedrlvr.policy.base import load_base, threads_here
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.reporting.observer import Observer
+from fedrlvr.reporting.observer import EngineChosen, Observer
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.reporting.trackers import check_trackers
 from fedrlvr.seeds import stream
@@ -100,7 +101,9 @@ def new_cohort(config: Config) -> Cohort:
 
 def _go(config: Config, directory: Path, observer: Observer | None, after: After | None, *, resume: bool) -> RunResult:
     check_trackers(config.run)  # before a model is loaded
-    federation = Federation(config, directory, new_cohort(config), observer or Observer())
+    observer, cohort = observer or Observer(), new_cohort(config)
+    observer.notify(EngineChosen(choices(cohort)))
+    federation = Federation(config, directory, cohort, observer)
     result = federation.go(resume=resume)
     if after is not None:
         after(result, federation.cohort)

@@ -29,7 +29,8 @@ from fedrlvr.config.prompt import RUN_WIDE
 from fedrlvr.errors import ConfigError, FedrlvrError, RoundError
 from fedrlvr.files import atomic_text
 from fedrlvr.machine import description
-from fedrlvr.reporting.observer import Forwarder, Listeners, Observer, RunFailed, SweepStarted
+from fedrlvr.policy.choices import choices
+from fedrlvr.reporting.observer import EngineChosen, Forwarder, Listeners, Observer, RunFailed, SweepStarted
 from fedrlvr.reporting.sweep_table import ArmLine, tabulate, to_json, to_markdown
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.server.run_directory import locked
@@ -197,6 +198,7 @@ def _run_alike(
         for planned in alike:
             fail(planned.name, error)
         return
+    observer.notify(EngineChosen(choices(cohort)))
     for part in _parts(alike, apart):
         with contextlib.ExitStack() as locks:
             members = []

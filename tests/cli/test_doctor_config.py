@@ -20,11 +20,21 @@ def page(text: str) -> str:
     return " ".join(text.split())
 
 
+CHOICES = ("engine.sampler = 'loop'", "packed", "engine.autocast = 'auto'", "engine.decode_rows")
+"""Words of the lines that say what is computed with and why."""
+
+
 def test_a_sound_configuration(fedrlvr: Command, toml: Callable[..., Path], tmp_path: Path) -> None:
     said = fedrlvr("doctor", toml())
     assert said.code == 0, said.out + said.err
     text = page(said.out)
-    for words in ("LlamaForCausalLM", "8 training and 4 held-out problems", "at the peak", "Nothing stands in the way"):
+    for words in (
+        "LlamaForCausalLM",
+        "8 training and 4 held-out problems",
+        "at the peak",
+        "Nothing stands in the way",
+        *CHOICES,
+    ):
         assert words in text
     assert [client for client in ("ann", "bob", "cyd") if f" {client} 8 training" not in text] == []
     assert not (tmp_path / "run").exists()

@@ -33,13 +33,15 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path, m
         "b": {"name": "jsonl", "path": "/data"},
         "c": {"name": "embedded"},
     }
-    written(tmp_path, tasks=tasks, key="keys/own", root_certificates="/etc/ca.pem")
+    engine = {"sampler": "vllm", "vllm_python": "vllm/bin/python"}
+    written(tmp_path, tasks=tasks, key="keys/own", root_certificates="/etc/ca.pem", engine=engine)
     monkeypatch.chdir(tmp_path.parent)
     org = load_site(Path(tmp_path.name))
     assert org.path == tmp_path / "site.toml", "absolute, whatever the working directory will be"
     assert [org.task(name).path for name in "abc"] == [tmp_path / "problems", Path("/data"), None]
     assert org.key == tmp_path / "keys" / "own"
     assert org.root_certificates == Path("/etc/ca.pem")
+    assert org.engine.vllm_python == tmp_path / "vllm" / "bin" / "python"
     with pytest.raises(KeyError):
         org.task("d")
 

@@ -16,6 +16,9 @@ from fedrlvr.policy.sampler import ClientSamples, Decoding, SampledResponse, Sam
 class SameSampler:
     """Draws "12" with the log-probs -1 and -2, and keeps what it was asked."""
 
+    rounds_otherwise = False
+    description = "one that draws the same always"
+
     def __init__(self, token_ids: list[int]) -> None:
         self.token_ids = token_ids
         self.requests: list[SampleRequest] = []

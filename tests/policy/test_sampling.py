@@ -21,10 +21,10 @@ from fedrlvr.policy.decode import (
     _compact_blocks,
     _draw,
     _invert,
-    _spans,
     _truncate,
     left_pad,
     position_ids,
+    spans_of,
 )
 from fedrlvr.policy.peft_format import save_peft
 from fedrlvr.policy.sampler import Decoding
@@ -255,9 +255,9 @@ def test_compaction_in_equal_blocks_by_hand() -> None:
 
 def test_whose_the_tokens_are_by_hand() -> None:
     """Two tokens a row: client 0 has one row, client 2 two; equal blocks of everybody need no spans."""
-    assert _spans(torch.tensor([0, 2, 2]), 3, 2) == [(0, 0, 2), (2, 2, 6)]
-    assert _spans(torch.tensor([0, 0, 1, 1]), 2, 5) is None
-    assert _spans(torch.tensor([0, 0, 1, 1]), 3, 1) == [(0, 0, 2), (1, 2, 4)]
+    assert spans_of(torch.tensor([0, 2, 2]), 3, 2) == [(0, 0, 2), (2, 2, 6)]
+    assert spans_of(torch.tensor([0, 0, 1, 1]), 2, 5) is None
+    assert spans_of(torch.tensor([0, 0, 1, 1]), 3, 1) == [(0, 0, 2), (1, 2, 4)]
 
 
 def test_decoding_of_a_config() -> None:

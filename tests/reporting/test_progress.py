@@ -11,6 +11,7 @@ from run_samples import run_records
 
 from fedrlvr.reporting.observer import (
     Advised,
+    EngineChosen,
     Evaluated,
     Observer,
     PersonalEnded,
@@ -86,6 +87,7 @@ def test_a_resumed_run_counts_steps_done_before_but_not_their_seconds(clock: Clo
 def test_plain_lines(clock: Clock) -> None:
     out = io.StringIO()
     plain = PlainProgress(out, clock)
+    plain.notify(EngineChosen({"sampler": "a server", "attention": "packed"}))
     plain.notify(RunStarted("runs/x", ["alpha", "beta"], rounds=2, local_steps=2, first_round=0))
     for round_, seconds in enumerate((4.0, 10.0, 61.0)):
         clock.after(seconds)
@@ -93,6 +95,8 @@ def test_plain_lines(clock: Clock) -> None:
     plain.notify(PersonalEnded({"clients": {}, "evaluate": run_records()[2]["evaluate"]}))
     plain.notify(RunFailed("its disk"))  # which the command says
     assert out.getvalue().splitlines() == [
+        "sampler: a server",
+        "attention: packed",
         "runs/x: 2 clients, 2 rounds",
         "round 0/2  held-out pass@1 40.0 %  4.0 s",
         "round 1/2  reward 0.150  10.0 s",

@@ -144,7 +144,7 @@ def test_swapped_groups_are_what_is_trained_on(
         {"swap": "random"},
         {"swap": "full"},
         {"ratio": "behaviour"},
-        {"ratio": "truncated", "cap": 0.5},
+        {"ratio": "truncated"},
         {"ratio": "shaped", "gamma": 0.2},
         {"swap": "none"},
         {"public_steps": 3},
@@ -175,26 +175,25 @@ def test_every_rule_and_ratio_runs_and_gives_an_adapter_of_its_own(
 @pytest.mark.parametrize(
     ("coordination", "used"),
     [
-        ({"ratio": "truncated"}, (None, None)),
-        ({"ratio": "truncated", "cap": 0.5}, (0.5, None)),
-        ({"ratio": "shaped", "gamma": 0.3}, (None, 0.3)),
+        ({"ratio": "truncated"}, (0.5, None)),
+        ({"ratio": "shaped", "gamma": 0.3}, (0.5, 0.3)),
     ],
 )
 def test_cap_and_gamma_are_those_of_the_config(
     coordination: dict[str, Any],
-    used: tuple[float | None, float | None],
+    used: tuple[float, float | None],
     configured: Configs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: set[tuple[float | None, float | None]] = set()
+    seen: set[tuple[float, float | None]] = set()
 
-    def reference(rule: Any, *, cap: float | None, gamma: float | None, **rest: Any) -> Any:
+    def reference(rule: Any, *, cap: float, gamma: float | None, **rest: Any) -> Any:
         seen.add((cap, gamma))
         return coordination_package.reference(rule, cap=cap, gamma=gamma, **rest)
 
     monkeypatch.setattr(public_steps, "reference", reference)
-    changes = exchanges(tmp_path, coordination=coordination, train={"rounds": 1})
+    changes = exchanges(tmp_path, coordination=coordination, train={"rounds": 1, "ratio_cap": 0.5})
     fedrlvr.run(configured(tmp_path / "run", **changes))
     assert seen == {used}
 

@@ -298,18 +298,22 @@ def model(org: Organisation, name: str, prompts: dict[str, list[Prompt]]) -> Ite
 
     from fedrlvr.config import LoraConfig
     from fedrlvr.policy.base import load_base, threads_here
+    from fedrlvr.policy.choices import choices
     from fedrlvr.policy.cohort import Cohort
 
     title, settings = f"model {name}", org.model(name)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(org.config.engine.threads or threads_here(settings))
+        torch.set_num_threads(org.engine.threads or threads_here(settings))
         base = load_base(settings)
         # What organisations compare, and a message is refused by.
         ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
         yield Finding(title, f"{ids}; on {base.device}{_free(base)}")
-        Cohort(base, LoraConfig(), org.config.engine).self_check()
+        cohort = Cohort(base, LoraConfig(), org.engine)
+        cohort.self_check()
         yield Finding(f"{title}, adapter", "reaches the sampler, and sampling agrees with training")
+        for part, choice in choices(cohort).items():
+            yield Finding(f"{title}, {part}", choice)
         for task_name, asked in prompts.items():
             yield _prompts(base, f"{title}, task {task_name}", asked, org.task(task_name).max_prompt_tokens)
     except FedrlvrError as error:

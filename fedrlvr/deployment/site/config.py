@@ -13,10 +13,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import Wording, with_template
 from fedrlvr.config.reference import type_of
-from fedrlvr.config.sections import MOST_RESPONSES, Dtype, EngineConfig, ModelConfig, Name, Section
+from fedrlvr.config.sections import MOST_RESPONSES, Dtype, ModelConfig, Name, Section
 from fedrlvr.config.supervision import LabelSource, SupervisionType
 from fedrlvr.errors import ConfigError, printable, suggestion
 from fedrlvr.hosts import LOOPBACK, is_loopback, split_address
@@ -368,6 +369,11 @@ class Organisation:
     def root_certificates(self) -> Path | None:
         """Path of the authority's certificate, if there is one."""
         return None if self.config.root_certificates is None else self.resolve(self.config.root_certificates)
+
+    @cached_property
+    def engine(self) -> EngineConfig:
+        """Settings of the computation on this machine, with their paths resolved."""
+        return self.config.engine.in_directory(self.directory)
 
     def task(self, name: str) -> TaskConfig:
         """A task of this name, with its paths resolved.

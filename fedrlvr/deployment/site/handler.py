@@ -35,6 +35,7 @@ from fedrlvr.files import atomic_directory
 from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import logger
 from fedrlvr.policy.base import Base, load_base, threads_here
+from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
@@ -312,13 +313,13 @@ class Answering:
                     f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
                     f"{actual}): take the same files at both"
                 )
-        torch.set_num_threads(self.org.config.engine.threads or threads_here(self.org.model(name)))
+        torch.set_num_threads(self.org.engine.threads or threads_here(self.org.model(name)))
         lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
         if loaded.cohort is None or loaded.lora != lora:
             if loaded.cohort is not None:
                 loaded.cohort.stack.remove()
             loaded.cohort, loaded.checked = None, False
-            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.config.engine), lora
+            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.engine), lora
             loaded.asks = None
         # The loaded model is one for all runs; how it is asked is a run's own.
         asks = terms.prompt.model_copy(update=Wording().model_dump())
@@ -337,6 +338,8 @@ class Answering:
         assert loaded.cohort is not None
         if not loaded.checked:
             loaded.cohort.self_check(seed)
+            for part, choice in choices(loaded.cohort).items():
+                self.tell(f"{part}: {choice}")
             loaded.checked = True
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:

@@ -175,7 +175,7 @@ def _alone(org: Organisation, experiment: Config, model: str) -> Config:
     tree["partition"] = {"type": "iid"}
     tree["federation"] = {"arm": "local", "clients": [org.name], "task": experiment.federation.task}
     tree["evaluate"]["split"] = "test"
-    tree["engine"] = org.config.engine.model_dump()
+    tree["engine"] = org.engine.model_dump()
     return parse_config(tree, where="the experiment at this organisation")
 
 
