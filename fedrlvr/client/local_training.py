@@ -274,7 +274,7 @@ class LocalTraining:
                 self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
             )
             chosen = {row: {"global_share": share} for row, share in shares.items()}
-        packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
+        packed = {row: self._packed(row, request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
             arrays, lost = packed[row]
@@ -325,15 +325,20 @@ class LocalTraining:
         A free rider of an experiment sends what it was sent, since a real one would not be so easy to tell.
         """
         brought = record_in(request.message.content, ARRAYS, ArrayRecord)
-        if brought is not None and not request.data.free_rider and self.asked.precision == "float32":
+        plain = self.asked.precision == "float32" and self.asked.privacy is None
+        if brought is not None and not request.data.free_rider and plain:
             note = unchanged_record(brought, arrays)
             if note is not None:
                 return RecordDict({UNCHANGED: note})
         return RecordDict({ARRAYS: arrays})
 
-    def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
-        """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""
+    def _packed(self, row: str, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
+        """The trained half of the adapter as it travels, and the rounding error to remember, if there is one.
+
+        Noise is added before rounding, so that neither what is sent nor the rounding error holds more.
+        """
         precision, halves = self.asked.precision, self.asked.sends or self.asked.trains
+        adapter = request.client.release.noised(request, self.memory[row], adapter, self.starts[row], halves)
         if precision == "float32":
             return adapter_to_arrays(adapter, halves), None
         lost = arrays_in(request.context, LOST) if self.asked.feedback else None

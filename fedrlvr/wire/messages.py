@@ -32,6 +32,7 @@ from fedrlvr.adapter import Adapter, Factors, Half, Halves
 from fedrlvr.config import (
     Asking,
     EvaluateConfig,
+    Noise,
     PubSwapCoordination,
     SamplingConfig,
     Supervision,
@@ -84,7 +85,8 @@ class StretchRequest(Request):
     coordination: set in a round with exchanges.
     trains: the half of the adapter that is trained, and sent, unless `sends` names a part of it. keeps: halves that the
     client begins its next round with (personal adapters). precision: what it is sent in. feedback: whether what
-    rounding loses is to be sent the next time.
+    rounding loses is to be sent the next time. privacy: the noise that is added to the change before it is sent; the
+    client's numbers then stay with it.
     """
 
     steps: int = Field(ge=0)
@@ -96,6 +98,7 @@ class StretchRequest(Request):
     feedback: bool = True
     sends: Halves | None = Field(None, exclude_if=lambda value: value is None)
     keeps: Halves | None = Field(None, exclude_if=lambda value: value is None)
+    privacy: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _groups_that_probes_can_take(self) -> StretchRequest:
@@ -112,6 +115,20 @@ class StretchRequest(Request):
     def _loss_of_what_is_trained_on(self) -> StretchRequest:
         if (self.train.loss == "cross_entropy") != (self.supervision.type == "demonstrations"):
             raise ValueError("train.loss 'cross_entropy' and supervision 'demonstrations' go together")
+        return self
+
+
+    @model_validator(mode="after")
+    def _nothing_without_noise(self) -> StretchRequest:
+        others = {
+            "coordination": self.coordination is not None,
+            "supervision.share_probes": self.supervision.shares_probes,
+            "supervision.audit": self.supervision.audits,
+            "personal": self.personal or self.keeps is not None or self.own_adapter,
+        }
+        for name, asked in others.items():
+            if asked and self.privacy is not None:
+                raise ValueError(f"privacy does not go with {name}, whose results no noise protects")
         return self
 
 
@@ -368,6 +385,11 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
     """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
     kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
     return MetricRecord(kept)
+
+
+def without_numbers() -> MetricRecord:
+    """Numbers of a reply under differential privacy: one example for each client, and nothing else."""
+    return metrics_record({"num-examples": 1})
 
 
 def read_numbers(message: Message, *, place: str) -> dict[str, float]:

@@ -370,6 +370,7 @@ HARMLESS = {
     *("terms.prompt.chat", "terms.prompt.template_args", "terms.prompt.instruction", "terms.prompt.system"),
     *("terms.prompt.template", "terms.prompt.examples", "terms.prompt.prefill", "terms.prompt.stop"),
     *("terms.prompt.shots.prompt", "terms.prompt.shots.answer"),
+    *("privacy.clip", "privacy.noise"),
     *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }
 """Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""
