@@ -274,7 +274,8 @@ class LocalTraining:
                 self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
             )
             chosen = {row: {"global_share": share} for row, share in shares.items()}
-        packed = {row: self._packed(row, request, adapters[row]) for row, request in self.requests.items()}
+        adapters = {row: self._noised(row, adapter) for row, adapter in adapters.items()}
+        packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
             arrays, lost = packed[row]
@@ -332,13 +333,14 @@ class LocalTraining:
                 return RecordDict({UNCHANGED: note})
         return RecordDict({ARRAYS: arrays})
 
-    def _packed(self, row: str, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
-        """The trained half of the adapter as it travels, and the rounding error to remember, if there is one.
+    def _noised(self, row: str, adapter: Adapter) -> Adapter:
+        """The adapter with the noise that is asked for, before it is rounded, so that rounding tells nothing more."""
+        request, halves = self.requests[row], self.asked.sends or self.asked.trains
+        return request.client.release.noised(request, self.memory[row], adapter, self.starts[row], halves)
 
-        Noise is added before rounding, so that neither what is sent nor the rounding error holds more.
-        """
+    def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
+        """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""
         precision, halves = self.asked.precision, self.asked.sends or self.asked.trains
-        adapter = request.client.release.noised(request, self.memory[row], adapter, self.starts[row], halves)
         if precision == "float32":
             return adapter_to_arrays(adapter, halves), None
         lost = arrays_in(request.context, LOST) if self.asked.feedback else None

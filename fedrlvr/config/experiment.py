@@ -239,8 +239,8 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     if before is not None and config.privacy.unit != "none" and config.train.rounds != before.train.rounds:
         raise ConfigError(
             f"--set {EXTENDABLE}: the noise of this run (privacy.unit = {config.privacy.unit!r}) was computed for "
-            f"{before.train.rounds} rounds, and more would exceed privacy.epsilon. Start a new run from its adapter with "
-            "model.adapter; the epsilons of both runs then add up."
+            f"{before.train.rounds} rounds, and more would exceed privacy.epsilon. Start a new run from its adapter "
+            "(model.adapter), whose privacy loss comes on top."
         )
     return config
 

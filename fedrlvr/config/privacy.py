@@ -21,9 +21,25 @@ class Noise(Section):
     clip: float = Field(gt=0)
     noise: float = Field(gt=0)
 
+    def check_alone(self, request: Any) -> None:
+        """Refuse a request for training whose reply would hold more than an adapter.
+
+        Raises:
+            ValueError: responses, probes or numbers would leave too; the text names the setting.
+        """
+        others = {
+            "coordination": request.coordination is not None,
+            "supervision.share_probes": request.supervision.shares_probes,
+            "supervision.audit": request.supervision.audits,
+            "personal": request.personal or request.keeps is not None or request.own_adapter,
+        }
+        for name, asked in others.items():
+            if asked:
+                raise ValueError(f"privacy does not go with {name}, whose results no noise protects")
+
 
 class PrivacyConfig(Section):
-    """Differential privacy of the adapters that leave the clients (docs/privacy.md#differential-privacy)."""
+    """Differential privacy of the adapters that leave the clients (docs/differential-privacy.md)."""
 
     unit: Literal["none", "site"] = "none"
     """Unit of privacy. With `site`, each client clips its change of the adapter and adds Gaussian noise before it is
@@ -88,7 +104,7 @@ class PrivacyConfig(Section):
         return self.unit != "none" and not self.unnoised_scores
 
     def noise(self, rounds: int) -> Noise | None:
-        """What each request of a run of so many rounds asks; None without noise."""
+        """Clip and noise that each request of a run of so many rounds asks for; None without noise."""
         if self.epsilon is None or self.unit == "none":
             return None
         from fedrlvr.privacy.accountant import noise_for

@@ -47,13 +47,16 @@ def delta_of(epsilon: float, mu: float) -> float:
 
 @lru_cache(maxsize=1024)
 def epsilon_of(mu: float, delta: float) -> float:
-    """The smallest epsilon at which mu-GDP is (epsilon, delta)-DP.
+    """Epsilon of mu-GDP at a delta: the smallest one for which the bound holds.
 
     delta: above 0 and below 1.
     """
     if delta_of(0.0, mu) <= delta:
         return 0.0
-    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # where the first term alone is at most delta
+    low, high = (
+        0.0,
+        mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta)),
+    )  # where the first term alone is at most delta
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if delta_of(middle, mu) > delta else (low, middle)

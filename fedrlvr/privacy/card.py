@@ -37,8 +37,8 @@ class Card(BaseModel):
     responses to private problems; tokens: tokens of responses with a gradient.
     numbers: all that the reply reports, as they leave.
     responses: to public problems. dropped: responses that were taken out because they hold private text.
-    epsilon: privacy loss of all adapters of the site so far, this one included; None: no noise is added. epsilon_left: of
-    the site's budget; None without one.
+    epsilon: privacy loss of all adapters of the site so far, this one included; None: no noise is added. epsilon_left:
+    of the site's budget; None without one.
     asked_at, expires_at: unix seconds; afterwards nobody is waited for.
     """
 
@@ -87,7 +87,10 @@ class Card(BaseModel):
         yield "behind it", ", ".join(behind)
         yield "who asks", f"{self.server}, run {self.run}, round {self.round}, {self.message_type}"
         yield "task, model", f"{self.task}, {self.model}"
-        yield "epsilon", "none: no noise is added" if self.epsilon is None else spent_text(self.epsilon, self.epsilon_left)
+        yield (
+            "epsilon",
+            "none: no noise is added" if self.epsilon is None else spent_text(self.epsilon, self.epsilon_left),
+        )
         if self.dropped:
             yield "dropped", f"{self.dropped:,} responses that hold private text"
 

@@ -17,8 +17,8 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; the server's step; the privacy loss so far of a client that trained in every round; and who was
-    left out of it, with the reason. withheld: the clients whose own floor kept their reply back."""
+    probes are calibrated; the server's step; the privacy loss so far of a client that trained in every round; and who
+    was left out of it, with the reason. withheld: the clients whose own floor kept their reply back."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_

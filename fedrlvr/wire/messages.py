@@ -101,34 +101,14 @@ class StretchRequest(Request):
     privacy: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
-    def _groups_that_probes_can_take(self) -> StretchRequest:
+    def _goes_together(self) -> StretchRequest:
         self.supervision.check_group(self.sampling.group_size)
-        return self
-
-    @model_validator(mode="after")
-    def _draws_that_cost_no_label(self) -> StretchRequest:
         if self.train.dynamic_sampling and isinstance(self.supervision, Asking):
             raise ValueError(f"train.dynamic_sampling would cost labels with supervision.type {self.supervision.type}")
-        return self
-
-    @model_validator(mode="after")
-    def _loss_of_what_is_trained_on(self) -> StretchRequest:
         if (self.train.loss == "cross_entropy") != (self.supervision.type == "demonstrations"):
             raise ValueError("train.loss 'cross_entropy' and supervision 'demonstrations' go together")
-        return self
-
-
-    @model_validator(mode="after")
-    def _nothing_without_noise(self) -> StretchRequest:
-        others = {
-            "coordination": self.coordination is not None,
-            "supervision.share_probes": self.supervision.shares_probes,
-            "supervision.audit": self.supervision.audits,
-            "personal": self.personal or self.keeps is not None or self.own_adapter,
-        }
-        for name, asked in others.items():
-            if asked and self.privacy is not None:
-                raise ValueError(f"privacy does not go with {name}, whose results no noise protects")
+        if self.privacy is not None:
+            self.privacy.check_alone(self)
         return self
 
 
@@ -385,11 +365,6 @@ def metrics_record(numbers: Mapping[str, float | int | list[float] | list[int]])
     """Numbers as a Flower record; what is not a number (nothing was trained, say) is left out."""
     kept = {k: v for k, v in numbers.items() if isinstance(v, list) or math.isfinite(v)}
     return MetricRecord(kept)
-
-
-def without_numbers() -> MetricRecord:
-    """Numbers of a reply under differential privacy: one example for each client, and nothing else."""
-    return metrics_record({"num-examples": 1})
 
 
 def read_numbers(message: Message, *, place: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Differential privacy at an organisation: what leaves, the budget over runs and servers, and floors that do not show."""
+"""Differential privacy at an organisation: replies, the budget over runs and servers, and floors that do not show."""
 
 from __future__ import annotations
 
@@ -141,11 +141,11 @@ def test_a_missed_floor_does_not_show(content: Any, cohort: Cohort, organisation
 def test_cards_log_and_status_show_what_is_spent_and_left(content: Any, organisation: Organisations) -> None:
     site = answering(organisation(limits={"epsilon": ENOUGH}))
     sent(site, content())
-    one = epsilon_of(mu_after(NOISE), 1e-5)
+    spent = epsilon_of(mu_after(NOISE), 1e-5)
     entry = site.egress.log.last("allow")
     assert entry is not None
-    assert entry["epsilon"] == pytest.approx(one)
-    text = f"{one:.3g} spent, {ENOUGH - one:.3g} left"
+    assert entry["epsilon"] == pytest.approx(spent)
+    text = f"{spent:.3g} spent, {ENOUGH - spent:.3g} left"
     assert any(text in line for line in log_of(site))
     assert any(text in line for line in egress_lines(site.org))
 

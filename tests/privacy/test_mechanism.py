@@ -87,7 +87,9 @@ def test_the_system_s_generator_is_the_only_source(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "urandom", urandom)
     state = torch.random.get_rng_state()
-    assert system_normal(3)[0] == pytest.approx(math.sqrt(2 * 53 * math.log(2))), "half of two cosines of 1, two sines of 0"
+    assert system_normal(3)[0] == pytest.approx(math.sqrt(2 * 53 * math.log(2))), (
+        "half of two cosines of 1, two sines of 0"
+    )
     assert asked == [16 * 6], "three numbers of four summed ones, two from each pair of 64 bits"
     assert torch.equal(torch.random.get_rng_state(), state)
     monkeypatch.undo()

@@ -112,13 +112,15 @@ class AnsweredCounts:
                 raise LimitError(f"{name} allows {'; '.join(reasons)}")
 
     def privacy_loss(self, limits: Limits) -> PrivacyLoss:
-        """The privacy loss so far.
+        """The privacy loss of all adapters with noise so far.
 
         Raises:
             CheckpointError: as `count`.
         """
-        with waiting_lock(self.path.with_suffix(".lock"), WAIT_S):
-            tree = self._read() if self.path.exists() else {}
+        tree: dict[str, Any] = {}
+        if self.path.exists():
+            with waiting_lock(self.path.with_suffix(".lock"), WAIT_S):
+                tree = self._read()
         mu, rounds = _mu(tree), sum(task["rounds"] for task in tree.get("privacy", {}).values())
         epsilon = epsilon_of(mu, limits.delta)
         left = None if limits.epsilon is None else max(0.0, limits.epsilon - epsilon)
@@ -161,7 +163,10 @@ class AnsweredCounts:
             tree = read_json(self.path)
             _check(tree)
         except FileNotFoundError:
-            self._tell(f"{self.path.name} is not there: messages, evaluations, adapters, labels and privacy loss are counted from 0")
+            self._tell(
+                f"{self.path.name} is not there: messages, evaluations, adapters, labels and the privacy loss are "
+                "counted from 0"
+            )
             return {"days": {}, "labels": {}}
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(

@@ -159,7 +159,7 @@ class SiteRelease(Release):
         self.memory: Memory | None = None
         """Memory of the round that the last reply is about; None before one, and for evaluations."""
         self.noise_alone = ""
-        """The floor that the last adapter with noise has missed, so that the noise left without a change; "" if none."""
+        """The floor that the last adapter with noise has missed, so that noise alone left; "" if none."""
 
     def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
         """Check the sizes of the factors that a message begins with.
@@ -231,7 +231,7 @@ class SiteRelease(Release):
     def noised(
         self, request: ClientRequest, memory: Memory, adapter: Adapter, start: Adapter, halves: Halves
     ) -> Adapter:
-        """As in a simulation; where a floor is missed, noise alone leaves, which looks like any other reply."""
+        """The adapter with the noise that is asked for; noise alone, which looks the same, where a floor is missed."""
         assert isinstance(request.asked, StretchRequest)
         if request.asked.privacy is not None:
             try:
