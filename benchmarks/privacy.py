@@ -57,8 +57,8 @@ LEVELS: tuple[tuple[float, float | None, int], ...] = (
 )
 """Clip as a multiple of the median norm of the four changes, epsilon (None: no noise) and number of sites.
 
-That norm is of private data, so that a run has to set a clip without it; here it takes the choice of the clip out of the
-comparison."""
+That norm is of private data, so that a run has to set a clip without it; here it takes the choice of the clip out of
+the comparison."""
 ONE_ROUND = ["train.rounds=1", "train.local_steps=60", "aggregation.weights=equal", "data.test_size=512"]
 PLAIN = ["aggregation.server_learning_rate=1"]
 

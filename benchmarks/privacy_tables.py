@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def enough_sites(runs: Runs, clip: float, epsilon: float = 8.0) -> int | None:
 def scaled_sites(sites: int, epsilon: float, delta: float, rounds: int = 1, measured: float = 8.0) -> int:
     """The number of sites whose mean has as little noise at another epsilon and number of rounds."""
     ratio = noise_for(epsilon, delta, rounds) / noise_for(measured, delta, 1)
-    return math.ceil(sites * ratio * ratio)
+    return round(sites * ratio * ratio)
 
 
 def text(cells: Sequence[Mapping[str, Any]], about: str) -> str:
