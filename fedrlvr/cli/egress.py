@@ -14,7 +14,7 @@ from fedrlvr.cli.options import Directory
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.errors import ConfigError
 from fedrlvr.output import echo, echo_lines
-from fedrlvr.privacy.card import Card, numbers_text
+from fedrlvr.privacy.card import Card, numbers_text, spent_text
 
 _WIDTH = 12
 _COLUMNS = ("n", "at", "decision", "kind", "bytes", "digest", "by")
@@ -93,6 +93,7 @@ def log(
 
 def egress_lines(org: Organisation) -> Iterator[str]:
     """Lines of `site status` on what left, what stayed and what waits."""
+    from fedrlvr.deployment.site.counts import AnsweredCounts
     from fedrlvr.privacy.approvals import Approvals
     from fedrlvr.privacy.decision_log import DecisionLog
 
@@ -104,6 +105,9 @@ def egress_lines(org: Organisation) -> Iterator[str]:
         stayed = f"{counts['deny']} denied, {counts['expired']} not decided in time"
         private = f"{counts['dropped responses']} responses held back for private text"
         yield f"replies: {counts['left']} left, {stayed}; {private}"
+    loss = AnsweredCounts(org.state).privacy_loss(org.config.limits)
+    if loss.rounds or loss.left is not None:
+        yield f"epsilon: {spent_text(loss.epsilon, loss.left)}, {loss.rounds} adapters with noise"
     for card in Approvals(org.state).waiting():
         yield f"waits for approval: {card.kind} {card.id}, {card.parts} (fedrlvr site approve {org.directory})"
 

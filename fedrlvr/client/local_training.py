@@ -273,6 +273,7 @@ class LocalTraining:
                 self.cohort, self.asked.sampling, choose, self.requests, self.begun, adapters
             )
             chosen = {row: {"global_share": share} for row, share in shares.items()}
+        adapters = {row: self._noised(row, adapter) for row, adapter in adapters.items()}
         packed = {row: self._packed(request, adapters[row]) for row, request in self.requests.items()}
         replies = []
         for row, request in self.requests.items():
@@ -324,11 +325,17 @@ class LocalTraining:
         A free rider of an experiment sends what it was sent, since a real one would not be so easy to tell.
         """
         brought = record_in(request.message.content, ARRAYS, ArrayRecord)
-        if brought is not None and not request.data.free_rider and self.asked.precision == "float32":
+        plain = self.asked.precision == "float32" and self.asked.privacy is None
+        if brought is not None and not request.data.free_rider and plain:
             note = unchanged_record(brought, arrays)
             if note is not None:
                 return RecordDict({UNCHANGED: note})
         return RecordDict({ARRAYS: arrays})
+
+    def _noised(self, row: str, adapter: Adapter) -> Adapter:
+        """The adapter with the noise that is asked for, before it is rounded, so that rounding tells nothing more."""
+        request, halves = self.requests[row], self.asked.sends or self.asked.trains
+        return request.client.release.noised(request, self.memory[row], adapter, self.starts[row], halves)
 
     def _packed(self, request: ClientRequest, adapter: Adapter) -> tuple[ArrayRecord, ArrayRecord | None]:
         """The trained half of the adapter as it travels, and the rounding error to remember, if there is one."""

@@ -13,15 +13,25 @@ from functools import cached_property
 
 from flwr.app import Context, Message, RecordDict
 
-from fedrlvr.adapter import Adapter
+from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.client.state import Memory
 from fedrlvr.policy.base import Base
+from fedrlvr.privacy.mechanism import Normal, noised, system_normal
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import private_seed
 from fedrlvr.tasks.client_data import ClientData
 from fedrlvr.tasks.problem import Problem, Question
-from fedrlvr.wire.messages import ARRAYS, DELTA, EvaluateRequest, Request, SourceScores, StretchRequest
+from fedrlvr.wire.messages import (
+    ARRAYS,
+    DELTA,
+    METRICS,
+    EvaluateRequest,
+    Request,
+    SourceScores,
+    StretchRequest,
+    metrics_record,
+)
 
 
 class Release:
@@ -29,11 +39,12 @@ class Release:
 
     An organisation's own rules are in deployment/site/release.py.
 
-    scale_free: whether the optimizer's steps are free of the gradient's scale (policy/optimizer.py).
+    scale_free: whether the optimizer's steps are free of the gradient's scale (policy/optimizer.py). normal: gives the
+    noise of differential privacy.
     """
 
-    def __init__(self, *, scale_free: bool = False) -> None:
-        self.scale_free = scale_free
+    def __init__(self, *, scale_free: bool = False, normal: Normal = system_normal) -> None:
+        self.scale_free, self._normal = scale_free, normal
 
     def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
         """Check the model that a message begins with; the text that its private streams depend on besides the request.
@@ -53,7 +64,22 @@ class Release:
         Raises:
             FloorError: too little was trained on for anything to leave.
         """
+        assert isinstance(request.asked, StretchRequest)
+        if request.asked.privacy is not None:
+            reply[METRICS] = metrics_record({"num-examples": 1})
         return reply
+
+    def noised(
+        self, request: ClientRequest, memory: Memory, adapter: Adapter, start: Adapter, halves: Halves
+    ) -> Adapter:
+        """The adapter with the noise that the request asks for, as it may leave; the same without such a request.
+
+        start: the adapter that the client received. halves: those that are sent.
+        """
+        assert isinstance(request.asked, StretchRequest)
+        if (asked := request.asked.privacy) is None:
+            return adapter
+        return noised(adapter, start, clip=asked.clip, noise=asked.noise, halves=halves, normal=self._normal)
 
     def rated(self, request: ClientRequest, rates: Sequence[float]) -> None:
         """Take the pass rate of each problem of an evaluation, in their order. Nothing keeps these rates here, and no

@@ -16,6 +16,7 @@ from fedrlvr.config.experiment import (
     load_resolved,
     parse_config,
 )
+from fedrlvr.config.privacy import Noise, PrivacyConfig
 from fedrlvr.config.problems import DataConfig
 from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.config.sections import (
@@ -51,6 +52,8 @@ __all__ = [
     "LoraConfig",
     "MajoritySupervision",
     "ModelConfig",
+    "Noise",
+    "PrivacyConfig",
     "PromptConfig",
     "PubSwapCoordination",
     "SamplingConfig",

@@ -76,8 +76,8 @@ class AggregationConfig(Section):
     between 1 and the square root of the number of clients in each round, by how much averaging shortens the changes and
     by how far their directions agree with the last round's (docs/methods.md, section 5). Unset: `auto` where it was
     measured to end as high as the best fixed step, which is for `fedit` with the server optimizer `sgd`, 2 to 32
-    clients in a round, no robust mean, and no part of the adapter that stays at the clients; 1 elsewhere, and with a
-    strategy around ours."""
+    clients in a round, no robust mean, no noise, and no part of the adapter that stays at the clients; 1 elsewhere, and
+    with a strategy around ours."""
     server_optimizer: Literal[tuple(SERVER_OPTIMIZERS)] = "sgd"  # type: ignore[valid-type]
     """Optimizer that applies the clients' mean change to the global model. The default `sgd` remembers nothing.
     `momentum` is FedAvgM, `nesterov` is DiLoCo's outer step, `adam` and `yogi` are FedAdam and FedYogi, which need a
@@ -150,6 +150,7 @@ class AggregationConfig(Section):
             return self.server_learning_rate
         measured = self.type == "fedit" and self.server_optimizer == "sgd" and self.robust not in ROBUST_MEANS
         measured = measured and config.federation.arm == "federated" and config.personal.method.keeps is None
+        measured = measured and config.privacy.unit == "none"  # averaging shortens noise, which no step makes up for
         return "auto" if measured and 2 <= config.federation.clients_per_round <= MOST_COSINES else 1.0
 
     def settled(self, config: Any, adapter_bytes: int) -> AggregationConfig:

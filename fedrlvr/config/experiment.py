@@ -19,6 +19,7 @@ from fedrlvr.config.coordination import Coordination, NoCoordination
 from fedrlvr.config.engine import EngineConfig
 from fedrlvr.config.federation import Deviation, FederationConfig
 from fedrlvr.config.personal import PersonalConfig
+from fedrlvr.config.privacy import PrivacyConfig
 from fedrlvr.config.problems import DataConfig, Partition, RewardConfig, SourcePartition
 from fedrlvr.config.prompt import PromptConfig, with_template
 from fedrlvr.config.reference import members, type_of
@@ -60,6 +61,7 @@ class Config(Section):
     """Method by which clients exchange more than their adapters."""
     aggregation: Annotated[AggregationConfig, FEDERATED] = AggregationConfig()
     personal: Annotated[PersonalConfig, FEDERATED] = PersonalConfig()
+    privacy: Annotated[PrivacyConfig, FEDERATED] = PrivacyConfig()
     sft: SftConfig = SftConfig()
     evaluate: EvaluateSection = EvaluateSection()
     engine: EngineConfig = EngineConfig()
@@ -229,9 +231,17 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not tree.keys() & Config.model_fields.keys():
         raise ConfigError(f"{path} is not the configuration of a run, so {path.parent} is not a run directory.")
     _translate(tree)
+    before = parse_config(tree, where=str(path)) if overrides else None
     for override in overrides:
         _override(tree, override)
-    return parse_config(tree, where=str(path))
+    config = parse_config(tree, where=str(path))
+    if before is not None and config.privacy.unit != "none" and config.train.rounds != before.train.rounds:
+        raise ConfigError(
+            f"--set {EXTENDABLE}: the noise of this run (privacy.unit = {config.privacy.unit!r}) was computed for "
+            f"{before.train.rounds} rounds, and more would exceed privacy.epsilon. Start a new run from its adapter "
+            "(model.adapter), whose privacy loss comes on top."
+        )
+    return config
 
 
 def _translate(tree: dict[str, Any]) -> None:

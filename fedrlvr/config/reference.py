@@ -90,6 +90,8 @@ _SINCE = """
 0.11.0 supervision spend score selection min_auc vote_free_share min_similarity
 0.12.0 engine sampler vllm_python vllm_address vllm_adapters vllm_max_loras vllm_arguments
 0.12.0 train ratio_cap
+0.12.0 privacy unit epsilon delta clip unnoised_scores
+0.12.0 limits epsilon delta unnoised_scores
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {

@@ -37,7 +37,8 @@ class Card(BaseModel):
     responses to private problems; tokens: tokens of responses with a gradient.
     numbers: all that the reply reports, as they leave.
     responses: to public problems. dropped: responses that were taken out because they hold private text.
-    epsilon: of differential privacy; None: no noise is added.
+    epsilon: privacy loss of all adapters of the site so far, this one included; None: no noise is added. epsilon_left:
+    of the site's budget; None without one.
     asked_at, expires_at: unix seconds; afterwards nobody is waited for.
     """
 
@@ -61,6 +62,7 @@ class Card(BaseModel):
     responses: list[PublicResponse] = []
     dropped: int = 0
     epsilon: float | None = None
+    epsilon_left: float | None = None
     asked_at: float = 0.0
     expires_at: float = 0.0
 
@@ -85,7 +87,10 @@ class Card(BaseModel):
         yield "behind it", ", ".join(behind)
         yield "who asks", f"{self.server}, run {self.run}, round {self.round}, {self.message_type}"
         yield "task, model", f"{self.task}, {self.model}"
-        yield "epsilon", "none: no noise is added" if self.epsilon is None else f"{self.epsilon:g}"
+        yield (
+            "epsilon",
+            "none: no noise is added" if self.epsilon is None else spent_text(self.epsilon, self.epsilon_left),
+        )
         if self.dropped:
             yield "dropped", f"{self.dropped:,} responses that hold private text"
 
@@ -93,6 +98,11 @@ class Card(BaseModel):
 def digest_of(data: bytes) -> str:
     """The SHA-256 of bytes, as cards and the decision log state it."""
     return hashlib.sha256(data).hexdigest()
+
+
+def spent_text(epsilon: float, left: float | None) -> str:
+    """The epsilon that is spent, and what is left of the budget; None: there is no budget."""
+    return f"{epsilon:.3g} spent, " + ("without a budget" if left is None else f"{left:.3g} left")
 
 
 def numbers_text(numbers: Mapping[str, object]) -> str:

@@ -304,6 +304,18 @@ def _cost(run: History) -> str | None:
 
 
 Telling = Callable[[History], str | None]
+
+
+def _noise(run: History) -> str | None:
+    loss = next((record["privacy"] for record in reversed(run.records) if record.get("privacy")), None)
+    if loss is None:
+        return None
+    return (
+        f"Adapters left the clients with noise: ({loss['epsilon']:.3g}, {loss['delta']:g})-differential privacy for "
+        "all training problems of a client that trained in every round; rewards and other numbers stayed there."
+    )
+
+
 STORY: dict[str, Telling] = {
     "unfinished": _unfinished,
     "nothing trained": _nothing_trained,
@@ -326,6 +338,7 @@ STORY: dict[str, Telling] = {
     "few learned": _few_learned,
     "left out": _left_out,
     "labels": _labels,
+    "noise": _noise,
     "cost": _cost,
 }
 """All rules, in the order of the paragraph."""

@@ -352,7 +352,7 @@ class Tracker(Observer):
 
 def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(name, value) of each client's numbers, each evaluation's pass@1 and their mean over sources, the exchanges, the
-    server's step and the seconds by phase."""
+    server's step, the privacy loss and the seconds by phase."""
     for client, numbers in record.get("clients", {}).items():
         yield from ((f"{client}/{key}", value) for key, value in _numbers(numbers))
     for client, sources in record.get("evaluate", {}).items():
@@ -367,6 +367,8 @@ def flatten(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{client}/exchange-{place}/{key}", value) for key, value in _numbers(numbers))
     for key, value in _numbers(record.get("server_step", {})):  # not the lengths and cosines of clients
         yield f"server_step/{key}", value
+    for key, value in _numbers(record.get("privacy", {})):
+        yield f"privacy/{key}", value
     for phase, seconds in record.get("seconds", {}).items():
         yield f"seconds/{phase}", seconds
 

@@ -17,8 +17,8 @@ from fedrlvr.wire.messages import Calibration, SourceScores
 
 class RoundRecord:
     """One round's numbers: per client, per client and source, per exchange, and seconds by phase; how the clients'
-    probes are calibrated; the server's step; and who was left out of it, with the reason. withheld: the clients whose
-    own floor kept their reply back."""
+    probes are calibrated; the server's step; the privacy loss so far of a client that trained in every round; and who
+    was left out of it, with the reason. withheld: the clients whose own floor kept their reply back."""
 
     def __init__(self, round_: int) -> None:
         self.round = round_
@@ -28,6 +28,7 @@ class RoundRecord:
         self.seconds: dict[str, float] = {}
         self.exchanges: list[dict[str, Any]] = []
         self.server_step: dict[str, Any] = {}
+        self.privacy: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
         self.withheld: set[str] = set()
 
@@ -66,6 +67,8 @@ class RoundRecord:
             record["left_out"] = dict(sorted(self.left_out.items()))
         if self.server_step:
             record["server_step"] = self.server_step
+        if self.privacy:
+            record["privacy"] = self.privacy
         if self.exchanges:
             record["exchanges"] = self.exchanges
         if evaluate:

@@ -76,7 +76,9 @@ def read_facts(
             problems[str(name)] = problems.get(str(name), 0) + int(count)
     except (OSError, ValueError, TypeError, AttributeError):
         problems = {}
-    if deployed:  # the number that each client last stated; the total of one client would be its own
+    if deployed and config.privacy.unit != "none":  # no client states its number
+        problems = {}
+    elif deployed:  # the number that each client last stated; the total of one client would be its own
         problems = {name: int(numbers.get("num-examples") or 0) for _, name, numbers in client_numbers(records)}
         problems = problems if len(problems) > 1 else {}
     return CardFacts(config, round_, client, rank, alpha, merged, records, problems, deployed)
@@ -190,6 +192,8 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
         rows.append(("client", _code(facts.client)))
     if facts.personal:
         rows.append(("personal adapter", _code(config.personal.type)))
+    if loss := next((record["privacy"] for record in reversed(facts.records) if "privacy" in record), None):
+        rows.append(("differential privacy of a client", f"epsilon {loss['epsilon']:.3g}, delta {loss['delta']:g}"))
     data = f"task {_code(federation.task)} of each organisation" if facts.deployed else _code(config.data.name)
     return [
         *rows,

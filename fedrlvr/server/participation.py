@@ -109,6 +109,7 @@ class Participation:
             "feedback": not rule.new_components,
             "sends": self.model.sends(round_) if self.config.personal.method.keeps else None,
             "keeps": self.config.personal.method.keeps,
+            "privacy": config.privacy.noise(config.train.rounds),
         }
         return kind(round=round_, seed=config.run.seed, sampling=config.sampling, steps=steps, **usual | fields)
 

@@ -129,6 +129,7 @@ class FederatedRLVR(Strategy):
         self.examples = {}
         self.probes.begin()
         self.bound.begin()
+        self.record.privacy = self.config.privacy.spent(self.config.train.rounds, server_round)
         taken = self.participation.accepted(server_round, replies, self._trained)
         result = None
         if self.config.federation.arm == "local":
@@ -224,6 +225,8 @@ class FederatedRLVR(Strategy):
         """An `evaluate` message for every client, in the rounds that are due."""
         every, last = self.config.evaluate.every, self.config.train.rounds
         if server_round not in (0, last) and (not every or server_round % every):
+            return
+        if self.config.privacy.withholds_scores:
             return
         local = self.config.federation.arm == "local"
         request = EvaluateRequest(

@@ -32,6 +32,7 @@ from fedrlvr.adapter import Adapter, Factors, Half, Halves
 from fedrlvr.config import (
     Asking,
     EvaluateConfig,
+    Noise,
     PubSwapCoordination,
     SamplingConfig,
     Supervision,
@@ -84,7 +85,8 @@ class StretchRequest(Request):
     coordination: set in a round with exchanges.
     trains: the half of the adapter that is trained, and sent, unless `sends` names a part of it. keeps: halves that the
     client begins its next round with (personal adapters). precision: what it is sent in. feedback: whether what
-    rounding loses is to be sent the next time.
+    rounding loses is to be sent the next time. privacy: the noise that is added to the change before it is sent; the
+    client's numbers then stay with it.
     """
 
     steps: int = Field(ge=0)
@@ -96,22 +98,17 @@ class StretchRequest(Request):
     feedback: bool = True
     sends: Halves | None = Field(None, exclude_if=lambda value: value is None)
     keeps: Halves | None = Field(None, exclude_if=lambda value: value is None)
+    privacy: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
-    def _groups_that_probes_can_take(self) -> StretchRequest:
+    def _goes_together(self) -> StretchRequest:
         self.supervision.check_group(self.sampling.group_size)
-        return self
-
-    @model_validator(mode="after")
-    def _draws_that_cost_no_label(self) -> StretchRequest:
         if self.train.dynamic_sampling and isinstance(self.supervision, Asking):
             raise ValueError(f"train.dynamic_sampling would cost labels with supervision.type {self.supervision.type}")
-        return self
-
-    @model_validator(mode="after")
-    def _loss_of_what_is_trained_on(self) -> StretchRequest:
         if (self.train.loss == "cross_entropy") != (self.supervision.type == "demonstrations"):
             raise ValueError("train.loss 'cross_entropy' and supervision 'demonstrations' go together")
+        if self.privacy is not None:
+            self.privacy.check_alone(self)
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from fedrlvr.deployment.site.config import Limits
-from fedrlvr.deployment.site.counts import DAYS, AnsweredCounts
+from fedrlvr.deployment.site.counts import DAYS, AnsweredCounts, PrivacyLoss
 from fedrlvr.errors import CheckpointError, LimitError
+from fedrlvr.privacy.accountant import epsilon_of
 
 NOON = 1_795_867_200.0 - 1_795_867_200.0 % 86_400 + 43_200
 DAY = 86_400.0
@@ -145,6 +147,32 @@ def test_two_processes_lose_no_count(tmp_path: Path) -> None:
     assert entry["messages"] == 40
 
 
+def test_privacy_loss_adds_up_over_tasks_and_runs_and_never_expires(tmp_path: Path) -> None:
+    limits, clock = Limits(epsilon=epsilon_of(0.5, 1e-6) + 1e-9, delta=1e-6), Clock()
+    assert AnsweredCounts(tmp_path, clock).privacy_loss(limits) == PrivacyLoss(0, 0.0, 0.0, limits.epsilon)
+    count(tmp_path, limits, clock, "a", kind="train", mu=0.3)
+    clock.now += 400 * DAY
+    count(tmp_path, limits, clock, "b", task="other", kind="train", mu=0.4)  # 0.09 + 0.16 = 0.25
+    loss = AnsweredCounts(tmp_path, clock).privacy_loss(limits)
+    assert (loss.rounds, loss.mu) == (2, pytest.approx(0.5))
+    assert loss.epsilon == pytest.approx(epsilon_of(0.5, 1e-6), abs=1e-6)
+    assert loss.left == pytest.approx(0.0, abs=1e-6)
+    before = (tmp_path / "answered.json").read_text()
+    with pytest.raises(LimitError, match=r"limits\.epsilon"):
+        count(tmp_path, limits, clock, "c", kind="train", mu=0.01)
+    assert (tmp_path / "answered.json").read_text() == before
+    count(tmp_path, Limits(), clock, "d", kind="train", mu=1.0)  # without a budget it is counted all the same
+    assert AnsweredCounts(tmp_path, clock).privacy_loss(Limits()).mu == pytest.approx(math.sqrt(1.25))
+
+
+def test_the_same_loss_costs_more_at_a_smaller_delta(tmp_path: Path) -> None:
+    epsilon = epsilon_of(0.5, 1e-5)
+    count(tmp_path, Limits(epsilon=epsilon + 1e-9, delta=1e-5), kind="train", mu=0.5)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(LimitError, match=r"limits\.epsilon"):
+        count(tmp_path / "other", Limits(epsilon=epsilon, delta=1e-9), kind="train", mu=0.5)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -159,6 +187,9 @@ def test_two_processes_lose_no_count(tmp_path: Path) -> None:
         *(
             '{"days": {"2026-01-01": {"messages": -1, "requests": {}, "tasks": {}}}, "labels": {}}',
             '{"days": {}, "labels": {"a": [1]}}',
+            '{"days": {}, "labels": {}, "privacy": {"main": {"rounds": -1, "mu_squared": 0.0}}}',
+            '{"days": {}, "labels": {}, "privacy": {"main": {"rounds": 1, "mu_squared": NaN}}}',
+            '{"days": {}, "labels": {}, "privacy": {"main": {"rounds": 1}}}',
         ),
     ],
 )

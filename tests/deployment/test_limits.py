@@ -211,6 +211,7 @@ BEYOND: list[tuple[dict[str, Any], Any, Any, int, str]] = [
     # A server that states no rate leaves it to the model's width: both ends of what that gives must be allowed.
     ({"probe_learning_rate": (0, 5e-4)}, TERMS, train(supervision=CARE), 0, ("limits.probe_learning_rate", "0.001")),
     ({"probe_learning_rate": (2e-4, 1)}, TERMS, train(supervision=CARE), 0, ("limits.probe_learning_rate", "0.0001")),
+    ({"epsilon": 8.0}, TERMS, train(), 0, ("limits.epsilon", "privacy.unit")),
     *[
         ({name: range_}, TERMS, train(**{section: {name: value}}), 0, (f"limits.{name}", str(value)))
         for section, name, range_, value in (
@@ -253,6 +254,7 @@ def test_every_limit_is_enforced_somewhere_here() -> None:
         "least_problems",
         "scale_free",  # test_optimizer.py
         *("messages_per_day", "evaluations_per_day"),  # test_counts.py
+        *("delta", "unnoised_scores"),  # test_counts.py, test_release.py
         "prompt_filter",  # needs problems: test_answering.py
         *(
             "chat",
@@ -370,6 +372,7 @@ HARMLESS = {
     *("terms.prompt.chat", "terms.prompt.template_args", "terms.prompt.instruction", "terms.prompt.system"),
     *("terms.prompt.template", "terms.prompt.examples", "terms.prompt.prefill", "terms.prompt.stop"),
     *("terms.prompt.shots.prompt", "terms.prompt.shots.answer"),
+    *("privacy.clip", "privacy.noise"),
     *("delta.version", "delta.since", "delta.halves", "delta.seeded", "delta.keep", "delta.own_halves"),
 }
 """Fields that no table of limits.py bounds: each is checked in another way, or has a reason in docs/privacy.md."""

@@ -123,6 +123,13 @@ def test_an_evaluation_leaves_pooled_and_rounded(nearest: None) -> None:
     assert exact.scores(request(), [source("a", 100, 47)]) == [source("a", 100, 47)]
 
 
+def test_no_score_leaves_under_a_budget_of_epsilon_unless_the_site_says_so(nearest: None) -> None:
+    scores = [source("a", 100, 47)]
+    assert SiteRelease(Limits(epsilon=8.0), "main").scores(request(), scores) == []
+    allowed = SiteRelease(Limits(epsilon=8.0, unnoised_scores=True), "main")
+    assert allowed.scores(request(), scores) == SiteRelease(Limits(), "main").scores(request(), scores) != []
+
+
 # Training.
 
 

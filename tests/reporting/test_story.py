@@ -45,6 +45,14 @@ def verdict(*words: str) -> Verdict:
     return Verdict(5, clients)
 
 
+def test_noise_is_told_with_the_last_round_s_loss() -> None:
+    records = run()
+    for record in records[1:]:
+        record["privacy"] = {"unit": "site", "epsilon": 1.5 * record["round"], "delta": 1e-5, "clip": 1.0, "noise": 2.0}
+    assert "(7.5, 1e-05)-differential privacy" in told(records)["noise"]
+    assert "noise" not in told(run())
+
+
 def test_a_healthy_run_has_no_sentence_about_a_fault() -> None:
     sentences = told(run())
     assert list(sentences) == ["rose", "gained", "cost"]

@@ -57,6 +57,14 @@ def front_of(card: str) -> dict[str, Any]:
     return front
 
 
+def test_the_privacy_loss_stands_on_the_card() -> None:
+    facts = facts_of()
+    facts.records[-1]["privacy"] = {"unit": "site", "epsilon": 7.96, "delta": 1e-5, "clip": 1.0, "noise": 2.0}  # type: ignore[index]
+    (row,) = (line for line in card_of(facts).splitlines() if "differential privacy" in line)
+    assert "epsilon 7.96, delta 1e-05" in row
+    assert "differential privacy" not in card_of(facts_of())
+
+
 def test_the_front_matter_is_yaml() -> None:
     front = front_of(card_of(facts_of()))
     assert (front["base_model"], front["library_name"]) == ("Llama", "peft")

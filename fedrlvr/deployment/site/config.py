@@ -238,6 +238,15 @@ class Limits(Section):
     source_names: bool = True
     """Whether scores may leave under the names of their sources. If false, all scores are summed under the name of the
     task."""
+    epsilon: float | None = Field(None, gt=0, le=1e6)
+    """Budget of differential privacy: largest epsilon that all adapters of this organisation together may cost, over
+    all tasks, runs and servers. A server must then ask for noise (privacy.unit), and the round that would exceed the
+    budget is refused before anything is computed. Numbers and scores stay here. Unset: there is no budget, and a server
+    decides whether noise is added."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Probability with which the bound by limits.epsilon may fail."""
+    unnoised_scores: bool = False
+    """Whether scores of held-out problems leave although limits.epsilon is set. The budget does not count them."""
     round_numbers: bool = True
     """Whether numbers are rounded before they leave: rewards, shares and scores at random, up or down, to the precision
     that their number of problems supports; others to two significant digits."""

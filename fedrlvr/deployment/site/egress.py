@@ -60,6 +60,8 @@ class Egress:
         card = card.model_copy(update={"asked_at": now, "expires_at": now + self.org.config.egress.wait})
         decision, by = ("deny", "egress.check_responses") if keep_back else self._decision(card)
         fields = {"run": card.run, "round": card.round, **({"dropped": card.dropped} if card.dropped else {})}
+        if card.epsilon is not None:
+            fields["epsilon"] = card.epsilon
         self.log.append(
             decision,
             kind=card.kind,

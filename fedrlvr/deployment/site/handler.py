@@ -39,6 +39,8 @@ from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
+from fedrlvr.privacy.accountant import mu_after
+from fedrlvr.privacy.card import spent_text
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
@@ -199,6 +201,8 @@ class Answering:
         context = _context(past.state)
         remembered = RecordDict(dict(past.state))
         (reply,) = app([message], [context])
+        if release.noise_alone:
+            self.tell(f"{where}: noise alone is sent: {release.noise_alone}")
         withheld, answer = printable(reply.error.reason or "")[:MOST_REASON] if reply.has_error() else "", b""
         if not withheld:
             computed = ComputedReply(
@@ -230,7 +234,12 @@ class Answering:
                 f"run {reply.terms.run}, round {reply.request.round}: {dropped} responses hold private text, {kept}"
             )
         data = pack(reply.content)
-        card = reply.card(self.org, data, dropped)
+        loss = None
+        if reply.is_noised:
+            loss = AnsweredCounts(state_directory(self.org)).privacy_loss(self.org.config.limits)
+            spent = spent_text(loss.epsilon, loss.left)
+            self.tell(f"run {reply.terms.run}, round {reply.request.round}: epsilon: {spent}")
+        card = reply.card(self.org, data, dropped, loss)
         return data if self.egress.decide(card, message_id, keep_back=keep_back) else b""
 
     def _keep_personal(self, terms: Terms, request: ClientRequest, base: Base) -> None:
@@ -254,8 +263,10 @@ class Answering:
         section = request.supervision if isinstance(request, StretchRequest) else None
         limited = self.org.config.limits.labels is not None
         labels = section.budget_total if limited and isinstance(section, Asking) else None
+        noise = request.privacy if isinstance(request, StretchRequest) else None
+        mu = 0.0 if noise is None else mu_after(noise.noise)
         AnsweredCounts(state_directory(self.org), tell=self.tell).count(
-            self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels
+            self.org.config.limits, self.org.name, terms.task, terms.run, kind, labels, mu
         )
 
     def _check_terms(self, terms: Terms) -> None:

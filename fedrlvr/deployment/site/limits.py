@@ -271,6 +271,8 @@ def _of_training(limits: Limits, asked: Asked, request: StretchRequest) -> Itera
     yield from filter(None, [_reason(limits, "tokens_per_message", most, tokens, "tokens sampled for one message")])
     if section.type not in limits.supervision:
         yield f"no rewards from {section.type!r} (limits.supervision)"
+    if limits.epsilon is not None and request.privacy is None:
+        yield "no adapter, number or response without noise (limits.epsilon), and none is asked for (privacy.unit)"
     if section.audits and not limits.audit:
         yield "no audit (limits.audit)"
     if section.shares_probes and not limits.share_probes:

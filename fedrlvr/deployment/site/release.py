@@ -12,6 +12,8 @@ that a number is about:
     the share of a mixed adapter           stays here: it is an exact comparison of two counts of right responses
     numbers of problems and of labels      as they are
 
+Under differential privacy no number leaves at all, and a missed floor does not show.
+
 A number that is rounded to the nearest multiple would tell for certain when it crosses the middle of two, which a
 server could aim at; so the remainder is the probability of rounding up, drawn from the organisation's secret.
 
@@ -29,7 +31,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
-from fedrlvr.adapter import Adapter
+from fedrlvr.adapter import Adapter, Halves
 from fedrlvr.client.request import ClientRequest, Release
 from fedrlvr.client.state import Memory
 from fedrlvr.config.problems import is_reward_mean
@@ -156,6 +158,8 @@ class SiteRelease(Release):
         self.limits, self.task, self.counts = limits, task, counts
         self.memory: Memory | None = None
         """Memory of the round that the last reply is about; None before one, and for evaluations."""
+        self.noise_alone = ""
+        """The floor that the last adapter with noise has missed, so that noise alone left; "" if none."""
 
     def accept(self, request: ClientRequest, adapter: Adapter, change: Adapter | None) -> str:
         """Check the sizes of the factors that a message begins with.
@@ -203,6 +207,8 @@ class SiteRelease(Release):
         """
         asked, self.memory = request.asked, memory
         assert isinstance(asked, StretchRequest)
+        if asked.privacy is not None:  # floors have been looked at, and a reply that stays away would tell about data
+            return super().trained(request, memory, reply)
         # A policy that has taken no local steps in this round is the server's own, with public steps at most.
         if memory.influence or not isinstance(asked, RespondRequest):
             self._check_floors(request, memory, reply)
@@ -222,8 +228,22 @@ class SiteRelease(Release):
             reply[EXCHANGE] = MetricRecord(rounded)
         return reply
 
+    def noised(
+        self, request: ClientRequest, memory: Memory, adapter: Adapter, start: Adapter, halves: Halves
+    ) -> Adapter:
+        """The adapter with the noise that is asked for; noise alone, which looks the same, where a floor is missed."""
+        assert isinstance(request.asked, StretchRequest)
+        if request.asked.privacy is not None:
+            try:
+                self._check_floors(request, memory, RecordDict())
+            except FloorError as error:
+                self.noise_alone, adapter = str(error), start
+        return super().noised(request, memory, adapter, start, halves)
+
     def scores(self, request: ClientRequest, scores: list[SourceScores]) -> list[SourceScores]:
-        """Scores of enough problems each, rounded."""
+        """Scores of enough problems each, rounded; none under a budget of epsilon."""
+        if self.limits.epsilon is not None and not self.limits.unnoised_scores:
+            return []
         kept, chances = pooled(scores, self.limits.least_scored, self.task), _Chances(request)
         if not self.limits.round_numbers:
             return kept

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedrlvr.client.state import Memory
 from fedrlvr.coordination import Sent
 from fedrlvr.deployment.site.config import EgressConfig, Organisation
+from fedrlvr.deployment.site.counts import PrivacyLoss
 from fedrlvr.deployment.terms import Terms
 from fedrlvr.policy.base import Base
 from fedrlvr.privacy.card import Card, Kind, PublicResponse, digest_of
@@ -94,8 +95,14 @@ class ComputedReply:
             self.content[RESPONSES] = responses_record(kept, self.base.vocabulary)
         return dropped, False
 
-    def card(self, org: Organisation, data: bytes, dropped: int) -> Card:
-        """The reply's card. data: its bytes. dropped: responses that were taken out."""
+    @property
+    def is_noised(self) -> bool:
+        """Whether noise was added to the adapter."""
+        return isinstance(self.request, StretchRequest) and self.request.privacy is not None
+
+    def card(self, org: Organisation, data: bytes, dropped: int, loss: PrivacyLoss | None = None) -> Card:
+        """The reply's card. data: its bytes. dropped: responses that were taken out. loss: of all adapters with noise,
+        where this is one."""
         memory, request = self.memory, self.request
         problems = len(self.client.split(request.evaluate.split)) if isinstance(request, EvaluateRequest) else 0
         behind: dict[str, Any] = {"problems": problems}
@@ -132,6 +139,8 @@ class ComputedReply:
                 for response in self.responses()
             ],
             dropped=dropped,
+            epsilon=None if loss is None else loss.epsilon,
+            epsilon_left=None if loss is None else loss.left,
         )
 
 

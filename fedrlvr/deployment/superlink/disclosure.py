@@ -72,6 +72,9 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
             f"  and {public.exchanges} x {public.public_problems} public problems with their answers"
             + ("" if not public.swap_rule.trades else ", and others' correct responses to them, without their names")
         )
+    if config.privacy.unit != "none":
+        yield from _noised(config, config.personal.method.up + sized(_BYTES[how.number_format]))
+        return
     travelling = config.personal.method.up + sized(_BYTES[how.number_format])
     up = f"From each organisation, each round: {travelling}"
     yield (
@@ -103,3 +106,17 @@ def travels(config: Config, numbers: int | None = None, change: bool = False) ->
         "By its own site.toml an organisation may refuse a request, withhold a reply, pool small sources and round its "
         "numbers (docs/privacy.md)"
     )
+
+
+def _noised(config: Config, adapter: str) -> Iterator[str]:
+    """Lines about what organisations send in a run with differential privacy. adapter: in words, with its size."""
+    privacy = config.privacy
+    yield (
+        f"From each organisation, each round: {adapter} with noise, and no number. All {config.train.rounds} rounds "
+        f"are together ({privacy.epsilon:g}, {privacy.delta:g})-differentially private for an organisation's whole "
+        "training data, against the server too"
+    )
+    if privacy.unnoised_scores:
+        yield "  and when evaluated, without noise: pass@1 sums by source, with the names of its sources"
+    yield "Never: its own problems, their answers, its responses to them, labels, its optimizer and random state"
+    yield "By its own site.toml an organisation may have a budget over all runs (docs/differential-privacy.md)"
