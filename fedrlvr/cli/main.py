@@ -1,5 +1,5 @@
 """The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
-validate | desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
+validate | desk | export | model | doctor | withdraw, and for organisations on their own machines superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -37,6 +37,7 @@ from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
 from fedrlvr.cli.watch import watch
+from fedrlvr.cli.withdraw import withdraw
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -141,6 +142,7 @@ def sweep(
 app.command()(compare)
 app.command()(contribution)
 app.command()(sft)
+app.command()(withdraw)
 
 
 @app.command(name="eval")

@@ -44,6 +44,7 @@ _WIDTH = 118
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")
 site.command()(egress.approve)
 site.command()(egress.log)
+site.command()(egress.withdraw)
 
 
 @site.command()
