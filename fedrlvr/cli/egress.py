@@ -1,4 +1,4 @@
-"""`fedrlvr site approve`, `site log` and `site withdraw`: people's decisions about what leaves, and the decision log."""
+"""`fedrlvr site approve`, `site log`, `site withdraw`: people's decisions about what leaves, and the decision log."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
-validate | desk | export | model | doctor | withdraw, and for organisations on their own machines superlink | federate | site.
+validate | desk | export | model | doctor | withdraw, and for organisations on their own machines superlink | federate |
+site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +12,8 @@ from fedrlvr.cli.options import expanded
 from fedrlvr.output import echo
 
 
-class Way(str, Enum):
-    """Ways of `--how`."""
+class Way(StrEnum):
+    """Ways to withdraw a client, by `--how`."""
 
     rewind = "rewind"
     subtract = "subtract"

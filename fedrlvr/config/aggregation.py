@@ -266,9 +266,9 @@ class AggregationConfig(Section):
         sums = self.rule.is_linear and self.rule.sends_whole_adapter and config.personal.method.keeps is None
         if not sums or self.robust != "none" or self.largest_change is not None or self.server_optimizer != "sgd":
             raise ValueError(
-                "aggregation.keep_adapters keeps what can be subtracted from a weighted mean of whole adapters: it needs "
-                "type = 'fedit', robust = 'none', server_optimizer = 'sgd', no largest_change, and no part of the "
-                "adapter that stays at the clients (personal.type)"
+                "aggregation.keep_adapters keeps what can be subtracted from a weighted mean of whole adapters: it "
+                "needs type = 'fedit', robust = 'none', server_optimizer = 'sgd', no largest_change, and no part of "
+                "the adapter that stays at the clients (personal.type)"
             )
 
     def check(self, config: Any) -> None:

@@ -2,12 +2,14 @@
 
     <run>/kept/round-0003/    ann.safetensors  bob.safetensors  kept.json
 
-A round's global adapter is  G_t = G_(t-1) + g (sum_k p_k X_k - G_(t-1)),  with the clients' adapters X_k, weights p_k of
-sum 1 and the length g of the server's step. So client c alone has moved it by
+A round's global adapter is  G_t = G_(t-1) + g (sum_k p_k X_k - G_(t-1)),  with the clients' adapters X_k, weights p_k
+of sum 1 and the length g of the server's step. So client c alone has moved it by
 
     g (sum_k p_k X_k - sum_(k != c) p_k X_k / (1 - p_c)),
 
-which is what subtraction takes away (ours). The step's length stays what it was.
+which is what subtraction takes away (ours). With X_k = G_(t-1) + U_k the same difference is that of the updates U_k, so
+that the sum over the rounds is exact for updates of the others that stay what they were: G_(t-1) is in none of the
+terms. The step's length stays what it was too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Kept:
     step: float = 1.0
 
     def part_of(self, client: str) -> Tensor:
-        """How far a client has moved the global adapter: float64 of all its numbers, in the order of `Adapter.flat`.
+        """Change of the global adapter by one client: float64 of all its numbers, in the order of `Adapter.flat`.
 
         Raises:
             ValueError: no other client's adapter is in the mean.
@@ -64,7 +66,7 @@ class KeptAdapters:
 
     @property
     def directories(self) -> RoundDirectories:
-        """Directories of the rounds."""
+        """Directories of the rounds with kept adapters."""
         return RoundDirectories(self.run / DIRECTORY, NOTE)
 
     def save(self, round_: int, kept: Kept) -> None:
@@ -87,7 +89,7 @@ class KeptAdapters:
         self.directories.write(round_, files, note)
 
     def load(self, round_: int) -> Kept:
-        """A round's adapters.
+        """Read the kept adapters of one round.
 
         Raises:
             CheckpointError: they are missing, or not what was written.

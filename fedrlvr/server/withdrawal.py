@@ -26,13 +26,13 @@ from fedrlvr.privacy.decision_log import DecisionLog
 from fedrlvr.server.checkpoint import Checkpoint, memory_directories
 from fedrlvr.server.kept_adapters import KeptAdapters
 from fedrlvr.server.metrics_log import read_metrics
-from fedrlvr.server.run_directory import RUN_ID_FILE, is_deployed, locked, resume_command, run_id
+from fedrlvr.server.run_directory import ALONE_DIRECTORY, RUN_ID_FILE, is_deployed, locked, resume_command, run_id
 from fedrlvr.server.saved_adapter import SavedRun
 from fedrlvr.version import __version__
 
 How = Literal["rewind", "subtract", "restart"]
 MADE_AT_THE_END = ("adapter", "report.html", "verdict.json", "under-way.json")
-"""What a run writes when it ends, and writes again when it goes on."""
+"""Files that a run writes when it ends, and writes again when it goes on."""
 OF_THE_LAST_ADAPTER = ("evaluate", "personal", "also")
 """Parts of the last line of metrics.jsonl that are about the adapter before a subtraction."""
 _MARK = "withdrawn"
@@ -40,7 +40,7 @@ _MARK = "withdrawn"
 
 @dataclass(frozen=True)
 class Statement:
-    """What a withdrawal did, for both sides.
+    """Result of a withdrawal in sentences, for both sides.
 
     first_round, last_round: between which rounds the client had a part in the global adapter; None: in none.
     continues_after: the round after which the run goes on; None: it begins again. done, remains: in sentences.
@@ -57,7 +57,7 @@ class Statement:
     fedrlvr: str = __version__
 
     def to_json(self) -> str:
-        """The text of withdrawal-NAME.json."""
+        """The statement as the text of withdrawal-NAME.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
@@ -93,7 +93,7 @@ def rounds_of(records: Sequence[Mapping[str, Any]], client: str) -> list[int]:
 
 
 def plan(run: SavedRun, client: str, how: How | None = None) -> Statement:
-    """What a withdrawal would do. Nothing is changed.
+    """Statement of what a withdrawal would do. Nothing is changed.
 
     how: None takes `rewind` where there is a checkpoint before the client's first round, else `subtract`.
 
@@ -113,8 +113,8 @@ def plan(run: SavedRun, client: str, how: How | None = None) -> Statement:
         raise ConfigError(f"--client {client}: no other client is left that trains.")
     records = read_metrics(place) if (place / "metrics.jsonl").exists() else []
     rounds, saved = rounds_of(records, client), run.checkpoints.rounds()
-    if not saved:
-        raise ConfigError(f"{place}: the run has no checkpoint. Start a new run without {client}.")
+    if not saved and how != "restart":
+        raise ConfigError(f"{place}: the run has no checkpoint. --how restart begins it again without {client}.")
     before = [round_ for round_ in saved if not rounds or round_ < rounds[0]]
     closed = _closed(run, client, rounds)
     how = how or ("rewind" if before else "subtract" if not closed else None)
@@ -124,7 +124,8 @@ def plan(run: SavedRun, client: str, how: How | None = None) -> Statement:
             f"the rounds {', '.join(map(str, saved))} (run.keep_checkpoints). {closed or ''} "
             f"--how restart begins the run again without {client}.".replace("  ", " ")
         )
-    ends = {"rewind": max(before, default=0), "subtract": saved[-1], "restart": None}
+    newest = max(saved, default=0)
+    ends = {"rewind": max(before, default=0), "subtract": newest, "restart": None}
     changes_id = is_deployed(place) and how != "subtract"
     if how == "rewind" and rounds and is_deployed(place) and not run.config.aggregation.rule.sends_whole_adapter:
         raise ConfigError(
@@ -133,7 +134,7 @@ def plan(run: SavedRun, client: str, how: How | None = None) -> Statement:
         )
     name = run_id(place) if is_deployed(place) else place.name
     first, last = (rounds[0], rounds[-1]) if rounds else (None, None)
-    done, remains = _sentences(run, client, how, rounds, ends[how], saved[-1])
+    done, remains = _sentences(run, client, how, rounds, ends[how], newest)
     if changes_id:
         done.append("The run goes on under a new id, under which organisations remember nothing of it.")
     return Statement(name, client, how, first, last, ends[how], done, remains)
@@ -143,6 +144,9 @@ def _closed(run: SavedRun, client: str, rounds: Sequence[int]) -> str:
     """Why subtraction is not open; empty where it is."""
     if not run.config.aggregation.keep_adapters:
         return "Nothing can be subtracted, since the run keeps no adapters (aggregation.keep_adapters)."
+    checkpoint = run.checkpoints.load()
+    if checkpoint is not None and client in checkpoint.strategy.get(_MARK, ()):
+        return ""  # a call that was cut short has subtracted it, and may have deleted its adapters
     kept = KeptAdapters(run.directory).clients()
     if missing := [round_ for round_ in rounds if client not in kept.get(round_, ())]:
         return f"Nothing can be subtracted: its adapters of the rounds {', '.join(map(str, missing))} are not kept."
@@ -182,6 +186,10 @@ def _sentences(
             )
         if run.config.coordination.type != "none":
             remains.append(f"The others trained on responses of {client} to public problems in the exchanges.")
+        if run.config.supervision.shares_probes:
+            remains.append(f"The average of CARE's probes, in which {client} had a part.")
+        if run.config.aggregation.weights == "fgrpo":
+            remains.append("FGRPO's weights of the others, as far as they were computed from its rewards.")
         if run.config.aggregation.server_learning_rate != 1:
             remains.append("The length of the server's step in each round, one number, also went by its adapter.")
     elif how == "rewind" and rounds:
@@ -195,7 +203,7 @@ def _sentences(
         )
     kept = "of all rounds" if how == "subtract" else "of the rounds that stay"
     if how != "restart":
-        remains.append(f"Its numbers in the lines of metrics.jsonl {kept}: mean rewards, counts, scores, bytes.")
+        remains.append(f"Its numbers in the lines of metrics.jsonl and in the state of the client weights {kept}.")
     remains.append("The run's decision log, with this statement's digest. Backups of the disk.")
     return done, remains
 
@@ -215,8 +223,8 @@ def withdraw(run: SavedRun, statement: Statement) -> None:
         for name in MADE_AT_THE_END:
             _delete(directory / name)
         _delete(directory / "clients" / client)
-        for personal in directory.glob("clients/*/personal"):
-            _delete(personal)
+        for made in (*directory.glob("clients/*/personal"), *directory.glob(f"{ALONE_DIRECTORY}*")):
+            _delete(made)  # personal adapters hold the global one; training alone holds the client's own adapter
         if statement.how != "subtract":
             _delete(directory / RUN_ID_FILE)
         text = statement.to_json()

@@ -13,14 +13,16 @@ from small_runs import Configs, adapter_bytes, lines
 
 import fedrlvr
 from fedrlvr.config import parse_config
-from fedrlvr.errors import ConfigError
+from fedrlvr.errors import CheckpointError, ConfigError
 from fedrlvr.privacy.card import digest_of
 from fedrlvr.privacy.decision_log import DecisionLog
 from fedrlvr.server.checkpoint import Checkpoint
 from fedrlvr.server.kept_adapters import Kept, KeptAdapters
+from fedrlvr.server.model_card import CARD, documents, read_facts
 from fedrlvr.server.saved_adapter import open_run
-from fedrlvr.server.withdrawal import plan, rounds_of, subtracted, withdraw
+from fedrlvr.server.withdrawal import How, plan, rounds_of, subtracted, withdraw
 from fedrlvr.simulation.run import resume
+from fedrlvr.simulation.verdict import judge
 
 KEEP = {"keep_adapters": True, "server_learning_rate": 1}
 
@@ -135,6 +137,36 @@ def test_a_run_goes_on_from_before_the_clients_first_round_as_if_it_had_never_co
     assert json.loads(text)["remains"] == statement.remains
     with pytest.raises(ConfigError, match="already"):
         plan(open_run(tmp_path / "all"), "bob")
+    verdict = judge(open_run(tmp_path / "all"))
+    assert [row.client for row in verdict.clients] == ["ann", "cyd"]
+    assert any("federation.withdrawn" in note for note in verdict.notes)
+    alone = lines(tmp_path / "all" / "alone")[-1]["clients"]
+    assert [name for name in alone if "num-examples" in alone[name]] == ["ann", "cyd"], "nor is it trained alone"
+    facts = read_facts(tmp_path / "all", open_run(tmp_path / "all").config, 2, None, rank=2, alpha=4.0, merged=False)
+    assert facts.withdrawn == {"bob": "rewind"}
+    card = documents(facts, None)[CARD]
+    assert "1 of 3: `bob` its rounds trained again without it" in card
+    assert "at 2 clients" in card
+
+
+def crash(*_: object, **__: object) -> None:
+    raise CheckpointError("the disk is gone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "place"), [("subtract", "DecisionLog.append"), ("restart", "DecisionLog.append")])
+def test_a_withdrawal_that_was_cut_short_is_finished_by_a_second_call(
+    how: How, place: str, configured: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fedrlvr.run(configured(tmp_path, train={"rounds": 2}, aggregation=KEEP))
+    with monkeypatch.context() as patched:
+        patched.setattr(f"fedrlvr.server.withdrawal.{place}", crash)
+        with pytest.raises(CheckpointError):
+            withdraw(open_run(tmp_path), plan(open_run(tmp_path), "bob", how))
+    between = None if how == "restart" else newest(tmp_path)
+    withdraw(open_run(tmp_path), plan(open_run(tmp_path), "bob", how))
+    assert open_run(tmp_path).config.federation.withdrawn == ["bob"]
+    assert between is None or torch.equal(newest(tmp_path), between), "it is subtracted once"
 
 
 @pytest.mark.slow
