@@ -1,6 +1,6 @@
 """Recomputes from the committed JSON what the pages of docs/measurements claim beyond the tables, and corrects it.
 
-    scripts/bench audit          writes docs/results/audit.md; seconds, nothing is trained
+    scripts/bench recompute          writes docs/results/recompute.md; seconds, nothing is trained
 
 PubSwap by kind of problem family, optimizer steps and trained tokens of its arms; p values of the LoRA rules and of
 FGRPO's options, with Holm's correction over all comparisons of a table; the cohort's share of a round's phases.
@@ -146,12 +146,12 @@ def cohort() -> list[str]:
 def page() -> str:
     """All of it."""
     about = (
-        "`scripts/bench audit`, from the runs in pubswap.json, aggregation.json and speed.json; nothing is trained. "
-        "Mean and 95 % interval (Student's t) over five seeds; p of a paired t test, two-sided."
+        "`scripts/bench recompute`, from the runs in pubswap.json, aggregation.json and speed.json; nothing is "
+        "trained. Mean and 95 % interval (Student's t) over five seeds; p of a paired t test, two-sided."
     )
     return "\n".join([about, "", *pubswap(), *aggregation(), *cohort()]).rstrip() + "\n"
 
 
 if __name__ == "__main__":
-    (RESULTS / "audit.md").write_text(page(), "utf-8")
+    (RESULTS / "recompute.md").write_text(page(), "utf-8")
     print(page())
