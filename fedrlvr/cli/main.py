@@ -1,6 +1,6 @@
 """The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
-validate | desk | export | model | doctor | withdraw, and for organisations on their own machines superlink | federate |
-site.
+validate | desk | export | model | doctor | withdraw | audit, and for organisations on their own machines superlink |
+federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.audit import audit
 from fedrlvr.cli.compare import compare
 from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
@@ -144,6 +145,7 @@ app.command()(compare)
 app.command()(contribution)
 app.command()(sft)
 app.command()(withdraw)
+app.command()(audit)
 
 
 @app.command(name="eval")
