@@ -116,7 +116,7 @@ def audit_run(run: SavedRun, settings: AuditSettings, canaries: Sequence[Canary]
 
 
 def trained_clients(run: SavedRun) -> dict[str, Trained]:
-    """The clients of a simulated run, at the round of its checkpoint.
+    """The clients of a simulated run by name, with their adapters of the checkpoint.
 
     Raises:
         ConfigError: the clients' problems are elsewhere, or the arm has no global adapter of several clients.

@@ -1,6 +1,6 @@
 """The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
-validate | desk | export | model | doctor | withdraw | audit, and for organisations on their own machines superlink |
-federate | site.
+validate | desk | export | model | doctor | withdraw | audit | report, and for organisations on their own machines
+superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -32,6 +32,7 @@ from fedrlvr.cli.options import (
     warn_of_schedule,
 )
 from fedrlvr.cli.prompts import prompts
+from fedrlvr.cli.report import report
 from fedrlvr.cli.responses import responses
 from fedrlvr.cli.sft import sft
 from fedrlvr.cli.site import site
@@ -146,6 +147,7 @@ app.command()(contribution)
 app.command()(sft)
 app.command()(withdraw)
 app.command()(audit)
+app.command()(report)
 
 
 @app.command(name="eval")
