@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedrlvr.config import Config
 from fedrlvr.deployment.superlink.disclosure import travels
 from fedrlvr.files import atomic_text
 from fedrlvr.privacy.decision_log import DecisionLog
@@ -48,7 +47,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class PageEntry:
     """A line of the page. lines: what the run's files say; empty: only the organisation can write it."""
 
     label: str
@@ -62,7 +61,7 @@ class Chapter:
     """One of the texts by which the page is laid out, or the facts that it is filled from."""
 
     title: str
-    entries: Sequence[Entry]
+    entries: Sequence[PageEntry]
 
 
 @dataclass(frozen=True)
@@ -188,53 +187,57 @@ def chapters(facts: ComplianceFacts) -> list[Chapter]:
         Chapter(
             "Facts of the run",
             [
-                Entry("Data flow", facts.flow),
-                Entry("Data", facts.data),
-                Entry("Settings", facts.settings),
-                Entry("Limits of the organisation", facts.limits, "" if facts.limits else "name the site: --site DIR"),
-                Entry("Decision log", facts.log, "the head as it was noted elsewhere"),
-                Entry("Epsilon", facts.epsilon),
-                Entry("Audit by attacks", facts.audit, "" if facts.audit else "fedrlvr audit, or fedrlvr site audit"),
-                Entry("Withdrawn clients", facts.withdrawn or ["none"]),
-                Entry("Scores", facts.scores),
-                Entry("Lineage", facts.lineage),
+                PageEntry("Data flow", facts.flow),
+                PageEntry("Data", facts.data),
+                PageEntry("Settings", facts.settings),
+                PageEntry(
+                    "Limits of the organisation", facts.limits, "" if facts.limits else "name the site: --site DIR"
+                ),
+                PageEntry("Decision log", facts.log, "the head as it was noted elsewhere"),
+                PageEntry("Epsilon", facts.epsilon),
+                PageEntry(
+                    "Audit by attacks", facts.audit, "" if facts.audit else "fedrlvr audit, or fedrlvr site audit"
+                ),
+                PageEntry("Withdrawn clients", facts.withdrawn or ["none"]),
+                PageEntry("Scores", facts.scores),
+                PageEntry("Lineage", facts.lineage),
             ],
         ),
         Chapter(
             "GDPR, article 35(7): data protection impact assessment",
             [
-                Entry("(a) Processing operations", [*facts.flow, *facts.data]),
-                Entry("(a) Purposes, and legitimate interest where it is pursued"),
-                Entry("(b) Necessity and proportionality", (), "why training needs these problems, and no fewer"),
-                Entry("(c) Risks to the rights and freedoms of data subjects", risks, "likelihood and severity"),
-                Entry("(d) Measures, safeguards and mechanisms", measures, "organisational measures"),
-                Entry("Advice of the data protection officer (35(2)), views of data subjects (35(9))"),
+                PageEntry("(a) Processing operations", [*facts.flow, *facts.data]),
+                PageEntry("(a) Purposes, and legitimate interest where it is pursued"),
+                PageEntry("(b) Necessity and proportionality", (), "why training needs these problems, and no fewer"),
+                PageEntry("(c) Risks to the rights and freedoms of data subjects", risks, "likelihood and severity"),
+                PageEntry("(d) Measures, safeguards and mechanisms", measures, "organisational measures"),
+                PageEntry("Advice of the data protection officer (35(2)), views of data subjects (35(9))"),
             ],
         ),
         Chapter(
             "EU AI Act, annex IV: technical documentation",
             [
-                Entry(
+                PageEntry(
                     "1 General description", facts.lineage, "intended purpose, provider, users, instructions for use"
                 ),
-                Entry(
+                PageEntry(
                     "2 Elements and development", [*facts.settings, *facts.data], "data provenance, labelling, cleaning"
                 ),
-                Entry("3 Monitoring, functioning and control", facts.scores, "limits of use, human oversight"),
-                Entry("4 Appropriateness of the performance metrics", (), "why pass@1 on held-out problems fits"),
-                Entry("5 Risk management system (article 9)", risks),
-                Entry("6 Changes through the lifecycle", [*facts.lineage, *facts.withdrawn]),
-                Entry("7 Harmonised standards applied"),
-                Entry("8 EU declaration of conformity"),
-                Entry("9 Post-market monitoring plan (article 72)"),
+                PageEntry("3 Monitoring, functioning and control", facts.scores, "limits of use, human oversight"),
+                PageEntry("4 Appropriateness of the performance metrics", (), "why pass@1 on held-out problems fits"),
+                PageEntry("5 Risk management system (article 9)", risks),
+                PageEntry("6 Changes through the lifecycle", [*facts.lineage, *facts.withdrawn]),
+                PageEntry("7 Harmonised standards applied"),
+                PageEntry("8 EU declaration of conformity"),
+                PageEntry("9 Post-market monitoring plan (article 72)"),
             ],
         ),
         Chapter(
             "SATRE 3.3.07: approval before outputs leave",
             [
-                Entry("Rule or person that approves", approval, "who may approve, and by which procedure"),
-                Entry("Record of decisions", facts.log),
-                Entry("Checks before release", facts.audit, "statistical disclosure control by the organisation"),
+                PageEntry("Rule or person that approves", approval, "who may approve, and by which procedure"),
+                PageEntry("Record of decisions", facts.log),
+                PageEntry("Checks before release", facts.audit, "statistical disclosure control by the organisation"),
             ],
         ),
     ]
