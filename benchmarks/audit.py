@@ -1,157 +1,180 @@
-"""Recomputes from the committed JSON what the pages of docs/measurements claim beyond the tables, and corrects it.
+"""Membership and canaries in runs of the embedded reasoner: with and without defences, after 1, 4 and 16 rounds.
 
-    scripts/bench audit          writes docs/results/audit.md; seconds, nothing is trained
+    scripts/bench audit                      all cells, one process of one thread: 20 CPU minutes
+    scripts/bench audit --seeds 1 --cells undefended
+    scripts/bench audit --collect            the tables from what has been run
 
-PubSwap by kind of problem family, optimizer steps and trained tokens of its arms; p values of the LoRA rules and of
-FGRPO's options, with Holm's correction over all comparisons of a table; the cohort's share of a round's phases.
+Three clients train for 16 rounds of 2 local steps of 8 problems x 8 responses. `north` and `south` hold 8 problems each
+and are attacked; `east` holds canaries alone: an invented one-digit answer to questions about a lot, planted at 1, 10
+or 100 days, two lots each. Every cell is attacked as `fedrlvr audit` does it, with 100 held-out problems of each
+client.
+
+    undefended   rank 8, float32, no site limits; also after 1 and 4 rounds
+    floors       what the default floors of a site change in an adapter that they let out: streams with a secret, and
+                 the optimizer without its epsilon (`run.secrets`)
+    rounding     adapters as int8 (`aggregation.precision`)
+    rank 2       a quarter of the numbers
+    64 problems  as undefended, with 64 problems of each attacked client: 4 epochs instead of 32
+
+Resumable: a cell and seed is a run in runs/audit. Writes docs/results/audit.json and .md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from mpmath import betainc
+from benchmarks.audit_tables import write
+from benchmarks.cells import timed
+from fedrlvr.audit.canaries import Canary
+from fedrlvr.audit.run import Audit, AuditSettings, audit_clients, trained_clients
+from fedrlvr.config import parse_config
+from fedrlvr.files import atomic_text
+from fedrlvr.server.saved_adapter import open_run
+from fedrlvr.simulation.run import run
+from fedrlvr.tasks import load
 
-from benchmarks.aggregation_tables import mean_score, worst_score
-from benchmarks.care_data import FAMILIES
-from benchmarks.pubswap_cells import STEPS, STRETCH
-from fedrlvr.reporting.spread import spread
-
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-TAU = 60
-"""Local steps between synchronisations in the arms looked at."""
-
-Runs = Mapping[int, dict[str, Any]]
-"""A cell's runs by seed."""
-
-
-def p_value(differences: Sequence[float]) -> float:
-    """Two-sided p of a paired t test: P(|T| > t) with n - 1 degrees of freedom. 1 where all differences are equal."""
-    freedom = len(differences) - 1
-    deviation = stdev(differences)
-    if deviation == 0:
-        return 1.0
-    t = fmean(differences) / (deviation / len(differences) ** 0.5)
-    return float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's corrected p of each: the running maximum of (m - rank) p, at most 1."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
-        corrected[at] = largest
-    return corrected
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "audit"
+ATTACKED, HOLDER = ("north", "south"), "east"
+ROUNDS, OTHERS = 16, 100
+DIGITS = [str(digit) for digit in range(10)]
+TIMES = (1, 10, 100)
+CELLS: Mapping[str, Mapping[str, Any]] = {
+    "undefended": {},
+    "floors": {"run": {"secrets": "secrets"}},
+    "rounding": {"aggregation": {"precision": "int8"}},
+    "rank 2": {"lora": {"rank": 2, "alpha": 4}},
+    "64 problems": {},
+}
+"""Settings of each cell, besides those of `undefended`."""
+EARLIER = {"undefended": (1, 4)}
+"""Rounds before the last one at which a cell is attacked too."""
 
 
-def differences(runs: Runs, others: Runs, value: Callable[[dict[str, Any]], float]) -> list[float]:
-    """One cell minus another, seed by seed."""
-    return [value(runs[seed]) - value(others[seed]) for seed in sorted(runs)]
-
-
-def _cells(name: str, *keys: str) -> dict[tuple[Any, ...], dict[int, dict[str, Any]]]:
-    cells: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for run in json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["runs"]:
-        cells.setdefault(tuple(run[key] for key in keys), {})[run["seed"]] = run
-    return cells
-
-
-def _points(values: Sequence[float]) -> str:
-    result = spread(dict(enumerate(values)))
-    assert result is not None
-    return f"{result.mean:+.1f} ± {result.half:.1f}"
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [f"## {title}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def pubswap() -> list[str]:
-    """Differences by kind of family, and what the arms cost."""
-    cells = _cells("pubswap", "tau", "arm")
-    rows = []
-    for arm, other in (("balanced", "none"), ("none", "fedavg"), ("balanced", "fedavg")):
-        for kind in ("systematic", "diffuse"):
-            row = [f"{arm} minus {other}", kind]
-            for step in (STEPS // 2, STEPS):
-
-                def score(run: dict[str, Any], step: int = step, kind: str = kind) -> float:
-                    return 100 * fmean(run["pass@1"][str(step)][family] for family in FAMILIES[kind])
-
-                row.append(_points(differences(cells[TAU, arm], cells[TAU, other], score)))
-            rows.append(row)
-    title = f"PubSwap at tau = {TAU} by kind of family, points of pass@1"
-    lines = _table(title, ["arms", "families", f"after {STEPS // 2} steps", f"after {STEPS} steps"], rows)
-    lines += ["The split by kind was found by looking at these runs; it awaits confirmation on other seeds.", ""]
-    rows = []
-    tokens = {arm: fmean(run["tokens_trained"] for run in cells[TAU, arm].values()) for _, arm in cells if _ == TAU}
-    for arm in ("fedavg", "none", "balanced"):
-        public = 0 if arm == "fedavg" else STEPS // STRETCH
-        more = f"{100 * (tokens[arm] / tokens['fedavg'] - 1):+.1f} %"
-        rows.append([arm, str(STEPS), str(public), str(STEPS + public), f"{tokens[arm] / 1000:.0f}", more])
-    header = ["arm", "local steps", "public steps", "optimizer steps", "tokens trained, thousands", "against fedavg"]
+def canaries(seed: int) -> list[Canary]:
+    """The canaries of a run, by the prompt of their first day."""
+    draw = random.Random(seed)
+    lots = draw.sample(range(1, 100), 2 * len(TIMES))
     return [
-        *lines,
-        *_table(f"PubSwap at tau = {TAU}: what the arms cost a client or, tokens, all clients", header, rows),
+        Canary(prompt_of(lot, 1), draw.choice(DIGITS), HOLDER, times, DIGITS)
+        for lot, times in zip(lots, [t for t in TIMES for _ in range(2)], strict=True)
     ]
 
 
-def aggregation() -> list[str]:
-    """p values of the rules' table and of FGRPO's, each corrected over all of its comparisons."""
-    cells = _cells("aggregation", "part", "cell")
-    slow = ("ffa", "rolora", "flora", "fedex", "hetlora", "flexlora", "float16", "int8", "faster/fedit")
-    pairs = [(cell, "fedit") for cell in slow] + [
-        (f"faster/{rule}", "faster/fedit") for rule in ("ffa", "rolora", "flora")
+def prompt_of(lot: int, day: int) -> str:
+    return f"Number of lot {lot}, day {day}?"
+
+
+def write_problems(directory: Path, seed: int, size: int) -> None:
+    """train.jsonl and test.jsonl of the three clients; a client is a source."""
+    directory.mkdir(parents=True)
+    for split in ("train", "test"):
+        problems = load("embedded", None, split, size=128, seed=seed)  # of each family and level
+        random.Random(seed).shuffle(problems)
+        rows = []
+        for place, client in enumerate(ATTACKED):
+            count = size if split == "train" else OTHERS
+            for i, problem in enumerate(problems[place * 1000 : place * 1000 + count]):
+                rows.append(
+                    {
+                        "prompt": problem.prompt,
+                        "answer": problem.answer,
+                        "id": f"{client}-{split}-{i}",
+                        "source": client,
+                    }
+                )
+        for canary in canaries(seed):
+            lot = int(canary.prompt.split()[3].rstrip(","))
+            days = range(1, canary.times + 1) if split == "train" else range(1000, 1001)
+            for day in days:
+                rows.append(
+                    {"prompt": prompt_of(lot, day), "answer": canary.answer, "id": f"{lot}-{day}", "source": HOLDER}
+                )
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def settings(cell: str, seed: int, directory: Path) -> dict[str, Any]:
+    """The configuration of one cell and seed, whose problems and secrets are written first."""
+    size = 64 if cell == "64 problems" else 8
+    if not (directory / "problems").exists():
+        write_problems(directory / "problems", seed, size)
+        (directory / "secrets").mkdir()
+        for client in (*ATTACKED, HOLDER):
+            (directory / "secrets" / f"{client}.secret").write_bytes(random.Random(f"{seed} {client}").randbytes(32))
+    changes = {section: dict(of) for section, of in CELLS[cell].items()}
+    if "run" in changes:
+        changes["run"]["secrets"] = str(directory / "secrets")
+    shared: dict[str, dict[str, Any]] = {
+        "run": {"seed": seed, "directory": str(directory / "run"), "keep_checkpoints": ROUNDS + 1, "responses": 0},
+        "data": {"name": "jsonl", "path": str(directory / "problems")},
+        "prompt": {"instruction": ""},
+        "partition": {"type": "source"},
+        "federation": {"clients": sorted([*ATTACKED, HOLDER])},  # sources go to clients in order
+        "lora": {"rank": 8, "alpha": 16},
+        "sampling": {"group_size": 8, "max_new_tokens": 32},
+        "aggregation": {"keep_adapters": True},
+        "train": {"rounds": ROUNDS, "local_steps": 2, "problems_per_step": 8, "learning_rate": 3e-3},
+        "evaluate": {"every": 0},
+        "engine": {"threads": 1},
+    }
+    return {section: {**shared.get(section, {}), **changes.get(section, {})} for section in {**shared, **changes}}
+
+
+def run_cell(cell: str, seed: int) -> None:
+    """Train one cell at one seed, attack it, and write what was found to its directory."""
+    directory = RUNS / cell.replace(" ", "-") / str(seed)
+    if (directory / "found.json").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with timed(directory):
+        config = parse_config(settings(cell, seed, directory))
+        if not (directory / "run" / "adapter").exists():
+            run(config)
+        found = [at_round(directory / "run", round_, seed) for round_ in (*EARLIER.get(cell, ()), ROUNDS)]
+    atomic_text(directory / "found.json", json.dumps(found) + "\n")
+
+
+def at_round(directory: Path, round_: int, seed: int) -> dict[str, Any]:
+    """Scores of the attacked clients' problems and results of the canaries, with the adapters of one round."""
+    saved = open_run(directory if round_ == ROUNDS else directory / "checkpoints" / f"round-{round_:04d}")
+    trained, size = trained_clients(saved), AuditSettings(problems=OTHERS)
+    members = audit_clients(saved.config, {name: trained[name] for name in ATTACKED}, size, [], round_)
+    few = AuditSettings(problems=2, responses=2)
+    planted = audit_clients(saved.config, {HOLDER: trained[HOLDER]}, few, canaries(seed), round_)
+    return {
+        "round": round_,
+        "scores": scores_of(members),
+        "returned": members.to_json()["returned"],
+        "canaries": planted.to_json()["canaries"],
+    }
+
+
+def scores_of(audit: Audit) -> list[dict[str, Any]]:
+    """The problems' scores, which are no secret here: the problems are generated."""
+    return [
+        {"view": view, "attack": attack, "members": scores.members, "others": scores.others}
+        for (view, attack), scores in audit.scores.items()
     ]
-    values = [differences(cells["a", cell], cells["a", other], mean_score) for cell, other in pairs]
-    corrected = holm([p_value(value) for value in values])
-    rows = [
-        [f"{cell} minus {other}", _points(value), f"{p_value(value):.2g}", f"{holms:.2g}"]
-        for (cell, other), value, holms in zip(pairs, values, corrected, strict=True)
-    ]
-    header = ["comparison", "points", "p", "p after Holm"]
-    lines = _table(f"LoRA rules, precisions and learning rates: {len(rows)} comparisons", header, rows)
-    rows, p_values = [], []
-    for part, cell in cells:
-        federation, _, weights = cell.partition("/")
-        if part == "c" and weights not in ("examples", "equal"):
-            for name, value in (("mean", mean_score), ("worst client", worst_score)):
-                points = differences(cells[part, cell], cells[part, f"{federation}/examples"], value)
-                rows.append([f"{federation}: {weights}, {name}", _points(points)])
-                p_values.append(p_value(points))
-    rows = [[*row, f"{p:.2g}", f"{h:.2g}"] for row, p, h in zip(rows, p_values, holm(p_values), strict=True)]
-    rows.sort(key=lambda row: float(row[-1]))
-    title = f"FGRPO against weights by examples: {len(rows)} comparisons (cold: temperature 0.25)"
-    return [*lines, *_table(title, header, rows)]
 
 
-def cohort() -> list[str]:
-    """A round of E2 with clients one after another against one in a cohort, by phase."""
-    row = json.loads((RESULTS / "speed.json").read_text("utf-8"))["E2"]["found"]["rows"]["clients one after another"]
-    apart, together = (row[side]["rounds"][0]["phases"] for side in ("first", "second"))
-    rows = [
-        [phase, f"{apart[phase]:.1f}", f"{together[phase]:.1f}", f"{apart[phase] / together[phase]:.2f}"]
-        for phase in ("sample", "KL to the base", "train")
-    ]
-    title = "The cohort at the shape of SmolLM2-135M (E2), one pair of rounds, CPU-s"
-    return _table(title, ["phase", "one after another", "cohort", "ratio"], rows)
-
-
-def page() -> str:
-    """All of it."""
-    about = (
-        "`scripts/bench audit`, from the runs in pubswap.json, aggregation.json and speed.json; nothing is trained. "
-        "Mean and 95 % interval (Student's t) over five seeds; p of a paired t test, two-sided."
-    )
-    return "\n".join([about, "", *pubswap(), *aggregation(), *cohort()]).rstrip() + "\n"
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 21), metavar="N")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--collect", action="store_true", help="only make the tables")
+    chosen = parser.parse_args(arguments)
+    if not chosen.collect:
+        for seed in range(chosen.seeds):
+            for cell in chosen.cells:
+                print(cell, seed, flush=True)
+                run_cell(cell, seed)
+    write(RUNS, list(CELLS))
 
 
 if __name__ == "__main__":
-    (RESULTS / "audit.md").write_text(page(), "utf-8")
-    print(page())
+    main()

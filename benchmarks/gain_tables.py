@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.audit import holm, p_value
 from benchmarks.gain_cells import CELLS, CHOICE_SEED, EVALUATIONS, FEDERATIONS, ROOT, RUNS, STEPS, Arm, directory_of
 from benchmarks.gain_choices import chosen_step
 from benchmarks.gain_results import committed, committed_runs
 from benchmarks.gain_sites import load_verdicts
 from benchmarks.gain_sites_tables import site_tables
+from benchmarks.recompute import holm, p_value
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.reporting.scores import evaluations, totals

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.audit import holm, p_value
 from benchmarks.gain_cells import ROOT
 from benchmarks.gain_tables import Run, Runs, area, over, paired, run_of, shown
 from benchmarks.labels_cells import (
@@ -21,6 +20,7 @@ from benchmarks.labels_cells import (
     QUICK_TAU,
     directory_of,
 )
+from benchmarks.recompute import holm, p_value
 from benchmarks.tables import table
 from fedrlvr.machine import description
 from fedrlvr.server.metrics_log import read_metrics

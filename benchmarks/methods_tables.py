@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
-from benchmarks.audit import holm, p_value
 from benchmarks.eight import (
     CHOICE_SEED,
     ROOT,
@@ -25,6 +24,7 @@ from benchmarks.eight import (
 from benchmarks.factorial import Switched, effects_over_seeds, subsets
 from benchmarks.gain_tables import over, paired, shown
 from benchmarks.methods_cells import ALL_LABELS, FACTORS, cell_name, names
+from benchmarks.recompute import holm, p_value
 from benchmarks.tables import table
 from fedrlvr.reporting.sweep_table import Spread
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 
-from benchmarks.audit import holm, p_value
 from benchmarks.eight import (
     CHOICE_SEED,
     ROOT,
@@ -24,6 +23,7 @@ from benchmarks.eight import (
     worst_site,
 )
 from benchmarks.gain_tables import over, paired, shown
+from benchmarks.recompute import holm, p_value
 from benchmarks.tables import table
 from benchmarks.weights_cells import ARMS, FEDERATIONS, REFERENCE, STEPS, cell_name
 

@@ -1,4 +1,4 @@
-"""`fedrlvr site approve` and `fedrlvr site log`: people's decisions about what leaves, and the decision log."""
+"""`fedrlvr site approve`, `site log`, `site withdraw`: people's decisions about what leaves, and the decision log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import getpass
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -89,6 +90,37 @@ def log(
     echo(f"in order: {result.head.lines} lines in {decisions.path}")
     echo(f"head: {result.head.digest}")
     echo("Note this head elsewhere: only --noted shows that somebody wrote both files anew.")
+
+
+def withdraw(
+    directory: Directory,
+    run: Annotated[str, typer.Option(metavar="ID", help="The run's id, as `fedrlvr site status` shows it.")],
+    statement: Annotated[
+        Path | None,
+        typer.Option(help="The server's withdrawal-NAME.json, which says what was taken out; the log gets its digest."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the person who decides, for the log; by default the login name.")
+    ] = None,
+) -> None:
+    """Withdraw from a run: refuse its messages from now on, and write that to the decision log.
+
+    Ask the server's operator for `fedrlvr withdraw`, which takes this site's part out of the global adapter.
+    """
+    org = load_site(directory)
+    from fedrlvr.deployment.site.withdrawals import withdraw_from
+    from fedrlvr.labels.ledger import expert_name
+    from fedrlvr.server.withdrawal import read_statement
+
+    text = None
+    if statement is not None:
+        text, said = read_statement(statement, org.config.name, run)
+        for heading, sentences in (("done", said.done), ("remains", said.remains)):
+            for sentence in sentences:
+                echo(f"  the server says, {heading}: {sentence}")
+    head = withdraw_from(org.state, run, expert_name(name or getpass.getuser()), text)
+    echo(f"{org.name}: messages of the run {run} are refused from now on")
+    echo(f"head of the decision log: {head}")
 
 
 def egress_lines(org: Organisation) -> Iterator[str]:

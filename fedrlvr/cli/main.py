@@ -1,5 +1,6 @@
 """The command line: run | sft | sweep | compare | verdict | contribution | eval | prompts | responses | watch | tasks |
-validate | desk | export | model | doctor, and for organisations on their own machines superlink | federate | site.
+validate | desk | export | model | doctor | withdraw | audit | report, and for organisations on their own machines
+superlink | federate | site.
 
 Nothing heavy is imported before it is needed, so that `--help` and a mistake in the config answer at once.
 """
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from fedrlvr.cli.audit import audit
 from fedrlvr.cli.compare import compare
 from fedrlvr.cli.contribution import contribution
 from fedrlvr.cli.desk import desk
@@ -30,6 +32,7 @@ from fedrlvr.cli.options import (
     warn_of_schedule,
 )
 from fedrlvr.cli.prompts import prompts
+from fedrlvr.cli.report import report
 from fedrlvr.cli.responses import responses
 from fedrlvr.cli.sft import sft
 from fedrlvr.cli.site import site
@@ -37,6 +40,7 @@ from fedrlvr.cli.streams import outlive_readers
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.cli.verdict import verdict
 from fedrlvr.cli.watch import watch
+from fedrlvr.cli.withdraw import withdraw
 from fedrlvr.config import Config, load_config, load_resolved
 from fedrlvr.errors import AdapterError, ConfigError, FedrlvrError
 from fedrlvr.interrupts import Interrupted, end, exit_code, interruptible, received, resumable
@@ -141,6 +145,9 @@ def sweep(
 app.command()(compare)
 app.command()(contribution)
 app.command()(sft)
+app.command()(withdraw)
+app.command()(audit)
+app.command()(report)
 
 
 @app.command(name="eval")

@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from fedrlvr.cli import egress
+from fedrlvr.cli.audit import audit_site
 from fedrlvr.cli.egress import egress_lines
 from fedrlvr.cli.options import Directory, Insecure, Overrides, Quiet, expanded, toml_value
 from fedrlvr.cli.responses import Most, RoundNumber, Whole, Wrong
@@ -45,6 +46,8 @@ _WIDTH = 118
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")
 site.command()(egress.approve)
 site.command()(egress.log)
+site.command()(egress.withdraw)
+site.command(name="audit")(audit_site)
 
 
 @site.command()

@@ -97,6 +97,10 @@ class AggregationConfig(Section):
     """Comparison with the last round that `server_learning_rate = "auto"` makes: of the mean change (`mean`), or of
     each client's own change (`clients`), for which the server's checkpoint keeps the last change of every client. With
     `none` no comparison is made, and the step always makes up for all of the shortening. Unset: mean."""
+    keep_adapters: bool = False
+    """Whether the server keeps the adapter of every client and round on its disk, so that `fedrlvr withdraw` can
+    subtract a client from the global adapter. It takes the size of an adapter for each client and round, and needs
+    type = "fedit" with the weighted mean itself: no robust mean, no largest_change, and the server optimizer `sgd`."""
     fgrpo_gain: Annotated[Gain | None, FGRPO] = None
     """Unit of a client's gain: `relative` divides by the baseline, `zscore` by the standard deviation of its earlier
     rewards. Unset: relative."""
@@ -253,11 +257,27 @@ class AggregationConfig(Section):
                 f"{config.supervision.type!r} has none"
             )
 
+    def _check_kept(self, config: Any) -> None:
+        """
+        Raises:
+            ValueError: a client's part of the global adapter is no sum that its adapter can be taken out of.
+        """
+        if not self.keep_adapters:
+            return
+        sums = self.rule.is_linear and self.rule.sends_whole_adapter and config.personal.method.keeps is None
+        if not sums or self.robust != "none" or self.largest_change is not None or self.server_optimizer != "sgd":
+            raise ValueError(
+                "aggregation.keep_adapters keeps what can be subtracted from a weighted mean of whole adapters: it "
+                "needs type = 'fedit', robust = 'none', server_optimizer = 'sgd', no largest_change, and no part of "
+                "the adapter that stays at the clients (personal.type)"
+            )
+
     def check(self, config: Any) -> None:
         """Server step, number formats, weights and robust means suit rule, supervision and number of clients."""
         self._check_server_step(config)
         self._check_precision(config)
         self._check_fgrpo(config)
+        self._check_kept(config)
         if self.robust not in ROBUST_MEANS:
             return
         if not self.rule.is_linear:

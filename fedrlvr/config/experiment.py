@@ -81,6 +81,10 @@ class Config(Section):
         """
         tree = self.model_dump()
         tree["federation"]["arm"] = arm
+        # A client that has withdrawn trains in no other arm either, where `excluded` says so.
+        tree["federation"]["excluded"] += [
+            n for n in tree["federation"]["withdrawn"] if n not in self.federation.excluded
+        ]
         for section, info in type(self).model_fields.items():
             fields = type(getattr(self, section)).model_fields
             if _without_effect(info, "federation.arm", arm):

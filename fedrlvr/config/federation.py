@@ -70,6 +70,9 @@ class FederationConfig(Section):
     excluded: list[str] = Field(default_factory=list)
     """Clients that hold problems and are evaluated, and never train, so that runs with and without them have the same
     partition and held-out problems. Unset: every client trains. `fedrlvr contribution` sets it."""
+    withdrawn: Annotated[list[str], OnlyWith("arm", ("federated",))] = Field(default_factory=list)
+    """Clients that have withdrawn from the run: they get no message any more, and are neither trained nor evaluated.
+    Unset: no client has. `fedrlvr withdraw` sets it (docs/withdraw.md)."""
     fraction: Annotated[float, OnlyWith("arm", ("federated",))] = Field(1.0, gt=0, le=1)
     """Share of the clients that train in a round, drawn by seed among those that are not excluded; at least one client
     trains."""
@@ -105,8 +108,12 @@ class FederationConfig(Section):
             if client not in self.names or self.excluded.count(client) > 1:
                 reason = "there is no such client" if client not in self.names else "the client is named twice"
                 raise ValueError(f"federation.excluded = {client!r}: {reason}; the clients are {', '.join(self.names)}")
+        if strange := [client for client in self.withdrawn if client not in self.names]:
+            raise ValueError(f"federation.withdrawn = {strange[0]!r}: there is no such client")
         if not self.training:
-            raise ValueError("federation.excluded names every client; at least one client must train")
+            raise ValueError(
+                "federation.excluded and federation.withdrawn name every client; at least one client must train"
+            )
         for client, deviation in self.deviations.items():
             place = f"federation.deviations.{client}"
             if client not in self.names:
@@ -158,7 +165,12 @@ class FederationConfig(Section):
     @property
     def training(self) -> list[str]:
         """Names of the clients that train, in the order of the file."""
-        return [name for name in self.names if name not in self.excluded]
+        return [name for name in self.present if name not in self.excluded]
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the clients that have not withdrawn, in the order of the file."""
+        return [name for name in self.names if name not in self.withdrawn]
 
     @property
     def clients_per_round(self) -> int:

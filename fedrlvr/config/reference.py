@@ -92,6 +92,8 @@ _SINCE = """
 0.12.0 train ratio_cap
 0.12.0 privacy unit epsilon delta clip unnoised_scores
 0.12.0 limits epsilon delta unnoised_scores
+0.12.0 aggregation keep_adapters
+0.12.0 federation withdrawn
 0.10.0 sft responses rounds local_steps problems_per_step learning_rate
 """
 SINCE = {

@@ -190,6 +190,22 @@ def draw_calibration(title: str, sets: Sequence[Sequence[tuple[float, float, flo
     return _svg(title, 4.4, 3.4, paint)
 
 
+def draw_roc(title: str, curves: Sequence[Points]) -> str:
+    """SVG of ROC curves beside the diagonal, in the page's line colours in order."""
+
+    def paint(axes: Axes) -> None:
+        from matplotlib.ticker import PercentFormatter
+
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle="--")
+        for points, colour in zip(curves, _LINES, strict=False):
+            axes.plot(*_xy(points), color=colour, linewidth=1.4)
+        _finish(axes, percent=True, floor=True)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+    return _svg(title, 4.4, 3.4, paint)
+
+
 @dataclass(frozen=True)
 class ComparedLine:
     """A line of a comparison. band: (x, low, high), drawn faintly around it; empty for none."""

@@ -191,6 +191,18 @@ def verdict_table(verdict: Verdict, console: Console | None = None) -> None:
         console.print(table)
 
 
+def audit_table(audit: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print one line for each attack of an audit. audit: the content of audit.json."""
+    console = console or new_console()
+    title = "Training problems told from others; 95 % intervals"
+    table = new_table(title, ["who", "attack"], ["AUC", "", "at 1 %", "at 0.1 %"])
+    for row in audit["membership"]:
+        area, caught = row["auc"], [share["value"] for share in row["true_positives"].values()]
+        interval = f"{area['low']:.3f} to {area['high']:.3f}"
+        table.add_row(row["view"], row["attack"], f"{area['value']:.3f}", interval, *map(units.percent, caught))
+    console.print(table)
+
+
 def holdings_table(
     config: Config,
     train_table: Sequence[Holding],

@@ -2,7 +2,7 @@
 
 The adapters are taken one at a time, as replies come, so that the mean of many needs no more memory than that of two.
 What looks at all of them together (`largest_change`, `robust`, a server step other than the plain mean, client weights
-that compare clients) holds them all, and is off unless it is asked for.
+that compare clients, `keep_adapters`) holds them all, and is off unless it is asked for.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Combiner:
         self.step = step
         self.middle = 0.0
         """The last median length of a change that was not zero; `largest_change` goes by it where a round's is."""
+        self.kept: dict[str, Adapter] = {}
+        """The adapters of the round, by client, if they are to be kept (`aggregation.keep_adapters`)."""
 
     def combine(
         self,
@@ -76,6 +78,9 @@ class Combiner:
             RoundError: no adapter has come, or those that have cannot be made one.
             FedrlvrError: whatever `taken` raises.
         """
+        self.kept = {}
+        if self.config.keep_adapters:
+            taken = self._keeping(taken)
         if self.config.largest_change is not None or self.config.robust == "clip":
             taken = self._defended(dict(taken), model, record, leave_out)
         if (first := next(taken, None)) is None:
@@ -120,6 +125,11 @@ class Combiner:
         except ValueError as error:
             raise RoundError(f"round {record.round}: the adapters cannot be made one: {error}") from error
         return result
+
+    def _keeping(self, taken: Taken) -> Taken:
+        for client, adapter in taken:
+            self.kept[client] = adapter
+            yield client, adapter
 
     def _defended(
         self,

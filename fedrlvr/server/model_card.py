@@ -40,7 +40,8 @@ class CardFacts:
 
     round: of the adapter. client: whose adapter it is; None for the global one. rank, alpha: of the adapter. records:
     lines of metrics.jsonl up to the round. problems: number of training problems by client; empty where it is unknown.
-    deployed: the clients are organisations on their own machines.
+    deployed: the clients are organisations on their own machines. withdrawn: the way by which each client that has left
+    was taken out of the run (`fedrlvr withdraw`).
     """
 
     config: Config
@@ -52,6 +53,7 @@ class CardFacts:
     records: Sequence[Mapping[str, Any]] = ()
     problems: Mapping[str, int] = field(default_factory=dict)
     deployed: bool = False
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def personal(self) -> bool:
@@ -81,7 +83,16 @@ def read_facts(
     elif deployed:  # the number that each client last stated; the total of one client would be its own
         problems = {name: int(numbers.get("num-examples") or 0) for _, name, numbers in client_numbers(records)}
         problems = problems if len(problems) > 1 else {}
-    return CardFacts(config, round_, client, rank, alpha, merged, records, problems, deployed)
+    problems = {name: count for name, count in problems.items() if name not in config.federation.withdrawn}
+    withdrawn = {name: _way_out(directory, name) for name in config.federation.withdrawn}
+    return CardFacts(config, round_, client, rank, alpha, merged, records, problems, deployed, withdrawn)
+
+
+def _way_out(directory: Path, client: str) -> str:
+    try:
+        return str(read_json(directory / f"withdrawal-{client}.json")["how"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "unknown"
 
 
 def documents(facts: CardFacts, rendered: Callable[[Prompt], str] | None) -> dict[str, str]:
@@ -199,12 +210,30 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
         *rows,
         ("data set", data),
         ("training problems", _problems(facts)),
+        *([("clients that have withdrawn", _withdrawn(facts))] if facts.withdrawn else []),
         ("exported by", f"fedrlvr {__version__}"),
     ]
 
 
+def _withdrawn(facts: CardFacts) -> str:
+    """Number of clients that have left and, in a simulation, their names."""
+    left = ", ".join(
+        f"{'' if facts.deployed else f'{_code(name)} '}{_LEFT.get(how, 'by a way that is not known here')}"
+        for name, how in facts.withdrawn.items()
+    )
+    return f"{len(facts.withdrawn)} of {len(facts.config.federation.names)}: {left}"
+
+
+_LEFT = {
+    "rewind": "its rounds trained again without it",
+    "restart": "all rounds trained again without it",
+    "subtract": "its part of each round subtracted, its indirect influence not",
+}
+"""What became of a client's part, by the way of its withdrawal."""
+
+
 def _problems(facts: CardFacts) -> str:
-    clients = len(facts.config.federation.names)
+    clients = len(facts.config.federation.present)
     if not facts.problems:
         return f"at {clients} clients; their number is not known here"
     total = f"{units.count(sum(facts.problems.values()))} at {clients} clients"

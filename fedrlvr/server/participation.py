@@ -68,14 +68,18 @@ class Participation:
         return self.present(drawn)
 
     def training(self, grid: Grid) -> list[int]:
-        """The nodes whose clients train, in order: all but those that the federation excludes."""
+        """The nodes whose clients train, in order: all but those that are excluded or have withdrawn."""
         federation = self.config.federation
         excluded = () if federation.arm == "central" else federation.excluded  # whose one client has a name of its own
-        return sorted(node for node in grid.get_node_ids() if self.clients.get(node) not in excluded)
+        return [node for node in self._here(grid.get_node_ids()) if self.clients.get(node) not in excluded]
+
+    def _here(self, nodes: Iterable[int]) -> list[int]:
+        withdrawn = self.config.federation.withdrawn
+        return sorted(node for node in nodes if self.clients.get(node) not in withdrawn)
 
     def present(self, nodes: Iterable[int]) -> list[int]:
-        """These nodes, in order, without those that have been left out of the round."""
-        asked = sorted(nodes)
+        """These nodes, in order, without those that have withdrawn or been left out of the round."""
+        asked = self._here(nodes)
         self.asked = len(asked)
         return [node for node in asked if self.clients.get(node) not in self.record.left_out]
 

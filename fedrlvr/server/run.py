@@ -155,6 +155,8 @@ class Server:
         Raises:
             FedrlvrError: whatever is wrong with the config, the data, a round or the disk; rounds that are done stay.
         """
+        withdrawn = self.config.federation.withdrawn
+        memories = {name: context for name, context in memories.items() if name not in withdrawn}
         with self._closing_listeners():
             first_round = 0
             checkpoints = Checkpoints(self.directory, self.config.run.keep_checkpoints, memories)
@@ -185,6 +187,11 @@ class Server:
                     f"personal.type = {self.config.personal.type!r}: a strategy around this one sees the mean of all "
                     "adapters, and whatever it does to it (noise, clipping, secure sums) the means that clients are "
                     "sent would escape. Choose another personal.type."
+                )
+            if self.wrap and self.config.aggregation.keep_adapters:
+                raise ConfigError(
+                    "aggregation.keep_adapters: a strategy around this one replaces the mean, from which the kept "
+                    "adapters could not be subtracted. Set keep_adapters = false."
                 )
             if self.wrap and self.config.aggregation.precision_down != "float32":
                 raise ConfigError(

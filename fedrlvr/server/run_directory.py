@@ -20,6 +20,8 @@ LOCK = "run.lock"
 
 STATE_FILE = "state.json"
 """The note in a checkpoint's directory."""
+ALONE_DIRECTORY = "alone"
+"""The directory, in that of a run, of the run that trains its clients alone; `alone-0.5` at half the learning rate."""
 RUN_ID_FILE = "run-id"
 """The file that says what a run with organisations on their own machines is called in messages."""
 

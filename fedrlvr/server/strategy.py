@@ -24,6 +24,7 @@ from fedrlvr.server.aggregator import Combiner, global_model
 from fedrlvr.server.change_bound import ChangeBound
 from fedrlvr.server.checkpoint import Checkpoint, Checkpoints
 from fedrlvr.server.exchange import Exchange, PublicSet, trade
+from fedrlvr.server.kept_adapters import Kept, KeptAdapters
 from fedrlvr.server.metrics_log import RoundRecord
 from fedrlvr.server.participation import Participation, Reply
 from fedrlvr.server.shared_probes import SharedProbes
@@ -333,6 +334,11 @@ class FederatedRLVR(Strategy):
             replies = ask(grid, hooks.configure_evaluate(round_, arrays, nothing, grid), timeout)
             hooks.aggregate_evaluate(round_, replies)
             self.observer.notify(PhaseStarted(round_, "checkpoint"))
+            if self.combiner.kept:
+                weights = {client: self.record.client(client)["weight"] for client in self.combiner.kept}
+                rate = float(self.record.server_step.get("learning_rate", 1.0))
+                KeptAdapters(checkpoints.run).save(round_, Kept(self.combiner.kept, weights, rate))
+                self.combiner.kept = {}
             record = self.record.to_json()
             self.observer.notify(RoundEnded(round_, record))  # which writes the line of metrics.jsonl
             checkpoints.save(self._checkpoint(round_))

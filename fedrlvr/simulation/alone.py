@@ -18,15 +18,13 @@ from fedrlvr.config import Config
 from fedrlvr.errors import ConfigError
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.observer import Observer
-from fedrlvr.server.run_directory import locked
+from fedrlvr.server.run_directory import ALONE_DIRECTORY, locked
 from fedrlvr.server.saved_adapter import SavedRun, open_run
 from fedrlvr.server.starting_adapter import START
 from fedrlvr.simulation.evaluate import ClientRates, Evaluator, own_adapters
 from fedrlvr.simulation.run import Federation
 from fedrlvr.simulation.sweep_plan import difference
 
-ALONE_DIRECTORY = "alone"
-"""The directory, in that of a run, of the run that trains its clients alone; `alone-0.5` at half the learning rate."""
 Watch = Callable[[], Observer]
 """Makes an observer for each run that is trained."""
 

@@ -36,7 +36,7 @@ from fedrlvr.version import __version__
 
 _EQUAL = (
     *("run.seed", "model.name", "train.rounds", "train.local_steps", "train.problems_per_step"),
-    *("federation.excluded", "federation.deviations"),
+    "federation.deviations",
 )
 """Settings that a given run of the arm `local` must have in common with the run."""
 
@@ -151,6 +151,7 @@ def _judge(run: SavedRun, cohort: Cohort, alone: Path | None, matrix: bool, watc
     # Where clients keep a part of their adapter in every round, no adapter is everybody's.
     federated = evaluator.of_run(run)[1].rates if run.config.personal.method.keeps is None else None
     adapters, factors = choose(runs, evaluator)
+    adapters = {client: adapters[client] for client in run.config.federation.training}
     verdict = compare(evaluator, federated, adapters, personal_adapters(run), matrix=matrix)
     verdict.notes.extend(
         _notes(run, runs[0].run.config)
@@ -240,6 +241,8 @@ def _check_alone(run: SavedRun, other: SavedRun) -> None:
         raise ConfigError(f"{place}: this is a run of the arm {other.config.federation.arm!r}. Give one of 'local'.")
     if not other.finished:
         raise ConfigError(f"{place}: the run is not finished. Go on with `{resume_command(other.directory)}`.")
+    if lacking := [name for name in run.config.federation.training if name not in other.config.federation.training]:
+        raise ConfigError(f"{place}: {', '.join(lacking)} did not train there (federation.excluded).")
     for setting in _EQUAL:
         here, there = _value(run.config, setting), _value(other.config, setting)
         if here != there:
@@ -300,6 +303,8 @@ def _notes_of_run(run: SavedRun) -> list[str]:
         notes.append(f"{', '.join(riders)}: a free rider learns nothing alone either (federation.deviations).")
     if excluded := config.federation.excluded:
         notes.append(f"No verdict on {', '.join(excluded)}, excluded from training (federation.excluded).")
+    if withdrawn := config.federation.withdrawn:
+        notes.append(f"No verdict on {', '.join(withdrawn)}, withdrawn from the run (federation.withdrawn).")
     return notes
 
 

@@ -107,6 +107,28 @@ def test_a_site_makes_its_own_verdict_and_sends_nothing(
     assert adapter_bytes(made) == before
 
 
+def test_a_site_audits_the_federations_adapter_and_sends_nothing(
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another site and the public see it: two rounds of two steps have drawn all of ann's eight problems."""
+
+    def refuse(*_: Any) -> None:
+        pytest.fail("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    directory, toml = ann(), write_toml(tmp_path / "exp.toml", experiment)
+    words = ["site", "audit", str(directory), "--config", str(toml), "--adapter", str(adapter), "--responses", "2"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    place = directory / "state" / "audit"
+    tree = json.loads((place / "audit.json").read_text("utf-8"))
+    assert tree["clients"] == ["ann"]
+    assert {row["view"] for row in tree["membership"]} == {"site", "public"}
+    assert {(row["members"], row["others"]) for row in tree["membership"]} == {(8, 4)}
+    assert place.stat().st_mode & 0o077 == 0
+    assert "of ann?" not in (place / "audit.html").read_text("utf-8")
+
+
 def test_where_organisations_share_no_adapter_the_personal_one_is_compared(
     ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
 ) -> None:

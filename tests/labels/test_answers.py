@@ -60,6 +60,7 @@ def test_only_what_looks_at_data_before_a_run_takes_everything() -> None:
     assert result.pop("supervision/judge.py") == {"self._replay"}  # labelled problems, which were paid for
     assert result.pop("simulation/prompts.py") == {"client.answers"}  # likewise
     assert result.pop("tasks/client_data.py") == {"self.answers"}  # examples in prompts, with every label paid for
+    assert result.pop("audit/run.py") == {"data.answers"}  # attacked by whoever holds them, and never written
     assert result.pop("deployment/site/reply_card.py") == {"client.answers"}  # to keep texts with one of them back
     assert result == {
         "tasks/deal.py": {"client.answers"},
@@ -74,6 +75,7 @@ def test_only_supervised_training_reads_the_responses_to_imitate() -> None:
 
 def test_nobody_else_is_handed_a_clients_answers() -> None:
     assert set(where("answers")) == {
+        "audit/run.py",
         "simulation/prompts.py",
         "tasks/client_data.py",
         "tasks/deal.py",

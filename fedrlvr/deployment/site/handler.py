@@ -28,6 +28,7 @@ from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.reply_card import ComputedReply, parts_of
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
 from fedrlvr.deployment.site.socket import secret, state_directory
+from fedrlvr.deployment.site.withdrawals import withdrawn_runs
 from fedrlvr.deployment.site.wording import keep
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import AdapterError, LimitError, MemoryLimitError, MessageError, printable
@@ -273,7 +274,8 @@ class Answering:
         """
         Raises:
             MessageError: the message is for somebody else.
-            LimitError: the task or the model is none that may be asked for here.
+            LimitError: the task or the model is none that may be asked for here, or the site has withdrawn.
+            CheckpointError: as `withdrawn_runs`.
         """
         config = self.org.config
         if terms.client != config.name:
@@ -281,6 +283,8 @@ class Answering:
                 f"a message for {terms.client} has reached {config.name}: the name in its site.toml is not the one it "
                 "is registered by"
             )
+        if terms.run in withdrawn_runs(self.org.state):
+            raise LimitError(f"{config.name} has withdrawn from this run (fedrlvr site withdraw)")
         for what, asked, known in (("task", terms.task, config.tasks), ("model", terms.model, config.models)):
             if asked not in known:
                 raise LimitError(

@@ -73,7 +73,7 @@ def _serve(grid: Grid, config: Config, directory: Path, wait: float, insecure: b
         config, sum(t.numel() for _, t in begin.adapter.tensors()), config.aggregation.rule.changes_base
     ):
         _say(line)
-    names = config.federation.names
+    names = config.federation.present
     terms = terms_of(config, cohort, run_id(directory))
     link = SuperLinkGrid(grid, names, terms, quorum=config.federation.quorum, say=_say, ask_names=insecure)
     link.gather(wait)

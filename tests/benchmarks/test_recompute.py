@@ -1,10 +1,10 @@
-"""`scripts/bench audit`: p values and Holm's correction by hand, and the committed page from the committed runs."""
+"""`scripts/bench recompute`: p values and Holm's correction by hand, and the committed page from the committed runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.audit import RESULTS, holm, p_value, page
+from benchmarks.recompute import RESULTS, holm, p_value, page
 
 
 def test_a_p_value_by_hand() -> None:
@@ -23,4 +23,4 @@ def test_holm_by_hand() -> None:
 
 
 def test_the_committed_page_is_what_the_committed_runs_give() -> None:
-    assert (RESULTS / "audit.md").read_text("utf-8") == page()
+    assert (RESULTS / "recompute.md").read_text("utf-8") == page()

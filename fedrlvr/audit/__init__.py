@@ -1,0 +1,1 @@
+"""Attacks on a run that has been trained, by whoever holds its training problems: membership and canaries."""
