@@ -121,8 +121,8 @@ def ask(data: Path, stage: str, how: str) -> None:
 
 def score(rates: Sequence[float]) -> str:
     """Mean of the problems' pass rates with its interval, in %."""
-    found = estimate(len(rates), sum(rates), sum(rate * rate for rate in rates))
-    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    rate = estimate(len(rates), sum(rates), sum(value * value for value in rates))
+    return f"{100 * rate.mean:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def gain(after: Sequence[float], before: Sequence[float]) -> str:
