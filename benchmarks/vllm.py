@@ -37,7 +37,8 @@ from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, load_config
 from fedrlvr.policy.base import load_base
 from fedrlvr.policy.choices import choices
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.sampler import Decoding
+from fedrlvr.policy.decode import DecodeSampler
+from fedrlvr.policy.sampler import Decoding, Sampler
 from fedrlvr.policy.vllm.sampler import VllmSampler
 from fedrlvr.server.run import RunResult
 from fedrlvr.simulation.run import run
@@ -84,14 +85,14 @@ def rate(cohort: Cohort, prompt: list[int], new_tokens: int, seed: int) -> float
     return tokens / took
 
 
-def origin(python: Path) -> dict[str, str]:
+def origin(part: str) -> dict[str, str]:
     """Where results come from."""
     return {
         "date": str(date.today()),
         "machine": machine.description(),
         "fedrlvr": __version__,
         "torch": torch.__version__,
-        "command": "scripts/bench vllm MODEL --python vllm/bin/python",
+        "command": f"scripts/bench vllm MODEL --python vllm/bin/python --parts {part}",
     }
 
 
@@ -100,25 +101,23 @@ def rates(model: str, python: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     base = load_base(ModelConfig(name=model))
     words = base.encode("Add the ones first, then the tens, then the hundreds. " * 64)
-    cells: dict[str, dict[str, list[float]]] = {"loop": {}, "vllm": {}}
-    described = ""
-    for name, engine in (
-        ("loop", EngineConfig()),
-        ("vllm", EngineConfig(sampler="vllm", vllm_python=python, vllm_max_loras=len(CLIENTS))),
-    ):
-        cohort = Cohort(base, LoraConfig(rank=RANK), engine)
-        cohort.seat({client: moved_adapter(cohort, i) for i, client in enumerate(CLIENTS)})
-        for length in PROMPTS:
-            rate(cohort, words[:length], 2, seed=0)
-            for new_tokens in NEW_TOKENS:
-                measured = [rate(cohort, words[:length], new_tokens, seed) for seed in range(1, TURNS[new_tokens] + 1)]
-                cells[name][f"{length}/{new_tokens}"] = measured
-                print(f"{name}, prompt of {length}, {new_tokens} new: {median(measured):.1f}", flush=True)
-        described = cohort.sampler.description
-        cohort.stack.remove()
+    engine = EngineConfig(sampler="vllm", vllm_python=python, vllm_max_loras=len(CLIENTS))
+    cohort = Cohort(base, LoraConfig(rank=RANK), engine)
+    cohort.seat({client: moved_adapter(cohort, i) for i, client in enumerate(CLIENTS)})
+    samplers: dict[str, Sampler] = {"loop": DecodeSampler(base, cohort.stack, engine), "vllm": cohort.sampler}
+    cells: dict[str, dict[str, list[float]]] = {name: {} for name in samplers}
+    for length in PROMPTS:
+        for new_tokens in NEW_TOKENS:
+            cell = f"{length}/{new_tokens}"
+            for seed in range(TURNS[new_tokens] + 1):
+                for name, cohort.sampler in samplers.items():
+                    measured = rate(cohort, words[:length], new_tokens if seed else 2, seed)
+                    if seed:
+                        cells[name].setdefault(cell, []).append(measured)
+            print(cell, {name: round(median(of[cell]), 1) for name, of in cells.items()}, flush=True)
     return {
-        **origin(python),
-        "vllm": described.partition(",")[0],
+        **origin("rates"),
+        "vllm": samplers["vllm"].description.partition(",")[0],
         "clients": len(CLIENTS),
         "responses": RESPONSES,
         "rank": RANK,
@@ -146,7 +145,12 @@ def sums(model: str, python: Path) -> dict[str, Any]:
     given = [f"model.name={Path(model).absolute()}", f"run.directory={directory}", "engine.threads=1", "run.seed=0"]
     vllm = ["engine.sampler=vllm", f"engine.vllm_python={python}"]
     run(load_config(BASE, [*COMMON, LAST, *ARMS["federated"], *given, *vllm]), after=spent.read)
-    return {**origin(python), "sampler": spent.sampler, "cpu_seconds": spent.seconds, **result_of(directory)}
+    return {
+        **origin("sums"),
+        "sampler": spent.sampler.replace(str(python), "vllm/bin/python"),
+        "cpu_seconds": spent.seconds,
+        **result_of(directory),
+    }
 
 
 def main() -> None:
