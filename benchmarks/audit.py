@@ -135,8 +135,8 @@ def run_cell(cell: str, seed: int) -> None:
         config = parse_config(settings(cell, seed, directory))
         if not (directory / "run" / "adapter").exists():
             run(config)
-        found = [at_round(directory / "run", round_, seed) for round_ in (*EARLIER.get(cell, ()), ROUNDS)]
-    atomic_text(directory / "found.json", json.dumps(found) + "\n")
+        results = [at_round(directory / "run", round_, seed) for round_ in (*EARLIER.get(cell, ()), ROUNDS)]
+    atomic_text(directory / "found.json", json.dumps(results) + "\n")
 
 
 def at_round(directory: Path, round_: int, seed: int) -> dict[str, Any]:

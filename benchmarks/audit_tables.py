@@ -39,7 +39,7 @@ def write(runs: Path, cells: Sequence[str]) -> None:
 
 
 def load(directory: Path) -> dict[int, list[dict[str, Any]]]:
-    """What a cell's runs have found, by seed."""
+    """Results of the runs of a cell, by seed."""
     return {
         int(path.parent.name): json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("*/found.json"))
     }
@@ -47,17 +47,20 @@ def load(directory: Path) -> dict[int, list[dict[str, Any]]]:
 
 def rows_of(cell: str, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The figures of a cell, one row for each round that it was attacked at."""
-    rounds = sorted({found["round"] for of_seed in by_seed.values() for found in of_seed})
+    rounds = sorted({result["round"] for results in by_seed.values() for result in results})
     rows = []
     for round_ in rounds:
-        of_round = {seed: found for seed, all_ in by_seed.items() for found in all_ if found["round"] == round_}
+        of_round = {
+            seed: result for seed, results in by_seed.items() for result in results if result["round"] == round_
+        }
         membership = []
         for view, attack in SHOWN:
-            scores = {seed: scores_of(found, view, attack) for seed, found in of_round.items()}
+            scores = {seed: scores_of(result, view, attack) for seed, result in of_round.items()}
             pooled = ProblemScores(
-                [s for one in scores.values() for s in one.members], [s for one in scores.values() for s in one.others]
+                [s for of_seed in scores.values() for s in of_seed.members],
+                [s for of_seed in scores.values() for s in of_seed.others],
             )
-            figures = {seed: Figures.of(one).auc.value for seed, one in scores.items()}
+            figures = {seed: Figures.of(of_seed).auc.value for seed, of_seed in scores.items()}
             membership.append({"view": view, "attack": attack, "auc": figures, "pooled": Figures.of(pooled).to_json()})
         rows.append(
             {
@@ -71,8 +74,8 @@ def rows_of(cell: str, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> li
     return rows
 
 
-def scores_of(found: Mapping[str, Any], view: str, attack: str) -> ProblemScores:
-    (row,) = (row for row in found["scores"] if (row["view"], row["attack"]) == (view, attack))
+def scores_of(result: Mapping[str, Any], view: str, attack: str) -> ProblemScores:
+    (row,) = (row for row in result["scores"] if (row["view"], row["attack"]) == (view, attack))
     return ProblemScores(row["members"], row["others"])
 
 
@@ -80,8 +83,10 @@ def canaries_of(of_round: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any
     """By view and times planted: the mean rise of the exposure, and the share of responses that return it, by seed."""
     rows = []
     for view in ("server", "site"):
-        for times in sorted({c["times"] for found in of_round.values() for c in found["canaries"][view]}):
-            of = {seed: [c for c in found["canaries"][view] if c["times"] == times] for seed, found in of_round.items()}
+        for times in sorted({c["times"] for result in of_round.values() for c in result["canaries"][view]}):
+            of = {
+                seed: [c for c in result["canaries"][view] if c["times"] == times] for seed, result in of_round.items()
+            }
             rises = {seed: fmean(c["exposure"] - c["base"] for c in some) for seed, some in of.items()}
             shares = {seed: fmean(c["returned"] for c in some) for seed, some in of.items()}
             rows.append({"view": view, "times": times, "rise": rises, "returned": shares})
@@ -91,12 +96,12 @@ def canaries_of(of_round: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any
 def returned(of_round: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
     """By view the number of responses that held private text, and of all responses."""
     views = ("server", "site")
-    counts = {view: [found["returned"][view] for found in of_round.values()] for view in views}
+    counts = {view: [result["returned"][view] for result in of_round.values()] for view in views}
     return {view: [sum(c["private"] for c in of), sum(c["responses"] for c in of)] for view, of in counts.items()}
 
 
 def shown(by_seed: Mapping[Any, float]) -> str:
-    """Mean and 95 % interval over seeds; the mean alone of one seed."""
+    """Mean and 95 % interval over seeds; the mean alone of of_seed seed."""
     result = spread(by_seed)
     return (
         "" if result is None else f"{result.mean:.2f}" if len(by_seed) < 2 else f"{result.mean:.2f} ± {result.half:.2f}"

@@ -226,6 +226,20 @@ def test_every_interval_was_measured() -> None:
     assert not missing
 
 
+def test_each_promise_of_the_threat_model_names_a_test_that_exists() -> None:
+    """A row for each promise, whose last cell is file::function."""
+    section = (DOCS / "privacy.md").read_text("utf-8").partition("## Threat model\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        *_, state, test = [cell.strip() for cell in row.strip("|").split("|")]
+        file, _, name = test.strip("`").partition("::")
+        assert state, row
+        functions = {node.name for node in ast.parse((ROOT / file).read_text("utf-8")).body if hasattr(node, "name")}
+        assert name.startswith("test_"), row
+        assert name in functions, f"{file} has no {name}"
+
+
 def test_the_page_of_reports_lists_every_number_that_leaves_a_client() -> None:
     text = (DOCS / "report.md").read_text("utf-8")
     families = ("audit_", "reward_", "seconds_")  # listed as `audit_*`, `reward_*`, `seconds_*`
