@@ -45,9 +45,9 @@ class PrivacyConfig(Section):
     """Unit of privacy. With `site`, each client clips its change of the adapter and adds Gaussian noise before it is
     sent, so that all of its training problems together are protected, against the server too. Its numbers and scores
     then stay at the client. `none` adds no noise."""
-    epsilon: Annotated[float | None, PRIVATE] = Field(None, gt=0, le=1e6)
+    epsilon: Annotated[float | None, PRIVATE] = Field(None, ge=1e-3, le=1e6)
     """Epsilon of all rounds of a run together, for a client that trains in each. The noise follows from it. A smaller
-    value protects more; 1 to 8 are usual, and take tens of thousands of sites to be useful (docs/measurements/dp.md)."""
+    value protects more; 1 to 8 are usual, and need more than 10,000 sites to be of use (docs/measurements/dp.md)."""
     delta: Annotated[float, PRIVATE] = Field(1e-5, gt=0, lt=1)
     """Probability with which the bound by epsilon may fail. Choose far less than one over the number of clients."""
     clip: Annotated[float, PRIVATE] = Field(1.0, gt=0)

@@ -13,6 +13,7 @@ from traps import all_answers
 from victim import OPEN, Refused, Victim, wide_model
 
 from fedrlvr.deployment.site import handler
+from fedrlvr.privacy.accountant import noise_for
 
 OTHER = [{"prompt": "9 mod 5?", "answer": "B", "kind": "choice"}]
 """A problem that nobody asks about."""
@@ -143,3 +144,17 @@ def test_one_reply_tells_training_answers_by_default_to_who_guesses_the_prompts(
     right = sum(letter == answer for letter, answer in zip(letters, answers, strict=True))
     assert right >= least
     assert victim.sent == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "least", "most"), [(8.0, 0, 14), (1e8, 17, 20)])
+def test_noise_of_a_usual_epsilon_hides_the_answers_that_one_reply_tells(
+    epsilon: float, least: int, most: int, wide: Path, tmp_path: Path
+) -> None:
+    """Chance has 15 or more of 20 right four times in a million. With hardly any noise the attack succeeds as above."""
+    victim = Victim(tmp_path, {"main": CHOICES}, model=wide)
+    prompts, answers = [row["prompt"] for row in CHOICES], [row["answer"] for row in CHOICES]
+    privacy = {"clip": 1.0, "noise": noise_for(epsilon, 1e-5, 1)}
+    letters = all_answers(victim, "main", prompts, privacy, local_steps=1, problems_per_step=20)
+    right = sum(letter == answer for letter, answer in zip(letters, answers, strict=True))
+    assert least <= right <= most

@@ -23,10 +23,12 @@ PUSH = 8
 SCALE, PULL, TINY = 8.0, 300.0, 1e-3
 
 
-def all_answers(victim: Victim, task: str, prompts: Sequence[str], **train: Any) -> str:
+def all_answers(
+    victim: Victim, task: str, prompts: Sequence[str], privacy: Mapping[str, float] | None = None, **train: Any
+) -> str:
     """The letters that one reply of one message gives away, in the order of the prompts.
 
-    train: settings of the message's training that differ.
+    privacy: clip and noise that the message asks for. train: settings of its training that differ.
 
     Raises:
         Refused: with the site's reason.
@@ -46,7 +48,8 @@ def all_answers(victim: Victim, task: str, prompts: Sequence[str], **train: Any)
         A[PUSH + place] = (trap / trap.abs().max() * TINY).float()
     adapter = fresh.alike({**fresh.layers, name: Factors(A, B)})
     settings = {"local_steps": 1, "problems_per_step": len(prompts), "learning_rate": 1e-3, **train}
-    reply = victim.train(task, adapter, train=settings, sampling={"group_size": 64, "max_new_tokens": 8})
+    noise = {} if privacy is None else {"privacy": dict(privacy)}
+    reply = victim.train(task, adapter, train=settings, sampling={"group_size": 64, "max_new_tokens": 8}, **noise)
     assert reply.adapter is not None
     columns = reply.adapter.layers[name].B[:, PUSH:]
     letters = _letters(victim)

@@ -238,7 +238,7 @@ class Limits(Section):
     source_names: bool = True
     """Whether scores may leave under the names of their sources. If false, all scores are summed under the name of the
     task."""
-    epsilon: float | None = Field(None, gt=0, le=1e6)
+    epsilon: float | None = Field(None, ge=1e-3, le=1e6)
     """Budget of differential privacy: largest epsilon that all adapters of this organisation together may cost, over
     all tasks, runs and servers. A server must then ask for noise (privacy.unit), and the round that would exceed the
     budget is refused before anything is computed. Numbers and scores stay here. Unset: there is no budget, and a server

@@ -104,6 +104,19 @@ class Egress:
             self._rule = SiteRule(path, self.org.directory, self.org.config.egress.rule_seconds)
         return self._rule.decide(card)
 
+    def repeat(self, data: bytes, message_id: str) -> None:
+        """Let bytes that were allowed before leave again as the reply to the same request in another message.
+
+        Raises:
+            CheckpointError: the decision log cannot be written.
+        """
+        mark, allowed = message_mark(message_id), self.log.last("allow", digest=digest_of(data))
+        if allowed is None or allowed["message"] == mark:
+            return
+        names = ("kind", "digest", "bytes", "run", "round")
+        fields = {name: allowed[name] for name in names if name in allowed}
+        self.log.append("allow", by="the same request again", message=mark, **fields)
+
     def drop_waiting(self) -> None:
         """Take away the cards of a worker that ended as it waited; their replies are computed and shown again.
 

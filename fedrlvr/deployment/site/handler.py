@@ -41,7 +41,7 @@ from fedrlvr.policy.cohort import Cohort
 from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.privacy.accountant import mu_after
-from fedrlvr.privacy.card import spent_text
+from fedrlvr.privacy.card import digest_of, spent_text
 from fedrlvr.reporting.observer import Event, Observer, StepEnded
 from fedrlvr.reporting.responses import ResponseLog
 from fedrlvr.seeds import stream
@@ -137,7 +137,7 @@ class Answering:
             request = asked_in(message)
             where = f"run {terms.run}, round {request.round}"
             with memory_limit():
-                answer = self._answer(where, message, terms, request)
+                answer = self._answer(where, message, terms, request, _known_by(request, message, data))
             if answer.startswith(_WITHHELD):
                 return {"ok": False, "kind": "withheld", "reason": answer.removeprefix(_WITHHELD).decode()}, b""
             return {"ok": True}, answer
@@ -157,9 +157,11 @@ class Answering:
             reason = f"failed at {self.org.name} ({type(error).__name__}); the log there says why"
             return {"ok": False, "kind": "failed", "reason": reason}, b""
 
-    def _answer(self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest) -> bytes:
+    def _answer(
+        self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest, known_by: str
+    ) -> bytes:
         """The reply's content, or the reason why it is withheld. The same message again gets the same reply, and is
-        neither computed nor counted again.
+        neither computed nor counted again. known_by: text by which a message is known to be the same.
 
         Raises:
             LimitError: more is asked than is allowed.
@@ -179,8 +181,9 @@ class Answering:
         allowed = self.org.config.limits
         limits.check(allowed, kind, terms, request, public, delta)
         states = self._states_of(terms)
-        if (before := states.reply_to(message_id)) is not None:
+        if (before := states.reply_to(known_by)) is not None:
             self.tell(f"{where}: the same message again, so the same answer is sent")
+            self.egress.repeat(before, message_id)
             return before
         self.egress.drop_waiting()
         cohort = self._cohort(terms)
@@ -218,7 +221,7 @@ class Answering:
         answered = app.request(message, context)
         if request.personal and not withheld and not answered.uses_personal:
             self._keep_personal(terms, answered, cohort.base)
-        states.save(request.round, past, context, message_id, answer)
+        states.save(request.round, past, context, known_by, answer)
         self.tell(f"{where}: withheld: {withheld}" if withheld else f"{where}: sent: {parts_of(reply.content)}")
         return answer
 
@@ -452,6 +455,13 @@ def _read(header: Mapping[str, Any], data: bytes) -> Message:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # a number in JSON may be infinite
         raise MessageError(f"a message with a header that cannot be used ({type(error).__name__})") from None
+
+
+def _known_by(request: StretchRequest | EvaluateRequest, message: Message, data: bytes) -> str:
+    """The text by which a message is known to be the same as an earlier one: its id, but for a request for noise its
+    content, so that a round which a server begins anew after a break costs no more privacy."""
+    noised = isinstance(request, StretchRequest) and request.privacy is not None
+    return digest_of(data) if noised else message.metadata.message_id
 
 
 def _context(state: RecordDict) -> Context:
