@@ -36,6 +36,7 @@ from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.handler import SAMPLING_SECRET
+from fedrlvr.deployment.site.link import is_alive
 
 TOKEN, GATES = "FEDRLVR_TEST_FEDERATION", "FEDRLVR_TEST_GATES"
 """In the environment of every process of a federation: which one it is of; and where an organisation's gates are."""
@@ -230,7 +231,7 @@ class Deployment:
     def connected(self, *names: str) -> None:
         """Wait until SuperNodes that were started are connected."""
         for member in map(self.members.__getitem__, names or self.members):
-            until(lambda member=member: "SuperNode ID" in text(member.console), lambda: text(member.console))  # type: ignore[misc]  # noqa: B023
+            until(lambda member=member: is_alive(member.org), lambda: text(member.console))  # type: ignore[misc]  # noqa: B023
 
     def federate(self, link: SuperLink, log: Path, *arguments: str) -> Callable[[], int | None]:
         """`fedrlvr federate`, at the SuperLink's machine; gives its exit status, once it has ended."""
@@ -257,14 +258,19 @@ class Deployment:
 
     # What is done to it.
 
-    def below(self, member: Member, command: str) -> psutil.Process:
-        """The process of a command that an organisation's SuperNode started."""
+    def supernode(self, member: Member) -> psutil.Process:
+        """The SuperNode that an organisation's `site run` keeps."""
         assert member.node is not None
-        for process in psutil.Process(member.node.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if command in " ".join(process.cmdline()):
-                    return process
-        raise AssertionError(f"{member.name} has no {command}")
+        (supernode,) = psutil.Process(member.node.pid).children()
+        return supernode
+
+    def client_app(self, member: Member) -> psutil.Process:
+        """The process that an organisation's SuperExec has forked for a message."""
+        for process in self.supernode(member).children(recursive=True):
+            parent = process.parent()
+            if parent is not None and "forkserver" in " ".join(parent.cmdline()):
+                return process
+        raise AssertionError(f"{member.name} has no client app")
 
     def kill(self, process: subprocess.Popen[bytes] | None, *, alone: bool = False) -> None:
         """kill -9 of a process and, unless it dies alone, of those that it had started."""

@@ -5,7 +5,6 @@ Each check says what is there, or what is wrong and what to do. None of them dis
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import shlex
 import socket
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.link import running
 from fedrlvr.deployment.site.wording import asked_for, example, stated
 from fedrlvr.errors import ConfigError, DataError, FedrlvrError, GradingError
 from fedrlvr.hosts import split_address
@@ -124,9 +124,8 @@ def port(org: Organisation) -> Finding:
         try:
             probe.bind(("127.0.0.1", number))
         except OSError:
-            pid = supernode(org)
-            if pid is not None:
-                return Finding("port", f"{number}, on which this organisation's SuperNode listens (process {pid})")
+            if (pid := running(org)) is not None:
+                return Finding("port", f"{number}, on which this organisation's SuperNode listens (site run: {pid})")
             advice = "Another program listens there. Give another `port` in site.toml: each SuperNode has its own."
             return Finding("port", f"{number} is taken", "problem", advice)
     return Finding("port", f"{number} on 127.0.0.1 is free")
@@ -151,19 +150,6 @@ def egress(org: Organisation) -> Finding:
         finally:
             rule.close()
     return Finding("egress", value)
-
-
-def supernode(org: Organisation) -> int | None:
-    """The process of this organisation's SuperNode, if one runs."""
-    import psutil
-
-    wanted = f'site="{org.path}"'
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            if wanted in command and any(part.endswith("flower-supernode") for part in command[:2]):
-                return int(process.pid)
-    return None
 
 
 def server_certificate(address: str, authority: Path | None) -> Finding:

@@ -296,6 +296,10 @@ class SiteConfig(Section):
     idle_minutes: float = Field(10.0, gt=0)
     """Minutes without a message after which the worker ends and frees the model's memory. The next message starts
     another worker."""
+    message_minutes: float = Field(120.0, gt=0)
+    """Minutes in which the worker has to answer one message, besides egress.wait where a person approves replies.
+    Afterwards the worker is killed, the server is told that the message failed, and the next message finds another
+    worker. It bounds what a reward function that hangs costs: set it a little above what a round takes here."""
     keep_runs: int = Field(5, ge=1)
     """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
     responses: int = Field(0, ge=0, le=MOST_RESPONSES)
@@ -368,6 +372,12 @@ class Organisation:
     def root_certificates(self) -> Path | None:
         """Path of the authority's certificate, if there is one."""
         return None if self.config.root_certificates is None else self.resolve(self.config.root_certificates)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which the worker has to answer a message."""
+        waits = self.config.egress.wait if self.config.egress.approve != "none" else 0.0
+        return 60.0 * self.config.message_minutes + waits
 
     def task(self, name: str) -> TaskConfig:
         """A task of this name, with its paths resolved.
