@@ -225,9 +225,10 @@ def _watch_link(command: Any, report: Callable[..., None]) -> None:
             os._exit(LINK_ENDED)  # the thread of Flower's interface would keep the process
         raise SystemExit(code)
 
-    command.start_client_internal, loop._init_connection = run, connected
-    connection.HeartbeatSender = lambda send: sender(functools.partial(beat, send))
-    loop.time = _Pauses
+    command.start_client_internal = run
+    _replace(loop, "_init_connection", connected)
+    _replace(connection, "HeartbeatSender", lambda send: sender(functools.partial(beat, send)))
+    _replace(loop, "time", _Pauses)
 
 
 class _Pauses:

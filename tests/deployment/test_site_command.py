@@ -170,7 +170,18 @@ def test_run_starts_the_supernode_with_our_programs_first(
     output_of("run", tmp_path / "ann", "--superlink", "other.example:7")
     [(command, environment)] = started
     assert command == [
-        *(sys.executable, "-P", "-m", SUPERNODE, "--superlink", "other.example:7", "--host", "127.0.0.1", "--port", "9094"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            SUPERNODE,
+            "--superlink",
+            "other.example:7",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "9094",
+        ),
         *("--root-certificates", str(tmp_path / "ann" / "ca.crt"), "--auth-supernode-private-key", str(org.key)),
         *("--node-config", f'site="{org.path}"'),
     ]

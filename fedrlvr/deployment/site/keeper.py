@@ -121,7 +121,7 @@ class Keeper:
             with theirs:
                 self._child = subprocess.Popen(
                     self.command,
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     env=self.environment,
                     start_new_session=True,  # Ctrl-C in a terminal is for this process alone, which passes it on
                 )

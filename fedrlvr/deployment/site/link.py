@@ -17,7 +17,7 @@ from fedrlvr.files import atomic_text, is_locked, read_json
 
 State = Literal["connecting", "connected", "waiting", "ended"]
 QUIET_S = 90.0
-"""Seconds without any answer of the SuperLink after which a connected link counts as lost. Heartbeats take 25 at most."""
+"""Seconds without any answer of the SuperLink after which a connected link counts as lost. Heartbeats come every 25."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """Whether the SuperLink has answered lately."""
-        return self.state == "connected" and time.time() - self.heard < QUIET_S
+        """Whether the SuperLink has answered lately, and as it should."""
+        return self.state == "connected" and not self.reason and time.time() - self.heard < QUIET_S
 
 
 def link_file(org: Organisation) -> Path:
@@ -96,6 +96,8 @@ def said_of(org: Organisation) -> str:
     runs = f"site run is process {pid}"
     if link is None:
         return f"{runs}; it has only just started"
+    if link.state == "connected" and link.reason:
+        return f"{runs}; connected, but with trouble since {moment(link.since)}: {printable(link.reason)}"
     if link.alive:
         return f"{runs}; connected since {moment(link.since)}"
     if link.state == "connected":
