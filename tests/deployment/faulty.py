@@ -211,6 +211,7 @@ def first(deployment: Deployment) -> Traces:
     running = deployment.federate(link, traces.log, "--resume", str(traces.directory), "--wait", "1")
     ann.at_gate(3)
     deployment.start_site("bob", link)
+    deployment.start_worker("bob")  # the last ended with its `site run`
     deployment.connected("bob")
     ann.open_gate(3)
     assert traces.ends(running) == 0, traces.said

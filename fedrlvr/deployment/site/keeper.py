@@ -217,7 +217,7 @@ class Keeper:
 
 
 def diagnose(org: Organisation, *, own: bool = True) -> str | None:
-    """What stands in the way of a link, in words; None if nothing does.
+    """Reason why there can be no link, in words; None if there is none.
 
     own: check what lies in the organisation's own directory too.
 

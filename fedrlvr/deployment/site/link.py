@@ -22,7 +22,7 @@ QUIET_S = 90.0
 
 @dataclass(frozen=True)
 class Link:
-    """What `site run` knows of its link.
+    """State of the link that `site run` keeps.
 
     state: "waiting" is the pause before the next try. since: when the state or its reason began, in seconds since 1970.
     reason: why there is no link. node: the SuperLink's number of this SuperNode. heard: when it last answered.
@@ -43,7 +43,7 @@ class Link:
 
 
 def link_file(org: Organisation) -> Path:
-    """File of the link's state."""
+    """File that holds the state of the link."""
     return org.state / "link.json"
 
 
