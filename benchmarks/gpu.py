@@ -1,398 +1,272 @@
-"""Sampling and training on a GPU against what its memory and its arithmetic allow.
+"""A prepared session on a GPU: does it compute what a CPU computes, by which kernels, and how fast.
 
-    scripts/bench gpu                          all cases; needs a CUDA GPU
-    scripts/bench gpu --device cpu --tiny      the same code at toy sizes in seconds, its figures worth nothing
+    scripts/bench gpu --out DIR                                 here, where the project is installed
+    python -m benchmarks.gpu --out DIR --seconds 420 --wheels WHEELS --model PARTS --gsm8k test.jsonl
+    python -m benchmarks.gpu --out DIR --seconds 60 --device cpu --tiny      the same code at toy sizes, to try it
+    python -m benchmarks.gpu --split models/smollm2 --out PARTS              a model in parts below 64 MiB
 
-E1 and E2 are the shapes of those names in `scripts/bench speed`, here with 8 clients each; 1.5B is the shape of
-Qwen2.5-1.5B. Weights are random, made on the device; no response ends early, so that every run does the same work.
+The second form is for a machine with Python 3.12, torch, transformers, accelerate (and so psutil), safetensors and
+tokenizers, without a network and without this project's environment: run it in a copy of the source tree. Besides those
+only four packages are imported: pydantic, pydantic-core, annotated-types and typing-inspection. Their wheels, which
+take 3 MB, travel in a directory that --wheels names; it is unpacked into a temporary one. This makes it:
 
-Sampling and training are timed by the wall with the device idle before and after, decode ways in turn, medians with
-range. Two bounds are measured on the same device in the same run: copies of a large tensor (bytes/s, read and write
-counted) and a large matrix product (FLOP/s).
-- A decode step must read every weight, every adapter and the cache filled so far once, a prompt's once for its
-  responses: its bound is these bytes over the bandwidth.
-- A training step must do, for each token, 2 FLOP per frozen weight forward and 2 backward (towards the input), and 6
-  per adapter weight, the output head at response tokens only, a prompt once per group: its bound is this over the rate
-  of products. Attention's products are left out, so the share is rather too low.
+    pip download --dest WHEELS --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 \
+        pydantic==2.14.3 pydantic-core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5
 
-Writes docs/results/gpu.json and gpu.md.
+Cases, in order: `bounds` (bytes/s of copies, FLOP/s of products), `parity` (samples, losses and gradients against the
+CPU), `attention` (kernels that ran, and that could), `E1`, `E2` and `1.5B` (gpu_speed.py), and `GSM8K` with a real
+model where --model and --gsm8k are given.
+
+results.json and results.md in --out are replaced as a whole after every measurement, so that they can be read after a
+kill at any moment. A measurement is skipped, with the reason, if it would outlast its case's share of --seconds, and
+the process ends itself when they are over. Started again on the same directory it goes on: cases that are done stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import datetime
+import gc
+import importlib.metadata
 import json
-import random
+import os
+import platform
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from benchmarks.cases import SMOLLM2_135M, TINY
-from benchmarks.measure import Summary, machine, summary, today
-from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
-from fedrlvr.policy.attention import use_own_attention
-from fedrlvr.policy.base import Base
-from fedrlvr.policy.capabilities import can_pack, can_share, has_plain_head, way_to_decode
-from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.decode import DecodeSampler
-from fedrlvr.policy.sampler import Decoding
-from fedrlvr.rl import Group, Response
-from fedrlvr.tasks import Problem
-
-ROOT = Path(__file__).parents[1]
+START = time.monotonic()
 CPU, CUDA = "cpu", "cuda"
-
-EMBEDDED: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-QWEN2_1_5B: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-}
+SHARES = {"bounds": 0.06, "parity": 0.2, "attention": 0.28, "E1": 0.38, "E2": 0.5, "1.5B": 0.76, "GSM8K": 1.0}
+"""Part of the time by whose end each case should be done; what a case leaves over goes to the next."""
+MARGIN = 2.0
+"""Seconds before the end of the time at which the process ends itself."""
+DONE, FAILED, SKIPPED, RUNNING = "done", "failed", "skipped", "running"
+VERSIONS = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One shape and one round's work. prompts: least and largest number of tokens."""
+class Results:
+    """What has been measured, on disk after every change."""
 
-    name: str
-    kind: str
-    shape: dict[str, Any]
-    clients: int
-    problems: int
-    responses: int
-    prompts: tuple[int, int]
-    new_tokens: int
-    micro_batch_tokens: int
+    def __init__(self, directory: Path, seconds: float, *, after_failure: bool = False) -> None:
+        self.directory, self.end = directory, START + seconds - MARGIN
+        self._seconds = seconds
+        self._lock = threading.RLock()
+        try:
+            self.tree: dict[str, Any] = json.loads((directory / "results.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            self.tree = {"about": {}, "status": {}, "cases": {}}
+        for name, status in list(self.tree["status"].items()):
+            # It was cut, had no time, or failed with code that may have changed since.
+            if status["state"] != DONE and not (after_failure and status["state"] == FAILED):
+                del self.tree["status"][name]
+                self.tree["cases"].pop(name, None)
 
+    def put(self, *keys: str, value: Any) -> None:
+        """Set the value at this path and write the files."""
+        with self._lock:
+            place = self.tree
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = value
+            self.write()
 
-CASES = (
-    Case("E1", "llama", EMBEDDED, 8, 8, 8, (12, 36), 32, 32768),
-    Case("E2", "llama", SMOLLM2_135M, 8, 2, 8, (200, 300), 32, 32768),
-    Case("1.5B", "qwen2", QWEN2_1_5B, 8, 4, 8, (200, 300), 128, 8192),
-)
-TINY_CASES = (Case("tiny", "llama", TINY, 2, 2, 4, (4, 9), 6, 256),)
+    def write(self) -> None:
+        """Replace results.json and results.md, each as a whole."""
+        from benchmarks.gpu_tables import tables
+        from fedrlvr.files import atomic_text
 
+        with self._lock:
+            atomic_text(self.directory / "results.json", json.dumps(self.tree, indent=1) + "\n")
+            atomic_text(self.directory / "results.md", tables(self.tree))
 
-class NoTokenizer:
-    """Stands where a tokenizer would; nothing that is measured depends on text."""
+    def state(self, name: str, state: str, reason: str = "") -> None:
+        """Set a case's state."""
+        self.put("status", name, value={"state": state, "reason": reason, "at": round(time.monotonic() - START, 1)})
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """No text."""
-        return ""
+    def watch(self, finish: Callable[[], None] = lambda: os._exit(0)) -> threading.Timer:
+        """Have the process end itself when the time is over, whatever it is doing then."""
 
+        def over() -> None:
+            with self._lock:
+                for status in self.tree["status"].values():
+                    if status["state"] == RUNNING:
+                        status.update(state=SKIPPED, reason=f"the {self._seconds:g} s were over while it ran")
+                for name in SHARES:
+                    self.tree["status"].setdefault(name, {"state": SKIPPED, "reason": "no time was left", "at": None})
+                self.write()
+                finish()
 
-def random_base(case: Case, device: torch.device) -> Base:
-    """A model of the case's shape with random weights and an end token beyond its vocabulary."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    dtype = torch.bfloat16 if device.type == CUDA and torch.cuda.is_bf16_supported() else torch.float32
-    config = AutoConfig.for_model(case.kind, **case.shape)
-    torch.manual_seed(0)
-    with device:
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.requires_grad_(False)
-    model.eval().to(device)
-    packs = use_own_attention(model) and can_pack(model, case.name)
-    decoding = way_to_decode(model, case.name)
-    return Base(
-        model=model,
-        tokenizer=NoTokenizer(),
-        name=case.name,
-        device=device,
-        pad_id=0,
-        eos_ids=frozenset([case.shape["vocab_size"]]),
-        max_length=case.shape["max_position_embeddings"],
-        packs=packs,
-        shares=packs and decoding == "filled" and can_share(model),
-        plain_head=has_plain_head(model, case.name),
-        decoding=decoding,
-    )
-
-
-# Bounds
+        timer = threading.Timer(max(0.0, self.end - time.monotonic()), over)
+        timer.daemon = True
+        timer.start()
+        return timer
 
 
-def bandwidth(device: torch.device, size: int) -> float:
-    """Bytes/s of copying `size` bytes, read and write counted: the best of five."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / min(seconds(lambda: target.copy_(source), device) for _ in range(6))
+class Report:
+    """What a case is given: where to compute, how long, and where its figures go."""
+
+    def __init__(self, results: Results, name: str, args: argparse.Namespace, device: torch.device) -> None:
+        self.results, self.name, self.device = results, name, device
+        self.tiny: bool = args.tiny
+        self.repeats: int = args.repeats
+        share = SHARES[name] * (results.end - START)
+        self.end = min(results.end, START + share)
+
+    def put(self, *keys: str, value: Any) -> None:
+        """Keep a figure of this case."""
+        self.results.put("cases", self.name, *keys, value=value)
+
+    def fits(self, what: str, seconds: float) -> bool:
+        """Whether there is time for something that takes about so long; if not, that is written down."""
+        left = self.end - time.monotonic()
+        if seconds <= left:
+            return True
+        self.put("skipped", what, value=f"it takes about {seconds:.0f} s, and {max(0.0, left):.0f} s were left")
+        return False
+
+    def of(self, *keys: str) -> Any:
+        """A figure of any case, or None if there is none."""
+        place: Any = self.results.tree["cases"]
+        for key in keys:
+            place = place.get(key) if isinstance(place, dict) else None
+        return place
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the product of two [size, size] matrices: the best of five."""
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return 2 * size**3 / min(seconds(lambda: torch.mm(left, right, out=out), device) for _ in range(6))
+def unpack(wheels: Path) -> str:
+    """Unpack the wheels of a directory and let modules be imported from there; returns the place."""
+    place = tempfile.mkdtemp(prefix="wheels-")
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(place)
+    sys.path.append(place)  # what is installed comes first
+    importlib.invalidate_caches()
+    return place
 
 
-def decode_bytes(cohort: Cohort, case: Case, prompt_tokens: Sequence[int]) -> float:
-    """Bytes that a decode step must read, on average over the steps; see the head of this file."""
-    weights = sum(p.numel() * p.element_size() for p in _weights(cohort))
-    adapters = sum(p.numel() * p.element_size() for p in cohort.stack.parameters())
-    config = cohort.base.model.config
-    heads, size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    element = next(cohort.base.model.parameters()).element_size()
-    per_position = 2 * config.num_hidden_layers * heads * size * element
-    positions = sum(length + case.responses * case.new_tokens / 2 for length in prompt_tokens)
-    return weights + adapters + per_position * positions
+def about(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Device, date and versions."""
+    import torch
 
+    from fedrlvr.machine import description
 
-def training_flop(cohort: Cohort, case: Case, prompt_tokens: Sequence[int]) -> float:
-    """FLOP that a training step on all responses must do; see the head of this file."""
-    head = cohort.base.model.get_output_embeddings().weight
-    response_tokens = len(prompt_tokens) * case.responses * case.new_tokens
-    tokens = sum(prompt_tokens) + response_tokens
-    body = sum(p.numel() for p in _weights(cohort) if p is not head)
-    adapter = sum(p.numel() for p in cohort.stack.parameters()) / case.clients
-    return (4 * body + 6 * adapter) * tokens + 4 * head.numel() * response_tokens
-
-
-def _weights(cohort: Cohort) -> list[torch.nn.Parameter]:
-    """The frozen weights that every token meets: all but the table of embeddings, unless it is the output head too."""
-    model = cohort.base.model
-    adapters = {id(p) for p in cohort.stack.parameters()}
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return [p for p in model.parameters() if id(p) not in adapters and (p is not table or p is head)]
-
-
-# Measuring
-
-
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds of `work`, the device idle before and after."""
-    _wait(device)
-    started = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
+    facts: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": description(),
+        "python": platform.python_version(),
+        "seconds": args.seconds,
+        "tiny": args.tiny,
+    }
     if device.type == CUDA:
-        torch.cuda.synchronize(device)
+        properties = torch.cuda.get_device_properties(device)
+        facts["device"] = f"{properties.name}, {properties.total_memory / (1 << 30):.0f} GiB"
+        facts["compute capability"] = f"{properties.major}.{properties.minor}"
+        facts["CUDA"] = torch.version.cuda
+    for name in VERSIONS:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = None
+    return facts
 
 
-def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Largest number of bytes allocated on a GPU while `work` ran; None elsewhere."""
-    if device.type != CUDA:
-        work()
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    work()
-    return int(torch.cuda.max_memory_allocated(device))
+def case_functions(args: argparse.Namespace) -> dict[str, Callable[[Report], None]]:
+    """What measures each case, in order."""
+    from benchmarks.gpu_attention import attention
+    from benchmarks.gpu_gsm8k import gsm8k
+    from benchmarks.gpu_parity import parity
+    from benchmarks.gpu_speed import bounds, cases, speed
+
+    functions: dict[str, Callable[[Report], None]] = {"bounds": bounds, "parity": parity, "attention": attention}
+    for case in cases(args.tiny):
+        functions[case.name] = lambda report, case=case: speed(case, report)  # type: ignore[misc]
+    functions["GSM8K"] = lambda report: gsm8k(report, args.model, args.gsm8k)
+    return functions
 
 
-@contextlib.contextmanager
-def decode_way(way: str) -> Iterator[str]:
-    """`engine.decode_cache` for a way to decode: growing, static (no graph), graph."""
-    if way == "static":
-        with mock.patch("fedrlvr.policy.decode.can_capture", return_value=False):
-            yield "static"
-    else:
-        yield "static" if way == "graph" else way
+def run(results: Results, args: argparse.Namespace, device: torch.device) -> None:
+    """All cases that are not done, in order. One that fails is written down, and the next is tried."""
+    import torch
+
+    for name, function in case_functions(args).items():
+        if name in results.tree["status"]:
+            continue
+        if name == "GSM8K" and (args.model is None or args.gsm8k is None):
+            results.state(name, SKIPPED, "--model and --gsm8k were not given")
+            continue
+        results.state(name, RUNNING)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            function(Report(results, name, args, device))
+            results.state(name, DONE)
+        except Exception as error:  # whatever it is, the other cases are worth having
+            traceback.print_exc()
+            first = (str(error).splitlines() or [""])[0][:300]
+            results.state(name, FAILED, f"{type(error).__name__}: {first}")
+        gc.collect()
+        if device.type != CUDA:
+            continue
+        try:
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+        except RuntimeError:  # a kernel failed, and this process can use the GPU no more: a new one goes on
+            seconds = results.end + MARGIN - time.monotonic()
+            command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--after-failure"]
+            os.execv(sys.executable, [*command, "--seconds", f"{seconds:.1f}"])
 
 
-class Runner:
-    """A cohort on one case's model, and the work that is timed."""
-
-    def __init__(self, case: Case, device: torch.device) -> None:
-        self.case, self.device = case, device
-        engine = EngineConfig(micro_batch_tokens=case.micro_batch_tokens, decode_cache="growing")
-        self.cohort = Cohort(random_base(case, device), LoraConfig(), engine)
-        draw = random.Random(0)
-        names = [f"client-{i}" for i in range(case.clients)]
-        self.adapters = {name: self.cohort.fresh_adapter(i) for i, name in enumerate(names)}
-        self.prompts = {
-            name: [
-                [draw.randrange(3, case.shape["vocab_size"]) for _ in range(draw.randint(*case.prompts))]
-                for _ in range(case.problems)
-            ]
-            for name in names
-        }
-        self.prompt_tokens = [len(ids) for client in self.prompts.values() for ids in client]
-
-    def seat(self, names: Sequence[str]) -> None:
-        """Seat these clients and begin their training."""
-        self.cohort.seat({name: self.adapters[name] for name in names})
-        sampling = SamplingConfig(group_size=self.case.responses, max_new_tokens=self.case.new_tokens)
-        self.cohort.begin_training(TrainConfig(), sampling)
-
-    def sample(self, way: str, new_tokens: int | None = None) -> dict[str, list[list[Response]]]:
-        """Responses of the seated clients."""
-        seated = self.cohort.clients
-        decoding = Decoding(self.case.responses, new_tokens or self.case.new_tokens)
-        with decode_way(way) as cache:
-            engine = self.cohort.engine.model_copy(update={"decode_cache": cache})
-            self.cohort.sampler = DecodeSampler(self.cohort.base, self.cohort.stack, engine)
-            prompts = {name: self.prompts[name] for name in seated}
-            return self.cohort.sample(prompts, decoding, {name: i for i, name in enumerate(seated)})
-
-    def learn(self, drawn: dict[str, list[list[Response]]]) -> None:
-        """One update of the seated clients on all these responses; half of them have a positive advantage."""
-        problem = Problem("prompt", "answer", "id", "source", "exact")
-        signs = [1.0 if i % 2 else -1.0 for i in range(self.case.responses)]
-        groups = {
-            name: [
-                Group(problem, ids, responses, advantages=signs)
-                for ids, responses in zip(self.prompts[name], client, strict=True)
-            ]
-            for name, client in drawn.items()
-        }
-        self.cohort.learn(groups, dict.fromkeys(groups, 1e-6))
-
-    def round(self, way: str, names: Sequence[str]) -> None:
-        """Seat, sample, learn."""
-        self.seat(names)
-        self.learn(self.sample(way))
-
-    def one_after_another(self, way: str) -> None:
-        """The round of each client alone."""
-        for name in self.adapters:
-            self.round(way, [name])
-
-
-def measure(case: Case, device: torch.device, ways: Sequence[str], repeats: int) -> dict[str, Any]:
-    """All figures of a case; every repetition takes the ways in turn, after one that does not count."""
-    runner = Runner(case, device)
-    everyone = list(runner.adapters)
-    runner.seat(everyone)
-    times: dict[str, list[float]] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> None:
-        times.setdefault(name, []).append(seconds(work, device))
-
-    drawn = runner.sample(ways[0])
-    for _ in range(repeats + 1):
-        for way in ways:
-            timed(f"sample {way}", lambda way=way: runner.sample(way))  # type: ignore[misc]
-        timed("first token", lambda: runner.sample("growing", 1))
-        timed("learn", lambda: runner.learn(drawn))
-    for _ in range(repeats + 1):
-        timed("cohort", lambda: runner.round(ways[-1], everyone))
-        timed("one after another", lambda: runner.one_after_another(ways[-1]))
-    runner.seat(everyone)
-    peaks = {way: peak_bytes(lambda way=way: runner.sample(way), device) for way in ways}  # type: ignore[misc]
-    peaks["learn"] = peak_bytes(lambda: runner.learn(drawn), device)
-    counted = {name: summary(values[1:]) for name, values in times.items()}
-    speed_up = summary([a / b for a, b in zip(times["one after another"][1:], times["cohort"][1:], strict=True)])
-
-    tokens = len(runner.prompt_tokens) * case.responses * case.new_tokens
-    step = {
-        way: (counted[f"sample {way}"].median - counted["first token"].median) / (case.new_tokens - 1) for way in ways
-    }
-    return {
-        "case": asdict(case),
-        "dtype": str(runner.cohort.base.model.dtype),
-        "response tokens": tokens,
-        "decode bytes a step": decode_bytes(runner.cohort, case, runner.prompt_tokens),
-        "training flop": training_flop(runner.cohort, case, runner.prompt_tokens),
-        "seconds": {name: asdict(value) for name, value in counted.items()},
-        "decode seconds a step": step,
-        "cohort speed-up": asdict(speed_up),
-        "peak bytes": peaks,
-    }
-
-
-# Writing
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    about, bounds = results["about"], results["bounds"]
-    lines = [
-        f"`{about['command']}`, {about['date']}, {about['device']}, torch {about['torch']}. Random weights. "
-        f"Seconds are medians (range) of {about['repeats']}. Copies run at {bounds['bytes/s'] / 1e9:,.1f} GB/s, "
-        f"products at {bounds['flop/s'] / 1e12:,.2f} TFLOP/s. Share: of the bandwidth bound in sampling, "
-        "of the arithmetic bound in training.",
-        "",
-        "| case | work | seconds | response tokens/s | share of the bound | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in results["cases"]:
-        name, tokens = case["case"]["name"], case["response tokens"]
-        for way, step in case["decode seconds a step"].items():
-            bound = case["decode bytes a step"] / bounds["bytes/s"]
-            took = Summary(**case["seconds"][f"sample {way}"])
-            lines.append(_row(name, f"sample, {way}", took, tokens, bound / step, case["peak bytes"][way]))
-        took = Summary(**case["seconds"]["learn"])
-        bound = case["training flop"] / bounds["flop/s"]
-        lines.append(_row(name, "train", took, tokens, bound / took.median, case["peak bytes"]["learn"]))
-    lines += [
-        "",
-        "| case | clients | a round as a cohort, s | one after another, s | speed-up |",
-        "|---|---|---|---|---|",
-    ]
-    for case in results["cases"]:
-        together, apart = (Summary(**case["seconds"][name]) for name in ("cohort", "one after another"))
-        lines.append(
-            f"| {case['case']['name']} | {case['case']['clients']} | {together.shown(3)} | {apart.shown(3)} | "
-            f"{Summary(**case['cohort speed-up']).shown(1)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _row(name: str, work: str, took: Summary, tokens: int, share: float, peak: int | None) -> str:
-    shown = "-" if peak is None else f"{peak / (1 << 20):,.0f}"
-    return f"| {name} | {work} | {took.shown(3)} | {tokens / took.median:,.0f} | {share:.0%} | {shown} |"
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, help="directory of the results, or of the parts")
+    made.add_argument("--seconds", type=float, default=420, help="time from start to end (default 420)")
+    made.add_argument("--device", default=CUDA, help="cuda (default), cuda:1, or cpu with --tiny")
+    made.add_argument("--tiny", action="store_true", help="toy sizes, to try this script")
+    made.add_argument("--repeats", type=int, default=3, help="times each thing is measured, if time allows (default 3)")
+    made.add_argument("--model", type=Path, help="directory of a model in Hugging Face format, or of its parts")
+    made.add_argument("--gsm8k", type=Path, help="GSM8K's test.jsonl")
+    made.add_argument("--wheels", type=Path, help="directory of the wheels to unpack")
+    made.add_argument("--after-failure", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--split", type=Path, metavar="MODEL", help="write a model's directory in parts, and end")
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=CUDA)
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to try this script")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
-    args = parser.parse_args(arguments)
+    """Measure, or split a model."""
+    args = parser().parse_args(arguments)
+    if args.wheels is not None:
+        unpack(args.wheels)
+    if args.split is not None:
+        from benchmarks.gpu_parts import split
+
+        split(args.split, args.out)
+        return 0
+    import torch
+
     device = torch.device(args.device)
     if device.type == CUDA and not torch.cuda.is_available():
-        print("scripts/bench gpu needs a CUDA GPU and torch built for it; there is none here.", file=sys.stderr)
+        print("benchmarks.gpu needs a CUDA GPU and torch built for it; there is none here.", file=sys.stderr)
         return 2
     if device.type != CUDA and not args.tiny:
-        print(f"scripts/bench gpu measures GPUs; on {args.device} it runs with --tiny only.", file=sys.stderr)
+        print(f"benchmarks.gpu measures GPUs; on {args.device} it runs with --tiny only.", file=sys.stderr)
         return 2
-    ways = ["growing", "static", "graph"] if device.type == CUDA else ["growing", "static"]
-    size, matrix = (1 << 20, 64) if args.tiny else (1 << 30, 8192)
-    dtype = torch.bfloat16 if device.type == CUDA and torch.cuda.is_bf16_supported() else torch.float32
-    results: dict[str, Any] = {
-        "about": {
-            "command": "scripts/bench gpu" + (f" --device {args.device} --tiny" if args.tiny else ""),
-            "date": today(),
-            "device": torch.cuda.get_device_name(device) if device.type == CUDA else machine(),
-            "torch": torch.__version__,
-            "repeats": args.repeats,
-        },
-        "bounds": {"bytes/s": bandwidth(device, size), "flop/s": product_rate(device, dtype, matrix)},
-        "cases": [],
-    }
-    for case in TINY_CASES if args.tiny else CASES:
-        results["cases"].append(measure(case, device, ways, args.repeats))
-        print(table(results), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    (args.out / "gpu.md").write_text(table(results), "utf-8")
-    return 0
+    results = Results(args.out, args.seconds, after_failure=args.after_failure)
+    results.put("about", value=about(args, device))
+    timer = results.watch()
+    run(results, args, device)
+    timer.cancel()
+    print((args.out / "results.md").read_text("utf-8"))
+    return int(any(status["state"] == FAILED for status in results.tree["status"].values()))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from fedrlvr.deployment.site.worker import SiteLog
 from fedrlvr.deployment.superlink.grid import Roster, SuperLinkGrid
 from fedrlvr.deployment.terms import TERMS, Terms
 from fedrlvr.errors import FedrlvrError, MessageError, printable
-from fedrlvr.labels.desk.access_guard import error_response
 from fedrlvr.output import console, echo, echo_lines, logger
+from fedrlvr.pages.guard import error_response
 from fedrlvr.reporting.report import render
 from fedrlvr.simulation.grid import LocalGrid, delivered
 from fedrlvr.wire.messages import read_request

@@ -195,7 +195,7 @@ def _serve(
     """Serve a page until interrupted. make: of token and names. what: the first line, and what who enters can do."""
     import secrets
 
-    from fedrlvr.labels.desk.app import serve
+    from fedrlvr.pages.server import serve
 
     token = token or secrets.token_urlsafe(24)
 
@@ -213,4 +213,5 @@ def _serve(
         certificate=address.certificate,
         key=address.key,
         ready=ready,
+        page="desk",
     )

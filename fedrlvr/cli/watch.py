@@ -40,7 +40,8 @@ def watch(
 ) -> None:
     """Serve a live page over runs: curves, clients, costs, advice, and the responses on this machine.
 
-    Prints the page's address; Ctrl-C ends it. The page only reads, and runs do not depend on it.
+    Where a run asks people for labels, or a site lets people approve what leaves, the page opens their desks. Prints
+    the page's address; Ctrl-C ends it. Runs do not depend on it.
     """
     roots = [path.expanduser() for path in directories or [Path("runs")]]
     for root in roots:
@@ -50,23 +51,26 @@ def watch(
     check_token(token, TOKEN)
     secret = token or kept_token()
 
-    from fedrlvr.labels.desk.app import serve
+    from fedrlvr.pages.server import PageWithDesks, serve
     from fedrlvr.reporting.watch.app import make_watch
+    from fedrlvr.reporting.watch.desks import Desks
     from fedrlvr.reporting.watch.hub import Hub
 
     hub = Hub(roots)
+    desks = Desks(hub.roots, lambda: hub.runs, secret, address.all_names)
 
     def ready(bound: int) -> None:
         echo(f"Watching {', '.join(map(str, roots))}")
         echo(f"  {address.link(bound, secret)}")
-        echo("Anybody with this address can read runs and responses. Ctrl-C closes the page.")
+        hub.start()
+        people = " answer problems, approve what leaves," if desks.lines() else ""
+        echo(f"Anybody with this address can{people} read runs and responses. Ctrl-C closes the page.")
         address.warn("watch page", "numbers, responses")
         sys.stdout.flush()
-        hub.start()
 
     try:
         serve(
-            make_watch(hub, secret, names=address.all_names),
+            PageWithDesks(make_watch(hub, secret, names=address.all_names, desks=desks), desks.application),
             host,
             port,
             certificate=certificate,
@@ -77,6 +81,7 @@ def watch(
         )
     finally:
         hub.close()
+        desks.close()
     echo("The page is closed; runs go on.")
 
 

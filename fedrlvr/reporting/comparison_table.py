@@ -184,7 +184,7 @@ def render_comparison(result: Comparisons, arms: Sequence[ArmInComparison], comm
         axis=AXES[result.over],
         large=figure(result.over, "curve", large=True),
         figures=[part for part in (figure(result.over, "rewards"), *others) if part],
-        rows=[_row(line, result.over) for line in result.results],
+        rows=[comparison_row(line, result.over) for line in result.results],
         costs=[cost for cost in COSTS if cost != "rounds"],
         explained=EXPLAINED.format(over=result.over),
         differing=[
@@ -199,8 +199,8 @@ def render_comparison(result: Comparisons, arms: Sequence[ArmInComparison], comm
     return printable(page, keep="\n\t")
 
 
-def _row(line: ArmResult, over: Over) -> dict[str, Any]:
-    """An arm as the page shows it."""
+def comparison_row(line: ArmResult, over: Over) -> dict[str, Any]:
+    """An arm as a page shows it: its name, seeds, scores, differences to the first arm, and costs, as texts."""
     minus = line.minus
     return {
         "name": line.arm.name,

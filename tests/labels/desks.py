@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-from fastapi import FastAPI
-from served_pages import PageProcess
+from served_pages import PageProcess, served
 
 from fedrlvr.config import parse_config
 from fedrlvr.labels.desk.app import make_desk
@@ -96,25 +92,10 @@ def serving(run: Path) -> Iterator[str]:
     """A desk in this process, which is quicker; its address with the token."""
     ledger = ledger_of(run)
     try:
-        with served(make_desk(ledger, TOKEN, "clinic")) as url:
+        with served(make_desk(ledger, TOKEN, "clinic"), TOKEN) as url:
             yield url
     finally:
         ledger.close()
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """An application of the desk in this process; its address with the token."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/#token={TOKEN}"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(30)
-        listening.close()
 
 
 def error_of(text: str) -> str:

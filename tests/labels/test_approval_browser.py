@@ -1,7 +1,4 @@
-"""The approval page as a person has it: a real browser, a reply that waits, and a decision by one key.
-
-Skipped where there is no Chromium or no Playwright, as the desk's own tests in a browser are.
-"""
+"""The approval page as a person has it: a real browser, a reply that waits, and a decision by one key."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desks import TOKEN, served
+from browsers import SECONDS, Browser, Page, browser
+from desks import TOKEN
 from factories import make_card
-from test_desk_browser import SECONDS, Browser, Page, browser
+from served_pages import served
 
 from fedrlvr.labels.desk.approval_app import make_approval_desk
 from fedrlvr.privacy.approvals import Approvals, PersonDecision
@@ -50,7 +48,7 @@ def enter(browser: Browser, url: str, name: str) -> Page:
 
 def test_a_card_is_read_approved_and_another_denied_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     approvals, results = Approvals(tmp_path), []
-    with served(make_approval_desk(approvals, TOKEN, "clinic", "all")) as url:
+    with served(make_approval_desk(approvals, TOKEN, "clinic", "all"), TOKEN) as url:
         page = enter(browser, url, "Dr. Ruiz")
         assert page.is_visible("#idle")
         responses = [{"problem": "What is 2 + 2?", "text": MARKUP}]
@@ -80,7 +78,7 @@ def test_a_card_is_read_approved_and_another_denied_by_keyboard(browser: Browser
 
 def test_a_button_decides_and_a_token_is_needed(browser: Browser, tmp_path: Path) -> None:
     approvals, results = Approvals(tmp_path), []
-    with served(make_approval_desk(approvals, TOKEN, "clinic", "all")) as url:
+    with served(make_approval_desk(approvals, TOKEN, "clinic", "all"), TOKEN) as url:
         stranger = browser.new_page()
         stranger.goto(url.replace(TOKEN, "another-token-than-that"))
         stranger.wait_for_selector("#token-form:not([hidden])")

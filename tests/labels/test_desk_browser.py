@@ -1,44 +1,23 @@
-"""The desk as a person has it: a real browser, the real command as a process, and what is in the ledger afterwards.
-
-Skipped where there is no Chromium (Debian: `apt-get install chromium`) or no Playwright (the extra `test`).
-"""
+"""The desk as a person has it: a real browser, the real command as a process, and what is in the ledger afterwards."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsers import SECONDS, Browser, BrowserContext, Page, browser, sync_api
 from desks import TOKEN, ask, ledger_of, run_directory, serving, start
 from small_runs import start_command, write_toml
 
 from fedrlvr.tasks import load
 
+__all__ = ["browser"]
 pytestmark = pytest.mark.slow
 
-CHROMIUM = Path("/usr/bin/chromium")
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the extra `test`, is not installed")
-if not CHROMIUM.exists():
-    pytest.skip(f"there is no browser at {CHROMIUM} (Debian's package chromium)", allow_module_level=True)
-
-Browser, BrowserContext, Page = sync_api.Browser, sync_api.BrowserContext, sync_api.Page
 READY = "main:not([aria-busy=true])"
-SECONDS = 1000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    # Without network, and as root: Chromium's sandbox needs another user.
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=quiet + sandbox)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -1,19 +1,15 @@
-"""The page of `fedrlvr watch` as a person has it: a real browser, real runs, and the real command as a process.
-
-Skipped where there is no Chromium (Debian: `apt-get install chromium`) or no Playwright (the extra `test`).
-"""
+"""The page of `fedrlvr watch` as a person has it: a real browser, real runs, and the real command as a process."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import SECONDS, Browser, Page, browser, opened
 from small_runs import start_command, write_toml
 from watched import (
     TOKEN,
@@ -34,52 +30,14 @@ from fedrlvr.files import file_lock
 from fedrlvr.reporting.observer import ClientAnswered, ClientsAsked, PhaseStarted, RoundStarted
 from fedrlvr.reporting.under_way import UnderWayNote
 
+__all__ = ["browser"]
 pytestmark = pytest.mark.slow
 
-CHROMIUM = Path("/usr/bin/chromium")
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the extra `test`, is not installed")
-if not CHROMIUM.exists():
-    pytest.skip(f"there is no browser at {CHROMIUM} (Debian's package chromium)", allow_module_level=True)
-
-Browser, Page = sync_api.Browser, sync_api.Page
-SECONDS = 1000
 VIEWS = ("summary", "responses", "clients", "learning", "server", "exchanges", "labels", "costs", "verdict")
 MARKUP = (
     "<img src=x onerror=\"document.title='ran'\"><b>bold</b><script>document.title='ran'</script>"
     "<a href=\"javascript:document.title='ran'\">x</a>"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    # Without network, and as root: Chromium's sandbox needs another user.
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=quiet + sandbox)
-        yield launched
-        launched.close()
-
-
-@contextmanager
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """A page at the address, which must not complain, and must ask nobody but its own server."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-    page = context.new_page()
-    page.set_default_timeout(30 * SECONDS)
-    complaints: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    context.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    yield page
-    # A server that is away is told by the browser itself.
-    assert [words for words in complaints if "ERR_CONNECTION" not in words and "ERR_INCOMPLETE" not in words] == []
-    origin = url.partition("/#")[0]
-    assert [address for address in asked if not address.startswith(f"{origin}/")] == []
-    assert TOKEN not in "".join(asked)
-    context.close()
 
 
 def shown(page: Page) -> None:
@@ -180,14 +138,18 @@ def test_text_has_the_contrast_of_wcag_aa(browser: Browser, tmp_path: Path, look
         # Lines of a chart stand out from their card (WCAG 1.4.11).
         assert (
             page.evaluate(
-                """() => { const style = getComputedStyle(document.documentElement);
-            const light = (hex) => [1, 3, 5].map((place) => parseInt(hex.slice(place, place + 2), 16) / 255)
-              .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
-              .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
-            const card = light(style.getPropertyValue("--card").trim());
+                """() => {
+            const sample = document.body.appendChild(document.createElement("i"));
+            const light = (name) => {
+              sample.style.color = `var(${name})`;
+              return getComputedStyle(sample).color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+                .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+                .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+            };
+            const card = light("--card");
             const names = ["--ink", "--muted", "--late", "--failed", "--refused", "--withheld", "--not-connected",
               ...Array.from({length: 8}, (_, n) => `--line-${n + 1}`)];
-            return names.filter((name) => { const one = light(style.getPropertyValue(name).trim());
+            return names.filter((name) => { const one = light(name);
               return (Math.max(one, card) + 0.05) / (Math.min(one, card) + 0.05) < 3; }); }"""
             )
             == []

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from run_samples import numbers, score
-from served_pages import PageProcess
+from served_pages import PageProcess, served
 
 from fedrlvr.config import parse_config
+from fedrlvr.pages.server import PageWithDesks
 from fedrlvr.reporting.absence import FAILED_WORDS, LATE_WORDS, WITHHELD_WORDS
 from fedrlvr.reporting.responses import LoggedResponse
 from fedrlvr.reporting.verdict import ClientVerdict, Verdict
 from fedrlvr.reporting.watch.app import make_watch
+from fedrlvr.reporting.watch.desks import Desks
 from fedrlvr.reporting.watch.hub import Hub
 
 TOKEN = "a-token-of-these-tests"
@@ -184,19 +183,17 @@ def large_run(directory: Path, rounds: int, clients: int) -> Path:
 def serving(*roots: Path) -> Iterator[str]:
     """The page's server in this process; its address with the token."""
     hub = Hub(list(roots))
-    config = uvicorn.Config(make_watch(hub, TOKEN), log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    desks = Desks(hub.roots, lambda: hub.runs, TOKEN)
     hub.start()
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/#token={TOKEN}"
+        with served(PageWithDesks(make_watch(hub, TOKEN, desks=desks), desks.application), TOKEN, force=False) as url:
+            try:
+                yield url
+            finally:
+                hub.close()  # ends the streams of events, for which the server waits
     finally:
         hub.close()
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
+        desks.close()
 
 
 def start_watch(*roots: Path, state: Path, port: int = 0) -> PageProcess:

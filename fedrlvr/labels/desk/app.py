@@ -2,7 +2,7 @@
 
 It shows an expert one open problem at a time, with the model's majority answer and two responses that disagree, and
 writes the expert's word into the ledger before it says that it did. The page's own files hold no data and need no
-token; everything else does (`access_guard.py`). What fails is answered with {"error": text}.
+token; everything else does (`fedrlvr/pages/guard.py`). What fails is answered with {"error": text}.
 
     GET  /api/next?expert=             {"problem": an open problem or null, "left", "open", "done"}
     GET  /api/last?expert=&back=       {"problem", "said"}: what the expert said last, or `back` words before that
@@ -16,53 +16,24 @@ token; everything else does (`access_guard.py`). What fails is answered with {"e
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.exceptions import HTTPException
 
-from fedrlvr.errors import ConfigError, EgressError, LedgerError
-from fedrlvr.labels.desk.access_guard import Guard, error_response
 from fedrlvr.labels.ledger import AskedProblem, LabelLedger, Verdict, expert_name
 from fedrlvr.labels.spreadsheet import MOST_BYTES, read_csv, write_csv
+from fedrlvr.pages.server import Body, bounded_body, guarded_app, page_files, sent_body
 
 PAGE = Path(__file__).parent / "page"
-FILES = {
-    "/": ("index.html", "text/html"),
-    "/desk.css": ("desk.css", "text/css"),
-    "/common.js": ("common.js", "text/javascript"),
-    "/desk.js": ("desk.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-MOST_JSON = 64 * 2**10
-"""Largest request body in bytes; a table has the spreadsheet's own limit."""
+FILES = page_files(PAGE, scripts=("common.js", "desk.js"))
 LEASE = 300.0
 """Seconds for which a problem is reserved for the expert who looks at it; the page renews the reservation in time."""
-
-_WAITING = 64
-"""Connections that the system keeps for the server until it takes them."""
-_PATIENCE = 3
-"""Seconds that requests in progress get when the desk is stopped."""
-
-
-class Body(BaseModel):
-    """Base of the bodies of requests, which have the declared fields alone."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class AnswerBody(Body):
@@ -84,27 +55,6 @@ class ReleaseBody(Body):
     """The expert who stops looking at a problem."""
 
     expert: str
-
-
-def guarded_app(token: str, names: Collection[str], files: Mapping[str, tuple[str, str]]) -> FastAPI:
-    """An application behind the guard that serves a page's files and answers errors as {"error": text}.
-
-    files: name and media type of each file of the page, by its path.
-
-    Raises:
-        ValueError: the token is empty.
-    """
-    if not token:
-        raise ValueError("a desk without a token")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, token=token, names=names, open_paths=files)
-    for kind in (LedgerError, EgressError):
-        app.add_exception_handler(kind, lambda _, error: error_response(400, str(error)))
-    app.add_exception_handler(RequestValidationError, unreadable)
-    app.add_exception_handler(HTTPException, refused)
-    for path, (name, media_type) in files.items():
-        serve_file(app, path, (PAGE / name).read_bytes(), media_type)
-    return app
 
 
 def make_desk(
@@ -180,73 +130,6 @@ def make_desk(
     return app
 
 
-def serve(
-    app: FastAPI,
-    host: str,
-    port: int,
-    *,
-    certificate: Path | None,
-    key: Path | None,
-    ready: Callable[[int], None],
-    ending: Callable[[], None] = lambda: None,
-    page: str = "desk",
-) -> None:
-    """Serve until interrupted. `ready` is called with the port once connections are taken; port 0 is any free one.
-
-    ending: is called when the end is asked for, so that answers without an end can end. page: the noun for what is
-    served, in errors. No access log: its lines would hold experts' names.
-
-    Raises:
-        ConfigError: host and port, or the certificate, cannot be used.
-    """
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        ws="none",
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        timeout_graceful_shutdown=_PATIENCE,
-    )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"--certificate {certificate} and --key {key} cannot be used: {error}.") from error
-
-    class PageServer(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            ending()
-            super().handle_exit(sig, frame)
-
-    with _listening(host, port, page) as listening:
-        ready(listening.getsockname()[1])
-        with contextlib.suppress(KeyboardInterrupt):
-            PageServer(config).run(sockets=[listening])
-
-
-def _listening(host: str, port: int, page: str) -> socket.socket:
-    """A socket that takes connections already, so that who reads the address can use it."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host} is no address of this machine: {error}.") from error
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(_WAITING)
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"The {page} cannot listen on {host} port {port}: {error.strerror}. Give another --port or --host, or stop "
-            "what is there."
-        ) from error
-    return listening
-
-
 class _Done:
     """How many problems each expert has answered: counted once in the whole ledger, which may be long, then kept up."""
 
@@ -286,56 +169,5 @@ def _shown(asked: AskedProblem) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in names}
 
 
-def serve_file(app: FastAPI, path: str, content: bytes, media_type: str) -> None:
-    """Answer a path with a file of the page."""
-
-    @app.get(path)
-    def file() -> Response:
-        return Response(content, media_type=media_type)
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body, which is read no further than its bound."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise HTTPException(413, f"The request is larger than {most // 1024} KiB, which is the most that is taken.")
-        parts.append(part)
-    return b"".join(parts)
-
-
 async def _sent_table(request: Request) -> bytes:
-    return await _body(request, MOST_BYTES)
-
-
-def sent_body(model: type[BaseModel]) -> Any:
-    """Parameter of a route that is the request's body. FastAPI's own reading has no bound."""
-
-    async def read(request: Request) -> BaseModel:
-        try:
-            return model.model_validate(json.loads(await _body(request, MOST_JSON)))
-        except ValidationError as error:
-            raise HTTPException(422, _explain(error.errors())) from None
-        except (ValueError, RecursionError):
-            raise HTTPException(422, "The request's body is not JSON in UTF-8.") from None
-
-    return Depends(read)
-
-
-def unreadable(_: Request, error: Exception) -> Response:
-    """Answer a request whose parameters or body are of the wrong kind."""
-    assert isinstance(error, RequestValidationError)
-    return error_response(422, _explain(error.errors()))
-
-
-def refused(_: Request, error: Exception) -> Response:
-    """Answer a request that a route refuses."""
-    assert isinstance(error, HTTPException)
-    return error_response(error.status_code, error.detail)
-
-
-def _explain(errors: Any) -> str:
-    # Not pydantic's own text as a whole: it quotes what was sent.
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in errors)
+    return await bounded_body(request, MOST_BYTES)

@@ -14,15 +14,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI
 
-from fedrlvr.labels.desk.app import FILES, Body, guarded_app, sent_body
+from fedrlvr.labels.desk.app import PAGE
+from fedrlvr.pages.server import Body, guarded_app, page_files, sent_body
 from fedrlvr.privacy.approvals import Approvals
 from fedrlvr.privacy.card import Approve, Card
 
-APPROVAL_FILES = {
-    **{path: file for path, file in FILES.items() if path not in ("/", "/desk.js")},
-    "/": ("approve.html", "text/html"),
-    "/approve.js": ("approve.js", "text/javascript"),
-}
+APPROVAL_FILES = page_files(PAGE, "approve.html", scripts=("common.js", "approve.js"))
 
 
 class DecisionBody(Body):

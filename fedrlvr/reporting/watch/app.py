@@ -1,9 +1,12 @@
 """The server of `fedrlvr watch`: the page's own files, and what it shows as JSON.
 
-The page's files hold no data and need no token; everything else does (`access_guard.py`). Nothing is written, and
-nothing is changed. What fails is answered with {"error": text}.
+The page's files hold no data and need no token; everything else does (`fedrlvr/pages/guard.py`). Nothing is written,
+and nothing is changed: people decide at the desks (`desks.py`), which are pages of their own under /desk/. What fails
+is answered with {"error": text}.
 
     GET /api/runs                                           the list of runs
+    GET /api/desks                                          the desks that can be opened, and how much waits there
+    GET /api/comparison?run=&run=&over=                     curves of several runs, and the settings that differ
     GET /api/runs/RUN                                       a run's head
     GET /api/runs/RUN/views/NAME?client=                    the data of one view; the clients to draw one by one
     GET /api/runs/RUN/cosines?round=                        cosines of the clients' changes
@@ -22,27 +25,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Query
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from fedrlvr.labels.desk.access_guard import Guard
-from fedrlvr.labels.desk.app import refused, serve_file, unreadable
-from fedrlvr.reporting.watch import views
+from fedrlvr.errors import FedrlvrError
+from fedrlvr.pages.server import guarded_app, page_files
+from fedrlvr.reporting.comparison import Over
+from fedrlvr.reporting.watch import compared_runs, views
+from fedrlvr.reporting.watch.desks import Desks
 from fedrlvr.reporting.watch.hub import Hub
 from fedrlvr.reporting.watch.response_index import Listed
 from fedrlvr.reporting.watch.run_files import shown_name
 from fedrlvr.reporting.watch.watched_run import WatchedRun
 from fedrlvr.version import __version__
 
-PAGE = Path(__file__).parent / "page"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-FILES = {
-    "/" if path.name == "index.html" else f"/{path.relative_to(PAGE).as_posix()}": path
-    for path in sorted(PAGE.rglob("*"))
-    if path.suffix in _TYPES
-}
-"""The page's own files by their address."""
+FILES = page_files(Path(__file__).parent / "page")
 POLL = 0.3
 """Seconds between two looks for something to tell the page."""
 PING = 10.0
@@ -51,22 +48,16 @@ PING = 10.0
 T = TypeVar("T")
 
 
-def make_watch(hub: Hub, token: str, *, names: Collection[str] = ()) -> FastAPI:
+def make_watch(hub: Hub, token: str, *, names: Collection[str] = (), desks: Desks | None = None) -> FastAPI:
     """Make the server of the page over the runs of a hub.
 
-    token: what requests must bring. names: host names it may be asked for by, besides loopback's.
+    token: what requests must bring. names: host names it may be asked for by, besides loopback's. desks: those that
+    the page lists.
 
     Raises:
         ValueError: the token is empty.
     """
-    if not token:
-        raise ValueError("a page without a token")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, token=token, names=names, open_paths=FILES, page="watch page")
-    app.add_exception_handler(RequestValidationError, unreadable)
-    app.add_exception_handler(HTTPException, refused)
-    for address, path in FILES.items():
-        serve_file(app, address, path.read_bytes(), _TYPES[path.suffix])
+    app = guarded_app(token, names, FILES, "watch page")
 
     def of(run: str, read: Callable[[WatchedRun], T]) -> T:
         try:
@@ -88,6 +79,19 @@ def make_watch(hub: Hub, token: str, *, names: Collection[str] = ()) -> FastAPI:
             "notes": hub.notes,
             "release": __version__,
         }
+
+    @app.get("/api/desks")
+    def listed_desks() -> dict[str, Any]:
+        return {"desks": desks.lines() if desks is not None else []}
+
+    @app.get("/api/comparison")
+    def comparison(
+        run: Annotated[list[str], Query(min_length=1, max_length=compared_runs.MOST)], over: Over = "rounds"
+    ) -> dict[str, Any]:
+        try:
+            return compared_runs.compared([of(id_, lambda data: data.directory) for id_ in run], over)
+        except FedrlvrError as error:
+            raise HTTPException(422, str(error)) from None
 
     @app.get("/api/runs/{run}")
     def head(run: str) -> dict[str, Any]:

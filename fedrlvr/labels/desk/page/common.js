@@ -116,3 +116,6 @@ async function doing(work) {
     setBusy(false);
   }
 }
+
+// The page of `fedrlvr watch` opens a desk under an address of its own.
+$("home").hidden = location.pathname === "/";

@@ -7,9 +7,9 @@ let token = "";
 
 function stored(value) {
   try {
-    if (value === undefined) return sessionStorage.getItem("watch-token");
-    if (value === null) sessionStorage.removeItem("watch-token");
-    else sessionStorage.setItem("watch-token", value);
+    if (value === undefined) return sessionStorage.getItem("token");
+    if (value === null) sessionStorage.removeItem("token");
+    else sessionStorage.setItem("token", value);
   } catch {
     // storage may be turned off: then the page asks again
   }

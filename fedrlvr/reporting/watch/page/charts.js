@@ -1,16 +1,21 @@
 // Curves over the rounds, drawn by uPlot; a line of numbers below each says what is under the pointer or the keys.
 
-import { bytes, el, number, percent, plain, tick } from "./dom.js";
+import { bytes, duration, el, number, percent, plain, tick } from "./dom.js";
 
 const HEIGHT = 210;
 const together = uPlot.sync("rounds");
-const scheme = matchMedia("(prefers-color-scheme: dark)");
 const cards = new Set();
-scheme.addEventListener("change", () => cards.forEach((chart) => chart.draw()));
+window.addEventListener("themechange", () => cards.forEach((chart) => chart.draw()));
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const withAlpha = (hex, alpha) => `${hex}${Math.round(255 * alpha).toString(16).padStart(2, "0")}`;
+// A canvas takes no variables of a style sheet: an element that nobody sees tells the colour of the theme in use.
+const sample = document.body.appendChild(el("i", { hidden: true }));
+export function colour(name) {
+  sample.style.color = `var(${name})`;
+  return getComputedStyle(sample).color;
+}
+const withAlpha = (rgb, alpha) => rgb.replace("rgb(", "rgba(").replace(")", `, ${alpha})`);
 const formats = { bytes, seconds: (value) => (value === null ? "–" : `${number(value)} s`) };
+const costs = { bytes, seconds: duration };
 
 function rangeOfRounds(_, low, high) {
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
@@ -114,7 +119,7 @@ export class Chart {
         cursor: { drag: { x: false, y: false }, y: false, points: { size: 7 }, sync: { key: together.key, scales: ["x", null] } },
         scales: { x: { time: false, range: rangeOfRounds }, y: { range: rangeOfValues(floor) } },
         axes: [
-          { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], grid: { show: false }, size: 30 },
+          { ...axis, ...this.axis(), grid: { show: false }, size: 30 },
           { ...axis, size: (_, words) => 16 + 7 * Math.max(3, ...(words || []).map((word) => word.length)), values: (_, ticks) => ticks.map((value) => (share ? `${tick(100 * value)} %` : this.data.unit ? this.format(value) : tick(value))) },
         ],
         bands: low && high ? [{ series: [high, low], fill: withAlpha(colour("--accent"), 0.16) }] : [],
@@ -125,6 +130,20 @@ export class Chart {
       this.plot,
     );
     this.show(null);
+  }
+
+  /** The axis below: rounds, or another cost that the data names. */
+  axis() {
+    const format = costs[this.data.over];
+    if (format) return { values: (_, ticks) => ticks.map(format), space: 90 };
+    return { incrs: [1, 2, 5].flatMap((step) => [...Array(12).keys()].map((power) => step * 10 ** power)).sort((a, b) => a - b) };
+  }
+
+  /** A place on that axis in words. */
+  place(x) {
+    const { over } = this.data;
+    if (!over || over === "rounds") return `Round ${tick(Number(x.toFixed(2)))}`;
+    return costs[over] ? costs[over](x) : `${number(Math.round(x))} ${over}`;
   }
 
   /** Which lines are drawn, when clients are shown or hidden. */
@@ -140,7 +159,7 @@ export class Chart {
     const { x, lines, band } = this.data;
     const at = place ?? x.length - 1;
     if (at < 0) return;
-    const round = `Round ${tick(Number(x[at].toFixed(2)))}`;
+    const round = this.place(x[at]);
     const known = (line) => line.values[at] ?? (place === null ? line.values.findLast((value) => value !== null) ?? null : null);
     const parts = [];
     for (const line of lines) {
@@ -157,7 +176,7 @@ export class Chart {
     });
     this.values.replaceChildren(el("li", { class: "round" }, round), ...items);
     const told = parts.map(([, , name, value]) => `${name} ${value}`).join(", ");
-    this.element.setAttribute("aria-label", plain(`${this.title.textContent}. ${round}: ${told}. Arrow keys move over the rounds.`));
+    this.element.setAttribute("aria-label", plain(`${this.title.textContent}. ${round}: ${told}. Arrow keys move along the curves.`));
   }
 
   key(event) {

@@ -2,6 +2,7 @@
 
 import { ask, dropToken, follow, setToken, takeToken } from "./api.js";
 import { $, el, duration, number, percent, plain, plural, table } from "./dom.js";
+import { Comparison } from "./comparison.js";
 import { Responses } from "./responses.js";
 import { TITLES, View, badge } from "./views.js";
 
@@ -10,22 +11,24 @@ let shown = null; // what is on display: { id, view, part, head, at }
 let versions = {};
 let turn = 0;
 
-// Routes: #/ is the list of runs, #/run/ID/VIEW one view of a run.
+// Routes: #/ is the list of runs, #/run/ID/VIEW one view of a run, #/compare/ID,ID/COST several runs beside each other.
 
 function route() {
   const [, kind, id, view] = location.hash.split("/");
+  if (kind === "compare") return { id: null, view: view || null, compared: (id || "").split(",").filter(Boolean) };
   return kind === "run" ? { id, view: view || null } : { id: null, view: null };
 }
 
 const address = (id, view) => `#/run/${id}${view ? `/${view}` : ""}`;
 
 async function go() {
-  const { id, view } = route();
+  const { id, view, compared } = route();
   const now = (turn += 1);
   if (id && shown?.id === id && (shown.view === view || !view)) return;
   const before = shown;
   try {
-    if (!id) await openList(now);
+    if (compared) await openComparison(compared, view);
+    else if (!id) await openList(now);
     else await openRun(id, view, now);
     if (before !== shown) before?.part?.close();
     trouble("");
@@ -36,19 +39,55 @@ async function go() {
 
 // The list of runs.
 
+const LOOK = 3000; // milliseconds between two looks at what waits for people
+const picked = new Set(); // runs to compare
+
 async function openList(now) {
-  const data = await ask("runs");
+  const data = await askList();
   if (now !== turn) return;
-  shown = { id: null, view: null };
+  shown = { id: null, view: null, list: true };
   document.title = "fedrlvr watch";
   showList(data);
   window.scrollTo(0, 0);
 }
 
+async function askList() {
+  const [runs, { desks }] = await Promise.all([ask("runs"), ask("desks")]);
+  return { ...runs, desks };
+}
+
+setInterval(() => (shown?.list && following ? refresh() : null), LOOK);
+
+/** The link to the runs that are picked. */
+function compareLink(runs) {
+  const chosen = runs.filter((run) => picked.has(run.id)).map((run) => run.id);
+  const words = chosen.length > 1 ? el("a", { href: `#/compare/${chosen.join(",")}` }, `Compare ${chosen.length} runs`) : el("span", { class: "note" }, "Mark two or more runs to compare them.");
+  return el("p", { class: "compare", "aria-live": "polite" }, words);
+}
+
+function pick(run, data) {
+  const box = el("input", { type: "checkbox", "aria-label": `Mark ${run.name} for a comparison`, "data-run": run.id });
+  box.checked = picked.has(run.id);
+  box.addEventListener("change", () => {
+    if (box.checked) picked.add(run.id);
+    else picked.delete(run.id);
+    content.querySelector(".compare")?.replaceWith(compareLink(data.runs));
+  });
+  return box;
+}
+
+function waiting(desk) {
+  if (!desk.waiting) return desk.waiting === 0 ? "nothing waits" : "";
+  return el("b", { class: "warn" }, plural(desk.waiting, "waits", "wait"));
+}
+
+const desks = (data) =>
+  el("section", { class: "card desks" }, el("h2", {}, "Decisions of people"), el("ul", {}, data.desks.map((desk) => el("li", {}, el("a", { href: desk.address }, desk.title), waiting(desk), el("span", { class: "mono" }, desk.directory)))));
+
 function showList(data) {
   $("roots").textContent = plain(data.roots.join(", "));
   const columns = [
-    ["Run", (run) => el("span", { class: "run" }, el("a", { href: address(run.id) }, run.name), el("span", { class: "mono" }, run.directory))],
+    ["Run", (run) => el("span", { class: "run" }, pick(run, data), el("a", { href: address(run.id) }, run.name), el("span", { class: "mono" }, run.directory))],
     ["State", (run) => badge(run.state)],
     ["Progress", (run) => progress(run)],
     ...(data.runs.some((run) => run.left !== null) ? [["Left", (run) => (run.left === null ? "" : `about ${duration(run.left)}`), true]] : []),
@@ -59,11 +98,12 @@ function showList(data) {
   ];
   const notes = [...data.notes, data.reading ? `${plural(data.reading, "run is", "runs are")} still being read.` : ""].filter(Boolean);
   const empty = el("p", { class: "card" }, "No run here yet. A run that starts below these directories appears by itself: ", el("code", {}, "fedrlvr run"), ".");
-  const focus = document.activeElement?.getAttribute?.("href");
+  const [focus, box] = ["href", "data-run"].map((name) => document.activeElement?.getAttribute?.(name));
   content.replaceChildren(
-    el("div", { class: "stack" }, el("h1", {}, "Runs"), notes.length ? el("p", { class: "banner" }, notes.join(" ")) : null, data.runs.length ? el("section", { class: "card flush runs" }, table("Runs", columns, data.runs)) : data.reading ? null : empty),
+    el("div", { class: "stack" }, el("h1", {}, "Runs"), data.desks.length ? desks(data) : null, data.runs.length > 1 ? compareLink(data.runs) : null, notes.length ? el("p", { class: "banner" }, notes.join(" ")) : null, data.runs.length ? el("section", { class: "card flush runs" }, table("Runs", columns, data.runs)) : data.reading ? null : empty),
   );
   if (focus) content.querySelector(`a[href="${CSS.escape(focus)}"]`)?.focus();
+  if (box) content.querySelector(`[data-run="${CSS.escape(box)}"]`)?.focus();
   content.setAttribute("aria-busy", "false");
 }
 
@@ -72,6 +112,19 @@ function progress(run) {
   if (!rounds) return run.round === null ? "" : `round ${number(run.round)}`;
   const bar = el("progress", { max: rounds, value: Math.min(done, rounds), "aria-label": `Rounds of ${run.name}` });
   return el("span", { class: "progress" }, bar, ` ${number(done)} of ${number(rounds)}`);
+}
+
+// Several runs.
+
+async function openComparison(runs, over) {
+  const part = new Comparison(runs, over, (cost) => (location.hash = `#/compare/${runs.join(",")}/${cost}`));
+  shown = { id: null, view: null, part, compared: runs, at: performance.now() };
+  document.title = "Comparison · fedrlvr watch";
+  content.replaceChildren(el("div", { class: "stack" }, el("p", { class: "crumb" }, el("a", { href: "#/" }, "← All runs")), el("h1", {}, "Runs compared"), part.element));
+  content.setAttribute("aria-busy", "true");
+  window.scrollTo(0, 0);
+  await part.refresh();
+  content.setAttribute("aria-busy", "false");
 }
 
 // One run.
@@ -175,6 +228,8 @@ function underWay(now, since) {
 }
 setInterval(tick, 1000);
 
+window.addEventListener("themechange", () => shown?.part?.refresh(shown.head)); // what is drawn outside of charts
+
 // Following.
 
 let refreshing = false;
@@ -192,8 +247,11 @@ async function refresh() {
       const now = turn;
       const { id } = shown ?? {};
       if (id === undefined) return;
-      if (id === null) {
-        const data = await ask("runs");
+      if (shown.compared) {
+        shown.at = performance.now();
+        await shown.part.refresh();
+      } else if (id === null) {
+        const data = await askList();
         if (now === turn) showList(data);
       } else {
         const head = await ask(`runs/${id}`);
@@ -217,7 +275,8 @@ async function refresh() {
 function changed(runs) {
   versions = { ...versions, ...runs };
   if (!shown) return;
-  if (shown.id === null || shown.id in runs) refresh();
+  const compared = shown.compared?.some((id) => id in runs) && performance.now() - shown.at > LOOK; // whole files are read for it
+  if (shown.list || shown.id in runs || compared) refresh();
 }
 
 function connection(state) {

@@ -1,7 +1,7 @@
 // The views of a run besides its responses: charts, and tables beside them.
 
 import { ask } from "./api.js";
-import { Chart } from "./charts.js";
+import { Chart, colour } from "./charts.js";
 import { MISSING, bytes, card, duration, el, number, pause, percent, plain, plural, select, table } from "./dom.js";
 
 export const TITLES = {
@@ -38,12 +38,12 @@ export class View {
 
   /** Asks for the data and shows it; charts are drawn one at a time, so that the page never stands still. */
   async refresh(head) {
-    this.head = head;
+    this.head = head ?? this.head;
     const turn = (this.turn += 1);
-    const data = await ask(`runs/${this.run}/views/${this.name}`, { client: this.chosen });
+    const data = await this.ask();
     if (turn !== this.turn) return;
     this.showClients(data.charts || []);
-    const [before, after] = EXTRAS[this.name] ? EXTRAS[this.name](data, this) : [[], []];
+    const [before, after] = this.extra(data);
     keepScroll(this.before, before);
     keepScroll(this.after, after);
     const charts = data.charts || [];
@@ -60,6 +60,15 @@ export class View {
       await pause(0);
       if (turn !== this.turn) return;
     }
+  }
+
+  ask() {
+    return ask(`runs/${this.run}/views/${this.name}`, { client: this.chosen });
+  }
+
+  /** What stands before the charts, and after them. */
+  extra(data) {
+    return EXTRAS[this.name] ? EXTRAS[this.name](data, this) : [[], []];
   }
 
   showClients(charts) {
@@ -127,8 +136,7 @@ function strip(cells, colours) {
 }
 
 function clients(data) {
-  const style = getComputedStyle(document.documentElement);
-  const colours = STANDING.map((name) => style.getPropertyValue(`--${name}`).trim());
+  const colours = STANDING.map((name) => colour(`--${name}`));
   const cells = new Map((data.strip?.rows || []).map((row) => [row.name, row.cells]));
   const any = (key) => data.clients.some((row) => row[key] !== null && row[key] !== undefined);
   const columns = [
@@ -202,7 +210,7 @@ function labels(data) {
   ].filter(Boolean);
   const words = [
     budget.length ? `${budget.join(", ")}.` : "",
-    data.desk ? "People give the labels: fedrlvr desk opens the page for them." : data.labels_from === "dataset" ? "Labels come from the data set." : "",
+    data.desk ? "People give the labels, at the desk that the list of runs links to." : data.labels_from === "dataset" ? "Labels come from the data set." : "",
   ].filter(Boolean);
   return [[card("Labels by client", el("p", { class: "note" }, words.join(" ")), table("Labels by client", [["Client", (row) => row.name], ["Asked", (row) => number(row.asked), true], ["Used", (row) => number(row.used), true], ["In the ledger", (row) => number(row.held), true]], data.rows))], []];
 }
