@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu import CUDA, Report
+from benchmarks.gpu_report import CUDA, Report
 from benchmarks.gpu_speed import Runner, best_dtype, cases, seconds
 
 BACKENDS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.gpu import Report
 from benchmarks.gpu_parts import is_split, join
+from benchmarks.gpu_report import Report
 from benchmarks.gpu_speed import seconds
 from fedrlvr.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy.base import load_base
@@ -53,11 +53,11 @@ def _steps(report: Report, model: Path, data: Path) -> None:
             return
         began = time.monotonic()
         first = step * CLIENTS * problems_each
-        mine = {
+        dealt = {
             name: [problems[(first + i * problems_each + j) % len(problems)] for j in range(problems_each)]
             for i, name in enumerate(names)
         }
-        prompts = {name: base.encode_all([ask(p) for p in mine[name]]) for name in names}
+        prompts = {name: base.encode_all([ask(p) for p in dealt[name]]) for name in names}
         drawn: dict[str, Any] = {}
 
         def sample(prompts: Any = prompts, drawn: dict[str, Any] = drawn, step: int = step) -> None:
@@ -68,7 +68,7 @@ def _steps(report: Report, model: Path, data: Path) -> None:
         groups = {
             name: [
                 Group(problem, ids, of_problem)
-                for problem, ids, of_problem in zip(mine[name], prompts[name], drawn[name], strict=True)
+                for problem, ids, of_problem in zip(dealt[name], prompts[name], drawn[name], strict=True)
             ]
             for name in names
         }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import CPU, CUDA, Report
+from benchmarks.gpu_report import CPU, CUDA, Report
 from benchmarks.gpu_speed import Case, Runner, as_base, decode_way, ways_on
 from fedrlvr.config import SamplingConfig, TrainConfig
 from fedrlvr.policy.cohort import Cohort
@@ -72,12 +72,12 @@ def parity(report: Report) -> None:
                 rows.append(_row(name, f"equal responses, {way}", equal, EQUAL, ok=equal >= EQUAL))
             rows.append(_row(name, f"log-probs, {way}", gap, logp_limit, ok=gap <= logp_limit))
             report.put("rows", value=rows)
-        found, found_gradients = _learn(runner, drawn)
+        actual, actual_gradients = _learn(runner, drawn)
         for client, of_cpu in stats.items():
-            gap = abs(found[client].loss - of_cpu.loss) / max(abs(of_cpu.loss), 1e-3)
+            gap = abs(actual[client].loss - of_cpu.loss) / max(abs(of_cpu.loss), 1e-3)
             rows.append(_row(name, f"loss, {client}", gap, loss_limit, ok=gap <= loss_limit))
         for i, client in enumerate(stats):
-            gap = _gradient_gap(gradients, found_gradients, i)
+            gap = _gradient_gap(gradients, actual_gradients, i)
             rows.append(_row(name, f"gradient, {client}", gap, gradient_limit, ok=gap <= gradient_limit))
         report.put("rows", value=rows)
     if wrong := [row for row in rows if not row["ok"]]:
@@ -114,12 +114,12 @@ def _sample(runner: Runner, way: str) -> Drawn:
         return cohort.sample(runner.prompts, decoding, {name: i for i, name in enumerate(runner.prompts)})
 
 
-def _compared(expected: Drawn, found: Drawn) -> tuple[float, float]:
+def _compared(expected: Drawn, actual: Drawn) -> tuple[float, float]:
     """Share of responses with equal tokens; largest difference of a log-prob up to the first token that differs."""
     equal = total = 0
     gap = 0.0
     for client, groups in expected.items():
-        for group, other in zip(groups, found[client], strict=True):
+        for group, other in zip(groups, actual[client], strict=True):
             for a, b in zip(group, other, strict=True):
                 pairs = zip(a.token_ids, b.token_ids, a.logps, b.logps, strict=True)
                 whole = True
@@ -143,7 +143,7 @@ def _learn(runner: Runner, drawn: Drawn) -> tuple[Mapping[str, StepStats], list[
     return stats, [(p.grad if p.grad is not None else torch.zeros_like(p)).float().cpu() for p in parameters]
 
 
-def _gradient_gap(expected: list[Tensor], found: list[Tensor], client: int) -> float:
+def _gradient_gap(expected: list[Tensor], actual: list[Tensor], client: int) -> float:
     """Norm of the difference of a client's gradients by the norm of the expected one."""
-    square = sum(float((a[client] - b[client]).double().square().sum()) for a, b in zip(expected, found, strict=True))
+    square = sum(float((a[client] - b[client]).double().square().sum()) for a, b in zip(expected, actual, strict=True))
     return (square / sum(float(a[client].double().square().sum()) for a in expected)) ** 0.5

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import SMOLLM2_135M, TINY
-from benchmarks.gpu import CUDA, Report
+from benchmarks.gpu_report import CUDA, Report
 from benchmarks.measure import summary
 from fedrlvr.config import EngineConfig, LoraConfig, SamplingConfig, TrainConfig
 from fedrlvr.policy import decode
@@ -355,10 +355,10 @@ def speed(case: Case, report: Report) -> None:
         def sample(way: str = way) -> None:
             drawn.update(runner.sample(way))
 
-        if found := timed(report, f"sample, {way}", sample, expected, warm=True):
-            medians[way] = found["seconds"]["median"]
-            found["decode seconds a step"] = (medians[way] - first) / max(1, case.new_tokens - 1)
-            report.put("sampling", way, value={**report.of(case.name, "sampling", way), **found})
+        if measured := timed(report, f"sample, {way}", sample, expected, warm=True):
+            medians[way] = measured["seconds"]["median"]
+            measured["decode seconds a step"] = (medians[way] - first) / max(1, case.new_tokens - 1)
+            report.put("sampling", way, value={**report.of(case.name, "sampling", way), **measured})
     if not medians:
         return
     rate = report.of("bounds", "flop/s")
@@ -369,11 +369,11 @@ def speed(case: Case, report: Report) -> None:
     report.put("training", value=learned)
     best = min(medians, key=lambda way: medians[way])
     together = medians[best] + learned["seconds"]["median"]
-    if (found := timed(report, "cohort", lambda: runner.round(best, everyone), together, warm=True)) is None:
+    if (measured := timed(report, "cohort", lambda: runner.round(best, everyone), together, warm=True)) is None:
         return
-    report.put("cohort", value={"way": best, **found})
+    report.put("cohort", value={"way": best, **measured})
     runner.seat(everyone[:1])
     apart = case.clients * runner.foreseen(best) + learned["seconds"]["median"]
-    found = timed(report, "one after another", lambda: runner.one_after_another(best), apart, warm=True)
-    if found is not None:
-        report.put("one after another", value=found)
+    measured = timed(report, "one after another", lambda: runner.one_after_another(best), apart, warm=True)
+    if measured is not None:
+        report.put("one after another", value=measured)

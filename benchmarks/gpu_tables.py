@@ -16,13 +16,13 @@ def tables(tree: Mapping[str, Any]) -> str:
         parts.append(_bounds(bounds))
     if rows := cases.get("parity", {}).get("rows"):
         parts += ["## Against the CPU in float32", _parity(rows)]
-    if found := cases.get("attention"):
-        parts += ["## Attention", *_attention(found)]
+    if measured := cases.get("attention"):
+        parts += ["## Attention", *_attention(measured)]
     timed = {name: case for name, case in cases.items() if "decode bytes a step" in case}
     if timed:
         parts += ["## Speed, random weights", *_speed(timed, cases.get("bounds", {}))]
-    if found := cases.get("GSM8K"):
-        parts += ["## GSM8K", *_gsm8k(found)]
+    if measured := cases.get("GSM8K"):
+        parts += ["## GSM8K", *_gsm8k(measured)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -57,40 +57,40 @@ def _parity(rows: list[Mapping[str, Any]]) -> str:
     return _table(["precision", "compared", "found", "limit", "within"], lines)
 
 
-def _attention(found: Mapping[str, Any]) -> list[str]:
+def _attention(measured: Mapping[str, Any]) -> list[str]:
     rows = []
-    for phase, profile in found.get("ran", {}).items():
+    for phase, profile in measured.get("ran", {}).items():
         operators = ", ".join(
             f"{name.removeprefix('aten::')} x {count}" for name, count in profile["operators"].items()
         )
         rows.append([phase, operators or "none of scaled_dot_product_attention's own"])
     parts = [_table(["work", "attention operators"], rows)] if rows else []
-    for phase, profile in found.get("ran", {}).items():
+    for phase, profile in measured.get("ran", {}).items():
         lines = [[f"`{name}`", str(count), f"{ms:,.2f}"] for name, count, ms in profile["longest"]]
         parts.append(_table([f"{phase}: longest", "calls", "ms"], lines))
-    if could := found.get("could"):
+    if could := measured.get("could"):
         names = list(dict.fromkeys(name for of_call in could.values() for name in of_call))
         lines = [[call, *(_tried(of_call.get(name)) for name in names)] for call, of_call in could.items()]
         parts.append(_table(["call, forward and backward", *names], lines))
     return parts
 
 
-def _tried(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _tried(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return ""
-    if "refuses" in found:
+    if "refuses" in measured:
         return "refuses"
-    return f"{found['ms']:.2f} ms{_mebi(found['peak bytes'], ', ')}"
+    return f"{measured['ms']:.2f} ms{_mebi(measured['peak bytes'], ', ')}"
 
 
 def _mebi(size: int | None, before: str = "") -> str:
     return "" if size is None else f"{before}{size / (1 << 20):,.0f} MiB"
 
 
-def _shown(found: Mapping[str, Any]) -> str:
-    took = found["seconds"]
+def _shown(measured: Mapping[str, Any]) -> str:
+    took = measured["seconds"]
     spread = f" ({took['low']:.3f} to {took['high']:.3f})" if took["n"] > 1 else ""
-    return f"{took['median']:.3f}{spread}{', cold' if found['cold'] else ''}"
+    return f"{took['median']:.3f}{spread}{', cold' if measured['cold'] else ''}"
 
 
 def _speed(cases: Mapping[str, Any], bounds: Mapping[str, Any]) -> list[str]:
@@ -98,14 +98,14 @@ def _speed(cases: Mapping[str, Any], bounds: Mapping[str, Any]) -> list[str]:
     for name, case in cases.items():
         tokens = case.get("response tokens", 0)
         for way in sorted(case.get("sampling", {}), key=ORDER.index):
-            found = case["sampling"][way]
-            if "seconds" not in found:
+            measured = case["sampling"][way]
+            if "seconds" not in measured:
                 continue
-            share = _share(case["decode bytes a step"], bounds.get("bytes/s"), found["decode seconds a step"])
-            rows.append(_line(name, case["dtype"], f"sample, {way}", found, tokens, share))
-        if found := case.get("training"):
-            share = _share(case["training flop"], bounds.get("flop/s"), found["seconds"]["median"])
-            rows.append(_line(name, case["dtype"], "train", found, tokens, share))
+            share = _share(case["decode bytes a step"], bounds.get("bytes/s"), measured["decode seconds a step"])
+            rows.append(_line(name, case["dtype"], f"sample, {way}", measured, tokens, share))
+        if measured := case.get("training"):
+            share = _share(case["training flop"], bounds.get("flop/s"), measured["seconds"]["median"])
+            rows.append(_line(name, case["dtype"], "train", measured, tokens, share))
         if "cohort" in case and "one after another" in case:
             together, apart = case["cohort"], case["one after another"]
             gain = apart["seconds"]["median"] / together["seconds"]["median"]
@@ -126,16 +126,16 @@ def _share(work: float, rate: float | None, took: float) -> str:
     return f"{work / rate / took:.0%}" if rate and took > 0 else ""
 
 
-def _line(name: str, dtype: str, work: str, found: Mapping[str, Any], tokens: int, share: str) -> list[str]:
-    per_second = tokens / found["seconds"]["median"]
-    return [name, dtype, work, _shown(found), f"{per_second:,.0f}", share, _mebi(found["peak bytes"])]
+def _line(name: str, dtype: str, work: str, measured: Mapping[str, Any], tokens: int, share: str) -> list[str]:
+    per_second = tokens / measured["seconds"]["median"]
+    return [name, dtype, work, _shown(measured), f"{per_second:,.0f}", share, _mebi(measured["peak bytes"])]
 
 
-def _gsm8k(found: Mapping[str, Any]) -> list[str]:
-    loaded = found.get("loaded and checked, s")
-    parts = [f"{found.get('model', '')}" + (f", loaded and checked in {loaded:.1f} s." if loaded else "")]
+def _gsm8k(measured: Mapping[str, Any]) -> list[str]:
+    loaded = measured.get("loaded and checked, s")
+    parts = [f"{measured.get('model', '')}" + (f", loaded and checked in {loaded:.1f} s." if loaded else "")]
     rows = []
-    for number, step in enumerate(found.get("steps", []), start=1):
+    for number, step in enumerate(measured.get("steps", []), start=1):
         rows.append(
             [
                 str(number),
@@ -150,5 +150,5 @@ def _gsm8k(found: Mapping[str, Any]) -> list[str]:
         )
     head = ["step", "correct", "finished", "tokens", "sampled/s", "trained/s", "grading, s", "gradient norm"]
     parts += [_table(head, rows)] if rows else []
-    lines = [[what, reason] for what, reason in found.get("skipped", {}).items()]
+    lines = [[what, reason] for what, reason in measured.get("skipped", {}).items()]
     return [*parts, _table(["skipped", "reason"], lines)] if lines else parts

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parity, gpu_parts
+from benchmarks import gpu_parity, gpu_parts, gpu_report
 from benchmarks.cases import ROOT
-from benchmarks.gpu import DONE, FAILED, RUNNING, SKIPPED, Report, Results, main
+from benchmarks.gpu import main
 from benchmarks.gpu_parity import parity
+from benchmarks.gpu_report import DONE, FAILED, RUNNING, SKIPPED, Report, Results
 from benchmarks.gpu_speed import Runner, cases, decode_bytes, decode_way, speed, training_flop
 from benchmarks.gpu_tables import tables
 from fedrlvr.policy import decode
@@ -32,7 +33,7 @@ def results_of(directory: Path) -> dict[str, Any]:
 
 def report_of(directory: Path, name: str, seconds: float = 1e6) -> Report:
     """A report with more time than a test takes, or none."""
-    elapsed = time.monotonic() - gpu.START
+    elapsed = time.monotonic() - gpu_report.START
     return Report(Results(directory, elapsed + seconds), name, Namespace(tiny=True, repeats=1), CPU)
 
 
@@ -51,10 +52,10 @@ def test_it_says_in_one_line_that_there_is_no_gpu(
 def test_a_case_measures_all_it_names(tmp_path: Path) -> None:
     case = cases(tiny=True)[0]
     speed(case, report_of(tmp_path, "E1"))
-    found = results_of(tmp_path)["cases"]["E1"]
-    assert found["response tokens"] == 2 * 2 * 4 * 12  # clients, problems, responses, tokens: none ends early
-    assert set(found["sampling"]) == {"growing", "static"}
-    assert all(found[part]["seconds"]["median"] > 0 for part in ("training", "cohort", "one after another"))
+    drawn = results_of(tmp_path)["cases"]["E1"]
+    assert drawn["response tokens"] == 2 * 2 * 4 * 12  # clients, problems, responses, tokens: none ends early
+    assert set(drawn["sampling"]) == {"growing", "static"}
+    assert all(drawn[part]["seconds"]["median"] > 0 for part in ("training", "cohort", "one after another"))
     text = (tmp_path / "results.md").read_text("utf-8")
     assert text.count("\n| E1 |") == 4  # two ways to sample, training, the cohort
 
@@ -72,7 +73,7 @@ def test_when_the_time_is_over_what_ran_and_what_is_left_is_written_down(tmp_pat
     results.watch(lambda: ended.append(True)).join(timeout=60)
     assert ended
     status = results_of(tmp_path)["status"]
-    assert list(status) == ["E1", *(name for name in gpu.SHARES if name != "E1")]
+    assert list(status) == ["E1", *(name for name in gpu_report.SHARES if name != "E1")]
     assert {entry["state"] for entry in status.values()} == {SKIPPED}
 
 
@@ -188,4 +189,4 @@ def test_killed_in_the_middle_it_leaves_what_it_had_and_goes_on(tmp_path: Path) 
     ended = results_of(tmp_path)
     assert ended["cases"]["parity"]["rows"] == rows
     states = {name: entry["state"] for name, entry in ended["status"].items()}
-    assert states == dict.fromkeys(gpu.SHARES, DONE) | {"GSM8K": SKIPPED}
+    assert states == dict.fromkeys(gpu_report.SHARES, DONE) | {"GSM8K": SKIPPED}

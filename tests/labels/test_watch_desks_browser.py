@@ -91,6 +91,7 @@ def test_a_theme_is_chosen_on_one_page_and_kept_for_all(browser: Browser, tmp_pa
         page.select_option("#theme", "")
         assert background(page) == light
         page.emulate_media(color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.getElementById('home')).color") == "rgb(110, 168, 255)"
         assert background(page) == dark
         hub.close()
     desks.close()

@@ -28,7 +28,8 @@ def test_runs_that_differ_in_the_seed_are_one_line(runs: list[Path]) -> None:
     assert [chart["title"] for chart in result["charts"]] == ["Held-out pass@1", "Mean reward in training"]
     chart = result["charts"][0]
     assert chart["x"] == [0.0, 2.0, 4.0]
-    assert [line["name"] for line in chart["lines"]] == [f"1 {runs[0]} and 2 more", f"2 {runs[3]}"]
+    assert [line["name"] for line in chart["lines"]] == ["1 a0 and 2 more", "2 b"]
+    assert result["command"] == f"fedrlvr compare {' '.join(map(str, runs))} --over rounds"
     assert chart["lines"][1]["values"][-1] is None
     assert [None not in line["values"] for line in chart["lines"]] == [True, False]
     (setting,) = (item for item in result["differing"] if item["name"] == "train.local_steps")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedrlvr.errors import printable
 from fedrlvr.reporting.comparison import COSTS, ArmInComparison, Over, compare
 from fedrlvr.reporting.comparison_files import read_arms
 from fedrlvr.reporting.comparison_table import AXES, EXPLAINED, arms_text, comparison_row, mean_line
@@ -27,24 +29,28 @@ def compared(directories: Sequence[Path], over: Over) -> dict[str, Any]:
     """
     arms = read_arms(directories)
     result = compare(arms, over)
+    above = f"{os.path.commonpath([directory.parent for directory in directories])}{os.sep}"
     rows = [comparison_row(line, over) for line in result.results]
     return {
         "over": over,
         "costs": [cost for cost in COSTS if cost != "rounds"],
-        "charts": [chart for what in ("curve", "rewards") if (chart := _chart(arms, over, what)) is not None],
-        "rows": [{**row, "name": shown_name(row["name"])} for row in rows],
+        "charts": [chart for what in ("curve", "rewards") if (chart := _chart(arms, over, what, above)) is not None],
+        "rows": [{**row, "name": shown_name(row["name"].removeprefix(above))} for row in rows],
         "explained": EXPLAINED.format(over=over),
         "differing": [
             {"name": shown_name(name), "values": [[shown_name(value), arms_text(at)] for value, at in values.items()]}
             for name, values in result.differing
         ],
         "notes": [shown_name(note) for note in result.notes],
-        "command": shown_name(shlex.join(["fedrlvr", "compare", *map(str, directories), "--over", over])),
+        "command": printable(shlex.join(["fedrlvr", "compare", *map(str, directories), "--over", over])),
     }
 
 
-def _chart(arms: Sequence[ArmInComparison], over: Over, what: str) -> dict[str, Any] | None:
-    """A line for each arm; all lines share the costs at which any of them has a value. None without any value."""
+def _chart(arms: Sequence[ArmInComparison], over: Over, what: str, above: str) -> dict[str, Any] | None:
+    """A line for each arm; all lines share the costs at which any of them has a value. None without any value.
+
+    above: the directory that holds all runs, which their names leave out.
+    """
     lines = [mean_line(arm, over, what, band=False) for arm in arms]
     costs = sorted({cost for line in lines for cost, _ in line.points})
     if not costs:
@@ -58,7 +64,12 @@ def _chart(arms: Sequence[ArmInComparison], over: Over, what: str) -> dict[str, 
         "axis": AXES[over],
         "x": [finite(cost, 12) for cost in costs],
         "lines": [
-            {"name": f"{number} {shown_name(arm.name)}", "role": "client", "colour": number, "values": _at(line, costs)}
+            {
+                "name": f"{number} {shown_name(arm.name.removeprefix(above))}",
+                "role": "client",
+                "colour": number,
+                "values": _at(line, costs),
+            }
             for number, (arm, line) in enumerate(zip(arms, lines, strict=True), start=1)
         ],
     }

@@ -58,7 +58,7 @@ class Desk:
 
 
 class Desks:
-    """All desks below some directories.
+    """All desks of the runs and sites below some directories.
 
     roots: those directories. runs: the runs that the page knows. token, names: of the page, for the desks too.
     """

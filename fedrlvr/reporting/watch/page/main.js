@@ -40,7 +40,8 @@ async function go() {
 // The list of runs.
 
 const LOOK = 3000; // milliseconds between two looks at what waits for people
-const picked = new Set(); // runs to compare
+const MOST = 20; // runs that the server compares
+const picked = new Set(); // runs to compare, in the order in which they were marked
 
 async function openList(now) {
   const data = await askList();
@@ -60,7 +61,9 @@ setInterval(() => (shown?.list && following ? refresh() : null), LOOK);
 
 /** The link to the runs that are picked. */
 function compareLink(runs) {
-  const chosen = runs.filter((run) => picked.has(run.id)).map((run) => run.id);
+  const there = new Set(runs.map((run) => run.id));
+  const chosen = [...picked].filter((id) => there.has(id)); // the run that was marked first is compared with
+  if (chosen.length > MOST) return el("p", { class: "compare", "aria-live": "polite" }, `Mark at most ${MOST} runs; fedrlvr compare takes more.`);
   const words = chosen.length > 1 ? el("a", { href: `#/compare/${chosen.join(",")}` }, `Compare ${chosen.length} runs`) : el("span", { class: "note" }, "Mark two or more runs to compare them.");
   return el("p", { class: "compare", "aria-live": "polite" }, words);
 }
