@@ -280,8 +280,8 @@ def write_programs(directory: Path) -> None:
     python = shlex.quote(sys.executable)
     # -P: a module that lies in the working directory is none of ours.
     ours = {
-        name: f"exec {python} -P -c 'from fedrlvr.deployment.flower_private import {own}; {own}()' \"$@\"\n"
-        for name, own in ((CLIENT_APP, "clientapp"), (SUPEREXEC, "superexec"))
+        name: f"exec {python} -P -c 'from fedrlvr.deployment.flower_private import {entry}; {entry}()' \"$@\"\n"
+        for name, entry in ((CLIENT_APP, "clientapp"), (SUPEREXEC, "superexec"))
     }
     for name in [*task_programs(), SUPEREXEC]:
         refusal = (

@@ -82,12 +82,13 @@ def free_port() -> int:
 
 
 class Member:
-    """An organisation. node: its SuperNode, as `fedrlvr site run` starts it."""
+    """An organisation. node: its `fedrlvr site run`. variables: further ones in the environment of its processes."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self.name, self.directory, self.port = directory.name, directory, port
         self.node: subprocess.Popen[bytes] | None = None
         self.console = directory / "console.log"
+        self.variables: dict[str, str] = {}
         self._gates = directory / "gates"
         self._gates.mkdir(parents=True)
 
@@ -108,8 +109,8 @@ class Member:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variable by which the organisation's processes find its gates."""
-        return {GATES: str(self._gates)}
+        """The environment variable by which the organisation's processes find its gates, and its further ones."""
+        return {GATES: str(self._gates), **self.variables}
 
     def close_gate(self, round_: int) -> None:
         """Have the worker wait in the middle of a round's training."""
@@ -188,23 +189,23 @@ class Deployment:
         superlink_command.init(link.directory, link.address)
         self.start_superlink(link)
         if self.network and host:
-            self.network.inside(host, lambda: self._register(link))
+            self.network.inside(host, lambda: self.register(link, *self.members))
         else:
-            self._register(link)
+            self.register(link, *self.members)
         return link
 
-    def _register(self, link: SuperLink) -> None:
-        """Registers all SuperNodes as `fedrlvr superlink register` does, without a process for each."""
+    def register(self, link: SuperLink, *names: str) -> None:
+        """Register SuperNodes as `fedrlvr superlink register` does, without a process for each."""
         authority, port = (link.directory / "ca.crt").read_bytes(), link.address.rpartition(":")[2]
         with ControlHttpClient.from_server_address(f"127.0.0.1:{port}", False, authority, [RUNTIME]) as client:
-            for name, member in self.members.items():
+            for name, member in ((name, self.members[name]) for name in names):
                 key = certificates.read_node_key(member.directory / f"{name}.key").public_key()
                 client.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(key), name=name))
 
-    def start_superlink(self, link: SuperLink) -> None:
-        """Start it, and wait until it listens."""
+    def start_superlink(self, link: SuperLink, more: Mapping[str, str] | None = None) -> None:
+        """Start it, and wait until it listens. more: variables of its environment."""
         before = len(text(link.console))
-        link.process = self.start(["superlink", "run", str(link.directory)], link.console, link.host)
+        link.process = self.start(["superlink", "run", str(link.directory)], link.console, link.host, more)
         until(lambda: "Uvicorn running" in text(link.console)[before:], lambda: text(link.console))
 
     def start_worker(self, name: str) -> None:

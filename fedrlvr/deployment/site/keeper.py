@@ -38,6 +38,8 @@ TICK_S = 5.0
 """Longest sleep of the loop, which tells systemd that it lives."""
 WRITE_S = 10.0
 """Seconds between two notes of when the SuperLink has answered."""
+EXAMINE_S = 15.0
+"""Seconds after which the reason of trouble is looked for again."""
 END_S = 10.0
 """Seconds in which a SuperNode that is told to end does so; afterwards it is killed."""
 
@@ -58,7 +60,7 @@ class Keeper:
         self.place = place_of(org)
         self.link = Link("connecting", time.time(), place=self.place)
         self._child: subprocess.Popen[bytes] | None = None
-        self._written, self._up = 0.0, 0.0
+        self._written, self._up, self._examined = 0.0, 0.0, 0.0
 
     def run(self) -> None:
         """Keep the SuperNode until this process is told to end; then end it and the worker.
@@ -66,8 +68,12 @@ class Keeper:
         Raises:
             OwnFault: what is wrong is here, and restarting cannot mend it.
         """
+        notify("READY=1")
         before = read_link(self.org)
-        node = before.node if before is not None and before.place == self.place and before.state == "connected" else 0
+        node = 0
+        if before is not None and before.place == self.place:
+            node = before.node if before.state == "connected" else 0
+            self.link = replace(self.link, heard=before.heard)
         pause, reason = SHORTEST_S, "it was told to end"
         try:
             while True:
@@ -87,16 +93,16 @@ class Keeper:
             self._end_child()
             end_worker(self.org)
             self.tell(f"site run ends: {reason}")
-            self._note(Link("ended", time.time(), reason, place=self.place))
+            self._note(Link("ended", time.time(), reason, heard=self.link.heard, place=self.place))
 
     def _try(self, node: int) -> None:
         """One connection, from the checks before it to its end. node: a SuperNode of ours that crashed, or 0."""
-        fault = diagnose(self.org)
+        fault = diagnose(self.org, self.link.heard) or _words(checks.free_port(self.org))
         if fault is None:
             if node:
                 self._deactivate(node)
             reason = self._connection()
-            fault = diagnose(self.org)
+            fault = diagnose(self.org, self.link.heard)
             if fault is None and reason == flowerparts.IN_USE:
                 fault = (
                     "the SuperLink takes another SuperNode with the same key for connected: a copy of this directory "
@@ -116,18 +122,18 @@ class Keeper:
         """Start the SuperNode and wait for its end, whose reason is returned; "" where it gave none."""
         self.link = replace(self.link, state="connecting" if not self.link.reason else "waiting", node=0)
         self._note(self.link)
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
+        reports, child_end = socket.socketpair()
+        with reports:
+            with child_end:
                 self._child = subprocess.Popen(
                     self.command,
-                    stdin=theirs.fileno(),
+                    stdin=child_end.fileno(),
                     env=self.environment,
                     start_new_session=True,  # Ctrl-C in a terminal is for this process alone, which passes it on
                 )
             reason, silent = "", time.monotonic() + SILENT_S
             try:
-                for report in self._reports(ours):
+                for report in self._reports(reports):
                     now = time.monotonic()
                     if report:
                         silent = now + SILENT_S
@@ -163,7 +169,6 @@ class Keeper:
             self._up = time.monotonic()
             self._note(Link("connected", now, "", report["node"], now, self.place))
             self._say(f"connected to {self.org.config.superlink}")
-            notify("READY=1")
         elif event == "answer" and self.link.state == "connected":
             link = replace(self.link, heard=now, reason="", since=now if self.link.reason else self.link.since)
             if self.link.reason:
@@ -172,11 +177,20 @@ class Keeper:
             self.link = link
             if time.monotonic() - self._written > WRITE_S:
                 self._note(link)
-        elif event == "trouble" and self.link.state == "connected" and not self.link.reason:
-            fault = diagnose(self.org, own=False) or report["reason"]
-            self._note(replace(self.link, reason=fault, since=now))
-            self._say(f"trouble with {self.org.config.superlink}: {fault}")
+        elif event == "trouble" and self.link.state == "connected":
+            self._trouble(report["reason"])
         return str(report.get("reason", "")) if event == "ended" else ""
+
+    def _trouble(self, reported: str) -> None:
+        """Find out why a connected SuperLink does not answer as it should. The reason may become another."""
+        if self.link.reason and time.monotonic() < self._examined + EXAMINE_S:
+            return
+        fault = diagnose(self.org, self.link.heard, outside_only=True) or reported
+        self._examined = time.monotonic()
+        if fault != self.link.reason:
+            since = self.link.since if self.link.reason else time.time()
+            self._note(replace(self.link, reason=fault, since=since))
+            self._say(f"trouble with {self.org.config.superlink} since {moment(since)}: {fault}")
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -216,20 +230,21 @@ class Keeper:
         echo(f"{self.org.name}: {line}", err=True)
 
 
-def diagnose(org: Organisation, *, own: bool = True) -> str | None:
+def diagnose(org: Organisation, heard: float = 0.0, *, outside_only: bool = False) -> str | None:
     """Reason why there can be no link, in words; None if there is none.
 
-    own: check what lies in the organisation's own directory too.
+    heard: when the SuperLink last answered, in seconds since 1970; 0 if it never did. outside_only: take the
+    organisation's own directory to be right.
 
     Raises:
-        OwnFault: it lies there.
+        OwnFault: the reason lies in that directory.
     """
-    if org.config.insecure:
-        return _words(checks.registration(org))
-    if own and (fault := _words(checks.key_pair(org))):
-        raise OwnFault(fault)
-    reached = checks.server_certificate(org.config.superlink, org.root_certificates)
-    return _words(reached) or _words(checks.registration(org))
+    if not org.config.insecure:
+        if not outside_only and (fault := _words(checks.key_pair(org))):
+            raise OwnFault(fault)
+        if fault := _words(checks.server_certificate(org.config.superlink, org.root_certificates)):
+            return fault
+    return _words(checks.registration(org, moment(heard) if heard else ""))
 
 
 def _words(finding: Finding) -> str | None:
