@@ -41,7 +41,7 @@ LAST_LINES = 10
 NOT_BY_RESTARTING = 78
 """Exit code of `site run` (EX_CONFIG) after which a service manager should not start it again."""
 SUPERNODE = "fedrlvr.deployment.site.supernode"
-"""Module that runs the SuperNode."""
+"""Module that runs the SuperNode as a child process."""
 _WIDTH = 118
 
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import shlex
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -171,33 +170,44 @@ def _watch_link(command: Any, report: Callable[..., None]) -> None:
     if _present(loop, "time") is not time:
         raise _moved("flwr.supernode.start_client_internal.time")
     reasons: list[str] = []
+    troubled: set[str] = set()
+
+    def answered(call: str) -> None:
+        troubled.discard(call)
+        if not troubled:  # a SuperLink whose disk is full has no messages, and takes no heartbeats
+            report("answer")
+
+    def trouble(call: str, reason: str) -> None:
+        troubled.add(call)
+        report("trouble", reason=reason)
 
     def beat(send: Callable[[], bool]) -> bool:
         try:
-            answered = send()
+            success = send()
         except httpx.HTTPStatusError as error:  # Flower's thread would end here, and never beat again
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                 raise
-            report("trouble", reason=_answered(error))
+            trouble("heartbeat", _answer_in_words(error))
             return False
-        if answered:
-            report("answer")
+        if success:
+            answered("heartbeat")
         else:
-            report("trouble", reason="the SuperLink does not answer")
-        return answered
+            trouble("heartbeat", "the SuperLink does not answer")
+        return success
 
     def often(receive: Callable[[], Any]) -> Callable[[], Any]:
         def ask() -> Any:
             began = time.monotonic()
             while True:
                 try:
-                    if (message := receive()) is not None:
+                    message = receive()
+                    answered("messages")
+                    if message is not None:
                         return message
-                    report("answer")
                 except httpx.HTTPStatusError as error:
                     if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                         raise
-                    report("trouble", reason=_answered(error))
+                    trouble("messages", _answer_in_words(error))
                 time.sleep(min(max(SOON_S, (time.monotonic() - began) / 20), LATE_S))
 
         return ask
@@ -209,7 +219,7 @@ def _watch_link(command: Any, report: Callable[..., None]) -> None:
             try:
                 yield (node, often(receive), *others)
             except Exception as error:  # Flower logs it and goes on without a link
-                reasons.append(_answered(error))
+                reasons.append(_answer_in_words(error))
                 raise
 
     def run(**options: Any) -> None:
@@ -218,7 +228,7 @@ def _watch_link(command: Any, report: Callable[..., None]) -> None:
             start(**options)
         except SystemExit as end:
             code = end.code
-            reasons.append(_answered(end.__context__) if isinstance(end.__context__, Exception) else "")
+            reasons.append(_answer_in_words(end.__context__) if isinstance(end.__context__, Exception) else "")
         report("ended", reason=next(filter(None, reasons), ""))
         if code:
             logging.shutdown()
@@ -240,7 +250,7 @@ class _Pauses:
         time.sleep(min(seconds, 0.1))
 
 
-def _answered(error: BaseException) -> str:
+def _answer_in_words(error: BaseException) -> str:
     """What went wrong in talking to the SuperLink."""
     import httpx
     from flwr.supercore.error import ApiErrorCode, FlowerError
@@ -308,6 +318,8 @@ def run_superlink(arguments: list[str]) -> None:
     """`flower-superlink ARGUMENTS` in this process, with the guard before it and failed TLS connections in its log."""
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    from fedrlvr.deployment.superlink.handshakes import show_failed_handshakes
+
     install_guard()
     show_failed_handshakes()
     sys.argv = ["flower-superlink", *arguments]
@@ -339,39 +351,6 @@ def install_guard() -> None:
     if _present(command, "uvicorn") is not uvicorn:
         raise _moved("flwr.superlink.cli.flower_superlink.uvicorn")
     uvicorn.run = functools.partial(uvicorn.run, proxy_headers=False, loop="asyncio")
-
-
-def show_failed_handshakes() -> None:
-    """Write failed TLS connections to the log; asyncio drops them without a word."""
-    from asyncio import sslproto
-
-    handler = getattr(sslproto.SSLProtocol, "_on_handshake_complete", None)
-    if handler is None:
-        _log.warning("this Python does not let TLS connections that fail be shown")
-        return
-
-    def complete(self: Any, failure: BaseException | None) -> None:
-        if isinstance(failure, ssl.SSLError):
-            transport = getattr(self, "_transport", None)
-            peer = transport.get_extra_info("peername") if transport is not None else None
-            _log.warning(
-                "a TLS connection from %s failed: %s", peer[0] if peer else "unknown", handshake_reason(failure)
-            )
-        handler(self, failure)
-
-    setattr(sslproto.SSLProtocol, "_on_handshake_complete", complete)  # noqa: B010  (private, so unknown to mypy)
-
-
-def handshake_reason(failure: ssl.SSLError) -> str:
-    """Cause of a failed TLS connection, as the server sees it."""
-    reason = (failure.reason or type(failure).__name__).lower().replace("_", " ")
-    if "unknown ca" in reason:
-        return f"{reason}; it trusts another authority than ours: compare its ca.crt with this SuperLink's"
-    if "certificate" in reason:
-        return f"{reason}; it does not take this SuperLink's certificate: expired, or not for the name it asked for"
-    if "http request" in reason or "wrong version" in reason:
-        return f"{reason}; it does not speak TLS"
-    return reason
 
 
 @dataclass(frozen=True)

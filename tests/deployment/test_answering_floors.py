@@ -205,3 +205,24 @@ def test_a_federation_goes_through_under_the_default_floors(
             assert not {"ratio_max", "kl_to_base"} & {name for name, value in numbers.items() if value is not None}
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     assert not any(line.get("evaluate", {}).get(name) for line in lines for name in NAMES), "4 held-out problems"
+
+
+def test_a_changed_site_toml_holds_from_the_next_message_on(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    site, said = floored(organisation), terms(config, cohort)
+    model = trained(site, train_content(config, cohort, said), "m1") and site.models["tiny"]
+    organisation(limits={"local_steps": 1})
+    assert "limits.local_steps" in refusal(site, train_content(config, cohort, said, 2), message_id="m2")
+    assert "site.toml has changed (limits), which holds from this message on" in log_of(site)
+    organisation()
+    assert trained(site, train_content(config, cohort, said, 2), "m3")
+    assert site.models["tiny"] is model, "which was not loaded again"
+    organisation(engine={"threads": 1, "decode_rows": 8})
+    assert trained(site, train_content(config, cohort, said, 2), "m4")
+    assert site.models["tiny"] is not model
+    site.org.path.write_text("nam = 1\n")
+    reply, _ = site.reply(header(message_id="m5"), pack(train_content(config, cohort, said, 2)))
+    assert (reply["ok"], reply["kind"]) == (False, "failed")
+    assert "ConfigError" in log_of(site)[-1]

@@ -25,6 +25,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.superlink.access_guard import MachineGuard
+from fedrlvr.deployment.superlink.handshakes import handshake_reason, show_failed_handshakes
 from fedrlvr.errors import ConfigError, RoundError
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
@@ -240,7 +241,7 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
     unpatched: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(asyncio.sslproto.SSLProtocol, "_on_handshake_complete")
-    flowerparts.show_failed_handshakes()
+    show_failed_handshakes()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -258,7 +259,7 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
 def test_the_reason_of_a_failed_tls_connection_is_told_in_words(reason: str, words: str) -> None:
     failure = ssl.SSLError(1, f"[SSL: {reason}] x (_ssl.c:1)")
     failure.reason = reason
-    assert words in flowerparts.handshake_reason(failure)
+    assert words in handshake_reason(failure)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from fedrlvr.deployment.site.link import read_link
 pytestmark = pytest.mark.slow
 
 NAMES = ("stranger", "keyless", "jumping", "expired", "lost", "full")
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="faketime is not installed (Debian's package faketime)")
+DAY_S = 24 * 3600
+COMPILER = shutil.which("cc")
+needs_clock = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler, which makes a clock that is off")
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,19 @@ def ends(member: Member) -> int:
     return code
 
 
-def clock(file: Path, jump: str) -> dict[str, str]:
-    """Environment of processes whose clock is off by what the file says."""
-    file.write_text(jump)
-    return {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+class Clock:
+    """The clock of processes that are started with `variables`: off by what `set` was given, in days."""
+
+    def __init__(self, directory: Path, days: int = 0) -> None:
+        self._file, library = directory / "clock", directory / "clock.so"
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", library, source], check=True)
+        self.variables = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
+        self.set(days)
+
+    def set(self, days: int) -> None:
+        """Move the clock."""
+        self._file.write_text(str(days * DAY_S))
 
 
 def test_an_unregistered_key_is_named_and_the_site_connects_once_it_is_registered(
@@ -124,54 +129,52 @@ def test_a_key_that_is_gone_ends_site_run_with_the_code_for_what_restarting_cann
     assert "error: key: " in text(member.console)
 
 
-@needs_faketime
+@needs_clock
 def test_a_clock_that_jumps_is_named_and_the_site_is_back_when_it_is_right_again(
-    deployment: Deployment, hub: SuperLink
+    deployment: Deployment, hub: SuperLink, tmp_path: Path
 ) -> None:
-    member = deployment["jumping"]
-    file = member.directory / "clock"
-    member.variables = clock(file, "+0")
+    member, clock = deployment["jumping"], Clock(tmp_path)
+    member.variables = clock.variables
     deployment.start_site("jumping", hub)
     is_back(deployment, member)
-    file.write_text("+1d")
+    clock.set(days=1)
     shows(member, "set the clocks of both machines")
-    file.write_text("+0")
+    clock.set(days=0)
     is_back(deployment, member)
     assert ends(member) == 0
 
 
-@needs_faketime
+@needs_clock
 def test_an_expired_certificate_is_named_and_the_site_is_back_after_its_renewal(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    """Certificate and clocks are so that it expires while the site is connected."""
-    member, file = deployment["expired"], tmp_path / "clock"
+    """It is made so long ago that it has expired; all clocks are behind until the site is connected."""
+    member, clock = deployment["expired"], Clock(tmp_path, days=-731)
     link = SuperLink(tmp_path / "old", f"127.0.0.1:{free_port()}", None)
 
-    def then(*command: str) -> None:
+    def superlink(*command: str) -> None:
         subprocess.run(
             [sys.executable, "-m", "fedrlvr", "superlink", *command],
             check=True,
-            env={**os.environ, **then_clock},
+            env={**os.environ, **clock.variables},
             capture_output=True,
         )
 
-    then_clock = clock(file, "-731d")
-    then("init", str(link.directory), "--address", link.address)
-    file.write_text("-2d")
-    deployment.start_superlink(link, then_clock)
-    then("register", str(link.directory), str(member.directory / "expired.key.pub"), "--name", "expired")
-    member.variables = then_clock
+    superlink("init", str(link.directory), "--address", link.address)
+    clock.set(days=-2)
+    deployment.start_superlink(link, clock.variables)
+    superlink("register", str(link.directory), str(member.directory / "expired.key.pub"), "--name", "expired")
+    member.variables = clock.variables
     deployment.start_site("expired", link)
-    deployment.connected("expired")
+    member.says(f"connected to {link.address}")
     deployment.kill(link.process)
-    deployment.start_superlink(link, then_clock)
-    file.write_text("+0")
+    deployment.start_superlink(link, clock.variables)  # with an expired one it would not start
+    clock.set(days=0)
     shows(member, "certificate has expired")
     assert "superlink renew" in member.log
 
     deployment.kill(link.process)
-    then("renew", str(link.directory))
+    superlink("renew", str(link.directory))
     deployment.start_superlink(link)
     is_back(deployment, member)
     assert ends(member) == 0

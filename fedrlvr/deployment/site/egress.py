@@ -102,6 +102,12 @@ class Egress:
             self._rule = SiteRule(path, self.org.directory, self.org.config.egress.rule_seconds)
         return self._rule.decide(card)
 
+    def close(self) -> None:
+        """End the process of the site's rule, if one was started."""
+        if self._rule is not None:
+            self._rule.close()
+            self._rule = None
+
     def drop_waiting(self) -> None:
         """Take away the cards of a worker that ended as it waited; their replies are computed and shown again.
 

@@ -21,7 +21,7 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig, PromptConfig
 from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site import limits
-from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.deployment.site.egress import NOT_APPROVED, Egress
 from fedrlvr.deployment.site.release import SiteRelease
@@ -127,6 +127,7 @@ class Answering:
         """Reply to a message, or the reason for refusing it, as header and content. It raises nothing."""
         where = "a message"
         try:
+            self._follow_site_toml()
             message = _read(header, data)
             terms = read_terms(message.content)
             del message.content[TERMS]
@@ -152,6 +153,25 @@ class Answering:
             _log.exception("%s: failed", where)
             reason = f"failed at {self.org.name} ({type(error).__name__}); the log there says why"
             return {"ok": False, "kind": "failed", "reason": reason}, b""
+
+    def _follow_site_toml(self) -> None:
+        """Take over what has changed in site.toml since the last message.
+
+        Raises:
+            ConfigError: it cannot be used any more.
+        """
+        changed, before = load_site(self.org.path), self.org.config
+        after = changed.config
+        names = [name for name in type(after).model_fields if getattr(after, name) != getattr(before, name)]
+        if not names:
+            return
+        self.tell(f"site.toml has changed ({', '.join(names)}), which holds from this message on")
+        if {"models", "machine", "engine"} & set(names):
+            self.models.clear()
+        self._run_data.clear()
+        self._run = ""
+        self.egress.close()
+        self.org, self.egress = changed, Egress(changed, self.tell)
 
     def _answer(self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest) -> bytes:
         """The reply's content, or the reason why it is withheld. The same message again gets the same reply, and is

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from fedrlvr.deployment.flower_private import run_supernode
@@ -47,7 +48,13 @@ def main(arguments: list[str]) -> None:
     channel = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
-    run_supernode(arguments, Reports(channel))
+    reports = Reports(channel)
+    try:
+        run_supernode(arguments, reports)
+    except Exception as error:
+        traceback.print_exc()
+        reports("ended", reason=f"Flower's SuperNode failed ({type(error).__name__}: {error})")
+        os._exit(1)  # the thread of Flower's interface would keep the process
 
 
 def _end_with_parent(channel: socket.socket) -> None:
