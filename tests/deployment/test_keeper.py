@@ -3,6 +3,7 @@ SuperNode, and findings of ours are those of the checks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -37,7 +38,7 @@ def org(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Organisation:
     made = init_site(tmp_path / "ann")
     state_directory(made)
     (made.directory / "ca.crt").write_text("an authority")
-    for name in ("key_pair", "server_certificate", "registration"):
+    for name in ("key_pair", "server_certificate", "registration", "free_port"):
         monkeypatch.setattr(checks, name, lambda *args, name=name: Finding(name, "fine"))
     return made
 
@@ -116,6 +117,39 @@ def test_what_is_wrong_in_its_own_directory_ends_it(org: Organisation, monkeypat
     assert "It is missing" in said_of(org)
 
 
+def test_a_port_that_is_taken_is_named_before_a_supernode_fails_on_it(
+    org: Organisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "free_port", lambda org: Finding("port", "9094 is taken", "problem", "Give another."))
+    turns(monkeypatch, keeper(org, CONNECTED), 1)
+    assert "port: 9094 is taken. Give another." in log_of(org)[0]
+
+
+def test_a_key_that_was_known_before_is_told_apart(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[str] = []
+    fine = Finding("registration", "fine")
+    monkeypatch.setattr(checks, "registration", lambda org, until="": known.append(until) or fine)
+    turns(monkeypatch, keeper(org, CONNECTED), 1)
+    assert known[0] == ""
+    assert known[1].startswith("20")
+    again = keeper(org, CONNECTED)
+    turns(monkeypatch, again, 1)
+    assert known[2].startswith("20"), "also after site run was started again"
+
+
+def test_trouble_is_examined_again_after_a_while(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = keeper(org)
+    kept._take(CONNECTED)
+    kept._take({"event": "trouble", "reason": "it does not answer"})
+    expired = Finding("certificate", "it has expired", "problem", "Renew it.")
+    monkeypatch.setattr(checks, "server_certificate", lambda *args: expired)
+    kept._take({"event": "trouble", "reason": "it does not answer"})
+    assert kept.link.reason == "it does not answer"
+    monkeypatch.setattr(keeping, "EXAMINE_S", 0.0)
+    kept._take({"event": "trouble", "reason": "it does not answer"})
+    assert kept.link.reason == "certificate: it has expired. Renew it."
+
+
 def test_a_key_in_use_elsewhere_is_said_and_nobody_is_deactivated(
     org: Organisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,9 +204,20 @@ def test_without_keys_only_the_connection_is_checked(org: Organisation, monkeypa
     assert diagnose(insecure) is None
 
 
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_told_that_it_runs_that_it_lives_and_about_the_link(
+    org: Organisation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        keeping.notify("READY=1")
-        assert listening.recv(100) == b"READY=1"
+        turns(monkeypatch, keeper(org, CONNECTED, {"event": "ended", "reason": "a reason"}), 1)
+        lines = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines.append(listening.recv(1000).decode())
+    assert lines[0] == "READY=1"
+    assert "WATCHDOG=1" in lines
+    statuses = [line for line in lines if line.startswith("STATUS=")]
+    assert statuses == ["STATUS=connecting", "STATUS=connected", "STATUS=waiting: a reason", statuses[-1]]
+    assert statuses[-1].startswith("STATUS=ended")

@@ -61,6 +61,7 @@ def struck(deployment: Deployment) -> Traces:
     traces.notes["processes"] = [*psutil.Process(bob.node.pid).children(recursive=True), psutil.Process(bob.worker)]
     bob.node.send_signal(signal.SIGTERM)
     traces.notes["code"] = bob.node.wait(60)
+    psutil.wait_procs(traces.notes["processes"], 10)
     traces.notes["left"] = [process for process in traces.notes["processes"] if process.is_running()]
     assert traces.ends(running) == 0, traces.said
     return traces

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -209,15 +210,16 @@ class Keeper:
                 self._say("the previous SuperNode crashed; the SuperLink has deactivated it")
 
     def _end_child(self, *, kill: bool = False) -> None:
+        """End the SuperNode, and whatever it has started that outlives it."""
         child, self._child = self._child, None
         if child is None:
             return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if not kill:
-                child.terminate()
+        if not kill:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(END_S)
-                return
-        child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the group that start_new_session has made
         child.wait()
 
     def _note(self, link: Link) -> None:
