@@ -19,7 +19,7 @@ from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site import keeper as keeping
 from fedrlvr.deployment.site.config import Organisation
 from fedrlvr.deployment.site.keeper import Keeper, OwnFault, diagnose
-from fedrlvr.deployment.site.link import Link, is_alive, place_of, read_link, said_of, write_link
+from fedrlvr.deployment.site.link import SiteLink, is_alive, place_of, read_link, said_of, write_link
 from fedrlvr.deployment.site.socket import state_directory
 from fedrlvr.reporting.doctor import Finding
 
@@ -77,7 +77,7 @@ def test_a_link_that_ends_is_made_again_with_growing_pauses_and_its_reason_is_sa
 ) -> None:
     reason = "the SuperLink answers with the error 500"
     kept = keeper(org, CONNECTED, {"event": "ended", "reason": reason})
-    links: list[Link | None] = []
+    links: list[SiteLink | None] = []
     pauses = turns(monkeypatch, kept, 7, lambda _: links.append(read_link(org)))
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     for link in links:
@@ -154,7 +154,7 @@ def test_a_key_in_use_elsewhere_is_said_and_nobody_is_deactivated(
     org: Organisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copied directory holds the state of a link that is alive, with the number of its SuperNode."""
-    write_link(org, Link("connected", 0.0, node=12, place="elsewhere:1:2:0"))
+    write_link(org, SiteLink("connected", 0.0, node=12, place="elsewhere:1:2:0"))
     gone: list[int] = []
     monkeypatch.setattr(flowerparts, "let_go", lambda *args: gone.append(args[-1]))
     kept = keeper(org, {"event": "ended", "reason": flowerparts.IN_USE})
@@ -166,7 +166,7 @@ def test_a_key_in_use_elsewhere_is_said_and_nobody_is_deactivated(
 def test_only_an_own_supernode_that_crashed_is_deactivated(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[int] = []
     monkeypatch.setattr(flowerparts, "let_go", lambda *args: gone.append(args[-1]) or True)
-    write_link(org, Link("connected", 0.0, node=11, place=place_of(org)))
+    write_link(org, SiteLink("connected", 0.0, node=11, place=place_of(org)))
     turns(monkeypatch, keeper(org, CONNECTED), 2)
     assert gone == [11, 12]  # of the `site run` before, which was killed; and the one that ended here
 
@@ -193,9 +193,9 @@ def test_trouble_is_shown_until_the_superlink_answers_again(org: Organisation, m
 
 
 def test_a_link_without_answers_is_not_alive(org: Organisation) -> None:
-    write_link(org, Link("connected", 0.0, heard=0.0))
+    write_link(org, SiteLink("connected", 0.0, heard=0.0))
     assert not is_alive(org)
-    assert not Link("connected", 0.0, heard=0.0).alive
+    assert not SiteLink("connected", 0.0, heard=0.0).alive
 
 
 def test_without_keys_only_the_connection_is_checked(org: Organisation, monkeypatch: pytest.MonkeyPatch) -> None:

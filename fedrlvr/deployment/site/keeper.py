@@ -24,7 +24,7 @@ from fedrlvr.deployment import certificates
 from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.deployment.site.link import Link, moment, place_of, read_link, write_link
+from fedrlvr.deployment.site.link import SiteLink, moment, place_of, read_link, write_link
 from fedrlvr.deployment.site.socket import end_worker
 from fedrlvr.deployment.site.worker import SiteLog
 from fedrlvr.errors import ConfigError
@@ -59,7 +59,7 @@ class Keeper:
         self.org, self.command, self.environment = org, list(command), environment
         self.tell = SiteLog(org.log)
         self.place = place_of(org)
-        self.link = Link("connecting", time.time(), place=self.place)
+        self.link = SiteLink("connecting", time.time(), place=self.place)
         self._child: subprocess.Popen[bytes] | None = None
         self._written, self._up, self._examined = 0.0, 0.0, 0.0
 
@@ -94,7 +94,7 @@ class Keeper:
             self._end_child()
             end_worker(self.org)
             self.tell(f"site run ends: {reason}")
-            self._note(Link("ended", time.time(), reason, heard=self.link.heard, place=self.place))
+            self._note(SiteLink("ended", time.time(), reason, heard=self.link.heard, place=self.place))
 
     def _try(self, node: int) -> None:
         """One connection, from the checks before it to its end. node: a SuperNode of ours that crashed, or 0."""
@@ -115,7 +115,7 @@ class Keeper:
     def _no_link(self, reason: str) -> None:
         new = self.link.state != "waiting" or self.link.reason != reason
         since = self.link.since if self.link.state != "connected" and self.link.reason == reason else time.time()
-        self._note(Link("waiting", since, reason, self.link.node, self.link.heard, self.place))
+        self._note(SiteLink("waiting", since, reason, self.link.node, self.link.heard, self.place))
         if new:
             self._say(f"no link to {self.org.config.superlink} since {moment(since)}: {reason}")
 
@@ -168,7 +168,7 @@ class Keeper:
         event, now = report["event"], time.time()
         if event == "connected":
             self._up = time.monotonic()
-            self._note(Link("connected", now, "", report["node"], now, self.place))
+            self._note(SiteLink("connected", now, "", report["node"], now, self.place))
             self._say(f"connected to {self.org.config.superlink}")
         elif event == "answer" and self.link.state == "connected":
             link = replace(self.link, heard=now, reason="", since=now if self.link.reason else self.link.since)
@@ -222,7 +222,7 @@ class Keeper:
             os.killpg(child.pid, signal.SIGKILL)  # the group that start_new_session has made
         child.wait()
 
-    def _note(self, link: Link) -> None:
+    def _note(self, link: SiteLink) -> None:
         self.link, self._written = link, time.monotonic()
         write_link(self.org, link)
         notify(f"STATUS={link.state}{': ' if link.reason else ''}{link.reason}")

@@ -21,7 +21,7 @@ QUIET_S = 90.0
 
 
 @dataclass(frozen=True)
-class Link:
+class SiteLink:
     """State of the link that `site run` keeps.
 
     state: "waiting" is the pause before the next try. since: when the state or its reason began, in seconds since 1970.
@@ -61,10 +61,10 @@ def running(org: Organisation) -> int | None:
     return 0
 
 
-def read_link(org: Organisation) -> Link | None:
+def read_link(org: Organisation) -> SiteLink | None:
     """The state that was written last; None if there is none that can be read."""
     try:
-        return Link(**read_json(link_file(org)))
+        return SiteLink(**read_json(link_file(org)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -75,7 +75,7 @@ def is_alive(org: Organisation) -> bool:
     return running(org) is not None and link is not None and link.alive
 
 
-def write_link(org: Organisation, link: Link) -> None:
+def write_link(org: Organisation, link: SiteLink) -> None:
     """Write the state. A disk that is full keeps the old one."""
     with contextlib.suppress(CheckpointError):
         atomic_text(link_file(org), json.dumps(asdict(link)) + "\n")

@@ -16,10 +16,10 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from typing import Any
 
 from fedrlvr.deployment.flower_private import run_supernode
+from fedrlvr.output import logger
 
 _ANSWERS_S = 5.0
 """Seconds between two reports that the SuperLink answers."""
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     try:
         run_supernode(arguments, reports)
     except Exception as error:
-        traceback.print_exc()
+        logger("deployment").exception("Flower's SuperNode failed")
         reports("ended", reason=f"Flower's SuperNode failed ({type(error).__name__}: {error})")
         os._exit(1)  # the thread of Flower's interface would keep the process
 
