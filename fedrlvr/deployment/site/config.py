@@ -300,6 +300,10 @@ class SiteConfig(Section):
     """Minutes in which the worker has to answer one message, besides egress.wait where a person approves replies.
     Afterwards the worker is killed, the server is told that the message failed, and the next message finds another
     worker. It bounds what a reward function that hangs costs: set it a little above what a round takes here."""
+    changed_data: Literal["refuse", "take"] = "refuse"
+    """Answer to messages of a run in whose middle the files of a task have changed: "refuse" leaves this organisation
+    out of the run until the files are as they were, and tells the server so; "take" goes on with the new problems, and
+    only site.log tells of it."""
     keep_runs: int = Field(5, ge=1)
     """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
     responses: int = Field(0, ge=0, le=MOST_RESPONSES)

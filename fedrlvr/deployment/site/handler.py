@@ -24,6 +24,7 @@ from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.deployment.site.egress import NOT_APPROVED, Egress
+from fedrlvr.deployment.site.holdings import Holdings
 from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.reply_card import ComputedReply, parts_of
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
@@ -119,6 +120,7 @@ class Answering:
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
         self.egress = Egress(org, tell)
+        self._holdings = Holdings(tell)
         self.models: dict[str, LoadedModel] = {}
         self._run_data: dict[str, RunData] = {}
         self._run, self._states = "", RoundStates(Path(), "", tell)
@@ -364,11 +366,13 @@ class Answering:
 
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
-            LimitError: the site's own rewards do not go with the run's supervision.
+            LimitError: the site's own rewards do not go with the run's supervision, or changed data are refused.
         """
         section = request.supervision if isinstance(request, StretchRequest) else None
         answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
+        if self._holdings.changed(self.org.state / "runs" / terms.run, terms.task, task, self.org.config):
+            self._run_data.clear()
         limits.check_rewards(self.org.name, terms.task, task.rewards, request)
         wording = terms.prompt.worded(task.prompt)
         limits.check_examples(self.org.name, request, wording)
