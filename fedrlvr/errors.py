@@ -79,6 +79,10 @@ class RoundError(FedrlvrError, RuntimeError):
     """A round of the run cannot be completed."""
 
 
+class OverdueError(RoundError):
+    """The answer to a message took longer than the site allows."""
+
+
 class MemoryLimitError(FedrlvrError, MemoryError):
     """The memory of a GPU or of the machine ran out (out_of_memory.py).
 

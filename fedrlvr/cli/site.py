@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import sys
 import textwrap
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -33,14 +35,15 @@ from fedrlvr.deployment.site.config import (
     load_site,
 )
 from fedrlvr.errors import ConfigError
-from fedrlvr.files import private_directory
+from fedrlvr.files import file_lock, private_directory
 from fedrlvr.interrupts import interruptible, resumable
 from fedrlvr.output import echo, echo_lines
 
-if TYPE_CHECKING:
-    from fedrlvr.reporting.doctor import Finding
-
 LAST_LINES = 10
+NOT_BY_RESTARTING = 78
+"""Exit code of `site run` (EX_CONFIG) after which a service manager should not start it again."""
+SUPERNODE = "fedrlvr.deployment.site.supernode"
+"""Module that runs the SuperNode as a child process."""
 _WIDTH = 118
 
 site = typer.Typer(no_args_is_help=True, help="An organisation's side: its keys, its limits, its SuperNode and worker.")
@@ -108,38 +111,52 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Address to use this time instead of the one in site.toml.")
     ] = None,
 ) -> None:
-    """Run this organisation's SuperNode, which fetches the server's requests. Ctrl-C ends it."""
-    org = load_site(directory)
-    if superlink is not None:
-        org = Organisation(_validated(org.config.model_dump() | {"superlink": superlink}), org.path)
+    """Run this organisation's SuperNode, which fetches the server's requests, and keep it connected.
+
+    Ctrl-C or SIGTERM ends it and the worker. The exit code is 78 for what restarting cannot mend: site.toml or the key.
+    """
+    try:
+        org = load_site(directory)
+        if superlink is not None:
+            org = Organisation(_validated(org.config.model_dump() | {"superlink": superlink}), org.path)
+        _keep(org)
+    except ConfigError as error:
+        echo(f"error: {error}", err=True)
+        raise typer.Exit(NOT_BY_RESTARTING) from None
+
+
+def _keep(org: Organisation) -> None:
+    """Run the SuperNode until this process is told to end.
+
+    Raises:
+        ConfigError: something in the organisation's own directory is wrong, or its `site run` runs already.
+    """
     from fedrlvr.deployment import flower_private as flowerparts
-    from fedrlvr.deployment.site import check as checks
     from fedrlvr.deployment.site import socket as channel
+    from fedrlvr.deployment.site.keeper import Keeper
+    from fedrlvr.deployment.site.link import lock_file, running
 
     state = channel.state_directory(org)
     state.chmod(0o700)
+    lock = file_lock(lock_file(org))
+    if lock is None:
+        raise ConfigError(f"{org.name}: `site run` runs already for {org.path} (process {running(org)}).")
+    lock.truncate(0)
+    with contextlib.suppress(OSError):  # a disk that is full: the lock holds without a number in it
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
     home, programs = state / "flower", state / "bin"
     home.mkdir(mode=0o700, exist_ok=True)
     environment = flowerparts.environment(home, programs=programs)
     os.environ.update(environment)  # before flwr is imported
     flowerparts.write_programs(programs)
-    if not org.config.insecure:
-        _refuse(checks.key_pair(org))
-        reached = checks.server_certificate(org.config.superlink, org.root_certificates)
-        if reached.name == checks.UNREACHED:  # may be there later: the SuperNode waits for it
-            echo(f"{reached.value}. The SuperNode will try until it answers.", err=True)
-        else:
-            _refuse(reached)
-            _refuse(checks.registration(org))
-            if (running := checks.supernode(org)) is not None:
-                raise ConfigError(f"{org.name}: its SuperNode runs already (process {running}).")
-            _deactivate_crashed(org)
     command = supernode_command(org)
     tasks, models, limits = org.config.tasks, org.config.models, org.config.limits
     echo(f"{org.name}: {', '.join(limits.message_types)} for tasks {', '.join(tasks)}, models {', '.join(models)}")
     echo(f"Requests and answers are logged in {org.log}; the limits are in {org.path}.")
     echo(shlex.join(command))
-    os.execvpe(command[0], command, environment)
+    with lock:
+        Keeper(org, [sys.executable, "-P", "-m", SUPERNODE, *command[1:]], environment).run()
 
 
 @site.command()
@@ -173,14 +190,18 @@ def check(
 
 
 @site.command()
-def status(directory: Directory) -> None:
-    """Show whether the worker runs, the models in its memory, and the last requests and answers."""
+def status(
+    directory: Directory,
+    check: Annotated[
+        bool, typer.Option("--check", help="End with exit code 1 unless the link is alive, for a monitoring system.")
+    ] = False,
+) -> None:
+    """Show the link to the SuperLink, the worker with its models and message, and the last requests and answers."""
     org = load_site(directory)
-    from fedrlvr.deployment.site import check as checks
+    from fedrlvr.deployment.site import link
     from fedrlvr.deployment.site import socket as channel
 
-    pid = checks.supernode(org)
-    echo(f"{org.name}: SuperNode " + ("does not run" if pid is None else f"runs (process {pid})"))
+    echo(f"{org.name}: {link.said_of(org)}")
     worker = channel.status(org)
     if worker is None:
         echo("worker does not run; the next message starts it")
@@ -196,6 +217,8 @@ def status(directory: Directory) -> None:
     echo(f"{org.log}:" if lines else f"{org.log} is empty: nothing was asked yet")
     for line in lines[-LAST_LINES:]:
         echo(f"  {line}")
+    if check and not link.is_alive(org):
+        raise typer.Exit(1)
 
 
 @site.command()
@@ -282,7 +305,7 @@ def verdict(
 
 
 def supernode_command(org: Organisation) -> list[str]:
-    """The Flower command that `site run` executes.
+    """The Flower command whose part `site run` plays, with a child process that reports on its link.
 
     Raises:
         ConfigError: site.toml lies where Flower could not be told of it.
@@ -352,26 +375,6 @@ def _validated(tree: dict[str, Any]) -> SiteConfig:
         raise ConfigError(f"{'; '.join(texts)}.") from None
 
 
-def _deactivate_crashed(org: Organisation) -> None:
-    """Deactivate this organisation's own SuperNode at the SuperLink if it was killed."""
-    from fedrlvr.deployment import certificates
-    from fedrlvr.deployment import flower_private as flowerparts
-    from fedrlvr.deployment.site import socket as channel
-
-    try:
-        node = int(channel.node_file(org).read_text("ascii"))
-    except (OSError, ValueError):
-        return
-    authority = None if org.root_certificates is None else org.root_certificates.read_bytes()
-    if flowerparts.let_go(org.config.superlink, authority, certificates.read_node_key(org.key), node):
-        echo("The previous SuperNode crashed; the SuperLink has deactivated it.")
-
-
-def _refuse(finding: Finding) -> None:
-    if finding.status == "problem":
-        raise ConfigError(f"{finding.name}: {finding.value}. {finding.advice}")
-
-
 def _quotable(path: Path) -> Path:
     """A path that can stand between quotation marks in --node-config.
 
@@ -384,10 +387,13 @@ def _quotable(path: Path) -> Path:
 
 
 def _shown(key: str, value: Any) -> str:
+    from fedrlvr.deployment.site.link import moment
     from fedrlvr.reporting import units
 
     if isinstance(value, int) and ("memory" in key or "bytes" in key):
         return units.size(value)
+    if isinstance(value, float) and key in ("began", "busy_since"):
+        return moment(value)
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 

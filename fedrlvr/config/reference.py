@@ -87,6 +87,7 @@ _SINCE = """
 0.10.0 supervision responses
 0.11.0 aggregation fgrpo_gain_from fgrpo_shrink
 0.11.0 deviations unsolvable flipped_rewards contradicts
+0.12.0 site message_minutes changed_data
 0.11.0 supervision spend score selection min_auc vote_free_share min_similarity
 0.12.0 engine sampler vllm_python vllm_address vllm_adapters vllm_max_loras vllm_arguments
 0.12.0 train ratio_cap

@@ -6,15 +6,19 @@ guard that silently is not there. flwr is imported inside the functions: its set
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import logging
+import multiprocessing
 import os
 import shlex
-import ssl
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +27,13 @@ from fedrlvr.output import logger
 
 _log = logger("superlink")
 
-CLIENT_APP = "flwr-clientapp"
+CLIENT_APP, SUPEREXEC = "flwr-clientapp", "flower-superexec"
+LINK_ENDED = 3
+"""Exit code of a SuperNode whose link has ended though nobody told it to end."""
+IN_USE = "in use"
+"""Reason of an end: the SuperLink knows the key, and takes another SuperNode with it for connected."""
+SOON_S, LATE_S = 0.2, 3.0
+"""Shortest and longest pause before a SuperNode asks for messages again; Flower's is always 3 s."""
 TOO_OFTEN = 0.0
 """A heartbeat interval that no SuperLink takes."""
 
@@ -40,6 +50,74 @@ def environment(home: Path, *, programs: Path | None = None) -> dict[str, str]:
     first = [str(programs)] if programs else []
     variables["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
     return variables
+
+
+def superexec() -> None:
+    """Run `flower-superexec`, with client apps forked from a process that has imported everything."""
+    command = importlib.import_module("flwr.supercore.cli.flower_superexec")
+    runs = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    try:
+        executor = _forking_executor(_present(runs, "get_executor"))
+        _replace(runs, "get_executor", lambda *args, **options: executor)
+    except ConfigError as error:
+        _log.warning("%s Client apps are started as Flower starts them, which takes longer.", error)
+    command.flower_superexec()
+
+
+def _forking_executor(get_executor: Callable[..., Any]) -> Any:
+    """An executor of Flower's kind (flwr.supercore.superexec.executor.Executor) that forks client apps, and leaves what
+    else a server may call for to Flower's own, whose programs here refuse.
+
+    Raises:
+        ConfigError: this Flower has other parts.
+    """
+    constant = importlib.import_module("flwr.supercore.constant")
+    types = importlib.import_module("flwr.supercore.superexec.executor.types")
+    client_app = _present(constant, "TaskType").CLIENT_APP
+    fields = _present(types, "ExecutionSpec").__dataclass_fields__
+    for name in ("task_type", "runtime_api_address", "token", "insecure", "root_certificates_path", "parent_pid"):
+        if name not in fields:
+            raise _moved(f"flwr.supercore.superexec.executor.types.ExecutionSpec.{name}")
+    plain = get_executor(_present(constant, "ExecutorType").SUBPROCESS)
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["fedrlvr.deployment.site.client_app", "flwr.supernode.cli.flwr_clientapp"])
+
+    class ForkingExecutor:
+        def __init__(self) -> None:
+            self._began = time.monotonic()
+            forkserver.ensure_running()  # and so imports while nothing is asked yet
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plain, name)
+
+        def launch(self, spec: Any) -> Any:
+            self._began = time.monotonic()
+            if spec.task_type != client_app or spec.runtime_dependency_install:
+                return plain.launch(spec)
+            arguments = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+            arguments += ["--parent-pid", str(spec.parent_pid)] if spec.parent_pid is not None else []
+            if spec.insecure:
+                arguments.append("--insecure")
+            elif spec.root_certificates_path is not None:
+                arguments += ["--root-certificates", spec.root_certificates_path]
+            try:
+                forks.Process(target=_forked_clientapp, args=(arguments,), daemon=True).start()
+            except (OSError, EOFError) as error:
+                _log.warning("no client app can be forked (%s); it is started as Flower starts it", error)
+                return plain.launch(spec)
+            return types.LaunchResult.accepted()
+
+        def reconcile(self) -> None:
+            """Called before each look for messages: look less often the longer nothing was asked."""
+            plain.reconcile()
+            time.sleep(min((time.monotonic() - self._began) / 20, LATE_S / 3))
+
+    return ForkingExecutor()
+
+
+def _forked_clientapp(arguments: list[str]) -> None:
+    sys.argv = [CLIENT_APP, *arguments]
+    clientapp()
 
 
 def clientapp() -> None:
@@ -62,6 +140,133 @@ def clientapp() -> None:
     flwr_clientapp()
 
 
+def run_supernode(arguments: list[str], report: Callable[..., None]) -> None:
+    """`flower-supernode ARGUMENTS` in this process, which reports on its link, asks often while work is under way, and
+    ends with LINK_ENDED when the link ends. (Flower's process lives on then, without a link.)
+
+    report: takes "connected" (with `node`), "answer" (the SuperLink answers), "trouble" (with `reason`: it does not, or
+    not as it should) and "ended" (with `reason`). With a Flower of other parts the SuperNode runs as that one does.
+    """
+    command = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    try:
+        _watch_link(command, report)
+    except ConfigError as error:
+        _log.warning("%s The SuperNode runs without what fedrlvr adds.", error)
+    sys.argv = ["flower-supernode", *arguments]
+    command.flower_supernode()
+
+
+def _watch_link(command: Any, report: Callable[..., None]) -> None:
+    """
+    Raises:
+        ConfigError: this Flower has other parts; nothing is replaced then.
+    """
+    import httpx
+
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    connection = importlib.import_module("flwr.supernode.fleet_http_connection")
+    start, connect = _present(command, "start_client_internal"), _present(loop, "_init_connection")
+    sender = _present(connection, "HeartbeatSender")
+    if _present(loop, "time") is not time:
+        raise _moved("flwr.supernode.start_client_internal.time")
+    reasons: list[str] = []
+    troubled: set[str] = set()
+
+    def answered(call: str) -> None:
+        troubled.discard(call)
+        if not troubled:  # a SuperLink whose disk is full has no messages, and takes no heartbeats
+            report("answer")
+
+    def trouble(call: str, reason: str) -> None:
+        troubled.add(call)
+        report("trouble", reason=reason)
+
+    def beat(send: Callable[[], bool]) -> bool:
+        try:
+            success = send()
+        except httpx.HTTPStatusError as error:  # Flower's thread would end here, and never beat again
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            trouble("heartbeat", _answer_in_words(error))
+            return False
+        if success:
+            answered("heartbeat")
+        else:
+            trouble("heartbeat", "the SuperLink does not answer")
+        return success
+
+    def often(receive: Callable[[], Any]) -> Callable[[], Any]:
+        def ask() -> Any:
+            began = time.monotonic()
+            while True:
+                try:
+                    message = receive()
+                    answered("messages")
+                    if message is not None:
+                        return message
+                except httpx.HTTPStatusError as error:
+                    if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                        raise
+                    trouble("messages", _answer_in_words(error))
+                time.sleep(min(max(SOON_S, (time.monotonic() - began) / 20), LATE_S))
+
+        return ask
+
+    @contextlib.contextmanager
+    def connected(**options: Any) -> Iterator[Any]:
+        with connect(**options) as (node, receive, *others):
+            report("connected", node=node)
+            try:
+                yield (node, often(receive), *others)
+            except Exception as error:  # Flower logs it and goes on without a link
+                reasons.append(_answer_in_words(error))
+                raise
+
+    def run(**options: Any) -> None:
+        code: Any = LINK_ENDED
+        try:
+            start(**options)
+        except SystemExit as end:
+            code = end.code
+            reasons.append(_answer_in_words(end.__context__) if isinstance(end.__context__, Exception) else "")
+        report("ended", reason=next(filter(None, reasons), ""))
+        if code:
+            logging.shutdown()
+            os._exit(LINK_ENDED)  # the thread of Flower's interface would keep the process
+        raise SystemExit(code)
+
+    command.start_client_internal = run
+    _replace(loop, "_init_connection", connected)
+    _replace(connection, "HeartbeatSender", lambda send: sender(functools.partial(beat, send)))
+    _replace(loop, "time", _Pauses)
+
+
+class _Pauses:
+    """In place of `time` in Flower's loop, which sleeps 3 s between messages and 0.5 s before it looks for a reply."""
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Sleep for at most 0.1 s."""
+        time.sleep(min(seconds, 0.1))
+
+
+def _answer_in_words(error: BaseException) -> str:
+    """What went wrong in talking to the SuperLink."""
+    import httpx
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"{error}" or type(error).__name__
+    refusal = FlowerError.from_json(error.response.text)
+    if refusal and refusal.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+        return IN_USE
+    status = error.response.status_code
+    if status == httpx.codes.UNAUTHORIZED:
+        return "the SuperLink does not accept this SuperNode's signature any more"
+    disk = "; its disk may be full" if status == httpx.codes.INTERNAL_SERVER_ERROR else ""
+    return f"the SuperLink answers with the error {status}{disk} (its log says why)"
+
+
 def say_in_a_sentence() -> None:
     """Have Flower's log show an error of ours in one sentence; every other exception keeps its traceback."""
     logging.getLogger("flwr").addFilter(_without_traceback)
@@ -78,19 +283,22 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 def write_programs(directory: Path) -> None:
     """Write the programs that Flower's SuperExec starts by name, as this organisation wants them.
 
-    flwr-clientapp is ours. A server may also call for the others (an "agent app", say), which would run what it sent;
-    so each name Flower has gets a program that says no.
+    flower-superexec and flwr-clientapp are ours. A server may also call for the others (an "agent app", say), which
+    would run what it sent; so each name Flower has gets a program that says no.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
     python = shlex.quote(sys.executable)
     # -P: a module that lies in the working directory is none of ours.
-    ours = f"exec {python} -P -c 'from fedrlvr.deployment.flower_private import clientapp; clientapp()' \"$@\"\n"
-    for name in task_programs():
+    ours = {
+        name: f"exec {python} -P -c 'from fedrlvr.deployment.flower_private import {entry}; {entry}()' \"$@\"\n"
+        for name, entry in ((CLIENT_APP, "clientapp"), (SUPEREXEC, "superexec"))
+    }
+    for name in [*task_programs(), SUPEREXEC]:
         refusal = (
             f"echo 'fedrlvr: refused: the server called for {name}, which would run code that it sent' >&2\nexit 1\n"
         )
         fresh = directory / f".{name}.{os.getpid()}"
-        fresh.write_text("#!/bin/sh\n" + (ours if name == CLIENT_APP else refusal), "utf-8")
+        fresh.write_text("#!/bin/sh\n" + ours.get(name, refusal), "utf-8")
         fresh.chmod(0o700)
         fresh.replace(directory / name)
 
@@ -109,6 +317,8 @@ def task_programs() -> list[str]:
 def run_superlink(arguments: list[str]) -> None:
     """`flower-superlink ARGUMENTS` in this process, with the guard before it and failed TLS connections in its log."""
     from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    from fedrlvr.deployment.superlink.handshakes import show_failed_handshakes
 
     install_guard()
     show_failed_handshakes()
@@ -141,39 +351,6 @@ def install_guard() -> None:
     if _present(command, "uvicorn") is not uvicorn:
         raise _moved("flwr.superlink.cli.flower_superlink.uvicorn")
     uvicorn.run = functools.partial(uvicorn.run, proxy_headers=False, loop="asyncio")
-
-
-def show_failed_handshakes() -> None:
-    """Write failed TLS connections to the log; asyncio drops them without a word."""
-    from asyncio import sslproto
-
-    handler = getattr(sslproto.SSLProtocol, "_on_handshake_complete", None)
-    if handler is None:
-        _log.warning("this Python does not let TLS connections that fail be shown")
-        return
-
-    def complete(self: Any, failure: BaseException | None) -> None:
-        if isinstance(failure, ssl.SSLError):
-            transport = getattr(self, "_transport", None)
-            peer = transport.get_extra_info("peername") if transport is not None else None
-            _log.warning(
-                "a TLS connection from %s failed: %s", peer[0] if peer else "unknown", handshake_reason(failure)
-            )
-        handler(self, failure)
-
-    setattr(sslproto.SSLProtocol, "_on_handshake_complete", complete)  # noqa: B010  (private, so unknown to mypy)
-
-
-def handshake_reason(failure: ssl.SSLError) -> str:
-    """Cause of a failed TLS connection, as the server sees it."""
-    reason = (failure.reason or type(failure).__name__).lower().replace("_", " ")
-    if "unknown ca" in reason:
-        return f"{reason}; it trusts another authority than ours: compare its ca.crt with this SuperLink's"
-    if "certificate" in reason:
-        return f"{reason}; it does not take this SuperLink's certificate: expired, or not for the name it asked for"
-    if "http request" in reason or "wrong version" in reason:
-        return f"{reason}; it does not speak TLS"
-    return reason
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def test_a_federation_on_one_machine(here: Path, fedrlvr: Command, stopped: list
                 re.sub(r"^(path = .*)$", r'\1\nprompt = {instruction = ""}', text, count=1, flags=re.M), "utf-8"
             )
     status = fedrlvr("site", "status", "site-a")
-    assert "clinic-a: SuperNode runs" in status.out, status
+    assert "clinic-a: site run is process" in status.out, status
 
 
 def test_a_run_is_loaded_as_the_page_shows(here: Path, runs: Callable[[str], Path]) -> None:

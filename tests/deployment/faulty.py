@@ -30,6 +30,7 @@ from small_runs import CLIENTS, settings, write_problems, write_toml
 from benchmarks.netns import Listening, Network, available
 from fedrlvr.config import Config, parse_config
 from fedrlvr.deployment.site import socket as channel
+from fedrlvr.deployment.site.link import is_alive
 from fedrlvr.reporting.observer import Observer
 from fedrlvr.simulation.run import Federation, new_cohort
 
@@ -184,7 +185,7 @@ def first(deployment: Deployment) -> Traces:
     worker.suspend()
     ann.open_gate(1)
     bob.at_gate(1)
-    deployment.below(bob, "import clientapp").kill()
+    deployment.client_app(bob).kill()
     bob.open_gate(1)
     traces.reached(1)
     worker.resume()
@@ -210,6 +211,7 @@ def first(deployment: Deployment) -> Traces:
     running = deployment.federate(link, traces.log, "--resume", str(traces.directory), "--wait", "1")
     ann.at_gate(3)
     deployment.start_site("bob", link)
+    deployment.start_worker("bob")  # the last ended with its `site run`
     deployment.connected("bob")
     ann.open_gate(3)
     assert traces.ends(running) == 0, traces.said
@@ -232,7 +234,8 @@ def second(deployment: Deployment, first: Traces) -> Traces:
         assert member.node is not None
         member.node.wait(30)
         deployment.start_site(name, link, name)
-    channel.stop(bob.org)  # the next begins where its SuperNode is
+    for name in CLIENTS:  # they ended with `site run`
+        deployment.start_worker(name)
     for member, round_ in ((bob, 1), (cyd, 1), (ann, 2)):
         member.close_gate(round_)
     running = deployment.federate(link, traces.log, str(toml))
@@ -245,11 +248,10 @@ def second(deployment: Deployment, first: Traces) -> Traces:
     if deployment.network:
         deployment.network.cut("bob")
     cyd.at_gate(1)
-    deployment.kill(cyd.node, alone=True)
+    deployment.supernode(cyd).kill()  # its `site run` starts another
     cyd.open_gate(1)
-    deployment.start_site("cyd", link, "cyd")
     with contextlib.suppress(AssertionError):  # else the tests tell of it
-        until(lambda: "SuperNode ID" in text(cyd.console), seconds=SLOW_DEADLINE_S / 2)
+        until(lambda: is_alive(cyd.org), seconds=SLOW_DEADLINE_S / 2)
     bob.open_gate(1)
     traces.reached(1)
     if deployment.network:

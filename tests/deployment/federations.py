@@ -36,6 +36,7 @@ from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.handler import SAMPLING_SECRET
+from fedrlvr.deployment.site.link import is_alive
 
 TOKEN, GATES = "FEDRLVR_TEST_FEDERATION", "FEDRLVR_TEST_GATES"
 """In the environment of every process of a federation: which one it is of; and where an organisation's gates are."""
@@ -81,12 +82,13 @@ def free_port() -> int:
 
 
 class Member:
-    """An organisation. node: its SuperNode, as `fedrlvr site run` starts it."""
+    """An organisation. node: its `fedrlvr site run`. variables: further ones in the environment of its processes."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self.name, self.directory, self.port = directory.name, directory, port
         self.node: subprocess.Popen[bytes] | None = None
         self.console = directory / "console.log"
+        self.variables: dict[str, str] = {}
         self._gates = directory / "gates"
         self._gates.mkdir(parents=True)
 
@@ -107,8 +109,8 @@ class Member:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variable by which the organisation's processes find its gates."""
-        return {GATES: str(self._gates)}
+        """The environment variable by which the organisation's processes find its gates, and its further ones."""
+        return {GATES: str(self._gates), **self.variables}
 
     def close_gate(self, round_: int) -> None:
         """Have the worker wait in the middle of a round's training."""
@@ -187,23 +189,23 @@ class Deployment:
         superlink_command.init(link.directory, link.address)
         self.start_superlink(link)
         if self.network and host:
-            self.network.inside(host, lambda: self._register(link))
+            self.network.inside(host, lambda: self.register(link, *self.members))
         else:
-            self._register(link)
+            self.register(link, *self.members)
         return link
 
-    def _register(self, link: SuperLink) -> None:
-        """Registers all SuperNodes as `fedrlvr superlink register` does, without a process for each."""
+    def register(self, link: SuperLink, *names: str) -> None:
+        """Register SuperNodes as `fedrlvr superlink register` does, without a process for each."""
         authority, port = (link.directory / "ca.crt").read_bytes(), link.address.rpartition(":")[2]
         with ControlHttpClient.from_server_address(f"127.0.0.1:{port}", False, authority, [RUNTIME]) as client:
-            for name, member in self.members.items():
+            for name, member in ((name, self.members[name]) for name in names):
                 key = certificates.read_node_key(member.directory / f"{name}.key").public_key()
                 client.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(key), name=name))
 
-    def start_superlink(self, link: SuperLink) -> None:
-        """Start it, and wait until it listens."""
+    def start_superlink(self, link: SuperLink, more: Mapping[str, str] | None = None) -> None:
+        """Start it, and wait until it listens. more: variables of its environment."""
         before = len(text(link.console))
-        link.process = self.start(["superlink", "run", str(link.directory)], link.console, link.host)
+        link.process = self.start(["superlink", "run", str(link.directory)], link.console, link.host, more)
         until(lambda: "Uvicorn running" in text(link.console)[before:], lambda: text(link.console))
 
     def start_worker(self, name: str) -> None:
@@ -230,7 +232,7 @@ class Deployment:
     def connected(self, *names: str) -> None:
         """Wait until SuperNodes that were started are connected."""
         for member in map(self.members.__getitem__, names or self.members):
-            until(lambda member=member: "SuperNode ID" in text(member.console), lambda: text(member.console))  # type: ignore[misc]  # noqa: B023
+            until(lambda member=member: is_alive(member.org), lambda: text(member.console))  # type: ignore[misc]  # noqa: B023
 
     def federate(self, link: SuperLink, log: Path, *arguments: str) -> Callable[[], int | None]:
         """`fedrlvr federate`, at the SuperLink's machine; gives its exit status, once it has ended."""
@@ -257,14 +259,19 @@ class Deployment:
 
     # What is done to it.
 
-    def below(self, member: Member, command: str) -> psutil.Process:
-        """The process of a command that an organisation's SuperNode started."""
+    def supernode(self, member: Member) -> psutil.Process:
+        """The SuperNode that an organisation's `site run` keeps."""
         assert member.node is not None
-        for process in psutil.Process(member.node.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if command in " ".join(process.cmdline()):
-                    return process
-        raise AssertionError(f"{member.name} has no {command}")
+        (supernode,) = psutil.Process(member.node.pid).children()
+        return supernode
+
+    def client_app(self, member: Member) -> psutil.Process:
+        """The process that an organisation's SuperExec has forked for a message."""
+        for process in self.supernode(member).children(recursive=True):
+            parent = process.parent()
+            if parent is not None and "forkserver" in " ".join(parent.cmdline()):
+                return process
+        raise AssertionError(f"{member.name} has no client app")
 
     def kill(self, process: subprocess.Popen[bytes] | None, *, alone: bool = False) -> None:
         """kill -9 of a process and, unless it dies alone, of those that it had started."""

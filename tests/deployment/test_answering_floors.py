@@ -205,3 +205,54 @@ def test_a_federation_goes_through_under_the_default_floors(
             assert not {"ratio_max", "kl_to_base"} & {name for name, value in numbers.items() if value is not None}
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     assert not any(line.get("evaluate", {}).get(name) for line in lines for name in NAMES), "4 held-out problems"
+
+
+def test_a_changed_site_toml_holds_from_the_next_message_on(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    site, said = floored(organisation), terms(config, cohort)
+    model = trained(site, train_content(config, cohort, said), "m1") and site.models["tiny"]
+    organisation(limits={"local_steps": 1})
+    assert "limits.local_steps" in refusal(site, train_content(config, cohort, said, 2), message_id="m2")
+    assert "site.toml has changed (limits), which holds from this message on" in log_of(site)
+    organisation()
+    assert trained(site, train_content(config, cohort, said, 2), "m3")
+    assert site.models["tiny"] is model, "which was not loaded again"
+    organisation(engine={"threads": 1, "decode_rows": 8})
+    assert trained(site, train_content(config, cohort, said, 2), "m4")
+    assert site.models["tiny"] is not model
+    site.org.path.write_text("nam = 1\n")
+    reply, _ = site.reply(header(message_id="m5"), pack(train_content(config, cohort, said, 2)))
+    assert (reply["ok"], reply["kind"]) == (False, "failed")
+    assert "ConfigError" in log_of(site)[-1]
+
+
+def test_data_that_changed_in_mid_run_are_refused_unless_the_site_takes_them(
+    config: Config, cohort: Cohort, organisation: Organisations, tmp_path: Path
+) -> None:
+    give_problems(config, tmp_path / "sites")
+    site, said = floored(organisation), terms(config, cohort)
+    asked = [train_content(config, cohort, said, round_) for round_ in (1, 2)]
+    trained(site, asked[0], "m1")
+    file = site.org.directory / "problems" / "train.jsonl"
+    rows = file.read_text()
+    file.write_text(rows)  # the same, at another time
+    trained(site, asked[1], "m2")
+
+    file.write_text("".join(rows.splitlines(keepends=True)[1:]))
+    assert "changed_data" in refusal(site, asked[1], message_id="m3")
+    restarted = answering(site.org)
+    assert "changed_data" in refusal(restarted, asked[1], message_id="m4")
+    line = "run run: the data of task main have changed since the run's last message"
+    assert line in log_of(site)
+    assert line in log_of(restarted)
+    file.write_text(rows)
+    assert trained(site, asked[1], "m5")
+
+    file.write_text("".join(rows.splitlines(keepends=True)[1:]))
+    organisation(changed_data="take")
+    assert trained(site, asked[1], "m6")
+    assert len(site._run_data["run"].data.train) == len(rows.splitlines()) - 1
+    assert trained(site, asked[1], "m7")
+    assert log_of(site).count(line) == 2

@@ -25,6 +25,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.superlink.access_guard import MachineGuard
+from fedrlvr.deployment.superlink.handshakes import handshake_reason, show_failed_handshakes
 from fedrlvr.errors import ConfigError, RoundError
 
 RUNTIME = "flwr.supernode.runtime.run_clientapp"
@@ -138,7 +139,7 @@ def test_every_program_a_server_could_call_for_is_ours_or_refuses(tmp_path: Path
         assert program.stat().st_mode & 0o777 == 0o700
         result = subprocess.run(["sh", "-c", f"command -v {program.name}"], env={"PATH": path}, capture_output=True)
         assert result.stdout.decode().strip() == str(program)
-        if program.name != flowerparts.CLIENT_APP:
+        if program.name not in (flowerparts.CLIENT_APP, flowerparts.SUPEREXEC):
             done = subprocess.run([program, "--token", "t"], capture_output=True, text=True)
             assert (done.returncode, done.stdout) == (1, "")
             assert f"refused: the server called for {program.name}" in done.stderr
@@ -240,7 +241,7 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
     unpatched: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(asyncio.sslproto.SSLProtocol, "_on_handshake_complete")
-    flowerparts.show_failed_handshakes()
+    show_failed_handshakes()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -258,7 +259,7 @@ def test_a_python_that_hides_failed_tls_connections_is_worth_a_warning(
 def test_the_reason_of_a_failed_tls_connection_is_told_in_words(reason: str, words: str) -> None:
     failure = ssl.SSLError(1, f"[SSL: {reason}] x (_ssl.c:1)")
     failure.reason = reason
-    assert words in flowerparts.handshake_reason(failure)
+    assert words in handshake_reason(failure)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,15 @@ from siteparts import closed_port, init_site, output_of, serving
 from small_runs import write_problems
 from typer.testing import CliRunner
 
-from fedrlvr.cli.site import site, supernode_command
+from fedrlvr.cli.site import NOT_BY_RESTARTING, SUPERNODE, site, supernode_command
 from fedrlvr.cli.superlink import superlink
 from fedrlvr.deployment import certificates
-from fedrlvr.deployment.site import check as checks
+from fedrlvr.deployment.site import link
 from fedrlvr.deployment.site import socket as channel
 from fedrlvr.deployment.site.config import EgressConfig, Limits, MachineConfig, Organisation, SiteConfig, load_site
+from fedrlvr.deployment.site.keeper import Keeper
 from fedrlvr.errors import ConfigError
-from fedrlvr.reporting.doctor import Finding
+from fedrlvr.files import file_lock
 
 Organisations = Callable[..., Organisation]
 
@@ -145,9 +146,9 @@ def test_a_place_that_flower_could_not_be_told_of_is_refused(tmp_path: Path) -> 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
-    """The programs and environments by which `site run` would have replaced this process."""
+    """The commands and environments of the SuperNodes that `site run` would have kept."""
     calls: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(os, "execvpe", lambda file, command, environment: calls.append((command, environment)))
+    monkeypatch.setattr(Keeper, "run", lambda keeper: calls.append((keeper.command, keeper.environment)))
     return calls
 
 
@@ -162,20 +163,25 @@ def test_flower_reads_the_place_of_site_toml_as_it_is(tmp_path: Path) -> None:
 
 
 def test_run_starts_the_supernode_with_our_programs_first(
-    tmp_path: Path,
-    authority: Path,
-    started: list[tuple[list[str], dict[str, str]]],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, authority: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
     org = init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt")
     (tmp_path / "ann" / "state").mkdir(mode=0o755)
-    fine = Finding("certificate", "fine")
-    monkeypatch.setattr(checks, "server_certificate", lambda address, authority: fine)
-    monkeypatch.setattr(checks, "registration", lambda org: fine)
     output_of("run", tmp_path / "ann", "--superlink", "other.example:7")
     [(command, environment)] = started
     assert command == [
-        *("flower-supernode", "--superlink", "other.example:7", "--host", "127.0.0.1", "--port", "9094"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            SUPERNODE,
+            "--superlink",
+            "other.example:7",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "9094",
+        ),
         *("--root-certificates", str(tmp_path / "ann" / "ca.crt"), "--auth-supernode-private-key", str(org.key)),
         *("--node-config", f'site="{org.path}"'),
     ]
@@ -186,26 +192,27 @@ def test_run_starts_the_supernode_with_our_programs_first(
     assert org.state.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_superlink_that_is_not_there_yet_is_waited_for(
-    tmp_path: Path, authority: Path, started: list[tuple[list[str], dict[str, str]]]
+def test_what_restarting_cannot_mend_has_an_exit_code_of_its_own(
+    tmp_path: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
-    init_site(tmp_path / "ann", "--root-certificates", authority / "ca.crt", superlink=f"127.0.0.1:{closed_port()}")
-    assert "will try until it answers" in output_of("run", tmp_path / "ann")
-    assert len(started) == 1
+    org = init_site(tmp_path, "--insecure", superlink="127.0.0.1:9092")
+    org.path.write_text("nam = 1\n")
+    result = CliRunner().invoke(site, ["run", str(tmp_path)])
+    assert (result.exit_code, started) == (NOT_BY_RESTARTING, [])
+    assert "nam: unknown setting" in result.output
 
 
-@pytest.mark.parametrize("what", ["key_pair", "server_certificate", "registration"])
-def test_run_says_what_a_supernode_would_fail_on(
-    tmp_path: Path, started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    init_site(tmp_path)
-    for name in ("key_pair", "server_certificate", "registration"):
-        status = "problem" if name == what else "ok"
-        finding = Finding(name, "a value", status, "What to do." if name == what else "")  # type: ignore[arg-type]
-        monkeypatch.setattr(checks, name, lambda *args, finding=finding: finding)
-    with pytest.raises(ConfigError, match=f"{what}: a value. What to do."):
-        output_of("run", tmp_path)
-    assert not started
+def test_an_organisation_has_one_site_run(tmp_path: Path, started: list[tuple[list[str], dict[str, str]]]) -> None:
+    org = init_site(tmp_path, "--insecure", superlink="127.0.0.1:9092")
+    channel.state_directory(org)
+    with file_lock(link.lock_file(org)) as lock:  # type: ignore[union-attr]
+        lock.write("4711\n")
+        lock.flush()
+        result = CliRunner().invoke(site, ["run", str(tmp_path)])
+        assert "site run is process 4711" in output_of("status", tmp_path)
+    assert (result.exit_code, started) == (NOT_BY_RESTARTING, [])
+    assert "runs already" in result.output
+    assert "process 4711" in result.output
 
 
 def test_an_insecure_site_runs_against_this_machine_alone(
@@ -213,8 +220,9 @@ def test_an_insecure_site_runs_against_this_machine_alone(
 ) -> None:
     init_site(tmp_path, "--insecure", superlink="127.0.0.1:9092")
     assert not (tmp_path / "ann.key").exists()
-    with pytest.raises(ConfigError, match="on this machine"):
-        output_of("run", tmp_path, "--superlink", "link.example:9092")
+    result = CliRunner().invoke(site, ["run", str(tmp_path), "--superlink", "link.example:9092"])
+    assert result.exit_code == NOT_BY_RESTARTING
+    assert "on this machine" in result.output
     assert not started
     output_of("run", tmp_path)
     assert "--insecure" in started[0][0]

@@ -28,6 +28,7 @@ from fedrlvr.deployment import flower_private as flowerparts
 from fedrlvr.deployment.certificates import hosts_of, key_fingerprint, read_certificate, read_public_key
 from fedrlvr.deployment.site import check as checks
 from fedrlvr.deployment.site.config import load_site
+from fedrlvr.deployment.site.link import is_alive
 from fedrlvr.errors import ConfigError
 
 WAIT_S = 90.0
@@ -296,10 +297,8 @@ def test_an_organisation_is_registered_listed_and_unregistered(server: Path, tmp
 def test_an_unregistered_key_is_refused_and_both_sides_say_so(server: Path, tmp_path: Path) -> None:
     directory, start = organisation(server, tmp_path / "dan", "dan"), size(server)
     mark = key_fingerprint(read_public_key(directory / "dan.key.pub"))
-    done = run_site(directory)
-    assert done.returncode == 1
-    assert f"does not know the key {mark}" in done.stderr
-    assert "superlink register DIRECTORY dan.key.pub --name dan" in done.stderr
+    said = told_by_site(directory, f"does not know the key {mark}")
+    assert "superlink register DIRECTORY dan.key.pub --name dan" in said
     assert lines_since(server, start, "No SuperNode found with the given public key")
 
 
@@ -308,10 +307,8 @@ def test_a_superlink_of_another_authority_is_refused_and_both_sides_say_so(serve
     directory, start = organisation(server, tmp_path / "eve", "eve"), size(server)
     certificates.make_authority(tmp_path, "another")
     shutil.copy(tmp_path / "ca.crt", directory / "ca.crt")
-    done = run_site(directory)
-    assert done.returncode == 1
-    assert "Another authority than" in done.stderr
-    [line] = lines_since(server, start, "a TLS connection from")
+    told_by_site(directory, "Another authority than")
+    line = lines_since(server, start, "a TLS connection from")[0]
     assert "from 127.0.0.1 failed" in line
     assert "it trusts another authority than ours" in line
 
@@ -331,19 +328,16 @@ def test_a_registered_organisation_connects_and_a_check_does_not_disturb_it(serv
     output_of("register", server, directory / "fay.key.pub", "--name", "fay")
     org, start = load_site(directory), size(server)
     assert checks.registration(org).value.endswith(key_fingerprint(read_public_key(directory / "fay.key.pub")))
-    log = tmp_path / "log"
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "fedrlvr", "site", "run", str(directory)]
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+    process, log = start_site(directory)
     try:
-        until(lambda: b"SuperNode ID" in log.read_bytes(), process, log)
+        until(lambda: is_alive(org), process, log)
         assert state_of(server, "fay") == "online"
         assert checks.registration(org).status == "ok"
         assert (
             checks.port(org).value
-            == f"{org.config.port}, on which this organisation's SuperNode listens (process {process.pid})"
+            == f"{org.config.port}, on which this organisation's SuperNode listens (site run: {process.pid})"
         )
-        assert f"SuperNode runs (process {process.pid})" in output_of("status", directory, app=site)
+        assert f"site run is process {process.pid}; connected since" in output_of("status", directory, app=site)
         assert state_of(server, "fay") == "online"
         assert len(lines_since(server, start, "Activated node_id")) == 1
     finally:
@@ -356,9 +350,23 @@ def state_of(server: Path, name: str) -> str:
     return next(line.split()[1] for line in output_of("members", server).splitlines() if line.startswith(name))
 
 
-def run_site(directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedrlvr", "site", "run", str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+def start_site(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """`fedrlvr site run`, and the file that takes its output."""
+    log = directory / "log"
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "fedrlvr", "site", "run", str(directory)]
+        return subprocess.Popen(command, stdout=out, stderr=out), log
+
+
+def told_by_site(directory: Path, reason: str) -> str:
+    """The output of a `site run` that waits for a reason, which it gives."""
+    process, log = start_site(directory)
+    try:
+        until(lambda: reason in log.read_text(), process, log)
+    finally:
+        end(process)
+    assert process.returncode == 0
+    return log.read_text()
 
 
 def test_commands_say_that_the_superlink_does_not_run(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Each check says what is there, or what is wrong and what to do. None of them dis
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import shlex
 import socket
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from fedrlvr.config.prompt import PromptConfig
 from fedrlvr.deployment import certificates
 from fedrlvr.deployment.site.config import Organisation, load_site
+from fedrlvr.deployment.site.link import running
 from fedrlvr.deployment.site.wording import asked_for, example, stated
 from fedrlvr.errors import ConfigError, DataError, FedrlvrError, GradingError
 from fedrlvr.hosts import split_address
@@ -118,15 +118,20 @@ def room(org: Organisation) -> Finding:
 
 def port(org: Organisation) -> Finding:
     """Check that the SuperNode's port is free, or used by this organisation's own SuperNode."""
+    finding = free_port(org)
+    if finding.status == "problem" and (pid := running(org)) is not None:
+        return Finding("port", f"{org.config.port}, on which this organisation's SuperNode listens (site run: {pid})")
+    return finding
+
+
+def free_port(org: Organisation) -> Finding:
+    """Check that the SuperNode's port is free."""
     number = org.config.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the SuperNode does
         try:
             probe.bind(("127.0.0.1", number))
         except OSError:
-            pid = supernode(org)
-            if pid is not None:
-                return Finding("port", f"{number}, on which this organisation's SuperNode listens (process {pid})")
             advice = "Another program listens there. Give another `port` in site.toml: each SuperNode has its own."
             return Finding("port", f"{number} is taken", "problem", advice)
     return Finding("port", f"{number} on 127.0.0.1 is free")
@@ -151,19 +156,6 @@ def egress(org: Organisation) -> Finding:
         finally:
             rule.close()
     return Finding("egress", value)
-
-
-def supernode(org: Organisation) -> int | None:
-    """The process of this organisation's SuperNode, if one runs."""
-    import psutil
-
-    wanted = f'site="{org.path}"'
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            if wanted in command and any(part.endswith("flower-supernode") for part in command[:2]):
-                return int(process.pid)
-    return None
 
 
 def server_certificate(address: str, authority: Path | None) -> Finding:
@@ -199,8 +191,11 @@ def server_certificate(address: str, authority: Path | None) -> Finding:
     return Finding(name, value)
 
 
-def registration(org: Organisation) -> Finding:
-    """Check that the SuperLink knows this organisation's key."""
+def registration(org: Organisation, known_until: str = "") -> Finding:
+    """Check that the SuperLink knows this organisation's key.
+
+    known_until: the time when it last did, for the advice where it does not any more.
+    """
     if org.config.insecure:
         host, number = split_address(org.config.superlink)
         try:
@@ -224,7 +219,11 @@ def registration(org: Organisation) -> Finding:
         f"Send {org.key}.pub to the SuperLink's operator, who lets it in with: fedrlvr superlink register DIRECTORY "
         f"{org.key.name}.pub --name {org.name}"
     )
-    return Finding("registration", f"{org.config.superlink} does not know the key {mark}", "problem", advice)
+    value = f"{org.config.superlink} does not know the key {mark}"
+    if known_until:
+        value += f", which it knew until {known_until}"
+        advice = f"If its operator has revoked the key, ask why. If its database was lost: {advice}"
+    return Finding("registration", value, "problem", advice)
 
 
 def task(

@@ -6,7 +6,6 @@ the SuperNode's own configuration, never the message.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import get_args
 
@@ -15,9 +14,9 @@ from flwr.clientapp import ClientApp
 
 from fedrlvr.deployment.site.config import MessageType, Organisation, load_site
 from fedrlvr.deployment.site.egress import HELLO, Egress
-from fedrlvr.deployment.site.socket import ask, node_file, state_directory
+from fedrlvr.deployment.site.socket import ask, state_directory
 from fedrlvr.deployment.site.worker import SiteLog
-from fedrlvr.errors import CheckpointError, ConfigError, printable
+from fedrlvr.errors import CheckpointError, ConfigError, OverdueError, printable
 from fedrlvr.output import echo
 from fedrlvr.version import __version__
 from fedrlvr.wire.codes import FAILED, REFUSED, WITHHELD
@@ -68,9 +67,13 @@ def answer(message: Message, context: Context) -> Message:
             "group_id": message.metadata.group_id,
             "message_id": message.metadata.message_id,
         }
-        _remember(org, message.metadata.dst_node_id)
         answer_header, data = ask(org, header, pack(message.content))
         content = unpack(data) if answer_header.get("ok") is True else None
+    except OverdueError as error:
+        reason = f"round {message.metadata.group_id}: {kind} failed: {error}"
+        SiteLog(org.log)(reason)
+        _say(f"{name}: {reason}")
+        return _error(message, FAILED, f"failed at {name}: it took longer than its site allows (message_minutes)")
     except Exception as error:  # its text may name what is nobody else's business
         _say(f"{name}: {kind} of round {message.metadata.group_id} failed: {error}")
         return _error(message, FAILED, f"failed at {name} ({type(error).__name__}); the log there says why")
@@ -100,15 +103,6 @@ def _organisation(context: Context) -> Organisation:
     if not isinstance(site, str):
         raise ConfigError("the SuperNode was started without --node-config 'site=\"...\"'. Use `fedrlvr site run`.")
     return load_site(site)
-
-
-def _remember(org: Organisation, node: int) -> None:
-    """Write down what the SuperLink calls this organisation, for `site run` (flowerparts.let_go)."""
-    path = node_file(org)
-    with contextlib.suppress(OSError, ValueError):
-        if not path.exists() or int(path.read_text("ascii")) != node:
-            state_directory(org)
-            path.write_text(f"{node}\n", "ascii")
 
 
 def _error(message: Message, code: int, reason: str) -> Message:

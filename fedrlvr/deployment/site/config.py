@@ -306,6 +306,14 @@ class SiteConfig(Section):
     idle_minutes: float = Field(10.0, gt=0)
     """Minutes without a message after which the worker ends and frees the model's memory. The next message starts
     another worker."""
+    message_minutes: float = Field(120.0, gt=0)
+    """Minutes in which the worker has to answer one message, besides egress.wait where a person approves replies.
+    Afterwards the worker is killed, the server is told that the message failed, and the next message finds another
+    worker. It bounds what a reward function that hangs costs: set it a little above what a round takes here."""
+    changed_data: Literal["refuse", "take"] = "refuse"
+    """Answer to messages of a run in whose middle the files of a task have changed: "refuse" leaves this organisation
+    out of the run until the files are as they were, and tells the server so; "take" goes on with the new problems, and
+    only site.log tells of it."""
     keep_runs: int = Field(5, ge=1)
     """Number of newest runs whose state stays on disk. Labels that people gave are never deleted."""
     responses: int = Field(0, ge=0, le=MOST_RESPONSES)
@@ -383,6 +391,12 @@ class Organisation:
     def engine(self) -> EngineConfig:
         """Settings of the computation on this machine, with their paths resolved."""
         return self.config.engine.in_directory(self.directory)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which the worker has to answer a message."""
+        waits = self.config.egress.wait if self.config.egress.approve != "none" else 0.0
+        return 60.0 * self.config.message_minutes + waits
 
     def task(self, name: str) -> TaskConfig:
         """A task of this name, with its paths resolved.

@@ -117,6 +117,12 @@ class Egress:
         fields = {name: allowed[name] for name in names if name in allowed}
         self.log.append("allow", by="the same request again", message=mark, **fields)
 
+    def close(self) -> None:
+        """End the process of the site's rule, if one was started."""
+        if self._rule is not None:
+            self._rule.close()
+            self._rule = None
+
     def drop_waiting(self) -> None:
         """Take away the cards of a worker that ended as it waited; their replies are computed and shown again.
 

@@ -21,9 +21,10 @@ from fedrlvr.client.request import ClientRequest
 from fedrlvr.config import Asking, LoraConfig, PromptConfig
 from fedrlvr.config.prompt import Wording
 from fedrlvr.deployment.site import limits
-from fedrlvr.deployment.site.config import Organisation
+from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.deployment.site.egress import NOT_APPROVED, Egress
+from fedrlvr.deployment.site.holdings import Holdings
 from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.reply_card import ComputedReply, parts_of
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
@@ -123,6 +124,7 @@ class Answering:
     def __init__(self, org: Organisation, tell: Callable[[str], None]) -> None:
         self.org, self.tell = org, tell
         self.egress = Egress(org, tell)
+        self._holdings = Holdings(tell)
         self.models: dict[str, LoadedModel] = {}
         self._run_data: dict[str, RunData] = {}
         self._run, self._states = "", RoundStates(Path(), "", tell)
@@ -131,6 +133,7 @@ class Answering:
         """Reply to a message, or the reason for refusing it, as header and content. It raises nothing."""
         where = "a message"
         try:
+            self._follow_site_toml()
             message = _read(header, data)
             terms = read_terms(message.content)
             del message.content[TERMS]
@@ -156,6 +159,25 @@ class Answering:
             _log.exception("%s: failed", where)
             reason = f"failed at {self.org.name} ({type(error).__name__}); the log there says why"
             return {"ok": False, "kind": "failed", "reason": reason}, b""
+
+    def _follow_site_toml(self) -> None:
+        """Take over what has changed in site.toml since the last message.
+
+        Raises:
+            ConfigError: it cannot be used any more.
+        """
+        changed, before = load_site(self.org.path), self.org.config
+        after = changed.config
+        names = [name for name in type(after).model_fields if getattr(after, name) != getattr(before, name)]
+        if not names:
+            return
+        self.tell(f"site.toml has changed ({', '.join(names)}), which holds from this message on")
+        if {"models", "machine", "engine"} & set(names):
+            self.models.clear()
+        self._run_data.clear()
+        self._run = ""
+        self.egress.close()
+        self.org, self.egress = changed, Egress(changed, self.tell)
 
     def _answer(
         self, where: str, message: Message, terms: Terms, request: StretchRequest | EvaluateRequest, known_by: str
@@ -365,11 +387,13 @@ class Answering:
 
         Raises:
             ConfigError, DataError, GradingError: as the loaders and graders say, or no problem fits the run.
-            LimitError: the site's own rewards do not go with the run's supervision.
+            LimitError: the site's own rewards do not go with the run's supervision, or changed data are refused.
         """
         section = request.supervision if isinstance(request, StretchRequest) else None
         answers = section is not None and not section.unlabelled
         task = self.org.task(terms.task)
+        if self._holdings.changed(self.org.state / "runs" / terms.run, terms.task, task, self.org.config):
+            self._run_data.clear()
         limits.check_rewards(self.org.name, terms.task, task.rewards, request)
         wording = terms.prompt.worded(task.prompt)
         limits.check_examples(self.org.name, request, wording)

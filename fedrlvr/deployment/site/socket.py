@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fedrlvr.deployment.site.config import Organisation
-from fedrlvr.errors import CheckpointError, ConfigError, MessageError, RoundError
-from fedrlvr.files import new_file, private_directory
+from fedrlvr.errors import CheckpointError, ConfigError, MessageError, OverdueError, RoundError
+from fedrlvr.files import is_locked, new_file, private_directory
 
 LARGEST_FRAMES = 1 << 16, 1 << 33
 """Largest header and largest content, in bytes."""
@@ -41,7 +41,10 @@ Frames = tuple[dict[str, Any], bytes]
 def ask(org: Organisation, header: dict[str, Any], content: bytes) -> Frames:
     """Send a message to the worker and return its answer; a worker is started if none runs.
 
+    A worker that does not answer in the site's time (message_minutes) is killed, and the next message finds another.
+
     Raises:
+        OverdueError: it did not.
         RoundError: no worker can be started, or two have ended over this message.
         MessageError: an answer that cannot be read.
     """
@@ -49,7 +52,13 @@ def ask(org: Organisation, header: dict[str, Any], content: bytes) -> Frames:
         connection = _reach(org)
         with contextlib.suppress(EOFError, OSError), connection:  # it ended: the next has its state
             send(connection, header, content)
-            return receive(connection)
+            if connection.poll(org.seconds):
+                return receive(connection)
+            end_worker(org, patience=0.0)
+            raise OverdueError(
+                f"{org.name}: no answer within message_minutes = {org.config.message_minutes:g} of site.toml, so the "
+                "worker was ended. Does a reward function of its own hang?"
+            )
     raise RoundError(f"{org.name}: the worker ended twice over one message{_last_words(org)}")
 
 
@@ -72,6 +81,28 @@ def stop(org: Organisation) -> bool:
             raise RoundError(f"{org.name}: the worker does not end. Its process id is in {org.state / 'worker.lock'}.")
         time.sleep(_AGAIN_S)
     return True
+
+
+def end_worker(org: Organisation, patience: float = 3.0) -> None:
+    """End the worker and what it has started, if one runs: it is told to, and killed where that takes too long.
+
+    What it must not forget is on disk. patience: seconds in which it may end by itself.
+    """
+    import psutil
+
+    lock = org.state / "worker.lock"
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        if not is_locked(lock):
+            return
+        worker = psutil.Process(int(lock.read_text("ascii")))
+        processes = [worker, *worker.children(recursive=True)]
+        if patience:
+            worker.terminate()
+            psutil.wait_procs([worker], patience)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, STOP_S)
 
 
 def send(connection: Connection, header: dict[str, Any], content: bytes) -> None:
@@ -112,11 +143,6 @@ def state_directory(org: Organisation) -> Path:
     except OSError as error:
         raise CheckpointError(f"{org.state} cannot be made ({error.strerror}).") from error
     return org.state
-
-
-def node_file(org: Organisation) -> Path:
-    """File with the number under which the SuperLink knows the organisation's SuperNode."""
-    return org.state / "node-id"
 
 
 def secret(state: Path, name: str = "worker.secret") -> bytes:

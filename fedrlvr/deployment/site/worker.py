@@ -70,6 +70,7 @@ class Worker:
         self._messages: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._open: list[_Waiting] = []
         self._busy: str | None = None
+        self._busy_since: float | None = None
         self._began = time.time()
         self._models: Callable[[], list[str]] = list
         self.path.unlink(missing_ok=True)  # of one that was killed; the lock says that none is alive
@@ -88,8 +89,9 @@ class Worker:
             except queue.Empty:
                 return
             self._busy = f"{waiting.header.get('message_type')} of round {waiting.header.get('group_id')}"
+            self._busy_since = time.time()
             waiting.reply = answer(waiting.header, waiting.content)
-            self._busy = None
+            self._busy = self._busy_since = None
             waiting.done.set()
 
     def end(self, why: str, *, again: bool = False) -> NoReturn:
@@ -159,6 +161,7 @@ class Worker:
             "pid": os.getpid(),
             "began": self._began,
             "busy": self._busy,
+            "busy_since": self._busy_since,
             "waiting": max(0, len(self._open) - (self._busy is not None)),
             "models": self._models(),
             "idle_minutes": self.org.config.idle_minutes,
