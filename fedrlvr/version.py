@@ -1,3 +1,3 @@
 """The version, for the package itself and for what names it in files and messages."""
 
-__version__ = "0.11.1"
+__version__ = "0.12.0"

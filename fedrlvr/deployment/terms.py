@@ -17,7 +17,7 @@ from fedrlvr.version import __version__
 
 TERMS = "terms"
 """The name of the record in a message."""
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of the messages' protocol. It rises whenever another release would misread a message."""
 LONGEST = 1 << 18
 """Largest number of characters in the terms."""
