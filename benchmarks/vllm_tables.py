@@ -30,21 +30,24 @@ def _rates(part: Mapping[str, Any]) -> Iterator[str]:
     """Medians with all measurements behind them: tokens per CPU second, more is better."""
     yield from ["## Tokens drawn per CPU second", "", "| prompt | new | decode loop | vLLM | loop / vLLM |"]
     yield "| --- | --- | --- | --- | --- |"
-    for cell, loop in part["cells"]["loop"].items():
+    for cell, loop in sorted(part["cells"]["loop"].items(), key=lambda item: [int(n) for n in item[0].split("/")]):
         length, new_tokens = cell.split("/")
         vllm = part["cells"]["vllm"][cell]
         ratio = median(loop) / median(vllm)
         yield f"| {length} | {new_tokens} | {_spread(loop)} | {_spread(vllm)} | {ratio:.1f} |"
     yield from [
         "",
-        f"Medians and ranges. SmolLM2-135M in float32; {part['clients']} clients with {part['responses']} responses to "
-        f"one prompt each, adapters of rank {part['rank']}; {part['vllm']}. CPU seconds of this process and of the "
-        f"server with its children, without the server's start. {_from(part)}",
+        "Medians, and ranges where a cell was measured more than once. SmolLM2-135M in float32; "
+        f"{part['clients']} clients with {part['responses']} responses to one prompt each, adapters of rank "
+        f"{part['rank']}; {part['vllm']}. CPU seconds of this process and of the server with its children, without the "
+        f"server's start. {_from(part)}",
         "",
     ]
 
 
 def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
