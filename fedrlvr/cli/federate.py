@@ -63,6 +63,8 @@ PLACE = (
     "own machine only."
 )
 
+FULL = "The SuperLink answers with an internal error: its disk may be full, and its log has the cause."
+
 
 @dataclass(frozen=True)
 class Link:
@@ -221,7 +223,8 @@ def _submit(link: Link, directory: Path, wait: float) -> str:
         return str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
     except (ValueError, KeyError, TypeError):
         output = (done.stderr + done.stdout).strip()[-1500:]
-        raise RoundError(f"the SuperLink rejected the run. {PLACE} Flower says: {output}") from None
+        place = FULL if _has_failed(output) else PLACE
+        raise RoundError(f"the SuperLink rejected the run. {place} Flower says: {output}") from None
 
 
 def _who_missed_rounds(directory: Path) -> None:
@@ -261,8 +264,9 @@ def _follow(link: Link, run: str, directory: Path, again: str) -> None:
                 echo(f"{home} flwr stop {run} {CONNECTION}  ends it.")
             raise
     status = _status(link, run)
-    if status is None:
-        raise RoundError(f"the SuperLink cannot be reached any more. Rounds that are done are kept: `{again}`.")
+    if status is None or _has_failed(status):
+        words = FULL if status else "the SuperLink cannot be reached any more."
+        raise RoundError(f"{words} Rounds that are done are kept: `{again}`.")
     if status != "finished:completed":
         raise RoundError(
             f"the run has ended as {status!r}; the reason is above. Rounds that are done are kept: `{again}`."
@@ -279,10 +283,17 @@ def _in_a_terminal() -> bool:
     return sys.stdin.isatty()
 
 
+def _has_failed(output: str) -> bool:
+    """Whether Flower's command reports an answer of the SuperLink with HTTP's code 500."""
+    return "internal server error" in output.lower()
+
+
 def _status(link: Link, run: str) -> str | None:
+    """The run's status; what Flower says instead if the SuperLink answers with an error; None if it does not answer."""
     done = link.flwr("list", CONNECTION, "--run-id", run, "--format", "json")
     try:
         (entry,) = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
         return str(entry["status"])
     except (ValueError, KeyError, TypeError):
-        return None
+        output = done.stderr + done.stdout
+        return output if _has_failed(output) else None

@@ -33,6 +33,10 @@ rounds = 2
 """
 
 
+INTERNAL = "Using SuperLink\n\nInternal server error."
+"""The output of Flower's commands where the SuperLink's disk is full."""
+
+
 class Flower:
     """Flower's command line: what it was called with, and what it says."""
 
@@ -54,8 +58,8 @@ class Flower:
             self.app = tomllib.loads((place / "pyproject.toml").read_text("utf-8"))
             self.connection = tomllib.loads((link.home / "config.toml").read_text("utf-8"))["superlink"]
             return subprocess.CompletedProcess(arguments, 0, self.submitted, "")
-        if self.status is None:
-            return subprocess.CompletedProcess(arguments, 1, "", "connection refused")
+        if self.status in (None, INTERNAL):
+            return subprocess.CompletedProcess(arguments, 1, "", self.status or "connection refused")
         runs = json.dumps({"success": True, "runs": [{"run-id": "77", "status": self.status}]})
         return subprocess.CompletedProcess(arguments, 0, "Using SuperLink\n" + runs, "")
 
@@ -233,7 +237,11 @@ def test_a_directory_that_holds_a_run_is_not_begun_anew_and_resume_goes_on_with_
 
 @pytest.mark.parametrize(
     ("status", "text"),
-    [("finished:failed", "the run has ended as 'finished:failed'"), (None, "cannot be reached any more")],
+    [
+        ("finished:failed", "the run has ended as 'finished:failed'"),
+        (None, "cannot be reached any more"),
+        (INTERNAL, "its disk may be full"),
+    ],
 )
 def test_a_run_that_fails_or_a_superlink_that_is_gone_says_who_missed_rounds_and_how_to_go_on(
     flower: Flower, exp: Path, hub: Path, tmp_path: Path, status: str | None, text: str
@@ -252,6 +260,15 @@ def test_what_flower_does_not_take_is_told_in_its_words(flower: Flower, exp: Pat
     _, error, _ = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
     assert "permission denied" in str(error)
     assert "its own machine only" in str(error)
+
+
+def test_a_superlink_that_fails_is_not_said_to_be_on_another_machine(
+    flower: Flower, exp: Path, hub: Path, tmp_path: Path
+) -> None:
+    flower.submitted = INTERNAL
+    _, error, _ = federate(exp, "--superlink", hub, "--set", f"run.directory={tmp_path / 'run'}")
+    assert "its disk may be full" in str(error)
+    assert "its own machine only" not in str(error)
 
 
 def test_ctrl_c_stops_following_and_says_how_to_follow_end_or_resume(

@@ -199,7 +199,7 @@ def test_a_lost_database_is_named_and_the_site_is_back_once_its_key_is_registere
 
 
 def test_a_full_disk_at_the_server_is_named_and_the_link_lives_on_when_there_is_room(
-    deployment: Deployment, hub: SuperLink
+    deployment: Deployment, hub: SuperLink, tmp_path: Path
 ) -> None:
     member = deployment["full"]
     deployment.start_site("full", hub)
@@ -209,6 +209,13 @@ def test_a_full_disk_at_the_server_is_named_and_the_link_lives_on_when_there_is_
     before = resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE, (0, before[1]))
     shows(member, "its disk may be full")
+    (tmp_path / "exp.toml").write_text('[federation]\nclients = ["ann", "bob"]\n')
+    log = tmp_path / "log"
+    arguments = [str(tmp_path / "exp.toml"), "--set", f"run.directory={tmp_path / 'run'}"]
+    run = deployment.federate(hub, log, *arguments)
+    until(lambda: run() is not None, lambda: text(log))
+    assert "its disk may be full" in text(log)
+    assert "its own machine only" not in text(log)
     resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE, before)
     is_back(deployment, member)
     assert deployment.supernode(member) == supernode

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from models import tiny_model
@@ -15,6 +16,7 @@ from small_runs import CLIENTS, settings, without_seconds, write_problems
 
 import fedrlvr
 from fedrlvr.config import parse_config
+from fedrlvr.deployment.superlink import server_app
 from fedrlvr.deployment.superlink.server_app import serve
 from fedrlvr.deployment.terms import TERMS, Terms, read_terms
 from fedrlvr.errors import CheckpointError, ConfigError, DataError, RoundError
@@ -241,3 +243,19 @@ def test_one_run_directory_has_one_server_at_a_time(place: tuple[Path, Path], tm
     serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})
     grid.fails = lambda _: None
     serve(grid, {"directory": str(tmp_path / "run"), "wait": 1.0})
+
+
+def test_a_superlink_whose_disk_is_full_ends_the_run_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve_with(code: int) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            raise httpx.HTTPStatusError("no", request=httpx.Request("POST", "http://h"), response=httpx.Response(code))
+
+        return fail
+
+    context = Context(1, 1, {}, RecordDict(), {})
+    monkeypatch.setattr(server_app, "serve", serve_with(500))
+    with pytest.raises(RoundError, match="disk may be full"):
+        server_app.main(LocalGrid(lambda *_: [], {}), context)
+    monkeypatch.setattr(server_app, "serve", serve_with(403))
+    with pytest.raises(httpx.HTTPStatusError):
+        server_app.main(LocalGrid(lambda *_: [], {}), context)

@@ -19,6 +19,7 @@ from fedrlvr.deployment.flower_private import say_in_a_sentence
 from fedrlvr.deployment.superlink.disclosure import check, travels
 from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import Terms
+from fedrlvr.errors import RoundError
 from fedrlvr.output import echo
 from fedrlvr.policy.cohort import Cohort
 from fedrlvr.reporting.progress import PlainProgress
@@ -43,8 +44,18 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FedrlvrError: the run has failed; Flower marks it so, and shows the text to whoever follows its log.
     """
+    import httpx
+
     say_in_a_sentence()
-    result = serve(grid, context.run_config)
+    try:
+        result = serve(grid, context.run_config)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+            raise
+        raise RoundError(
+            f"the SuperLink answers with the error {error.response.status_code}: its disk may be full, and its log has "
+            "the cause. Rounds that are done are kept."
+        ) from error
     _say(f"all rounds are done: {result.directory}")
 
 
