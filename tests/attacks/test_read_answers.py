@@ -161,5 +161,5 @@ def test_few_legal_messages_tell_which_guessed_prompts_are_trained_on_by_default
     replies = [pointed(victim, "main", prompts, seed, problems_per_step=len(there)) for seed in range(3)]
     sums = [sum(values) for values in zip(*replies, strict=True)]
     absent = [place for place in range(len(CHOICES)) if place not in there]
-    assert auc([sums[place] for place in there], [sums[place] for place in absent]).value >= 0.98
+    assert auc([sums[place] for place in there], [sums[place] for place in absent]).value == 1.0
     assert victim.sent == 3
