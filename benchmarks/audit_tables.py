@@ -115,15 +115,14 @@ def share(measured: Mapping[str, float]) -> str:
 def page(content: Mapping[str, Any]) -> str:
     """The tables as markdown."""
     cells = content["cells"]
-    seeds = max((len(row["membership"][0]["auc"]) for row in cells), default=0)
     about = (
         f"`{content['command']}`, {content['date']}, fedrlvr {content['fedrlvr']}, {content['machine']}, "
-        f"{content['cpu_seconds'] / 60:.0f} CPU minutes. AUC: mean and 95 % interval (Student's t) over {seeds} seeds. "
+        f"{content['cpu_seconds'] / 60:.0f} CPU minutes. AUC: mean and 95 % interval (Student's t) over the seeds. "
         "True positives: problems of all seeds pooled, Wilson's interval."
     )
     lines = [about, "", "## AUC", ""]
-    header = ["cell", "rounds", *(f"{view}: {attack}" for view, attack in SHOWN)]
-    name = [[row["cell"], str(row["round"])] for row in cells]
+    header = ["cell", "rounds", "seeds", *(f"{view}: {attack}" for view, attack in SHOWN)]
+    name = [[row["cell"], str(row["round"]), str(len(row["membership"][0]["auc"]))] for row in cells]
     rows = [[*n, *(shown(m["auc"]) for m in row["membership"])] for n, row in zip(name, cells, strict=True)]
     lines += [table(header, rows)]
     lines += ["", "## True positives", ""]
@@ -134,7 +133,7 @@ def page(content: Mapping[str, Any]) -> str:
                 p = m["pooled"]
                 rates = [share(of) for of in p["true_positives"].values()]
                 rows.append([*n, f"{m['view']}: {m['attack']}", *rates, f"{p['members']} and {p['others']}"])
-    lines += [table(["cell", "rounds", "who: attack", "at 1 %", "at 0.1 %", "problems"], rows)]
+    lines += [table(["cell", "rounds", "seeds", "who: attack", "at 1 %", "at 0.1 %", "problems"], rows)]
     lines += [
         "",
         "## Canaries: exposure over the base model, in bits of 3.3, and share of responses that return it",
@@ -144,11 +143,11 @@ def page(content: Mapping[str, Any]) -> str:
     for n, row in zip(name, cells, strict=True):
         for c in row["canaries"]:
             rows.append([*n, c["view"], str(c["times"]), shown(c["rise"]), shown(c["returned"])])
-    lines += [table(["cell", "rounds", "who", "planted", "bits more", "returned"], rows)]
+    lines += [table(["cell", "rounds", "seeds", "who", "planted", "bits more", "returned"], rows)]
     lines += ["", "## Private text in responses to problems that are not private", ""]
     rows = [
         [*n, *(f"{hits} of {total}" for hits, total in row["returned"].values())]
         for n, row in zip(name, cells, strict=True)
     ]
-    lines += [table(["cell", "rounds", "server", "site"], rows)]
+    lines += [table(["cell", "rounds", "seeds", "server", "site"], rows)]
     return "\n".join(lines).rstrip() + "\n"

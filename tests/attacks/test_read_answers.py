@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from answers import Scored, by_difference, on_the_edge, one_answer, replay, replayed_score, saying
 from prompts import CHOICES
-from traps import all_answers
+from traps import all_answers, pointed
 from victim import OPEN, Refused, Victim, wide_model
 
+from fedrlvr.audit.attack_scores import auc
 from fedrlvr.deployment.site import handler
 from fedrlvr.privacy.accountant import noise_for
 
@@ -158,3 +159,22 @@ def test_noise_of_a_usual_epsilon_hides_the_answers_that_one_reply_tells(
     letters = all_answers(victim, "main", prompts, privacy, local_steps=1, problems_per_step=20)
     right = sum(letter == answer for letter, answer in zip(letters, answers, strict=True))
     assert least <= right <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [range(10), range(0, 20, 2)], ids=["first", "even"])
+def test_few_legal_messages_tell_which_guessed_prompts_are_trained_on_by_default(
+    there: range, wide: Path, tmp_path: Path
+) -> None:
+    """No floor bounds this either: 10 problems are behind each reply. The documentation says so.
+
+    Ten of twenty guessed prompts are training problems. Over three messages with seeds of their own the components of
+    these ten have moved towards a letter further than all others.
+    """
+    victim = Victim(tmp_path, {"main": [CHOICES[place] for place in there]}, model=wide)
+    prompts = [row["prompt"] for row in CHOICES]
+    replies = [pointed(victim, "main", prompts, seed, problems_per_step=len(there)) for seed in range(3)]
+    sums = [sum(values) for values in zip(*replies, strict=True)]
+    absent = [place for place in range(len(CHOICES)) if place not in there]
+    assert auc([sums[place] for place in there], [sums[place] for place in absent]).value == 1.0
+    assert victim.sent == 3

@@ -33,6 +33,39 @@ def all_answers(
     Raises:
         Refused: with the site's reason.
     """
+    letters = _letters(victim)
+    columns = moved(victim, task, prompts, privacy=privacy, **train)
+    return "".join(max(ABCD, key=lambda letter: float((column.sign() * letters[letter]).sum())) for column in columns.T)
+
+
+def pointed(victim: Victim, task: str, prompts: Sequence[str], seed: int = 0, **train: Any) -> list[float]:
+    """How much the component of each prompt has moved towards one of the letters: the largest cosine.
+
+    That of a prompt that is not there has moved by what is left of the other problems, in no such direction.
+
+    Raises:
+        Refused: with the site's reason.
+    """
+    letters = _letters(victim)
+    columns = moved(victim, task, prompts, seed, **train).sign()
+    return [
+        max(float(torch.cosine_similarity(column, letters[letter], dim=0)) for letter in ABCD) for column in columns.T
+    ]
+
+
+def moved(
+    victim: Victim,
+    task: str,
+    prompts: Sequence[str],
+    seed: int = 0,
+    privacy: Mapping[str, float] | None = None,
+    **train: Any,
+) -> torch.Tensor:
+    """The columns of B [d, prompts] that one reply gives back, which were 0 when they were sent.
+
+    Raises:
+        Refused: with the site's reason.
+    """
     rank = PUSH + len(prompts)
     cohort = victim.cohort(rank, SCALE * rank)
     fresh = cohort.fresh_adapter(1)
@@ -49,11 +82,10 @@ def all_answers(
     adapter = fresh.alike({**fresh.layers, name: Factors(A, B)})
     settings = {"local_steps": 1, "problems_per_step": len(prompts), "learning_rate": 1e-3, **train}
     noise = {} if privacy is None else {"privacy": dict(privacy)}
-    reply = victim.train(task, adapter, train=settings, sampling={"group_size": 64, "max_new_tokens": 8}, **noise)
+    sampling = {"group_size": 64, "max_new_tokens": 8}
+    reply = victim.train(task, adapter, train=settings, sampling=sampling, seed=seed, **noise)
     assert reply.adapter is not None
-    columns = reply.adapter.layers[name].B[:, PUSH:]
-    letters = _letters(victim)
-    return "".join(max(ABCD, key=lambda letter: float((column.sign() * letters[letter]).sum())) for column in columns.T)
+    return reply.adapter.layers[name].B[:, PUSH:]
 
 
 def _letters(victim: Victim) -> Mapping[str, torch.Tensor]:

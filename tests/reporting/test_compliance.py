@@ -22,8 +22,7 @@ from fedrlvr.reporting.compliance import ComplianceFacts, chapters, facts_of, si
 from fedrlvr.server.metrics_log import read_metrics
 from fedrlvr.server.saved_adapter import open_run
 
-NOTHING: tuple[str, ...] = ()
-EMPTY = ComplianceFacts(*[NOTHING] * 10, card="")  # type: ignore[arg-type]
+EMPTY = ComplianceFacts(*[()] * 10)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
