@@ -270,7 +270,7 @@ def test_memory_that_runs_out_fails_one_message_and_names_the_settings_alone(
 
     with monkeypatch.context() as patched:
         patched.setattr("fedrlvr.policy.learner.response_logps", fail)
-        ann._check_cohort = lambda *_: None  # type: ignore[method-assign]
+        patched.setattr("fedrlvr.deployment.site.loaded_model.LoadedModel.check", lambda *_: None)
         reply, _ = ann.reply(header(message_id="m1"), pack(content))
     assert reply["kind"] == "failed"
     assert reply["reason"] == (

@@ -6,25 +6,23 @@ knows of a run is on disk (round_states.py), so another worker in its place goes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedrlvr.client import personal
 from fedrlvr.client.app import CohortApp, asked_in
 from fedrlvr.client.request import ClientRequest
-from fedrlvr.config import Asking, LoraConfig, PromptConfig
-from fedrlvr.config.prompt import Wording
+from fedrlvr.config import Asking
 from fedrlvr.deployment.site import limits
 from fedrlvr.deployment.site.config import Organisation, load_site
 from fedrlvr.deployment.site.counts import AnsweredCounts
 from fedrlvr.deployment.site.egress import NOT_APPROVED, Egress
 from fedrlvr.deployment.site.holdings import Holdings
+from fedrlvr.deployment.site.loaded_model import LoadedModel, load_model
 from fedrlvr.deployment.site.release import SiteRelease
 from fedrlvr.deployment.site.reply_card import ComputedReply, parts_of
 from fedrlvr.deployment.site.round_states import Past, RoundStates, begin_run
@@ -36,10 +34,8 @@ from fedrlvr.errors import AdapterError, LimitError, MemoryLimitError, MessageEr
 from fedrlvr.files import atomic_directory
 from fedrlvr.out_of_memory import memory_limit
 from fedrlvr.output import logger
-from fedrlvr.policy.base import Base, load_base, threads_here
-from fedrlvr.policy.choices import choices
+from fedrlvr.policy.base import Base
 from fedrlvr.policy.cohort import Cohort
-from fedrlvr.policy.model_check import check_prompt
 from fedrlvr.policy.peft_format import base_reference, save_peft
 from fedrlvr.privacy.accountant import mu_after
 from fedrlvr.privacy.card import digest_of, spent_text
@@ -72,20 +68,6 @@ _WITHHELD = b"withheld: "
 """Begins what is kept in a reply's place where a floor was missed, before the reason. No packed reply begins so."""
 SAMPLING_SECRET = "sampling.secret"
 """The file in the state directory that holds the secret which is mixed into the organisation's private streams."""
-
-
-@dataclass
-class LoadedModel:
-    """A model in memory, and its one cohort.
-
-    asks: how the cohort's model is asked. checked: the self-check has passed.
-    """
-
-    base: Base
-    lora: LoraConfig | None = None
-    cohort: Cohort | None = None
-    asks: PromptConfig | None = None
-    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,7 +200,7 @@ class Answering:
         else:
             limits.check_problems(allowed, request, len(client.train), name=self.org.name)
             limits.check_choice(allowed, self.org.name, request, len(client.validation))
-        self._check_cohort(terms, request.seed)
+        self.models[terms.model].check(request.seed, self.tell)
         initial = cohort.fresh_adapter(stream(request.seed, "adapter"))
         release = SiteRelease(allowed, terms.task, AnsweredCounts(self.org.state))
         log = ResponseLog(self.org.state / "runs" / terms.run, self.org.config.responses)
@@ -336,51 +318,8 @@ class Answering:
         if name not in self.models:
             self.models.clear()  # one at a time: two large ones may not fit
             self._run_data.clear()
-            started = time.perf_counter()
-            base = load_base(self.org.model(name))
-            self.models[name] = LoadedModel(base)
-            line = f"loaded {name} in {time.perf_counter() - started:.1f} s"
-            self.tell(line)
-            _log.info("%s", line)
-        loaded = self.models[name]
-        for what, expected, actual in (
-            ("model", terms.model_id, loaded.base.model_id),
-            ("model: one with other weights", terms.weights_id, loaded.base.weights_id),
-            ("tokenizer", terms.tokenizer_id, loaded.base.tokenizer_id),
-        ):
-            if expected != actual:
-                raise MessageError(
-                    f"the server has another {what} than {self.org.name} under the name {name!r} ({expected}, here "
-                    f"{actual}): take the same files at both"
-                )
-        torch.set_num_threads(self.org.engine.threads or threads_here(self.org.model(name)))
-        lora = LoraConfig(rank=terms.largest, alpha=terms.alpha, targets=terms.targets)
-        if loaded.cohort is None or loaded.lora != lora:
-            if loaded.cohort is not None:
-                loaded.cohort.stack.remove()
-            loaded.cohort, loaded.checked = None, False
-            loaded.cohort, loaded.lora = Cohort(loaded.base, lora, self.org.engine), lora
-            loaded.asks = None
-        # The loaded model is one for all runs; how it is asked is a run's own.
-        asks = terms.prompt.model_copy(update=Wording().model_dump())
-        if loaded.asks != asks:
-            loaded.cohort.base, loaded.asks = loaded.base.asking(asks), asks
-            check_prompt(loaded.cohort.base)
-        return loaded.cohort
-
-    def _check_cohort(self, terms: Terms, seed: int) -> None:
-        """Assert that adapters reach the sampler; once for each cohort.
-
-        Raises:
-            ModelError: as `Cohort.self_check`.
-        """
-        loaded = self.models[terms.model]
-        assert loaded.cohort is not None
-        if not loaded.checked:
-            loaded.cohort.self_check(seed)
-            for part, choice in choices(loaded.cohort).items():
-                self.tell(f"{part}: {choice}")
-            loaded.checked = True
+            self.models[name] = load_model(self.org, name, self.tell)
+        return self.models[name].cohort_for(self.org, terms)
 
     def _client_data(self, terms: Terms, request: StretchRequest | EvaluateRequest, base: Base) -> ClientData:
         """This organisation as the run sees it.
