@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.audit import ATTACKED, CELLS, HOLDER, TIMES, canaries, settings
-from benchmarks.audit_tables import SHOWN, page, rows_of
+from benchmarks.audit_tables import RESULTS, SHOWN, page, rows_of
 from fedrlvr.config import parse_config
 from fedrlvr.tasks.deal import deal
 
@@ -47,3 +48,8 @@ def test_figures_of_a_cell_by_hand() -> None:
     text = page({"command": "x", "date": "d", "fedrlvr": "v", "machine": "m", "cpu_seconds": 60, "cells": [row]})
     assert "0.75 ± 3.18" in text, "t of one degree of freedom is 12.706, and the standard error 0.25"
     assert "2 of 16" in text
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    content = json.loads((RESULTS / "audit.json").read_text("utf-8"))
+    assert (RESULTS / "audit.md").read_text("utf-8") == page(content)
