@@ -167,9 +167,10 @@ def test_responses_are_written_here_only_if_site_toml_says_so_and_never_leave(
 ) -> None:
     give_problems(config, tmp_path / "sites")
     content = train_content(config, cohort, terms(config, cohort))
-    silent, telling = answering(organisation()), answering(organisation(responses=3))
+    silent = answering(organisation())
     sent = trained(silent, content, "m1")
     assert response_files(silent.org.state / "runs" / "run") == {}
+    telling = answering(organisation(responses=3))
     assert trained(telling, content, "m2") == sent, "the adapter is the same with them"
     path = response_files(telling.org.state / "runs" / "run")["ann"]
     assert path.stat().st_mode & 0o777 == 0o600
