@@ -74,8 +74,8 @@ class SuperNode:
 @pytest.fixture
 def supernode(monkeypatch: pytest.MonkeyPatch) -> SuperNode:
     for module, name in REPLACED:  # and so put back afterwards
-        found = importlib.import_module(module)
-        monkeypatch.setattr(found, name, getattr(found, name))
+        owner = importlib.import_module(module)
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(sys, "argv", sys.argv)
     return SuperNode(monkeypatch)
 

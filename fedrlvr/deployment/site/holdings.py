@@ -40,7 +40,7 @@ class Holdings:
             LimitError: they have, and site.toml refuses changed data.
             DataError, CheckpointError: a file cannot be read, or the digest cannot be written.
         """
-        if task.path is None:
+        if task.path is None or not task.path.exists():  # the loader says it better
             return False
         digest, digests = self.digest(task.path), _read(run / HOLDINGS_FILE)
         before = digests.get(name)
