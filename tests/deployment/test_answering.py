@@ -155,7 +155,7 @@ def test_the_log_says_what_was_asked_and_what_was_sent(config: Config, cohort: C
         "adapter"
     )
     assert log[1].startswith("loaded tiny in ")
-    assert [line.split(":")[0] for line in log[2:6]] == ["sampler", "attention", "number format", "batches"]
+    assert [line.partition(":")[0] for line in log[2:6]] == ["sampler", "attention", "number format", "batches"]
     assert [line.split(": mean")[0] for line in log[6:8]] == [f"run run, round 1: step {i} of 2" for i in (1, 2)]
     assert log[8].startswith("run run, round 1: sent: adapter ")
     counted = int(log[8].split("adapter ")[1].split(" bytes")[0].replace(",", ""))

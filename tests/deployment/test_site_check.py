@@ -286,7 +286,7 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
 
     # "train 0 of ann?" and "test 0 of ann?" have 15 and 14 characters, barbara's 4 more; each is a token, and one
     # begins the text. So 16 and 15, 20 and 19, of 512; at most 16 have 12 of the 24 problems.
-    marks, tried, prompts = findings_of(16)
+    marks, tried, *chosen, prompts = findings_of(16)
     base = load_base(ModelConfig(name=organisation().config.models["tiny"], device="cpu"))
     ids = f"model {base.model_id}, weights {base.weights_id}, tokenizer {base.tokenizer_id}"
     assert marks == Finding("model tiny", f"{ids}; on cpu")
@@ -294,7 +294,9 @@ def test_a_model_is_loaded_tried_and_its_marks_are_shown(organisation: Organisat
     assert prompts.value == (
         "prompts of up to 16 tokens; 496 are left for a response; 12 longer than max_prompt_tokens = 16 are left out"
     )
-    assert [finding.status for finding in findings_of(14)] == ["ok", "ok", "problem"]
+    parts = ("sampler", "attention", "number format", "batches")
+    assert [finding.name for finding in chosen] == [f"model tiny, {part}" for part in parts]
+    assert [finding.status for finding in findings_of(14)] == ["ok", "ok", *["ok"] * len(parts), "problem"]
 
 
 def test_prompts_that_fill_the_model_are_told(organisation: Organisations) -> None:
