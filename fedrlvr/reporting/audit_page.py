@@ -62,14 +62,17 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
 
 def _told(row: Mapping[str, Any]) -> str:
     area, n = row["auc"], f"{row['members']} training and {row['others']} other problems"
-    interval = f"AUC {area['value']:.2f}, 95 % interval {area['low']:.2f} to {area['high']:.2f}, {n}"
+    attack, bounds = ATTACK_TITLES[row["attack"]], f"{area['low']:.2f} to {area['high']:.2f}"
+    interval = f"{attack}: AUC {area['value']:.2f}, 95 % interval {bounds}, {n}"
     if area["low"] > SHOWS:
         return f"can tell training problems from others of the same kind ({interval})."
     if area["low"] > 0.5:
         return f"can tell training problems from others a little better than by a guess ({interval})."
     if area["high"] < 0.5:
         return f"found a score that points the wrong way: training problems look less like training ({interval})."
-    return f"did no better than a guess; an AUC of up to {area['high']:.2f} is not excluded ({interval})."
+    return (
+        f"did no better than a guess by this attack; an AUC of up to {area['high']:.2f} is not excluded ({interval})."
+    )
 
 
 def _exposed(view: str, canaries: Sequence[Mapping[str, Any]]) -> str:
