@@ -94,7 +94,7 @@ def respond_content(model: Path, cohort: Cohort, directory: Path, client: str = 
     request = RespondRequest(
         round=1,
         seed=config.run.seed,
-        sampling=config.sampling,
+        sampling=config.sampling.model_copy(update={"max_new_tokens": 16}),  # long enough for a canary
         steps=2,
         train=config.train,
         supervision=config.supervision,

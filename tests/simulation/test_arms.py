@@ -200,6 +200,7 @@ def test_a_run_tells_its_observer_what_happens(configured: Configs, tmp_path: Pa
 
     run_module.run(parse_config(configured(directory, train={"rounds": 1})), observer=Listener())
     assert heard == [
+        "EngineChosen",
         "RunStarted",
         "RoundStarted",
         "evaluate 0",
