@@ -66,6 +66,16 @@ def ann(model: Path, tmp_path: Path) -> Sites:
     return make
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test that opens a connection."""
+
+    def refuse(*_: Any) -> None:
+        pytest.fail("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
 def load(run: Path) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
     return tree
@@ -76,13 +86,10 @@ def command(directory: Path, toml: Path, *more: object) -> Any:
     return CliRunner().invoke(app, words)
 
 
+@pytest.mark.usefixtures("no_network")
 def test_a_site_makes_its_own_verdict_and_sends_nothing(
-    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
 ) -> None:
-    def refuse(*_: Any) -> None:
-        pytest.fail("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
     directory, toml = ann(), write_toml(tmp_path / "exp.toml", experiment)
     done = command(directory, toml, "--adapter", adapter, "--personal", adapter)
     (made,) = (directory / "state" / "verdict").glob("main-*")
@@ -107,15 +114,11 @@ def test_a_site_makes_its_own_verdict_and_sends_nothing(
     assert adapter_bytes(made) == before
 
 
+@pytest.mark.usefixtures("no_network")
 def test_a_site_audits_the_federations_adapter_and_sends_nothing(
-    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ann: Sites, experiment: dict[str, Any], adapter: Path, tmp_path: Path
 ) -> None:
     """As another site and the public see it: two rounds of two steps have drawn all of ann's eight problems."""
-
-    def refuse(*_: Any) -> None:
-        pytest.fail("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
     directory, toml = ann(), write_toml(tmp_path / "exp.toml", experiment)
     words = ["site", "audit", str(directory), "--config", str(toml), "--adapter", str(adapter), "--responses", "2"]
     done = CliRunner().invoke(app, words)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedrlvr.deployment.superlink.grid import SuperLinkGrid, names_here
 from fedrlvr.deployment.terms import TERMS, read_terms
-from fedrlvr.errors import RoundError
+from fedrlvr.errors import ConfigError, RoundError
 from fedrlvr.simulation.grid import LocalGrid
 
 CLIENTS = ["ann", "bob", "cyd"]
@@ -225,6 +225,13 @@ def test_a_message_that_flower_does_not_take_counts_as_not_connected() -> None:
     push = flower.push_messages
     flower.push_messages = lambda m: [None] if m[0].metadata.dst_node_id == NODES["ann"] else push(m)  # type: ignore
     assert heard(grid.send_and_receive(messages(), timeout=60)) == {1: "not connected", 2: "bob", 3: "cyd"}
+
+
+def test_a_strategy_that_sends_and_receives_apart_is_told_what_to_call() -> None:
+    grid, *_ = made(dict.fromkeys(CLIENTS, 1.0))
+    for call in (lambda: grid.push_messages(messages()), lambda: grid.pull_messages(["1"])):
+        with pytest.raises(ConfigError, match="send_and_receive"):
+            call()
 
 
 def test_strangers_are_named_once_and_never_asked() -> None:

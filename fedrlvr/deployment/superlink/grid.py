@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrlvr.deployment.terms import TERMS, Terms, terms_record
-from fedrlvr.errors import RoundError, printable
+from fedrlvr.errors import ConfigError, RoundError, printable
 from fedrlvr.reporting import units
 from fedrlvr.reporting.absence import CONNECTION_LOST, NOT_CONNECTED
 from fedrlvr.wire.messages import nbytes, record_in
@@ -34,6 +34,10 @@ codes."""
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
+_ONE_CALL = (
+    "The strategy sends messages with grid.push_messages or pull_messages. In a federation across machines use "
+    "grid.send_and_receive, which watches deadlines, the quorum and who the clients are."
+)
 POLL = 0.25
 """Seconds between two looks for replies."""
 
@@ -148,12 +152,20 @@ class SuperLinkGrid(Grid):
         return list(range(1, len(self.clients) + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Raise an error: a reply belongs to the message that asked for it."""
-        raise NotImplementedError("send_and_receive")
+        """Refuse to send without waiting for replies.
+
+        Raises:
+            ConfigError: always; deadlines, quorum and names are watched in `send_and_receive` alone.
+        """
+        raise ConfigError(_ONE_CALL)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Raise an error, for the same reason as `push_messages`."""
-        raise NotImplementedError("send_and_receive")
+        """Refuse to look for replies, as `push_messages` refuses.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(_ONE_CALL)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send, then yield each reply as it comes, until `timeout` seconds are over.
