@@ -71,6 +71,34 @@ def test_adapters_are_handed_over_under_new_names_each_time(served: Any) -> None
     assert len({path.name for path in server.paths}) == 4
 
 
+def test_a_started_server_is_given_absolute_paths_and_its_failing_start_is_told_once(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server works in a directory of its own, where relative ones would be others."""
+    monkeypatch.chdir(llama.parent)
+    started: list[tuple[Path, list[str]]] = []
+
+    class Failing:
+        directory, pid = None, None
+
+        def __init__(self, python: Path, arguments: list[str], **_: Any) -> None:
+            started.append((python, arguments))
+
+        def ready(self) -> VllmHttp:
+            raise SamplerError("the vLLM server ended")
+
+    monkeypatch.setattr("fedrlvr.policy.vllm.sampler.StartedServer", Failing)
+    cohort = tiny_cohort(Path(llama.name))
+    engine = EngineConfig(sampler="vllm", vllm_python=Path("vllm/bin/python"))
+    cohort.sampler = VllmSampler(cohort.base, cohort.stack, engine)
+    cohort.seat({client: moved_adapter(cohort, i) for i, client in enumerate("ab")})
+    with pytest.raises(SamplerError, match="ended"):
+        cohort.sample(PROMPTS, Decoding(1, 2), SEEDS)
+    ((python, arguments),) = started
+    assert python == llama.parent / "vllm" / "bin" / "python"
+    assert arguments[arguments.index("--model") + 1] == str(llama)
+
+
 def test_adapters_lie_in_the_directory_that_goes_with_a_started_server(served: Any, tmp_path: Path) -> None:
     cohort, server = served()
     cohort.sampler.engine = ENGINE

@@ -62,7 +62,8 @@ class VllmSampler:
 
     def __init__(self, base: Base, stack: LoraStack, engine: EngineConfig, http: VllmHttp | None = None) -> None:
         """http: a server, instead of the one that the settings name."""
-        self.base, self.stack, self.engine = base, stack, engine
+        # A server that is started works in a directory of its own.
+        self.base, self.stack, self.engine = base, stack, engine.in_directory(Path.cwd())
         self._server: StartedServer | None = None
         self._http = http
         self._rank = 0
@@ -92,8 +93,10 @@ class VllmSampler:
         """
         request.check_lengths(self.base.max_length)
         adapters = adapters_of(request)
+        rank = max((adapter.rank for adapter in adapters.values()), default=1)
+        http = self._ready(rank)
         try:
-            drawn = self._drawn(request, adapters)
+            drawn = self._drawn(http, request, adapters)
         except SamplerError as error:
             if self._server is None or not (isinstance(error, ServerGone) or self._server.dying()):
                 raise
@@ -104,7 +107,7 @@ class VllmSampler:
                 error,
             )
             self._server.stop()
-            drawn = self._drawn(request, adapters)
+            drawn = self._drawn(self._ready(rank), request, adapters)
         decoding, temperature = request.decoding, request.decoding.temperature or 1.0
         if decoding.temperature and (decoding.top_p < 1 or decoding.top_k):
             replayed_logps(self.base, self.stack, self.engine, request.prompts, drawn, temperature)
@@ -113,9 +116,11 @@ class VllmSampler:
         )
         return {client: ClientSamples(drawn[client], states.get(client)) for client in request.prompts}
 
-    def _drawn(self, request: SampleRequest, adapters: Mapping[str, Adapter]) -> dict[str, list[list[SampledResponse]]]:
+    def _drawn(
+        self, http: VllmHttp, request: SampleRequest, adapters: Mapping[str, Adapter]
+    ) -> dict[str, list[list[SampledResponse]]]:
         """The responses by client, prompt and draw, in their order."""
-        http, decoding = self._ready(max((adapter.rank for adapter in adapters.values()), default=1)), request.decoding
+        decoding = request.decoding
         asked = [(client, p) for client, prompts in request.prompts.items() for p in range(len(prompts))]
         with self._handed_over(http, {client: adapters[client] for client, _ in asked}) as names:
             bodies = [
@@ -251,7 +256,8 @@ class VllmSampler:
 
     @property
     def _model(self) -> str:
-        return base_reference(self.base.name)
+        name = base_reference(self.base.name)
+        return str(Path(name).absolute()) if Path(name).is_dir() else name
 
     def _arguments(self) -> list[str]:
         with autocast(self.base, self.engine):
