@@ -24,6 +24,7 @@ from fedrlvr.policy.hidden_states import HiddenStates
 from fedrlvr.policy.sampler import ClientSamples, Decoding, SampledResponse, agreement
 from fedrlvr.policy.vllm.http import VllmHttp
 from fedrlvr.policy.vllm.sampler import VllmSampler
+from fedrlvr.policy.vllm.server import StartedServer
 
 ENGINE = EngineConfig(sampler="vllm", vllm_address="http://127.0.0.1:1")
 PROMPTS = {"a": [[3, 4, 5], [6]], "b": [[7, 8]]}
@@ -86,6 +87,9 @@ def test_a_started_server_is_given_absolute_paths_and_its_failing_start_is_told_
 
         def ready(self) -> VllmHttp:
             raise SamplerError("the vLLM server ended")
+
+        dying = StartedServer.dying
+        _process = None
 
     monkeypatch.setattr("fedrlvr.policy.vllm.sampler.StartedServer", Failing)
     cohort = tiny_cohort(Path(llama.name))

@@ -94,9 +94,8 @@ class VllmSampler:
         request.check_lengths(self.base.max_length)
         adapters = adapters_of(request)
         rank = max((adapter.rank for adapter in adapters.values()), default=1)
-        http = self._ready(rank)
         try:
-            drawn = self._drawn(http, request, adapters)
+            drawn = self._drawn(self._ready(rank), request, adapters)
         except SamplerError as error:
             if self._server is None or not (isinstance(error, ServerGone) or self._server.dying()):
                 raise

@@ -136,9 +136,10 @@ class StartedServer:
         return http
 
     def dying(self) -> bool:
-        """Whether the server has ended, or ends within some seconds: it closes itself after an error of its engine."""
+        """Whether the server has ended, or ends within some seconds: it closes itself after an error of its engine. One
+        that could not be started is not dying."""
         if self._process is None:
-            return True
+            return False
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_DYING_S)
         return self._process.poll() is not None
