@@ -103,6 +103,40 @@ def test_a_started_server_is_given_absolute_paths_and_its_failing_start_is_told_
     assert arguments[arguments.index("--model") + 1] == str(llama)
 
 
+def test_a_server_that_is_lost_before_a_step_is_started_again(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was alive when it was looked at, and is gone at the first request."""
+
+    def gone(_: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("closed")
+
+    transports = [httpx.MockTransport(gone), FakeVllm(tiny_cohort(llama)).transport]
+    https = [VllmHttp("http://127.0.0.1:1", transport=transport) for transport in transports]
+
+    class Lost:
+        directory, pid = tmp_path, 1
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.stopped = 0
+
+        def ready(self) -> VllmHttp:
+            return https[self.stopped]
+
+        def keep_log(self) -> str:
+            return "kept"
+
+        def stop(self) -> None:
+            self.stopped += 1
+
+    monkeypatch.setattr("fedrlvr.policy.vllm.sampler.StartedServer", Lost)
+    cohort = tiny_cohort(llama)
+    cohort.sampler = VllmSampler(cohort.base, cohort.stack, EngineConfig(sampler="vllm", vllm_python=Path("python")))
+    cohort.seat({client: moved_adapter(cohort, i) for i, client in enumerate("ab")})
+    drawn = cohort.sample(PROMPTS, Decoding(1, 2), SEEDS)
+    assert [len(drawn[client]) for client in "ab"] == [2, 1]
+
+
 def test_adapters_lie_in_the_directory_that_goes_with_a_started_server(served: Any, tmp_path: Path) -> None:
     cohort, server = served()
     cohort.sampler.engine = ENGINE
